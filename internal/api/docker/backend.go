@@ -1,0 +1,151 @@
+// Package docker serves the Docker Engine API over HTTP.
+//
+// Docker's shapes, wording and status codes live here and nowhere below: services speak their own types,
+// this package translates. Versions 1.24 to 1.51 are answered, each in its own shape.
+package docker
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/events"
+	"ply/internal/image"
+	"ply/internal/network"
+	"ply/internal/oci"
+	"ply/internal/transfer"
+	"ply/internal/volume"
+)
+
+// Images is what the image endpoints need; image.Service has it.
+type Images interface {
+	// Get finds by name, name:tag, name@digest, ID or unambiguous prefix of an ID. errs.NotFound says "No such image: REF".
+	Get(ctx context.Context, ref string) (*image.Image, error)
+	List(ctx context.Context, opts image.ListOptions) ([]*image.Image, error)
+	History(ctx context.Context, ref string) ([]image.HistoryEntry, error)
+	// Layers gives the stack of one image, bottom first.
+	Layers(ctx context.Context, ref string) ([]*image.LayerView, error)
+	// Tree gives the forest of all stacks.
+	Tree(ctx context.Context) ([]*image.LayerView, error)
+	Tag(ctx context.Context, ref string, name oci.Reference) error
+	Remove(ctx context.Context, ref string, opts image.RemoveOptions) ([]image.Removed, error)
+	Prune(ctx context.Context, opts image.PruneOptions) ([]image.Removed, int64, error)
+}
+
+// Mover is what pull, push, save, load and import need; engine puts registry and archive together.
+type Mover interface {
+	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
+	Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error
+	Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) error
+	Load(ctx context.Context, r io.Reader, opts transfer.LoadOptions, progress transfer.Sink) error
+	Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (oci.ImageID, error)
+	// Login checks credentials; status is "Login Succeeded"; token is an identity token or "".
+	Login(ctx context.Context, cred transfer.Credentials) (status, token string, err error)
+	Search(ctx context.Context, term string, limit int, filters map[string][]string, cred transfer.Credentials) ([]SearchResult, error)
+}
+
+// SearchResult is one line of search.
+type SearchResult struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Stars       int    `json:"star_count"`
+	Official    bool   `json:"is_official"`
+	Automated   bool   `json:"is_automated"`
+}
+
+// Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
+// prefix or a name; errs.NotFound says "No such container: REF".
+type Containers interface {
+	Create(ctx context.Context, spec container.Spec) (id oci.ContainerID, warnings []string, err error)
+	Start(ctx context.Context, ref string) error
+	Stop(ctx context.Context, ref, signal string, timeout *int) error // timeout in seconds; nil = the container's
+	Restart(ctx context.Context, ref, signal string, timeout *int) error
+	Kill(ctx context.Context, ref, signal string) error
+	Pause(ctx context.Context, ref string) error
+	Unpause(ctx context.Context, ref string) error
+	Remove(ctx context.Context, ref string, force, volumes, link bool) error
+	Rename(ctx context.Context, ref, name string) error
+	Update(ctx context.Context, ref string, r container.Resources, policy *container.RestartPolicy) ([]string, error)
+	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
+	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
+	Logs(ctx context.Context, ref string, opts container.LogOptions, stdout, stderr io.Writer) error
+	Attach(ctx context.Context, ref string, opts container.AttachOptions) error
+	Resize(ctx context.Context, ref string, height, width uint) error
+	// Wait returns a channel that gets one Exit, registered before Wait returns.
+	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
+	Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows []container.Process, err error)
+	Changes(ctx context.Context, ref string) ([]Change, error)
+	Export(ctx context.Context, ref string, w io.Writer) error
+	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
+	// Stats sends a reading now and, when stream, every second until ctx ends.
+	Stats(ctx context.Context, ref string, stream bool, send func(container.Stats) error) error
+	Prune(ctx context.Context, filters map[string][]string) ([]oci.ContainerID, int64, error)
+	PathStat(ctx context.Context, ref, path string) (container.PathStat, error)
+	CopyFrom(ctx context.Context, ref, path string, w io.Writer) (err error)
+	CopyTo(ctx context.Context, ref, path string, tar io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
+	ExecCreate(ctx context.Context, ref string, spec container.ExecSpec) (string, error)
+	ExecStart(ctx context.Context, id string, opts container.AttachOptions, detach bool, consoleSize [2]uint) error
+	ExecResize(ctx context.Context, id string, height, width uint) error
+	ExecGet(ctx context.Context, id string) (*container.Exec, error)
+}
+
+// Change is container.Change by the layer package's name for it.
+type Change = container.Change
+
+// Volumes is what the volume endpoints need; volume.Service has it.
+type Volumes interface {
+	Create(ctx context.Context, name, driver string, labels, options map[string]string) (*volume.Volume, error)
+	Get(ctx context.Context, name string) (*volume.Volume, error)
+	List(ctx context.Context, filters map[string][]string) ([]*volume.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Prune(ctx context.Context, filters map[string][]string) (names []string, reclaimed int64, err error)
+}
+
+// Networks is what the network endpoints need; network.Service has it.
+type Networks interface {
+	Get(ctx context.Context, ref string) (*network.Network, error)
+	List(ctx context.Context, filters map[string][]string) ([]*network.Network, error)
+}
+
+// Events is what /events needs; *events.Bus has it.
+type Events interface {
+	Listen(ctx context.Context) ([]events.Event, <-chan events.Event)
+}
+
+// System is what /info, /version and /system/df need; engine has it.
+type System interface {
+	Info(ctx context.Context) (Info, error)
+	Version() VersionInfo
+}
+
+// VersionInfo is what `version` tells of the engine.
+type VersionInfo struct {
+	Version, GitCommit, GoVersion, BuildTime string
+}
+
+// Info is what `info` tells; api/docker turns it into Docker's shape.
+type Info struct {
+	ID                                                            string
+	Containers, Running, Paused, Stopped, Images                  int
+	Driver                                                        string
+	DriverStatus                                                  [][2]string
+	DataRoot, ExecRoot                                            string
+	Name, KernelVersion, OperatingSystem, OSVersion, Architecture string
+	CPUs                                                          int
+	MemTotal                                                      int64
+	CgroupDriver, CgroupVersion                                   string
+	Mirrors                                                       []string
+	InsecureRegistries                                            []string // CIDRs and hosts
+	DefaultAddressPools                                           []string
+	Labels                                                        []string
+	Debug                                                         bool
+	LoggingDriver                                                 string
+	Runtimes                                                      map[string]string
+	SecurityOptions                                               []string
+	LiveRestore                                                   bool
+	HTTPProxy, HTTPSProxy, NoProxy                                string
+	Warnings                                                      []string
+	Goroutines, FDs, Listeners                                    int
+	SystemTime                                                    time.Time
+}

@@ -1,0 +1,303 @@
+// Package container runs containers: their state machine, create, start, stop, kill, exec, attach, logs,
+// commit, diff and copy. A container's process lives under a ply-shim, never under plyd.
+//
+// Invariants: the record in the database and the shim's exit file together tell the truth after any crash;
+// a container's identity is boot id + pid + start time, never a bare pid; what a container prints is in its log
+// before a client sees it end.
+package container
+
+import (
+	"io"
+	"time"
+
+	"ply/internal/container/shim"
+	"ply/internal/network"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/volume"
+)
+
+// Spec is everything a user can say about a new container. api/docker maps Docker's Config, HostConfig and
+// NetworkingConfig onto it and back; an option with no field here is an error that names it.
+type Spec struct {
+	Name     string // "" lets the service invent one: adjective_surname
+	Image    string // as the user wrote it
+	Platform string
+
+	// What to run; nil or "" takes the image's.
+	Hostname     string
+	Domainname   string
+	User         string
+	Env          []string
+	Entrypoint   []string // nil = image's; an empty non-nil slice resets it
+	Cmd          []string
+	WorkingDir   string
+	Labels       map[string]string
+	ExposedPorts []string // "5000/tcp"
+	Volumes      []string // anonymous volumes: container paths
+	StopSignal   string
+	StopTimeout  *int // seconds
+	Shell        []string
+	Healthcheck  *oci.Healthcheck
+	MacAddress   string
+
+	// Streams.
+	Tty          bool
+	OpenStdin    bool
+	StdinOnce    bool
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	ConsoleSize  [2]uint // height, width
+
+	// Mounts.
+	Binds       []string // -v as written: src:dst[:mode], or a volume's name
+	Mounts      []volume.MountSpec
+	VolumesFrom []string // name[:ro|rw]
+	Tmpfs       map[string]string
+
+	// Network.
+	NetworkMode     string // "", "default", "bridge", "host", "none", "container:<id>" or a network's name
+	Ports           []network.PortBinding
+	PublishAll      bool
+	DNS             []string
+	DNSOptions      []string
+	DNSSearch       []string
+	ExtraHosts      []string
+	Links           []string
+	NetworkDisabled bool
+	Endpoints       map[string]network.EndpointSpec
+
+	// Rights and isolation.
+	Privileged     bool
+	CapAdd         []string
+	CapDrop        []string
+	SecurityOpt    []string // seccomp=…, no-new-privileges, apparmor=…, label=…, systempaths=unconfined
+	ReadonlyRootfs bool
+	MaskedPaths    []string // nil = default
+	ReadonlyPaths  []string // nil = default
+	PidMode        string
+	IpcMode        string
+	UTSMode        string
+	UsernsMode     string
+	CgroupnsMode   string
+	CgroupParent   string
+	GroupAdd       []string
+	Devices        []Device
+	DeviceRules    []string // device cgroup rules
+	Sysctls        map[string]string
+	Ulimits        []Ulimit
+	ShmSize        int64
+	OomScoreAdj    int
+	OomKillDisable bool
+	Init           *bool
+	Runtime        string
+
+	Resources       Resources
+	RestartPolicy   RestartPolicy
+	AutoRemove      bool
+	LogDriver       string // "" = daemon's default; json-file, local, none
+	LogOpts         map[string]string
+	ContainerIDFile string
+	Annotations     map[string]string
+}
+
+// Device is a host device given to a container.
+type Device struct {
+	HostPath, ContainerPath, Permissions string
+}
+
+// Ulimit is one rlimit.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// Resources are cgroup limits; zero means none. Memory in bytes, swap -1 = unlimited.
+type Resources struct {
+	Memory, MemoryReservation, MemorySwap, KernelMemory int64
+	MemorySwappiness                                    *int64
+	NanoCPUs                                            int64
+	CPUShares, CPUPeriod, CPUQuota                      int64
+	CPURealtimePeriod, CPURealtimeRuntime               int64
+	CpusetCpus, CpusetMems                              string
+	PidsLimit                                           *int64
+	BlkioWeight                                         uint16
+}
+
+// RestartPolicy: "", "no", "always", "unless-stopped", "on-failure".
+type RestartPolicy struct {
+	Name       string
+	MaxRetries int
+}
+
+// Status of a container, as docker words it.
+type Status string
+
+// The states.
+const (
+	StatusCreated    Status = "created"
+	StatusRunning    Status = "running"
+	StatusPaused     Status = "paused"
+	StatusRestarting Status = "restarting"
+	StatusRemoving   Status = "removing"
+	StatusExited     Status = "exited"
+	StatusDead       Status = "dead"
+)
+
+// State is the moving part of a container.
+type State struct {
+	Status    Status
+	PID       int
+	ExitCode  int
+	Error     string
+	OOMKilled bool
+	Started   time.Time
+	Finished  time.Time
+	Health    *Health
+	Restarts  int
+}
+
+// Health is what the health check last saw.
+type Health struct {
+	Status        string // starting, healthy, unhealthy
+	FailingStreak int
+	Log           []HealthResult
+}
+
+// HealthResult is one run of the health check.
+type HealthResult struct {
+	Start, End time.Time
+	ExitCode   int
+	Output     string
+}
+
+// Container is a snapshot of one container for list and inspect.
+type Container struct {
+	ID                                      oci.ContainerID
+	Name                                    string // without a leading slash
+	Created                                 time.Time
+	Image                                   oci.ImageID
+	ImageName                               string // as the user wrote it at create
+	Path                                    string // what runs
+	Args                                    []string
+	Spec                                    Spec // as resolved: image defaults merged in
+	State                                   State
+	Mounts                                  []volume.Mount
+	Networks                                map[string]network.Endpoint // by network name
+	Ports                                   []network.PortBinding       // as bound now; host port filled in
+	Execs                                   []string
+	LogPath                                 string
+	Driver                                  string // storage driver
+	HostnamePath, HostsPath, ResolvConfPath string
+	SizeRw, SizeRootFs                      int64 // -1 when not asked for
+}
+
+// ListOptions of List. Filters: id name label exited status ancestor before since volume network publish expose health is-task.
+type ListOptions struct {
+	All     bool
+	Limit   int // newest N, whatever their state; 0 = no limit
+	Size    bool
+	Filters map[string][]string
+}
+
+// AttachOptions of Attach and ExecStart. Streams are nil when not wanted.
+type AttachOptions struct {
+	Stdin          io.Reader // EOF half-closes the container's stdin
+	Stdout, Stderr io.Writer // with a TTY everything goes to Stdout
+	Logs           bool      // replay the log first
+	Stream         bool
+	DetachKeys     string // "" = ctrl-p,ctrl-q
+	// Ready is called once, after the streams are connected and before a byte is copied.
+	Ready func() error
+}
+
+// LogOptions of Logs.
+type LogOptions struct {
+	Stdout, Stderr     bool
+	Follow, Timestamps bool
+	Since, Until       time.Time
+	Tail               int // -1 = all
+	Details            bool
+}
+
+// ExecSpec says what to run beside a container's first process.
+type ExecSpec struct {
+	Cmd                                     []string
+	Env                                     []string
+	User, WorkingDir                        string
+	Tty, Privileged                         bool
+	AttachStdin, AttachStdout, AttachStderr bool
+	DetachKeys                              string
+	ConsoleSize                             [2]uint
+}
+
+// Exec is a snapshot of an exec for inspect.
+type Exec struct {
+	ID        string
+	Container oci.ContainerID
+	Spec      ExecSpec
+	Running   bool
+	ExitCode  *int
+	PID       int
+}
+
+// CommitOptions of Commit.
+type CommitOptions struct {
+	Name    oci.Reference // zero = no name
+	Author  string
+	Message string
+	Changes []string // Dockerfile instructions: CMD ENTRYPOINT ENV EXPOSE LABEL ONBUILD USER VOLUME WORKDIR HEALTHCHECK STOPSIGNAL
+	Pause   bool
+	Config  *oci.RunConfig // overrides; nil = the container's
+	Format  oci.Format     // "" = the base image's
+}
+
+// CommitResult of Commit: LeftOut names the mount points whose content is not in the image.
+type CommitResult struct {
+	ID      oci.ImageID
+	LeftOut []string
+}
+
+// Exit is how a container's process ended.
+type Exit struct {
+	Code      int
+	OOMKilled bool
+	At        time.Time
+	Error     string
+}
+
+// WaitCondition of Wait.
+type WaitCondition string
+
+// Docker's three.
+const (
+	WaitNotRunning WaitCondition = "not-running"
+	WaitNextExit   WaitCondition = "next-exit"
+	WaitRemoved    WaitCondition = "removed"
+)
+
+// Process is one line of top: fields in the order of the titles.
+type Process []string
+
+// PathStat describes a file in a container for cp.
+type PathStat struct {
+	Name       string
+	Size       int64
+	Mode       uint32 // Go's fs.FileMode bits
+	Mtime      time.Time
+	LinkTarget string
+}
+
+// Stats is one reading of a container's consumption; bytes and nanoseconds.
+type Stats struct {
+	ID, Name   string
+	Read       time.Time
+	Cgroup     shim.StatsReply
+	SystemCPU  uint64 // host CPU time, ns
+	OnlineCPUs int
+	Networks   map[string]network.Counters // by interface
+}
+
+// Change is one line of diff.
+type Change = layer.Change
