@@ -1,0 +1,196 @@
+// Package blob keeps content by its digest: manifests, configs, compressed layers.
+//
+// Invariants: a file under blobs/sha256/ is complete, was verified against its name before it got it, and is
+// never changed; a partial download lives under partial/ until it is verified. Safe for concurrent use.
+package blob
+
+import (
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+// Store is the blobs of one data root.
+type Store struct {
+	fs      durable.FS
+	dir     string // blobs/sha256
+	partial string
+
+	mu   sync.Mutex
+	open map[oci.Digest]bool // partials in use
+}
+
+// Open makes the directories below dir when they are missing and removes what a crash left.
+func Open(fsys durable.FS, dir string) (*Store, error) {
+	s := &Store{
+		fs:      fsys,
+		dir:     filepath.Join(dir, "blobs", "sha256"),
+		partial: filepath.Join(dir, "partial"),
+		open:    map[oci.Digest]bool{},
+	}
+	for _, d := range []string{s.dir, s.partial} {
+		if err := fsys.MkdirAll(d, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return s, durable.RemoveTemps(fsys, s.dir)
+}
+
+func (s *Store) path(d oci.Digest) string { return filepath.Join(s.dir, d.Hex()) }
+
+// Stat gives the size of a blob in bytes; errs.NotFound when it is not here.
+func (s *Store) Stat(d oci.Digest) (int64, error) {
+	fi, err := s.fs.Lstat(s.path(d))
+	if err != nil {
+		return 0, classify(d, err)
+	}
+	return fi.Size(), nil
+}
+
+func classify(d oci.Digest, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.NotFound, "blob %s: not in the store", d)
+	}
+	return errs.New(errs.Internal, "blob %s: %w", d, err)
+}
+
+// Reader reads one blob. It does not verify: use Bytes, or hash what is read, before trusting it.
+type Reader struct {
+	durable.File
+	size int64
+}
+
+// Size is the blob's size in bytes.
+func (r *Reader) Size() int64 { return r.size }
+
+// Open opens a blob for reading; errs.NotFound when it is not here. The caller closes it.
+func (s *Store) Open(d oci.Digest) (*Reader, error) {
+	f, err := s.fs.OpenFile(s.path(d), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, classify(d, err)
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(classify(d, err), f.Close())
+	}
+	return &Reader{f, fi.Size()}, nil
+}
+
+// Bytes reads a whole blob of at most limit bytes and verifies it. errs.DataLoss says that it is damaged;
+// the blob is then out of the way, so that the next pull or load brings it anew.
+func (s *Store) Bytes(d oci.Digest, limit int64) ([]byte, error) {
+	b, err := durable.ReadFile(s.fs, s.path(d), limit)
+	if err != nil {
+		return nil, classify(d, err)
+	}
+	if got := oci.DigestOf(b); got != d {
+		_ = s.fs.Remove(s.path(d)) // best effort: a blob that stays is refused again
+		return nil, errs.New(errs.DataLoss, "blob %s: damaged on disk, content has digest %s", d, got).
+			WithHint("Pull or load the image again.")
+	}
+	return b, nil
+}
+
+// Put stores b, durable when it returns. Storing what is here already is no error.
+func (s *Store) Put(b []byte) (oci.Digest, error) {
+	d := oci.DigestOf(b)
+	if _, err := s.Bytes(d, int64(len(b))); err == nil {
+		return d, nil
+	}
+	if err := durable.WriteFile(s.fs, s.path(d), b, 0o600); err != nil {
+		return "", errs.New(writeClass(err), "blob %s: write: %w", d, err)
+	}
+	return d, nil
+}
+
+// Remove deletes a blob; one that is not here is no error.
+func (s *Store) Remove(d oci.Digest) error {
+	if err := s.fs.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.Internal, "blob %s: remove: %w", d, err)
+	}
+	return nil
+}
+
+// Walk visits every complete blob; made is when it was stored.
+func (s *Store) Walk(visit func(d oci.Digest, size int64, made time.Time) error) error {
+	entries, err := s.fs.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fi, err := e.Info()
+		if err != nil || !oci.IsHex64(e.Name()) || !fi.Mode().IsRegular() {
+			continue
+		}
+		if err := visit(oci.Digest("sha256:"+e.Name()), fi.Size(), fi.ModTime()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Writer takes a blob whose digest need not be known before its end. Exactly one of Commit and Abort ends it.
+type Writer struct {
+	s    *Store
+	f    durable.File
+	hash hash.Hash
+	size int64
+	done bool
+}
+
+// Create starts a blob.
+func (s *Store) Create() (*Writer, error) {
+	f, err := s.fs.OpenFile(durable.TempName(s.dir), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, errs.New(writeClass(err), "blob: create: %w", err)
+	}
+	return &Writer{s: s, f: f, hash: sha256.New()}, nil
+}
+
+// Write appends.
+func (w *Writer) Write(p []byte) (int, error) {
+	n, err := w.f.Write(p)
+	w.hash.Write(p[:n])
+	w.size += int64(n)
+	if err != nil {
+		err = errs.New(writeClass(err), "blob: write: %w", err)
+	}
+	return n, err
+}
+
+// Commit makes the blob durable and visible. A want that is not "" and not the digest is errs.Invalid, and nothing is kept.
+func (w *Writer) Commit(want oci.Digest) (oci.Digest, int64, error) {
+	d := oci.DigestOfHash(w.hash)
+	if want != "" && want != d {
+		return "", 0, errors.Join(errs.New(errs.Invalid, "blob %s: content has digest %s", want, d), w.Abort())
+	}
+	if err := w.f.Sync(); err != nil {
+		return "", 0, errors.Join(errs.New(writeClass(err), "blob %s: sync: %w", d, err), w.Abort())
+	}
+	w.done = true
+	if err := w.f.Close(); err != nil {
+		return "", 0, errs.New(writeClass(err), "blob %s: close: %w", d, err)
+	}
+	if err := durable.Rename(w.s.fs, w.f.Name(), w.s.path(d)); err != nil {
+		return "", 0, errors.Join(errs.New(writeClass(err), "blob %s: rename: %w", d, err), w.s.fs.Remove(w.f.Name()))
+	}
+	return d, w.size, nil
+}
+
+// Abort throws the blob away; after Commit it does nothing.
+func (w *Writer) Abort() error {
+	if w.done {
+		return nil
+	}
+	w.done = true
+	return errors.Join(w.f.Close(), w.s.fs.Remove(w.f.Name()))
+}
