@@ -1,0 +1,202 @@
+package compress
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+
+	"ply/internal/errs"
+)
+
+// text is compressible and long enough for several blocks.
+func text(n int) []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	words := []string{"layer ", "blob ", "digest ", "overlay ", "chain ", "\n", "whiteout "}
+	var b bytes.Buffer
+	for b.Len() < n {
+		b.WriteString(words[r.IntN(len(words))])
+	}
+	return b.Bytes()[:n]
+}
+
+func gz(t testing.TB, b []byte) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	if _, err := w.Write(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func decode(b []byte) ([]byte, Codec, error) {
+	r, c, err := NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, c, err
+	}
+	defer r.Close()
+	out, err := io.ReadAll(r)
+	return out, c, err
+}
+
+func TestReadAllForms(t *testing.T) {
+	plain := text(3 << 20)
+	var zs, xs bytes.Buffer
+	zw, _ := zstd.NewWriter(&zs)
+	zw.Write(plain)
+	zw.Close()
+	xw, _ := xz.NewWriter(&xs)
+	xw.Write(plain)
+	xw.Close()
+	skippable := append([]byte{0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4}, zs.Bytes()...)
+	members := append(gz(t, plain[:1000]), gz(t, plain[1000:])...)
+	for _, c := range []struct {
+		name  string
+		data  []byte
+		codec Codec
+	}{
+		{"plain", plain, None},
+		{"gzip", gz(t, plain), Gzip},
+		{"gzip members", members, Gzip},
+		{"zstd", zs.Bytes(), Zstd},
+		{"zstd skippable first", skippable, Zstd},
+		{"xz", xs.Bytes(), Xz},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, codec, err := decode(c.data)
+			if err != nil || codec != c.codec || !bytes.Equal(got, plain) {
+				t.Fatalf("decode = %d bytes, %s, %v; want %d bytes, %s", len(got), codec, err, len(plain), c.codec)
+			}
+		})
+	}
+	if got, codec, err := decode(nil); err != nil || codec != None || len(got) != 0 {
+		t.Errorf("empty input = %d bytes, %s, %v", len(got), codec, err)
+	}
+	if got, codec, err := decode(gz(t, nil)); err != nil || codec != Gzip || len(got) != 0 {
+		t.Errorf("gzip of nothing = %d bytes, %s, %v", len(got), codec, err)
+	}
+}
+
+func TestBadDataIsInvalid(t *testing.T) {
+	whole := gz(t, text(1<<20))
+	flipped := bytes.Clone(whole)
+	flipped[len(flipped)/2] ^= 0x55
+	badCRC := bytes.Clone(whole)
+	badCRC[len(badCRC)-6] ^= 1
+	for name, data := range map[string][]byte{
+		"truncated":     whole[:len(whole)/2],
+		"no trailer":    whole[:len(whole)-8],
+		"flipped":       flipped,
+		"bad crc":       badCRC,
+		"garbage after": append(bytes.Clone(whole), "garbage that is no member"...),
+		"header only":   whole[:5],
+	} {
+		if _, _, err := decode(data); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: error = %v, want class Invalid", name, err)
+		}
+	}
+}
+
+func TestSourceErrorIsPassedOn(t *testing.T) {
+	whole := gz(t, text(4<<20))
+	want := errors.New("connection reset")
+	r, _, err := NewReader(io.MultiReader(bytes.NewReader(whole[:len(whole)/2]), errReader{want}))
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	if !errors.Is(err, want) || errors.Is(err, errs.Invalid) {
+		t.Errorf("error = %v, want the source's own", err)
+	}
+}
+
+type errReader struct{ err error }
+
+func (e errReader) Read([]byte) (int, error) { return 0, e.err }
+
+// A pushed layer must be producible again with the same digest, however the writes were cut.
+func TestWriterIsDeterministic(t *testing.T) {
+	plain := text(5<<20 + 77)
+	for _, p := range []Params{{Codec: None}, {Codec: Gzip}, {Codec: Gzip, Level: 1}, {Codec: Zstd}} {
+		var sums [3][32]byte
+		for i, chunk := range []int{7 << 20, 1 << 20, 33333} {
+			var out bytes.Buffer
+			w, err := NewWriter(&out, p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for rest := plain; len(rest) > 0; {
+				n := min(chunk, len(rest))
+				if _, err := w.Write(rest[:n]); err != nil {
+					t.Fatal(err)
+				}
+				rest = rest[n:]
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			sums[i] = sha256.Sum256(out.Bytes())
+			back, _, err := decode(out.Bytes())
+			if err != nil || !bytes.Equal(back, plain) {
+				t.Fatalf("%s: round trip gave %d bytes, %v", p, len(back), err)
+			}
+		}
+		if sums[0] != sums[1] || sums[1] != sums[2] {
+			t.Errorf("%s: output depends on how it was written", p)
+		}
+		got, err := ParseParams(p.String())
+		if err != nil || got.String() != p.String() {
+			t.Errorf("ParseParams(%q) = %v, %v", p.String(), got, err)
+		}
+	}
+}
+
+func TestParseParamsRefuses(t *testing.T) {
+	for _, s := range []string{"", "gzip", "gzip;level=5;v=0", "xz;level=1;v=" + version, "gzip;level=x;v=" + version, strings.Repeat(";", 9)} {
+		if p, err := ParseParams(s); err == nil {
+			t.Errorf("ParseParams(%q) = %v, want an error", s, p)
+		}
+	}
+	if _, err := NewWriter(io.Discard, Params{Codec: Xz}); !errors.Is(err, errs.Invalid) {
+		t.Errorf("writing xz: %v", err)
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	f.Add(gz(f, []byte("hello")))
+	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, _, err := NewReader(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		io.Copy(io.Discard, io.LimitReader(r, 16<<20))
+	})
+}
+
+func BenchmarkGunzip(b *testing.B) {
+	data := gz(b, text(64<<20))
+	b.SetBytes(64 << 20)
+	b.ReportAllocs()
+	for b.Loop() {
+		r, _, err := NewReader(bytes.NewReader(data))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			b.Fatal(err)
+		}
+		r.Close()
+	}
+}

@@ -1,0 +1,133 @@
+//go:build isal && cgo
+
+package compress
+
+/*
+#cgo LDFLAGS: -lisal
+#include <stdlib.h>
+#include <isa-l/igzip_lib.h>
+
+static void ply_init(struct inflate_state *s) {
+	isal_inflate_init(s);
+	s->crc_flag = ISAL_GZIP;
+}
+
+static void ply_next_member(struct inflate_state *s) {
+	isal_inflate_reset(s);
+	s->crc_flag = ISAL_GZIP;
+}
+
+static int ply_inflate(struct inflate_state *s, void *in, unsigned in_len, void *out, unsigned out_len) {
+	s->next_in = in;
+	s->avail_in = in_len;
+	s->next_out = out;
+	s->avail_out = out_len;
+	return isal_inflate(s);
+}
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"unsafe"
+)
+
+// GzipEngine names what decompresses gzip in this build.
+const GzipEngine = "isa-l"
+
+// gunzip is a streaming reader over ISA-L's inflate, which is two to four times faster than pure Go. The state and both
+// buffers live in C memory: cgo may not keep Go pointers between calls.
+type gunzip struct {
+	src     io.Reader
+	state   *C.struct_inflate_state
+	in      []byte // C memory
+	out     []byte // C memory
+	pending []byte // of in: not consumed yet
+	ready   []byte // of out: not delivered yet
+	srcEOF  bool
+	started bool // the current member has consumed input
+	err     error
+}
+
+const isalBuf = 256 << 10
+
+func newGunzip(r io.Reader) (io.ReadCloser, error) {
+	state := (*C.struct_inflate_state)(C.malloc(C.sizeof_struct_inflate_state))
+	in, out := C.malloc(isalBuf), C.malloc(isalBuf)
+	C.ply_init(state)
+	g := &gunzip{
+		src: r, state: state,
+		in:  unsafe.Slice((*byte)(in), isalBuf),
+		out: unsafe.Slice((*byte)(out), isalBuf),
+	}
+	runtime.SetFinalizer(g, (*gunzip).Close)
+	return g, nil
+}
+
+// Close frees the memory; reading afterwards is an error.
+func (g *gunzip) Close() error {
+	if g.state == nil {
+		return nil
+	}
+	runtime.SetFinalizer(g, nil)
+	C.free(unsafe.Pointer(g.state))
+	C.free(unsafe.Pointer(&g.in[0]))
+	C.free(unsafe.Pointer(&g.out[0]))
+	g.state, g.in, g.out, g.ready, g.pending = nil, nil, nil, nil, nil
+	g.err = errors.New("read after close")
+	return nil
+}
+
+func (g *gunzip) Read(p []byte) (int, error) {
+	for len(g.ready) == 0 {
+		if g.err != nil {
+			return 0, g.err
+		}
+		g.err = g.fill()
+	}
+	n := copy(p, g.ready)
+	g.ready = g.ready[n:]
+	return n, nil
+}
+
+// fill runs one inflate call; io.EOF when the stream has ended cleanly.
+func (g *gunzip) fill() error {
+	if len(g.pending) == 0 && !g.srcEOF {
+		n, err := g.src.Read(g.in)
+		g.pending = g.in[:n]
+		if errors.Is(err, io.EOF) {
+			g.srcEOF = true
+		} else if err != nil {
+			return err
+		}
+		if n == 0 && !g.srcEOF {
+			return nil
+		}
+	}
+	if len(g.pending) == 0 && !g.started {
+		return io.EOF
+	}
+	var in unsafe.Pointer
+	if len(g.pending) > 0 {
+		in = unsafe.Pointer(&g.pending[0])
+	}
+	before := len(g.pending)
+	rc := C.ply_inflate(g.state, in, C.uint(before), unsafe.Pointer(&g.out[0]), isalBuf)
+	produced := isalBuf - int(g.state.avail_out)
+	g.pending = g.pending[before-int(g.state.avail_in):]
+	g.started = g.started || before > 0
+	g.ready = g.out[:produced]
+	switch {
+	case rc < 0:
+		return fmt.Errorf("inflate: error %d", int(rc))
+	case g.state.block_state == C.ISAL_BLOCK_FINISH:
+		C.ply_next_member(g.state)
+		g.started = false
+	case produced == 0 && g.srcEOF && len(g.pending) == 0:
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
