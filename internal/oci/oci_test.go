@@ -1,0 +1,195 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"ply/internal/errs"
+)
+
+var hexA = strings.Repeat("a", 64)
+var dA = "sha256:" + hexA
+
+func TestParseDigest(t *testing.T) {
+	if d, err := ParseDigest(dA); err != nil || d.Hex() != hexA || d.Short() != hexA[:12] {
+		t.Fatalf("ParseDigest(%q) = %v, %v", dA, d, err)
+	}
+	for _, bad := range []string{
+		"", "sha256:", "sha256:" + hexA[1:], "sha256:" + hexA + "a", "sha256:" + strings.ToUpper(hexA), "md5:" + hexA, "sha512:" + hexA,
+		"sha256:../../etc/passwd", "sha256:" + hexA[:62] + "/.", " " + dA, dA + "\x00", "SHA256:" + hexA, hexA, "sha256:" + strings.Repeat("a", 10<<20),
+	} {
+		if d, err := ParseDigest(bad); !errors.Is(err, errs.Invalid) || d != "" {
+			t.Errorf("ParseDigest(%.40q) = %q, %v; want class Invalid", bad, d, err)
+		}
+		var v struct{ D Digest }
+		b, _ := json.Marshal(map[string]string{"D": bad})
+		if err := json.Unmarshal(b, &v); err == nil {
+			t.Errorf("JSON decoding took %.40q for a digest", bad)
+		}
+	}
+}
+
+// The ChainID of two layers, by the image-spec's formula.
+func TestChainID(t *testing.T) {
+	c := Chain{DiffID(dA), DiffID("sha256:" + strings.Repeat("b", 64))}
+	want := ChainID(DigestOf([]byte(dA + " sha256:" + strings.Repeat("b", 64))))
+	if got := c.ID(); got != want {
+		t.Errorf("ID() = %s, want %s", got, want)
+	}
+	if ids := c.IDs(); ids[0] != ChainID(dA) || ids[1] != want {
+		t.Errorf("IDs() = %v", ids)
+	}
+	if (Chain)(nil).ID() != "" || c.Parent().ID() != ChainID(dA) || c.Top() != c[1] {
+		t.Error("empty chain, Parent or Top is wrong")
+	}
+}
+
+func TestParseReference(t *testing.T) {
+	for _, c := range []struct{ in, full, familiar, domain, path, tag string }{
+		{"mysql", "docker.io/library/mysql:latest", "mysql:latest", "docker.io", "library/mysql", "latest"},
+		{"wangbm/hello:v0.1", "docker.io/wangbm/hello:v0.1", "wangbm/hello:v0.1", "docker.io", "wangbm/hello", "v0.1"},
+		{"172.28.109.11:5000/mhk/ubuntu:1.3", "172.28.109.11:5000/mhk/ubuntu:1.3", "172.28.109.11:5000/mhk/ubuntu:1.3", "172.28.109.11:5000", "mhk/ubuntu", "1.3"},
+		{"localhost/x", "localhost/x:latest", "localhost/x:latest", "localhost", "x", "latest"},
+		{"[::1]:5000/x:y", "[::1]:5000/x:y", "[::1]:5000/x:y", "[::1]:5000", "x", "y"},
+		{"x@" + dA, "docker.io/library/x@" + dA, "x@" + dA, "docker.io", "library/x", ""},
+	} {
+		r, err := ParseReference(c.in)
+		if err != nil {
+			t.Errorf("ParseReference(%q): %v", c.in, err)
+			continue
+		}
+		r = r.WithDefaultTag()
+		if r.String() != c.full || r.Familiar() != c.familiar || r.Domain() != c.domain || r.Path() != c.path || r.Tag() != c.tag {
+			t.Errorf("ParseReference(%q) = %s %s %s %s %s", c.in, r, r.Familiar(), r.Domain(), r.Path(), r.Tag())
+		}
+	}
+	for _, bad := range []string{"", ":", ":5000/x", "x:", "x/", "/x", "X", "x@y@z", hexA, "-v", "a b", "x@sha256:abc", "x//y", "x:" + strings.Repeat("t", 129), strings.Repeat("a", 4096), "x:tag@md5:" + strings.Repeat("a", 32)} {
+		if r, err := ParseReference(bad); !errors.Is(err, errs.Invalid) {
+			t.Errorf("ParseReference(%.40q) = %v, %v; want class Invalid", bad, r, err)
+		}
+	}
+}
+
+func manifest(extra string) string {
+	return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":%q,"digest":%q,"size":2},"layers":[{"mediaType":%q,"digest":%q,"size":3}]%s}`,
+		MediaTypeOCIManifest, MediaTypeOCIConfig, dA, MediaTypeOCILayerGzip, dA, extra)
+}
+
+func TestDecodeManifest(t *testing.T) {
+	m, err := DecodeManifest([]byte(manifest(`,"unknown":{"Layers":1}`)), MediaTypeOCIManifest+"; charset=utf-8")
+	if err != nil || len(m.Layers) != 1 || m.Config.Size != 2 {
+		t.Fatalf("DecodeManifest = %+v, %v", m, err)
+	}
+	idx := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":7}]}`, MediaTypeOCIManifest, dA)
+	if i, err := DecodeIndex([]byte(idx), ""); err != nil || i.MediaType != MediaTypeOCIIndex {
+		t.Errorf("DecodeIndex without a media type = %+v, %v", i, err)
+	}
+	deep := strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70)
+	for name, c := range map[string]struct{ data, contentType string }{
+		"image and index at once":    {manifest(`,"manifests":[]`), ""},
+		"served as something else":   {manifest(""), MediaTypeDockerManifest},
+		"served as an index":         {manifest(""), MediaTypeOCIIndex},
+		"an index":                   {idx, ""},
+		"duplicate key":              {manifest(`,"layers":[]`), ""},
+		"key in another case":        {manifest(`,"Layers":[]`), ""},
+		"nested key in another case": {strings.Replace(manifest(""), `"size":3`, `"Size":3`, 1), ""},
+		"trailing data":              {manifest("") + "{}", ""},
+		"too deep":                   {manifest(`,"x":` + deep), ""},
+		"negative size":              {strings.Replace(manifest(""), `"size":3`, `"size":-3`, 1), ""},
+		"bad digest":                 {strings.Replace(manifest(""), dA, "sha256:../x", 1), ""},
+		"no digest":                  {strings.Replace(manifest(""), fmt.Sprintf(`"digest":%q,`, dA), "", 1), ""},
+		"schema 1":                   {`{"schemaVersion":1,"fsLayers":[]}`, ""},
+		"schema 3":                   {strings.Replace(manifest(""), `"schemaVersion":2`, `"schemaVersion":3`, 1), ""},
+		"byte order mark":            {"\xef\xbb\xbf" + manifest(""), ""},
+		"nothing":                    {"", ""},
+		"null":                       {"null", ""},
+		"too many layers":            {strings.Replace(manifest(""), `"layers":[`, `"layers":[`+strings.Repeat(fmt.Sprintf(`{"mediaType":"x","digest":%q,"size":1},`, dA), 500), 1), ""},
+		"too long":                   {manifest(`,"x":"` + strings.Repeat("y", MaxManifest) + `"`), ""},
+	} {
+		if m, err := DecodeManifest([]byte(c.data), c.contentType); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: DecodeManifest = %+v, %v; want class Invalid", name, m, err)
+		}
+	}
+}
+
+func TestDecodeConfig(t *testing.T) {
+	ok := fmt.Sprintf(`{"architecture":"amd64","os":"linux","config":{"Cmd":["sh"]},"rootfs":{"type":"layers","diff_ids":[%q]},"history":[{"created_by":"x"},{"empty_layer":true}]}`, dA)
+	c, err := DecodeConfig([]byte(ok))
+	if err != nil || c.Config.Cmd[0] != "sh" || len(c.RootFS.DiffIDs) != 1 {
+		t.Fatalf("DecodeConfig = %+v, %v", c, err)
+	}
+	for name, data := range map[string]string{
+		"history of another length": strings.Replace(ok, `{"created_by":"x"},`, "", 1),
+		"no rootfs":                 `{"architecture":"amd64","os":"linux"}`,
+		"bad diff id":               strings.Replace(ok, dA, "sha256:zz", 1),
+		"wrong type":                strings.Replace(ok, `["sh"]`, `7`, 1),
+		"NUL in Env":                strings.Replace(ok, `"Cmd":["sh"]`, `"Env":["A=\u0000"]`, 1),
+	} {
+		if c, err := DecodeConfig([]byte(data)); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: DecodeConfig = %+v, %v; want class Invalid", name, c, err)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	entry := func(os, arch, variant string) Descriptor {
+		return Descriptor{MediaType: MediaTypeOCIManifest, Digest: DigestOf([]byte(os + arch + variant)), Platform: &Platform{OS: os, Architecture: arch, Variant: variant}}
+	}
+	idx := &Index{Manifests: []Descriptor{
+		entry("unknown", "unknown", ""), entry("windows", "amd64", ""), entry("linux", "arm", "v6"), entry("linux", "arm", "v7"), entry("linux", "arm64", "v8"), entry("linux", "amd64", ""),
+	}}
+	for want, got := range map[string]int{"linux/amd64": 5, "linux/arm64": 4, "linux/arm/v7": 3, "linux/arm/v6": 2, "linux/arm/v8": 3, "windows/amd64": 1} {
+		p, err := ParsePlatform(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := idx.Choose(p)
+		if err != nil || d.Digest != idx.Manifests[got].Digest {
+			t.Errorf("Choose(%s) = %v, %v; want entry %d", want, d.Platform, err, got)
+		}
+	}
+	if _, err := idx.Choose(Platform{OS: "linux", Architecture: "s390x"}); !errors.Is(err, errs.NotFound) || !strings.Contains(err.Error(), "linux/arm64") {
+		t.Errorf("Choose of an absent platform: %v; want NotFound that lists what there is", err)
+	}
+	bare := &Index{Manifests: []Descriptor{{MediaType: MediaTypeOCIManifest, Digest: Digest(dA)}}}
+	if d, err := bare.Choose(HostPlatform()); err != nil || d.Digest != Digest(dA) {
+		t.Errorf("Choose without platforms = %v, %v", d, err)
+	}
+}
+
+// Strict decoding must be a subset of what encoding/json takes, with the same meaning.
+func FuzzDecodeManifest(f *testing.F) {
+	f.Add([]byte(manifest("")))
+	f.Add([]byte(manifest(`,"manifests":[]`)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := DecodeManifest(data, "")
+		if err != nil {
+			return
+		}
+		var loose map[string]json.RawMessage
+		if err := json.Unmarshal(data, &loose); err != nil {
+			t.Fatalf("accepted what is no JSON object: %v", err)
+		}
+		var layers []Descriptor
+		if json.Unmarshal(loose["layers"], &layers); len(layers) != len(m.Layers) {
+			t.Fatalf("another reader sees %d layers, not %d", len(layers), len(m.Layers))
+		}
+	})
+}
+
+func FuzzParseReference(f *testing.F) {
+	f.Add("docker.io/library/x:latest")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseReference(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseReference(r.String())
+		if err != nil || again.String() != r.String() {
+			t.Fatalf("%q → %q → %q, %v", s, r, again, err)
+		}
+	})
+}

@@ -1,0 +1,85 @@
+package oci
+
+import (
+	"strings"
+
+	"github.com/containerd/platforms"
+	specs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"ply/internal/errs"
+)
+
+// HostPlatform is where this process runs, normalised (amd64 has no variant, arm64 has v8 left out).
+func HostPlatform() Platform { return fromSpec(platforms.DefaultSpec()) }
+
+// ParsePlatform reads "os/arch[/variant]", "arch" or "os".
+func ParsePlatform(s string) (Platform, error) {
+	p, err := platforms.Parse(s)
+	if err != nil {
+		return Platform{}, errs.New(errs.Invalid, "platform %q: %w", clip(s), err)
+	}
+	return fromSpec(p), nil
+}
+
+func fromSpec(p specs.Platform) Platform {
+	p = platforms.Normalize(p)
+	return Platform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant}
+}
+
+func (p Platform) spec() specs.Platform {
+	return specs.Platform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant}
+}
+
+// String is "os/arch" or "os/arch/variant".
+func (p Platform) String() string {
+	s := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		s += "/" + p.Variant
+	}
+	return s
+}
+
+// Choose picks the entry that fits want best: exact variant first, then lower ones (arm v8 → v7 → v6, amd64 v3 → v2 → v1);
+// attestations (unknown/unknown) and artifacts are passed over. An entry without a platform is taken
+// only when it is the sole candidate. errs.NotFound, in docker's words, when none fits.
+func (i *Index) Choose(want Platform) (Descriptor, error) {
+	matcher := platforms.Only(want.spec())
+	var best *Descriptor
+	var bare []Descriptor
+	var offered []string
+	for n := range i.Manifests {
+		d := &i.Manifests[n]
+		if d.ArtifactType != "" || d.Annotations["vnd.docker.reference.type"] != "" || (!IsManifest(d.MediaType) && !IsIndex(d.MediaType)) {
+			continue
+		}
+		if d.Platform == nil || (d.Platform.OS == "" && d.Platform.Architecture == "") {
+			bare = append(bare, *d)
+			continue
+		}
+		if d.Platform.OS == "unknown" {
+			continue
+		}
+		offered = append(offered, d.Platform.String())
+		p := platforms.Normalize(d.Platform.spec())
+		if !matcher.Match(p) {
+			continue
+		}
+		if best == nil || matcher.Less(p, platforms.Normalize(best.Platform.spec())) {
+			best = d
+		}
+	}
+	if best != nil {
+		return *best, nil
+	}
+	if len(offered) == 0 && len(bare) == 1 {
+		return bare[0], nil
+	}
+	e := errs.New(errs.NotFound, "no matching manifest for %s in the manifest list entries", want)
+	if len(offered) > 0 {
+		if len(offered) > 12 {
+			offered = append(offered[:12], "…")
+		}
+		return Descriptor{}, e.WithHint("It has: %s. Choose one with --platform.", strings.Join(offered, ", "))
+	}
+	return Descriptor{}, e
+}
