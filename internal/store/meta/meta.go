@@ -1,4 +1,4 @@
-// Package meta is the store's database: names, images, layers, containers, volumes, leases.
+// Package meta is the store's database: names, images, layers, containers, volumes, networks.
 // One bbolt file, typed buckets, values as JSON.
 //
 // Invariants: a record is written only after the data that it speaks of is durable; nothing slow
@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"iter"
+	"os"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -65,18 +66,6 @@ type Volume struct {
 	Anonymous bool              `json:"anonymous,omitempty"`
 }
 
-// Lease protects objects of an operation under way from garbage collection; its key is random.
-// It is void once its owner is dead: another boot, or a process that is gone.
-type Lease struct {
-	What    string       `json:"what"`
-	Boot    string       `json:"boot"`
-	PID     int          `json:"pid"`
-	Start   uint64       `json:"start"` // the process's start time in clock ticks
-	Created time.Time    `json:"created"`
-	Blobs   []oci.Digest `json:"blobs,omitempty"`
-	Layers  []oci.Chain  `json:"layers,omitempty"`
-}
-
 // Tx is a transaction; its buckets are valid until the function it was given to returns.
 type Tx struct {
 	tx         *bbolt.Tx
@@ -86,23 +75,20 @@ type Tx struct {
 	Containers Bucket[oci.ContainerID, json.RawMessage] // container.Service owns the shape
 	Volumes    Bucket[string, Volume]
 	Networks   Bucket[string, json.RawMessage] // network.Service owns the shape
-	Leases     Bucket[string, Lease]
 }
 
-var bucketNames = []string{"names", "images", "layers", "containers", "volumes", "networks", "leases"}
+var bucketNames = []string{"names", "images", "layers", "containers", "volumes", "networks"}
 
 // Options of Open.
 type Options struct {
-	// Open opens the file, for tests that inject faults; nil means os.OpenFile.
-	Bolt *bbolt.Options
+	// OpenFile opens the file, for tests that inject faults; nil means os.OpenFile.
+	OpenFile func(name string, flag int, perm os.FileMode) (*os.File, error)
 }
 
 // Open opens or makes the database. The error's class is errs.Unavailable when another process has it.
 func Open(path string, opts Options) (*DB, error) {
 	bo := bbolt.Options{Timeout: 2 * time.Second, NoStatistics: true, FreelistType: bbolt.FreelistMapType}
-	if opts.Bolt != nil {
-		bo = *opts.Bolt
-	}
+	bo.OpenFile = opts.OpenFile
 	b, err := bbolt.Open(path, 0o600, &bo)
 	if err != nil {
 		if errors.Is(err, bbolt.ErrTimeout) { //nolint:staticcheck // bbolt moved the name; both are one value
@@ -169,7 +155,6 @@ func wrap(tx *bbolt.Tx) *Tx {
 		Containers: Bucket[oci.ContainerID, json.RawMessage]{b("containers"), "container"},
 		Volumes:    Bucket[string, Volume]{b("volumes"), "volume"},
 		Networks:   Bucket[string, json.RawMessage]{b("networks"), "network"},
-		Leases:     Bucket[string, Lease]{b("leases"), "lease"},
 	}
 }
 

@@ -1,0 +1,323 @@
+// Package store is what is on disk under a data root: blobs, layers and the database of what they mean,
+// with the leases and the collection that keep the three together.
+//
+// Invariants:
+//   - a record is written only after what it speaks of is durable;
+//   - an operation takes a lease on an object before it looks whether the object is there, and holds it until a
+//     record refers to the object; a collection takes nothing that is leased, referred to, or younger than Grace;
+//   - leases live in memory: the database admits one process, so a lease ends with its owner, and what a crash
+//     leaves is protected by Grace until the next try has picked it up.
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/blob"
+	"ply/internal/store/gc"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+)
+
+// DefaultGrace is how long an object that nothing refers to is left alone.
+const DefaultGrace = 24 * time.Hour
+
+// Options of Open.
+type Options struct {
+	FS    durable.FS    // nil = the real one
+	Grace time.Duration // 0 = DefaultGrace
+	Meta  meta.Options
+}
+
+// Store is an open data root. Safe for concurrent use.
+type Store struct {
+	Root   string
+	FS     durable.FS
+	Meta   *meta.DB
+	Blobs  *blob.Store
+	Layers layer.Driver
+
+	grace time.Duration
+
+	mu    sync.Mutex // guards the two maps, never held over I/O
+	held  map[node]int
+	dying map[node]chan struct{} // being removed; closed when gone
+}
+
+// node is one object of the graph: a blob's digest or a driver's key.
+type node struct {
+	blob  oci.Digest
+	layer layer.Key
+}
+
+// Open opens the data root with a driver that works on it; the store owns the driver from here on.
+func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
+	s := &Store{
+		Root: root, FS: opts.FS, Layers: driver, grace: opts.Grace,
+		held: map[node]int{}, dying: map[node]chan struct{}{},
+	}
+	if s.FS == nil {
+		s.FS = durable.OS
+	}
+	if s.grace == 0 {
+		s.grace = DefaultGrace
+	}
+	if err := s.FS.MkdirAll(root, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
+		return nil, err
+	}
+	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close closes the driver and the database.
+func (s *Store) Close() error { return errors.Join(s.Layers.Close(), s.Meta.Close()) }
+
+// RecordLayer writes down a committed layer, and one stored form of it when blob is not nil: a form known already
+// gets the new repositories. Call it while the layer is leased.
+func (s *Store) RecordLayer(info layer.Info, form *meta.LayerBlob) error {
+	return s.Meta.Update(func(tx *meta.Tx) error {
+		l, err := tx.Layers.Get(info.DiffID)
+		if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.DataLoss) {
+			return err
+		}
+		l.Size, l.TarSize = info.Size, info.TarSize
+		if form != nil {
+			l.Blobs = mergeForm(l.Blobs, *form)
+		}
+		return tx.Layers.Put(info.DiffID, l)
+	})
+}
+
+func mergeForm(forms []meta.LayerBlob, f meta.LayerBlob) []meta.LayerBlob {
+	for i := range forms {
+		if forms[i].Digest != f.Digest {
+			continue
+		}
+		known := map[string]bool{}
+		for _, r := range forms[i].Repositories {
+			known[r] = true
+		}
+		for _, r := range f.Repositories {
+			if !known[r] {
+				forms[i].Repositories = append(forms[i].Repositories, r)
+			}
+		}
+		if f.Codec != "" {
+			forms[i].Codec = f.Codec
+		}
+		return forms
+	}
+	return append(forms, f)
+}
+
+// Chain gives an image's layers from its record.
+func (s *Store) Chain(tx *meta.Tx, id oci.ImageID) (oci.Chain, error) {
+	img, err := tx.Images.Get(id)
+	return img.Chain, err
+}
+
+// Collect removes whatever nothing refers to, nobody leases, and is older than the grace time. It returns the bytes of
+// the blobs it freed; what cannot be removed is reported and does not keep the rest.
+func (s *Store) Collect(ctx context.Context) (int64, error) {
+	started := time.Now()
+	var all []node
+	sizes := map[node]int64{}
+	young := map[node]bool{}
+	err := s.Blobs.Walk(func(d oci.Digest, size int64, made time.Time) error {
+		n := node{blob: d}
+		all = append(all, n)
+		sizes[n] = size
+		young[n] = started.Sub(made) < s.grace
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	err = s.Layers.Walk(ctx, func(k layer.Key, made time.Time) error {
+		n := node{layer: k}
+		all = append(all, n)
+		young[n] = started.Sub(made) < s.grace
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	freed, err := s.sweep(ctx, all, func(n node) bool { return young[n] }, sizes)
+	return freed, errors.Join(err, s.Blobs.RemoveStale(started))
+}
+
+// Reclaim removes those of the given objects that nothing refers to and nobody leases, whatever their age: for an
+// operation that has just dropped the references itself. It returns the bytes freed, counted as tar and blob sizes.
+func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Digest) (int64, error) {
+	var all []node
+	sizes := map[node]int64{}
+	seen := map[node]bool{}
+	add := func(n node, size int64) {
+		if !seen[n] {
+			seen[n] = true
+			all = append(all, n)
+			sizes[n] = size
+		}
+	}
+	err := s.Meta.View(func(tx *meta.Tx) error {
+		for _, c := range chains {
+			for i := range c {
+				rec, err := tx.Layers.Get(c[i])
+				if err != nil {
+					rec = meta.Layer{}
+				}
+				keys := s.Layers.Keys(c[:i+1])
+				if len(keys) > 0 {
+					add(node{layer: keys[len(keys)-1]}, rec.TarSize)
+				}
+				for _, f := range rec.Blobs {
+					if size, err := s.Blobs.Stat(f.Digest); err == nil {
+						add(node{blob: f.Digest}, size)
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, d := range blobs {
+		if size, err := s.Blobs.Stat(d); err == nil {
+			add(node{blob: d}, size)
+		}
+	}
+	return s.sweep(ctx, all, func(node) bool { return false }, sizes)
+}
+
+// sweep condemns the dead under the lock that leases need, then removes them without it.
+func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, sizes map[node]int64) (int64, error) {
+	s.mu.Lock()
+	live, layers, err := s.mark()
+	if err != nil {
+		s.mu.Unlock()
+		return 0, err
+	}
+	dead := gc.Sweep(all, live, func(n node) bool { return keep(n) || s.held[n] > 0 || s.dying[n] != nil })
+	for _, n := range dead {
+		s.dying[n] = make(chan struct{})
+	}
+	s.mu.Unlock()
+
+	var freed int64
+	var failed error
+	for _, n := range dead {
+		err := ctx.Err()
+		if err == nil && n.blob != "" {
+			err = s.Blobs.Remove(n.blob)
+		} else if err == nil {
+			err = s.Layers.Remove(ctx, n.layer)
+		}
+		s.mu.Lock()
+		close(s.dying[n])
+		delete(s.dying, n)
+		s.mu.Unlock()
+		if err != nil {
+			failed = errors.Join(failed, err)
+			continue
+		}
+		freed += sizes[n]
+	}
+	if len(dead) > 0 {
+		failed = errors.Join(failed, s.forgetLayers(layers))
+	}
+	return freed, failed
+}
+
+// mark gives every object that a record refers to, and the diffIDs among them. The caller holds mu, so no lease can begin between
+// the picture and the verdict; reading the database waits for nobody.
+func (s *Store) mark() (map[node]struct{}, map[oci.DiffID]bool, error) {
+	var roots []node
+	layers := map[oci.DiffID]bool{}
+	addChain := func(c oci.Chain) {
+		for _, k := range s.Layers.Keys(c) {
+			roots = append(roots, node{layer: k})
+		}
+		for _, d := range c {
+			layers[d] = true
+		}
+	}
+	err := s.Meta.View(func(tx *meta.Tx) error {
+		for id, img := range tx.Images.All() {
+			roots = append(roots, node{blob: oci.Digest(id)})
+			for _, m := range img.Manifests {
+				roots = append(roots, node{blob: m.Digest})
+			}
+			addChain(img.Chain)
+		}
+		for _, raw := range tx.Containers.All() {
+			var c struct {
+				Image oci.ImageID `json:"image"`
+				Chain oci.Chain   `json:"chain"`
+			}
+			if err := json.Unmarshal(raw, &c); err != nil {
+				return errs.New(errs.DataLoss, "container record: %w", err)
+			}
+			if c.Image != "" {
+				roots = append(roots, node{blob: oci.Digest(c.Image)})
+			}
+			addChain(c.Chain)
+		}
+		for id, l := range tx.Layers.All() {
+			if !layers[id] {
+				continue
+			}
+			for _, f := range l.Blobs {
+				roots = append(roots, node{blob: f.Digest})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	live, err := gc.Mark(roots, func(node) ([]node, error) { return nil, nil })
+	return live, layers, err
+}
+
+// forgetLayers drops the records of layers that no image or container has and no lease holds.
+func (s *Store) forgetLayers(live map[oci.DiffID]bool) error {
+	return s.Meta.Update(func(tx *meta.Tx) error {
+		var gone []oci.DiffID
+		for id := range tx.Layers.All() {
+			if !live[id] && !s.heldLayer(oci.Chain{id}) {
+				gone = append(gone, id)
+			}
+		}
+		for _, id := range gone {
+			if err := tx.Layers.Delete(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *Store) heldLayer(c oci.Chain) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, k := range s.Layers.Keys(c) {
+		if s.held[node{layer: k}] > 0 {
+			return true
+		}
+	}
+	return false
+}
