@@ -11,7 +11,7 @@ type Lease struct {
 	s     *Store
 	what  string
 	mu    sync.Mutex
-	nodes []node
+	nodes map[node]struct{}
 }
 
 // Lease begins a lease; what names the operation for people. The caller releases it.
@@ -27,24 +27,28 @@ func (l *Lease) Blob(digests ...oci.Digest) error {
 
 // Layer protects every layer of a chain, there or still to come. It waits for a removal that is under way.
 func (l *Lease) Layer(chain oci.Chain) error {
-	for i := range chain {
-		for _, k := range l.s.Layers.Keys(chain[:i+1]) {
-			l.hold(node{layer: k})
-		}
+	for _, d := range chain {
+		l.hold(node{record: d})
+	}
+	for _, k := range l.s.Layers.Keys(chain) {
+		l.hold(node{layer: k})
 	}
 	return nil
 }
 
 func (l *Lease) hold(n node) {
 	l.mu.Lock()
-	for _, have := range l.nodes {
-		if have == n {
-			l.mu.Unlock()
-			return
+	_, have := l.nodes[n]
+	if !have {
+		if l.nodes == nil {
+			l.nodes = map[node]struct{}{}
 		}
+		l.nodes[n] = struct{}{}
 	}
-	l.nodes = append(l.nodes, n)
 	l.mu.Unlock()
+	if have {
+		return
+	}
 	l.s.mu.Lock()
 	l.s.held[n]++
 	gone := l.s.dying[n]
@@ -62,7 +66,7 @@ func (l *Lease) Release() error {
 	l.mu.Unlock()
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	for _, n := range nodes {
+	for n := range nodes {
 		if l.s.held[n]--; l.s.held[n] <= 0 {
 			delete(l.s.held, n)
 		}

@@ -51,10 +51,11 @@ type Store struct {
 	dying map[node]chan struct{} // being removed; closed when gone
 }
 
-// node is one object of the graph: a blob's digest or a driver's key.
+// node is one object of the graph: a blob, a driver's object, or (in leases only) the record of a layer.
 type node struct {
-	blob  oci.Digest
-	layer layer.Key
+	blob   oci.Digest
+	layer  layer.Key
+	record oci.DiffID
 }
 
 // Open opens the data root with a driver that works on it; the store owns the driver from here on.
@@ -174,14 +175,16 @@ func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Dig
 	}
 	err := s.Meta.View(func(tx *meta.Tx) error {
 		for _, c := range chains {
-			for i := range c {
-				rec, err := tx.Layers.Get(c[i])
+			for _, k := range s.Layers.Keys(c) {
+				add(node{layer: k}, 0)
+			}
+			for i, d := range c {
+				rec, err := tx.Layers.Get(d)
 				if err != nil {
-					rec = meta.Layer{}
+					continue // a damaged record costs a number, not the space
 				}
-				keys := s.Layers.Keys(c[:i+1])
-				if len(keys) > 0 {
-					add(node{layer: keys[len(keys)-1]}, rec.TarSize)
+				if keys := s.Layers.Keys(c[:i+1]); len(keys) > 0 {
+					sizes[node{layer: keys[len(keys)-1]}] = rec.TarSize
 				}
 				for _, f := range rec.Blobs {
 					if size, err := s.Blobs.Stat(f.Digest); err == nil {
@@ -298,7 +301,7 @@ func (s *Store) forgetLayers(live map[oci.DiffID]bool) error {
 	return s.Meta.Update(func(tx *meta.Tx) error {
 		var gone []oci.DiffID
 		for id := range tx.Layers.All() {
-			if !live[id] && !s.heldLayer(oci.Chain{id}) {
+			if !live[id] && !s.isHeld(node{record: id}) {
 				gone = append(gone, id)
 			}
 		}
@@ -311,13 +314,8 @@ func (s *Store) forgetLayers(live map[oci.DiffID]bool) error {
 	})
 }
 
-func (s *Store) heldLayer(c oci.Chain) bool {
+func (s *Store) isHeld(n node) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, k := range s.Layers.Keys(c) {
-		if s.held[node{layer: k}] > 0 {
-			return true
-		}
-	}
-	return false
+	return s.held[n] > 0
 }
