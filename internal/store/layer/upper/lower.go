@@ -1,0 +1,238 @@
+package upper
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// Lower looks names up in the stack below an upper directory. Paths are relative and clean ("." is the
+// root); a path whose parent is no directory does not exist. Implementations need not be safe for
+// concurrent use.
+type Lower interface {
+	// Lookup gives the inode at a path; found is false when there is none.
+	Lookup(path string) (st unix.Stat_t, found bool, err error)
+	// List gives the names in a directory, sorted; none when the path is no directory.
+	List(path string) ([]string, error)
+}
+
+// Nothing is the Lower of an empty chain.
+var Nothing Lower = StackLower()
+
+// DirLower looks names up in a plain tree, such as a mounted view. dir stays the caller's.
+func DirLower(dir *os.File) Lower { return &stack{layers: []int{int(dir.Fd())}, plain: true} }
+
+// StackLower looks names up in directories in overlay format (whiteouts, opaque markers), top first,
+// by the rules by which overlayfs merges them. The descriptors (O_PATH will do) stay the caller's and must
+// live as long as the result is used. What it has learned about directories is kept, so the
+// layers must not change meanwhile; see Forget.
+func StackLower(layers ...*os.File) *Stack {
+	s := &stack{}
+	for _, l := range layers {
+		s.layers = append(s.layers, int(l.Fd()))
+	}
+	return s
+}
+
+// Stack is what StackLower returns.
+type Stack = stack
+
+type stack struct {
+	layers []int
+	plain  bool // a tree without overlay marks
+	dirs   map[string][]int
+}
+
+// cachedDirs bounds what a stack remembers.
+const cachedDirs = 4096
+
+// Forget drops what is remembered about directories, for a stack whose top layer changes.
+func (s *stack) Forget() { s.dirs = nil }
+
+// Lookup implements Lower.
+func (s *stack) Lookup(p string) (unix.Stat_t, bool, error) {
+	st, _, _, err := s.find(p)
+	return st, err == nil && st.Mode != 0, err
+}
+
+// Where is Lookup that also tells which layer (index, 0 = top) shows the name.
+func (s *stack) Where(p string) (st unix.Stat_t, layer int, found bool, err error) {
+	st, layer, _, err = s.find(p)
+	return st, layer, err == nil && st.Mode != 0, err
+}
+
+// Layers that together make the directory at p, top first; none when p is no directory.
+func (s *stack) Layers(p string) ([]int, error) { return s.merged(p) }
+
+// List implements Lower.
+func (s *stack) List(p string) ([]string, error) {
+	merged, err := s.merged(p)
+	if err != nil {
+		return nil, err
+	}
+	hidden := map[string]bool{}
+	var names []string
+	for _, l := range merged {
+		fd, err := openDirAt(s.layers[l], p)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		entries, err := readNames(fd)
+		if err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		for _, name := range entries {
+			if hidden[name] {
+				continue
+			}
+			hidden[name] = true
+			if !s.plain {
+				var st unix.Stat_t
+				if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+					unix.Close(fd)
+					return nil, fmt.Errorf("%s/%s: %w", p, name, err)
+				}
+				if isWhiteout(&st) {
+					continue
+				}
+			}
+			names = append(names, name)
+		}
+		unix.Close(fd)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// find resolves p. merged are the layers of a directory; st.Mode is 0 when there is no such name.
+func (s *stack) find(p string) (st unix.Stat_t, top int, merged []int, err error) {
+	parent := s.all()
+	if p != "." {
+		if parent, err = s.merged(path.Dir(p)); err != nil {
+			return st, 0, nil, err
+		}
+	}
+	var found unix.Stat_t
+	for _, l := range parent {
+		var cur unix.Stat_t
+		err := unix.Fstatat(s.layers[l], p, &cur, unix.AT_SYMLINK_NOFOLLOW)
+		if absent(err) {
+			continue
+		}
+		if err != nil {
+			return st, 0, nil, fmt.Errorf("%s: %w", p, err)
+		}
+		if !s.plain && isWhiteout(&cur) {
+			break
+		}
+		dir := cur.Mode&unix.S_IFMT == unix.S_IFDIR
+		if found.Mode == 0 {
+			found, top = cur, l
+		}
+		if !dir {
+			break // a file ends the search; below directories it ends the merging
+		}
+		merged = append(merged, l)
+		if !s.plain && p != "." && opaque(s.layers[l], p) {
+			break
+		}
+	}
+	return found, top, merged, nil
+}
+
+func (s *stack) all() []int {
+	all := make([]int, len(s.layers))
+	for i := range all {
+		all[i] = i
+	}
+	return all
+}
+
+func (s *stack) merged(p string) ([]int, error) {
+	if m, ok := s.dirs[p]; ok {
+		return m, nil
+	}
+	_, _, m, err := s.find(p)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.dirs) >= cachedDirs || s.dirs == nil {
+		s.dirs = make(map[string][]int)
+	}
+	s.dirs[p] = m
+	return m, nil
+}
+
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func absent(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG)
+}
+
+// procPath names an entry of an open directory for calls that only take paths. The final component is
+// not followed by the l… calls.
+func procPath(dirfd int, name string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, name)
+}
+
+// OpaqueXattr marks a directory that hides what lies below it, with the value "y".
+const OpaqueXattr = "trusted.overlay.opaque"
+
+func opaque(dirfd int, name string) bool {
+	var v [2]byte
+	n, err := unix.Lgetxattr(procPath(dirfd, name), OpaqueXattr, v[:])
+	return err == nil && n == 1 && v[0] == 'y'
+}
+
+func openDirAt(dirfd int, p string) (int, error) {
+	return retry(func() (int, error) {
+		return unix.Openat2(dirfd, p, &unix.OpenHow{
+			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
+			Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH,
+		})
+	})
+}
+
+func retry(call func() (int, error)) (int, error) {
+	for {
+		n, err := call()
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return n, err
+		}
+	}
+}
+
+// readNames gives the names in an open directory, sorted.
+func readNames(fd int) ([]string, error) {
+	if _, err := unix.Seek(fd, 0, 0); err != nil {
+		return nil, err
+	}
+	var names []string
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := retry(func() (int, error) { return unix.ReadDirent(fd, buf) })
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			slices.Sort(names)
+			return names, nil
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
+}
+
+func join(dir, name string) string {
+	if dir == "." {
+		return name
+	}
+	return dir + "/" + name
+}
+
