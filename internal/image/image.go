@@ -25,6 +25,9 @@ type Image struct {
 	Shared   int64           // the part of Size that other images have too; -1 when not asked for
 	Tagged   time.Time
 	LastUsed time.Time
+
+	Chain     oci.Chain        // its layers, bottom first, as recorded (there even when the config is damaged)
+	Manifests []oci.Descriptor // every manifest it was pulled, pushed or loaded with; exact bytes are in the blob store
 }
 
 // LayerView is one layer of an image for the layer view and the tree.
@@ -61,11 +64,20 @@ type Filters map[string][]string
 
 // CreateOptions of Create: everything that a new image needs; the layers are in the store already.
 type CreateOptions struct {
-	Parent  oci.ImageID // "" for none
-	Config  oci.Config  // RootFS and History complete; Created set by the caller
-	Format  oci.Format  // "" means the parent's, or the daemon's image-format setting
-	Name    oci.Reference
-	Message string
+	Parent  oci.ImageID   // "" for none
+	Config  oci.Config    // RootFS and History complete; Created set by the caller
+	Format  oci.Format    // "" means the parent's, or the daemon's image-format setting
+	Name    oci.Reference // zero for none; a missing tag means latest
+	Message string        // becomes the config's comment and that of the last history entry, where those have none
+}
+
+// PutOptions of Put: an image whose config somebody else made.
+type PutOptions struct {
+	Config   []byte          // exact bytes
+	Format   oci.Format      // "" means the manifest's family, else oci.FormatOCI
+	Manifest *oci.Descriptor // of its manifest, whose bytes are in the blob store; nil when there is none
+	Names    []oci.Reference // repository:tag or repository@digest; each is moved here
+	Parent   oci.ImageID     // local image it was made from; "" for none
 }
 
 // RemoveOptions of Remove.
@@ -76,11 +88,11 @@ type RemoveOptions struct {
 
 // Removed is one line that rmi prints: exactly one of the two is set.
 type Removed struct {
-	Untagged string // familiar reference
-	Deleted  oci.ImageID
+	Untagged string      // familiar reference
+	Deleted  oci.ImageID // an image or, after its image, the ChainID of a stack that no image needs any more
 }
 
-// PruneOptions of Prune. Filters: dangling, until, label, label!.
+// PruneOptions of Prune. Filters: dangling, until, label, label!, unused.
 type PruneOptions struct {
 	Filters Filters
 }

@@ -1,0 +1,255 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"regexp"
+	"slices"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+)
+
+var archPattern = regexp.MustCompile(`^[a-z0-9_]{1,32}$`)
+
+// Put records an image whose layers the store holds: its config, its manifest when it has one, its names. What it
+// checks: the config, that the manifest is in the blob store and speaks of this config and as many layers, that
+// every layer of the stack is in the driver. One transaction; an image that is there already keeps what it has
+// and gains the rest. The lease must hold the layers and blobs; nil makes Put take one of its own for the config.
+// Publishes nothing. Errors: errs.Invalid for bad bytes, errs.Precondition for a layer or blob that is missing.
+func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (id oci.ImageID, err error) {
+	cfg, err := oci.DecodeConfig(o.Config)
+	if err != nil {
+		return "", err
+	}
+	if err := checkPlatform(cfg); err != nil {
+		return "", err
+	}
+	id = oci.ImageID(oci.DigestOf(o.Config))
+	if lease == nil {
+		if lease, err = s.st.Lease("image " + id.Short()); err != nil {
+			return "", err
+		}
+		defer func() { err = errors.Join(err, lease.Release()) }()
+	}
+	if err := s.storeConfig(lease, id, o.Config); err != nil {
+		return "", err
+	}
+	if err := s.checkManifest(id, cfg, &o); err != nil {
+		return "", err
+	}
+	names := make([]oci.Reference, len(o.Names))
+	for i, n := range o.Names {
+		if n.IsZero() {
+			return "", errs.New(errs.Invalid, "image %s: empty name", id.Short())
+		}
+		names[i] = nameKey(n)
+	}
+	infos, err := s.checkLayers(ctx, cfg.RootFS.DiffIDs)
+	if err != nil {
+		return "", errs.New(errs.Precondition, "image %s: %w", id.Short(), err)
+	}
+	return id, s.st.Meta.Update(func(tx *meta.Tx) error {
+		return record(tx, id, cfg.RootFS.DiffIDs, o, names, infos)
+	})
+}
+
+func checkPlatform(cfg *oci.Config) error {
+	if cfg.OS != "linux" && cfg.OS != "" {
+		return errs.New(errs.Invalid, "image operating system %q cannot be used on this platform", clip(cfg.OS))
+	}
+	if cfg.Architecture != "" && !archPattern.MatchString(cfg.Architecture) {
+		return errs.New(errs.Invalid, "image architecture %q is not well formed", clip(cfg.Architecture))
+	}
+	return nil
+}
+
+// storeConfig makes sure the config's bytes are in the blob store, undamaged.
+func (s *Service) storeConfig(lease *store.Lease, id oci.ImageID, raw []byte) error {
+	if err := lease.Blob(oci.Digest(id)); err != nil {
+		return err
+	}
+	if have, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig); err == nil && bytes.Equal(have, raw) {
+		return nil
+	}
+	_, err := s.st.Blobs.Put(raw)
+	return err
+}
+
+// checkManifest fits the manifest, when there is one, to the config, and settles o.Format.
+func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) error {
+	if o.Manifest == nil {
+		if o.Format == "" {
+			o.Format = oci.FormatOCI
+		}
+		return nil
+	}
+	d := o.Manifest
+	raw, err := s.st.Blobs.Bytes(d.Digest, oci.MaxManifest)
+	if err != nil {
+		return errs.New(errs.Precondition, "image %s: manifest: %w", id.Short(), err)
+	}
+	m, err := oci.DecodeManifest(raw, d.MediaType)
+	if err != nil {
+		return errs.New(errs.Invalid, "image %s: %w", id.Short(), err)
+	}
+	switch {
+	case int64(len(raw)) != d.Size:
+		return errs.New(errs.Invalid, "image %s: manifest %s has %d bytes, its descriptor says %d", id.Short(), d.Digest, len(raw), d.Size)
+	case m.Config.Digest != oci.Digest(id):
+		return errs.New(errs.Invalid, "image %s: manifest %s is of another image, %s", id.Short(), d.Digest, m.Config.Digest.Short())
+	case len(m.Layers) != len(cfg.RootFS.DiffIDs):
+		return errs.New(errs.Invalid, "image %s: manifest has %d layers, config has %d", id.Short(), len(m.Layers), len(cfg.RootFS.DiffIDs))
+	}
+	if o.Format == "" {
+		o.Format = oci.FormatOf(m.MediaType)
+	}
+	return nil
+}
+
+// checkLayers asks the driver for every layer of a stack, bottom first.
+func (s *Service) checkLayers(ctx context.Context, chain oci.Chain) ([]layer.Info, error) {
+	infos := make([]layer.Info, len(chain))
+	for i := range chain {
+		info, err := s.st.Layers.Stat(ctx, chain[:i+1])
+		if err != nil {
+			return nil, errs.New(errs.Precondition, "layer %s (%d of %d): %w", chain[i].Short(), i+1, len(chain), err)
+		}
+		infos[i] = info
+	}
+	return infos, nil
+}
+
+func record(tx *meta.Tx, id oci.ImageID, chain oci.Chain, o PutOptions, names []oci.Reference, infos []layer.Info) error {
+	now := time.Now().UTC()
+	rec, err := tx.Images.Get(id)
+	if err != nil { // new, or its record was damaged
+		rec = meta.Image{Format: o.Format, Created: now, LastUsed: now}
+	}
+	rec.Chain = chain
+	if rec.Format == "" {
+		rec.Format = o.Format
+	}
+	if o.Parent != "" && o.Parent != id && tx.Images.Has(o.Parent) && !descends(tx, o.Parent, id) {
+		rec.Parent = o.Parent
+	}
+	if o.Manifest != nil {
+		rec.Format = oci.FormatOf(o.Manifest.MediaType)
+		rec.Manifests = slices.DeleteFunc(rec.Manifests, func(d oci.Descriptor) bool { return d.Digest == o.Manifest.Digest })
+		rec.Manifests = append(rec.Manifests, *o.Manifest) // the last one is current
+	}
+	if err := tx.Images.Put(id, rec); err != nil {
+		return err
+	}
+	for i, info := range infos {
+		if !tx.Layers.Has(chain[i]) {
+			if err := tx.Layers.Put(chain[i], meta.Layer{Size: info.Size, TarSize: info.TarSize}); err != nil {
+				return err
+			}
+		}
+	}
+	for _, n := range names {
+		if err := tx.Names.Put(n.String(), meta.Name{Image: id, Updated: now}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// descends reports whether id was made, through any number of images, from ancestor.
+func descends(tx *meta.Tx, id, ancestor oci.ImageID) bool {
+	return slices.Contains(withAncestors(tx, []oci.ImageID{id}), ancestor)
+}
+
+// Create makes an image of a config and layers that the store holds: it writes the config deterministically,
+// stores and records it, and names it. Errors as Put; errs.NotFound for an unknown parent.
+func (s *Service) Create(ctx context.Context, lease *store.Lease, o CreateOptions) (oci.ImageID, error) {
+	cfg := o.Config
+	if cfg.Created == nil {
+		now := time.Now().UTC()
+		cfg.Created = &now
+	}
+	cfg.RootFS.Type = "layers"
+	cfg.History = slices.Clone(cfg.History)
+	if o.Message != "" {
+		if cfg.Comment == "" {
+			cfg.Comment = o.Message
+		}
+		if n := len(cfg.History); n > 0 && cfg.History[n-1].Comment == "" {
+			cfg.History[n-1].Comment = o.Message
+		}
+	}
+	if cfg.OS == "" {
+		cfg.OS = "linux"
+	}
+	if cfg.Architecture == "" {
+		p := oci.HostPlatform()
+		cfg.Architecture, cfg.Variant = p.Architecture, p.Variant
+	}
+	put := PutOptions{Format: o.Format, Parent: o.Parent}
+	if put.Format == "" {
+		put.Format = s.opts.Format
+	}
+	if o.Parent != "" {
+		err := s.st.Meta.View(func(tx *meta.Tx) error {
+			rec, err := tx.Images.Get(o.Parent)
+			if errors.Is(err, errs.NotFound) {
+				return notFound(string(o.Parent))
+			}
+			if o.Format == "" && rec.Format != "" {
+				put.Format = rec.Format
+			}
+			return err
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	if !o.Name.IsZero() {
+		name, err := tagName(o.Name)
+		if err != nil {
+			return "", err
+		}
+		put.Names = []oci.Reference{name}
+	}
+	raw, err := EncodeConfig(cfg)
+	if err != nil {
+		return "", err
+	}
+	put.Config = raw
+	id, err := s.Put(ctx, lease, put)
+	if err == nil && len(put.Names) > 0 {
+		s.Publish("tag", id, put.Names[0].Familiar())
+	}
+	return id, err
+}
+
+// EncodeConfig writes a config as docker writes it: compact, keys of the outer object sorted, those of the inner
+// ones in docker's order. The same config gives the same bytes.
+func EncodeConfig(cfg oci.Config) ([]byte, error) {
+	if cfg.RootFS.DiffIDs == nil {
+		cfg.RootFS.DiffIDs = oci.Chain{} // null would not be read by everybody
+	}
+	flat, err := json.Marshal(cfg)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "image config: %w", err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(flat, &fields); err != nil {
+		return nil, errs.New(errs.Internal, "image config: %w", err)
+	}
+	out, err := json.Marshal(fields)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "image config: %w", err)
+	}
+	if len(out) > oci.MaxConfig {
+		return nil, errs.New(errs.Invalid, "image config: is %d bytes, the limit is %d", len(out), oci.MaxConfig)
+	}
+	return out, nil
+}

@@ -1,0 +1,81 @@
+package image
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"ply/internal/oci"
+)
+
+// List gives the images that match, newest first. Without opts.All, an image that has no name and that others
+// were made from is left out. With a reference filter, Names and Digests hold only what matched.
+// An image whose config is damaged is listed with an empty Config. errs.Invalid names a bad filter.
+func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) {
+	c, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.parseFilters(c, opts.Filters, listFilters)
+	if err != nil {
+		return nil, err
+	}
+	parents := c.parents()
+	var list []*Image
+	for id, rec := range c.images {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		img := build(id, rec, c.names[id], c.size(rec.Chain))
+		if len(f.references) > 0 {
+			img.Names, img.Digests = f.matching(img.Names), f.matching(img.Digests)
+			if len(img.Names)+len(img.Digests) == 0 {
+				continue
+			}
+		}
+		if !f.wantNames(img, opts.All || !parents[id], parents[id]) {
+			continue
+		}
+		img.Config, img.Raw, err = s.config(id)
+		if err != nil {
+			s.opts.Log.Warn("damaged image", "image", string(id), "err", err)
+		}
+		if f.match(img) {
+			list = append(list, img)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Image) int {
+		if n := b.Created().Compare(a.Created()); n != 0 {
+			return n
+		}
+		return cmp.Compare(a.ID, b.ID)
+	})
+	if opts.Shared {
+		c.fillShared(list)
+	}
+	return list, nil
+}
+
+// fillShared sums, for each image, the layers that some other image has too.
+func (c *catalog) fillShared(list []*Image) {
+	users := map[oci.DiffID]int{}
+	for _, rec := range c.images {
+		for _, d := range distinct(rec.Chain) {
+			users[d]++
+		}
+	}
+	for _, img := range list {
+		img.Shared = 0
+		for _, d := range img.Chain {
+			if users[d] > 1 {
+				img.Shared += c.sizes[d]
+			}
+		}
+	}
+}
+
+func distinct(chain oci.Chain) []oci.DiffID {
+	out := slices.Clone([]oci.DiffID(chain))
+	slices.Sort(out)
+	return slices.Compact(out)
+}

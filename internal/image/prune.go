@@ -1,0 +1,176 @@
+package image
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+// Prune removes images that no container uses: without filters those that have no tag, with dangling=false all.
+// Filters: dangling, label, label!, until (made before), unused (not used since). All in one transaction; the
+// second result is the space freed, in bytes.
+func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int64, error) {
+	c, err := s.read()
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := s.parseFilters(c, opts.Filters, pruneFilters)
+	if err != nil {
+		return nil, 0, err
+	}
+	all := f.dangling != nil && !*f.dangling
+	candidates, err := s.prunable(ctx, c, f, all)
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err := s.removing(ctx, func(*meta.Tx) ([]oci.ImageID, error) {
+		return candidates, nil
+	}, func(r *remover) error {
+		for _, id := range candidates {
+			if err := r.prune(id, all); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	freed, err := s.finish(ctx, r)
+	return r.out, freed, err
+}
+
+// prunable gives the images that the filters choose, children before what they were made from.
+func (s *Service) prunable(ctx context.Context, c *catalog, f *filter, all bool) ([]oci.ImageID, error) {
+	parents := c.parents()
+	type candidate struct {
+		id      oci.ImageID
+		made    time.Time
+		ordinal int
+	}
+	var found []candidate
+	for id, rec := range c.images {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		n := c.names[id]
+		if n.count() == 0 && parents[id] || n != nil && len(n.tags) > 0 && !all {
+			continue
+		}
+		img := build(id, rec, n, 0)
+		cfg, _, err := s.config(id)
+		if err != nil && f.needsConfig() {
+			continue // damaged: unknown means keep
+		}
+		img.Config = cfg
+		if f.match(img) {
+			found = append(found, candidate{id, rec.Created, len(withParents(c, id))})
+		}
+	}
+	slices.SortFunc(found, func(a, b candidate) int {
+		if a.ordinal != b.ordinal {
+			return b.ordinal - a.ordinal
+		}
+		if n := b.made.Compare(a.made); n != 0 {
+			return n
+		}
+		return compareIDs(a.id, b.id)
+	})
+	ids := make([]oci.ImageID, len(found))
+	for i, x := range found {
+		ids[i] = x.id
+	}
+	return ids, nil
+}
+
+func compareIDs(a, b oci.ImageID) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+func (f *filter) needsConfig() bool {
+	return f.until != nil || len(f.labels) > 0 || len(f.notLabels) > 0
+}
+
+func withParents(c *catalog, id oci.ImageID) map[oci.ImageID]bool {
+	seen := map[oci.ImageID]bool{}
+	for id != "" && !seen[id] {
+		seen[id] = true
+		id = c.images[id].Parent
+	}
+	return seen
+}
+
+// prune removes one image if it is still what was chosen and nobody uses it.
+func (r *remover) prune(id oci.ImageID, all bool) error {
+	if _, ok := r.c.images[id]; !ok || r.used(id).by != "" {
+		return nil
+	}
+	n := r.c.names[id]
+	if n != nil && len(n.tags) > 0 && !all {
+		return nil // tagged meanwhile
+	}
+	if r.hasChildren(id) && n.count() == 0 {
+		return nil
+	}
+	for _, name := range n.all() {
+		if err := r.untag(id, name); err != nil {
+			return err
+		}
+	}
+	return r.delete(id, false, true, true)
+}
+
+// Lookup gives the ID of the image that a reference names, without reading the image: see Get.
+func (s *Service) Lookup(ref string) (id oci.ImageID, err error) {
+	err = s.st.Meta.View(func(tx *meta.Tx) error {
+		m, err := resolve(tx, ref)
+		id = m.id
+		return err
+	})
+	return id, err
+}
+
+// Tag gives an image one more name; a name that another image had moves here. A name without a tag gets latest;
+// one with a digest is errs.Invalid.
+func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
+	name, err := tagName(name)
+	if err != nil {
+		return err
+	}
+	var id oci.ImageID
+	err = s.st.Meta.Update(func(tx *meta.Tx) error {
+		m, err := resolve(tx, ref)
+		if err != nil {
+			return err
+		}
+		id = m.id
+		return tx.Names.Put(name.String(), meta.Name{Image: id, Updated: time.Now().UTC()})
+	})
+	if err != nil {
+		return err
+	}
+	s.Publish("tag", id, name.Familiar())
+	return nil
+}
+
+func tagName(name oci.Reference) (oci.Reference, error) {
+	switch {
+	case name.IsZero():
+		return name, errs.New(errs.Invalid, "invalid reference format: repository name must have at least one component")
+	case name.Digest() != "":
+		return name, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+	case name.FamiliarName() == "sha256":
+		return name, errs.New(errs.Invalid, "refusing to create an ambiguous tag using digest algorithm as name")
+	}
+	return name.WithDefaultTag(), nil
+}

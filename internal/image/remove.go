@@ -1,0 +1,327 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+// usage is who uses an image, asked before the transaction.
+type usage struct {
+	by      string // a container's short ID; "" = nobody
+	running bool   // by is running
+}
+
+// remover takes names and images away inside one transaction. Its rules are docker's, whose words it uses: see Remove.
+type remover struct {
+	tx      *meta.Tx
+	c       *catalog
+	use     map[oci.ImageID]usage
+	records map[oci.ImageID]string // containers by the records, for those made since use was asked
+	out     []Removed
+	events  []removal
+	chains  []oci.Chain  // of deleted images
+	blobs   []oci.Digest // their configs and manifests
+	missing oci.ImageID  // an image whose use was not asked for; the whole transaction is void
+}
+
+type removal struct {
+	action string
+	id     oci.ImageID
+}
+
+// Remove takes an image's names, or the image, away.
+//
+// By name while other names are left, it only untags. By name or ID of an image with one name (and the digests
+// in that name's repository) it removes the image, unless a container uses it (errs.Conflict): then force takes
+// the names only. By ID with several names it is errs.Conflict without force. Nameless parents that nobody
+// needs go too, unless NoPrune. What nobody needs any more is deleted from the disk when Remove returns.
+// Layers follow their image in the answer: a Deleted line then holds a stack's ChainID, as docker prints it.
+func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) ([]Removed, error) {
+	r, err := s.removing(ctx, func(tx *meta.Tx) ([]oci.ImageID, error) {
+		m, err := resolve(tx, ref)
+		return []oci.ImageID{m.id}, err
+	}, func(r *remover) error {
+		m, err := resolve(r.tx, ref)
+		if err != nil {
+			return err
+		}
+		if m.name.IsZero() {
+			return r.byID(m.id, opts.Force, !opts.NoPrune)
+		}
+		return r.byName(m.id, m.name, ref, opts.Force, !opts.NoPrune)
+	})
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.finish(ctx, r)
+	return r.out, err
+}
+
+// removing asks who uses the images that pick names (and those they were made from), then runs do in one
+// transaction. It starts over when an image turned up in between that nobody was asked about.
+func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.ImageID, error), do func(*remover) error) (*remover, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		var ids []oci.ImageID
+		err := s.st.Meta.View(func(tx *meta.Tx) (err error) {
+			ids, err = pick(tx)
+			if err != nil {
+				return err
+			}
+			ids = withAncestors(tx, ids)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		r := &remover{use: s.usage(ids)}
+		err = s.st.Meta.Update(func(tx *meta.Tx) error {
+			r.tx, r.c, r.records = tx, readCatalog(tx), containersByImage(tx)
+			err := do(r)
+			if r.missing != "" {
+				return errs.New(errs.Unavailable, "image %s: changed while it was removed", r.missing.Short())
+			}
+			return err
+		})
+		if r.missing == "" {
+			return r, err
+		}
+	}
+}
+
+func withAncestors(tx *meta.Tx, ids []oci.ImageID) []oci.ImageID {
+	seen := map[oci.ImageID]bool{}
+	var all []oci.ImageID
+	for _, id := range ids {
+		for id != "" && !seen[id] {
+			seen[id] = true
+			all = append(all, id)
+			rec, err := tx.Images.Get(id)
+			if err != nil {
+				break
+			}
+			id = rec.Parent
+		}
+	}
+	return all
+}
+
+func (s *Service) usage(ids []oci.ImageID) map[oci.ImageID]usage {
+	m := make(map[oci.ImageID]usage, len(ids))
+	for _, id := range ids {
+		var u usage
+		for _, c := range s.users(id) {
+			running := s.opts.Running != nil && s.opts.Running(c)
+			if u.by == "" || running {
+				u = usage{oci.ContainerID(c).Short(), running}
+			}
+			if running {
+				break
+			}
+		}
+		m[id] = u
+	}
+	return m
+}
+
+// finish tells what happened and frees what nobody needs any more.
+func (s *Service) finish(ctx context.Context, r *remover) (freed int64, err error) {
+	for _, e := range r.events {
+		s.Publish(e.action, e.id, "")
+	}
+	if len(r.chains) == 0 {
+		return 0, nil
+	}
+	// The records are gone whatever happens now: a client that left must not keep the space occupied.
+	freed, err = s.st.Reclaim(context.WithoutCancel(ctx), r.chains, r.blobs)
+	if err != nil {
+		s.opts.Log.Warn("space of removed images not freed yet", "err", err)
+	}
+	return freed, nil
+}
+
+func (r *remover) used(id oci.ImageID) usage {
+	u, ok := r.use[id]
+	if !ok {
+		r.missing = id
+	}
+	if c := r.records[id]; u.by == "" && c != "" {
+		u.by = c
+	}
+	return u
+}
+
+// containersByImage reads the one field of a container's record that package store reads too.
+func containersByImage(tx *meta.Tx) map[oci.ImageID]string {
+	m := map[oci.ImageID]string{}
+	for id, raw := range tx.Containers.All() {
+		var c struct {
+			Image oci.ImageID `json:"image"`
+		}
+		if err := json.Unmarshal(raw, &c); err == nil && c.Image != "" {
+			m[c.Image] = id.Short()
+		}
+	}
+	return m
+}
+
+func (r *remover) byName(id oci.ImageID, name oci.Reference, typed string, force, prune bool) error {
+	if u := r.used(id); !force && u.by != "" && singleReference(r.c.names[id].all()) {
+		return errs.New(errs.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
+			typed, u.by, id.Short())
+	}
+	if err := r.untag(id, name); err != nil {
+		return err
+	}
+	if name.Tag() != "" && !slices.ContainsFunc(r.c.names[id].tags, sameRepository(name)) {
+		// The last tag in a repository takes that repository's digests along.
+		for _, d := range slices.Clone(r.c.names[id].digests) {
+			if sameRepository(name)(d) {
+				if err := r.untag(id, d); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if r.c.names[id].count() > 0 {
+		return nil
+	}
+	return r.delete(id, force, prune, true)
+}
+
+func sameRepository(name oci.Reference) func(oci.Reference) bool {
+	return func(o oci.Reference) bool { return o.Name() == name.Name() }
+}
+
+func (r *remover) byID(id oci.ImageID, force, prune bool) error {
+	names := r.c.names[id].all()
+	if singleReference(names) {
+		if err := r.conflict(id, false, !force); err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := r.untag(id, n); err != nil {
+				return err
+			}
+		}
+	}
+	return r.delete(id, force, prune, false)
+}
+
+// singleReference reports whether there is at most one tag, and everything is in one repository.
+func singleReference(names []oci.Reference) bool {
+	tags := 0
+	for _, n := range names {
+		if n.Digest() == "" {
+			tags++
+		}
+		if n.Name() != names[0].Name() {
+			return false
+		}
+	}
+	return tags <= 1
+}
+
+// conflict tells what stands in the way of deleting an image: always that others were made from it or that it runs;
+// names and stopped containers when asked.
+func (r *remover) conflict(id oci.ImageID, names, stopped bool) error {
+	const format = "conflict: unable to delete %s (%s) - %s"
+	u := r.used(id)
+	switch {
+	case r.hasChildren(id):
+		return errs.New(errs.Conflict, format, id.Short(), "cannot be forced", "image has dependent child images")
+	case u.running:
+		return errs.New(errs.Conflict, format, id.Short(), "cannot be forced", "image is being used by running container "+u.by)
+	case names && r.c.names[id].count() > 0:
+		return errs.New(errs.Conflict, format, id.Short(), "must be forced", "image is referenced in multiple repositories")
+	case stopped && u.by != "":
+		return errs.New(errs.Conflict, format, id.Short(), "must be forced", "image is being used by stopped container "+u.by)
+	}
+	return nil
+}
+
+func (r *remover) hasChildren(id oci.ImageID) bool {
+	for _, rec := range r.c.images {
+		if rec.Parent == id {
+			return true
+		}
+	}
+	return false
+}
+
+// delete removes an image and, when prune, the parents that nobody needs then. Quiet means that an image
+// which is still needed stays without complaint.
+func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
+	rec, ok := r.c.images[id]
+	if !ok {
+		return nil
+	}
+	if err := r.conflict(id, !force, !force); err != nil {
+		needed := r.c.names[id].count() > 0 || r.hasChildren(id) || r.used(id).by != ""
+		if quiet && needed {
+			return nil
+		}
+		return err
+	}
+	for _, n := range r.c.names[id].all() {
+		if err := r.untag(id, n); err != nil {
+			return err
+		}
+	}
+	if r.used(id).by != "" {
+		return nil // a stopped container still wants to start from it
+	}
+	if err := r.tx.Images.Delete(id); err != nil {
+		return err
+	}
+	delete(r.c.images, id)
+	r.chains = append(r.chains, rec.Chain)
+	r.blobs = append(r.blobs, oci.Digest(id))
+	for _, m := range rec.Manifests {
+		r.blobs = append(r.blobs, m.Digest)
+	}
+	r.out = append(r.out, Removed{Deleted: id})
+	r.events = append(r.events, removal{"delete", id})
+	r.dropLayers(rec.Chain)
+	if !prune || rec.Parent == "" {
+		return nil
+	}
+	return r.delete(rec.Parent, false, true, true)
+}
+
+// dropLayers names the stacks, top first, that no image needs any more.
+func (r *remover) dropLayers(chain oci.Chain) {
+	ids := chain.IDs()
+	keep := 0
+	for _, rec := range r.c.images {
+		n := 0
+		for n < len(chain) && n < len(rec.Chain) && rec.Chain[n] == chain[n] {
+			n++
+		}
+		keep = max(keep, n)
+	}
+	for i := len(chain) - 1; i >= keep; i-- {
+		r.out = append(r.out, Removed{Deleted: oci.ImageID(ids[i])})
+	}
+}
+
+func (r *remover) untag(id oci.ImageID, name oci.Reference) error {
+	if err := r.tx.Names.Delete(name.String()); err != nil {
+		return err
+	}
+	n := r.c.names[id]
+	same := func(o oci.Reference) bool { return o.String() == name.String() }
+	// Clones: callers walk the old slices.
+	n.tags = slices.DeleteFunc(slices.Clone(n.tags), same)
+	n.digests = slices.DeleteFunc(slices.Clone(n.digests), same)
+	r.out = append(r.out, Removed{Untagged: name.Familiar()})
+	r.events = append(r.events, removal{"untag", id})
+	return nil
+}

@@ -1,0 +1,131 @@
+package image
+
+import (
+	"strings"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+// match is what a reference typed by a user points at.
+type match struct {
+	id   oci.ImageID
+	name oci.Reference // the recorded name, when it was found by one; zero when by ID or manifest digest
+}
+
+// notFound words a miss as docker does: a name gets its default tag.
+func notFound(ref string) error {
+	if oci.IsHex64(ref) {
+		ref = "sha256:" + ref
+	} else if !isDigest(ref) {
+		if r, err := oci.ParseReference(ref); err == nil {
+			ref = r.WithDefaultTag().Familiar()
+		}
+	}
+	return errs.New(errs.NotFound, "No such image: %s", ref)
+}
+
+func isDigest(s string) bool {
+	_, err := oci.ParseDigest(s)
+	return err == nil
+}
+
+// resolve finds an image by anything a user may type. Records only: it works for damaged images too.
+func resolve(tx *meta.Tx, ref string) (match, error) {
+	if ref == "" {
+		return match{}, errs.New(errs.Invalid, "invalid reference format: image name is empty")
+	}
+	if oci.IsHex64(ref) || isDigest(ref) {
+		return resolveDigest(tx, ref)
+	}
+	parsed, parseErr := oci.ParseReference(ref)
+	if parseErr == nil {
+		key := nameKey(parsed)
+		if rec, err := tx.Names.Get(key.String()); err == nil && tx.Images.Has(rec.Image) {
+			return match{id: rec.Image, name: key}, nil
+		}
+	}
+	prefix := strings.TrimPrefix(ref, "sha256:")
+	if isHex(prefix) {
+		id, err := resolvePrefix(tx, prefix)
+		if err != nil || id != "" {
+			return match{id: id}, err
+		}
+	}
+	if parseErr != nil && !isHex(prefix) {
+		return match{}, parseErr
+	}
+	return match{}, notFound(ref)
+}
+
+// nameKey is the form under which a name is recorded: repository:tag or repository@digest.
+func nameKey(r oci.Reference) oci.Reference {
+	if d := r.Digest(); d != "" {
+		return r.Repository().WithDigest(d)
+	}
+	return r.WithDefaultTag()
+}
+
+func resolveDigest(tx *meta.Tx, ref string) (match, error) {
+	d := oci.Digest("sha256:" + strings.TrimPrefix(ref, "sha256:"))
+	if tx.Images.Has(oci.ImageID(d)) {
+		return match{id: oci.ImageID(d)}, nil
+	}
+	for id, rec := range tx.Images.All() {
+		for _, m := range rec.Manifests {
+			if m.Digest == d {
+				return match{id: id}, nil
+			}
+		}
+	}
+	// The digest of an index: it is only known as part of a name.
+	for key, rec := range tx.Names.All() {
+		if strings.HasSuffix(key, "@"+string(d)) && tx.Images.Has(rec.Image) {
+			return match{id: rec.Image}, nil
+		}
+	}
+	return match{}, notFound(ref)
+}
+
+// resolvePrefix gives "" when nothing matches. IDs win over digests of manifests.
+func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
+	var found oci.ImageID
+	for id := range tx.Images.Prefix(oci.ImageID("sha256:" + prefix)) {
+		if found != "" {
+			return "", ambiguous(prefix)
+		}
+		found = id
+	}
+	if found != "" {
+		return found, nil
+	}
+	for id, rec := range tx.Images.All() {
+		for _, m := range rec.Manifests {
+			if !hasHexPrefix(string(m.Digest), prefix) || found == id {
+				continue
+			}
+			if found != "" {
+				return "", ambiguous(prefix)
+			}
+			found = id
+		}
+	}
+	return found, nil
+}
+
+func ambiguous(prefix string) error {
+	return errs.New(errs.Invalid, "multiple IDs found with provided prefix: %s", prefix)
+}
+
+func isHex(s string) bool {
+	if s == "" || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}

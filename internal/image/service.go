@@ -1,0 +1,292 @@
+package image
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/events"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/meta"
+)
+
+// Options of New. The zero value works.
+type Options struct {
+	Log    *slog.Logger // nil discards
+	Events *events.Bus  // nil publishes nowhere
+	Format oci.Format   // of an image that has no parent; "" = oci.FormatOCI
+	// InUse gives the IDs of the containers made from an image, stopped ones too. nil = nobody uses images.
+	// It is called outside of any transaction.
+	InUse func(oci.ImageID) []string
+	// Running tells whether a container that InUse named runs: its image cannot even be removed by force.
+	// nil = none runs.
+	Running func(containerID string) bool
+}
+
+// Service answers for the images of one store. Safe for concurrent use.
+type Service struct {
+	st   *store.Store
+	opts Options
+}
+
+// New makes the service of an open store.
+func New(st *store.Store, opts Options) *Service {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Format == "" {
+		opts.Format = oci.FormatOCI
+	}
+	return &Service{st: st, opts: opts}
+}
+
+// Publish tells the event bus of something that happened to an image: action is docker's word ("load",
+// "import", "pull" …), name is the familiar reference, or "" for the ID. The image's labels go along.
+func (s *Service) Publish(action string, id oci.ImageID, name string) {
+	if s.opts.Events == nil {
+		return
+	}
+	cfg, _, err := s.config(id)
+	if err != nil {
+		s.opts.Log.Warn("event without labels", "image", string(id), "action", action, "err", err)
+	}
+	s.publish(action, id, name, cfg.Config.Labels)
+}
+
+func (s *Service) publish(action string, id oci.ImageID, name string, labels map[string]string) {
+	if s.opts.Events == nil {
+		return
+	}
+	if name == "" {
+		name = string(id)
+	}
+	attrs := make(map[string]string, len(labels)+1)
+	for k, v := range labels {
+		attrs[k] = v
+	}
+	attrs["name"] = name
+	s.opts.Events.Publish(events.Event{Type: "image", Action: action, ID: string(id), Attributes: attrs})
+}
+
+// users gives the containers that use an image.
+func (s *Service) users(id oci.ImageID) []string {
+	if s.opts.InUse == nil {
+		return nil
+	}
+	return s.opts.InUse(id)
+}
+
+// config reads and verifies an image's config.
+func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
+	raw, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig)
+	if err != nil {
+		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %w", id.Short(), err).
+			WithHint("Pull or load the image again, or remove it.")
+	}
+	cfg, err := oci.DecodeConfig(raw)
+	if err != nil {
+		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %w", id.Short(), err).
+			WithHint("Pull or load the image again, or remove it.")
+	}
+	return *cfg, raw, nil
+}
+
+// catalog is a consistent picture of the records of all images.
+type catalog struct {
+	images map[oci.ImageID]meta.Image
+	names  map[oci.ImageID]*named
+	sizes  map[oci.DiffID]int64
+}
+
+type named struct {
+	tags    []oci.Reference
+	digests []oci.Reference
+	updated time.Time // of the youngest tag
+}
+
+func (n *named) count() int {
+	if n == nil {
+		return 0
+	}
+	return len(n.tags) + len(n.digests)
+}
+
+// all gives every name, tags first.
+func (n *named) all() []oci.Reference {
+	if n == nil {
+		return nil
+	}
+	return slices.Concat(n.tags, n.digests)
+}
+
+func (n *named) add(r oci.Reference, rec meta.Name) {
+	if r.Digest() != "" {
+		n.digests = append(n.digests, r)
+		return
+	}
+	n.tags = append(n.tags, r)
+	if rec.Updated.After(n.updated) {
+		n.updated = rec.Updated
+	}
+}
+
+// namesOf collects the names of one image, sorted.
+func namesOf(tx *meta.Tx, id oci.ImageID) *named {
+	n := &named{}
+	for key, rec := range tx.Names.All() {
+		if rec.Image != id {
+			continue
+		}
+		if r, err := oci.ParseReference(key); err == nil {
+			n.add(r, rec)
+		}
+	}
+	return n
+}
+
+// readCatalog reads all records; a name whose image is gone is left out.
+func readCatalog(tx *meta.Tx) *catalog {
+	c := &catalog{
+		images: map[oci.ImageID]meta.Image{},
+		names:  map[oci.ImageID]*named{},
+		sizes:  map[oci.DiffID]int64{},
+	}
+	for id, rec := range tx.Images.All() {
+		c.images[id] = rec
+	}
+	for key, rec := range tx.Names.All() {
+		if _, ok := c.images[rec.Image]; !ok {
+			continue
+		}
+		r, err := oci.ParseReference(key)
+		if err != nil {
+			continue
+		}
+		if c.names[rec.Image] == nil {
+			c.names[rec.Image] = &named{}
+		}
+		c.names[rec.Image].add(r, rec)
+	}
+	for d, rec := range tx.Layers.All() {
+		c.sizes[d] = rec.Size
+	}
+	return c
+}
+
+// parents is the set of images that others were made from.
+func (c *catalog) parents() map[oci.ImageID]bool {
+	p := map[oci.ImageID]bool{}
+	for _, rec := range c.images {
+		if rec.Parent != "" {
+			p[rec.Parent] = true
+		}
+	}
+	return p
+}
+
+// read takes a consistent picture.
+func (s *Service) read() (c *catalog, err error) {
+	err = s.st.Meta.View(func(tx *meta.Tx) error {
+		c = readCatalog(tx)
+		return nil
+	})
+	return c, err
+}
+
+// build fills an Image from records; the config is the caller's to add.
+func build(id oci.ImageID, rec meta.Image, n *named, size int64) *Image {
+	img := &Image{
+		ID: id, Parent: rec.Parent, Format: rec.Format, Size: size, Shared: -1,
+		LastUsed: rec.LastUsed, Chain: rec.Chain, Manifests: rec.Manifests,
+	}
+	if n != nil {
+		img.Names, img.Digests, img.Tagged = n.tags, n.digests, n.updated
+	}
+	if k := len(rec.Manifests); k > 0 {
+		m := rec.Manifests[k-1]
+		img.Manifest = &m
+	}
+	return img
+}
+
+func (c *catalog) size(chain oci.Chain) (total int64) {
+	for _, d := range chain {
+		total += c.sizes[d]
+	}
+	return total
+}
+
+// Get finds one image: by name (with or without registry and tag), by name and digest, by ID, by the digest of
+// a manifest it is known by, or by an unambiguous prefix of its ID; names win over IDs.
+// errs.NotFound says "No such image: REF", errs.Invalid names an ambiguous prefix or a malformed reference,
+// errs.DataLoss an image whose config is damaged.
+func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
+	var img *Image
+	err := s.st.Meta.View(func(tx *meta.Tx) error {
+		m, err := resolve(tx, ref)
+		if err != nil {
+			return err
+		}
+		rec, err := tx.Images.Get(m.id)
+		if err != nil {
+			return err
+		}
+		var size int64
+		for _, d := range rec.Chain {
+			if l, err := tx.Layers.Get(d); err == nil {
+				size += l.Size
+			}
+		}
+		img = build(m.id, rec, namesOf(tx, m.id), size)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	img.Config, img.Raw, err = s.config(img.ID)
+	if err != nil {
+		return nil, err
+	}
+	return img, ctx.Err()
+}
+
+// touchGrain is how exact LastUsed is: a run must not pay for a durable write each time.
+const touchGrain = 10 * time.Minute
+
+// Touch records that an image was used now.
+func (s *Service) Touch(_ context.Context, id oci.ImageID) error {
+	now := time.Now().UTC()
+	fresh := false
+	err := s.st.Meta.View(func(tx *meta.Tx) error {
+		rec, err := tx.Images.Get(id)
+		fresh = err == nil && now.Sub(rec.LastUsed).Abs() < touchGrain
+		return err
+	})
+	if err != nil || fresh {
+		return err
+	}
+	return s.st.Meta.Update(func(tx *meta.Tx) error {
+		rec, err := tx.Images.Get(id)
+		if err != nil {
+			return err
+		}
+		rec.LastUsed = now
+		return tx.Images.Put(id, rec)
+	})
+}
+
+// Created is when the image says it was made; the zero time when it does not say.
+func (i *Image) Created() time.Time {
+	if i.Config.Created == nil {
+		return time.Time{}
+	}
+	return *i.Config.Created
+}
+
+func hasHexPrefix(id, p string) bool {
+	return strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), p)
+}
