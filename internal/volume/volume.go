@@ -37,6 +37,10 @@ type Mount struct {
 	CopyUp      bool     // fill from the image on first use
 	Options     []string // tmpfs
 	Anonymous   bool
+
+	CreateSource bool   // bind: make a missing source directory at start
+	NonRecursive bool   // bind: without the mounts below the source
+	Subpath      string // volume: clean relative directory of the volume that is mounted instead of its root
 }
 
 // Volume is one volume as list and inspect show it.

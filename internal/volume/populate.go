@@ -1,0 +1,343 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/oci"
+)
+
+// Populate fills a volume from a directory of an image, if the volume is empty: owners, modes, times, xattrs and
+// hard links are kept, nothing is followed. The volume's root takes over owner and mode of src even when src is
+// empty, as docker does. src is opened by the caller inside the container's root.
+//
+// A volume that nobody else refers to is filled aside and renamed in, so a crash leaves it empty, not half
+// full; one that is shared is filled in place.
+func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string, src *os.File) (err error) {
+	rec, err := s.record(name)
+	if err != nil {
+		return err
+	}
+	done, err := s.busy(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer done()
+	data := s.path(name)
+	empty, err := isEmpty(data)
+	if err != nil || !empty {
+		return err
+	}
+	s.mu.Lock()
+	alone := len(rec.Options) == 0
+	for _, u := range s.users(name) {
+		alone = alone && u == string(id)
+	}
+	s.mu.Unlock()
+	if !alone {
+		return s.fill(ctx, src, data)
+	}
+	tmp := durable.TempName(filepath.Join(s.opts.Root, name))
+	fsys := s.opts.Store.FS
+	if err := fsys.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, fsys.RemoveAll(tmp))
+		}
+	}()
+	if err := s.fill(ctx, src, tmp); err != nil {
+		return err
+	}
+	renamed, err := s.renameIn(id, name, tmp)
+	if err != nil || renamed {
+		return err
+	}
+	// Somebody came in meanwhile and may have the directory mounted: it must stay the one it is.
+	return errors.Join(s.fill(ctx, src, data), fsys.RemoveAll(tmp))
+}
+
+// renameIn puts tmp in the place of the data directory unless another container has come to refer to the
+// volume. Under mu nobody can come between the look and the rename.
+func (s *Service) renameIn(id oci.ContainerID, name, tmp string) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range s.users(name) {
+		if u != string(id) {
+			return false, nil
+		}
+	}
+	err := s.opts.Store.FS.Rename(tmp, s.path(name))
+	return err == nil, err
+}
+
+// fill copies what is in src, and its attributes, into the directory at path.
+func (s *Service) fill(ctx context.Context, src *os.File, path string) error {
+	dst, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: dst}
+	if err := c.dir(src, dst, ""); err != nil {
+		return fmt.Errorf("volume: fill from the image: %w", err)
+	}
+	return nil
+}
+
+func isEmpty(dir string) (bool, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(2)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	for _, n := range names {
+		if n != "lost+found" {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// copier copies a tree between two directory descriptors.
+type copier struct {
+	ctx   context.Context
+	links map[[2]uint64]string // inode with several names → path of the copy below root
+	root  *os.File
+}
+
+func (c *copier) dir(src, dst *os.File, rel string) error {
+	list, err := openAgain(src)
+	if err != nil {
+		return err
+	}
+	names, err := list.Readdirnames(-1)
+	_ = list.Close()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		if err := c.entry(src, dst, n, filepath.Join(rel, n)); err != nil {
+			return fmt.Errorf("%s: %w", filepath.Join(rel, n), err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(src.Fd()), &st); err != nil {
+		return err
+	}
+	if err := copyXattrs(fdPath(src), fdPath(dst)); err != nil {
+		return err
+	}
+	if err := unix.Fchown(int(dst.Fd()), int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(int(dst.Fd()), st.Mode&0o7777); err != nil {
+		return err
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(dst), []unix.Timespec{st.Atim, st.Mtim}, 0)
+}
+
+// ignoreExists: a shared volume is filled in place, and what a container wrote first stays.
+func ignoreExists(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+func openAgain(d *os.File) (*os.File, error) {
+	fd, err := unix.Openat(int(d.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), d.Name()), nil
+}
+
+func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+func (c *copier) entry(src, dst *os.File, name, rel string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	key := [2]uint64{uint64(st.Dev), st.Ino}
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFDIR && st.Nlink > 1 {
+		if first, ok := c.links[key]; ok {
+			return ignoreExists(unix.Linkat(int(c.root.Fd()), first, int(dst.Fd()), name, 0))
+		}
+	}
+	switch kind {
+	case unix.S_IFDIR:
+		return c.subdir(src, dst, name, rel)
+	case unix.S_IFREG:
+		if err := c.file(src, dst, name, &st); err != nil {
+			return err
+		}
+	case unix.S_IFLNK:
+		buf := make([]byte, 4096)
+		n, err := unix.Readlinkat(int(src.Fd()), name, buf)
+		if err != nil {
+			return err
+		}
+		if err := unix.Symlinkat(string(buf[:n]), int(dst.Fd()), name); err != nil {
+			return ignoreExists(err)
+		}
+	case unix.S_IFSOCK:
+		return nil // a socket is its server's, not the image's
+	default:
+		if err := unix.Mknodat(int(dst.Fd()), name, st.Mode, int(st.Rdev)); err != nil {
+			return ignoreExists(err)
+		}
+	}
+	if kind != unix.S_IFREG {
+		if err := unix.Fchownat(int(dst.Fd()), name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+		if kind != unix.S_IFLNK {
+			if err := unix.Fchmodat(int(dst.Fd()), name, st.Mode&0o7777, 0); err != nil {
+				return err
+			}
+		}
+		err := unix.UtimesNanoAt(int(dst.Fd()), name, []unix.Timespec{st.Atim, st.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return err
+		}
+	}
+	if st.Nlink > 1 {
+		c.links[key] = rel
+	}
+	return nil
+}
+
+func (c *copier) subdir(src, dst *os.File, name, rel string) error {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	sfd, err := unix.Openat(int(src.Fd()), name, flags, 0)
+	if err != nil {
+		return err
+	}
+	sub := os.NewFile(uintptr(sfd), name)
+	defer sub.Close()
+	if err := unix.Mkdirat(int(dst.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	dfd, err := unix.Openat(int(dst.Fd()), name, flags, 0)
+	if err != nil {
+		return err
+	}
+	into := os.NewFile(uintptr(dfd), name)
+	defer into.Close()
+	return c.dir(sub, into, rel)
+}
+
+func (c *copier) file(src, dst *os.File, name string, st *unix.Stat_t) (err error) {
+	sfd, err := unix.Openat(int(src.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	in := os.NewFile(uintptr(sfd), name)
+	defer in.Close()
+	dfd, err := unix.Openat(int(dst.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return ignoreExists(err)
+	}
+	out := os.NewFile(uintptr(dfd), name)
+	defer func() { err = errors.Join(err, out.Close()) }()
+	if err := c.data(in, out, st.Size); err != nil {
+		return err
+	}
+	if err := unix.Fchown(dfd, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(dfd, st.Mode&0o7777); err != nil {
+		return err
+	}
+	if err := copyXattrs(fdPath(in), fdPath(out)); err != nil { // after chown, which drops capabilities
+		return err
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(out), []unix.Timespec{st.Atim, st.Mtim}, 0)
+}
+
+// data copies the parts that hold data; holes stay holes.
+func (c *copier) data(in, out *os.File, size int64) error {
+	for off := int64(0); off < size; {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		start, err := unix.Seek(int(in.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break
+		}
+		if err != nil {
+			start = off
+		}
+		end, err := unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE)
+		if err != nil {
+			end = size
+		}
+		end = min(end, start+64<<20) // so that a cancelled copy ends soon
+		if _, err := in.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := out.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		n, err := io.CopyN(out, in, end-start)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		off = start + n
+	}
+	return out.Truncate(size)
+}
+
+// copyXattrs copies all but the overlay's own; a file system that has none is no error.
+func copyXattrs(from, to string) error {
+	size, err := unix.Listxattr(from, nil)
+	if errors.Is(err, unix.ENOTSUP) || size == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	list := make([]byte, size)
+	if size, err = unix.Listxattr(from, list); err != nil {
+		return err
+	}
+	for _, n := range strings.Split(strings.TrimRight(string(list[:size]), "\x00"), "\x00") {
+		if strings.HasPrefix(n, "trusted.overlay.") || strings.HasPrefix(n, "user.overlay.") {
+			continue
+		}
+		vs, err := unix.Getxattr(from, n, nil)
+		if err != nil {
+			continue // removed meanwhile, or not ours to read
+		}
+		v := make([]byte, vs)
+		if vs, err = unix.Getxattr(from, n, v); err != nil {
+			continue
+		}
+		if err := unix.Setxattr(to, n, v[:vs], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
+			return fmt.Errorf("xattr %s: %w", n, err)
+		}
+	}
+	return nil
+}

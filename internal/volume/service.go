@@ -1,0 +1,521 @@
+package volume
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/events"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/meta"
+)
+
+// dataDir is the directory of a volume's content inside the volume's own directory.
+const dataDir = "_data"
+
+// Options of New. Store and Root are required.
+type Options struct {
+	Store  *store.Store
+	Root   string // <data-root>/volumes
+	Log    *slog.Logger
+	Events *events.Bus
+	// InUse names containers that refer to a volume beside those known through Hold; may be nil.
+	InUse func(name string) []string
+}
+
+// Service keeps the volumes of this host. Safe for concurrent use.
+//
+// Lock order: mu is a leaf; it is held over one small database transaction or one rename at most, never
+// over copying or removing data.
+type Service struct {
+	opts Options
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	holders map[string]map[string]struct{} // volume → containers that refer to it
+	active  map[string]map[string]struct{} // volume with a device → running containers that need it mounted
+
+	popMu   sync.Mutex
+	popBusy map[string]chan struct{} // volumes being filled from an image
+}
+
+// New makes the service and the root directory (mode 0711: a bind of a volume must be reachable by its
+// owner's processes, and nothing below is listable). Leftovers of an interrupted removal are deleted.
+func New(o Options) (*Service, error) {
+	if o.Store == nil || o.Root == "" {
+		return nil, errs.New(errs.Invalid, "volumes: options lack a store or a root")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := o.Store.FS.MkdirAll(o.Root, 0o711); err != nil {
+		return nil, errs.New(errs.Internal, "volumes: %w", err)
+	}
+	s := &Service{
+		opts: o, log: o.Log,
+		holders: map[string]map[string]struct{}{},
+		active:  map[string]map[string]struct{}{},
+		popBusy: map[string]chan struct{}{},
+	}
+	if err := durable.RemoveTemps(o.Store.FS, o.Root); err != nil {
+		o.Log.Warn("volumes: leftovers stay", "err", err)
+	}
+	return s, nil
+}
+
+// NewID gives a random name for an anonymous volume: 64 hex digits.
+func NewID() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+var nameRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+
+// maxName is the longest name of a directory.
+const maxName = 255
+
+func checkName(name string) error {
+	switch {
+	case len(name) == 1:
+		return errs.New(errs.Invalid, "create %s: volume name is too short, names should be at least two alphanumeric characters", name)
+	case len(name) > maxName:
+		return errs.New(errs.Invalid, "create %.40s…: volume name is longer than %d characters", name, maxName)
+	case !nameRE.MatchString(name):
+		return errs.New(errs.Invalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed", name, name).
+			WithHint("If you intended to pass a host directory, use absolute path")
+	}
+	return nil
+}
+
+// Create makes a volume, or gives the one that is there. name "" invents one (an anonymous volume);
+// driver "" means local, the only one. Errors: Invalid, NotFound for a driver, Conflict.
+func (s *Service) Create(ctx context.Context, name, driver string, labels, options map[string]string) (*Volume, error) {
+	return s.create(ctx, name, driver, labels, options, "")
+}
+
+// create makes the volume and registers holder (unless "") as referring to it, in one step.
+func (s *Service) create(ctx context.Context, name, driver string, labels, options map[string]string, holder string) (*Volume, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	anonymous := name == ""
+	if anonymous {
+		name = NewID()
+	}
+	if driver == "" {
+		driver = "local"
+	}
+	if driver != "local" {
+		return nil, errs.New(errs.NotFound, "create %s: error looking up volume plugin %s: plugin %q not found", name, driver, driver).
+			WithHint("Only the driver local is built in.")
+	}
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	if err := checkDriverOptions(name, options); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var rec meta.Volume
+	err := s.opts.Store.Meta.View(func(tx *meta.Tx) (err error) {
+		rec, err = tx.Volumes.Get(name)
+		return err
+	})
+	switch {
+	case err == nil:
+		if err := s.ensureData(name, rec); err != nil {
+			return nil, err
+		}
+		s.hold(name, holder)
+		return s.volume(name, rec), nil
+	case !errors.Is(err, errs.NotFound):
+		return nil, err
+	}
+	rec = meta.Volume{Driver: driver, Labels: maps.Clone(labels), Options: maps.Clone(options), Created: time.Now().UTC(), Anonymous: anonymous}
+	if err := s.ensureData(name, rec); err != nil {
+		return nil, err
+	}
+	if err := s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Put(name, rec) }); err != nil {
+		return nil, errs.New(errs.Internal, "create %s: record: %w", name, err)
+	}
+	s.hold(name, holder)
+	s.publish("create", name, nil)
+	return s.volume(name, rec), nil
+}
+
+// ensureData makes the volume's directories, durable before the record is.
+func (s *Service) ensureData(name string, _ meta.Volume) error {
+	fsys := s.opts.Store.FS
+	dir := filepath.Join(s.opts.Root, name)
+	data := filepath.Join(dir, dataDir)
+	if fi, err := fsys.Lstat(data); err == nil && fi.IsDir() {
+		return nil
+	}
+	if err := fsys.MkdirAll(dir, 0o701); err != nil {
+		return errs.New(errs.Internal, "create %s: %w", name, err)
+	}
+	if err := fsys.Mkdir(data, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return errs.New(errs.Internal, "create %s: %w", name, err)
+	}
+	return errors.Join(fsys.SyncDir(dir), fsys.SyncDir(s.opts.Root))
+}
+
+func (s *Service) volume(name string, rec meta.Volume) *Volume {
+	return &Volume{
+		Name: name, Driver: rec.Driver, Mountpoint: s.path(name), Created: rec.Created,
+		Labels: rec.Labels, Options: rec.Options, Anonymous: rec.Anonymous, Size: -1,
+		RefCount: len(s.users(name)),
+	}
+}
+
+func (s *Service) path(name string) string { return filepath.Join(s.opts.Root, name, dataDir) }
+
+// hold registers holder; mu is held.
+func (s *Service) hold(name, holder string) {
+	if holder == "" {
+		return
+	}
+	if s.holders[name] == nil {
+		s.holders[name] = map[string]struct{}{}
+	}
+	s.holders[name][holder] = struct{}{}
+}
+
+// Hold registers that a container refers to the volumes, as container.Service does for each record it loads.
+func (s *Service) Hold(container oci.ContainerID, names ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range names {
+		s.hold(n, string(container))
+	}
+}
+
+// Drop ends every reference of a container.
+func (s *Service) Drop(container oci.ContainerID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n, h := range s.holders {
+		delete(h, string(container))
+		if len(h) == 0 {
+			delete(s.holders, n)
+		}
+	}
+}
+
+// users names the containers that refer to a volume, sorted; mu is held.
+func (s *Service) users(name string) []string {
+	ids := slices.Collect(maps.Keys(s.holders[name]))
+	if s.opts.InUse != nil {
+		for _, id := range s.opts.InUse(name) {
+			if !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	sort.Strings(ids)
+	return ids
+}
+
+// Get finds a volume. Errors: NotFound.
+func (s *Service) Get(ctx context.Context, name string) (*Volume, error) {
+	rec, err := s.record(name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.volume(name, rec), nil
+}
+
+func (s *Service) record(name string) (rec meta.Volume, err error) {
+	err = s.opts.Store.Meta.View(func(tx *meta.Tx) (err error) {
+		rec, err = tx.Volumes.Get(name)
+		return err
+	})
+	if errors.Is(err, errs.NotFound) {
+		return rec, errs.New(errs.NotFound, "get %s: no such volume", name)
+	}
+	return rec, err
+}
+
+// List gives the volumes that pass the filters, sorted by name. Filters: dangling, driver, label, name.
+func (s *Service) List(ctx context.Context, filters map[string][]string) ([]*Volume, error) {
+	for k := range filters {
+		switch k {
+		case "dangling", "driver", "label", "name":
+		default:
+			return nil, errs.New(errs.Invalid, "invalid filter '%s'", k)
+		}
+	}
+	dangling, err := boolFilter(filters, "dangling")
+	if err != nil {
+		return nil, err
+	}
+	recs := map[string]meta.Volume{}
+	err = s.opts.Store.Meta.View(func(tx *meta.Tx) error {
+		for n, r := range tx.Volumes.All() {
+			recs[n] = r
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*Volume
+	for n, r := range recs {
+		if !matchAny(filters["name"], n) || !oneOf(filters["driver"], r.Driver) || !MatchLabels(filters["label"], r.Labels) {
+			continue
+		}
+		v := s.volume(n, r)
+		if dangling != nil && *dangling != (v.RefCount == 0) {
+			continue
+		}
+		out = append(out, v)
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
+	return out, nil
+}
+
+func boolFilter(filters map[string][]string, key string) (*bool, error) {
+	var out *bool
+	for _, v := range filters[key] {
+		var b bool
+		switch strings.ToLower(v) {
+		case "1", "true":
+			b = true
+		case "0", "false":
+		default:
+			return nil, errs.New(errs.Invalid, "invalid filter '%s=%s'", key, v)
+		}
+		if out != nil && *out != b {
+			return nil, errs.New(errs.Invalid, "invalid filter '%s=%v'", key, filters[key])
+		}
+		out = &b
+	}
+	return out, nil
+}
+
+// matchAny reports whether one of the patterns (text or regular expression, as docker takes them) is in s; none means yes.
+func matchAny(patterns []string, s string) bool {
+	if len(patterns) == 0 {
+		return true
+	}
+	for _, p := range patterns {
+		if strings.Contains(s, p) {
+			return true
+		}
+		if re, err := regexp.Compile(p); err == nil && re.MatchString(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func oneOf(values []string, s string) bool { return len(values) == 0 || slices.Contains(values, s) }
+
+// MatchLabels reports whether labels satisfy every "key" or "key=value".
+func MatchLabels(want []string, labels map[string]string) bool {
+	for _, w := range want {
+		k, v, hasValue := strings.Cut(w, "=")
+		got, ok := labels[k]
+		if !ok || (hasValue && got != v) {
+			return false
+		}
+	}
+	return true
+}
+
+// Remove deletes a volume and its data. Errors: NotFound (nil with force), Conflict while a container refers to it.
+func (s *Service) Remove(ctx context.Context, name string, force bool) error {
+	err := s.remove(ctx, name)
+	if force && errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+func (s *Service) remove(ctx context.Context, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	tmp, err := s.unlink(name)
+	if err != nil {
+		return err
+	}
+	if tmp == "" {
+		return nil
+	}
+	// The record is gone and the directory renamed: what is left is a temporary that start-up deletes too.
+	if err := s.opts.Store.FS.RemoveAll(tmp); err != nil {
+		return errs.New(errs.Internal, "remove %s: %w", name, err)
+	}
+	return nil
+}
+
+// unlink deletes the record and renames the directory away, both under mu, so that a volume of that name made
+// in the next moment has nothing in common with this one.
+func (s *Service) unlink(name string) (tmp string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.record(name); err != nil {
+		return "", err
+	}
+	if ids := s.users(name); len(ids) > 0 {
+		return "", errs.New(errs.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
+	}
+	dir := filepath.Join(s.opts.Root, name)
+	if mounted(s.path(name)) {
+		return "", errs.New(errs.Conflict, "remove %s: volume is still mounted at %s", name, s.path(name)).
+			WithHint("Unmount it and try again.")
+	}
+	err = s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Delete(name) })
+	if err != nil {
+		return "", errs.New(errs.Internal, "remove %s: record: %w", name, err)
+	}
+	s.publish("destroy", name, nil)
+	tmp = durable.TempName(s.opts.Root)
+	err = s.opts.Store.FS.Rename(dir, tmp)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", errs.New(errs.Internal, "remove %s: %w", name, err)
+	}
+	return tmp, nil
+}
+
+// Prune removes volumes that no container refers to: anonymous ones, all with the filter all=true.
+// Filters: label, label!, all. It gives what was removed and the bytes that came free.
+func (s *Service) Prune(ctx context.Context, filters map[string][]string) (names []string, reclaimed int64, err error) {
+	for k := range filters {
+		switch k {
+		case "label", "label!", "all":
+		default:
+			return nil, 0, errs.New(errs.Invalid, "invalid filter '%s'", k)
+		}
+	}
+	all, err := boolFilter(filters, "all")
+	if err != nil {
+		return nil, 0, err
+	}
+	vols, err := s.List(ctx, nil)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, v := range vols {
+		if ctx.Err() != nil {
+			return names, reclaimed, ctx.Err()
+		}
+		switch {
+		case v.RefCount > 0, !v.Anonymous && (all == nil || !*all),
+			!MatchLabels(filters["label"], v.Labels),
+			len(filters["label!"]) > 0 && MatchLabels(filters["label!"], v.Labels):
+			continue
+		}
+		size, sizeErr := s.Size(ctx, v.Name)
+		if sizeErr != nil {
+			size = 0
+		}
+		if err := s.remove(ctx, v.Name); err != nil {
+			if !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
+				s.log.Warn("prune: volume stays", "volume", v.Name, "err", err)
+			}
+			continue
+		}
+		names = append(names, v.Name)
+		reclaimed += size
+	}
+	s.opts.publishPrune(reclaimed)
+	return names, reclaimed, nil
+}
+
+// RemoveAnonymous removes those of the named volumes that are anonymous and that nobody refers to any more, as
+// `rm -v` and `run --rm` do. What cannot be removed is logged: the container is gone already.
+func (s *Service) RemoveAnonymous(ctx context.Context, names []string) {
+	for _, n := range names {
+		rec, err := s.record(n)
+		if err != nil || !rec.Anonymous {
+			continue
+		}
+		if err := s.remove(ctx, n); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
+			s.log.Warn("anonymous volume stays", "volume", n, "err", err)
+		}
+	}
+}
+
+// Size sums the allocated sizes of a volume's files in bytes; a hard link counts once.
+func (s *Service) Size(ctx context.Context, name string) (int64, error) {
+	if _, err := s.record(name); err != nil {
+		return 0, err
+	}
+	return treeSize(ctx, s.path(name))
+}
+
+// publish tells of a volume event.
+func (s *Service) publish(action, name string, attrs map[string]string) {
+	if s.opts.Events == nil {
+		return
+	}
+	a := map[string]string{"driver": "local"}
+	maps.Copy(a, attrs)
+	s.opts.Events.Publish(events.Event{Type: "volume", Action: action, ID: name, Attributes: a})
+}
+
+func (o *Options) publishPrune(reclaimed int64) {
+	if o.Events == nil {
+		return
+	}
+	o.Events.Publish(events.Event{Type: "volume", Action: "prune", Attributes: map[string]string{"reclaimed": formatInt(reclaimed)}})
+}
+
+// treeSize never follows links, and passes over what vanishes meanwhile.
+func treeSize(ctx context.Context, root string) (int64, error) {
+	var total int64
+	seen := map[[2]uint64]struct{}{}
+	err := filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || fi.Mode()&os.ModeType != 0 {
+			return err
+		}
+		if key, links := inode(fi); links > 1 {
+			if _, dup := seen[key]; dup {
+				return nil
+			}
+			seen[key] = struct{}{}
+		}
+		total += fi.Size()
+		return nil
+	})
+	return total, err
+}
