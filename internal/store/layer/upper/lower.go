@@ -235,4 +235,3 @@ func join(dir, name string) string {
 	}
 	return dir + "/" + name
 }
-
