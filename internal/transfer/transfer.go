@@ -54,6 +54,15 @@ type PushResult struct {
 	Size   int
 }
 
+// SearchResult is one line of search, in the shape in which registries and the Engine API both give it.
+type SearchResult struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Stars       int    `json:"star_count"`
+	Official    bool   `json:"is_official"`
+	Automated   bool   `json:"is_automated"`
+}
+
 // SaveOptions of save.
 type SaveOptions struct {
 	Format string // "", "hybrid", "oci", "docker", "legacy"

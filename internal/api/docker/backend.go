@@ -45,14 +45,8 @@ type Mover interface {
 	Search(ctx context.Context, term string, limit int, filters map[string][]string, cred transfer.Credentials) ([]SearchResult, error)
 }
 
-// SearchResult is one line of search.
-type SearchResult struct {
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Stars       int    `json:"star_count"`
-	Official    bool   `json:"is_official"`
-	Automated   bool   `json:"is_automated"`
-}
+// SearchResult is transfer.SearchResult: the registry client makes it, and it may not import this package.
+type SearchResult = transfer.SearchResult
 
 // Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
 // prefix or a name; errs.NotFound says "No such container: REF".
@@ -148,4 +142,12 @@ type Info struct {
 	Warnings                                                      []string
 	Goroutines, FDs, Listeners                                    int
 	SystemTime                                                    time.Time
+	IPv4Forwarding                                                bool
+	DefaultRuntime, InitBinary                                    string
+	Limits                                                        Limits // what cgroups can do here
+}
+
+// Limits tells which resources of a container the kernel lets the engine limit.
+type Limits struct {
+	Memory, Swap, CPUQuota, CPUShares, CPUSet, Pids, OOMKillDisable bool
 }
