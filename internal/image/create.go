@@ -85,6 +85,9 @@ func (s *Service) storeConfig(lease *store.Lease, id oci.ImageID, raw []byte) er
 // checkManifest fits the manifest, when there is one, to the config, and settles o.Format.
 func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) error {
 	if o.Manifest == nil {
+		if o.Index != nil {
+			return errs.New(errs.Invalid, "image %s: an index without a manifest", id.Short())
+		}
 		if o.Format == "" {
 			o.Format = oci.FormatOCI
 		}
@@ -110,7 +113,28 @@ func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) 
 	if o.Format == "" {
 		o.Format = oci.FormatOf(m.MediaType)
 	}
-	return nil
+	return s.checkIndex(id, o)
+}
+
+// checkIndex wants the manifest among the index's.
+func (s *Service) checkIndex(id oci.ImageID, o *PutOptions) error {
+	if o.Index == nil {
+		return nil
+	}
+	raw, err := s.st.Blobs.Bytes(o.Index.Digest, oci.MaxManifest)
+	if err != nil {
+		return errs.New(errs.Precondition, "image %s: index: %w", id.Short(), err)
+	}
+	index, err := oci.DecodeIndex(raw, o.Index.MediaType)
+	if err != nil {
+		return errs.New(errs.Invalid, "image %s: %w", id.Short(), err)
+	}
+	for _, d := range index.Manifests {
+		if d.Digest == o.Manifest.Digest {
+			return nil
+		}
+	}
+	return errs.New(errs.Invalid, "image %s: index %s does not list manifest %s", id.Short(), o.Index.Digest, o.Manifest.Digest)
 }
 
 // checkLayers asks the driver for every layer of a stack, bottom first.
@@ -139,10 +163,13 @@ func record(tx *meta.Tx, id oci.ImageID, chain oci.Chain, o PutOptions, names []
 	if o.Parent != "" && o.Parent != id && tx.Images.Has(o.Parent) && !descends(tx, o.Parent, id) {
 		rec.Parent = o.Parent
 	}
-	if o.Manifest != nil {
-		rec.Format = oci.FormatOf(o.Manifest.MediaType)
-		rec.Manifests = slices.DeleteFunc(rec.Manifests, func(d oci.Descriptor) bool { return d.Digest == o.Manifest.Digest })
-		rec.Manifests = append(rec.Manifests, *o.Manifest) // the last one is current
+	for _, d := range []*oci.Descriptor{o.Index, o.Manifest} {
+		if d == nil {
+			continue
+		}
+		rec.Format = oci.FormatOf(d.MediaType)
+		rec.Manifests = slices.DeleteFunc(rec.Manifests, func(have oci.Descriptor) bool { return have.Digest == d.Digest })
+		rec.Manifests = append(rec.Manifests, *d) // the last one is current
 	}
 	if err := tx.Images.Put(id, rec); err != nil {
 		return err

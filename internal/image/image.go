@@ -27,7 +27,7 @@ type Image struct {
 	LastUsed time.Time
 
 	Chain     oci.Chain        // its layers, bottom first, as recorded (there even when the config is damaged)
-	Manifests []oci.Descriptor // every manifest it was pulled, pushed or loaded with; exact bytes are in the blob store
+	Manifests []oci.Descriptor // every manifest and index it was pulled, pushed or loaded with; exact bytes are in the blob store
 }
 
 // LayerView is one layer of an image for the layer view and the tree.
@@ -76,6 +76,7 @@ type PutOptions struct {
 	Config   []byte          // exact bytes
 	Format   oci.Format      // "" means the manifest's family, else oci.FormatOCI
 	Manifest *oci.Descriptor // of its manifest, whose bytes are in the blob store; nil when there is none
+	Index    *oci.Descriptor // of the index the manifest was chosen from, bytes in the blob store too; nil when there is none
 	Names    []oci.Reference // repository:tag or repository@digest; each is moved here
 	Parent   oci.ImageID     // local image it was made from; "" for none
 }

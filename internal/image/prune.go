@@ -5,7 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
@@ -128,49 +127,4 @@ func (r *remover) prune(id oci.ImageID, all bool) error {
 		}
 	}
 	return r.delete(id, false, true, true)
-}
-
-// Lookup gives the ID of the image that a reference names, without reading the image: see Get.
-func (s *Service) Lookup(ref string) (id oci.ImageID, err error) {
-	err = s.st.Meta.View(func(tx *meta.Tx) error {
-		m, err := resolve(tx, ref)
-		id = m.id
-		return err
-	})
-	return id, err
-}
-
-// Tag gives an image one more name; a name that another image had moves here. A name without a tag gets latest;
-// one with a digest is errs.Invalid.
-func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
-	name, err := tagName(name)
-	if err != nil {
-		return err
-	}
-	var id oci.ImageID
-	err = s.st.Meta.Update(func(tx *meta.Tx) error {
-		m, err := resolve(tx, ref)
-		if err != nil {
-			return err
-		}
-		id = m.id
-		return tx.Names.Put(name.String(), meta.Name{Image: id, Updated: time.Now().UTC()})
-	})
-	if err != nil {
-		return err
-	}
-	s.Publish("tag", id, name.Familiar())
-	return nil
-}
-
-func tagName(name oci.Reference) (oci.Reference, error) {
-	switch {
-	case name.IsZero():
-		return name, errs.New(errs.Invalid, "invalid reference format: repository name must have at least one component")
-	case name.Digest() != "":
-		return name, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
-	case name.FamiliarName() == "sha256":
-		return name, errs.New(errs.Invalid, "refusing to create an ambiguous tag using digest algorithm as name")
-	}
-	return name.WithDefaultTag(), nil
 }

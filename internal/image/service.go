@@ -206,9 +206,10 @@ func build(id oci.ImageID, rec meta.Image, n *named, size int64) *Image {
 	if n != nil {
 		img.Names, img.Digests, img.Tagged = n.tags, n.digests, n.updated
 	}
-	if k := len(rec.Manifests); k > 0 {
-		m := rec.Manifests[k-1]
-		img.Manifest = &m
+	for _, m := range rec.Manifests {
+		if !oci.IsIndex(m.MediaType) {
+			img.Manifest = &m // the last one is current
+		}
 	}
 	return img
 }

@@ -1,0 +1,75 @@
+package image
+
+import (
+	"context"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+// Find gives the ID of the image that a reference names, without reading the image, and the recorded name
+// (repository:tag or repository@digest) it was found by; zero when it was found by ID. Errors as Get.
+func (s *Service) Find(ref string) (id oci.ImageID, name oci.Reference, err error) {
+	err = s.st.Meta.View(func(tx *meta.Tx) error {
+		m, err := resolve(tx, ref)
+		id, name = m.id, m.name
+		return err
+	})
+	return id, name, err
+}
+
+// Lookup is Find for who only wants the ID.
+func (s *Service) Lookup(ref string) (oci.ImageID, error) {
+	id, _, err := s.Find(ref)
+	return id, err
+}
+
+// Tags gives the tagged names of a repository, sorted; none is no error.
+func (s *Service) Tags(repository oci.Reference) (names []oci.Reference, err error) {
+	err = s.st.Meta.View(func(tx *meta.Tx) error {
+		for key, rec := range tx.Names.Prefix(repository.Name() + ":") {
+			if r, err := oci.ParseReference(key); err == nil && r.Digest() == "" && r.Name() == repository.Name() && tx.Images.Has(rec.Image) {
+				names = append(names, r)
+			}
+		}
+		return nil
+	})
+	return names, err
+}
+
+// Tag gives an image one more name; a name that another image had moves here. A name without a tag gets latest;
+// one with a digest is errs.Invalid.
+func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
+	name, err := tagName(name)
+	if err != nil {
+		return err
+	}
+	var id oci.ImageID
+	err = s.st.Meta.Update(func(tx *meta.Tx) error {
+		m, err := resolve(tx, ref)
+		if err != nil {
+			return err
+		}
+		id = m.id
+		return tx.Names.Put(name.String(), meta.Name{Image: id, Updated: time.Now().UTC()})
+	})
+	if err != nil {
+		return err
+	}
+	s.Publish("tag", id, name.Familiar())
+	return nil
+}
+
+func tagName(name oci.Reference) (oci.Reference, error) {
+	switch {
+	case name.IsZero():
+		return name, errs.New(errs.Invalid, "invalid reference format: repository name must have at least one component")
+	case name.Digest() != "":
+		return name, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+	case name.FamiliarName() == "sha256":
+		return name, errs.New(errs.Invalid, "refusing to create an ambiguous tag using digest algorithm as name")
+	}
+	return name.WithDefaultTag(), nil
+}
