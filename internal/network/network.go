@@ -7,6 +7,8 @@ package network
 import (
 	"net/netip"
 	"time"
+
+	"ply/internal/oci"
 )
 
 // PortBinding publishes a container's port.
@@ -59,4 +61,21 @@ type Network struct {
 type Counters struct {
 	RxBytes, RxPackets, RxErrors, RxDropped uint64
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
+}
+
+// AttachRequest asks for a network namespace with an endpoint in it.
+type AttachRequest struct {
+	ID        oci.ContainerID
+	Mode      string // "bridge", "none", or a network's name or ID
+	NetnsPath string // where the namespace is to be bound; made by Attach
+	Spec      EndpointSpec
+	Ports     []PortBinding
+	Hostname  string
+	Aliases   []string
+}
+
+// Attachment is what Attach made.
+type Attachment struct {
+	Endpoints map[string]Endpoint // by network name
+	Ports     []PortBinding       // as bound: host address and port filled in, one entry a family
 }

@@ -1,0 +1,405 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+// The tests own bridges and rules, so they run in a network and mount namespace of their own.
+func TestMain(m *testing.M) {
+	if os.Getenv("PLY_TEST_NETNS") == "" {
+		cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--", os.Args[0]}, os.Args[1:]...)...)
+		cmd.Env = append(os.Environ(), "PLY_TEST_NETNS=1")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+		err := cmd.Run()
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			os.Exit(exit.ExitCode())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "unshare:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lo:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+const idA, idB = oci.ContainerID("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
+
+type world struct {
+	t   *testing.T
+	dir string
+	db  *meta.DB
+	s   *Service
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{t: t, dir: t.TempDir()}
+	var err error
+	if w.db, err = meta.Open(filepath.Join(w.dir, "meta.db"), meta.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	t.Cleanup(func() {
+		ctx := context.Background()
+		for _, id := range []oci.ContainerID{idA, idB} {
+			if err := w.s.Detach(ctx, id, w.ns(id)); err != nil {
+				t.Errorf("Detach: %v", err)
+			}
+		}
+		if err := errors.Join(w.s.Teardown(ctx), w.s.Close(), w.db.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func (w *world) open() {
+	w.t.Helper()
+	s, err := Open(w.t.Context(), Options{Meta: w.db, StateDir: filepath.Join(w.dir, "net")})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.s = s
+}
+
+func (w *world) ns(id oci.ContainerID) string { return filepath.Join(w.dir, "netns", string(id)) }
+
+func (w *world) attach(id oci.ContainerID, mode string, ports ...PortBinding) (Attachment, error) {
+	return w.s.Attach(w.t.Context(), AttachRequest{ID: id, Mode: mode, NetnsPath: w.ns(id), Ports: ports})
+}
+
+// inside runs f on a thread in the container's namespace.
+func (w *world) inside(id oci.ContainerID, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+		ns, err := netns.GetFromPath(w.ns(id))
+		if err == nil {
+			err = netns.Set(ns)
+			ns.Close()
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// answer listens in the container and greets every connection; it returns when it listens.
+func (w *world) answer(id oci.ContainerID, port int, word string) {
+	w.t.Helper()
+	err := w.inside(id, func() error {
+		l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+		if err != nil {
+			return err
+		}
+		w.t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(c, word+" "+c.RemoteAddr().String())
+				c.Close()
+			}
+		}()
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func greet(addr string) (string, error) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	b, err := io.ReadAll(c)
+	return string(b), err
+}
+
+func links(t *testing.T) string {
+	t.Helper()
+	all, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, l := range all {
+		names = append(names, l.Attrs().Name)
+	}
+	return strings.Join(names, " ")
+}
+
+// Row 27: addresses, MAC and broadcast as the seed shows them; containers reach each other and the host.
+func TestBridge(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.attach(idA, "bridge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ea := a.Endpoints["bridge"]
+	if ea.IPv4.String() != "172.17.0.2/16" || ea.MAC != "02:42:ac:11:00:02" || ea.Gateway.String() != "172.17.0.1" {
+		t.Errorf("first endpoint = %+v", ea)
+	}
+	b, err := w.attach(idB, "bridge")
+	if err != nil || b.Endpoints["bridge"].IPv4.String() != "172.17.0.3/16" {
+		t.Fatalf("second endpoint = %+v, %v", b, err)
+	}
+	out, err := exec.Command("nsenter", "--net="+w.ns(idA), "ip", "addr").CombinedOutput()
+	for _, want := range []string{"inet 172.17.0.2/16 brd 172.17.255.255", "02:42:ac:11:00:02", "127.0.0.1/8"} {
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("ip addr has no %q: %v\n%s", want, err, out)
+		}
+	}
+	w.answer(idA, 80, "hello")
+	if got, err := greet("172.17.0.2:80"); err != nil || !strings.HasPrefix(got, "hello 172.17.0.1") {
+		t.Errorf("host to container = %q, %v", got, err)
+	}
+	err = w.inside(idB, func() error { _, err := greet("172.17.0.2:80"); return err })
+	if err != nil {
+		t.Errorf("container to container: %v", err)
+	}
+}
+
+// Row 28: a published port answers on loopback, on a host address, over IPv6, and to another container by the host's address.
+func TestPublishedPort(t *testing.T) {
+	w := newWorld(t)
+	if err := exec.Command("ip", "link", "add", "ext0", "type", "bridge").Run(); err != nil {
+		t.Fatal(err)
+	}
+	defer exec.Command("ip", "link", "del", "ext0").Run()
+	if out, err := exec.Command("sh", "-c", "ip addr add 198.51.100.7/24 dev ext0 && ip link set ext0 up").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	a, err := w.attach(idA, "bridge", PortBinding{Proto: "tcp", ContainerPort: 5000, HostPort: 5000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(a.Ports) != 2 || a.Ports[0].HostIP != netip.IPv4Unspecified() || a.Ports[1].HostIP != netip.IPv6Unspecified() || a.Ports[1].HostPort != 5000 {
+		t.Errorf("ports as bound = %+v", a.Ports)
+	}
+	if _, err := w.attach(idB, "bridge"); err != nil {
+		t.Fatal(err)
+	}
+	w.answer(idA, 5000, "registry")
+	for _, addr := range []string{"127.0.0.1:5000", "198.51.100.7:5000", "[::1]:5000", "172.17.0.1:5000"} {
+		if got, err := greet(addr); err != nil || !strings.HasPrefix(got, "registry ") {
+			t.Errorf("%s = %q, %v", addr, got, err)
+		}
+	}
+	for _, id := range []oci.ContainerID{idA, idB} {
+		if err := w.inside(id, func() error { _, err := greet("198.51.100.7:5000"); return err }); err != nil {
+			t.Errorf("container %s by the host's address: %v", id.Short(), err)
+		}
+	}
+	// The kernel carries it, not the proxy: it works when plyd is gone.
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := greet("127.0.0.1:5000"); err != nil || !strings.HasPrefix(got, "registry ") {
+		t.Errorf("without plyd: %q, %v", got, err)
+	}
+	// A new plyd takes the endpoint up: the address is taken, the port held.
+	w.open()
+	if err := w.s.Detach(t.Context(), idB, w.ns(idB)); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.attach(idB, "bridge", PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 5000}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "port is already allocated") {
+		t.Errorf("second use of the port: %v", err)
+	}
+	if err := w.s.Detach(t.Context(), idA, w.ns(idA)); err != nil {
+		t.Error(err)
+	}
+	if _, err := greet("127.0.0.1:5000"); err == nil {
+		t.Error("the port still answers after Detach")
+	}
+	out, err := exec.Command("nft", "list", "table", "inet", "ply-ply0").CombinedOutput()
+	if err != nil || strings.Contains(string(out), "5000") {
+		t.Errorf("rules after Detach: %v\n%s", err, out)
+	}
+}
+
+func TestPortInUseLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	l, err := net.Listen("tcp4", "0.0.0.0:6000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, err = w.attach(idA, "bridge", PortBinding{Proto: "udp", ContainerPort: 53, HostPort: 6001}, PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 6000})
+	if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "0.0.0.0:6000") {
+		t.Fatalf("error = %v", err)
+	}
+	if isNamespace(w.ns(idA)) || strings.Contains(links(t), "veth") {
+		t.Errorf("left behind: namespace %v, links %s", isNamespace(w.ns(idA)), links(t))
+	}
+	u, err := net.ListenPacket("udp4", "0.0.0.0:6001")
+	if err != nil {
+		t.Errorf("the other port is still held: %v", err)
+	} else {
+		u.Close()
+	}
+}
+
+func TestRangeAndEphemeralPorts(t *testing.T) {
+	w := newWorld(t)
+	l, err := net.Listen("tcp4", "127.0.0.1:7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	lo := netip.MustParseAddr("127.0.0.1")
+	a, err := w.attach(idA, "bridge",
+		PortBinding{Proto: "tcp", ContainerPort: 80, HostIP: lo, HostPort: 7000, HostPortEnd: 7005}, PortBinding{Proto: "tcp", ContainerPort: 81})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Ports[0].HostPort != 7001 || a.Ports[1].HostPort == 0 || a.Ports[1].HostPort != a.Ports[2].HostPort {
+		t.Errorf("ports = %+v", a.Ports)
+	}
+}
+
+func TestNoneAndUnknown(t *testing.T) {
+	w := newWorld(t)
+	a, err := w.attach(idA, "none", PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 80})
+	if err != nil || a.Endpoints["none"].IPv4.IsValid() || len(a.Ports) != 0 {
+		t.Errorf("none = %+v, %v", a, err)
+	}
+	if err := w.inside(idA, func() error {
+		ifs, err := net.Interfaces()
+		if len(ifs) != 1 || ifs[0].Flags&net.FlagUp == 0 {
+			return fmt.Errorf("interfaces %v, %v; want lo, up", ifs, err)
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.attach(idB, "backend"); !errors.Is(err, errs.NotFound) || err.Error() != "network backend not found" {
+		t.Errorf("unknown network: %v", err)
+	}
+	if strings.Contains(links(t), "ply0") {
+		t.Error("a bridge was made although nobody needed one")
+	}
+}
+
+func TestPoolAvoidsHostNetworks(t *testing.T) {
+	if out, err := exec.Command("sh", "-c", "ip link add ext1 type bridge && ip addr add 172.17.5.1/24 dev ext1 && ip link set ext1 up").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	defer exec.Command("ip", "link", "del", "ext1").Run()
+	w := newWorld(t)
+	a, err := w.attach(idA, "bridge")
+	if err != nil || a.Endpoints["bridge"].IPv4.String() != "172.18.0.2/16" {
+		t.Errorf("endpoint = %+v, %v; want 172.18.0.2/16", a.Endpoints["bridge"], err)
+	}
+}
+
+func TestIPAM(t *testing.T) {
+	i := newIPAM(netip.MustParsePrefix("10.0.0.1/29"), netip.MustParsePrefix("10.0.0.0/29"), netip.MustParseAddr("10.0.0.1"))
+	var got []string
+	for {
+		a, err := i.take(netip.Addr{})
+		if err != nil {
+			if !errors.Is(err, errs.Exhausted) {
+				t.Error(err)
+			}
+			break
+		}
+		got = append(got, a.String())
+	}
+	if want := "10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6"; strings.Join(got, " ") != want {
+		t.Errorf("addresses = %v, want %s", got, want)
+	}
+	i.giveBack(netip.MustParseAddr("10.0.0.3"))
+	if a, err := i.take(netip.MustParseAddr("10.0.0.4")); !errors.Is(err, errs.Conflict) {
+		t.Errorf("take of a taken address = %v, %v", a, err)
+	}
+	if _, err := i.take(netip.MustParseAddr("10.9.0.4")); !errors.Is(err, errs.Invalid) {
+		t.Errorf("take outside the subnet: %v", err)
+	}
+	if a, err := i.take(netip.Addr{}); err != nil || a.String() != "10.0.0.3" {
+		t.Errorf("take after giveBack = %v, %v", a, err)
+	}
+}
+
+func TestRulesGolden(t *testing.T) {
+	r := rules{table: "ply-ply0", bridge: "ply0", subnet: netip.MustParsePrefix("172.17.0.1/16"), masq: true, icc: true}
+	got := r.render() + r.elements("add", netip.MustParseAddr("172.17.0.2"), []PortBinding{
+		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
+		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv6Unspecified(), HostPort: 5000},
+		{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353},
+	})
+	name := filepath.Join("testdata", "rules.nft")
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil || got != string(want) {
+		t.Errorf("rules differ from %s (%v):\n%s", name, err, got)
+	}
+	cmd := exec.Command("nft", "-c", "-f", "-")
+	cmd.Stdin = strings.NewReader(got)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("nft -c: %v\n%s", err, out)
+	}
+}
+
+func BenchmarkAttachDetach(b *testing.B) {
+	dir := b.TempDir()
+	db, err := meta.Open(filepath.Join(dir, "meta.db"), meta.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer db.Close()
+	s, err := Open(b.Context(), Options{Meta: db, StateDir: filepath.Join(dir, "net")})
+	if err != nil {
+		b.Fatal(err)
+	}
+	path := filepath.Join(dir, "ns")
+	for b.Loop() {
+		if _, err := s.Attach(b.Context(), AttachRequest{ID: idA, Mode: "bridge", NetnsPath: path}); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Detach(b.Context(), idA, path); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.Teardown(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+}
