@@ -1,0 +1,118 @@
+package runspec
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/capability"
+	"golang.org/x/sys/unix"
+)
+
+// Host is what a spec depends on beside its Input.
+type Host struct {
+	CgroupV2         bool
+	Caps             []string // CAP_…: what this process may give, in the kernel's order
+	SysResource      bool     // may raise rlimits and lower oom scores
+	OOMScoreAdj      int
+	HardLimits       map[string]uint64 // rlimit name without RLIMIT_ → hard limit
+	SwapLimit        bool              // the kernel can limit swap
+	OOMKillDisable   bool              // the kernel can switch the OOM killer off for a cgroup
+	RecursiveRO      bool              // read-only binds can be made so recursively
+	AppArmor         bool
+	CPUs             int // possible ones
+	DevDir           string
+	UnprivilegedPing bool // the ping and low port sysctls exist
+}
+
+// ProbeHost looks at this machine and this process. Cheap enough for every container.
+func ProbeHost() (Host, error) {
+	h := Host{DevDir: "/dev", HardLimits: map[string]uint64{}}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil {
+		return h, fmt.Errorf("host: /sys/fs/cgroup: %w", err)
+	}
+	h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	caps, err := ownCaps()
+	if err != nil {
+		return h, err
+	}
+	h.Caps = caps
+	for _, c := range caps {
+		h.SysResource = h.SysResource || c == "CAP_SYS_RESOURCE"
+	}
+	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
+		h.OOMScoreAdj, _ = strconv.Atoi(strings.TrimSpace(string(b))) // the kernel writes a number
+	}
+	for name, resource := range rlimitNumbers {
+		var lim unix.Rlimit
+		if err := unix.Getrlimit(resource, &lim); err == nil {
+			h.HardLimits[name] = lim.Max
+		}
+	}
+	if h.CgroupV2 {
+		own, err := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
+		h.SwapLimit = err == nil && len(own) > 0
+	} else {
+		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
+	}
+	h.RecursiveRO = kernelAtLeast(5, 12)
+	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	h.AppArmor = err == nil && strings.HasPrefix(string(b), "Y")
+	h.CPUs = possibleCPUs()
+	h.UnprivilegedPing = exists("/proc/sys/net/ipv4/ping_group_range") && exists("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	return h, nil
+}
+
+// ownCaps lists what is both permitted and in the bounding set of this process.
+func ownCaps() ([]string, error) {
+	c, err := capability.NewPid2(0)
+	if err == nil {
+		err = c.Load()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("host: capabilities: %w", err)
+	}
+	var out []string
+	for _, v := range capability.ListKnown() {
+		if c.Get(capability.PERMITTED, v) && c.Get(capability.BOUNDING, v) {
+			out = append(out, "CAP_"+strings.ToUpper(v.String()))
+		}
+	}
+	return out, nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+func kernelAtLeast(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); n != 2 {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+// possibleCPUs reads "0-3" and the like; 0 when unreadable.
+func possibleCPUs() int {
+	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
+	if err != nil {
+		return 0
+	}
+	s := strings.TrimSpace(string(b))
+	last := s[strings.LastIndexAny(s, "-,")+1:]
+	n, err := strconv.Atoi(last)
+	if err != nil {
+		return 0
+	}
+	return n + 1
+}

@@ -1,0 +1,197 @@
+package runspec
+
+import (
+	"math"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+)
+
+var rlimitNumbers = map[string]int{
+	"AS": unix.RLIMIT_AS, "CORE": unix.RLIMIT_CORE, "CPU": unix.RLIMIT_CPU, "DATA": unix.RLIMIT_DATA,
+	"FSIZE": unix.RLIMIT_FSIZE, "LOCKS": unix.RLIMIT_LOCKS, "MEMLOCK": unix.RLIMIT_MEMLOCK,
+	"MSGQUEUE": unix.RLIMIT_MSGQUEUE, "NICE": unix.RLIMIT_NICE, "NOFILE": unix.RLIMIT_NOFILE,
+	"NPROC": unix.RLIMIT_NPROC, "RSS": unix.RLIMIT_RSS, "RTPRIO": unix.RLIMIT_RTPRIO,
+	"RTTIME": unix.RLIMIT_RTTIME, "SIGPENDING": unix.RLIMIT_SIGPENDING, "STACK": unix.RLIMIT_STACK,
+}
+
+func (b *builder) rlimits() ([]specs.POSIXRlimit, error) {
+	var out []specs.POSIXRlimit
+	for _, u := range b.in.Ulimits {
+		name := strings.ToUpper(u.Name)
+		if _, ok := rlimitNumbers[name]; !ok {
+			return nil, errs.New(errs.Invalid, "invalid ulimit type: %s", u.Name)
+		}
+		if slices.ContainsFunc(out, func(r specs.POSIXRlimit) bool { return r.Type == "RLIMIT_"+name }) {
+			return nil, errs.New(errs.Invalid, "ulimit %s: given twice", u.Name)
+		}
+		soft, hard := limitValue(u.Soft), limitValue(u.Hard)
+		if soft > hard {
+			return nil, errs.New(errs.Invalid, "ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+		}
+		if most, ok := b.host.HardLimits[name]; ok && hard > most && !b.host.SysResource {
+			b.warn("ulimit %s: this host does not allow more than %d, which is used", u.Name, most)
+			hard, soft = most, min(soft, most)
+		}
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + name, Soft: soft, Hard: hard})
+	}
+	return out, nil
+}
+
+func limitValue(v int64) uint64 {
+	if v < 0 {
+		return math.MaxUint64
+	}
+	return uint64(v)
+}
+
+func (b *builder) resources() error {
+	r, warnings, err := linuxResources(b.in.Resources, b.host)
+	if err != nil {
+		return err
+	}
+	b.warnings = append(b.warnings, warnings...)
+	if b.in.OomKillDisable {
+		if b.host.OOMKillDisable {
+			disable := true
+			if r.Memory == nil {
+				r.Memory = &specs.LinuxMemory{}
+			}
+			r.Memory.DisableOOMKiller = &disable
+		} else {
+			b.warn("Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+		}
+	}
+	r.Devices = b.spec.Linux.Resources.Devices // devices came before
+	b.spec.Linux.Resources = r
+	return nil
+}
+
+// LinuxResources translates limits for a shim's Update. Warnings as of Build; errors are errs.Invalid.
+func LinuxResources(r Resources) (*specs.LinuxResources, []string, error) {
+	host, err := ProbeHost()
+	if err != nil {
+		return nil, nil, err
+	}
+	return linuxResources(r, &host)
+}
+
+func linuxResources(r Resources, host *Host) (*specs.LinuxResources, []string, error) {
+	out := &specs.LinuxResources{}
+	if err := checkResources(r); err != nil {
+		return nil, nil, err
+	}
+	var warnings []string
+	if r.Memory != 0 || r.MemoryReservation != 0 || r.MemorySwap != 0 || r.MemorySwappiness != nil {
+		m := &specs.LinuxMemory{}
+		m.Limit, m.Reservation = positive(r.Memory), positive(r.MemoryReservation)
+		swap := r.MemorySwap
+		if r.Memory > 0 && swap == 0 && r.Memory <= math.MaxInt64/2 {
+			swap = 2 * r.Memory
+		}
+		switch {
+		case swap == 0:
+		case host.SwapLimit:
+			m.Swap = &swap
+		case r.MemorySwap > 0:
+			warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
+		}
+		if r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 {
+			if host.CgroupV2 {
+				warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+			} else {
+				v := uint64(*r.MemorySwappiness)
+				m.Swappiness = &v
+			}
+		}
+		out.Memory = m
+	}
+	if r.KernelMemory > 0 {
+		warnings = append(warnings, "Specifying a kernel memory limit is deprecated and has no effect on this kernel. Kernel memory limit discarded.")
+	}
+	out.CPU = cpuLimits(r)
+	if r.PidsLimit != nil && *r.PidsLimit != 0 {
+		limit := max(*r.PidsLimit, -1)
+		out.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	if r.BlkioWeight != 0 {
+		w := r.BlkioWeight
+		out.BlockIO = &specs.LinuxBlockIO{Weight: &w}
+	}
+	return out, warnings, nil
+}
+
+func cpuLimits(r Resources) *specs.LinuxCPU {
+	c := specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
+	empty := c
+	if r.CPUShares > 0 {
+		v := uint64(r.CPUShares)
+		c.Shares = &v
+	}
+	period, quota := uint64(max(r.CPUPeriod, 0)), r.CPUQuota
+	if r.NanoCPUs > 0 {
+		period = 100_000
+		quota = r.NanoCPUs * int64(period) / 1e9
+	}
+	if period > 0 {
+		c.Period = &period
+	}
+	if quota != 0 {
+		c.Quota = &quota
+	}
+	if r.CPURealtimePeriod > 0 {
+		v := uint64(r.CPURealtimePeriod)
+		c.RealtimePeriod = &v
+	}
+	c.RealtimeRuntime = positive(r.CPURealtimeRuntime)
+	if c == empty && c.Cpus == "" && c.Mems == "" {
+		return nil
+	}
+	return &c
+}
+
+func positive(v int64) *int64 {
+	if v <= 0 {
+		return nil
+	}
+	return &v
+}
+
+// MinMemory is the least memory limit docker accepts, in bytes.
+const MinMemory = 6 << 20
+
+func checkResources(r Resources) error {
+	switch {
+	case r.Memory < 0:
+		return errs.New(errs.Invalid, "invalid memory limit %d", r.Memory)
+	case r.Memory > 0 && r.Memory < MinMemory:
+		return errs.New(errs.Invalid, "Minimum memory limit allowed is 6MB")
+	case r.MemorySwap < -1:
+		return errs.New(errs.Invalid, "invalid memory+swap limit %d", r.MemorySwap)
+	case r.MemorySwap > 0 && r.Memory == 0:
+		return errs.New(errs.Invalid, "You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
+		return errs.New(errs.Invalid, "Minimum memoryswap limit should be larger than memory limit, see usage")
+	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
+		return errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
+	case r.MemoryReservation > 0 && r.MemoryReservation < MinMemory:
+		return errs.New(errs.Invalid, "Minimum memory reservation allowed is 6MB")
+	case r.Memory > 0 && r.MemoryReservation > r.Memory:
+		return errs.New(errs.Invalid, "Minimum memory limit can not be less than memory reservation limit, see usage")
+	case r.NanoCPUs < 0 || r.CPUShares < 0:
+		return errs.New(errs.Invalid, "cpu limits must not be negative")
+	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+		return errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000):
+		return errs.New(errs.Invalid, "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	case r.CPUQuota > 0 && r.CPUQuota < 1000:
+		return errs.New(errs.Invalid, "CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
+		return errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
+	}
+	return nil
+}

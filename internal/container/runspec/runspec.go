@@ -1,0 +1,407 @@
+// Package runspec turns a resolved description of a container into the OCI runtime spec that a shim runs:
+// docker's defaults for mounts, devices, capabilities, seccomp, masked paths, namespaces and cgroups.
+//
+// Invariants: nothing of an image decides anything on the host: users are looked up through the image's root with
+// bounded reads of regular files, and labels or annotations of images never come here. A limit that this host
+// may not raise is capped and reported as a warning, never an error. The capabilities given are a subset of
+// the host process' own.
+package runspec
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"ply/internal/errs"
+)
+
+// DefaultPath is the PATH of a process whose image sets none.
+const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// InitTarget is where the init program is mounted when Input.InitBinary is set.
+const InitTarget = "/sbin/docker-init"
+
+// DefaultCgroupParent holds the cgroups of containers that name no parent.
+const DefaultCgroupParent = "/ply"
+
+// Input is everything a runtime spec is made of, resolved: image defaults are merged in, volumes are host
+// paths, other containers are namespace paths.
+type Input struct {
+	ID     string
+	Rootfs string // absolute host path of the mounted root; users are looked up in it
+	Host   *Host  // facts of this machine; nil = ProbeHost
+
+	// What to run.
+	Args       []string
+	Env        []string // later entries win; an entry without "=" removes a variable
+	Cwd        string   // "" = "/"
+	User       string   // user[:group], names or numbers; "" = root
+	GroupAdd   []string // names or numbers
+	Hostname   string
+	Domainname string
+	Tty        bool
+	Height     uint
+	Width      uint
+	InitBinary string // host path of an init program to run Args under; "" = none
+
+	// Namespaces; the zero value is a new private one.
+	Net      Namespace
+	PID      Namespace
+	IPC      Namespace
+	UTS      Namespace
+	Cgroupns string // "" = docker's default (private on cgroup v2, host on v1), "private", "host"
+	Userns   string // "" or "host"; others are errs.Unimplemented
+
+	// Mounts.
+	Mounts         []Mount
+	HostsPath      string // host files mounted at /etc/hosts …; "" = none
+	HostnamePath   string
+	ResolvConfPath string
+	ShmSize        int64  // bytes; 0 = 64 MiB
+	ShmPath        string // host directory to use as /dev/shm: IPC shareable or of another container
+	NoShm          bool   // IPC mode "none": no /dev/shm
+	ReadonlyRootfs bool
+
+	// Rights.
+	Privileged    bool
+	CapAdd        []string
+	CapDrop       []string
+	SecurityOpt   []string
+	MaskedPaths   []string // nil = default
+	ReadonlyPaths []string // nil = default
+	Devices       []Device
+	DeviceRules   []string
+	Sysctls       map[string]string
+
+	// Limits.
+	Resources      Resources
+	Ulimits        []Ulimit
+	OomScoreAdj    int
+	OomKillDisable bool
+	CgroupParent   string // "" = DefaultCgroupParent
+
+	Annotations map[string]string
+}
+
+// Namespace says which namespace to use. The zero value makes a new one.
+type Namespace struct {
+	Host bool
+	Path string // of an existing one, such as /proc/PID/ns/net
+}
+
+func (n Namespace) private() bool { return !n.Host && n.Path == "" }
+
+// Mount is one mount of a user.
+type Mount struct {
+	Type         string // bind, volume, tmpfs
+	Source       string // host path; of a tmpfs: ignored
+	Target       string // absolute path in the container
+	ReadOnly     bool
+	NonRecursive bool     // bind without what is mounted below the source
+	Propagation  string   // "" = rprivate
+	Options      []string // tmpfs: size=…, mode=…, exec, …
+}
+
+// Device, Ulimit and Resources have the fields of their namesakes in package container, so those convert.
+type Device struct {
+	HostPath, ContainerPath, Permissions string
+}
+
+// Ulimit is one rlimit: a name without "RLIMIT_"; -1 is unlimited.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// Resources are cgroup limits; zero means none. Memory in bytes, swap (memory+swap) -1 = unlimited.
+type Resources struct {
+	Memory, MemoryReservation, MemorySwap, KernelMemory int64
+	MemorySwappiness                                    *int64
+	NanoCPUs                                            int64
+	CPUShares, CPUPeriod, CPUQuota                      int64
+	CPURealtimePeriod, CPURealtimeRuntime               int64
+	CpusetCpus, CpusetMems                              string
+	PidsLimit                                           *int64
+	BlkioWeight                                         uint16
+}
+
+// Build makes the runtime spec. Warnings are for the user: what was capped or left out on this host. Errors are of
+// class errs.Invalid for a bad input, errs.NotFound for a device that is not there, errs.Unimplemented for an option that
+// ply does not have; each names the option.
+func Build(in Input) (*specs.Spec, []string, error) {
+	host := in.Host
+	if host == nil {
+		h, err := ProbeHost()
+		if err != nil {
+			return nil, nil, err
+		}
+		host = &h
+	}
+	b := &builder{in: in, host: host}
+	if err := b.build(); err != nil {
+		return nil, nil, err
+	}
+	return b.spec, b.warnings, nil
+}
+
+type builder struct {
+	in       Input
+	host     *Host
+	sec      security
+	spec     *specs.Spec
+	warnings []string
+}
+
+func (b *builder) warn(format string, args ...any) {
+	b.warnings = append(b.warnings, fmt.Sprintf(format, args...))
+}
+
+func (b *builder) build() error {
+	in := &b.in
+	if !path.IsAbs(in.Rootfs) {
+		return errs.New(errs.Invalid, "root file system %q: not an absolute path", in.Rootfs)
+	}
+	var err error
+	if b.sec, err = parseSecurity(in.SecurityOpt, b.host); err != nil {
+		return err
+	}
+	b.spec = &specs.Spec{
+		Version:     specs.Version,
+		Root:        &specs.Root{Path: in.Rootfs, Readonly: in.ReadonlyRootfs},
+		Annotations: in.Annotations,
+		Linux:       &specs.Linux{CgroupsPath: cgroupPath(in.CgroupParent, in.ID)},
+	}
+	if !in.UTS.Host && in.UTS.Path == "" {
+		b.spec.Hostname, b.spec.Domainname = in.Hostname, in.Domainname
+	}
+	for _, step := range []func() error{
+		b.namespaces, b.process, b.devices, b.mounts, b.resources, b.sysctls, b.seccomp,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	b.paths()
+	return nil
+}
+
+func cgroupPath(parent, id string) string {
+	if parent == "" {
+		parent = DefaultCgroupParent
+	}
+	return path.Join("/", path.Clean("/"+parent), id)
+}
+
+func (b *builder) namespaces() error {
+	in := &b.in
+	if in.Userns != "" && in.Userns != "host" {
+		return errs.New(errs.Unimplemented, "userns mode %q: only \"host\" is supported", in.Userns)
+	}
+	add := func(t specs.LinuxNamespaceType, n Namespace) {
+		if !n.Host {
+			b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: n.Path})
+		}
+	}
+	add(specs.MountNamespace, Namespace{})
+	add(specs.NetworkNamespace, in.Net)
+	add(specs.UTSNamespace, in.UTS)
+	add(specs.PIDNamespace, in.PID)
+	add(specs.IPCNamespace, in.IPC)
+	switch in.Cgroupns {
+	case "":
+		if b.host.CgroupV2 && !in.Privileged {
+			add(specs.CgroupNamespace, Namespace{})
+		}
+	case "private":
+		add(specs.CgroupNamespace, Namespace{})
+	case "host":
+	default:
+		return errs.New(errs.Invalid, "invalid cgroup namespace mode: %s", in.Cgroupns)
+	}
+	return nil
+}
+
+func (b *builder) process() error {
+	in := &b.in
+	if len(in.Args) == 0 {
+		return errs.New(errs.Invalid, "no command specified")
+	}
+	args := slices.Clone(in.Args)
+	if in.InitBinary != "" && in.PID.private() {
+		args = append([]string{InitTarget, "--"}, args...)
+	}
+	p, err := b.newProcess(processInput{
+		args: args, cwd: in.Cwd, user: in.User, groups: in.GroupAdd, tty: in.Tty, height: in.Height, width: in.Width,
+	})
+	if err != nil {
+		return err
+	}
+	caps, err := capabilities(in.Privileged, in.CapAdd, in.CapDrop, b.host)
+	if err != nil {
+		return err
+	}
+	setCapabilities(p, caps)
+	p.NoNewPrivileges = b.sec.noNewPrivileges
+	p.ApparmorProfile = b.sec.apparmor
+	if p.Rlimits, err = b.rlimits(); err != nil {
+		return err
+	}
+	adj := in.OomScoreAdj
+	if adj < -1000 || adj > 1000 {
+		return errs.New(errs.Invalid, "invalid value %d, range for oom score adj is [-1000, 1000]", adj)
+	}
+	if adj < b.host.OOMScoreAdj && !b.host.SysResource {
+		b.warn("oom score adjustment %d: this host does not allow less than %d, which is used", adj, b.host.OOMScoreAdj)
+		adj = b.host.OOMScoreAdj
+	}
+	p.OOMScoreAdj = &adj
+	b.spec.Process = p
+	return nil
+}
+
+type processInput struct {
+	args          []string
+	env           []string // beyond the container's
+	cwd, user     string
+	groups        []string
+	tty           bool
+	height, width uint
+}
+
+func (b *builder) newProcess(in processInput) (*specs.Process, error) {
+	for _, a := range in.args {
+		if strings.IndexByte(a, 0) >= 0 {
+			return nil, errs.New(errs.Invalid, "argument %q: holds a NUL", a)
+		}
+	}
+	cwd, err := cleanCwd(in.cwd)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.Open(b.in.Rootfs)
+	if err != nil {
+		return nil, fmt.Errorf("root file system: %w", err)
+	}
+	defer root.Close() // only read from
+	who, err := LookupUser(root, in.user, in.groups)
+	if err != nil {
+		return nil, err
+	}
+	base := []string{"PATH=" + DefaultPath, "HOSTNAME=" + b.in.Hostname}
+	if in.tty {
+		base = append(base, "TERM=xterm")
+	}
+	merged, err := mergeEnv(slices.Concat(base, b.in.Env, in.env))
+	if err != nil {
+		return nil, err
+	}
+	// The runtime would look HOME up in the container's own /etc/passwd; ours is the bounded look-up.
+	if !slices.ContainsFunc(merged, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+		merged = append(merged, "HOME="+who.Home)
+	}
+	p := &specs.Process{
+		Terminal: in.tty, Args: in.args, Env: merged, Cwd: cwd,
+		User: specs.User{UID: who.UID, GID: who.GID, AdditionalGids: who.Groups},
+	}
+	if in.tty && in.height > 0 && in.width > 0 {
+		p.ConsoleSize = &specs.Box{Height: in.height, Width: in.width}
+	}
+	return p, nil
+}
+
+// cleanCwd refuses working directories that lead through another process' or our own descriptors (a descriptor
+// that leaked would be a way to the host).
+func cleanCwd(cwd string) (string, error) {
+	if strings.IndexByte(cwd, 0) >= 0 {
+		return "", errs.New(errs.Invalid, "working directory %q: holds a NUL", cwd)
+	}
+	clean := path.Clean("/" + cwd)
+	parts := strings.Split(clean, "/")
+	if len(parts) > 3 && parts[1] == "proc" && parts[2] != "sys" && slices.ContainsFunc(parts[3:], func(s string) bool {
+		return s == "fd" || s == "cwd" || s == "root" || s == "map_files" || s == "exe"
+	}) {
+		return "", errs.New(errs.Invalid, "working directory %q: leads through a process' descriptors", cwd)
+	}
+	return clean, nil
+}
+
+// mergeEnv keeps the place of a variable's first entry and the value of its last.
+func mergeEnv(env []string) ([]string, error) {
+	var out []string
+	at := map[string]int{}
+	for _, e := range env {
+		if strings.IndexByte(e, 0) >= 0 {
+			return nil, errs.New(errs.Invalid, "environment variable %q: holds a NUL", e)
+		}
+		name, _, set := strings.Cut(e, "=")
+		if name == "" {
+			return nil, errs.New(errs.Invalid, "invalid environment variable: %s", e)
+		}
+		i, seen := at[name]
+		switch {
+		case set && seen:
+			out[i] = e
+		case set:
+			at[name] = len(out)
+			out = append(out, e)
+		case seen:
+			out[i] = ""
+			delete(at, name)
+		}
+	}
+	return slices.DeleteFunc(out, func(e string) bool { return e == "" }), nil
+}
+
+// ExecInput describes a process beside a container's first.
+type ExecInput struct {
+	Args          []string
+	Env           []string // of the exec only; the container's comes first
+	Cwd           string   // "" = the container's
+	User          string   // "" = the container's
+	Tty           bool
+	Height, Width uint
+	Privileged    bool
+}
+
+// Exec makes the process of an exec in a container that runs spec; in is the Input that the spec was built
+// from (for the container's user, groups and rights).
+func Exec(in Input, spec *specs.Spec, e ExecInput) (*specs.Process, []string, error) {
+	host := in.Host
+	if host == nil {
+		h, err := ProbeHost()
+		if err != nil {
+			return nil, nil, err
+		}
+		host = &h
+	}
+	if len(e.Args) == 0 {
+		return nil, nil, errs.New(errs.Invalid, "no exec command specified")
+	}
+	b := &builder{in: in, host: host}
+	user, cwd := e.User, e.Cwd
+	if user == "" {
+		user = in.User
+	}
+	if cwd == "" {
+		cwd = spec.Process.Cwd
+	}
+	p, err := b.newProcess(processInput{args: e.Args, env: e.Env, cwd: cwd, user: user,
+		groups: in.GroupAdd, tty: e.Tty, height: e.Height, width: e.Width})
+	if err != nil {
+		return nil, nil, err
+	}
+	caps, err := capabilities(in.Privileged || e.Privileged, in.CapAdd, in.CapDrop, host)
+	if err != nil {
+		return nil, nil, err
+	}
+	setCapabilities(p, caps)
+	p.NoNewPrivileges = spec.Process.NoNewPrivileges
+	p.ApparmorProfile = spec.Process.ApparmorProfile
+	p.Rlimits = spec.Process.Rlimits
+	p.OOMScoreAdj = spec.Process.OOMScoreAdj
+	return p, b.warnings, nil
+}

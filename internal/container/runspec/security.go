@@ -1,0 +1,171 @@
+package runspec
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+
+	"ply/internal/errs"
+)
+
+// maxSeccomp bounds a profile that a user gives.
+const maxSeccomp = 4 << 20
+
+type security struct {
+	seccomp         string // "" = built in, "unconfined", or a profile's JSON
+	apparmor        string
+	noNewPrivileges bool
+	systemPaths     bool // unconfined
+}
+
+func parseSecurity(opts []string, host *Host) (s security, err error) {
+	for _, opt := range opts {
+		name, value, ok := strings.Cut(opt, "=")
+		if !ok {
+			name, value, _ = strings.Cut(opt, ":") // docker's old separator
+		}
+		switch name {
+		case "no-new-privileges":
+			s.noNewPrivileges = true
+			if value != "" {
+				if s.noNewPrivileges, err = strconv.ParseBool(value); err != nil {
+					return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+				}
+			}
+		case "seccomp":
+			if len(value) > maxSeccomp {
+				return s, errs.New(errs.Invalid, "security option seccomp: profile larger than %d bytes", maxSeccomp)
+			}
+			s.seccomp = value
+			if value == "builtin" {
+				s.seccomp = ""
+			} else if value == "" {
+				return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+			}
+		case "apparmor":
+			if value == "unconfined" {
+				break
+			}
+			if !host.AppArmor {
+				return s, errs.New(errs.Invalid, "security option %q: AppArmor is not enabled on this host", opt)
+			}
+			s.apparmor = value
+		case "label":
+			if value != "disable" {
+				return s, errs.New(errs.Unimplemented, "security option %q: SELinux labels are not supported, only label=disable", opt)
+			}
+		case "systempaths":
+			if value != "unconfined" {
+				return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+			}
+			s.systemPaths = true
+		default:
+			return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+		}
+	}
+	return s, nil
+}
+
+// CheckSecurityOpt tells at create time whether Build would take the options.
+func CheckSecurityOpt(opts []string) error {
+	host, err := ProbeHost()
+	if err != nil {
+		return err
+	}
+	_, err = parseSecurity(opts, &host)
+	return err
+}
+
+func (b *builder) seccomp() error {
+	var err error
+	switch {
+	case b.in.Privileged && b.sec.seccomp == "", b.sec.seccomp == "unconfined":
+	case b.sec.seccomp == "":
+		b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec)
+	default:
+		b.spec.Linux.Seccomp, err = seccomp.LoadProfile(b.sec.seccomp, b.spec)
+		if err != nil {
+			return errs.New(errs.Invalid, "security option seccomp: %w", err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("seccomp profile: %w", err)
+	}
+	return nil
+}
+
+// DefaultMaskedPaths are the files that say too much about the host.
+func DefaultMaskedPaths(cpus int) []string {
+	out := []string{
+		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+		"/sys/devices/virtual/powercap", "/sys/firmware",
+	}
+	for i := range cpus {
+		// One mount each: only where the directory exists.
+		if p := "/sys/devices/system/cpu/cpu" + strconv.Itoa(i) + "/thermal_throttle"; exists(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// DefaultReadonlyPaths are the files by which a container could change the host.
+func DefaultReadonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+}
+
+func (b *builder) paths() {
+	if b.in.Privileged || b.sec.systemPaths {
+		return
+	}
+	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = b.in.MaskedPaths, b.in.ReadonlyPaths
+	if b.in.MaskedPaths == nil {
+		b.spec.Linux.MaskedPaths = DefaultMaskedPaths(b.host.CPUs)
+	}
+	if b.in.ReadonlyPaths == nil {
+		b.spec.Linux.ReadonlyPaths = DefaultReadonlyPaths()
+	}
+}
+
+func (b *builder) sysctls() error {
+	out := map[string]string{}
+	if b.in.Net.private() || b.in.Net.Path != "" {
+		if b.host.UnprivilegedPing && b.in.Net.private() {
+			// As docker: capabilities for these two are not needed in a network of one's own.
+			out["net.ipv4.ip_unprivileged_port_start"] = "0"
+			out["net.ipv4.ping_group_range"] = "0 2147483647"
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(b.in.Sysctls)) {
+		if strings.ContainsAny(k, " \x00") || strings.Contains(k, "..") || k == "" {
+			return errs.New(errs.Invalid, "sysctl %q: not a sysctl's name", k)
+		}
+		switch {
+		case strings.HasPrefix(k, "net."):
+			if b.in.Net.Host {
+				return errs.New(errs.Invalid, "sysctl %q not allowed in host network namespace", k)
+			}
+		case strings.HasPrefix(k, "kernel.msg"), strings.HasPrefix(k, "kernel.shm"), k == "kernel.sem",
+			strings.HasPrefix(k, "fs.mqueue."):
+			if b.in.IPC.Host {
+				return errs.New(errs.Invalid, "sysctl %q not allowed in host ipc namespace", k)
+			}
+		case k == "kernel.domainname":
+			if b.in.UTS.Host {
+				return errs.New(errs.Invalid, "sysctl %q not allowed in host uts namespace", k)
+			}
+		default:
+			return errs.New(errs.Invalid, "sysctl %q is not in a separate kernel namespace", k)
+		}
+		out[k] = b.in.Sysctls[k]
+	}
+	if len(out) > 0 {
+		b.spec.Linux.Sysctl = out
+	}
+	return nil
+}
