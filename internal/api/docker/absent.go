@@ -1,0 +1,61 @@
+package docker
+
+import (
+	"net/http"
+
+	"ply/internal/errs"
+)
+
+// absentRoutes answers for the parts of docker that this engine does not have, so that clients get a reason.
+func (s *server) absentRoutes(add adder) {
+	manager := func(*call) error {
+		return errs.New(errs.Unavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
+	}
+	swarm := func(*call) error { return unavailable("swarm", "this engine runs containers on one machine") }
+	add(get, "/swarm", manager)
+	add(get, "/swarm/unlockkey", manager)
+	add(post, "/swarm/init", swarm)
+	add(post, "/swarm/join", swarm)
+	add(post, "/swarm/unlock", swarm)
+	add(post, "/swarm/update", manager)
+	add(post, "/swarm/leave", func(*call) error { return errs.New(errs.Unavailable, "This node is not part of a swarm") })
+	for _, kind := range []string{"/nodes", "/services", "/tasks", "/secrets", "/configs"} {
+		add(get, kind, manager)
+		add(post, kind+"/create", manager)
+		add(get, kind+"/{id}", manager)
+		add(remove, kind+"/{id}", manager)
+		add(post, kind+"/{id}/update", manager)
+		add(get, kind+"/{id}/logs", manager)
+	}
+
+	plugins := func(*call) error { return unavailable("plugins", "this engine loads no foreign code") }
+	noPlugin := func(c *call) error { return errs.New(errs.NotFound, "plugin %q not found", clip(c.vars["name"])) }
+	add(get, "/plugins", func(c *call) error { return c.json(http.StatusOK, []struct{}{}) })
+	add(get, "/plugins/privileges", plugins)
+	add(post, "/plugins/pull", plugins)
+	add(post, "/plugins/create", plugins)
+	add(get, "/plugins/{name...}/json", noPlugin)
+	add(remove, "/plugins/{name...}", noPlugin)
+	for _, verb := range []string{"enable", "disable", "upgrade", "push", "set"} {
+		add(post, "/plugins/{name...}/"+verb, noPlugin)
+	}
+
+	build := func(*call) error { return unavailable("build", "this engine cannot build images yet") }
+	add(post, "/build", build)
+	add(post, "/build/cancel", build)
+	add(post, "/session", build)
+	add(post, "/grpc", build)
+	add(post, "/build/prune", func(c *call) error { // without a builder there is no cache
+		return c.json(http.StatusOK, struct {
+			CachesDeleted  []string
+			SpaceReclaimed int64
+		}{})
+	})
+	add(get, "/distribution/{name...}/json", func(*call) error {
+		return unavailable("looking at an image in its registry", "pull it, then inspect it")
+	})
+}
+
+func invalidFilter(name, value string) error {
+	return errs.New(errs.Invalid, "invalid filter '%s=%s'", name, clip(value))
+}

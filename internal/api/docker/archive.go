@@ -1,0 +1,80 @@
+package docker
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
+	"os"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+)
+
+// statHeader tells what the path of an archive request is.
+const statHeader = "X-Docker-Container-Path-Stat"
+
+func (c *call) archivePath() (string, error) {
+	path := c.get("path")
+	if path == "" {
+		return "", errs.New(errs.Invalid, "bad parameter: 'path' cannot be empty")
+	}
+	return path, nil
+}
+
+func (c *call) setStat(st container.PathStat) error {
+	b, err := json.Marshal(struct {
+		Name       string      `json:"name"`
+		Size       int64       `json:"size"`
+		Mode       os.FileMode `json:"mode"`
+		Mtime      time.Time   `json:"mtime"`
+		LinkTarget string      `json:"linkTarget"`
+	}{st.Name, st.Size, os.FileMode(st.Mode), st.Mtime, st.LinkTarget})
+	if err != nil {
+		return errs.New(errs.Internal, "path %s: %w", st.Name, err)
+	}
+	c.w.Header().Set(statHeader, base64.StdEncoding.EncodeToString(b))
+	return nil
+}
+
+func (s *server) archiveStat(c *call) error {
+	path, err := c.archivePath()
+	if err != nil {
+		return err
+	}
+	st, err := s.Containers.PathStat(c.ctx(), c.vars["id"], path)
+	if err != nil {
+		return err
+	}
+	if err := c.setStat(st); err != nil {
+		return err
+	}
+	return c.none(http.StatusOK)
+}
+
+func (s *server) archiveGet(c *call) error {
+	path, err := c.archivePath()
+	if err != nil {
+		return err
+	}
+	st, err := s.Containers.PathStat(c.ctx(), c.vars["id"], path)
+	if err != nil {
+		return err
+	}
+	if err := c.setStat(st); err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/x-tar")
+	return s.Containers.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
+}
+
+func (s *server) archivePut(c *call) error {
+	path, err := c.archivePath()
+	if err != nil {
+		return err
+	}
+	if err := s.Containers.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
+		return err
+	}
+	return c.none(http.StatusOK)
+}

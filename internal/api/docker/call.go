@@ -1,0 +1,294 @@
+package docker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// maxBody bounds a JSON body; streams (tars) are bounded by whoever reads them.
+const maxBody = 8 << 20
+
+// maxDepth bounds the nesting of a JSON body.
+const maxDepth = 64
+
+// call is one request on its way through a handler.
+type call struct {
+	w    *recorder
+	r    *http.Request
+	v    int // minor API version
+	vars map[string]string
+	q    url.Values
+}
+
+func (c *call) ctx() context.Context { return c.r.Context() }
+
+func (c *call) parseQuery() error {
+	q, err := url.ParseQuery(c.r.URL.RawQuery)
+	if err != nil {
+		return errs.New(errs.Invalid, "invalid query: %w", err)
+	}
+	c.q = q
+	return nil
+}
+
+// get gives a query parameter or "".
+func (c *call) get(key string) string { return c.q.Get(key) }
+
+// bool reads a flag as docker does: absent, empty, 0, no, false and none are false.
+func (c *call) bool(key string) bool {
+	switch strings.ToLower(strings.TrimSpace(c.q.Get(key))) {
+	case "", "0", "no", "false", "none":
+		return false
+	}
+	return true
+}
+
+// boolOr is bool with a default for an absent or empty parameter.
+func (c *call) boolOr(key string, def bool) bool {
+	if c.q.Get(key) == "" {
+		return def
+	}
+	return c.bool(key)
+}
+
+// int reads a number; ok is false when the parameter is absent.
+func (c *call) int(key string) (n int, ok bool, err error) {
+	s := c.q.Get(key)
+	if s == "" {
+		return 0, false, nil
+	}
+	n, err = strconv.Atoi(s)
+	if err != nil {
+		return 0, false, errs.New(errs.Invalid, "parameter %s: %q is not a number", key, clip(s))
+	}
+	return n, true, nil
+}
+
+// size reads a terminal size: h and w.
+func (c *call) size() (height, width uint, err error) {
+	for _, p := range []struct {
+		key string
+		to  *uint
+	}{{"h", &height}, {"w", &width}} {
+		n, err := strconv.ParseUint(c.q.Get(p.key), 10, 16)
+		if err != nil {
+			return 0, 0, errs.New(errs.Invalid, "parameter %s: %q is not a terminal size", p.key, clip(c.q.Get(p.key)))
+		}
+		*p.to = uint(n)
+	}
+	return height, width, nil
+}
+
+// time reads a moment: seconds[.nanoseconds] since 1970, or RFC 3339. Zero when absent or "0".
+func (c *call) time(key string) (time.Time, error) {
+	s := c.q.Get(key)
+	if s == "" || s == "0" {
+		return time.Time{}, nil
+	}
+	sec, frac, _ := strings.Cut(s, ".")
+	if n, err := strconv.ParseInt(sec, 10, 64); err == nil && strings.Trim(frac, "0123456789") == "" {
+		frac = (frac + "000000000")[:9]
+		ns, _ := strconv.ParseInt(frac, 10, 64)
+		return time.Unix(n, ns), nil
+	}
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t, nil
+	}
+	return time.Time{}, errs.New(errs.Invalid, "parameter %s: %q is neither seconds since 1970 nor an RFC 3339 time", key, clip(s))
+}
+
+// filters reads the filters parameter: {"name":["value"]} or docker's older {"name":{"value":true}}. A name that is
+// not among allowed is an error.
+func (c *call) filters(allowed ...string) (map[string][]string, error) {
+	s := c.q.Get("filters")
+	if s == "" {
+		return map[string][]string{}, nil
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(s), &raw); err != nil {
+		return nil, errs.New(errs.Invalid, "invalid filters %q: %w", clip(s), err)
+	}
+	filters := make(map[string][]string, len(raw))
+	for name, b := range raw {
+		values, err := filterValues(b)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "invalid filter '%s': want a list of strings", clip(name))
+		}
+		ok := false
+		for _, a := range allowed {
+			ok = ok || a == name
+		}
+		if !ok {
+			return nil, errs.New(errs.Invalid, "invalid filter '%s'", clip(name))
+		}
+		filters[name] = values
+	}
+	return filters, nil
+}
+
+func filterValues(b json.RawMessage) ([]string, error) {
+	var list []string
+	if err := json.Unmarshal(b, &list); err == nil {
+		return list, nil
+	}
+	var set map[string]bool
+	if err := json.Unmarshal(b, &set); err != nil {
+		return nil, err
+	}
+	for v, on := range set {
+		if on {
+			list = append(list, v)
+		}
+	}
+	sort.Strings(list)
+	return list, nil
+}
+
+// flag reads a filter of one truth value, such as dangling.
+func flag(filters map[string][]string, name string) (value, set bool, err error) {
+	values, ok := filters[name]
+	if !ok || len(values) == 0 {
+		return false, false, nil
+	}
+	for i, s := range values {
+		v, err := strconv.ParseBool(s)
+		if err != nil || i > 0 && v != value {
+			return false, false, errs.New(errs.Invalid, "invalid filter '%s=%s'", name, clip(s))
+		}
+		value = v
+	}
+	return value, true, nil
+}
+
+// hasBody reports whether the request may carry a body.
+func (c *call) hasBody() bool {
+	return c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0
+}
+
+// body reads the JSON body into v. Unknown fields are tolerated, as clients are newer than engines. A missing body is
+// an error unless optional.
+func (c *call) body(v any, optional bool) error {
+	b, err := c.bytes()
+	if err != nil {
+		return err
+	}
+	if len(bytes.TrimSpace(b)) == 0 {
+		if optional {
+			return nil
+		}
+		return errs.New(errs.Invalid, "request body is empty: want a JSON object")
+	}
+	if err := c.jsonType(); err != nil {
+		return err
+	}
+	if err := checkDepth(b); err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(v); err != nil {
+		return bodyError(err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return errs.New(errs.Invalid, "request body: unexpected content after the JSON value")
+	}
+	return nil
+}
+
+// bytes reads the whole body, at most maxBody.
+func (c *call) bytes() ([]byte, error) {
+	if !c.hasBody() {
+		return nil, nil
+	}
+	b, err := io.ReadAll(io.LimitReader(c.r.Body, maxBody+1))
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "request body: %w", err)
+	}
+	if len(b) > maxBody {
+		return nil, &statusError{http.StatusRequestEntityTooLarge, errs.New(errs.Invalid, "request body is larger than %d MiB", maxBody>>20)}
+	}
+	return b, nil
+}
+
+func (c *call) jsonType() error {
+	header := c.r.Header.Get("Content-Type")
+	if header == "" && !overTCP(c.r) {
+		return nil
+	}
+	if t, _, err := mime.ParseMediaType(header); err != nil || t != "application/json" {
+		return errs.New(errs.Invalid, "unsupported Content-Type header (%s): must be 'application/json'", clip(header))
+	}
+	return nil
+}
+
+func bodyError(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		return errs.New(errs.Invalid, "request body: %s: want %s, got %s", clip(wrong.Field), wrong.Type, wrong.Value)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errs.New(errs.Invalid, "request body: the JSON ends too early")
+	}
+	return errs.New(errs.Invalid, "request body: %w", err)
+}
+
+// checkDepth refuses JSON that nests deeper than maxDepth.
+func checkDepth(b []byte) error {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch ch := b[i]; {
+		case quoted && ch == '\\':
+			i++
+		case ch == '"':
+			quoted = !quoted
+		case quoted:
+		case ch == '{' || ch == '[':
+			if depth++; depth > maxDepth {
+				return errs.New(errs.Invalid, "request body: JSON nested deeper than %d", maxDepth)
+			}
+		case ch == '}' || ch == ']':
+			depth--
+		}
+	}
+	return nil
+}
+
+// json answers with a status and a value.
+func (c *call) json(status int, v any) error {
+	b, err := encode(v)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.WriteHeader(status)
+	_, err = c.w.Write(b)
+	return err
+}
+
+// encode is JSON with a newline, and without the escaping of <, > and & that json.Marshal does.
+func encode(v any) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, errs.New(errs.Internal, "answer: %w", err)
+	}
+	return buf.Bytes(), nil
+}
+
+// none answers without a body.
+func (c *call) none(status int) error {
+	c.w.WriteHeader(status)
+	return nil
+}

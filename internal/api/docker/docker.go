@@ -1,0 +1,149 @@
+package docker
+
+import (
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// The range of API versions that are answered, "1." left out.
+const (
+	minVersion = 24
+	maxVersion = 51
+)
+
+// Options of New. Every service must be there; the rest may be zero.
+type Options struct {
+	Images     Images
+	Mover      Mover
+	Containers Containers
+	Volumes    Volumes
+	Networks   Networks
+	Events     Events
+	System     System
+
+	Log    *slog.Logger // nil discards
+	Driver string       // storage driver, told by image inspect
+	// HTTP fetches what `import URL` names; nil means a client that gives up on a silent server.
+	HTTP *http.Client
+	// Hosts are the names, besides addresses and localhost, by which clients may call a TCP listener:
+	// see CertificateHosts.
+	Hosts []string
+}
+
+// server answers requests. It holds no state of its own and is safe for concurrent use.
+type server struct {
+	Options
+	routes  []route
+	started time.Time
+}
+
+// New gives the handler of the whole API. It panics when a service is missing: that is a mistake of the caller.
+func New(o Options) http.Handler {
+	switch {
+	case o.Images == nil, o.Mover == nil, o.Containers == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
+		panic("docker.New: a service is missing")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.HTTP == nil {
+		o.HTTP = fetchClient()
+	}
+	s := &server{Options: o, started: time.Now()}
+	s.routes = s.table()
+	return s
+}
+
+// ServeHTTP guards, routes, answers and logs one request. Bodies, queries and headers are never logged: they hold secrets.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	rec := &recorder{ResponseWriter: w}
+	start := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			if p == http.ErrAbortHandler {
+				s.Log.Info("request cut off", "method", r.Method, "path", r.URL.Path, "dur", time.Since(start))
+				panic(p)
+			}
+			s.Log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))
+			if !rec.wrote {
+				writeError(rec, errs.New(errs.Internal, "internal error: this is a bug in the engine, its log has the details"))
+			} else if !rec.hijacked {
+				panic(http.ErrAbortHandler)
+			}
+		}
+		s.Log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes, "dur", time.Since(start))
+	}()
+	s.header(rec.Header())
+	if err := s.answer(rec, r); err != nil {
+		if rec.wrote {
+			s.Log.Info("answer broken off", "method", r.Method, "path", r.URL.Path, "err", err)
+			if !rec.hijacked {
+				panic(http.ErrAbortHandler) // the client must see that the answer is not whole
+			}
+			return
+		}
+		if status := writeError(rec, err); status >= 500 {
+			s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
+		}
+	}
+}
+
+// answer finds the handler of a request and runs it.
+func (s *server) answer(w *recorder, r *http.Request) error {
+	if err := s.guard(r); err != nil {
+		return err
+	}
+	version, path, err := splitVersion(r.URL.Path)
+	if err != nil {
+		return err
+	}
+	rt, vars := match(s.routes, r.Method, path)
+	if rt == nil {
+		return errs.New(errs.NotFound, "page not found")
+	}
+	c := &call{w: w, r: r, v: version, vars: vars}
+	if err := c.parseQuery(); err != nil {
+		return err
+	}
+	return rt.do(c)
+}
+
+// header sets what every answer carries: clients negotiate with it.
+func (s *server) header(h http.Header) {
+	h.Set("Api-Version", versionText(maxVersion))
+	h.Set("Docker-Experimental", "false")
+	h.Set("Ostype", "linux")
+	h.Set("Server", "ply/"+s.System.Version().Version+" (linux)")
+}
+
+// recorder remembers what was sent, for the log and to know whether an error can still have a status.
+type recorder struct {
+	http.ResponseWriter
+	status   int
+	bytes    int64
+	wrote    bool
+	hijacked bool
+}
+
+func (w *recorder) WriteHeader(status int) {
+	if !w.wrote {
+		w.wrote, w.status = true, status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *recorder) Write(b []byte) (int, error) {
+	if !w.wrote {
+		w.WriteHeader(http.StatusOK)
+	}
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -1,0 +1,427 @@
+package docker
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+)
+
+func (s *server) imageRoutes(add adder) {
+	add(get, "/images/json", s.imageList)
+	add(get, "/images/search", s.imageSearch)
+	add(get, "/images/get", s.imageSave)
+	add(get, "/images/tree", s.imageTree)
+	add(get, "/images/{name...}/get", s.imageSave)
+	add(get, "/images/{name...}/history", s.imageHistory)
+	add(get, "/images/{name...}/layers", s.imageLayers)
+	add(get, "/images/{name...}/json", s.imageInspect)
+	add(post, "/images/create", s.imageCreate)
+	add(post, "/images/load", s.imageLoad)
+	add(post, "/images/prune", s.imagePrune)
+	add(post, "/images/{name...}/push", s.imagePush)
+	add(post, "/images/{name...}/tag", s.imageTag)
+	add(remove, "/images/{name...}", s.imageRemove)
+	add(post, "/commit", s.commit)
+}
+
+// imageSummary is one element of GET /images/json.
+type imageSummary struct {
+	Containers  int64
+	Created     int64
+	ID          string `json:"Id"`
+	Labels      map[string]string
+	ParentID    string `json:"ParentId"`
+	RepoDigests []string
+	RepoTags    []string
+	SharedSize  int64
+	Size        int64
+	VirtualSize *int64 `json:",omitempty"` // until 1.43
+}
+
+// noName is what old clients want to see for an image without names.
+const noName = "<none>"
+
+func summaryOf(img *image.Image, v int, containers int64, shared bool) imageSummary {
+	a := imageSummary{Containers: containers, ID: img.ID.String(), Labels: img.Config.Config.Labels, ParentID: img.Parent.String(),
+		RepoDigests: familiars(img.Digests), RepoTags: familiars(img.Names), SharedSize: -1, Size: img.Size}
+	if shared {
+		a.SharedSize = img.Shared
+	}
+	if img.Config.Created != nil {
+		a.Created = img.Config.Created.Unix()
+	}
+	if v < 43 {
+		if len(a.RepoTags) == 0 && len(a.RepoDigests) == 0 {
+			a.RepoDigests = []string{noName + "@" + noName}
+		}
+		if len(a.RepoTags) == 0 {
+			a.RepoTags = []string{noName + ":" + noName}
+		}
+	}
+	if v < 44 {
+		a.VirtualSize = &img.Size
+	}
+	return a
+}
+
+func familiars(refs []oci.Reference) []string {
+	names := make([]string, 0, len(refs))
+	for _, r := range refs {
+		names = append(names, r.Familiar())
+	}
+	return names
+}
+
+func (s *server) imageList(c *call) error {
+	filters, err := c.filters("dangling", "label", "before", "since", "until", "reference")
+	if err != nil {
+		return err
+	}
+	if _, _, err := flag(filters, "dangling"); err != nil {
+		return err
+	}
+	if old := c.get("filter"); old != "" { // before 1.28 the one filter by name
+		filters["reference"] = append(filters["reference"], old)
+	}
+	if c.bool("manifests") || c.bool("identity") {
+		return unavailable("listing the manifests of images", "this engine keeps one platform an image")
+	}
+	shared := c.bool("shared-size")
+	images, err := s.Images.List(c.ctx(), image.ListOptions{All: c.bool("all"), Filters: filters, Shared: shared})
+	if err != nil {
+		return err
+	}
+	uses, err := s.uses(c)
+	if err != nil {
+		return err
+	}
+	list := make([]imageSummary, 0, len(images))
+	for _, img := range images {
+		n := int64(-1)
+		if uses != nil {
+			n = uses[img.ID]
+		}
+		list = append(list, summaryOf(img, c.v, n, shared))
+	}
+	return c.json(http.StatusOK, list)
+}
+
+// uses counts the containers of every image, for the versions that show it.
+func (s *server) uses(c *call) (map[oci.ImageID]int64, error) {
+	if c.v < 51 {
+		return nil, nil
+	}
+	list, err := s.Containers.List(c.ctx(), container.ListOptions{All: true})
+	if err != nil {
+		return nil, err
+	}
+	uses := map[oci.ImageID]int64{}
+	for _, ctr := range list {
+		uses[ctr.Image]++
+	}
+	return uses, nil
+}
+
+// imageAnswer is GET /images/{name}/json.
+type imageAnswer struct {
+	ID              string `json:"Id"`
+	RepoTags        []string
+	RepoDigests     []string
+	Parent          string
+	Comment         string
+	Created         string          `json:",omitempty"`
+	Container       *string         `json:",omitempty"` // until 1.44
+	ContainerConfig *imageRunConfig `json:",omitempty"` // until 1.44
+	DockerVersion   string
+	Author          string
+	Config          imageRunConfig
+	Architecture    string
+	Variant         string `json:",omitempty"`
+	Os              string
+	OsVersion       string `json:",omitempty"`
+	Size            int64
+	VirtualSize     *int64 `json:",omitempty"` // until 1.43
+	GraphDriver     graphDriver
+	RootFS          struct {
+		Type   string
+		Layers []string `json:",omitempty"`
+	}
+	Metadata struct{ LastTagTime time.Time }
+}
+
+type graphDriver struct {
+	Data map[string]string
+	Name string
+}
+
+// imageRunConfig is an image's config. Until 1.49 it had the fields of a container too, always empty.
+type imageRunConfig struct {
+	*emptyContainerConfig
+	ArgsEscaped  bool `json:",omitempty"`
+	Cmd          []string
+	Entrypoint   []string
+	Env          []string
+	ExposedPorts map[string]struct{} `json:",omitempty"`
+	Healthcheck  *oci.Healthcheck    `json:",omitempty"`
+	Labels       map[string]string
+	OnBuild      []string
+	Shell        []string `json:",omitempty"`
+	StopSignal   string   `json:",omitempty"`
+	User         string
+	Volumes      map[string]struct{}
+	WorkingDir   string
+}
+
+type emptyContainerConfig struct {
+	Hostname     string
+	Domainname   string
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	Tty          bool
+	OpenStdin    bool
+	StdinOnce    bool
+	Image        string
+}
+
+func imageRunConfigOf(rc oci.RunConfig, v int) imageRunConfig {
+	a := imageRunConfig{ArgsEscaped: rc.ArgsEscaped, Cmd: rc.Cmd, Entrypoint: rc.Entrypoint, Env: rc.Env, ExposedPorts: rc.ExposedPorts,
+		Healthcheck: rc.Healthcheck, Labels: rc.Labels, OnBuild: rc.OnBuild, Shell: rc.Shell, StopSignal: rc.StopSignal, User: rc.User,
+		Volumes: rc.Volumes, WorkingDir: rc.WorkingDir}
+	if v < 50 {
+		a.emptyContainerConfig = &emptyContainerConfig{}
+	}
+	return a
+}
+
+func (s *server) imageInspect(c *call) error {
+	if c.bool("manifests") {
+		return unavailable("inspecting the manifests of an image", "this engine keeps one platform an image")
+	}
+	img, err := s.Images.Get(c.ctx(), c.vars["name"])
+	if err != nil {
+		return err
+	}
+	if want, err := platformParam(c.get("platform")); err != nil {
+		return err
+	} else if want != "" && !platformFits(want, img.Config) {
+		return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s",
+			c.vars["name"], want, platformText(img.Config.OS, img.Config.Architecture, img.Config.Variant))
+	}
+	cfg := img.Config
+	a := imageAnswer{ID: img.ID.String(), RepoTags: familiars(img.Names), RepoDigests: familiars(img.Digests), Parent: img.Parent.String(),
+		Comment: lastComment(cfg), DockerVersion: cfg.DockerVersion, Author: cfg.Author, Config: imageRunConfigOf(cfg.Config, c.v),
+		Architecture: cfg.Architecture, Variant: cfg.Variant, Os: cfg.OS, OsVersion: cfg.OSVersion, Size: img.Size,
+		GraphDriver: graphDriver{nil, s.Driver}}
+	a.RootFS.Type = cfg.RootFS.Type
+	for _, d := range cfg.RootFS.DiffIDs {
+		a.RootFS.Layers = append(a.RootFS.Layers, d.String())
+	}
+	a.Metadata.LastTagTime = img.Tagged
+	switch {
+	case cfg.Created != nil:
+		a.Created = cfg.Created.Format(time.RFC3339Nano)
+	case c.v < 44:
+		a.Created = time.Time{}.Format(time.RFC3339Nano)
+	}
+	if c.v < 44 {
+		a.VirtualSize = &img.Size
+	}
+	if c.v < 45 {
+		empty := imageRunConfigOf(oci.RunConfig{}, c.v)
+		a.Container, a.ContainerConfig = &cfg.Container, &empty
+	}
+	return c.json(http.StatusOK, a)
+}
+
+// lastComment is the message of a commit: in the config's comment or in the newest step of its history.
+func lastComment(cfg oci.Config) string {
+	if cfg.Comment == "" && len(cfg.History) > 0 {
+		return cfg.History[len(cfg.History)-1].Comment
+	}
+	return cfg.Comment
+}
+
+func (s *server) imageHistory(c *call) error {
+	type entry struct {
+		Comment   string
+		Created   int64
+		CreatedBy string
+		ID        string `json:"Id"`
+		Size      int64
+		Tags      []string
+	}
+	entries, err := s.Images.History(c.ctx(), c.vars["name"])
+	if err != nil {
+		return err
+	}
+	list := make([]entry, 0, len(entries))
+	for _, h := range entries {
+		e := entry{Comment: h.Comment, CreatedBy: h.CreatedBy, ID: h.ID.String(), Size: h.Size}
+		if !h.Created.IsZero() {
+			e.Created = h.Created.Unix()
+		}
+		if h.ID == "" {
+			e.ID = "<missing>"
+		}
+		if len(h.Tags) > 0 {
+			e.Tags = familiars(h.Tags)
+		}
+		list = append(list, e)
+	}
+	return c.json(http.StatusOK, list)
+}
+
+// layerAnswer is one layer of ply's own GET /images/{name}/layers and GET /images/tree.
+type layerAnswer struct {
+	DiffID      string         // of the layer's uncompressed tar
+	ChainID     string         // of the stack up to and with this layer
+	Size        int64          // bytes
+	VirtualSize int64          // bytes of the stack up to and with this layer
+	CreatedBy   string         `json:",omitempty"`
+	Tags        []string       // names of the images that end here
+	Images      []string       // IDs of the images that end here
+	Children    []*layerAnswer `json:",omitempty"` // in the tree: what stands on it
+}
+
+func layersOf(views []*image.LayerView) []*layerAnswer {
+	list := make([]*layerAnswer, 0, len(views))
+	for _, l := range views {
+		a := &layerAnswer{DiffID: l.DiffID.String(), ChainID: l.Chain.String(), Size: l.Size, VirtualSize: l.Virtual, CreatedBy: l.CreatedBy,
+			Tags: familiars(l.Tags), Images: []string{}}
+		for _, id := range l.Images {
+			a.Images = append(a.Images, id.String())
+		}
+		if len(l.Children) > 0 {
+			a.Children = layersOf(l.Children)
+		}
+		list = append(list, a)
+	}
+	return list
+}
+
+func (s *server) imageLayers(c *call) error {
+	layers, err := s.Images.Layers(c.ctx(), c.vars["name"])
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, layersOf(layers))
+}
+
+func (s *server) imageTree(c *call) error {
+	tree, err := s.Images.Tree(c.ctx())
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, layersOf(tree))
+}
+
+func (s *server) imageTag(c *call) error {
+	name, err := repoTag(c.get("repo"), c.get("tag"))
+	if err != nil {
+		return err
+	}
+	if err := s.Images.Tag(c.ctx(), c.vars["name"], name.WithDefaultTag()); err != nil {
+		return err
+	}
+	return c.none(http.StatusCreated)
+}
+
+// repoTag puts docker's two parameters together. A digest in tag makes repo@digest.
+func repoTag(repo, tag string) (oci.Reference, error) {
+	if repo == "" {
+		return oci.Reference{}, errs.New(errs.Invalid, "invalid reference format: the repository's name is missing")
+	}
+	ref, err := oci.ParseReference(repo)
+	if err != nil {
+		return oci.Reference{}, err
+	}
+	switch {
+	case tag == "":
+		return ref, nil
+	case strings.Contains(tag, ":"):
+		d, err := oci.ParseDigest(tag)
+		if err != nil {
+			return oci.Reference{}, err
+		}
+		return ref.WithDigest(d), nil
+	}
+	return ref.WithTag(tag)
+}
+
+type removedAnswer struct {
+	Untagged string `json:",omitempty"`
+	Deleted  string `json:",omitempty"`
+}
+
+func removedList(removed []image.Removed) []removedAnswer {
+	list := make([]removedAnswer, 0, len(removed))
+	for _, r := range removed {
+		list = append(list, removedAnswer{r.Untagged, r.Deleted.String()})
+	}
+	return list
+}
+
+func (s *server) imageRemove(c *call) error {
+	if c.get("platforms") != "" {
+		return unavailable("removing single platforms of an image", "this engine keeps one platform an image")
+	}
+	removed, err := s.Images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, removedList(removed))
+}
+
+func (s *server) imagePrune(c *call) error {
+	filters, err := c.filters("dangling", "until", "label", "label!")
+	if err != nil {
+		return err
+	}
+	if _, _, err := flag(filters, "dangling"); err != nil {
+		return err
+	}
+	removed, freed, err := s.Images.Prune(c.ctx(), image.PruneOptions{Filters: filters})
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, struct {
+		ImagesDeleted  []removedAnswer
+		SpaceReclaimed int64
+	}{removedList(removed), freed})
+}
+
+func (s *server) imageSearch(c *call) error {
+	filters, err := c.filters("is-official", "is-automated", "stars")
+	if err != nil {
+		return err
+	}
+	limit, ok, err := c.int("limit")
+	if err != nil {
+		return err
+	}
+	if !ok || limit == 0 {
+		limit = 25
+	}
+	if limit < 1 || limit > 100 {
+		return errs.New(errs.Invalid, "limit %s is outside the range of [1, 100]", strconv.Itoa(limit))
+	}
+	if c.get("term") == "" {
+		return errs.New(errs.Invalid, "parameter term: what to search for is missing")
+	}
+	cred, err := c.credentials()
+	if err != nil {
+		return err
+	}
+	found, err := s.Mover.Search(c.ctx(), c.get("term"), limit, filters, cred)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, notNil(found))
+}

@@ -1,0 +1,382 @@
+package docker
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"ply/internal/container"
+	"ply/internal/network"
+	"ply/internal/oci"
+	"ply/internal/volume"
+)
+
+// inspectAnswer is GET /containers/{id}/json.
+type inspectAnswer struct {
+	ID              string `json:"Id"`
+	Created         string
+	Path            string
+	Args            []string
+	State           stateAnswer
+	Image           string
+	ResolvConfPath  string
+	HostnamePath    string
+	HostsPath       string
+	LogPath         string
+	Name            string
+	RestartCount    int
+	Driver          string
+	Platform        string
+	MountLabel      string
+	ProcessLabel    string
+	AppArmorProfile string
+	ExecIDs         []string
+	HostConfig      hostConfig
+	GraphDriver     graphDriver
+	SizeRw          *int64 `json:",omitempty"`
+	SizeRootFs      *int64 `json:",omitempty"`
+	Mounts          []mountPoint
+	Config          containerConfig
+	NetworkSettings networkSettings
+}
+
+type stateAnswer struct {
+	Status     string
+	Running    bool
+	Paused     bool
+	Restarting bool
+	OOMKilled  bool
+	Dead       bool
+	Pid        int
+	ExitCode   int
+	Error      string
+	StartedAt  string
+	FinishedAt string
+	Health     *healthAnswer `json:",omitempty"`
+}
+
+type healthAnswer struct {
+	Status        string
+	FailingStreak int
+	Log           []container.HealthResult
+}
+
+type mountPoint struct {
+	Type        string
+	Name        string `json:",omitempty"`
+	Source      string
+	Destination string
+	Driver      string `json:",omitempty"`
+	Mode        string
+	RW          bool
+	Propagation string
+}
+
+// networkSettings has the fields of the default network also at its top: until 1.51 clients read them there.
+type networkSettings struct {
+	Bridge                 string
+	SandboxID              string
+	SandboxKey             string
+	Ports                  map[string][]portBinding
+	HairpinMode            bool
+	LinkLocalIPv6Address   string
+	LinkLocalIPv6PrefixLen int
+	SecondaryIPAddresses   []struct{}
+	SecondaryIPv6Addresses []struct{}
+	EndpointID             string
+	Gateway                string
+	GlobalIPv6Address      string
+	GlobalIPv6PrefixLen    int
+	IPAddress              string
+	IPPrefixLen            int
+	IPv6Gateway            string
+	MacAddress             string
+	Networks               map[string]*endpointSettings
+}
+
+func (s *server) containerInspect(c *call) error {
+	size := c.bool("size")
+	ctr, err := s.Containers.Get(c.ctx(), c.vars["id"], size)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, inspectOf(ctr, c.v, size))
+}
+
+func inspectOf(ctr *container.Container, v int, size bool) inspectAnswer {
+	a := inspectAnswer{ID: string(ctr.ID), Created: timeText(ctr.Created), Path: ctr.Path, Args: notNil(ctr.Args), State: stateOf(ctr.State),
+		Image: ctr.Image.String(), ResolvConfPath: ctr.ResolvConfPath, HostnamePath: ctr.HostnamePath, HostsPath: ctr.HostsPath,
+		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux",
+		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: graphDriver{nil, ctr.Driver}, Mounts: mountPoints(ctr.Mounts),
+		Config: containerConfigOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
+	if len(a.ExecIDs) == 0 {
+		a.ExecIDs = nil
+	}
+	if ctr.ImageName != "" {
+		a.Config.Image = ctr.ImageName
+	}
+	if size {
+		a.SizeRw, a.SizeRootFs = &ctr.SizeRw, &ctr.SizeRootFs
+	}
+	return a
+}
+
+// timeText is a moment as inspect shows it; one that never was is the year 1.
+func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func stateOf(st container.State) stateAnswer {
+	a := stateAnswer{Status: string(st.Status), Pid: st.PID, ExitCode: st.ExitCode, Error: st.Error, OOMKilled: st.OOMKilled,
+		StartedAt: timeText(st.Started), FinishedAt: timeText(st.Finished)}
+	switch st.Status {
+	case container.StatusRunning:
+		a.Running = true
+	case container.StatusPaused:
+		a.Running, a.Paused = true, true
+	case container.StatusRestarting:
+		a.Running, a.Restarting = true, true
+	case container.StatusDead:
+		a.Dead = true
+	}
+	if st.Health != nil {
+		a.Health = &healthAnswer{st.Health.Status, st.Health.FailingStreak, notNil(st.Health.Log)}
+	}
+	return a
+}
+
+func mountPoints(mounts []volume.Mount) []mountPoint {
+	list := make([]mountPoint, 0, len(mounts))
+	for _, m := range mounts {
+		p := mountPoint{Type: m.Type, Name: m.Name, Source: m.Source, Destination: m.Target, Driver: m.Driver, Mode: m.Mode, RW: m.RW, Propagation: m.Propagation}
+		list = append(list, p)
+	}
+	return list
+}
+
+func networkSettingsOf(ctr *container.Container, v int) networkSettings {
+	ns := networkSettings{Ports: map[string][]portBinding{}, Networks: map[string]*endpointSettings{}}
+	if alive(ctr.State.Status) {
+		for _, p := range ctr.Spec.ExposedPorts {
+			ns.Ports[p] = nil
+		}
+		for _, p := range ctr.Ports {
+			key := portText(p.ContainerPort, p.Proto)
+			for _, addr := range boundAddresses(p) {
+				ns.Ports[key] = append(ns.Ports[key], portBinding{addr.String(), strconv.Itoa(int(p.HostPort))})
+			}
+		}
+	}
+	for name, ep := range ctr.Networks {
+		e := endpointOf(ep, ctr.Spec.Endpoints[name], v)
+		ns.Networks[name] = e
+		if name == "bridge" {
+			ns.EndpointID, ns.Gateway, ns.IPAddress, ns.IPPrefixLen = e.EndpointID, e.Gateway, e.IPAddress, e.IPPrefixLen
+			ns.IPv6Gateway, ns.GlobalIPv6Address, ns.GlobalIPv6PrefixLen, ns.MacAddress = e.IPv6Gateway, e.GlobalIPv6Address, e.GlobalIPv6PrefixLen, e.MacAddress
+		}
+	}
+	return ns
+}
+
+func alive(st container.Status) bool {
+	return st == container.StatusRunning || st == container.StatusPaused || st == container.StatusRestarting
+}
+
+// endpointOf shows a place in a network: what was asked for and what came of it.
+func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *endpointSettings {
+	e := &endpointSettings{Links: asked.Links, Aliases: ep.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
+		Gateway: addrText(ep.Gateway), IPv6Gateway: addrText(ep.Gateway6)}
+	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
+		e.IPAMConfig = &endpointIPAM{IPv4Address: addrText(asked.IPv4), IPv6Address: addrText(asked.IPv6)}
+	}
+	if ep.IPv4.IsValid() {
+		e.IPAddress, e.IPPrefixLen = ep.IPv4.Addr().String(), ep.IPv4.Bits()
+	}
+	if ep.IPv6.IsValid() {
+		e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = ep.IPv6.Addr().String(), ep.IPv6.Bits()
+	}
+	if v >= 44 {
+		e.DNSNames = ep.Aliases
+	}
+	if v >= 48 {
+		e.GwPriority = new(int)
+	}
+	return e
+}
+
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+// containerSummary is one element of GET /containers/json.
+type containerSummary struct {
+	ID         string `json:"Id"`
+	Names      []string
+	Image      string
+	ImageID    string
+	Command    string
+	Created    int64
+	Ports      []portSummary
+	SizeRw     int64 `json:",omitempty"`
+	SizeRootFs int64 `json:",omitempty"`
+	Labels     map[string]string
+	State      string
+	Status     string
+	HostConfig struct {
+		NetworkMode string            `json:",omitempty"`
+		Annotations map[string]string `json:",omitempty"`
+	}
+	NetworkSettings struct {
+		Networks map[string]*endpointSettings
+	}
+	Mounts []mountPoint
+}
+
+type portSummary struct {
+	IP          string `json:",omitempty"`
+	PrivatePort uint16
+	PublicPort  uint16 `json:",omitempty"`
+	Type        string
+}
+
+func (s *server) containerList(c *call) error {
+	filters, err := c.filters("ancestor", "annotation", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name",
+		"network", "publish", "since", "status", "volume")
+	if err != nil {
+		return err
+	}
+	for _, st := range filters["status"] {
+		if !slices.Contains([]string{"created", "running", "paused", "restarting", "removing", "exited", "dead"}, st) {
+			return invalidFilter("status", st)
+		}
+	}
+	limit, _, err := c.int("limit")
+	if err != nil {
+		return err
+	}
+	size := c.bool("size")
+	list, err := s.Containers.List(c.ctx(), container.ListOptions{All: c.bool("all"), Limit: max(limit, 0), Size: size, Filters: filters})
+	if err != nil {
+		return err
+	}
+	answer := make([]containerSummary, 0, len(list))
+	names := map[string]oci.ImageID{} // what a name means now; "" for nothing
+	now := time.Now()
+	for _, ctr := range list {
+		sum := containerSummaryOf(ctr, c.v, size, now)
+		id, known := names[ctr.ImageName]
+		if !known {
+			if img, err := s.Images.Get(c.ctx(), ctr.ImageName); err == nil {
+				id = img.ID
+			}
+			names[ctr.ImageName] = id
+		}
+		if id != ctr.Image { // the name went to another image
+			sum.Image = ctr.Image.String()
+		}
+		answer = append(answer, sum)
+	}
+	return c.json(http.StatusOK, answer)
+}
+
+func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Time) containerSummary {
+	a := containerSummary{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
+		Created: ctr.Created.Unix(), Ports: portSummaries(ctr), Labels: ctr.Spec.Labels, State: string(ctr.State.Status), Status: statusText(ctr.State, now),
+		Mounts: mountPoints(ctr.Mounts)}
+	if a.Labels == nil {
+		a.Labels = map[string]string{}
+	}
+	if size {
+		a.SizeRw, a.SizeRootFs = ctr.SizeRw, ctr.SizeRootFs
+	}
+	a.HostConfig.NetworkMode = ctr.Spec.NetworkMode
+	if a.HostConfig.NetworkMode == "" {
+		a.HostConfig.NetworkMode = "default"
+	}
+	if v >= 46 {
+		a.HostConfig.Annotations = ctr.Spec.Annotations
+	}
+	a.NetworkSettings.Networks = map[string]*endpointSettings{}
+	for name, ep := range ctr.Networks {
+		a.NetworkSettings.Networks[name] = endpointOf(ep, ctr.Spec.Endpoints[name], v)
+	}
+	return a
+}
+
+// commandText is what runs, arguments with blanks in quotes.
+func commandText(ctr *container.Container) string {
+	text := ctr.Path
+	for _, arg := range ctr.Args {
+		if strings.Contains(arg, " ") {
+			arg = "'" + arg + "'"
+		}
+		text += " " + arg
+	}
+	return text
+}
+
+// portSummaries lists the ports of a running container, one a host address, sorted.
+func portSummaries(ctr *container.Container) []portSummary {
+	list := []portSummary{}
+	if !alive(ctr.State.Status) {
+		return list
+	}
+	bound := map[string]bool{}
+	for _, p := range ctr.Ports {
+		bound[portText(p.ContainerPort, p.Proto)] = true
+		for _, addr := range boundAddresses(p) {
+			list = append(list, portSummary{addr.String(), p.ContainerPort, p.HostPort, p.Proto})
+		}
+	}
+	for _, key := range ctr.Spec.ExposedPorts {
+		if num, _, proto, err := parsePort(key); err == nil && !bound[key] {
+			list = append(list, portSummary{PrivatePort: num, Type: proto})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b portSummary) int {
+		if a.PrivatePort != b.PrivatePort {
+			return int(a.PrivatePort) - int(b.PrivatePort)
+		}
+		return strings.Compare(a.Type, b.Type)
+	})
+	return list
+}
+
+// statusText is a state in words: "Up 36 seconds (healthy)", "Exited (0) 2 minutes ago".
+func statusText(st container.State, now time.Time) string {
+	since := func(t time.Time) string { return units.HumanDuration(max(now.Sub(t), 0)) }
+	switch st.Status {
+	case container.StatusPaused:
+		return fmt.Sprintf("Up %s (Paused)", since(st.Started))
+	case container.StatusRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, since(st.Finished))
+	case container.StatusRunning:
+		text := "Up " + since(st.Started)
+		if st.Health != nil && st.Health.Status != "" && st.Health.Status != "none" {
+			health := st.Health.Status
+			if health == "starting" {
+				health = "health: starting"
+			}
+			text += " (" + health + ")"
+		}
+		return text
+	case container.StatusRemoving:
+		return "Removal In Progress"
+	case container.StatusDead:
+		return "Dead"
+	}
+	switch {
+	case st.Started.IsZero() && st.Status == container.StatusCreated:
+		return "Created"
+	case st.Finished.IsZero():
+		return ""
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, since(st.Finished))
+}

@@ -1,0 +1,136 @@
+package docker
+
+import (
+	"net/http"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/network"
+	"ply/internal/oci"
+)
+
+func (s *server) networkRoutes(add adder) {
+	add(get, "/networks", s.networkList)
+	add(post, "/networks/create", networkFixed)
+	add(post, "/networks/prune", s.networkPrune)
+	add(get, "/networks/{id}", s.networkInspect)
+	add(remove, "/networks/{id}", s.networkRemove)
+	add(post, "/networks/{id}/connect", networkFixed)
+	add(post, "/networks/{id}/disconnect", networkFixed)
+}
+
+type networkAnswer struct {
+	Name       string
+	ID         string `json:"Id"`
+	Created    time.Time
+	Scope      string
+	Driver     string
+	EnableIPv4 *bool `json:",omitempty"` // since 1.48
+	EnableIPv6 bool
+	IPAM       struct {
+		Driver  string
+		Options map[string]string
+		Config  []ipamConfig
+	}
+	Internal   bool
+	Attachable bool
+	Ingress    bool
+	ConfigFrom struct{ Network string }
+	ConfigOnly bool
+	Containers map[string]networkMember
+	Options    map[string]string
+	Labels     map[string]string
+}
+
+type ipamConfig struct {
+	Subnet  string
+	Gateway string `json:",omitempty"`
+}
+
+type networkMember struct {
+	Name        string
+	EndpointID  string
+	MacAddress  string
+	IPv4Address string
+	IPv6Address string
+}
+
+func networkOf(n *network.Network, v int) networkAnswer {
+	a := networkAnswer{Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver, Internal: n.Internal,
+		Containers: map[string]networkMember{}, Options: n.Options, Labels: n.Labels}
+	a.IPAM.Driver, a.IPAM.Config = "default", []ipamConfig{}
+	if n.Subnet.IsValid() {
+		a.IPAM.Config = append(a.IPAM.Config, ipamConfig{n.Subnet.String(), addrText(n.Gateway)})
+		a.EnableIPv6 = n.Subnet.Addr().Is6()
+	}
+	if v >= 48 {
+		on := !a.EnableIPv6
+		a.EnableIPv4 = &on
+	}
+	if a.Options == nil {
+		a.Options = map[string]string{}
+	}
+	if a.Labels == nil {
+		a.Labels = map[string]string{}
+	}
+	return a
+}
+
+func (s *server) networkList(c *call) error {
+	filters, err := c.filters("dangling", "driver", "id", "label", "name", "scope", "type")
+	if err != nil {
+		return err
+	}
+	networks, err := s.Networks.List(c.ctx(), filters)
+	if err != nil {
+		return err
+	}
+	list := make([]networkAnswer, 0, len(networks))
+	for _, n := range networks {
+		list = append(list, networkOf(n, c.v))
+	}
+	return c.json(http.StatusOK, list)
+}
+
+func (s *server) networkInspect(c *call) error {
+	n, err := s.Networks.Get(c.ctx(), c.vars["id"])
+	if err != nil {
+		return err
+	}
+	a := networkOf(n, c.v)
+	for id, ep := range n.Endpoints {
+		m := networkMember{EndpointID: ep.ID, MacAddress: ep.MAC}
+		if ep.IPv4.IsValid() {
+			m.IPv4Address = ep.IPv4.String()
+		}
+		if ep.IPv6.IsValid() {
+			m.IPv6Address = ep.IPv6.String()
+		}
+		if ctr, err := s.Containers.Get(c.ctx(), id, false); err == nil {
+			m.Name = ctr.Name
+		}
+		a.Containers[string(oci.ContainerID(id))] = m
+	}
+	return c.json(http.StatusOK, a)
+}
+
+// networkFixed answers what would change the networks.
+func networkFixed(*call) error {
+	return errs.New(errs.Unimplemented, "user-defined networks are not supported: the networks are bridge, host and none")
+}
+
+func (s *server) networkRemove(c *call) error {
+	n, err := s.Networks.Get(c.ctx(), c.vars["id"])
+	if err != nil {
+		return err
+	}
+	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
+}
+
+// networkPrune finds nothing: the pre-defined networks are never pruned.
+func (s *server) networkPrune(c *call) error {
+	if _, err := c.filters("until", "label", "label!"); err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, struct{ NetworksDeleted []string }{})
+}

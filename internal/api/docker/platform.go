@@ -1,0 +1,46 @@
+package docker
+
+import (
+	"encoding/json"
+	"strings"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+// platformParam reads a platform that is written as os/arch[/variant] or, since 1.46, as JSON. The answer is
+// normalised; "" stays "".
+func platformParam(s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	if strings.HasPrefix(s, "{") {
+		var p oci.Platform
+		if err := json.Unmarshal([]byte(s), &p); err != nil {
+			return "", errs.New(errs.Invalid, "invalid platform %q: %w", clip(s), err)
+		}
+		s = platformText(p.OS, p.Architecture, p.Variant)
+	}
+	p, err := oci.ParsePlatform(s)
+	if err != nil {
+		return "", err
+	}
+	return p.String(), nil
+}
+
+func platformText(os, arch, variant string) string {
+	text := os + "/" + arch
+	if variant != "" {
+		text += "/" + variant
+	}
+	return text
+}
+
+// platformFits reports whether an image is for a platform; a variant counts only when both name one.
+func platformFits(want string, cfg oci.Config) bool {
+	parts := strings.Split(want, "/")
+	if len(parts) < 2 || parts[0] != cfg.OS || parts[1] != cfg.Architecture {
+		return false
+	}
+	return len(parts) < 3 || cfg.Variant == "" || parts[2] == cfg.Variant
+}

@@ -1,0 +1,148 @@
+package docker
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+
+	"ply/internal/errs"
+)
+
+// handler answers one request. An error before the first byte becomes a status and a JSON message; after it
+// the connection is cut.
+type handler func(*call) error
+
+// route is one line of the table. Pattern parts in braces match one path part; {name...} matches one or more,
+// because image names have slashes.
+type route struct {
+	method  string
+	pattern string
+	do      handler
+}
+
+// match finds the first route for a path without its version; nil when there is none.
+func match(routes []route, method, path string) (*route, map[string]string) {
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	for i := range routes {
+		if routes[i].method != method {
+			continue
+		}
+		if vars, ok := matchParts(strings.Split(strings.TrimPrefix(routes[i].pattern, "/"), "/"), parts); ok {
+			return &routes[i], vars
+		}
+	}
+	return nil, nil
+}
+
+func matchParts(pattern, parts []string) (map[string]string, bool) {
+	var vars map[string]string
+	for i, p := range pattern {
+		name, isVar := strings.CutPrefix(p, "{")
+		if !isVar {
+			if len(parts) == 0 || parts[0] != p {
+				return nil, false
+			}
+			parts = parts[1:]
+			continue
+		}
+		name = strings.TrimSuffix(name, "}")
+		take := 1
+		if n, many := strings.CutSuffix(name, "..."); many {
+			name = n
+			take = len(parts) - (len(pattern) - i - 1) // what the rest of the pattern leaves
+		}
+		if take < 1 || take > len(parts) {
+			return nil, false
+		}
+		value := strings.Join(parts[:take], "/")
+		if value == "" || strings.HasPrefix(value, "/") || strings.HasSuffix(value, "/") || strings.Contains(value, "//") {
+			return nil, false
+		}
+		if vars == nil {
+			vars = map[string]string{}
+		}
+		vars[name] = value
+		parts = parts[take:]
+	}
+	return vars, len(parts) == 0
+}
+
+// splitVersion takes /v1.N off a path; a path without it speaks the newest version.
+func splitVersion(path string) (version int, rest string, err error) {
+	if strings.ContainsFunc(path, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		return 0, "", errs.New(errs.Invalid, "invalid path: control characters are not allowed")
+	}
+	for _, part := range strings.Split(path, "/") {
+		if part == ".." || part == "." {
+			return 0, "", errs.New(errs.Invalid, "invalid path: . and .. are not allowed")
+		}
+	}
+	first, rest, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	digits, isVersion := strings.CutPrefix(first, "v")
+	if !isVersion || digits == "" || strings.Trim(digits, "0123456789.") != "" {
+		return maxVersion, path, nil
+	}
+	major, minor, _ := strings.Cut(digits, ".")
+	version, tooNew := compareVersion(major, minor)
+	switch {
+	case tooNew:
+		return 0, "", errs.New(errs.Invalid, "client version %s is too new. Maximum supported API version is %s", clip(digits), versionText(maxVersion))
+	case version < minVersion:
+		return 0, "", errs.New(errs.Invalid, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", clip(digits), versionText(minVersion))
+	}
+	return version, "/" + rest, nil
+}
+
+// compareVersion gives the minor version of "1.minor", 0 for what is older, or tooNew.
+func compareVersion(major, minor string) (version int, tooNew bool) {
+	ma, err := strconv.Atoi(major)
+	if err != nil {
+		return 0, len(major) > 9
+	}
+	mi := 0
+	if minor != "" {
+		if mi, err = strconv.Atoi(minor); err != nil {
+			return 0, ma >= 1 && len(minor) > 9
+		}
+	}
+	switch {
+	case ma > 1 || ma == 1 && mi > maxVersion:
+		return 0, true
+	case ma < 1:
+		return 0, false
+	}
+	return mi, false
+}
+
+func versionText(minor int) string { return "1." + strconv.Itoa(minor) }
+
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "…"
+	}
+	return s
+}
+
+// table is every route that is answered, most specific first.
+func (s *server) table() []route {
+	var t []route
+	add := func(method, pattern string, do handler) { t = append(t, route{method, pattern, do}) }
+	s.systemRoutes(add)
+	s.imageRoutes(add)
+	s.containerRoutes(add)
+	s.volumeRoutes(add)
+	s.networkRoutes(add)
+	s.absentRoutes(add)
+	return t
+}
+
+// adder puts a route into the table.
+type adder func(method, pattern string, do handler)
+
+const (
+	get    = http.MethodGet
+	head   = http.MethodHead
+	post   = http.MethodPost
+	put    = http.MethodPut
+	remove = http.MethodDelete
+)

@@ -1,0 +1,93 @@
+package stream
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Media types of a taken-over connection.
+const (
+	TypeRaw = "application/vnd.docker.raw-stream"
+	TypeMux = "application/vnd.docker.multiplexed-stream"
+)
+
+// Conn is a connection taken over from HTTP.
+type Conn struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+// Hijack takes the connection of a request over and answers: 101 to a client that asked for an upgrade, 200 to others.
+// After it the caller owns the connection and closes it.
+func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, error) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("connection: take over: %w", err)
+	}
+	_ = conn.SetDeadline(time.Time{}) // limits of HTTP no longer hold; a dead connection shows in the next read
+	var b strings.Builder
+	if r.Header.Get("Upgrade") != "" {
+		b.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
+	} else {
+		b.WriteString("HTTP/1.1 200 OK\r\nContent-Type: " + contentType + "\r\n")
+	}
+	for _, key := range []string{"Api-Version", "Docker-Experimental", "Ostype", "Server"} {
+		if v := w.Header().Get(key); v != "" {
+			b.WriteString(key + ": " + v + "\r\n")
+		}
+	}
+	b.WriteString("\r\n")
+	if _, err := conn.Write([]byte(b.String())); err != nil {
+		return nil, fmt.Errorf("connection: answer: %w", joinClose(err, conn))
+	}
+	return &Conn{Conn: conn, in: rw.Reader}, nil
+}
+
+func joinClose(err error, conn net.Conn) error {
+	if cerr := conn.Close(); cerr != nil {
+		return fmt.Errorf("%w (close: %v)", err, cerr)
+	}
+	return err
+}
+
+// Read gives what the client sent, first what HTTP had buffered.
+func (c *Conn) Read(b []byte) (int, error) { return c.in.Read(b) }
+
+// CloseWrite tells the client that nothing more comes.
+func (c *Conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// Gone reports whether the client closed the whole connection, not only its sending side. False when that cannot be told.
+func (c *Conn) Gone() bool {
+	conn := c.Conn
+	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = inner.NetConn()
+	}
+	raw, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := raw.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = rc.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		if _, err := unix.Poll(fds, 0); err == nil {
+			gone = fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
+		}
+	})
+	return gone || err != nil
+}

@@ -1,0 +1,58 @@
+package stream
+
+import (
+	"encoding/binary"
+	"io"
+	"sync"
+)
+
+// The streams of a frame.
+const (
+	Stdin  = 0
+	Stdout = 1
+	Stderr = 2
+)
+
+// maxFrame bounds the payload of one frame, so that a reader needs a small buffer only.
+const maxFrame = 64 << 10
+
+// Mux puts two outputs on one connection: frames of stream, 0, 0, 0, big-endian length and the bytes.
+// Its writers are safe for concurrent use.
+type Mux struct {
+	mu  sync.Mutex
+	w   io.Writer
+	buf []byte
+}
+
+// NewMux makes a Mux that writes frames to w.
+func NewMux(w io.Writer) *Mux { return &Mux{w: w} }
+
+// Stdout is the writer of stream 1.
+func (m *Mux) Stdout() io.Writer { return output{m, Stdout} }
+
+// Stderr is the writer of stream 2.
+func (m *Mux) Stderr() io.Writer { return output{m, Stderr} }
+
+type output struct {
+	mux    *Mux
+	stream byte
+}
+
+// Write sends b as one frame or several; each is one write below.
+func (o output) Write(b []byte) (n int, err error) {
+	o.mux.mu.Lock()
+	defer o.mux.mu.Unlock()
+	for len(b) > 0 {
+		part := b[:min(len(b), maxFrame)]
+		frame := append(o.mux.buf[:0], o.stream, 0, 0, 0)
+		frame = binary.BigEndian.AppendUint32(frame, uint32(len(part)))
+		frame = append(frame, part...)
+		o.mux.buf = frame
+		if _, err := o.mux.w.Write(frame); err != nil {
+			return n, err
+		}
+		n += len(part)
+		b = b[len(part):]
+	}
+	return n, nil
+}

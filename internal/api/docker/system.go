@@ -1,0 +1,290 @@
+package docker
+
+import (
+	"net/http"
+	"net/netip"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/transfer"
+)
+
+func (s *server) systemRoutes(add adder) {
+	add(get, "/_ping", s.ping)
+	add(head, "/_ping", s.ping)
+	add(get, "/version", s.version)
+	add(get, "/info", s.info)
+	add(get, "/system/df", s.diskUsage)
+	add(get, "/events", s.events)
+	add(post, "/auth", s.auth)
+}
+
+func (s *server) ping(c *call) error {
+	h := c.w.Header()
+	h.Set("Builder-Version", "1")
+	h.Set("Swarm", "inactive")
+	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	h.Set("Pragma", "no-cache")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	if c.r.Method == head {
+		h.Set("Content-Length", "0")
+		return c.none(http.StatusOK)
+	}
+	_, err := c.w.Write([]byte("OK"))
+	return err
+}
+
+func kernelVersion() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func (s *server) version(c *call) error {
+	type component struct {
+		Name, Version string
+		Details       map[string]string `json:",omitempty"`
+	}
+	type answer struct {
+		Platform      struct{ Name string }
+		Components    []component
+		Version       string
+		APIVersion    string `json:"ApiVersion"`
+		MinAPIVersion string
+		GitCommit     string
+		GoVersion     string
+		Os, Arch      string
+		KernelVersion string `json:",omitempty"`
+		BuildTime     string `json:",omitempty"`
+	}
+	v, kernel := s.System.Version(), kernelVersion()
+	a := answer{
+		Version: v.Version, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(minVersion),
+		GitCommit: v.GitCommit, GoVersion: v.GoVersion, Os: "linux", Arch: runtime.GOARCH, KernelVersion: kernel, BuildTime: v.BuildTime,
+	}
+	a.Platform.Name = "ply"
+	a.Components = []component{{"Engine", v.Version, map[string]string{
+		"ApiVersion": a.APIVersion, "MinAPIVersion": a.MinAPIVersion, "GitCommit": v.GitCommit, "GoVersion": v.GoVersion,
+		"Os": "linux", "Arch": runtime.GOARCH, "KernelVersion": kernel, "BuildTime": v.BuildTime, "Experimental": "false",
+	}}}
+	return c.json(http.StatusOK, a)
+}
+
+// infoAnswer is what GET /info tells, fields of old versions included: clients ignore what they do not know.
+type infoAnswer struct {
+	ID                string
+	Containers        int
+	ContainersRunning int
+	ContainersPaused  int
+	ContainersStopped int
+	Images            int
+	Driver            string
+	DriverStatus      [][2]string
+	Plugins           struct {
+		Volume, Network, Authorization, Log []string
+	}
+	MemoryLimit        bool
+	SwapLimit          bool
+	CPUCfsPeriod       bool `json:"CpuCfsPeriod"`
+	CPUCfsQuota        bool `json:"CpuCfsQuota"`
+	CPUShares          bool
+	CPUSet             bool
+	PidsLimit          bool
+	IPv4Forwarding     bool
+	Debug              bool
+	NFd                int
+	OomKillDisable     bool
+	NGoroutines        int
+	SystemTime         string
+	LoggingDriver      string
+	CgroupDriver       string
+	CgroupVersion      string `json:",omitempty"`
+	NEventsListener    int
+	KernelVersion      string
+	OperatingSystem    string
+	OSVersion          string
+	OSType             string
+	Architecture       string
+	IndexServerAddress string
+	RegistryConfig     registryConfig
+	NCPU               int
+	MemTotal           int64
+	GenericResources   []struct{}
+	DockerRootDir      string
+	HTTPProxy          string `json:"HttpProxy"`
+	HTTPSProxy         string `json:"HttpsProxy"`
+	NoProxy            string
+	Name               string
+	Labels             []string
+	ExperimentalBuild  bool
+	ServerVersion      string
+	Runtimes           map[string]infoRuntime
+	DefaultRuntime     string
+	Swarm              struct {
+		NodeID, NodeAddr string
+		LocalNodeState   string
+		ControlAvailable bool
+		Error            string
+		RemoteManagers   []struct{}
+	}
+	LiveRestoreEnabled  bool
+	Isolation           string
+	InitBinary          string
+	ContainerdCommit    infoCommit
+	RuncCommit          infoCommit
+	InitCommit          infoCommit
+	SecurityOptions     []string
+	DefaultAddressPools []addressPool `json:",omitempty"`
+	CDISpecDirs         []string
+	Warnings            []string
+}
+
+type infoRuntime struct {
+	Path string `json:"path"`
+}
+
+type infoCommit struct{ ID string }
+
+type addressPool struct {
+	Base string
+	Size int
+}
+
+type registryConfig struct {
+	InsecureRegistryCIDRs []string
+	IndexConfigs          map[string]indexConfig
+	Mirrors               []string
+}
+
+type indexConfig struct {
+	Name     string
+	Mirrors  []string
+	Secure   bool
+	Official bool
+}
+
+// hubName is the name of the index that short names belong to.
+const hubName = "docker.io"
+
+func (s *server) info(c *call) error {
+	in, err := s.System.Info(c.ctx())
+	if err != nil {
+		return err
+	}
+	a := infoAnswer{
+		ID: in.ID, Containers: in.Containers, ContainersRunning: in.Running, ContainersPaused: in.Paused, ContainersStopped: in.Stopped,
+		Images: in.Images, Driver: in.Driver, DriverStatus: in.DriverStatus,
+		MemoryLimit: in.Limits.Memory, SwapLimit: in.Limits.Swap, CPUCfsPeriod: in.Limits.CPUQuota, CPUCfsQuota: in.Limits.CPUQuota,
+		CPUShares: in.Limits.CPUShares, CPUSet: in.Limits.CPUSet, PidsLimit: in.Limits.Pids, OomKillDisable: in.Limits.OOMKillDisable,
+		IPv4Forwarding: in.IPv4Forwarding, Debug: in.Debug, NFd: in.FDs, NGoroutines: in.Goroutines, NEventsListener: in.Listeners,
+		SystemTime: in.SystemTime.Format(time.RFC3339Nano), LoggingDriver: in.LoggingDriver,
+		CgroupDriver: in.CgroupDriver, CgroupVersion: in.CgroupVersion,
+		KernelVersion: in.KernelVersion, OperatingSystem: in.OperatingSystem, OSVersion: in.OSVersion, OSType: "linux", Architecture: in.Architecture,
+		IndexServerAddress: "https://index." + hubName + "/v1/", RegistryConfig: registries(in),
+		NCPU: in.CPUs, MemTotal: in.MemTotal, DockerRootDir: in.DataRoot, Name: in.Name, Labels: notNil(in.Labels),
+		HTTPProxy: hideUser(in.HTTPProxy), HTTPSProxy: hideUser(in.HTTPSProxy), NoProxy: in.NoProxy,
+		ServerVersion: s.System.Version().Version, Runtimes: map[string]infoRuntime{}, DefaultRuntime: in.DefaultRuntime,
+		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: notNil(in.SecurityOptions),
+		CDISpecDirs: []string{}, Warnings: in.Warnings,
+	}
+	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "null"}, []string{"json-file", "local", "none"}
+	for name, path := range in.Runtimes {
+		a.Runtimes[name] = infoRuntime{path}
+	}
+	a.Swarm.LocalNodeState = "inactive"
+	for _, pool := range in.DefaultAddressPools {
+		if base, size, ok := strings.Cut(pool, ","); ok {
+			n := 0
+			for _, d := range strings.TrimPrefix(size, "size=") {
+				n = n*10 + int(d-'0')
+			}
+			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{strings.TrimPrefix(base, "base="), n})
+		} else if p, err := netip.ParsePrefix(pool); err == nil {
+			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{p.String(), p.Bits()})
+		}
+	}
+	return c.json(http.StatusOK, a)
+}
+
+// registries shows mirrors and insecure registries in docker's two groups: address ranges and hosts.
+func registries(in Info) registryConfig {
+	rc := registryConfig{InsecureRegistryCIDRs: []string{}, IndexConfigs: map[string]indexConfig{}, Mirrors: notNil(in.Mirrors)}
+	rc.IndexConfigs[hubName] = indexConfig{hubName, notNil(in.Mirrors), true, true}
+	for _, r := range in.InsecureRegistries {
+		if _, err := netip.ParsePrefix(r); err == nil {
+			rc.InsecureRegistryCIDRs = append(rc.InsecureRegistryCIDRs, r)
+		} else {
+			rc.IndexConfigs[r] = indexConfig{r, []string{}, false, false}
+		}
+	}
+	return rc
+}
+
+// hideUser drops the credentials of a proxy's URL.
+func hideUser(url string) string {
+	scheme, rest, ok := strings.Cut(url, "://")
+	if !ok {
+		return url
+	}
+	authority, path, _ := strings.Cut(rest, "/")
+	if i := strings.LastIndex(authority, "@"); i >= 0 {
+		authority = "xxxxx:xxxxx@" + authority[i+1:]
+	}
+	if path != "" {
+		path = "/" + path
+	}
+	return scheme + "://" + authority + path
+}
+
+// notNil makes an absent list an empty one in JSON.
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func (s *server) auth(c *call) error {
+	var body authConfig
+	if err := c.body(&body, false); err != nil {
+		return err
+	}
+	status, token, err := s.Mover.Login(c.ctx(), body.credentials())
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, struct {
+		IdentityToken string
+		Status        string
+	}{token, status})
+}
+
+// authConfig is docker's form of credentials.
+type authConfig struct {
+	Username      string `json:"username"`
+	Password      string `json:"password"`
+	Auth          string `json:"auth"`
+	ServerAddress string `json:"serveraddress"`
+	IdentityToken string `json:"identitytoken"`
+	RegistryToken string `json:"registrytoken"`
+}
+
+func (a authConfig) credentials() transfer.Credentials {
+	if a.Username == "" && a.Password == "" && a.Auth != "" {
+		if b, err := decodeBase64(a.Auth); err == nil {
+			a.Username, a.Password, _ = strings.Cut(string(b), ":")
+		}
+	}
+	return transfer.Credentials{Username: a.Username, Password: a.Password, ServerAddress: a.ServerAddress,
+		IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
+}
+
+func unavailable(what, why string) error {
+	return errs.New(errs.Unimplemented, "%s is not supported: %s", what, why)
+}

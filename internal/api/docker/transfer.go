@@ -1,0 +1,333 @@
+package docker
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"ply/internal/api/docker/stream"
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/transfer"
+)
+
+// authHeader carries a client's credentials for a registry.
+const authHeader = "X-Registry-Auth"
+
+// decodeBase64 takes both alphabets, padded or not: clients differ.
+func decodeBase64(s string) ([]byte, error) {
+	s = strings.TrimRight(s, "=")
+	if strings.ContainsAny(s, "+/") {
+		return base64.RawStdEncoding.DecodeString(s)
+	}
+	return base64.RawURLEncoding.DecodeString(s)
+}
+
+// credentials reads X-Registry-Auth. Its text never appears in an error.
+func (c *call) credentials() (transfer.Credentials, error) {
+	h := strings.TrimSpace(c.r.Header.Get(authHeader))
+	if h == "" {
+		return transfer.Credentials{}, nil
+	}
+	b, err := decodeBase64(h)
+	if err != nil {
+		return transfer.Credentials{}, errs.New(errs.Invalid, "invalid %s header: it is not base64", authHeader)
+	}
+	var a authConfig
+	if err := json.Unmarshal(b, &a); err != nil {
+		return transfer.Credentials{}, errs.New(errs.Invalid, "invalid %s header: it is not a JSON object of credentials", authHeader)
+	}
+	return a.credentials(), nil
+}
+
+// progress runs long work and streams what it reports. The status is sent with the first message, so an error before
+// it has a status of its own; a later one ends the stream as errorDetail.
+func (s *server) progress(c *call, work func(put func(stream.Message)) error) error {
+	c.w.Header().Set("Content-Type", "application/json")
+	rc := http.NewResponseController(c.w)
+	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would eat the rest of the body
+		return errs.New(errs.Internal, "answer: %w", err)
+	}
+	out := stream.NewMessages(c.w, func() { _ = rc.Flush() }) // a failure shows in the next write
+	err := func() error {
+		defer func() { _, _ = out.Close() }() // also when work panics
+		return work(out.Put)
+	}()
+	started, werr := out.Close()
+	switch {
+	case werr != nil:
+		return werr
+	case err == nil:
+		if !started {
+			return c.none(http.StatusOK)
+		}
+		return nil
+	case !started:
+		return err
+	}
+	b, encErr := encode(stream.Message{Error: &stream.Error{Message: messageOf(err)}, ErrorMsg: messageOf(err)})
+	if encErr != nil {
+		return encErr
+	}
+	_, werr = c.w.Write(b)
+	return werr
+}
+
+// sink turns progress into docker's messages. Plain lines go to status, or to stream when lines is set.
+func sink(put func(stream.Message), lines bool) transfer.Sink {
+	return func(p transfer.Progress) {
+		var m stream.Message
+		switch {
+		case p.Aux != nil:
+			m.Aux = p.Aux
+			m.Progress = &stream.Progress{}
+			m.Status = p.Action
+		case p.ID == "" && lines && p.Total == 0 && p.Current == 0:
+			m.Stream = strings.TrimSuffix(p.Action, "\n") + "\n"
+		case p.ID == "":
+			m.Status = p.Action
+			if p.Current > 0 || p.Total > 0 {
+				m.Progress = &stream.Progress{Current: p.Current, Total: p.Total, Units: p.Unit}
+			}
+		case strings.HasPrefix(p.Action, "Pulling from "):
+			m.Status, m.ID = p.Action, p.ID
+		default:
+			m.Status, m.ID = p.Action, p.ID
+			m.Progress = &stream.Progress{Current: p.Current, Total: p.Total, Units: p.Unit}
+		}
+		put(m)
+	}
+}
+
+func (s *server) imageCreate(c *call) error {
+	platform, err := platformParam(c.get("platform"))
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.get("fromImage") != "":
+		return s.pull(c, platform)
+	case c.get("fromSrc") != "":
+		return s.importTar(c, platform)
+	}
+	return errs.New(errs.Invalid, "parameter fromImage or fromSrc is missing: name an image to pull or an archive to import")
+}
+
+func (s *server) pull(c *call, platform string) error {
+	name := strings.TrimSuffix(c.get("fromImage"), ":") // clients write "name:" for all tags
+	if oci.IsHex64(name) {
+		return errs.New(errs.Invalid, "invalid repository name (%s), cannot specify 64-byte hexadecimal strings", name)
+	}
+	ref, err := repoTag(name, c.get("tag"))
+	if err != nil {
+		return err
+	}
+	cred, err := c.credentials()
+	if err != nil {
+		return err
+	}
+	all := ref.Tag() == "" && ref.Digest() == ""
+	return s.progress(c, func(put func(stream.Message)) error {
+		return s.Mover.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put, false))
+	})
+}
+
+func (s *server) importTar(c *call, platform string) error {
+	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: c.get("fromSrc"),
+		Format: oci.Format(c.get("format"))}
+	if repo := c.get("repo"); repo != "" {
+		name, err := repoTag(repo, c.get("tag"))
+		if err != nil {
+			return err
+		}
+		if name.Digest() != "" {
+			return errs.New(errs.Invalid, "cannot import digest reference")
+		}
+		opts.Name = name.WithDefaultTag()
+	}
+	return s.progress(c, func(put func(stream.Message)) error {
+		if opts.From == "-" {
+			opts.Source = c.r.Body
+		} else {
+			body, err := s.fetch(c.ctx(), opts.From, put)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = body.Close() }() // only read from
+			opts.Source = body
+		}
+		id, err := s.Mover.Import(c.ctx(), opts, sink(put, false))
+		if err != nil {
+			return err
+		}
+		put(stream.Message{Status: id.String()})
+		return nil
+	})
+}
+
+// fetchClient gives up on servers that do not answer, never on slow bodies: those the client of the API can end.
+func fetchClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+	}}
+}
+
+// fetch opens what `import URL` names; a name without a scheme is http.
+func (s *server) fetch(ctx context.Context, from string, put func(stream.Message)) (io.ReadCloser, error) {
+	if !strings.Contains(from, "://") {
+		from = "http://" + from
+	}
+	u, err := url.Parse(from)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, errs.New(errs.Invalid, "import: %q is not an http or https address", clip(from))
+	}
+	req, err := http.NewRequestWithContext(ctx, get, u.String(), nil)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "import %s: %w", u.Redacted(), err)
+	}
+	resp, err := s.HTTP.Do(req)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "import %s: %w", u.Redacted(), err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		_ = resp.Body.Close() // only read from
+		return nil, errs.New(errs.Unavailable, "import %s: the server answers %s", u.Redacted(), resp.Status)
+	}
+	put(stream.Message{Status: "Downloading from " + u.Redacted()})
+	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, put: put}, nil
+}
+
+// counted reports how much was read.
+type counted struct {
+	io.ReadCloser
+	read, told, total int64
+	put               func(stream.Message)
+}
+
+func (r *counted) Read(b []byte) (int, error) {
+	n, err := r.ReadCloser.Read(b)
+	r.read += int64(n)
+	if r.read-r.told >= 512<<10 || err == io.EOF && r.read > r.told {
+		r.told = r.read
+		r.put(stream.Message{Status: "Importing", Progress: &stream.Progress{Current: r.read, Total: max(r.total, 0)}})
+	}
+	return n, err
+}
+
+func (s *server) imagePush(c *call) error {
+	ref, err := repoTag(c.vars["name"], c.get("tag"))
+	if err != nil {
+		return err
+	}
+	if ref.Digest() != "" {
+		return errs.New(errs.Invalid, "cannot push a digest reference")
+	}
+	platform, err := platformParam(c.get("platform"))
+	if err != nil {
+		return err
+	}
+	cred, err := c.credentials()
+	if err != nil {
+		return err
+	}
+	if c.r.Header.Get(authHeader) == "" { // very old clients send them as body
+		var a authConfig
+		if err := c.body(&a, true); err != nil {
+			return err
+		}
+		cred = a.credentials()
+	}
+	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
+	return s.progress(c, func(put func(stream.Message)) error {
+		return s.Mover.Push(c.ctx(), ref, opts, sink(put, false))
+	})
+}
+
+func (s *server) imageLoad(c *call) error {
+	platform, err := platformParam(c.get("platform"))
+	if err != nil {
+		return err
+	}
+	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
+	return s.progress(c, func(put func(stream.Message)) error {
+		return s.Mover.Load(c.ctx(), c.r.Body, opts, sink(put, true))
+	})
+}
+
+func (s *server) imageSave(c *call) error {
+	names := c.q["names"]
+	if name, ok := c.vars["name"]; ok {
+		names = []string{name}
+	}
+	if len(names) == 0 {
+		return errs.New(errs.Invalid, "parameter names is missing: which images to save")
+	}
+	want, err := platformParam(c.get("platform"))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if want == "" {
+			break
+		}
+		img, err := s.Images.Get(c.ctx(), name)
+		if err != nil {
+			return err
+		}
+		if !platformFits(want, img.Config) {
+			return errs.New(errs.NotFound, "image %s: no content for platform %s", name, want)
+		}
+	}
+	c.w.Header().Set("Content-Type", "application/x-tar")
+	return s.Mover.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format")}, c.w)
+}
+
+// commit answers POST /commit. Warnings is ply's own: what the image does not hold although the container shows it.
+func (s *server) commit(c *call) error {
+	opts := container.CommitOptions{Author: c.get("author"), Message: c.get("comment"), Changes: c.q["changes"],
+		Pause: c.boolOr("pause", true), Format: oci.Format(c.get("format"))}
+	if repo := c.get("repo"); repo != "" {
+		name, err := repoTag(repo, c.get("tag"))
+		if err != nil {
+			return err
+		}
+		if name.Digest() != "" {
+			return errs.New(errs.Invalid, "cannot commit to digest reference")
+		}
+		opts.Name = name.WithDefaultTag()
+	}
+	var body configRequest
+	if err := c.body(&body, true); err != nil {
+		return err
+	}
+	rc, err := body.runConfig()
+	if err != nil {
+		return err
+	}
+	opts.Config = rc
+	if c.get("container") == "" {
+		return errs.New(errs.Invalid, "parameter container is missing")
+	}
+	result, err := s.Containers.Commit(c.ctx(), c.get("container"), opts)
+	if err != nil {
+		return err
+	}
+	var warnings []string
+	for _, path := range result.LeftOut {
+		warnings = append(warnings, "the image does not hold what is in "+path+": it is a mount, and a commit keeps only the container's own layer")
+	}
+	return c.json(http.StatusCreated, struct {
+		ID       string   `json:"Id"`
+		Warnings []string `json:",omitempty"`
+	}{result.ID.String(), warnings})
+}

@@ -1,0 +1,100 @@
+package docker
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+)
+
+// diskUsage answers GET /system/df.
+func (s *server) diskUsage(c *call) error {
+	types := c.q["type"]
+	for _, t := range types {
+		if !slices.Contains([]string{"container", "image", "volume", "build-cache"}, t) {
+			return errs.New(errs.Invalid, "unknown object type: %s", clip(t))
+		}
+	}
+	wanted := func(t string) bool { return len(types) == 0 || slices.Contains(types, t) }
+	answer := struct {
+		LayersSize  int64
+		Images      []imageSummary
+		Containers  []containerSummary
+		Volumes     []volumeAnswer
+		BuildCache  []struct{}
+		BuilderSize *int64 `json:",omitempty"` // until 1.41
+	}{}
+	containers, err := s.Containers.List(c.ctx(), container.ListOptions{All: true, Size: wanted("container")})
+	if err != nil {
+		return err
+	}
+	if wanted("image") {
+		uses := map[oci.ImageID]int64{}
+		for _, ctr := range containers {
+			uses[ctr.Image]++
+		}
+		images, err := s.Images.List(c.ctx(), image.ListOptions{Shared: true, Filters: image.Filters{}})
+		if err != nil {
+			return err
+		}
+		answer.Images = []imageSummary{}
+		for _, img := range images {
+			answer.Images = append(answer.Images, summaryOf(img, c.v, uses[img.ID], true))
+		}
+		if answer.LayersSize, err = s.layersSize(c); err != nil {
+			return err
+		}
+	}
+	if wanted("container") {
+		answer.Containers = []containerSummary{}
+		now := time.Now()
+		for _, ctr := range containers {
+			answer.Containers = append(answer.Containers, containerSummaryOf(ctr, c.v, true, now))
+		}
+	}
+	if wanted("volume") {
+		volumes, err := s.Volumes.List(c.ctx(), map[string][]string{})
+		if err != nil {
+			return err
+		}
+		answer.Volumes = []volumeAnswer{}
+		for _, v := range volumes {
+			a := volumeOf(v)
+			a.UsageData = &volumeUsage{v.Size, v.RefCount}
+			answer.Volumes = append(answer.Volumes, a)
+		}
+	}
+	if wanted("build-cache") {
+		answer.BuildCache = []struct{}{}
+	}
+	if c.v < 42 {
+		answer.BuilderSize = new(int64)
+	}
+	return c.json(http.StatusOK, answer)
+}
+
+// layersSize sums every layer once: that is how they lie on disk.
+func (s *server) layersSize(c *call) (int64, error) {
+	tree, err := s.Images.Tree(c.ctx())
+	if err != nil {
+		return 0, err
+	}
+	sizes := map[oci.DiffID]int64{}
+	var visit func([]*image.LayerView)
+	visit = func(views []*image.LayerView) {
+		for _, v := range views {
+			sizes[v.DiffID] = v.Size
+			visit(v.Children)
+		}
+	}
+	visit(tree)
+	var sum int64
+	for _, n := range sizes {
+		sum += n
+	}
+	return sum, nil
+}
