@@ -1,0 +1,138 @@
+package mount
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+)
+
+func mkdir(t *testing.T, parts ...string) string {
+	t.Helper()
+	d := filepath.Join(parts...)
+	if err := os.MkdirAll(d, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func write(t *testing.T, name, data string) {
+	t.Helper()
+	if err := os.WriteFile(name, []byte(data), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func attach(t *testing.T, tree *Tree, target string) {
+	t.Helper()
+	if err := tree.Attach(target); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := Unmount(target, true); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestOverlayStacksAndSurvivesItsDescriptor(t *testing.T) {
+	base := t.TempDir()
+	top, bottom := mkdir(t, base, "top"), mkdir(t, base, "bottom")
+	up, work, at := mkdir(t, base, "up"), mkdir(t, base, "work"), mkdir(t, base, "at")
+	write(t, filepath.Join(bottom, "a"), "bottom")
+	write(t, filepath.Join(top, "a"), "top")
+	write(t, filepath.Join(bottom, "b"), "bottom")
+	for _, volatile := range []bool{false, true} {
+		tree, err := Overlay{Lower: []Layer{At(top), At(bottom)}, Upper: up, Work: work, Volatile: volatile}.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mounted, err := IsMounted(at); err != nil || mounted {
+			t.Fatalf("IsMounted before = %v, %v", mounted, err)
+		}
+		attach(t, tree, at)
+		if err := tree.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if mounted, err := IsMounted(at); err != nil || !mounted {
+			t.Fatalf("IsMounted after = %v, %v", mounted, err)
+		}
+		for name, want := range map[string]string{"a": "top", "b": "bottom"} {
+			if got, err := os.ReadFile(filepath.Join(at, name)); err != nil || string(got) != want {
+				t.Errorf("%s = %q, %v; want %q", name, got, err, want)
+			}
+		}
+		if err := Unmount(at, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := Unmount(at, false); err != nil {
+			t.Errorf("second Unmount: %v", err)
+		}
+	}
+}
+
+// A layer that says where else a directory lies must not be believed.
+func TestOverlayDoesNotFollowRedirects(t *testing.T) {
+	base := t.TempDir()
+	top, bottom, at := mkdir(t, base, "top"), mkdir(t, base, "bottom"), mkdir(t, base, "at")
+	mkdir(t, top, "x")
+	write(t, filepath.Join(mkdir(t, bottom, "secret"), "key"), "k")
+	if err := unix.Setxattr(filepath.Join(top, "x"), "trusted.overlay.redirect", []byte("/secret"), 0); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := Overlay{Lower: []Layer{At(top), At(bottom)}}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	attach(t, tree, at)
+	if got, err := os.ReadFile(filepath.Join(at, "x", "key")); err == nil {
+		t.Errorf("x/key = %q through a redirect", got)
+	}
+}
+
+func TestRefusalsCarryTheKernelsWords(t *testing.T) {
+	base := t.TempDir()
+	_, err := Overlay{Lower: []Layer{At(filepath.Join(base, "absent"))}, Upper: base, Work: base}.Mount()
+	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "lower layer 0") {
+		t.Errorf("missing layer: %v", err)
+	}
+	var refused *Error
+	_, err = Overlay{Lower: []Layer{At(base)}, Upper: mkdir(t, base, "up"), Work: mkdir(t, base, "up", "work")}.Mount()
+	if !errors.As(err, &refused) || len(refused.Log) == 0 || !strings.Contains(err.Error(), "separate subtrees") {
+		t.Errorf("work below upper: %v", err)
+	}
+	junk := filepath.Join(base, "junk")
+	write(t, junk, strings.Repeat("x", 8192))
+	if _, err := (Erofs{Image: junk}).Mount(); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("junk image: %v", err)
+	}
+	many := make([]Layer, MaxLowers+1)
+	if _, err := (Overlay{Lower: many}).Mount(); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("501 layers: %v", err)
+	}
+}
+
+func TestBind(t *testing.T) {
+	base := t.TempDir()
+	src, at := mkdir(t, base, "src"), mkdir(t, base, "at")
+	write(t, filepath.Join(src, "f"), "x")
+	if err := Bind(src, at, true); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Unmount(at, true) })
+	if err := MakePrivate(at); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(at, "g"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write through a read-only bind: %v", err)
+	}
+	if err := Unmount(filepath.Join(base, "nowhere"), false); err != nil {
+		t.Errorf("unmount of nothing: %v", err)
+	}
+}

@@ -1,0 +1,100 @@
+package mount
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+)
+
+// MaxLowers is how many lower layers overlayfs takes.
+const MaxLowers = 500
+
+// Layer is a directory that an overlay stands on.
+type Layer struct {
+	path string
+	tree *Tree
+}
+
+// At is a layer that has a place.
+func At(path string) Layer { return Layer{path: path} }
+
+// Of is a detached tree as a layer (Linux >= 6.15). The overlay keeps the mount alive on its own.
+func Of(t *Tree) Layer { return Layer{tree: t} }
+
+// Overlay describes an overlay mount.
+type Overlay struct {
+	Lower []Layer // top first; at least one, at least two when there is no Upper
+	Upper string  // "" for a read-only view
+	Work  string  // beside Upper on the same file system, empty
+	// Volatile leaves out every sync of the upper file system. After a crash the upper directory must be thrown away:
+	// the kernel refuses to mount it again.
+	Volatile bool
+	// UserXattr keeps overlay's marks in user.overlay.*, the only way inside a user namespace.
+	UserXattr bool
+	ReadOnly  bool
+}
+
+// Mount gives the overlay as a detached tree.
+func (o Overlay) Mount() (*Tree, error) {
+	if len(o.Lower) > MaxLowers {
+		return nil, errs.New(errs.Exhausted, "overlay: %d layers, the kernel takes %d", len(o.Lower), MaxLowers)
+	}
+	c, err := open("overlay")
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	if err := o.configure(c); err != nil {
+		return nil, err
+	}
+	attrs := 0
+	if o.ReadOnly || o.Upper == "" {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	return c.mount(attrs)
+}
+
+func (o Overlay) configure(c *context) error {
+	if err := c.set("source", "overlay"); err != nil {
+		return err
+	}
+	for _, kv := range [][2]string{{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "auto"}} {
+		if err := c.set(kv[0], kv[1]); err != nil {
+			return err
+		}
+	}
+	if o.UserXattr {
+		if err := c.flag("userxattr"); err != nil {
+			return err
+		}
+	}
+	for i, l := range o.Lower {
+		if err := l.append(c, fmt.Sprintf("lower layer %d", i)); err != nil {
+			return err
+		}
+	}
+	if o.Upper == "" {
+		return nil
+	}
+	if err := c.set("upperdir", o.Upper); err != nil {
+		return err
+	}
+	if err := c.set("workdir", o.Work); err != nil {
+		return err
+	}
+	if o.Volatile {
+		return c.flag("volatile")
+	}
+	return nil
+}
+
+func (l Layer) append(c *context, what string) error {
+	if l.tree == nil {
+		return c.wrap(what, unix.FsconfigSetString(c.fd, "lowerdir+", l.path))
+	}
+	l.tree.mu.RLock()
+	defer l.tree.mu.RUnlock()
+	return c.wrap(what, unix.FsconfigSetFd(c.fd, "lowerdir+", l.tree.fd))
+}

@@ -1,0 +1,69 @@
+package mount
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bind makes source, a file or directory, appear at target, with what is mounted below it.
+func Bind(source, target string, readOnly bool) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source,
+		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return &os.PathError{Op: "bind", Path: source, Err: err}
+	}
+	t := &Tree{fd: fd}
+	defer t.Close()
+	if readOnly {
+		attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+			return &os.PathError{Op: "bind read-only", Path: source, Err: err}
+		}
+	}
+	return t.Attach(target)
+}
+
+// MakePrivate stops mounts at and below target from spreading to or from other namespaces. target must be a mount.
+func MakePrivate(target string) error {
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, attr); err != nil {
+		return &os.PathError{Op: "make private", Path: target, Err: err}
+	}
+	return nil
+}
+
+// Unmount takes the uppermost mount off target. A place where nothing is mounted, or that is not there, is no
+// error. A busy mount is EBUSY unless detach is set: then it leaves the tree at once and ends with its last user.
+func Unmount(target string, detach bool) error {
+	flags := unix.UMOUNT_NOFOLLOW
+	if detach {
+		flags |= unix.MNT_DETACH
+	}
+	err := ignoringEINTR(func() error { return unix.Unmount(target, flags) })
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if errors.Is(err, unix.EINVAL) {
+		if mounted, merr := IsMounted(target); merr == nil && !mounted {
+			return nil
+		}
+	}
+	return &os.PathError{Op: "unmount", Path: target, Err: err}
+}
+
+// IsMounted reports whether target itself is the root of a mount. A path that is not there is not.
+func IsMounted(target string) (bool, error) {
+	var st unix.Statx_t
+	err := ignoringEINTR(func() error {
+		return unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	})
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return false, nil
+	case err != nil:
+		return false, &os.PathError{Op: "statx", Path: target, Err: err}
+	}
+	return st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
