@@ -1,0 +1,254 @@
+package blob
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/durable/faultfs"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+func open(t *testing.T, fsys durable.FS, dir string) *Store {
+	t.Helper()
+	s, err := Open(fsys, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestPutGetRemove(t *testing.T) {
+	s := open(t, durable.OS, t.TempDir())
+	data := []byte("manifest")
+	d, err := s.Put(data)
+	if err != nil || d != oci.DigestOf(data) {
+		t.Fatalf("Put = %s, %v", d, err)
+	}
+	if again, err := s.Put(data); err != nil || again != d {
+		t.Errorf("second Put = %s, %v", again, err)
+	}
+	if b, err := s.Bytes(d, 100); err != nil || !bytes.Equal(b, data) {
+		t.Errorf("Bytes = %q, %v", b, err)
+	}
+	if size, err := s.Stat(d); err != nil || size != int64(len(data)) {
+		t.Errorf("Stat = %d, %v", size, err)
+	}
+	seen := 0
+	err = s.Walk(func(got oci.Digest, size int64, made time.Time) error {
+		seen++
+		if got != d || size != int64(len(data)) || time.Since(made) > time.Hour {
+			t.Errorf("Walk visits %s, %d, %s", got, size, made)
+		}
+		return nil
+	})
+	if err != nil || seen != 1 {
+		t.Errorf("Walk saw %d blobs, %v", seen, err)
+	}
+	if err := errors.Join(s.Remove(d), s.Remove(d)); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+	if _, err := s.Bytes(d, 100); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Bytes after Remove: %v", err)
+	}
+	if _, err := s.Open(d); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Open after Remove: %v", err)
+	}
+}
+
+// B7: a flipped bit is reported, never served, and the next Put heals it.
+func TestDamageIsReportedAndHealed(t *testing.T) {
+	s := open(t, durable.OS, t.TempDir())
+	data := []byte("config")
+	d, err := s.Put(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(s.path(d), []byte("donfig"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Bytes(d, 100); !errors.Is(err, errs.DataLoss) {
+		t.Fatalf("Bytes of a damaged blob = %q, %v", b, err)
+	}
+	if err := os.WriteFile(s.path(d), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(data); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Bytes(d, 100); err != nil || !bytes.Equal(b, data) {
+		t.Errorf("after Put: %q, %v", b, err)
+	}
+}
+
+func TestWriterRefusesAnotherDigest(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, durable.OS, dir)
+	w, err := s.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("layer"))
+	if _, _, err := w.Commit(oci.DigestOf([]byte("other"))); !errors.Is(err, errs.Invalid) {
+		t.Errorf("Commit of another digest: %v", err)
+	}
+	entries, _ := os.ReadDir(s.dir)
+	if len(entries) != 0 {
+		t.Errorf("left: %v", entries)
+	}
+	w, _ = s.Create()
+	w.Write([]byte("layer"))
+	if d, size, err := w.Commit(""); err != nil || size != 5 || d != oci.DigestOf([]byte("layer")) {
+		t.Errorf("Commit = %s, %d, %v", d, size, err)
+	}
+	if err := w.Abort(); err != nil {
+		t.Errorf("Abort after Commit: %v", err)
+	}
+}
+
+// A partial survives its process with its prefix, belongs to one user at a time, and becomes a blob.
+func TestPartial(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, durable.OS, dir)
+	data := bytes.Repeat([]byte("x"), 1000)
+	d := oci.DigestOf(data)
+	p, err := s.Partial(d)
+	if err != nil || p.Prefix() != 0 {
+		t.Fatal(p, err)
+	}
+	if _, err := s.Partial(d); !errors.Is(err, errs.Conflict) {
+		t.Errorf("second user: %v", err)
+	}
+	p.File().WriteAt(data[:600], 0)
+	if err := errors.Join(p.SetPrefix(600), p.Keep()); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, durable.OS, dir)
+	if p, err = s.Partial(d); err != nil || p.Prefix() != 600 {
+		t.Fatalf("after reopening: prefix %d, %v", p.Prefix(), err)
+	}
+	p.File().WriteAt(data[600:], 600)
+	if err := p.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := s.Bytes(d, 2000); err != nil || !bytes.Equal(b, data) {
+		t.Errorf("Bytes = %d bytes, %v", len(b), err)
+	}
+	entries, _ := os.ReadDir(filepath.Join(dir, "partial"))
+	if len(entries) != 0 {
+		t.Errorf("left: %v", entries)
+	}
+}
+
+// A record that is ahead of the data (a power cut) must not be believed.
+func TestPartialPrefixIsClamped(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, durable.OS, dir)
+	d := oci.DigestOf([]byte("x"))
+	p, err := s.Partial(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.File().WriteAt([]byte("abc"), 0)
+	if err := errors.Join(p.SetPrefix(1<<40), p.Keep()); err != nil {
+		t.Fatal(err)
+	}
+	if p, err = s.Partial(d); err != nil || p.Prefix() != 3 {
+		t.Errorf("prefix = %d, %v; want the file's 3 bytes", p.Prefix(), err)
+	}
+	if err := errors.Join(p.Reset(), p.Keep()); err != nil {
+		t.Fatal(err)
+	}
+	if p, err = s.Partial(d); err != nil || p.Prefix() != 0 {
+		t.Errorf("after Reset: %d, %v", p.Prefix(), err)
+	}
+	if err := p.Discard(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRemoveStale(t *testing.T) {
+	s := open(t, durable.OS, t.TempDir())
+	old, busy := oci.DigestOf([]byte("old")), oci.DigestOf([]byte("busy"))
+	p, _ := s.Partial(old)
+	p.SetPrefix(0)
+	p.Keep()
+	b, _ := s.Partial(busy)
+	defer b.Discard()
+	if err := s.RemoveStale(time.Now().Add(PartialTTL + time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	entries, _ := os.ReadDir(s.partial)
+	if len(entries) != 1 || entries[0].Name() != busy.Hex() {
+		t.Errorf("left: %v, want only the one in use", entries)
+	}
+}
+
+// At every operation, once and for ever: an error is reported, and what is visible is whole.
+func TestFaults(t *testing.T) {
+	data := bytes.Repeat([]byte("layer"), 1000)
+	d := oci.DigestOf(data)
+	write := map[string]func(s *Store) error{
+		"put": func(s *Store) error { _, err := s.Put(data); return err },
+		"create": func(s *Store) error {
+			w, err := s.Create()
+			if err != nil {
+				return err
+			}
+			if _, err := w.Write(data); err != nil {
+				return errors.Join(err, w.Abort())
+			}
+			_, _, err = w.Commit(d)
+			return err
+		},
+		"partial": func(s *Store) error {
+			p, err := s.Partial(d)
+			if err != nil {
+				return err
+			}
+			if _, err := p.File().WriteAt(data, 0); err != nil {
+				return errors.Join(err, p.Keep())
+			}
+			if err := p.SetPrefix(int64(len(data))); err != nil {
+				return errors.Join(err, p.Keep())
+			}
+			return p.Commit()
+		},
+	}
+	for name, f := range write {
+		for _, forever := range []bool{false, true} {
+			for n := 1; ; n++ {
+				dir := t.TempDir()
+				open(t, durable.OS, dir)
+				faulty := &faultfs.FS{Under: durable.OS, FailAt: n, Forever: forever, Err: syscall.ENOSPC}
+				s, err := Open(faulty, dir)
+				if err == nil {
+					err = f(s)
+				}
+				if !faulty.Hit() {
+					if err != nil {
+						t.Fatalf("%s without a fault: %v", name, err)
+					}
+					break
+				}
+				again := open(t, durable.OS, dir)
+				b, gerr := again.Bytes(d, 1<<20)
+				if err == nil && gerr != nil {
+					t.Errorf("%s, fault at %d: acknowledged, but %v", name, n, gerr)
+				}
+				if gerr == nil && !bytes.Equal(b, data) || errors.Is(gerr, errs.DataLoss) {
+					t.Errorf("%s, fault at %d: what is visible is not whole: %v", name, n, gerr)
+				}
+				if err := f(again); err != nil {
+					t.Errorf("%s, fault at %d: the next try fails: %v", name, n, err)
+				}
+			}
+		}
+	}
+}
