@@ -1,0 +1,299 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+)
+
+// memLayers is the part of a driver that collection sees: objects by diffID.
+type memLayers struct {
+	layer.Driver
+	mu      sync.Mutex
+	objects map[layer.Key]time.Time
+	remove  func(layer.Key) error
+}
+
+func (m *memLayers) Keys(c oci.Chain) []layer.Key {
+	keys := make([]layer.Key, len(c))
+	for i, d := range c {
+		keys[i] = layer.Key(d)
+	}
+	return keys
+}
+
+func (m *memLayers) Walk(_ context.Context, visit func(layer.Key, time.Time) error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, t := range m.objects {
+		if err := visit(k, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *memLayers) Remove(_ context.Context, k layer.Key) error {
+	if m.remove != nil {
+		if err := m.remove(k); err != nil {
+			return err
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.objects, k)
+	return nil
+}
+
+func (m *memLayers) Close() error { return nil }
+
+func (m *memLayers) has(d oci.DiffID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.objects[layer.Key(d)]
+	return ok
+}
+
+type world struct {
+	t      *testing.T
+	s      *Store
+	layers *memLayers
+}
+
+func newWorld(t *testing.T, grace time.Duration) *world {
+	t.Helper()
+	w := &world{t: t, layers: &memLayers{objects: map[layer.Key]time.Time{}}}
+	var err error
+	if w.s, err = Open(t.TempDir(), w.layers, Options{Grace: grace}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+func diffID(n int) oci.DiffID { return oci.DiffID(oci.DigestOf(fmt.Appendf(nil, "layer %d", n))) }
+
+func (w *world) layer(n int) oci.DiffID {
+	d := diffID(n)
+	w.layers.mu.Lock()
+	w.layers.objects[layer.Key(d)] = time.Now()
+	w.layers.mu.Unlock()
+	if err := w.s.RecordLayer(layer.Info{DiffID: d, Size: int64(n), TarSize: 100}, nil); err != nil {
+		w.t.Fatal(err)
+	}
+	return d
+}
+
+func (w *world) image(name string, layers ...int) (oci.ImageID, oci.Chain) {
+	w.t.Helper()
+	config, err := w.s.Blobs.Put([]byte("config of " + name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	manifest, err := w.s.Blobs.Put([]byte("manifest of " + name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var chain oci.Chain
+	for _, n := range layers {
+		chain = append(chain, w.layer(n))
+	}
+	id := oci.ImageID(config)
+	err = w.s.Meta.Update(func(tx *meta.Tx) error {
+		return errors.Join(tx.Images.Put(id, meta.Image{Chain: chain, Manifests: []oci.Descriptor{{Digest: manifest}}}), tx.Names.Put(name, meta.Name{Image: id}))
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return id, chain
+}
+
+func (w *world) drop(id oci.ImageID, name string) {
+	w.t.Helper()
+	if err := w.s.Meta.Update(func(tx *meta.Tx) error {
+		return errors.Join(tx.Images.Delete(id), tx.Names.Delete(name))
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestReclaimTakesOnlyWhatNothingNeeds(t *testing.T) {
+	w := newWorld(t, 0)
+	one, chain := w.image("one", 1, 2)
+	w.image("two", 1, 3)
+	w.drop(one, "one")
+	freed, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, []oci.Digest{oci.Digest(one)})
+	if err != nil || freed < 100 || freed > 200 {
+		t.Fatalf("Reclaim = %d, %v; want one layer's 100 bytes and a config", freed, err)
+	}
+	if w.layers.has(diffID(2)) || !w.layers.has(diffID(1)) || !w.layers.has(diffID(3)) {
+		t.Errorf("layers left: %v", w.layers.objects)
+	}
+	if _, err := w.s.Blobs.Stat(oci.Digest(one)); !errors.Is(err, errs.NotFound) {
+		t.Errorf("the config is still there: %v", err)
+	}
+	w.s.Meta.View(func(tx *meta.Tx) error {
+		if tx.Layers.Has(diffID(2)) || !tx.Layers.Has(diffID(1)) {
+			t.Error("layer records do not follow the layers")
+		}
+		return nil
+	})
+}
+
+func TestContainersAndLeasesProtect(t *testing.T) {
+	w := newWorld(t, 0)
+	id, chain := w.image("one", 1, 2)
+	w.drop(id, "one")
+	raw, _ := json.Marshal(map[string]any{"image": id, "chain": chain[:1]})
+	if err := w.s.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Put("c", raw) }); err != nil {
+		t.Fatal(err)
+	}
+	lease, _ := w.s.Lease("test")
+	if err := lease.Layer(chain[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, []oci.Digest{oci.Digest(id)}); err != nil {
+		t.Fatal(err)
+	}
+	if !w.layers.has(chain[0]) || !w.layers.has(chain[1]) {
+		t.Errorf("a layer of a container or a lease is gone: %v", w.layers.objects)
+	}
+	if _, err := w.s.Blobs.Stat(oci.Digest(id)); err != nil {
+		t.Errorf("the config of a container's image is gone: %v", err)
+	}
+	if err := errors.Join(lease.Release(), lease.Release()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if w.layers.has(chain[1]) {
+		t.Error("the layer is still there after the lease")
+	}
+}
+
+func TestGrace(t *testing.T) {
+	for _, c := range []struct {
+		grace time.Duration
+		kept  bool
+	}{{time.Hour, true}, {time.Nanosecond, false}} {
+		w := newWorld(t, c.grace)
+		d := w.layer(1)
+		time.Sleep(time.Millisecond)
+		if _, err := w.s.Collect(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if w.layers.has(d) != c.kept {
+			t.Errorf("grace %s: kept = %v, want %v", c.grace, !c.kept, c.kept)
+		}
+	}
+}
+
+// A lease that comes while its object is being removed waits until it is gone: its owner must then see that it is not there.
+func TestLeaseWaitsForRemoval(t *testing.T) {
+	w := newWorld(t, 0)
+	id, chain := w.image("one", 1)
+	w.drop(id, "one")
+	started, goOn := make(chan struct{}), make(chan struct{})
+	w.layers.remove = func(layer.Key) error { close(started); <-goOn; return nil }
+	done := make(chan error)
+	go func() {
+		_, err := w.s.Reclaim(context.Background(), []oci.Chain{chain}, nil)
+		done <- err
+	}()
+	<-started
+	leased := make(chan bool)
+	lease, _ := w.s.Lease("test")
+	go func() {
+		lease.Layer(chain)
+		leased <- w.layers.has(chain[0])
+	}()
+	select {
+	case <-leased:
+		t.Fatal("the lease did not wait")
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(goOn)
+	if there := <-leased; there {
+		t.Error("the lease was given before the object was gone")
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	lease.Release()
+}
+
+func TestOneBadObjectDoesNotKeepTheRest(t *testing.T) {
+	w := newWorld(t, 0)
+	id, chain := w.image("one", 1, 2, 3)
+	w.drop(id, "one")
+	boom := errors.New("busy")
+	w.layers.remove = func(k layer.Key) error {
+		if k == layer.Key(chain[1]) {
+			return boom
+		}
+		return nil
+	}
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, nil); !errors.Is(err, boom) {
+		t.Errorf("error = %v", err)
+	}
+	if w.layers.has(chain[0]) || !w.layers.has(chain[1]) || w.layers.has(chain[2]) {
+		t.Errorf("left: %v", w.layers.objects)
+	}
+}
+
+// A damaged container record must stop a collection: what it needs is unknown.
+func TestDamagedRecordStopsCollection(t *testing.T) {
+	w := newWorld(t, time.Nanosecond)
+	d := w.layer(1)
+	if err := w.s.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Put("c", json.RawMessage(`{"chain":7}`)) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.s.Collect(t.Context()); !errors.Is(err, errs.DataLoss) {
+		t.Errorf("Collect = %v, want class DataLoss", err)
+	}
+	if !w.layers.has(d) {
+		t.Error("a layer was taken")
+	}
+}
+
+func TestRecordLayerMerges(t *testing.T) {
+	w := newWorld(t, 0)
+	info := layer.Info{DiffID: diffID(1), Size: 5, TarSize: 10}
+	form := func(repo string) *meta.LayerBlob {
+		return &meta.LayerBlob{Descriptor: oci.Descriptor{Digest: oci.DigestOf([]byte("gz")), Size: 3}, Repositories: []string{repo}}
+	}
+	for _, r := range []string{"a/x", "b/y", "a/x"} {
+		if err := w.s.RecordLayer(info, form(r)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.s.Meta.View(func(tx *meta.Tx) error {
+		l, err := tx.Layers.Get(info.DiffID)
+		if err != nil || len(l.Blobs) != 1 || !slices.Equal(l.Blobs[0].Repositories, []string{"a/x", "b/y"}) || l.Size != 5 {
+			t.Errorf("record = %+v, %v", l, err)
+		}
+		return nil
+	})
+}
+
+func TestOneProcessAtATime(t *testing.T) {
+	w := newWorld(t, 0)
+	if s, err := Open(w.s.Root, w.layers, Options{}); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("second Open = %v, %v; want class Unavailable", s, err)
+	}
+}
