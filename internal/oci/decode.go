@@ -204,6 +204,10 @@ func DecodeConfig(data []byte) (*Config, error) {
 	return &c, nil
 }
 
+// DecodeJSON is json.Unmarshal for bytes that nobody vouches for: it refuses trailing data, duplicate keys, keys that
+// differ from a known one only in case, and too much depth. The caller bounds the length.
+func DecodeJSON(data []byte, v any) error { return decode(data, v) }
+
 // decode is json.Unmarshal without its leniency: see checkJSON.
 func decode(data []byte, v any) error {
 	if err := checkJSON(data, reflect.TypeOf(v).Elem()); err != nil {
