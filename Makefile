@@ -1,0 +1,42 @@
+# Build, try and test ply. `make tour` and `make test` do all of their own set-up on a fresh Debian 12 with Go, as root.
+SHELL  := /bin/bash
+PREFIX ?= /usr/local
+DESTDIR ?=
+BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
+RUN_NEEDS   := nftables iproute2 procps
+TOUR_NEEDS  := mmdebstrap curl
+TEST_NEEDS  := docker.io docker-registry skopeo erofs-utils busybox-static strace apache2-utils xz-utils zstd tar libcap2-bin attr acl python3-docker mmdebstrap curl
+
+.PHONY: build tour test lint bench install uninstall
+
+build:
+	@test/setup/packages $(BUILD_NEEDS)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
+	CGO_ENABLED=1 go build -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
+	CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim
+
+tour: build
+	@test/setup/packages $(RUN_NEEDS) $(TOUR_NEEDS)
+	test/tour/tour
+
+test: build
+	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
+	go vet ./... && go vet -tags isal ./internal/compress
+	PLY_BIN=$(CURDIR)/bin go test -timeout 20m ./...
+	go test -tags isal ./internal/compress
+
+lint:
+	gofmt -l cmd internal test bench | (! grep .)
+	go vet ./... && go test ./internal/lint
+
+bench: build
+	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
+	go run ./bench
+
+install: build
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/ply bin/plyd bin/ply-shim
+	packaging/install $(DESTDIR)$(PREFIX)
+
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim)
+	packaging/uninstall $(DESTDIR)$(PREFIX)
