@@ -1,0 +1,247 @@
+package logfile
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"time"
+	"unicode/utf8"
+
+	"ply/internal/container/shim"
+)
+
+// format is how a driver writes records.
+type format interface {
+	// encode appends a record.
+	encode(buf []byte, m Message) []byte
+	// next gives the first whole record of buf and its length; n is 0 when buf holds none yet. A record that cannot
+	// be read has ok false and is passed over.
+	next(buf []byte) (m Message, n int, ok bool)
+	// whole gives the length of the longest run of whole records from the start of the file's last bytes; used to
+	// cut a torn end off. tail is the end of the file, start says that it is the file entire.
+	whole(tail []byte, start bool) int
+	// back gives how many bytes of the end of buf the last n records take, and how many records those are.
+	back(buf []byte, n int) (size, records int)
+}
+
+func formatOf(driver string) format {
+	if driver == Local {
+		return localFormat{}
+	}
+	return jsonFormat{}
+}
+
+// jsonFormat is {"log":"text\n","stream":"stdout","time":"RFC3339Nano"} and a newline.
+type jsonFormat struct{}
+
+func (jsonFormat) encode(buf []byte, m Message) []byte {
+	buf = append(buf, `{"log":`...)
+	buf = appendJSONString(buf, m.Line)
+	buf = append(buf, `,"stream":"`...)
+	buf = append(buf, streamName(m.Stream)...)
+	buf = append(buf, `","time":"`...)
+	buf = m.Time.UTC().AppendFormat(buf, time.RFC3339Nano)
+	return append(buf, "\"}\n"...)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendJSONString quotes as docker's writer does: the HTML characters and the two Unicode line ends are escaped,
+// bytes that are no UTF-8 become U+FFFD.
+func appendJSONString(buf, s []byte) []byte {
+	buf = append(buf, '"')
+	from := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			if c >= 0x20 && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&' {
+				i++
+				continue
+			}
+			buf = append(buf, s[from:i]...)
+			switch c {
+			case '"', '\\':
+				buf = append(buf, '\\', c)
+			case '\n':
+				buf = append(buf, `\n`...)
+			case '\r':
+				buf = append(buf, `\r`...)
+			default:
+				buf = append(buf, `\u00`...)
+				buf = append(buf, hexDigits[c>>4], hexDigits[c&15])
+			}
+			i++
+			from = i
+			continue
+		}
+		r, size := utf8.DecodeRune(s[i:])
+		if r == utf8.RuneError && size == 1 || r == '\u2028' || r == '\u2029' {
+			buf = append(buf, s[from:i]...)
+			if size == 1 {
+				buf = append(buf, `\ufffd`...)
+			} else {
+				buf = append(buf, `\u202`...)
+				buf = append(buf, hexDigits[r&15])
+			}
+			i += size
+			from = i
+			continue
+		}
+		i += size
+	}
+	return append(append(buf, s[from:]...), '"')
+}
+
+func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
+	i := bytes.IndexByte(buf, '\n')
+	if i < 0 {
+		if len(buf) > maxRecord {
+			return m, len(buf), false // no record is that long: skip to where one may begin
+		}
+		return m, 0, false
+	}
+	var rec struct {
+		Log    *string   `json:"log"`
+		Stream string    `json:"stream"`
+		Time   time.Time `json:"time"`
+	}
+	if json.Unmarshal(buf[:i], &rec) != nil || rec.Log == nil {
+		return m, i + 1, false
+	}
+	return Message{Time: rec.Time, Stream: streamOf(rec.Stream), Line: []byte(*rec.Log)}, i + 1, true
+}
+
+func (jsonFormat) whole(tail []byte, start bool) int {
+	i := bytes.LastIndexByte(tail, '\n')
+	if i < 0 && !start {
+		return len(tail) // nothing known about it: leave it
+	}
+	return i + 1
+}
+
+func (jsonFormat) back(buf []byte, n int) (size, records int) {
+	end := len(buf)
+	for records < n && end > 0 {
+		i := bytes.LastIndexByte(buf[:end-1], '\n')
+		if i < 0 {
+			break
+		}
+		end = i + 1
+		records++
+	}
+	return len(buf) - end, records
+}
+
+// localFormat is docker's local driver: big-endian length, a protobuf LogEntry (1 source, 2 time in ns, 3 line, 4
+// partial), the length again.
+type localFormat struct{}
+
+func (localFormat) encode(buf []byte, m Message) []byte {
+	line, whole := bytes.CutSuffix(m.Line, []byte{'\n'})
+	var e []byte
+	e = append(e, 1<<3|2)
+	e = binary.AppendUvarint(e, uint64(len(streamName(m.Stream))))
+	e = append(e, streamName(m.Stream)...)
+	e = append(e, 2<<3)
+	e = binary.AppendUvarint(e, uint64(m.Time.UnixNano()))
+	e = append(e, 3<<3|2)
+	e = binary.AppendUvarint(e, uint64(len(line)))
+	e = append(e, line...)
+	if !whole {
+		e = append(e, 4<<3, 1)
+	}
+	buf = binary.BigEndian.AppendUint32(buf, uint32(len(e)))
+	buf = append(buf, e...)
+	return binary.BigEndian.AppendUint32(buf, uint32(len(e)))
+}
+
+func (localFormat) next(buf []byte) (m Message, n int, ok bool) {
+	if len(buf) < 8 {
+		return m, 0, false
+	}
+	size := binary.BigEndian.Uint32(buf)
+	if size > maxRecord {
+		return m, len(buf), false
+	}
+	n = int(size) + 8
+	if len(buf) < n {
+		return m, 0, false
+	}
+	if binary.BigEndian.Uint32(buf[n-4:]) != size {
+		return m, len(buf), false
+	}
+	m, ok = decodeEntry(buf[4 : n-4])
+	return m, n, ok
+}
+
+func decodeEntry(b []byte) (m Message, ok bool) {
+	m.Stream = shim.Stdout
+	partial := false
+	for len(b) > 0 {
+		tag, k := binary.Uvarint(b)
+		if k <= 0 {
+			return m, false
+		}
+		v, j := binary.Uvarint(b[k:])
+		if j <= 0 {
+			return m, false
+		}
+		b = b[k+j:]
+		var field []byte
+		switch tag & 7 {
+		case 0:
+		case 2:
+			if v > uint64(len(b)) {
+				return m, false
+			}
+			field, b = b[:v], b[v:]
+		default:
+			return m, false
+		}
+		switch tag {
+		case 1<<3 | 2:
+			m.Stream = streamOf(string(field))
+		case 2 << 3:
+			m.Time = time.Unix(0, int64(v)).UTC()
+		case 3<<3 | 2:
+			m.Line = bytes.Clone(field)
+		case 4 << 3:
+			partial = v != 0
+		}
+	}
+	if !partial {
+		m.Line = append(m.Line, '\n')
+	}
+	return m, true
+}
+
+func (localFormat) whole(tail []byte, start bool) int {
+	if !start {
+		// Records can only be counted from the start; the caller gives the whole file when its end is not whole.
+		if size, records := (localFormat{}).back(tail, 1); records == 1 && size > 0 {
+			return len(tail)
+		}
+		return -1
+	}
+	off := 0
+	for {
+		_, n, ok := (localFormat{}).next(tail[off:])
+		if n == 0 || !ok {
+			return off
+		}
+		off += n
+	}
+}
+
+func (localFormat) back(buf []byte, n int) (size, records int) {
+	end := len(buf)
+	for records < n && end >= 8 {
+		l := int(binary.BigEndian.Uint32(buf[end-4:]))
+		if l > maxRecord || l+8 > end || int(binary.BigEndian.Uint32(buf[end-l-8:])) != l {
+			break
+		}
+		end -= l + 8
+		records++
+	}
+	return len(buf) - end, records
+}

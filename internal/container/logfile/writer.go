@@ -1,0 +1,284 @@
+package logfile
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+	"ply/internal/errs"
+)
+
+// Writer appends to a log. Safe for concurrent use; one Writer per log.
+type Writer struct {
+	opts shim.Log
+	fmt  format
+
+	mu   sync.Mutex
+	f    *os.File
+	size int64
+	last time.Time
+	buf  []byte
+	lost int64 // records that could not be written
+	err  error // why the last one could not
+
+	compressing sync.WaitGroup // at most one
+}
+
+// Create opens a log for appending, making the file; its directory must exist. A torn end is cut off. Driver none
+// gives a Writer that discards.
+func Create(opts shim.Log) (*Writer, error) {
+	w := &Writer{opts: opts, fmt: formatOf(opts.Driver)}
+	switch opts.Driver {
+	case None:
+		return w, nil
+	case JSONFile, Local:
+	default:
+		return nil, errs.New(errs.Invalid, "log driver %q: not known", opts.Driver)
+	}
+	if err := w.open(0); err != nil {
+		return nil, err
+	}
+	if err := w.mend(); err != nil {
+		return nil, errors.Join(fmt.Errorf("log %s: %w", opts.Path, err), w.f.Close())
+	}
+	return w, nil
+}
+
+func (w *Writer) open(flags int) error {
+	f, err := os.OpenFile(w.opts.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|flags, 0o640)
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("log %s: %w", w.opts.Path, err), f.Close())
+	}
+	w.f, w.size = f, st.Size()
+	return nil
+}
+
+// mend cuts off what a crash left of a record.
+func (w *Writer) mend() error {
+	if w.size == 0 {
+		return nil
+	}
+	n := min(w.size, maxRecord+8)
+	tail := make([]byte, n)
+	if _, err := w.f.ReadAt(tail, w.size-n); err != nil {
+		return err
+	}
+	keep := w.fmt.whole(tail, n == w.size)
+	if keep < 0 {
+		all := make([]byte, w.size)
+		if _, err := w.f.ReadAt(all, 0); err != nil {
+			return err
+		}
+		tail, keep = all, w.fmt.whole(all, true)
+	}
+	if cut := int64(len(tail) - keep); cut > 0 {
+		w.size -= cut
+		return w.f.Truncate(w.size)
+	}
+	return nil
+}
+
+// append writes records of one stream: pieces are lines or parts of them. It never fails for the caller.
+func (w *Writer) append(stream byte, pieces [][]byte) {
+	if w.opts.Driver == None || len(pieces) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf = w.buf[:0]
+	for _, p := range pieces {
+		now := time.Now().Round(0)
+		if !now.After(w.last) {
+			now = w.last.Add(1)
+		}
+		w.last = now
+		w.buf = w.fmt.encode(w.buf, Message{Time: now, Stream: stream, Line: p})
+	}
+	if w.opts.MaxSize > 0 && w.size > 0 && w.size+int64(len(w.buf)) > w.opts.MaxSize {
+		if err := w.rotate(); err != nil {
+			w.fail(len(pieces), err)
+			return
+		}
+	}
+	n, err := w.f.Write(w.buf)
+	if err != nil {
+		if n > 0 { // a part of a record would spoil the next one
+			err = errors.Join(err, w.f.Truncate(w.size))
+		}
+		w.fail(len(pieces), err)
+		return
+	}
+	w.size += int64(n)
+	if cap(w.buf) > 256<<10 {
+		w.buf = nil
+	}
+}
+
+func (w *Writer) fail(records int, err error) {
+	w.lost += int64(records)
+	w.err = err
+}
+
+// Lost tells how many records were dropped because the disk refused them, and why the last one was.
+func (w *Writer) Lost() (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lost, w.err
+}
+
+// rotate moves path to path.1, path.1 to path.2 and so on; the oldest goes.
+func (w *Writer) rotate() error {
+	w.compressing.Wait()
+	if w.opts.MaxFiles < 2 {
+		if err := w.f.Truncate(0); err != nil {
+			return err
+		}
+		w.size = 0
+		return nil
+	}
+	name := func(i int) string { return w.opts.Path + "." + strconv.Itoa(i) }
+	for i := w.opts.MaxFiles - 1; i >= 1; i-- {
+		for _, ext := range []string{"", ".gz"} {
+			var err error
+			if i == w.opts.MaxFiles-1 {
+				err = os.Remove(name(i) + ext)
+			} else {
+				err = os.Rename(name(i)+ext, name(i+1)+ext)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	if err := os.Rename(w.opts.Path, name(1)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	old := w.f
+	if err := w.open(0); err != nil {
+		return err // old stays open: records go on into it
+	}
+	if err := old.Close(); err != nil {
+		return err
+	}
+	if w.opts.Compress {
+		w.compressing.Add(1)
+		go func() {
+			defer w.compressing.Done()
+			if err := compress(name(1)); err != nil {
+				w.mu.Lock()
+				w.err = err // the plain file stays and is read as well
+				w.mu.Unlock()
+			}
+		}()
+	}
+	return nil
+}
+
+// compress replaces name by name.gz.
+func compress(name string) (err error) {
+	in, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close() // only read from
+	tmp := name + ".gz.tmp"
+	out, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o640)
+	if err != nil {
+		return err
+	}
+	zw := gzip.NewWriter(out)
+	_, err = io.Copy(zw, in)
+	if err = errors.Join(err, zw.Close(), out.Close()); err == nil {
+		err = os.Rename(tmp, name+".gz")
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Remove(name)
+}
+
+// Close ends the log. Streams must have been closed before.
+func (w *Writer) Close() error {
+	w.compressing.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return nil
+	}
+	f := w.f
+	w.f = nil
+	return f.Close()
+}
+
+// Stream splits one output stream into records. Not safe for concurrent use.
+type Stream struct {
+	w      *Writer
+	stream byte
+	rest   []byte
+	pieces [][]byte
+}
+
+// Stream gives a writer for shim.Stdout or shim.Stderr.
+func (w *Writer) Stream(stream byte) *Stream { return &Stream{w: w, stream: stream} }
+
+// Write takes output as it comes. It always takes all of it: what cannot be stored is counted in Lost.
+func (s *Stream) Write(p []byte) (int, error) {
+	n := len(p)
+	if s.w.opts.Driver == None {
+		return n, nil
+	}
+	s.pieces = s.pieces[:0]
+	if len(s.rest) > 0 {
+		i := bytes.IndexByte(p, '\n') + 1
+		if i == 0 {
+			i = len(p)
+		}
+		i = min(i, maxPiece-len(s.rest))
+		s.rest = append(s.rest, p[:i]...)
+		p = p[i:]
+		if s.rest[len(s.rest)-1] != '\n' && len(s.rest) < maxPiece {
+			return n, nil
+		}
+		s.pieces = append(s.pieces, s.rest)
+	}
+	for len(p) > 0 {
+		i := bytes.IndexByte(p[:min(len(p), maxPiece)], '\n') + 1
+		if i == 0 {
+			if len(p) < maxPiece {
+				break
+			}
+			i = maxPiece
+		}
+		s.pieces = append(s.pieces, p[:i])
+		p = p[i:]
+	}
+	s.w.append(s.stream, s.pieces)
+	s.rest = append(s.rest[:0], p...)
+	return n, nil
+}
+
+// Close writes an unfinished line.
+func (s *Stream) Close() error {
+	if len(s.rest) > 0 {
+		s.w.append(s.stream, [][]byte{s.rest})
+		s.rest = nil
+	}
+	return nil
+}
