@@ -1,0 +1,280 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// check looks at the meaning of every setting and normalises what docker normalises.
+func (c *Config) check(path string) ([]Warning, error) {
+	from := ""
+	if path != "" {
+		from = path + ": "
+	}
+	var warnings []Warning
+	warn := func(key, format string, args ...any) {
+		warnings = append(warnings, Warning{key, from + key + ": " + fmt.Sprintf(format, args...)})
+	}
+	for _, check := range []func(warn func(key, format string, args ...any)) error{c.checkChoices, c.checkPaths, c.checkNumbers, c.checkRegistries, c.checkNetwork, c.checkContainers} {
+		if err := check(warn); err != nil {
+			return nil, invalid("%s%w", from, err)
+		}
+	}
+	return warnings, nil
+}
+
+func (c *Config) checkChoices(func(string, string, ...any)) error {
+	for _, k := range []struct {
+		key, value string
+		choices    []string
+	}{
+		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error", "fatal"}},
+		{"log-format", c.LogFormat, []string{"text", "json"}},
+		{"log-driver", c.LogDriver, []string{"json-file", "local", "none"}},
+		{"image-format", c.ImageFormat, []string{"oci", "docker"}},
+		{"retain-blobs", c.RetainBlobs, []string{"auto", "always", "never"}},
+		{"storage-driver", c.StorageDriver, []string{"", "erofs", "overlay2", "btrfs", "vfs"}},
+		{"default-cgroupns-mode", c.DefaultCgroupnsMode, []string{"", "host", "private"}},
+		{"default-ipc-mode", c.DefaultIpcMode, []string{"shareable", "private"}},
+	} {
+		if !slices.Contains(k.choices, k.value) {
+			return fmt.Errorf("%s: %q is none of %s", k.key, k.value, strings.TrimPrefix(strings.Join(k.choices, ", "), ", "))
+		}
+	}
+	for _, l := range c.Labels {
+		if key, _, ok := strings.Cut(l, "="); !ok || key == "" {
+			return fmt.Errorf("labels: %q: want KEY=VALUE", l)
+		}
+	}
+	for _, o := range c.ExecOpts {
+		key, value, ok := strings.Cut(o, "=")
+		if !ok || key != "native.cgroupdriver" || value != "cgroupfs" && value != "systemd" {
+			return fmt.Errorf("exec-opts: %q: want native.cgroupdriver=cgroupfs or native.cgroupdriver=systemd", o)
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkPaths(func(string, string, ...any)) error {
+	for _, p := range []struct {
+		key   string
+		value *string
+	}{{"data-root", &c.DataRoot}, {"exec-root", &c.ExecRoot}, {"pidfile", &c.Pidfile}} {
+		if *p.value == "" {
+			return fmt.Errorf("%s: empty", p.key)
+		}
+		abs, err := filepath.Abs(*p.value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.key, err)
+		}
+		*p.value = abs
+	}
+	if c.DataRoot == "/" || c.ExecRoot == "/" {
+		return fmt.Errorf("data-root and exec-root: / is not a directory of the engine's own")
+	}
+	for _, p := range []struct{ key, value string }{{"init-path", c.InitPath}} {
+		if p.value != "" && !filepath.IsAbs(p.value) {
+			return fmt.Errorf("%s: %q is not an absolute path", p.key, p.value)
+		}
+	}
+	if s := c.SeccompProfile; s != "builtin" && s != "unconfined" && s != "default" && !filepath.IsAbs(s) {
+		return fmt.Errorf("seccomp-profile: %q: want an absolute path, builtin or unconfined", s)
+	}
+	if len(c.Hosts) == 0 {
+		c.Hosts = Default().Hosts
+	}
+	for i, h := range c.Hosts {
+		host, err := parseHost(h)
+		if err != nil {
+			return err
+		}
+		c.Hosts[i] = host
+	}
+	if c.TLS { // there is no TLS that lets everybody in
+		c.TLSVerify = true
+	}
+	return nil
+}
+
+// parseHost fills in what docker fills in: a bare path is a unix socket.
+func parseHost(h string) (string, error) {
+	if strings.HasPrefix(h, "/") {
+		h = "unix://" + h
+	}
+	scheme, rest, ok := strings.Cut(h, "://")
+	switch {
+	case ok && scheme == "unix" && filepath.IsAbs(rest), ok && scheme == "fd":
+		return h, nil
+	case ok && scheme == "tcp":
+		if _, _, err := net.SplitHostPort(rest); err == nil {
+			return h, nil
+		}
+	}
+	return "", fmt.Errorf("hosts: %q: want unix://PATH, fd:// or tcp://HOST:PORT", h)
+}
+
+func (c *Config) checkNumbers(func(string, string, ...any)) error {
+	for _, n := range []struct {
+		key             string
+		value, from, to int
+	}{
+		{"max-concurrent-downloads", c.MaxConcurrentDownloads, 1, 1000}, {"max-concurrent-uploads", c.MaxConcurrentUploads, 1, 1000},
+		{"max-download-attempts", c.MaxDownloadAttempts, 1, 1000}, {"mtu", c.MTU, 0, 65535}, {"shutdown-timeout", c.ShutdownTimeout, -1, 1 << 30},
+	} {
+		if n.value < n.from || n.value > n.to {
+			return fmt.Errorf("%s: %d: want a number from %d to %d", n.key, n.value, n.from, n.to)
+		}
+	}
+	return nil
+}
+
+// checkRegistries: a mirror that is none stops the start; what is no registry cannot be trusted, so it is dropped.
+func (c *Config) checkRegistries(warn func(string, string, ...any)) error {
+	for i, m := range c.RegistryMirrors {
+		u, err := url.Parse(m)
+		switch {
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+			return fmt.Errorf("registry-mirrors: invalid mirror: %q: want http:// or https:// and a host", m)
+		case u.RawQuery != "" || u.Fragment != "":
+			return fmt.Errorf("registry-mirrors: invalid mirror: %q: query or fragment at end of the URI", m)
+		case u.User != nil:
+			return fmt.Errorf("registry-mirrors: invalid mirror: %q: username/password not allowed in URI", u.Redacted())
+		}
+		c.RegistryMirrors[i] = strings.TrimSuffix(m, "/") + "/"
+	}
+	var kept []string
+	for _, r := range c.InsecureRegistries {
+		name := r
+		if _, rest, ok := strings.Cut(r, "://"); ok {
+			warn("insecure-registries", "%q: the scheme is dropped, a registry is HOST[:PORT]", r)
+			name = strings.TrimSuffix(rest, "/")
+		}
+		if !isRegistry(name) {
+			warn("insecure-registries", "%q is neither HOST[:PORT] nor an address range, ignored", r)
+			continue
+		}
+		kept = append(kept, name)
+	}
+	c.InsecureRegistries = kept
+	return nil
+}
+
+func isRegistry(s string) bool {
+	if _, err := netip.ParsePrefix(s); err == nil {
+		return true
+	}
+	host, port := s, ""
+	if h, p, err := net.SplitHostPort(s); err == nil {
+		host, port = h, p
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return false
+		}
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	return host != "" && !strings.ContainsFunc(host, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
+	})
+}
+
+func (c *Config) checkNetwork(func(string, string, ...any)) error {
+	for _, d := range c.DNS {
+		if _, err := netip.ParseAddr(d); err != nil {
+			return fmt.Errorf("dns: %q is not an IP address", d)
+		}
+	}
+	if c.IP != "" {
+		if _, err := netip.ParseAddr(c.IP); err != nil {
+			return fmt.Errorf("ip: %q is not an IP address", c.IP)
+		}
+	}
+	for _, p := range []struct{ key, value string }{{"bip", c.BIP}, {"fixed-cidr", c.FixedCIDR}} {
+		if p.value == "" {
+			continue
+		}
+		if n, err := netip.ParsePrefix(p.value); err != nil || !n.Addr().Is4() {
+			return fmt.Errorf("%s: %q: want an IPv4 ADDRESS/BITS", p.key, p.value)
+		}
+	}
+	if c.BIP != "" && c.Bridge != "" {
+		return fmt.Errorf("bip and bridge cannot both be set: an address is for the engine's own bridge")
+	}
+	if c.BIP != "" && c.FixedCIDR != "" {
+		bip, fixed := netip.MustParsePrefix(c.BIP), netip.MustParsePrefix(c.FixedCIDR)
+		if !bip.Contains(fixed.Addr()) || fixed.Bits() < bip.Bits() {
+			return fmt.Errorf("fixed-cidr: %s is not within bip %s", c.FixedCIDR, c.BIP)
+		}
+	}
+	for _, p := range c.DefaultAddressPools {
+		base, err := netip.ParsePrefix(p.Base)
+		if err != nil || p.Size < base.Bits() || p.Size > base.Addr().BitLen() {
+			return fmt.Errorf("default-address-pools: base %q, size %d: want ADDRESS/BITS and a size that is not smaller than BITS", p.Base, p.Size)
+		}
+	}
+	return nil
+}
+
+func (c *Config) checkContainers(func(string, string, ...any)) error {
+	for name, u := range c.DefaultUlimits {
+		if u.Name == "" {
+			u.Name = name
+			c.DefaultUlimits[name] = u
+		}
+		switch {
+		case u.Name != name:
+			return fmt.Errorf("default-ulimits: %s: its Name is %q", name, u.Name)
+		case u.Soft < -1 || u.Hard < -1 || u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1):
+			return fmt.Errorf("default-ulimits: %s: soft %d is more than hard %d", name, u.Soft, u.Hard)
+		}
+	}
+	for name, r := range c.Runtimes {
+		if name == "ply" || r.Path == "" {
+			return fmt.Errorf("runtimes: %s: want a path, and a name that is not the built-in runtime's", name)
+		}
+	}
+	if _, ok := c.Runtimes[c.DefaultRuntime]; !ok && c.DefaultRuntime != "ply" && c.DefaultRuntime != "runc" {
+		return fmt.Errorf("default-runtime: %q is not among runtimes", c.DefaultRuntime)
+	}
+	return nil
+}
+
+// Reloadable compares the settings that run with new ones: live names the changed keys that take effect at once, restart those
+// that need a restart. Both are sorted as in Config.
+func Reloadable(old, new *Config) (live, restart []string) {
+	a, b := reflect.ValueOf(old).Elem(), reflect.ValueOf(new).Elem()
+	for _, f := range fields() {
+		if f.ignored != "" || reflect.DeepEqual(a.Field(f.index).Interface(), b.Field(f.index).Interface()) {
+			continue
+		}
+		name := f.key
+		if name == "" {
+			name = f.flag
+		}
+		if f.live {
+			live = append(live, name)
+		} else {
+			restart = append(restart, name)
+		}
+	}
+	return live, restart
+}
+
+// Take copies the live settings of new into a copy of c: what a reload leads to.
+func (c *Config) Take(new *Config) *Config {
+	next := *c
+	to, from := reflect.ValueOf(&next).Elem(), reflect.ValueOf(new).Elem()
+	for _, f := range fields() {
+		if f.live {
+			to.Field(f.index).Set(from.Field(f.index))
+		}
+	}
+	return &next
+}

@@ -1,0 +1,268 @@
+package config
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"ply/internal/errs"
+)
+
+// load writes text as daemon.json and loads it.
+func load(t *testing.T, text string, flags map[string][]string) (*Config, []Warning, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "daemon.json")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(path, flags)
+}
+
+func TestSeedWithMirrorAndInsecureRegistry(t *testing.T) {
+	c, warnings, err := load(t, `{
+  "registry-mirrors": ["https://3ghuubp0.mirror.example"],
+  "insecure-registries": ["172.28.109.11:5000"]
+}`, nil)
+	if err != nil || len(warnings) != 0 {
+		t.Fatalf("Load = %v, warnings %v; want neither", err, warnings)
+	}
+	if diff := cmp.Diff([]string{"https://3ghuubp0.mirror.example/"}, c.RegistryMirrors); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"172.28.109.11:5000"}, c.InsecureRegistries); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// T1: the key is misspelt and the registry is a placeholder, as printed; the engine starts, says both, and uses the mirror.
+func TestSeedWithMisspeltMirrors(t *testing.T) {
+	c, warnings, err := load(t, `{
+    "registry-mirros":["https://registry.example-cn.com"],
+    "insecure-registries":["ip:port"]
+}`, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"https://registry.example-cn.com/"}, c.RegistryMirrors); diff != "" {
+		t.Error(diff)
+	}
+	if len(c.InsecureRegistries) != 0 {
+		t.Errorf("InsecureRegistries = %q, want none: a placeholder must not open anything", c.InsecureRegistries)
+	}
+	all := text(warnings)
+	for _, want := range []string{`"registry-mirros": did you mean registry-mirrors?`, `"ip:port" is neither HOST[:PORT] nor an address range, ignored`, "daemon.json"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("warnings = %s\nwant %s among them", all, want)
+		}
+	}
+}
+
+func text(ws []Warning) string {
+	var b strings.Builder
+	for _, w := range ws {
+		b.WriteString(w.String() + "\n")
+	}
+	return b.String()
+}
+
+func TestLoopbackRegistryOfSeed(t *testing.T) { // T14
+	c, warnings, err := load(t, `{"insecure-registries": ["127.0.0.1:5000"]}`, nil)
+	if err != nil || len(warnings) != 0 || len(c.InsecureRegistries) != 1 {
+		t.Fatalf("Load = %v, %v, %v", c, warnings, err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for name, tc := range map[string]struct {
+		file  string
+		flags map[string][]string
+		want  []string // parts of the error
+	}{
+		"wrong type":          {`{"registry-mirrors": "https://a.example"}`, nil, []string{"daemon.json: registry-mirrors: want a list of strings, got a string"}},
+		"wrong element":       {`{"dns": ["10.0.0.1", 5]}`, nil, []string{"dns: want a list of strings"}},
+		"wrong bool":          {`{"debug": "true"}`, nil, []string{"debug: want true or false, got a string"}},
+		"wrong number":        {`{"mtu": 1.5}`, nil, []string{"mtu: want a whole number"}},
+		"wrong object":        {`{"log-opts": ["a"]}`, nil, []string{"log-opts: want an object, got a list"}},
+		"unknown inside":      {`{"proxies": {"http": "x"}}`, nil, []string{"proxies: unknown field"}},
+		"flag and file":       {`{"registry-mirrors": ["https://a.example"]}`, map[string][]string{"registry-mirror": {"https://b.example"}}, []string{"registry-mirrors", "--registry-mirror=https://b.example", `["https://a.example"]`, "keep one"}},
+		"short flag and file": {`{"hosts": ["unix:///a"]}`, map[string][]string{"H": {"unix:///b"}}, []string{"hosts", "keep one"}},
+		"misspelt and flag":   {`{"registry-mirros": ["https://a.example"]}`, map[string][]string{"registry-mirror": {"https://b.example"}}, []string{"registry-mirrors", "keep one"}},
+		"twice":               {`{"debug": true, "debug": false}`, nil, []string{`"debug": set twice`}},
+		"no object":           {`["debug"]`, nil, []string{"want a JSON object"}},
+		"broken":              {"{\n\"debug\": true,\n\"mtu\": }", nil, []string{"line 3"}},
+		"comment":             {"{ // no\n}", nil, []string{"line 1"}},
+		"cut off":             {`{"debug": true`, nil, []string{"line 1", "unexpected EOF"}},
+		"two objects":         {`{} {}`, nil, []string{"something follows"}},
+		"mirror without http": {`{"registry-mirrors": ["a.example"]}`, nil, []string{"registry-mirrors: invalid mirror"}},
+		"mirror with secret":  {`{"registry-mirrors": ["https://u:p4ss@a.example"]}`, nil, []string{"username/password not allowed"}},
+		"bad level":           {`{"log-level": "loud"}`, nil, []string{`log-level: "loud" is none of debug, info`}},
+		"bad label":           {`{"labels": ["x"]}`, nil, []string{"labels"}},
+		"bad dns":             {`{"dns": ["nameserver"]}`, nil, []string{"dns"}},
+		"bad pool":            {`{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}`, nil, []string{"default-address-pools"}},
+		"bad bip":             {`{"bip": "10.0.0.1"}`, nil, []string{"bip"}},
+		"fixed outside bip":   {`{"bip": "10.0.0.1/24", "fixed-cidr": "10.1.0.0/25"}`, nil, []string{"not within"}},
+		"bad host":            {`{"hosts": ["npipe:////./pipe"]}`, nil, []string{"hosts"}},
+		"root":                {`{"data-root": "/"}`, nil, []string{"data-root"}},
+		"authorization":       {`{"authorization-plugins": ["x"]}`, nil, []string{"authorization-plugins: not supported"}},
+		"userns":              {`{"userns-remap": "default"}`, nil, []string{"userns-remap: not supported"}},
+		"ulimit":              {`{"default-ulimits": {"nofile": {"Name": "nofile", "Hard": 1, "Soft": 2}}}`, nil, []string{"default-ulimits: nofile: soft 2"}},
+		"runtime":             {`{"default-runtime": "kata"}`, nil, []string{"default-runtime"}},
+		"size":                {`{"default-shm-size": "lots"}`, nil, []string{"default-shm-size", "lots"}},
+		"downloads":           {`{"max-concurrent-downloads": 0}`, nil, []string{"max-concurrent-downloads: 0"}},
+		"unknown flag":        {``, map[string][]string{"nonsense": {"1"}}, []string{"--nonsense"}},
+		"bad flag":            {``, map[string][]string{"mtu": {"x"}}, []string{"--mtu", `"x"`}},
+		"proxy twice":         {`{"proxies": {"http-proxy": "http://a"}}`, map[string][]string{"http-proxy": {"http://b"}}, []string{"proxies", "keep one"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := load(t, tc.file, tc.flags)
+			if !errors.Is(err, errs.Invalid) {
+				t.Fatalf("Load = %v, want an error of class Invalid", err)
+			}
+			for _, part := range tc.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("error %q does not say %q", err, part)
+				}
+			}
+			if strings.Contains(err.Error(), "p4ss") {
+				t.Errorf("error %q shows a password", err)
+			}
+		})
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for name, tc := range map[string]struct{ file, want string }{
+		"docker's, not acted on": {`{"storage-opts": ["overlay2.size=1G"]}`, "storage-opts: has no effect"},
+		"far from everything":    {`{"quux": 1}`, `"quux": unknown key, ignored`},
+		"case":                   {`{"Debug": true}`, `"Debug": did you mean debug?`},
+		"underscore":             {`{"data_root": "/srv/ply"}`, `"data_root": did you mean data-root?`},
+		"right one set too":      {`{"debug": true, "debgu": false}`, `"debgu": unknown key, ignored: debug is set too`},
+		"scheme in registry":     {`{"insecure-registries": ["http://10.0.0.1:5000/"]}`, "the scheme is dropped"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, warnings, err := load(t, tc.file, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := text(warnings); !strings.Contains(got, tc.want) {
+				t.Errorf("warnings = %q, want %q among them", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestMisspeltKeyOfWrongTypeIsAnError(t *testing.T) {
+	_, _, err := load(t, `{"registry-mirros": 5}`, nil)
+	if err == nil || !strings.Contains(err.Error(), "registry-mirros: want a list of strings") {
+		t.Errorf("Load = %v", err)
+	}
+}
+
+func TestEverythingFromTheFile(t *testing.T) {
+	c, warnings, err := load(t, "\xef\xbb\xbf"+`{
+	"data-root": "/srv/ply", "exec-root": "/run/x", "hosts": ["/run/y.sock", "fd://"], "storage-driver": "vfs", "debug": true,
+	"log-opts": {"max-size": "10m"}, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64000, "Soft": 32000}}, "default-shm-size": "128M",
+	"runtimes": {"crun": {"path": "/usr/bin/crun", "runtimeArgs": ["--debug"]}}, "default-runtime": "crun", "dns": ["10.0.0.53"],
+	"default-address-pools": [{"base": "10.10.0.0/16", "size": 24}], "userland-proxy": false, "proxies": {"http-proxy": "http://p:1", "no-proxy": "x"},
+	"image-format": "docker", "retain-blobs": "never", "max-concurrent-downloads": 9, "tls": true, "live-restore": null
+}`, map[string][]string{"label": {"a=b", "c=d"}, "l": {"warn"}})
+	if err != nil || len(warnings) != 0 {
+		t.Fatalf("Load = %v, %v", err, warnings)
+	}
+	want := Default()
+	want.DataRoot, want.ExecRoot, want.Hosts, want.StorageDriver, want.Debug = "/srv/ply", "/run/x", []string{"unix:///run/y.sock", "fd://"}, "vfs", true
+	want.LogOpts = map[string]string{"max-size": "10m"}
+	want.DefaultUlimits = map[string]Ulimit{"nofile": {"nofile", 64000, 32000}}
+	want.DefaultShmSize = 128 << 20
+	want.Runtimes, want.DefaultRuntime = map[string]Runtime{"crun": {"/usr/bin/crun", []string{"--debug"}}}, "crun"
+	want.DNS, want.DefaultAddressPools, want.UserlandProxy = []string{"10.0.0.53"}, []Pool{{"10.10.0.0/16", 24}}, false
+	want.Proxies = Proxies{HTTP: "http://p:1", No: "x"}
+	want.ImageFormat, want.RetainBlobs, want.MaxConcurrentDownloads, want.TLS, want.TLSVerify = "docker", "never", 9, true, true
+	want.Labels, want.LogLevel = []string{"a=b", "c=d"}, "warn"
+	if diff := cmp.Diff(&want, c); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestMissingFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "absent.json")
+	if _, _, err := Load(path, nil); err != nil {
+		t.Errorf("Load of a file that is not there = %v, want the defaults", err)
+	}
+	if _, _, err := Load(path, map[string][]string{ConfigFlag: {path}}); err == nil {
+		t.Error("Load of a file that was named and is not there = nil, want an error")
+	}
+	if _, _, err := load(t, " \n", nil); err != nil {
+		t.Errorf("Load of an empty file = %v", err)
+	}
+}
+
+// Every flag must be settable, and be no setting that is ignored.
+func TestEveryFlagWorks(t *testing.T) {
+	values := map[string]string{"default-ulimit": "nofile=1:2", "log-opt": "a=b", "label": "a=b", "add-runtime": "x=/bin/x", "host": "unix:///x", "dns": "10.0.0.1", "ip": "127.0.0.1",
+		"default-address-pool": "base=10.0.0.0/8,size=24", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",
+		"storage-driver": "vfs", "image-format": "docker", "retain-blobs": "never", "log-level": "warn", "log-format": "json", "log-driver": "local", "bip": "10.0.0.1/24",
+		"fixed-cidr": "10.0.0.0/25", "default-cgroupns-mode": "host", "default-ipc-mode": "shareable", "default-shm-size": "1g", "seccomp-profile": "unconfined", "default-runtime": "runc",
+		"init-path": "/bin/init", "data-root": "/d", "exec-root": "/e", "pidfile": "/p"}
+	for _, f := range Flags() {
+		value, ok := values[f.Name]
+		switch {
+		case ok:
+		case f.Bool:
+			value = "true"
+		default:
+			value = "7"
+		}
+		if _, _, err := Load("", map[string][]string{f.Name: {value}}); err != nil {
+			t.Errorf("--%s=%s: %v", f.Name, value, err)
+		}
+		if f.Usage == "" {
+			t.Errorf("--%s has no usage", f.Name)
+		}
+	}
+	for _, f := range fields() {
+		if f.ignored != "" && f.flag != "" {
+			t.Errorf("--%s is offered and ignored", f.flag)
+		}
+	}
+}
+
+func TestReloadable(t *testing.T) {
+	a, b := Default(), Default()
+	b.Debug, b.RegistryMirrors, b.DataRoot, b.IPv6 = true, []string{"http://x/"}, "/elsewhere", true
+	live, restart := Reloadable(&a, &b)
+	if diff := cmp.Diff([]string{"debug", "registry-mirrors"}, live); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"data-root"}, restart); diff != "" {
+		t.Error(diff)
+	}
+	next := a.Take(&b)
+	if !next.Debug || next.DataRoot != a.DataRoot || len(next.RegistryMirrors) != 1 {
+		t.Errorf("Take = %+v", next)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add(`{"registry-mirros":["https://a.example"],"debug":true}`)
+	f.Add(`{"default-shm-size":"1e9","proxies":{},"runtimes":{"a":{"path":"/x"}}}`)
+	path := filepath.Join(f.TempDir(), "daemon.json")
+	f.Fuzz(func(t *testing.T, text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, _, err := Load(path, nil)
+		if err != nil && !errors.Is(err, errs.Invalid) {
+			t.Errorf("Load = %v, want class Invalid", err)
+		}
+		if err == nil {
+			if _, err := c.check(""); err != nil {
+				t.Errorf("a loaded config does not pass its own check: %v", err)
+			}
+		}
+	})
+}
