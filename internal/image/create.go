@@ -24,11 +24,8 @@ var archPattern = regexp.MustCompile(`^[a-z0-9_]{1,32}$`)
 // and gains the rest. The lease must hold the layers and blobs; nil makes Put take one of its own for the config.
 // Publishes nothing. Errors: errs.Invalid for bad bytes, errs.Precondition for a layer or blob that is missing.
 func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (id oci.ImageID, err error) {
-	cfg, err := oci.DecodeConfig(o.Config)
+	cfg, err := CheckConfig(o.Config)
 	if err != nil {
-		return "", err
-	}
-	if err := checkPlatform(cfg); err != nil {
 		return "", err
 	}
 	id = oci.ImageID(oci.DigestOf(o.Config))
@@ -58,6 +55,15 @@ func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (id
 	return id, s.st.Meta.Update(func(tx *meta.Tx) error {
 		return record(tx, id, cfg.RootFS.DiffIDs, o, names, infos)
 	})
+}
+
+// CheckConfig decodes a config and refuses one that cannot become an image here. errs.Invalid.
+func CheckConfig(raw []byte) (*oci.Config, error) {
+	cfg, err := oci.DecodeConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	return cfg, checkPlatform(cfg)
 }
 
 func checkPlatform(cfg *oci.Config) error {

@@ -1,0 +1,323 @@
+package archive
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+)
+
+// export is one image to save under the names that were asked for.
+type export struct {
+	img     *image.Image
+	tags    []oci.Reference
+	digests []oci.Reference
+
+	manifest  []byte         // what index.json points at
+	desc      oci.Descriptor // of manifest
+	generated bool           // manifest was made for this archive: it lists plain tars
+	extra     []carried      // exact manifests and indexes that go along
+	layers    []*layerFile   // bottom first
+	v1        []v1Layer      // bottom first
+}
+
+// carried is a manifest or index with its exact bytes.
+type carried struct {
+	desc oci.Descriptor
+	raw  []byte
+}
+
+// layerFile is one stored form of a layer in the archive.
+type layerFile struct {
+	diffID oci.DiffID
+	chain  oci.Chain // one stack that it tops
+	desc   oci.Descriptor
+	plain  bool // the uncompressed tar
+	made   time.Time
+}
+
+func (l *layerFile) path() string { return blobDir + l.desc.Digest.Hex() }
+
+// created is a time for tar headers: whole seconds, never before the epoch.
+func (e *export) created() time.Time {
+	t := e.img.Created().UTC().Truncate(time.Second)
+	if t.Before(time.Unix(0, 0)) {
+		return time.Unix(0, 0).UTC()
+	}
+	return t
+}
+
+// collect finds what refs name, each image once, in the order they were asked for, and leases it.
+func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string) ([]*export, error) {
+	if len(refs) == 0 {
+		return nil, errs.New(errs.Invalid, "save: no image named")
+	}
+	byID := map[oci.ImageID]*export{}
+	var list []*export
+	for _, ref := range refs {
+		for _, w := range a.expandRepository(ref) {
+			id, name, err := a.images.Find(w)
+			if err != nil {
+				return nil, err
+			}
+			if err := lease.Blob(oci.Digest(id)); err != nil {
+				return nil, err
+			}
+			e := byID[id]
+			if e == nil {
+				img, err := a.images.Get(ctx, string(id))
+				if err != nil {
+					return nil, err
+				}
+				e = &export{img: img}
+				byID[id] = e
+				list = append(list, e)
+			}
+			e.name(name)
+		}
+	}
+	for _, e := range list {
+		if err := lease.Layer(e.img.Chain); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// expandRepository turns a bare repository into its tags; everything else stays as it is.
+func (a *Archive) expandRepository(ref string) []string {
+	r, err := oci.ParseReference(ref)
+	if err != nil || r.Tag() != "" || r.Digest() != "" {
+		return []string{ref}
+	}
+	tags, err := a.images.Tags(r)
+	if err != nil || len(tags) == 0 {
+		return []string{ref}
+	}
+	out := make([]string, len(tags))
+	for i, t := range tags {
+		out[i] = t.String()
+	}
+	return out
+}
+
+// name adds a name, with the digests known for its repository; a zero name adds none.
+func (e *export) name(name oci.Reference) {
+	add := func(to *[]oci.Reference, r oci.Reference) {
+		if !slices.ContainsFunc(*to, func(o oci.Reference) bool { return o.String() == r.String() }) {
+			*to = append(*to, r)
+		}
+	}
+	switch {
+	case name.IsZero():
+	case name.Digest() != "":
+		add(&e.digests, name)
+	default:
+		add(&e.tags, name)
+		for _, d := range e.img.Digests {
+			if d.Name() == name.Name() {
+				add(&e.digests, d)
+			}
+		}
+	}
+}
+
+// plan chooses manifests and layer files. Plain makes every layer an uncompressed tar, for the layouts without an OCI index.
+func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, plain bool) error {
+	forms := map[oci.DiffID]*layerFile{}
+	for _, e := range list {
+		if err := a.readManifests(lease, e); err != nil {
+			return err
+		}
+		if !plain {
+			a.chooseManifest(e, forms)
+		}
+	}
+	for _, e := range list {
+		if e.manifest == nil {
+			if err := a.planPlain(ctx, e, forms); err != nil {
+				return err
+			}
+		}
+		if !plain && e.manifest == nil {
+			if len(e.extra) > 0 {
+				a.opts.Log.Info("save: compressed layers are not retained, uncompressed ones go along with the exact manifest", "image", string(e.img.ID))
+			}
+			if err := e.generate(); err != nil {
+				return err
+			}
+		}
+		if e.v1 = v1Chain(e); len(e.layers) != len(e.img.Chain) {
+			return errs.New(errs.Internal, "image %s: %d layers planned, has %d", e.img.ID.Short(), len(e.layers), len(e.img.Chain))
+		}
+	}
+	return nil
+}
+
+// readManifests loads the exact manifests that the store still has; a damaged one stays behind.
+func (a *Archive) readManifests(lease *store.Lease, e *export) error {
+	for _, d := range e.img.Manifests {
+		if err := lease.Blob(d.Digest); err != nil {
+			return err
+		}
+		raw, err := a.st.Blobs.Bytes(d.Digest, oci.MaxManifest)
+		if err != nil {
+			a.opts.Log.Warn("save: manifest left out", "image", string(e.img.ID), "digest", string(d.Digest), "err", err)
+			continue
+		}
+		e.extra = append(e.extra, carried{d, raw})
+	}
+	return nil
+}
+
+// chooseManifest takes the youngest exact manifest whose layers are all in the blob store.
+func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
+	for i := len(e.extra) - 1; i >= 0; i-- {
+		c := e.extra[i]
+		if !oci.IsManifest(c.desc.MediaType) {
+			continue
+		}
+		m, err := oci.DecodeManifest(c.raw, c.desc.MediaType)
+		if err != nil || len(m.Layers) != len(e.img.Chain) || m.Config.Digest != oci.Digest(e.img.ID) || !a.holds(m.Layers) {
+			continue
+		}
+		e.manifest, e.desc = c.raw, c.desc
+		e.desc.MediaType, e.desc.Size = m.MediaType, int64(len(c.raw))
+		e.extra = slices.Delete(slices.Clone(e.extra), i, i+1)
+		for n, l := range m.Layers {
+			f := &layerFile{diffID: e.img.Chain[n], chain: e.img.Chain[:n+1], desc: l, made: e.created()}
+			f.plain = string(l.Digest) == string(f.diffID)
+			if have := forms[f.diffID]; have == nil {
+				forms[f.diffID] = f
+			} else if have.desc.Digest == l.Digest {
+				f = have
+			}
+			e.layers = append(e.layers, f)
+		}
+		return
+	}
+}
+
+func (a *Archive) holds(layers []oci.Descriptor) bool {
+	for _, l := range layers {
+		if size, err := a.st.Blobs.Stat(l.Digest); err != nil || size != l.Size {
+			return false
+		}
+	}
+	return true
+}
+
+// planPlain takes layers as tars, or in the form in which another image of this archive brings them.
+func (a *Archive) planPlain(ctx context.Context, e *export, forms map[oci.DiffID]*layerFile) error {
+	for n, d := range e.img.Chain {
+		chain := e.img.Chain[:n+1]
+		info, err := a.st.Layers.Stat(ctx, chain)
+		if err != nil {
+			return errs.New(errs.DataLoss, "image %s: layer %s: %w", e.img.ID.Short(), d.Short(), err).
+				WithHint("Pull or load the image again.")
+		}
+		f := forms[d]
+		if f == nil {
+			f = &layerFile{diffID: d, chain: chain, plain: true, made: e.created(),
+				desc: oci.Descriptor{MediaType: oci.MediaTypeOCILayer, Digest: oci.Digest(d), Size: info.TarSize}}
+			forms[d] = f
+		}
+		e.layers = append(e.layers, f)
+	}
+	return nil
+}
+
+// generate writes a manifest for an image that has none whose layers are here.
+func (e *export) generate() error {
+	m := oci.Manifest{
+		SchemaVersion: 2,
+		MediaType:     oci.MediaTypeOCIManifest,
+		Config:        oci.Descriptor{MediaType: oci.MediaTypeOCIConfig, Digest: oci.Digest(e.img.ID), Size: int64(len(e.img.Raw))},
+		Layers:        []oci.Descriptor{},
+	}
+	for _, l := range e.layers {
+		m.Layers = append(m.Layers, oci.Descriptor{MediaType: ociLayerType(l.desc.MediaType), Digest: l.desc.Digest, Size: l.desc.Size})
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return errs.New(errs.Internal, "image %s: manifest: %w", e.img.ID.Short(), err)
+	}
+	e.manifest, e.generated = raw, true
+	e.desc = oci.Descriptor{MediaType: m.MediaType, Digest: oci.DigestOf(raw), Size: int64(len(raw))}
+	return nil
+}
+
+// exact lists the manifests and indexes that the image came with, the current one last.
+func (e *export) exact() []carried {
+	if e.generated || e.manifest == nil {
+		return e.extra
+	}
+	return append(slices.Clone(e.extra), carried{e.desc, e.manifest})
+}
+
+func ociLayerType(t string) string {
+	switch t {
+	case oci.MediaTypeDockerLayer:
+		return oci.MediaTypeOCILayer
+	case oci.MediaTypeDockerLayerGzip, oci.MediaTypeDockerForeignLayer:
+		return oci.MediaTypeOCILayerGzip
+	}
+	return t
+}
+
+// index is index.json: one entry for each name, or one for an image that is saved without.
+func index(list []*export) oci.Index {
+	idx := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex, Manifests: []oci.Descriptor{}}
+	for _, e := range list {
+		common := map[string]string{}
+		if len(e.digests) > 0 {
+			common[annotationDigests] = join(e.digests, oci.Reference.String)
+		}
+		if exact := e.exact(); len(exact) > 0 {
+			common[annotationManifests] = join(exact, func(c carried) string { return string(c.desc.Digest) })
+		}
+		add := func(name, tag string) {
+			d := oci.Descriptor{MediaType: e.desc.MediaType, Digest: e.desc.Digest, Size: e.desc.Size}
+			if e.img.Config.OS != "" && e.img.Config.Architecture != "" {
+				d.Platform = &oci.Platform{OS: e.img.Config.OS, Architecture: e.img.Config.Architecture, Variant: e.img.Config.Variant}
+			}
+			d.Annotations = map[string]string{}
+			for k, v := range common {
+				d.Annotations[k] = v
+			}
+			if name != "" {
+				d.Annotations[annotationName] = name
+			}
+			if tag != "" {
+				d.Annotations[annotationTag] = tag
+			}
+			idx.Manifests = append(idx.Manifests, d)
+		}
+		for _, t := range e.tags {
+			add(t.String(), t.Tag())
+		}
+		if len(e.tags) == 0 && len(e.digests) > 0 {
+			add(e.digests[0].String(), "")
+		} else if len(e.tags) == 0 {
+			add("", "")
+		}
+	}
+	return idx
+}
+
+func join[T any](list []T, text func(T) string) string {
+	var b strings.Builder
+	for i, v := range list {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(text(v))
+	}
+	return b.String()
+}

@@ -1,0 +1,120 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"ply/internal/compress"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/image/change"
+	"ply/internal/oci"
+	"ply/internal/transfer"
+)
+
+// Import makes a one-layer image of a root file system's tar, plain or compressed, which becomes the layer byte for byte
+// (after decompression). Changes are the instructions of package change. errs.Invalid for a stream that is no tar or
+// may not be unpacked, a bad change or platform; nothing is left behind then.
+func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (id oci.ImageID, err error) {
+	platform := oci.HostPlatform()
+	if opts.Platform != "" {
+		if platform, err = oci.ParsePlatform(opts.Platform); err != nil {
+			return "", err
+		}
+	}
+	var run oci.RunConfig
+	if err := change.Apply(&run, opts.Changes); err != nil {
+		return "", err
+	}
+	message := opts.Message
+	if message == "" {
+		message = "Imported from " + opts.From
+	}
+	lease, err := a.st.Lease("import")
+	if err != nil {
+		return "", err
+	}
+	var chain oci.Chain
+	defer func() {
+		err = errors.Join(err, lease.Release())
+		if err != nil && chain != nil {
+			_, rerr := a.st.Reclaim(context.WithoutCancel(ctx), []oci.Chain{chain}, nil)
+			err = errors.Join(err, rerr)
+		}
+	}()
+	diff, err := a.importLayer(ctx, lease.Layer, opts.Source, progress)
+	if err != nil {
+		return "", fmt.Errorf("import: %w", err)
+	}
+	chain = oci.Chain{diff}
+	now := time.Now().UTC()
+	id, err = a.images.Create(ctx, lease, image.CreateOptions{
+		Config: oci.Config{
+			Created: &now, Architecture: platform.Architecture, Variant: platform.Variant, OS: platform.OS,
+			OSVersion: platform.OSVersion, OSFeatures: platform.OSFeatures,
+			Config:  run,
+			RootFS:  oci.RootFS{Type: "layers", DiffIDs: chain},
+			History: []oci.History{{Created: &now, Comment: message}},
+			Comment: message,
+		},
+		Format: opts.Format,
+		Name:   opts.Name,
+	})
+	if err == nil {
+		a.images.Publish("import", id, "")
+	}
+	return id, err
+}
+
+// importLayer stores the stream as a layer at the bottom of a stack.
+func (a *Archive) importLayer(ctx context.Context, hold func(oci.Chain) error, r io.Reader, progress transfer.Sink) (oci.DiffID, error) {
+	if r == nil {
+		return "", errs.New(errs.Invalid, "no source")
+	}
+	src := &faultReader{r: &interruptible{ctx, r}}
+	zr, _, err := compress.NewReader(&progressReader{r: src, show: importing(progress), id: "-"})
+	if err != nil {
+		return "", err
+	}
+	defer zr.Close()
+	w, err := a.st.Layers.Create(ctx)
+	if err != nil {
+		return "", err
+	}
+	guard := newGuard(a.st.Root, a.opts.Limits.Reserve)
+	n, err := io.CopyBuffer(struct{ io.Writer }{guard.writer(w)}, io.LimitReader(zr, a.opts.Limits.Layer+1), make([]byte, 256<<10))
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case src.err != nil:
+		err = src.err
+	case err == nil && n == 0:
+		err = errs.New(errs.Invalid, "the source is empty")
+	case err == nil && n > a.opts.Limits.Layer:
+		err = errs.New(errs.Invalid, "the source unpacks to more than %d bytes", a.opts.Limits.Layer)
+	}
+	if err != nil {
+		return "", errors.Join(err, w.Abort())
+	}
+	info, err := w.Commit(ctx, nil, "")
+	if err != nil {
+		return "", errors.Join(err, w.Abort())
+	}
+	if err := hold(oci.Chain{info.DiffID}); err != nil {
+		return "", err
+	}
+	// Held only now, because only now it has a name: a collection may have taken what was there before.
+	if _, err := a.st.Layers.Stat(ctx, oci.Chain{info.DiffID}); err != nil {
+		return "", errs.New(errs.Unavailable, "the layer was removed while it was imported: %w", err).WithHint("Import it again.")
+	}
+	return info.DiffID, a.st.RecordLayer(info, nil)
+}
+
+func importing(to transfer.Sink) transfer.Sink {
+	return func(p transfer.Progress) {
+		to(transfer.Progress{ID: p.ID, Action: "Importing", Current: p.Current})
+	}
+}

@@ -1,0 +1,423 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/compress"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/safepath"
+	"ply/internal/store/blob"
+	"ply/internal/store/layer"
+	"ply/internal/transfer"
+)
+
+// Small files stay in memory whatever they are; they may still turn out to be layers.
+const smallFile = 32 << 10
+
+// maxLinks bounds how many links lead from a name to its file.
+const maxLinks = 10
+
+// maxOpen bounds the layers that wait, each with open files of the driver, for the archive's end.
+const maxOpen = 2048
+
+// file is one regular file of an archive, already read: either in memory or, if it may be a layer, in a
+// writer of the driver that waits for its commit.
+type file struct {
+	name   string
+	digest oci.Digest // of the bytes as they are in the archive
+	size   int64
+	data   []byte // the whole content, when writer is nil and bad is nil
+
+	writer layer.Writer
+	diffID oci.DiffID     // of the uncompressed tar; "" for files in memory until asked for
+	codec  compress.Codec // how the layer is compressed in the archive
+	blob   *blob.Writer   // takes the compressed form; nil when it is not to be kept
+	bad    error          // why this cannot be a layer
+}
+
+// abort gives up what waits.
+func (f *file) abort() {
+	if f.writer != nil {
+		_ = f.writer.Abort() // nothing was promised: what stays is a temporary
+	}
+	f.dropBlob()
+}
+
+func (f *file) dropBlob() {
+	if f.blob != nil {
+		_ = f.blob.Abort()
+		f.blob = nil
+	}
+}
+
+// intake reads an archive once, in whatever order its entries come.
+type intake struct {
+	a       *Archive
+	files   map[string]*file
+	links   map[string]string
+	entries int
+	memory  int64
+	open    int
+	guard   guard
+	show    transfer.Sink // progress of layers
+	buf     []byte
+}
+
+func (a *Archive) newIntake(show transfer.Sink) *intake {
+	return &intake{
+		a: a, files: map[string]*file{}, links: map[string]string{}, show: show,
+		guard: newGuard(a.st.Root, a.opts.Limits.Reserve), buf: make([]byte, 256<<10),
+	}
+}
+
+// abort gives up every layer that was not committed.
+func (in *intake) abort() {
+	for _, f := range in.files {
+		f.abort()
+	}
+}
+
+// read takes the whole archive in, decompressing it when need be.
+func (in *intake) read(ctx context.Context, r io.Reader) error {
+	zr, _, err := compress.NewReader(&interruptible{ctx, r})
+	if err != nil {
+		return errs.New(errs.Invalid, "archive: %w", err)
+	}
+	defer zr.Close()
+	tr := tar.NewReader(zr)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return outerError(ctx, err)
+		}
+		if in.entries++; in.entries > in.a.opts.Limits.Entries {
+			return errs.New(errs.Invalid, "archive: has more than %d entries", in.a.opts.Limits.Entries)
+		}
+		if err := in.entry(ctx, h, tr); err != nil {
+			return err
+		}
+	}
+	// A client that streams wants its last bytes read; padding is not worth more than this.
+	_, _ = io.CopyN(io.Discard, zr, 16<<20)
+	if in.entries == 0 {
+		return errs.New(errs.Invalid, "archive: is empty")
+	}
+	return nil
+}
+
+func outerError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return errs.New(errs.Invalid, "archive: ends in the middle").WithHint("It was cut off: copy or save it again.")
+	}
+	return errs.New(errs.Invalid, "archive: %w", err)
+}
+
+func (in *intake) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
+	name, err := safepath.Clean(h.Name)
+	if err != nil {
+		return errs.New(errs.Invalid, "archive: %w", err)
+	}
+	switch h.Typeflag {
+	case tar.TypeDir, tar.TypeXGlobalHeader:
+		return nil
+	case tar.TypeReg:
+		return in.regular(ctx, name, h.Size, r)
+	case tar.TypeSymlink:
+		target := path.Join(path.Dir(name), h.Linkname)
+		if path.IsAbs(h.Linkname) || target == ".." || strings.HasPrefix(target, "../") || len(h.Linkname) > 4096 {
+			return errs.New(errs.Invalid, "archive: link %q leaves the archive: it points to %q", clip(name), clip(h.Linkname))
+		}
+		return in.link(name, target)
+	case tar.TypeLink:
+		target, err := safepath.Clean(h.Linkname)
+		if err != nil {
+			return errs.New(errs.Invalid, "archive: link %q leaves the archive: %w", clip(name), err)
+		}
+		return in.link(name, target)
+	}
+	return errs.New(errs.Invalid, "archive: entry %q is neither file, directory nor link (type %q)", clip(name), h.Typeflag)
+}
+
+func (in *intake) link(name, target string) error {
+	if err := in.fresh(name); err != nil {
+		return err
+	}
+	if isControl(name) {
+		return errs.New(errs.Invalid, "archive: %s is a link", name)
+	}
+	if in.memory += int64(len(name) + len(target)); in.memory > in.a.opts.Limits.Metadata {
+		return in.tooMuch()
+	}
+	in.links[name] = target
+	return nil
+}
+
+// fresh refuses a second entry of a name: readers disagree about which of the two counts.
+func (in *intake) fresh(name string) error {
+	_, link := in.links[name]
+	if in.files[name] != nil || link {
+		return errs.New(errs.Invalid, "archive: holds %q twice", clip(name))
+	}
+	return nil
+}
+
+func (in *intake) tooMuch() error {
+	return errs.New(errs.Invalid, "archive: manifests, configs and small files exceed %d bytes", in.a.opts.Limits.Metadata)
+}
+
+// isControl tells the files that say what the others are.
+func isControl(name string) bool {
+	return name == fileManifest || name == fileRepositories || name == fileIndex || name == fileLayout
+}
+
+func (in *intake) regular(ctx context.Context, name string, size int64, r io.Reader) error {
+	if err := in.fresh(name); err != nil {
+		return err
+	}
+	head := make([]byte, min(size, 512))
+	if _, err := io.ReadFull(r, head); err != nil {
+		return outerError(ctx, err)
+	}
+	r = io.MultiReader(bytes.NewReader(head), r)
+	f := &file{name: name, size: size}
+	in.files[name] = f
+	json := isJSON(head)
+	if isControl(name) && (!json || size > oci.MaxConfig) {
+		return errs.New(errs.Invalid, "archive: %s is not JSON of at most %d bytes", name, oci.MaxConfig)
+	}
+	if json && size <= oci.MaxConfig || size <= smallFile && in.memory+size <= in.a.opts.Limits.Metadata {
+		if in.memory += size + int64(len(name)); in.memory > in.a.opts.Limits.Metadata {
+			return in.tooMuch()
+		}
+		data, err := io.ReadAll(r)
+		if err == nil && int64(len(data)) != size {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return outerError(ctx, err)
+		}
+		f.data, f.digest = data, oci.DigestOf(data)
+		return nil
+	}
+	if in.open++; in.open > maxOpen {
+		return errs.New(errs.Invalid, "archive: has more than %d layers", maxOpen)
+	}
+	return in.layer(ctx, f, head, r)
+}
+
+// isJSON looks at the beginning: an object or array, and not a tar whose first name starts with a bracket.
+func isJSON(head []byte) bool {
+	if len(head) >= 262 && string(head[257:262]) == "ustar" {
+		return false
+	}
+	head = bytes.TrimLeft(head, " \t\r\n")
+	return len(head) > 0 && (head[0] == '{' || head[0] == '[')
+}
+
+// layer streams a file into the driver, hashing it on the way. What is wrong with the file alone ends up in f.bad: it
+// only matters if an image wants it. An error is returned for what ends the whole load.
+func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) error {
+	outer := &faultReader{r: &interruptible{ctx, r}}
+	raw := sha256.New()
+	src := io.TeeReader(&progressReader{r: outer, show: in.show, id: shortName(f.name), total: f.size}, raw)
+	var err error
+	if f.writer, err = in.a.st.Layers.Create(ctx); err != nil {
+		return err
+	}
+	if compress.Sniff(head) != compress.None && !in.a.opts.DropBlobs {
+		if f.blob, err = in.a.st.Blobs.Create(); err != nil {
+			return err
+		}
+		src = io.TeeReader(src, in.guard.writer(f.blob))
+	}
+	fatal := func(err error) error {
+		if outer.err != nil || ctx.Err() != nil {
+			return outerError(ctx, outer.err)
+		}
+		return fmt.Errorf("layer %s: %w", clip(f.name), err)
+	}
+	if err := in.unpack(f, src); err != nil {
+		if outer.err != nil || !errors.Is(err, errs.Invalid) {
+			return fatal(err)
+		}
+		f.abort()
+		f.writer, f.bad = nil, err
+	}
+	// What a decompressor or driver left unread still belongs to the digest.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, src, in.buf); err != nil {
+		return fatal(err)
+	}
+	f.digest = oci.DigestOfHash(raw)
+	if f.codec == compress.None && f.bad == nil {
+		f.diffID = oci.DiffID(f.digest)
+	}
+	return nil
+}
+
+// unpack copies the decompressed layer to the driver.
+func (in *intake) unpack(f *file, src io.Reader) error {
+	zr, codec, err := compress.NewReader(src)
+	if err != nil {
+		return err
+	}
+	defer zr.Close()
+	f.codec = codec
+	to := in.guard.writer(f.writer)
+	var diff hash.Hash
+	if codec != compress.None {
+		diff = sha256.New()
+		to = io.MultiWriter(to, diff)
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{to}, io.LimitReader(zr, in.a.opts.Limits.Layer+1), in.buf)
+	switch {
+	case err != nil:
+		return err
+	case n > in.a.opts.Limits.Layer:
+		return errs.New(errs.Invalid, "unpacks to more than %d bytes", in.a.opts.Limits.Layer)
+	case diff != nil:
+		f.diffID = oci.DiffID(oci.DigestOfHash(diff))
+	}
+	return nil
+}
+
+// shortName is what a layer is called before its digest is known: 12 hex digits of its path, or its base name.
+func shortName(name string) string {
+	for part := range strings.SplitSeq(name, "/") {
+		base, _, _ := strings.Cut(part, ".")
+		if oci.IsHex64(base) {
+			return base[:12]
+		}
+	}
+	base := path.Base(name)
+	return base[:min(len(base), 12)]
+}
+
+// find follows links from a path inside the archive. nil when there is no such file.
+func (in *intake) find(name string) (*file, error) {
+	name, err := safepath.Clean(name)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "archive: %w", err)
+	}
+	for range maxLinks {
+		if f := in.files[name]; f != nil {
+			return f, nil
+		}
+		target, ok := in.links[name]
+		if !ok {
+			return nil, nil //nolint:nilnil // absent is an answer
+		}
+		name = target
+	}
+	return nil, errs.New(errs.Invalid, "archive: too many links from %q", clip(name))
+}
+
+// document is find for a file that must be there and in memory.
+func (in *intake) document(name string) (*file, error) {
+	f, err := in.find(name)
+	if err == nil && (f == nil || f.data == nil) {
+		err = errs.New(errs.Invalid, "archive: has no %q", clip(name))
+	}
+	return f, err
+}
+
+// blobFile finds content by digest and checks that it is what the name says. nil when it is not in the archive.
+func (in *intake) blobFile(d oci.Digest) (*file, error) {
+	f, err := in.find(blobDir + d.Hex())
+	if err != nil || f == nil {
+		return nil, err
+	}
+	if f.digest != d {
+		return nil, errs.New(errs.Invalid, "archive: blob %s holds something else, %s", d, f.digest)
+	}
+	return f, nil
+}
+
+// faultReader remembers that the archive itself could not be read.
+type faultReader struct {
+	r   io.Reader
+	err error
+}
+
+func (f *faultReader) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		f.err = err
+	}
+	return n, err
+}
+
+type progressReader struct {
+	r              io.Reader
+	show           transfer.Sink
+	id             string
+	current, total int64
+	shown          int64
+}
+
+const progressStep = 1 << 20
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.current += int64(n)
+	if n > 0 && (p.current-p.shown >= progressStep || p.current == p.total) {
+		p.shown = p.current
+		p.show(transfer.Progress{ID: p.id, Action: "Loading layer", Current: p.current, Total: p.total})
+	}
+	return n, err
+}
+
+// guard stops writing before the file system is full for everybody else.
+type guard struct {
+	dir     string
+	reserve int64
+	written int64
+}
+
+const guardStep = 32 << 20
+
+func newGuard(dir string, reserve int64) guard {
+	var s unix.Statfs_t
+	if reserve == 0 && unix.Statfs(dir, &s) == nil {
+		total, free := int64(s.Blocks)*s.Bsize, int64(s.Bavail)*s.Bsize
+		reserve = min(max(1<<30, total/20), free/2)
+	}
+	return guard{dir: dir, reserve: reserve}
+}
+
+func (g *guard) writer(w io.Writer) io.Writer { return &guardedWriter{g, w} }
+
+type guardedWriter struct {
+	g *guard
+	w io.Writer
+}
+
+func (w *guardedWriter) Write(p []byte) (int, error) {
+	w.g.written += int64(len(p))
+	if w.g.written >= guardStep {
+		w.g.written = 0
+		var s unix.Statfs_t
+		if err := unix.Statfs(w.g.dir, &s); err == nil && int64(s.Bavail)*s.Bsize < w.g.reserve {
+			return 0, errs.New(errs.Exhausted, "data root %s: less than %d bytes free", w.g.dir, w.g.reserve).
+				WithHint("Free some space, for example with `ply system prune`.")
+		}
+	}
+	return w.w.Write(p)
+}

@@ -1,0 +1,313 @@
+package archive
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/transfer"
+)
+
+// Save writes images as one uncompressed tar: byte for byte the same for the same images and names. A ref is anything
+// Get takes, or a bare repository, which means all its tags; by ID an image is saved without a name.
+// Format is "" or "hybrid", "oci", "docker" or "legacy". An image that was pulled brings its exact manifest and, where
+// the store retains them, its compressed layers; else its layers are plain tars and load restores its repository digests
+// all the same. Nothing is written before everything has been found; errs.DataLoss at the end of a layer that turns
+// out damaged spoils the archive.
+func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) (err error) {
+	lease, err := a.st.Lease("save")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+	var layout func(*builder, []*export) error
+	plain := true
+	switch opts.Format {
+	case "", "hybrid":
+		layout, plain = (*builder).hybrid, false
+	case "oci":
+		layout, plain = (*builder).oci, false
+	case "docker":
+		layout = (*builder).docker
+	case "legacy":
+		layout = (*builder).legacy
+	default:
+		return errs.New(errs.Invalid, "save: unknown format %q: want hybrid, oci, docker or legacy", clip(opts.Format))
+	}
+	list, err := a.collect(ctx, lease, refs)
+	if err != nil {
+		return err
+	}
+	if err := a.plan(ctx, lease, list, plain); err != nil {
+		return err
+	}
+	b := &builder{a: a, seen: map[string]bool{}}
+	if err := layout(b, list); err != nil {
+		return err
+	}
+	return b.write(ctx, w)
+}
+
+// entry is one file of the archive. Its size is known before its content is read.
+type entry struct {
+	name  string
+	made  time.Time
+	dir   bool
+	link  string     // target of a symbolic link, relative to the entry
+	data  []byte     // content, when layer is nil
+	layer *layerFile // content
+}
+
+// builder collects entries in the order in which they are written.
+type builder struct {
+	a       *Archive
+	entries []entry
+	seen    map[string]bool
+}
+
+var epoch = time.Unix(0, 0).UTC()
+
+func (b *builder) add(e entry) {
+	if b.seen[e.name] {
+		return
+	}
+	b.seen[e.name] = true
+	b.entries = append(b.entries, e)
+}
+
+func (b *builder) file(name string, made time.Time, data []byte) {
+	b.add(entry{name: name, made: made, data: data})
+}
+
+func (b *builder) dir(name string, made time.Time) {
+	b.add(entry{name: name + "/", made: made, dir: true})
+}
+
+// newest is the time of files that speak of all images.
+func newest(list []*export) time.Time {
+	t := epoch
+	for _, e := range list {
+		if e.created().After(t) {
+			t = e.created()
+		}
+	}
+	return t
+}
+
+// ociFiles puts what tells about an OCI layout, but no layer.
+func (b *builder) ociFiles(list []*export) {
+	b.file(fileLayout, epoch, []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	b.file(fileIndex, newest(list), marshal(index(list)))
+}
+
+// ociBlobs puts the small blobs, before any layer: who reads the stream knows early what to expect.
+func (b *builder) ociBlobs(list []*export) {
+	b.dir("blobs", epoch)
+	b.dir(strings.TrimSuffix(blobDir, "/"), epoch)
+	for _, e := range list {
+		b.file(blobDir+e.desc.Digest.Hex(), e.created(), e.manifest)
+		for _, c := range e.extra {
+			b.file(blobDir+c.desc.Digest.Hex(), e.created(), c.raw)
+		}
+		b.file(blobDir+e.img.ID.Hex(), e.created(), e.img.Raw)
+	}
+}
+
+func (b *builder) layerBlob(l *layerFile) {
+	b.add(entry{name: l.path(), made: l.made, layer: l})
+}
+
+func (b *builder) oci(list []*export) error {
+	b.ociFiles(list)
+	b.ociBlobs(list)
+	for _, e := range list {
+		for _, l := range e.layers {
+			b.layerBlob(l)
+		}
+	}
+	return nil
+}
+
+func (b *builder) hybrid(list []*export) error {
+	b.ociFiles(list)
+	b.manifest(list, func(e *export) string { return blobDir + e.img.ID.Hex() }, func(e *export, i int) string { return e.layers[i].path() })
+	b.repositories(list)
+	b.ociBlobs(list)
+	for _, e := range list {
+		for i, l := range e.layers {
+			b.layerBlob(l)
+			b.v1Dir(e, i)
+			b.add(entry{name: e.v1[i].id + "/layer.tar", made: e.created(), link: "../" + l.path()})
+		}
+	}
+	return nil
+}
+
+func (b *builder) docker(list []*export) error {
+	b.manifest(list, func(e *export) string { return e.img.ID.Hex() + ".json" }, func(e *export, i int) string { return e.v1[i].id + "/layer.tar" })
+	b.repositories(list)
+	for _, e := range list {
+		b.file(e.img.ID.Hex()+".json", e.created(), e.img.Raw)
+	}
+	b.v1Layers(list)
+	return nil
+}
+
+func (b *builder) legacy(list []*export) error {
+	for _, e := range list {
+		if len(e.v1) == 0 {
+			return errs.New(errs.Invalid, "image %s: has no layers, which the legacy format cannot say", e.img.ID.Short()).
+				WithHint("Save it in another format.")
+		}
+	}
+	b.v1Layers(list)
+	b.repositories(list)
+	return nil
+}
+
+// v1Layers puts a directory for each layer; one that is there under another ID becomes a link.
+func (b *builder) v1Layers(list []*export) {
+	first := map[oci.DiffID]string{}
+	for _, e := range list {
+		for i, l := range e.layers {
+			b.v1Dir(e, i)
+			name := e.v1[i].id + "/layer.tar"
+			switch at := first[l.diffID]; at {
+			case "":
+				first[l.diffID] = name
+				b.add(entry{name: name, made: e.created(), layer: l})
+			case name:
+			default:
+				b.add(entry{name: name, made: e.created(), link: "../" + at})
+			}
+		}
+	}
+}
+
+func (b *builder) v1Dir(e *export, i int) {
+	id := e.v1[i].id
+	b.dir(id, e.created())
+	b.file(id+"/VERSION", e.created(), []byte(v1Version))
+	b.file(id+"/json", e.created(), e.v1[i].json)
+}
+
+func (b *builder) manifest(list []*export, config func(*export) string, layer func(*export, int) string) {
+	images := []dockerImage{}
+	for _, e := range list {
+		d := dockerImage{Config: config(e), Layers: []string{}}
+		for _, t := range e.tags {
+			d.RepoTags = append(d.RepoTags, t.Familiar())
+		}
+		for i := range e.layers {
+			d.Layers = append(d.Layers, layer(e, i))
+		}
+		images = append(images, d)
+	}
+	b.file(fileManifest, epoch, marshalLine(images))
+}
+
+// repositories is there when anything has a name that v1 can say.
+func (b *builder) repositories(list []*export) {
+	repos := repositories{}
+	for _, e := range list {
+		for _, t := range e.tags {
+			if len(e.v1) == 0 {
+				continue
+			}
+			if repos[t.FamiliarName()] == nil {
+				repos[t.FamiliarName()] = map[string]string{}
+			}
+			repos[t.FamiliarName()][t.Tag()] = e.v1[len(e.v1)-1].id
+		}
+	}
+	if len(repos) > 0 {
+		b.file(fileRepositories, epoch, marshalLine(repos))
+	}
+}
+
+func (b *builder) write(ctx context.Context, w io.Writer) error {
+	tw := tar.NewWriter(w)
+	buf := make([]byte, 256<<10)
+	for _, e := range b.entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		h := &tar.Header{Name: e.name, Typeflag: tar.TypeReg, Mode: 0o644, ModTime: e.made, Size: int64(len(e.data))}
+		switch {
+		case e.dir:
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		case e.link != "":
+			h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, e.link, 0o777
+		case e.layer != nil:
+			h.Size = e.layer.desc.Size
+		}
+		if err := tw.WriteHeader(h); err != nil {
+			return errs.New(errs.Internal, "archive: %s: %w", e.name, err)
+		}
+		var err error
+		if e.layer != nil {
+			err = b.a.writeLayer(ctx, tw, e.layer, buf)
+		} else {
+			_, err = tw.Write(e.data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+// writeLayer copies one layer, checking that what it reads is what it promised.
+func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf []byte) (err error) {
+	var r io.ReadCloser
+	if l.plain {
+		r, err = a.st.Layers.Tar(ctx, l.chain)
+	} else {
+		r, err = a.st.Blobs.Open(l.desc.Digest)
+	}
+	if err != nil {
+		return errs.New(errs.DataLoss, "layer %s: %w", l.diffID.Short(), err).WithHint("Pull or load the image again.")
+	}
+	defer errs.Close(&err, r)
+	hash := sha256.New()
+	if !l.plain { // the driver verifies its own
+		w = io.MultiWriter(w, hash)
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{w}, &interruptible{ctx, io.LimitReader(r, l.desc.Size+1)}, buf)
+	switch {
+	case errors.Is(err, tar.ErrWriteTooLong), err == nil && n != l.desc.Size:
+		return errs.New(errs.DataLoss, "layer %s: is not %d bytes long", l.diffID.Short(), l.desc.Size).WithHint("Pull or load the image again.")
+	case err != nil:
+		return fmt.Errorf("layer %s: %w", l.diffID.Short(), err)
+	case !l.plain && oci.DigestOfHash(hash) != l.desc.Digest:
+		return errs.New(errs.DataLoss, "layer %s: damaged on disk", l.diffID.Short()).WithHint("Pull or load the image again.")
+	}
+	return nil
+}
+
+// interruptible ends a copy when the context does.
+type interruptible struct {
+	ctx context.Context //nolint:containedctx // lives for one copy
+	r   io.Reader
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if i.ctx.Err() != nil {
+		return 0, context.Cause(i.ctx)
+	}
+	return i.r.Read(p)
+}
+
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "…"
+	}
+	return s
+}
