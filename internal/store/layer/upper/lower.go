@@ -45,7 +45,12 @@ type stack struct {
 	layers []int
 	plain  bool // a tree without overlay marks
 	dirs   map[string][]int
+	root   *int // layer whose root directory stands for all, -1 for none
 }
+
+// SetRoot says which layer's root directory has the attributes of the whole; without it the top one has. With
+// -1 none says anything, and the root is 0755 root.
+func (s *stack) SetRoot(layer int) { s.root = &layer }
 
 // cachedDirs bounds what a stack remembers.
 const cachedDirs = 4096
@@ -55,6 +60,14 @@ func (s *stack) Forget() { s.dirs = nil }
 
 // Lookup implements Lower.
 func (s *stack) Lookup(p string) (unix.Stat_t, bool, error) {
+	if p == "." && s.root != nil {
+		st := unix.Stat_t{Mode: unix.S_IFDIR | 0o755}
+		if *s.root < 0 {
+			return st, true, nil
+		}
+		err := unix.Fstatat(s.layers[*s.root], ".", &st, unix.AT_SYMLINK_NOFOLLOW)
+		return st, err == nil, err
+	}
 	st, _, _, err := s.find(p)
 	return st, err == nil && st.Mode != 0, err
 }

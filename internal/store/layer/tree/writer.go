@@ -1,0 +1,109 @@
+package tree
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer/tarscan"
+)
+
+// Writer unpacks a tar that is written to it. Not safe for concurrent use.
+type Writer struct {
+	fsys durable.FS
+	dir  string
+	sum  hash.Hash
+	size int64
+	pipe *io.PipeWriter
+	done chan struct{} // closed when the unpacker has ended
+	un   *unpacker
+	err  error // of the unpacker
+	over bool
+}
+
+// Create starts a layer directory at dir, which must not exist.
+func Create(ctx context.Context, fsys durable.FS, dir string, lim tarscan.Limits) (w *Writer, err error) {
+	if err := fsys.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, fsys.RemoveAll(dir))
+		}
+	}()
+	if err := fsys.Mkdir(filepath.Join(dir, FS), 0o755); err != nil {
+		return nil, err
+	}
+	root, err := unix.Open(filepath.Join(dir, FS), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, FS), Err: err}
+	}
+	rec, err := newRecipe(fsys, dir)
+	if err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	pr, pw := io.Pipe()
+	w = &Writer{
+		fsys: fsys, dir: dir, sum: sha256.New(), pipe: pw, done: make(chan struct{}),
+		un: newUnpacker(fsys, dir, os.NewFile(uintptr(root), FS), rec),
+	}
+	go func() {
+		defer close(w.done)
+		w.err = w.un.run(ctx, pr, lim)
+		// Whoever still writes learns the reason.
+		_ = pr.CloseWithError(w.err)
+	}()
+	return w, nil
+}
+
+// Write takes the next bytes of the tar. An error of class errs.Invalid speaks of the tar.
+func (w *Writer) Write(p []byte) (int, error) {
+	n, err := w.pipe.Write(p)
+	w.sum.Write(p[:n])
+	w.size += int64(n)
+	return n, err
+}
+
+// Finish ends the tar: when it returns without error, the directory is complete and its digest is want (or
+// want is ""), but nothing is durable yet.
+func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
+	w.over = true
+	w.pipe.Close()
+	<-w.done
+	if w.err != nil {
+		return nil, w.err
+	}
+	m := &w.un.meta
+	m.Version, m.TarSize = metaVersion, w.size
+	m.DiffID = oci.DiffID(oci.DigestOfHash(w.sum))
+	if want != "" && want != m.DiffID {
+		return nil, errs.New(errs.Invalid, "layer %s: its tar has the digest %s", want, m.DiffID)
+	}
+	if err := m.save(w.fsys, w.dir); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", m.DiffID, err)
+	}
+	return m, nil
+}
+
+// Abort ends the unpacker, if Finish has not, and removes the directory unless it was renamed away.
+func (w *Writer) Abort() error {
+	if !w.over {
+		w.over = true
+		_ = w.pipe.CloseWithError(errAborted)
+		<-w.done
+	}
+	return w.fsys.RemoveAll(w.dir)
+}
+
+var errAborted = errors.New("given up")

@@ -1,0 +1,295 @@
+// Package writable makes the writable layer of a container over overlayfs, for every driver whose layers
+// are directories in overlay format, whether on disk or in mounts of their own.
+//
+// Below the directory that a container gives it keeps upper/ and work/ for overlayfs, and init/: a layer
+// between image and container with the mount points that a runtime needs (init.json tells which). What is only in
+// init/ is no change: look-ups for Changes and Diff start below it.
+package writable
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/upper"
+)
+
+// Base is the stack that a writable stands on.
+type Base struct {
+	Layers []mount.Layer // top first; may be empty
+	// Open gives the same directories for look-ups (O_PATH will do), top first. They are closed here.
+	Open func() ([]*os.File, error)
+	// Root is the index of the layer whose root directory has the attributes of the whole, or -1 for
+	// 0755 root. It is not always the top one: a layer need not say anything about its root.
+	Root int
+}
+
+const (
+	upperName    = "upper"
+	workName     = "work"
+	initName     = "init"
+	initListName = "init.json"
+)
+
+// Create makes an empty writable below dir.
+func Create(fsys durable.FS, dir string, base Base) (err error) {
+	made := []string{filepath.Join(dir, upperName), filepath.Join(dir, workName)}
+	defer func() {
+		if err != nil {
+			for _, d := range made {
+				err = errors.Join(err, fsys.RemoveAll(d))
+			}
+		}
+	}()
+	for _, d := range made {
+		if err := fsys.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := dressRoot(made[0], base); err != nil {
+		return err
+	}
+	return fsys.SyncDir(dir)
+}
+
+// dressRoot gives the directory at path the root attributes of base.
+func dressRoot(path string, base Base) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if base.Root < 0 {
+		return unix.Fchmod(fd, 0o755)
+	}
+	dirs, err := base.Open()
+	if err != nil {
+		return err
+	}
+	defer closeAll(dirs)
+	return upper.CopyAttrs(fd, int(dirs[base.Root].Fd()), ".")
+}
+
+func closeAll(dirs []*os.File) {
+	for _, d := range dirs {
+		d.Close()
+	}
+}
+
+// View mounts base read-only at target. roots is a directory of the driver's, where an empty directory for every
+// kind of root attributes is kept: overlayfs wants at least two layers, and takes those of the top one.
+func View(fsys durable.FS, base Base, roots, target string) error {
+	top, err := rootDir(fsys, base, roots)
+	if err != nil {
+		return err
+	}
+	second := filepath.Join(roots, emptyName)
+	if err := mkdir(fsys, second); err != nil {
+		return err
+	}
+	lower := append([]mount.Layer{mount.At(top)}, base.Layers...)
+	if len(base.Layers) < mount.MaxLowers-1 { // the only layer may be none at all
+		lower = append(lower, mount.At(second))
+	}
+	t, err := mount.Overlay{Lower: lower, ReadOnly: true}.Mount()
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Attach(target), t.Close())
+}
+
+const emptyName = "empty"
+
+func mkdir(fsys durable.FS, dir string) error {
+	if err := fsys.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// rootDir finds or makes the empty directory with the root attributes of base. They are few in a life, so nothing
+// removes them.
+func rootDir(fsys durable.FS, base Base, roots string) (string, error) {
+	if base.Root < 0 {
+		dir := filepath.Join(roots, "default")
+		err := fsys.Mkdir(dir, 0o755)
+		if err == nil {
+			err = os.Chmod(dir, 0o755) // whatever the umask
+		}
+		if errors.Is(err, fs.ErrExist) {
+			err = nil
+		}
+		return dir, err
+	}
+	dirs, err := base.Open()
+	if err != nil {
+		return "", err
+	}
+	defer closeAll(dirs)
+	name, err := upper.AttrsDigest(int(dirs[base.Root].Fd()), ".")
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(roots, name)
+	if _, err := fsys.Lstat(dir); err == nil {
+		return dir, nil
+	}
+	tmp := durable.TempName(roots)
+	if err := fsys.Mkdir(tmp, 0o755); err != nil {
+		return "", err
+	}
+	if err := dressRoot(tmp, base); err != nil {
+		return "", errors.Join(err, fsys.RemoveAll(tmp))
+	}
+	if err := fsys.Rename(tmp, dir); err != nil {
+		return "", errors.Join(err, fsys.RemoveAll(tmp))
+	}
+	return dir, nil
+}
+
+// Mount makes the writable in dir over base appear at target.
+func Mount(fsys durable.FS, dir string, base Base, target string, opts layer.MountOptions) error {
+	if err := makeInit(fsys, dir, base, opts.Init); err != nil {
+		return err
+	}
+	// A volatile mount leaves a mark here that forbids the next; whoever asked for it knew.
+	if err := fsys.RemoveAll(filepath.Join(dir, workName, "work", "incompat")); err != nil {
+		return err
+	}
+	var open paths
+	defer open.close()
+	o := mount.Overlay{Volatile: opts.Volatile, Upper: filepath.Join(dir, upperName), Work: filepath.Join(dir, workName)}
+	initDir := filepath.Join(dir, initName)
+	for _, p := range []*string{&o.Upper, &o.Work, &initDir} {
+		var err error
+		if *p, err = open.short(*p); err != nil {
+			return err
+		}
+	}
+	o.Lower = append([]mount.Layer{mount.At(initDir)}, base.Layers...)
+	t, err := o.Mount()
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Attach(target), t.Close())
+}
+
+// MaxPath is the longest path that the mount API takes as a string.
+const MaxPath = 255
+
+// paths makes long paths short through descriptors.
+type paths []*os.File
+
+func (p *paths) short(path string) (string, error) {
+	if len(path) <= MaxPath {
+		return path, nil
+	}
+	f, err := OpenDir(path)
+	if err != nil {
+		return "", err
+	}
+	*p = append(*p, f)
+	return FDPath(f), nil
+}
+
+func (p *paths) close() { closeAll(*p) }
+
+// Changes lists what the writable changes.
+func Changes(ctx context.Context, dir string, base Base) (changes []layer.Change, err error) {
+	err = withLower(base, func(lower upper.Lower) error {
+		changes, err = upper.Changes(ctx, filepath.Join(dir, upperName), lower)
+		return err
+	})
+	return changes, err
+}
+
+// Diff writes the writable as a layer tar.
+func Diff(ctx context.Context, dir string, base Base, w io.Writer) error {
+	return withLower(base, func(lower upper.Lower) error {
+		return upper.Diff(ctx, filepath.Join(dir, upperName), lower, w)
+	})
+}
+
+// Usage sums the sizes of the regular files that the writable holds.
+func Usage(ctx context.Context, dir string) (int64, error) {
+	return upper.Usage(ctx, filepath.Join(dir, upperName))
+}
+
+func withLower(base Base, do func(upper.Lower) error) error {
+	dirs, err := base.Open()
+	if err != nil {
+		return err
+	}
+	defer closeAll(dirs)
+	s := upper.StackLower(dirs...)
+	s.SetRoot(base.Root)
+	return do(s)
+}
+
+// Remove deletes a writable that is not mounted. What is not there is no error.
+func Remove(fsys durable.FS, dir string) error {
+	var all error
+	for _, name := range []string{upperName, workName, initName, initListName} {
+		all = errors.Join(all, fsys.RemoveAll(filepath.Join(dir, name)))
+	}
+	return all
+}
+
+// OpenDir opens a directory for look-ups.
+func OpenDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// makeInit makes init/ for entries unless it is there already.
+func makeInit(fsys durable.FS, dir string, base Base, entries []layer.InitEntry) error {
+	list, err := json.Marshal(entries)
+	if err != nil {
+		return err
+	}
+	initDir, listFile := filepath.Join(dir, initName), filepath.Join(dir, initListName)
+	if had, err := durable.ReadFile(fsys, listFile, 1<<20); err == nil && bytes.Equal(had, list) {
+		if _, err := fsys.Lstat(initDir); err == nil {
+			return nil
+		}
+	}
+	tmp := durable.TempName(dir)
+	if err := fsys.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
+	err = buildInit(tmp, base, entries)
+	err = errors.Join(err, ignoreAbsent(fsys.Remove(listFile)), fsys.RemoveAll(initDir))
+	if err == nil {
+		err = fsys.Rename(tmp, initDir)
+	}
+	if err != nil {
+		return errors.Join(errs.New(errs.Internal, "mount points of the runtime: %w", err), fsys.RemoveAll(tmp))
+	}
+	f, err := fsys.OpenFile(listFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(list)
+	return errors.Join(err, f.Close())
+}
+
+func ignoreAbsent(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
