@@ -89,7 +89,7 @@ func (s *Service) connect(ctx context.Context, req AttachRequest, f *endpointFil
 			s.disconnect(ctx, *f)
 		}
 	}()
-	held, err := reserve(req.Ports, s.opts.HostIP, addr)
+	held, err := reserve(req.Ports, s.opts.HostIP, addr, !s.opts.NoProxy)
 	if err != nil {
 		return err
 	}

@@ -115,3 +115,15 @@ func (i *ipam) giveBack(a netip.Addr) {
 	defer i.mu.Unlock()
 	delete(i.taken, a)
 }
+
+// Subnets cuts a pool into subnets of size bits, at most 256 of them.
+func Subnets(pool netip.Prefix, size int) []netip.Prefix {
+	var out []netip.Prefix
+	a := pool.Masked().Addr()
+	for len(out) < 256 && a.IsValid() && pool.Contains(a) {
+		p := netip.PrefixFrom(a, size)
+		out = append(out, p)
+		a = lastAddr(p).Next()
+	}
+	return out
+}

@@ -23,7 +23,7 @@ type reservation struct {
 
 // reserve binds the host ports of one container, all or none. A binding without a host address becomes one for each
 // family, as docker shows it; host port 0 becomes a free one, the same in both.
-func reserve(wants []PortBinding, defaultIP netip.Addr, target netip.Addr) (held []reservation, err error) {
+func reserve(wants []PortBinding, defaultIP, target netip.Addr, carry bool) (held []reservation, err error) {
 	defer func() {
 		if err != nil {
 			release(held)
@@ -41,7 +41,7 @@ func reserve(wants []PortBinding, defaultIP netip.Addr, target netip.Addr) (held
 		last := max(w.HostPortEnd, w.HostPort)
 		var got []reservation
 		for port := w.HostPort; ; port++ {
-			if got, err = reservePort(w, addrs, port, target); err == nil {
+			if got, err = reservePort(w, addrs, port, target, carry); err == nil {
 				break
 			}
 			if w.HostPort == 0 || port >= last || !errors.Is(err, errs.Conflict) {
@@ -53,14 +53,14 @@ func reserve(wants []PortBinding, defaultIP netip.Addr, target netip.Addr) (held
 	return held, nil
 }
 
-func reservePort(w PortBinding, addrs []netip.Addr, port uint16, target netip.Addr) (got []reservation, err error) {
+func reservePort(w PortBinding, addrs []netip.Addr, port uint16, target netip.Addr, carry bool) (got []reservation, err error) {
 	for i, a := range addrs {
 		p := w
 		p.HostIP, p.HostPort, p.HostPortEnd = a.Unmap(), port, 0
 		if len(got) > 0 {
 			p.HostPort = got[0].HostPort
 		}
-		r, err := listen(p, netip.AddrPortFrom(target, w.ContainerPort))
+		r, err := listen(p, netip.AddrPortFrom(target, w.ContainerPort), carry)
 		if err != nil {
 			// A host without IPv6 has nothing to publish there.
 			if i > 0 && (errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)) {
@@ -80,7 +80,7 @@ func release(held []reservation) {
 	}
 }
 
-func listen(p PortBinding, target netip.AddrPort) (reservation, error) {
+func listen(p PortBinding, target netip.AddrPort, carry bool) (reservation, error) {
 	host := netip.AddrPortFrom(p.HostIP, p.HostPort)
 	family := "4"
 	if p.HostIP.Is6() {
@@ -94,7 +94,9 @@ func listen(p PortBinding, target netip.AddrPort) (reservation, error) {
 		}
 		p.HostPort = uint16(l.Addr().(*net.TCPAddr).Port) //nolint:forcetypeassert // net.Listen("tcp") promises it
 		proxy := &tcpProxy{listener: l, target: target.String(), open: map[net.Conn]struct{}{}}
-		go proxy.serve()
+		if carry {
+			go proxy.serve()
+		}
 		return reservation{p, proxy.close}, nil
 	case "udp":
 		c, err := net.ListenPacket("udp"+family, host.String())
@@ -103,7 +105,9 @@ func listen(p PortBinding, target netip.AddrPort) (reservation, error) {
 		}
 		p.HostPort = uint16(c.LocalAddr().(*net.UDPAddr).Port) //nolint:forcetypeassert // net.ListenPacket("udp") promises it
 		proxy := &udpProxy{conn: c, target: target.String(), flows: map[string]net.Conn{}}
-		go proxy.serve()
+		if carry {
+			go proxy.serve()
+		}
 		return reservation{p, proxy.close}, nil
 	}
 	return reservation{}, errs.New(errs.Invalid, "published port %d/%s: protocol is not tcp or udp", p.ContainerPort, p.Proto)

@@ -38,6 +38,7 @@ type Options struct {
 	NoMasq    bool
 	NoRules   bool // do not touch nftables ("iptables": false)
 	NoForward bool // do not switch IP forwarding on
+	NoProxy   bool // hold published ports, but carry nothing in user space
 	Events    *events.Bus
 	Log       *slog.Logger
 }
@@ -160,7 +161,7 @@ func (s *Service) loadEndpoints(ctx context.Context) error {
 		if _, err := s.ipam.take(f.Endpoint.IPv4.Addr()); err != nil {
 			s.log.Warn("address of a running container is not free", "container", f.Container, "err", err)
 		}
-		held, err := reserve(f.Ports, s.opts.HostIP, f.Endpoint.IPv4.Addr())
+		held, err := reserve(f.Ports, s.opts.HostIP, f.Endpoint.IPv4.Addr(), !s.opts.NoProxy)
 		if err != nil {
 			s.log.Warn("published port cannot be held again; the kernel's rules still serve it", "container", f.Container, "err", err)
 		}
