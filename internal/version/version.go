@@ -1,0 +1,33 @@
+// Package version tells what was built: the one place that knows the release's number.
+package version
+
+import (
+	"runtime"
+	"runtime/debug"
+)
+
+// Version is the release.
+const Version = "0.1.0"
+
+// Info describes the running program.
+type Info struct {
+	Version, Commit, Time, Go, OS, Arch string
+}
+
+// Get reads what the Go tool wrote into the binary; Commit and Time are "" where it did not.
+func Get() Info {
+	i := Info{Version: Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+	bi, ok := debug.ReadBuildInfo()
+	if !ok {
+		return i
+	}
+	for _, s := range bi.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			i.Commit = s.Value
+		case "vcs.time":
+			i.Time = s.Value
+		}
+	}
+	return i
+}
