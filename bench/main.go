@@ -1,0 +1,168 @@
+// Command bench prints the table of ply's budgets: whole commands, side by side with Debian's docker.io in one run,
+// medians of several rounds in which the two take turns.
+//
+// It works in a network and mount namespace of its own, on loopback, with both engines on fresh data roots below one
+// directory, and needs root, docker.io, docker-registry, skopeo and mmdebstrap. The image is made of real Debian packages
+// and kept between runs in -cache.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	rounds int
+	cache  string
+	only   string
+	bin    string
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
+	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,run,commit,push,rmi,idle,disk (default all)")
+	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
+	flag.Parse()
+	if os.Getenv("PLY_BENCH_INSIDE") == "" {
+		os.Exit(enterNamespaces())
+	}
+	if err := run(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// enterNamespaces runs this program again in a network of its own.
+func enterNamespaces() int {
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	// The image is made before the network goes away.
+	if err := makeImage(flag.Lookup("cache").Value.String()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: make the image:", err)
+		return 1
+	}
+	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--", self}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), "PLY_BENCH_INSIDE=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err = cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	return 0
+}
+
+// row is one line of the table; seconds unless unit says otherwise.
+type row struct {
+	what   string
+	ply    float64
+	docker float64
+	unit   string
+	budget string
+	met    bool
+}
+
+func median(v []float64) float64 {
+	v = slices.Clone(v)
+	slices.Sort(v)
+	return v[len(v)/2]
+}
+
+func run(o options) error {
+	for _, c := range [][]string{{"ip", "link", "set", "lo", "up"}, {"mount", "--make-rprivate", "/"}} {
+		if out, err := exec.Command(c[0], c[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", strings.Join(c, " "), err, out)
+		}
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "ply-bench-run.")
+	if err != nil {
+		return err
+	}
+	w := &world{options: o, dir: dir}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
+	go func() { <-stop; w.close(); os.Exit(130) }()
+	defer w.close()
+	if err := w.start(); err != nil {
+		return err
+	}
+	measures := []struct {
+		name string
+		f    func() ([]row, error)
+	}{
+		{"pull", w.pull}, {"run", w.run}, {"commit", w.commit}, {"push", w.push}, {"disk", w.disk}, {"idle", w.idle},
+	}
+	var rows []row
+	for _, m := range measures {
+		wanted := o.only == "" || slices.Contains(strings.Split(o.only, ","), m.name) || (m.name == "pull" && strings.Contains(o.only, "rmi"))
+		if !wanted {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s …\n", m.name)
+		began := time.Now()
+		got, err := m.f()
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "bench: %s took %s\n", m.name, time.Since(began).Round(time.Second))
+		rows = append(rows, got...)
+	}
+	fmt.Printf("| what | ply | docker | ratio | budget | |\n| --- | --- | --- | --- | --- | --- |\n")
+	for _, r := range rows {
+		verdict := "met"
+		if !r.met {
+			verdict = "**not met**"
+		}
+		fmt.Printf("| %s | %.3g %s | %s | %s | %s | %s |\n", r.what, r.ply, r.unit, peer(r), ratio(r), r.budget, verdict)
+	}
+	return nil
+}
+
+func peer(r row) string {
+	if r.docker == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.3g %s", r.docker, r.unit)
+}
+
+func ratio(r row) string {
+	if r.docker == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", r.ply/r.docker)
+}
+
+func dirSize(dir string) (int64, error) {
+	var total int64
+	err := filepath.Walk(dir, func(_ string, fi os.FileInfo, err error) error {
+		if err != nil {
+			if os.IsNotExist(err) { //nolint:forbidigo // a file that goes while we look
+				return nil
+			}
+			return err
+		}
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+			total += st.Blocks * 512
+		}
+		return nil
+	})
+	return total, err
+}
