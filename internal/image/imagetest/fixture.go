@@ -1,0 +1,155 @@
+package imagetest
+
+import (
+	"archive/tar"
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"ply/internal/events"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+)
+
+// Fixture is a store with images in it.
+type Fixture struct {
+	Store  *store.Store
+	Driver *Driver
+	Images *image.Service
+	Events *events.Bus
+
+	// InUse and Running answer for containers: image → container IDs, container ID → running.
+	InUse   map[oci.ImageID][]string
+	Running map[string]bool
+
+	t testing.TB
+}
+
+// New opens an empty store below a temporary directory.
+func New(t testing.TB) *Fixture {
+	t.Helper()
+	root := t.TempDir()
+	layers := filepath.Join(root, "layers")
+	if err := os.Mkdir(layers, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f := &Fixture{t: t, Driver: NewDriver(layers), Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
+	var err error
+	if f.Store, err = store.Open(root, f.Driver, store.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	f.Images = image.New(f.Store, image.Options{
+		Events:  f.Events,
+		InUse:   func(id oci.ImageID) []string { return f.InUse[id] },
+		Running: func(c string) bool { return f.Running[c] },
+	})
+	return f
+}
+
+// Tar makes a layer: path → content, in the order given; a path that ends in "/" is a directory.
+func Tar(t testing.TB, files ...string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := 0; i+1 < len(files); i += 2 {
+		h := &tar.Header{Name: files[i], Mode: 0o644, Size: int64(len(files[i+1])), ModTime: time.Unix(1_400_000_000, 0), Typeflag: tar.TypeReg}
+		if h.Name[len(h.Name)-1] == '/' {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(files[i+1])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// Layer stores a tar as a layer and gives its diffID.
+func (f *Fixture) Layer(tarred []byte) oci.DiffID {
+	f.t.Helper()
+	ctx := f.t.Context()
+	w, err := f.Store.Layers.Create(ctx)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if _, err := w.Write(tarred); err != nil {
+		f.t.Fatal(err)
+	}
+	info, err := w.Commit(ctx, nil, "")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := f.Store.RecordLayer(info, nil); err != nil {
+		f.t.Fatal(err)
+	}
+	return info.DiffID
+}
+
+// Spec of an image to make. The zero value is a nameless image without layers.
+type Spec struct {
+	Name   string
+	Parent oci.ImageID
+	Layers [][]byte // tars on top of the parent's layers; each is one history entry
+	Empty  []string // history entries without a layer, after those
+	Labels map[string]string
+	Hours  int // created that many hours after a fixed day
+	Format oci.Format
+}
+
+// Day is the fixed day of Spec.Hours.
+var Day = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// Image makes an image.
+func (f *Fixture) Image(s Spec) oci.ImageID {
+	f.t.Helper()
+	ctx := f.t.Context()
+	made := Day.Add(time.Duration(s.Hours) * time.Hour)
+	cfg := oci.Config{Created: &made, Architecture: "amd64", OS: "linux", Config: oci.RunConfig{Labels: s.Labels, Cmd: []string{"/bin/true"}}}
+	if s.Parent != "" {
+		p, err := f.Images.Get(ctx, string(s.Parent))
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, p.Chain...)
+		cfg.History = append(cfg.History, p.Config.History...)
+	}
+	for i, l := range s.Layers {
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, f.Layer(l))
+		cfg.History = append(cfg.History, oci.History{Created: &made, CreatedBy: "layer " + string(rune('a'+i)) + " of " + s.Name})
+	}
+	for _, e := range s.Empty {
+		cfg.History = append(cfg.History, oci.History{Created: &made, CreatedBy: e, EmptyLayer: true})
+	}
+	opts := image.CreateOptions{Parent: s.Parent, Config: cfg, Format: s.Format}
+	if s.Name != "" {
+		opts.Name = Ref(f.t, s.Name)
+	}
+	id, err := f.Images.Create(ctx, nil, opts)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return id
+}
+
+// Ref parses a reference.
+func Ref(t testing.TB, s string) oci.Reference {
+	t.Helper()
+	r, err := oci.ParseReference(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
