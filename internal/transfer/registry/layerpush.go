@@ -1,0 +1,264 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"time"
+
+	"ply/internal/compress"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+	"ply/internal/transfer"
+	"ply/internal/transfer/registry/remote"
+)
+
+// layerPush sends one layer.
+type layerPush struct {
+	*push
+	chain  oci.Chain       // up to and with the layer
+	format oci.Format      // of the manifest that will name it
+	want   *oci.Descriptor // the form that the image's manifest names; nil = any
+	told   time.Time
+}
+
+func (l *layerPush) say(action string, current, total int64) {
+	l.progress(transfer.Progress{ID: l.chain.Top().Short(), Action: action, Current: current, Total: total})
+}
+
+func (l *layerPush) count(current, total int64) {
+	if now := time.Now(); now.Sub(l.told) >= tellEvery {
+		l.told = now
+		l.say("Pushing", min(current, max(total, current)), total)
+	}
+}
+
+// run gets the layer to the target by the cheapest way that works and gives the descriptor of the form it has there.
+func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
+	release, err := l.c.up.acquire(ctx, func() { l.say("Waiting", 0, 0) })
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	defer release()
+	rec, forms := l.forms()
+	for _, f := range forms {
+		if l.has(ctx, f.Digest) {
+			l.say("Layer already exists", 0, 0)
+			return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+		}
+	}
+	for _, f := range forms {
+		if from := l.mount(ctx, f); from != "" {
+			l.say("Mounted from "+from, 0, 0)
+			return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+		}
+	}
+	if ctx.Err() != nil {
+		return oci.Descriptor{}, context.Cause(ctx)
+	}
+	f, err := l.send(ctx, rec, forms)
+	if err != nil {
+		return oci.Descriptor{}, err
+	}
+	l.say("Pushed", 0, 0)
+	return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+}
+
+// forms lists the stored forms of the layer that may be sent, the best first: the one that the manifest names alone when
+// there is one, else those that the target's registry has, those that are here, the rest.
+func (l *layerPush) forms() (meta.Layer, []meta.LayerBlob) {
+	var rec meta.Layer
+	err := l.c.st.Meta.View(func(tx *meta.Tx) (err error) {
+		rec, err = tx.Layers.Get(l.chain.Top())
+		return err
+	})
+	if err != nil {
+		l.c.opts.Log.Debug("layer has no record", "layer", l.chain.Top(), "err", err)
+	}
+	if l.want != nil {
+		for _, b := range rec.Blobs {
+			if b.Digest == l.want.Digest {
+				b.Descriptor = *l.want
+				return rec, []meta.LayerBlob{b}
+			}
+		}
+		return rec, []meta.LayerBlob{{Descriptor: *l.want}}
+	}
+	var forms []meta.LayerBlob
+	for _, b := range rec.Blobs {
+		if t, ok := layerType(b.MediaType, l.format); ok {
+			b.MediaType = t
+			forms = append(forms, b)
+		}
+	}
+	rank := func(b meta.LayerBlob) int {
+		if slices.ContainsFunc(b.Repositories, func(r string) bool { return sameRegistry(r, l.dst.Name().Name()) }) {
+			return 0
+		}
+		if _, err := l.c.st.Blobs.Stat(b.Digest); err == nil {
+			return 1
+		}
+		return 2
+	}
+	slices.SortStableFunc(forms, func(a, b meta.LayerBlob) int { return cmp.Compare(rank(a), rank(b)) })
+	return rec, forms
+}
+
+// maxMounts bounds how many repositories are asked to lend a blob.
+const maxMounts = 4
+
+// mount has the registry take the blob from another of its repositories; it gives that one's path, or "".
+func (l *layerPush) mount(ctx context.Context, f meta.LayerBlob) string {
+	tried := 0
+	for _, name := range slices.Backward(f.Repositories) { // the latest known first
+		from, err := oci.ParseReference(name)
+		if err != nil || !sameRegistry(name, l.dst.Name().Name()) || name == l.dst.Name().Name() || tried == maxMounts {
+			continue
+		}
+		tried++
+		up, mounted, err := l.dst.StartUpload(ctx, f.Digest, from)
+		switch {
+		case err != nil:
+			l.c.opts.Log.Debug("blob not mounted", "blob", f.Digest, "from", name, "err", err)
+		case mounted:
+			return from.Path()
+		default:
+			up.Cancel(ctx)
+		}
+	}
+	return ""
+}
+
+// send uploads the layer: a form that was kept here, one made again with its recorded parameters, one streamed from where it
+// came from, or else a new one.
+func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.LayerBlob) (meta.LayerBlob, error) {
+	for _, f := range forms {
+		if _, err := l.c.st.Blobs.Stat(f.Digest); err != nil {
+			continue
+		}
+		err := l.upload(ctx, l.keptSource(f), &f)
+		if err == nil || !errors.Is(err, errs.DataLoss) {
+			return f, err
+		}
+		l.c.opts.Log.Warn("kept layer is damaged and dropped", "blob", f.Digest, "err", err)
+		if err := l.c.st.Blobs.Remove(f.Digest); err != nil {
+			return f, err
+		}
+	}
+	for _, f := range forms {
+		if params, err := compress.ParseParams(f.Codec); err == nil {
+			made := meta.LayerBlob{Descriptor: oci.Descriptor{MediaType: f.MediaType}, Codec: f.Codec}
+			return made, l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+		}
+	}
+	for _, f := range forms {
+		if src := l.foreignSource(f); src != nil {
+			err := l.upload(ctx, *src, &f)
+			if err == nil || ctx.Err() != nil {
+				return f, err
+			}
+			l.c.opts.Log.Info("layer not had from where it came from", "blob", f.Digest, "err", err)
+		}
+	}
+	params := compress.Params{Codec: compress.Gzip}
+	made := meta.LayerBlob{Codec: params.String()}
+	made.MediaType, _ = layerType(oci.MediaTypeOCILayerGzip, l.format)
+	return made, l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+}
+
+// source gives a blob's bytes from an offset on, as often as it is asked, and always the same.
+type source struct {
+	open  func(ctx context.Context, from int64) (io.ReadCloser, error)
+	size  int64 // -1 = known at its end
+	total int64 // what progress is out of
+}
+
+// keptSource reads a compressed layer from the blob store.
+func (l *layerPush) keptSource(f meta.LayerBlob) source {
+	l.c.touch(f.Digest)
+	return source{size: f.Size, total: f.Size, open: func(_ context.Context, from int64) (io.ReadCloser, error) {
+		r, err := l.c.st.Blobs.Open(f.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if r.Size() != f.Size {
+			return nil, errors.Join(errs.New(errs.DataLoss, "blob %s: has %d bytes, want %d", f.Digest, r.Size(), f.Size), r.Close())
+		}
+		if _, err := r.Seek(from, io.SeekStart); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		return r, nil
+	}}
+}
+
+// madeSource compresses the layer's tar while it is sent. Going on at an offset means to do it all again and drop what is there.
+func (l *layerPush) madeSource(params compress.Params, tarSize int64) source {
+	return source{size: -1, total: tarSize, open: func(ctx context.Context, from int64) (io.ReadCloser, error) {
+		tar, err := l.c.st.Layers.Tar(ctx, l.chain)
+		if err != nil {
+			return nil, err
+		}
+		pr, pw := io.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			err := func() error {
+				z, err := compress.NewWriter(pw, params)
+				if err != nil {
+					return err
+				}
+				buf := make([]byte, 1<<20)
+				_, err = io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{tar}, buf)
+				return errors.Join(err, z.Close())
+			}()
+			pw.CloseWithError(errors.Join(err, tar.Close()))
+		}()
+		r := &madeReader{PipeReader: pr, done: done}
+		if _, err := io.CopyN(io.Discard, r, from); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		return r, nil
+	}}
+}
+
+// madeReader waits for its compressor when it is closed: nothing may read the layer afterwards.
+type madeReader struct {
+	*io.PipeReader
+	done chan struct{}
+}
+
+func (r *madeReader) Close() error {
+	err := r.PipeReader.Close()
+	<-r.done
+	return err
+}
+
+// foreignSource streams the layer from another registry that is known to have it; nil when there is none. No credentials are
+// at hand for it but the target's, so it is asked anonymously unless it is the target's own registry.
+func (l *layerPush) foreignSource(f meta.LayerBlob) *source {
+	for _, name := range slices.Backward(f.Repositories) {
+		ref, err := oci.ParseReference(name)
+		if err != nil {
+			continue
+		}
+		cred := transfer.Credentials{}
+		if sameRegistry(name, l.dst.Name().Name()) {
+			cred = l.opts.Credentials
+		}
+		from := l.c.remote.Session(ref, remote.Pull, cred)
+		return &source{size: f.Size, total: f.Size, open: func(ctx context.Context, off int64) (io.ReadCloser, error) {
+			b, err := from.Blob(ctx, f.Digest, off, -1)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := io.CopyN(io.Discard, b, off-b.Offset); err != nil {
+				return nil, errors.Join(err, b.Close())
+			}
+			return b, nil
+		}}
+	}
+	return nil
+}

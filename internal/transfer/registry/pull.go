@@ -1,0 +1,395 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/transfer"
+	"ply/internal/transfer/registry/remote"
+)
+
+// verifyEvery is how often pulling an image that is up to date reads its layers again to find damage.
+const verifyEvery = time.Hour
+
+// Pull brings an image, or with AllTags every image of a repository, and names it. A reference without tag and digest means
+// latest. Progress is in docker's order and words. Errors: errs.NotFound for a manifest, repository or platform that is not
+// there, errs.Unauthorized and errs.Forbidden for a refusal, errs.Unavailable for a registry that does not answer,
+// errs.Invalid for content that is not what it says; errs.Precondition for a registry that speaks http unasked.
+func (c *Client) Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error {
+	if ref.IsZero() {
+		return errs.New(errs.Invalid, "pull: no image is named")
+	}
+	p := &pull{c: c, opts: opts, progress: progress, src: c.remote.Session(ref, remote.Pull, opts.Credentials)}
+	p.want = oci.HostPlatform()
+	if opts.Platform != "" {
+		var err error
+		if p.want, err = oci.ParsePlatform(opts.Platform); err != nil {
+			return err
+		}
+	}
+	if !opts.AllTags {
+		ref = ref.WithDefaultTag()
+		fresh, err := p.one(ctx, ref)
+		if err == nil {
+			p.status(fresh, ref.Familiar())
+		}
+		return err
+	}
+	tags, err := p.src.Tags(ctx)
+	if err != nil {
+		return pullError(ref.Repository(), err)
+	}
+	if len(tags) == 0 {
+		return errs.New(errs.NotFound, "repository %s not found: it has no tags", ref.FamiliarName())
+	}
+	anyFresh := false
+	for _, tag := range tags {
+		tagged, err := ref.WithTag(tag)
+		if err != nil {
+			return err
+		}
+		fresh, err := p.one(ctx, tagged)
+		if err != nil {
+			return err
+		}
+		anyFresh = anyFresh || fresh
+	}
+	p.status(anyFresh, ref.FamiliarName())
+	return nil
+}
+
+// pull is one call of Pull.
+type pull struct {
+	c        *Client
+	opts     transfer.PullOptions
+	want     oci.Platform
+	src      *remote.Session
+	progress transfer.Sink
+}
+
+func (p *pull) line(text string) { p.progress(transfer.Progress{Action: text}) }
+
+func (p *pull) status(fresh bool, name string) {
+	if fresh {
+		p.line("Status: Downloaded newer image for " + name)
+	} else {
+		p.line("Status: Image is up to date for " + name)
+	}
+}
+
+// one pulls one tag or digest. Fresh says that the name means another image than before.
+func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err error) {
+	id := ref.Tag()
+	if ref.Digest() != "" {
+		id = ref.String()
+	}
+	p.progress(transfer.Progress{ID: id, Action: "Pulling from " + ref.Path()})
+	lease, err := p.c.st.Lease("pull " + ref.Familiar())
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+
+	if top, ok, err := p.current(ctx, ref, lease); err != nil {
+		return false, err
+	} else if ok {
+		p.line("Digest: " + string(top))
+		return false, nil
+	}
+	top, m, err := p.manifest(ctx, ref)
+	if err != nil {
+		return false, err
+	}
+	old, oldErr := p.c.images.Get(ctx, ref.String())
+	got, err := p.image(ctx, lease, ref, top, m)
+	if err != nil {
+		return false, err
+	}
+	p.line("Digest: " + string(top))
+	fresh = oldErr != nil || old.ID != got
+	if fresh {
+		p.c.images.Publish("pull", got, ref.Familiar())
+	}
+	return fresh, nil
+}
+
+// current tells whether the name means here what it means in the registry, and all of it is here and whole. One HEAD at most.
+func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Lease) (top oci.Digest, ok bool, err error) {
+	img, err := p.c.images.Get(ctx, ref.String())
+	if err != nil {
+		return "", false, nil //nolint:nilerr // absent or damaged: pull it
+	}
+	top = ref.Digest()
+	if top == "" {
+		if top, err = p.src.Resolve(ctx, ref.Tag()); err != nil && !errors.Is(err, errs.Unimplemented) {
+			return "", false, pullError(ref, err)
+		}
+		if top == "" {
+			return "", false, nil
+		}
+	}
+	known := false
+	for _, d := range img.Digests {
+		known = known || d.Name() == ref.Name() && d.Digest() == top
+	}
+	if !known || !p.fits(img, top) {
+		return "", false, nil
+	}
+	chain := img.Config.RootFS.DiffIDs
+	if err := lease.Layer(chain); err != nil {
+		return "", false, err
+	}
+	if p.c.whole(ctx, chain) != nil {
+		return "", false, ctx.Err()
+	}
+	return top, true, nil
+}
+
+// fits tells whether an image that top led to before is what it would lead to now.
+func (p *pull) fits(img *image.Image, top oci.Digest) bool {
+	if img.Manifest == nil {
+		return false
+	}
+	if _, err := p.c.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest); err != nil {
+		return false
+	}
+	if img.Manifest.Digest == top {
+		return true // no choice to be made
+	}
+	got := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	return matches(got, p.want)
+}
+
+// matches compares loosely: what the wanted platform leaves open, any variant has.
+func matches(got, want oci.Platform) bool {
+	return got.OS == want.OS && got.Architecture == want.Architecture &&
+		(got.Variant == want.Variant || got.Variant == "" || want.Variant == "")
+}
+
+// whole checks that every layer of a chain is here, and now and then that none is damaged.
+func (c *Client) whole(ctx context.Context, chain oci.Chain) error {
+	var mu sync.Mutex
+	var all error
+	var group sync.WaitGroup
+	for i := range chain {
+		sub := chain[:i+1]
+		if _, err := c.st.Layers.Stat(ctx, sub); err != nil {
+			return err
+		}
+		group.Go(func() {
+			if err := c.verify(ctx, sub); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				all = errors.Join(all, err)
+			}
+		})
+	}
+	group.Wait()
+	return all
+}
+
+// verify reads the top layer of a chain again, unless that was done lately.
+func (c *Client) verify(ctx context.Context, chain oci.Chain) error {
+	id := chain.ID()
+	c.mu.Lock()
+	at := c.verified[id]
+	c.mu.Unlock()
+	if time.Since(at) < verifyEvery {
+		return nil
+	}
+	release, err := c.down.acquire(ctx, func() {})
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = c.st.Layers.Verify(ctx, chain)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		c.opts.Log.Warn("layer is damaged", "layer", chain.Top(), "err", err)
+		delete(c.verified, id)
+		c.damaged[id] = true
+		return err
+	}
+	c.verified[id] = time.Now()
+	return nil
+}
+
+// manifest fetches what the reference names and, from an index, what is for the wanted platform. Top is the digest that the
+// name itself has.
+func (p *pull) manifest(ctx context.Context, ref oci.Reference) (top oci.Digest, m *remote.Manifest, err error) {
+	m, err = p.src.Manifest(ctx, ref.TagIn())
+	if err != nil {
+		return "", nil, pullError(ref, err)
+	}
+	top = m.Digest
+	for depth := 0; oci.IsIndex(m.MediaType); depth++ {
+		if depth == oci.MaxIndexDepth {
+			return "", nil, errs.New(errs.Invalid, "%s: indexes are nested deeper than %d", ref.Familiar(), oci.MaxIndexDepth)
+		}
+		index, err := oci.DecodeIndex(m.Data, m.MediaType)
+		if err != nil {
+			return "", nil, errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
+		}
+		d, err := index.Choose(p.want)
+		if err != nil {
+			return "", nil, err
+		}
+		if m, err = p.child(ctx, d); err != nil {
+			return "", nil, pullError(ref, err)
+		}
+	}
+	return top, m, nil
+}
+
+// child gets a manifest that an index names, from the store when it is there.
+func (p *pull) child(ctx context.Context, d oci.Descriptor) (*remote.Manifest, error) {
+	if data, err := p.c.st.Blobs.Bytes(d.Digest, oci.MaxManifest); err == nil {
+		if mediaType, err := oci.SniffManifest(data, d.MediaType); err == nil {
+			return &remote.Manifest{Descriptor: oci.Descriptor{MediaType: mediaType, Digest: d.Digest, Size: int64(len(data))}, Data: data}, nil
+		}
+	}
+	m, err := p.src.Manifest(ctx, string(d.Digest))
+	if err != nil {
+		return nil, err
+	}
+	if m.Size != d.Size || m.MediaType != d.MediaType {
+		return nil, errs.New(errs.Invalid, "manifest %s: is %d bytes of %s, the index says %d of %s", d.Digest, m.Size, m.MediaType, d.Size, d.MediaType)
+	}
+	return m, nil
+}
+
+// image brings everything a manifest names and records the image.
+func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference, top oci.Digest, m *remote.Manifest) (oci.ImageID, error) {
+	man, err := oci.DecodeManifest(m.Data, m.MediaType)
+	if err != nil {
+		return "", errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
+	}
+	switch man.Config.MediaType {
+	case oci.MediaTypeDockerConfig, oci.MediaTypeOCIConfig, "application/octet-stream":
+	default:
+		return "", errs.New(errs.Invalid, "%s: is not a container image: its config is %q", ref.Familiar(), man.Config.MediaType)
+	}
+	if err := lease.Blob(m.Digest, man.Config.Digest); err != nil {
+		return "", err
+	}
+	raw, err := p.c.small(ctx, p.src, man.Config, oci.MaxConfig)
+	if err != nil {
+		return "", pullError(ref, err)
+	}
+	cfg, err := oci.DecodeConfig(raw)
+	if err != nil {
+		return "", errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
+	}
+	if err := p.check(ref, cfg, man); err != nil {
+		return "", err
+	}
+	if err := lease.Layer(cfg.RootFS.DiffIDs); err != nil {
+		return "", err
+	}
+	if err := p.layers(ctx, cfg.RootFS.DiffIDs, man.Layers); err != nil {
+		return "", pullError(ref, err)
+	}
+	if _, err := p.c.st.Blobs.Put(m.Data); err != nil {
+		return "", err
+	}
+	if _, err := p.c.st.Blobs.Put(raw); err != nil {
+		return "", err
+	}
+	names := []oci.Reference{ref.Repository().WithDigest(top)}
+	if ref.Digest() == "" {
+		names = append(names, ref)
+	}
+	return p.c.images.Put(ctx, lease, image.PutOptions{Config: raw, Manifest: &m.Descriptor, Names: names})
+}
+
+func (p *pull) check(ref oci.Reference, cfg *oci.Config, man *oci.Manifest) error {
+	if cfg.OS != "linux" && cfg.OS != "" {
+		return errs.New(errs.Invalid, "%s: image operating system %q cannot be used on this platform", ref.Familiar(), cfg.OS)
+	}
+	if len(cfg.RootFS.DiffIDs) != len(man.Layers) {
+		return errs.New(errs.Invalid, "%s: the manifest has %d layers, the config %d", ref.Familiar(), len(man.Layers), len(cfg.RootFS.DiffIDs))
+	}
+	got := oci.Platform{OS: cfg.OS, Architecture: cfg.Architecture, Variant: cfg.Variant}
+	if p.opts.Platform != "" && cfg.Architecture != "" && !matches(got, p.want) {
+		return errs.New(errs.NotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", ref.Familiar(), p.want, got)
+	}
+	return nil
+}
+
+// small gets a config: from the store when it is there undamaged, else from the registry, bounded and verified.
+func (c *Client) small(ctx context.Context, src *remote.Session, d oci.Descriptor, limit int64) ([]byte, error) {
+	if data, err := c.st.Blobs.Bytes(d.Digest, limit); err == nil {
+		return data, nil
+	}
+	for try := 1; ; try++ {
+		data, err := src.Bytes(ctx, d, limit)
+		if err == nil {
+			return data, nil
+		}
+		if !remote.Temporary(err) || ctx.Err() != nil {
+			return nil, err
+		}
+		if err := c.retry.wait(ctx, err, try, c.opts.DownloadAttempts); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// layers brings every layer that is missing, all at once. A flight that another pull leads may fail for reasons of that
+// pull; then there is one more round, with flights of our own.
+func (p *pull) layers(ctx context.Context, chain oci.Chain, descs []oci.Descriptor) error {
+	shared, err := p.round(ctx, chain, descs)
+	if err != nil && shared && ctx.Err() == nil {
+		_, err = p.round(ctx, chain, descs)
+	}
+	return err
+}
+
+// round joins or starts a flight a layer and waits for all of them. Shared says that some were led by another pull.
+func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descriptor) (shared bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	var below *flight
+	for i, desc := range descs {
+		sub := chain[:i+1]
+		missing, heal := p.c.missing(ctx, sub)
+		if !missing {
+			p.progress(transfer.Progress{ID: desc.Digest.Short(), Action: "Already exists"})
+			below = nil
+			continue
+		}
+		p.progress(transfer.Progress{ID: desc.Digest.Short(), Action: "Pulling fs layer"})
+		f, leader := p.c.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, heal)
+		defer p.c.leave(f) // after all have ended: flights above hold on to it until then
+		shared = shared || !leader
+		quiet := f.feed.join(desc.Digest.Short(), p.progress)
+		group.Go(func() {
+			defer quiet()
+			if err := f.wait(ctx); err != nil {
+				cancel(err)
+			}
+		})
+		below = f
+	}
+	group.Wait()
+	return shared, context.Cause(ctx)
+}
+
+// missing tells whether a layer must be brought, and whether that is because what is held is damaged.
+func (c *Client) missing(ctx context.Context, chain oci.Chain) (missing, heal bool) {
+	_, err := c.st.Layers.Stat(ctx, chain)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return err != nil || c.damaged[chain.ID()], err == nil && c.damaged[chain.ID()]
+}

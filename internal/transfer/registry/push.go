@@ -1,0 +1,322 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+	"ply/internal/transfer"
+	"ply/internal/transfer/registry/remote"
+)
+
+// Push sends an image to the registry that its name says, or with AllTags every tag of the repository. What was pulled is sent
+// byte-exact as long as its layers can be had as they were; the digest printed is that of the bytes sent.
+// Errors: errs.NotFound when there is no such image here; else as Pull.
+func (c *Client) Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error {
+	if ref.IsZero() {
+		return errs.New(errs.Invalid, "push: no image is named")
+	}
+	if ref.Digest() != "" {
+		return errs.New(errs.Invalid, "cannot push a digest reference")
+	}
+	refs := []oci.Reference{ref.WithDefaultTag()}
+	if opts.AllTags {
+		var err error
+		if refs, err = c.localTags(ref); err != nil {
+			return err
+		}
+	}
+	p := &push{c: c, opts: opts, progress: progress, dst: c.remote.Session(ref, remote.Push, opts.Credentials)}
+	p.line("The push refers to repository [" + ref.Name() + "]")
+	for _, r := range refs {
+		if err := p.one(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Client) localTags(ref oci.Reference) ([]oci.Reference, error) {
+	var refs []oci.Reference
+	err := c.st.Meta.View(func(tx *meta.Tx) error {
+		for name := range tx.Names.Prefix(ref.Name() + ":") {
+			if r, err := oci.ParseReference(name); err == nil && r.Tag() != "" && r.Name() == ref.Name() {
+				refs = append(refs, r)
+			}
+		}
+		return nil
+	})
+	if err == nil && len(refs) == 0 {
+		err = errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+	}
+	return refs, err
+}
+
+// push is one call of Push.
+type push struct {
+	c        *Client
+	opts     transfer.PushOptions
+	dst      *remote.Session
+	progress transfer.Sink
+}
+
+func (p *push) line(text string) { p.progress(transfer.Progress{Action: text}) }
+
+// one pushes one tag.
+func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
+	img, err := p.c.images.Get(ctx, ref.String())
+	if errors.Is(err, errs.NotFound) {
+		return errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.checkPlatform(ref, img); err != nil {
+		return err
+	}
+	lease, err := p.c.st.Lease("push " + ref.Familiar())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+	if err := lease.Layer(img.Config.RootFS.DiffIDs); err != nil {
+		return err
+	}
+	if err := lease.Blob(oci.Digest(img.ID)); err != nil {
+		return err
+	}
+	exact, err := p.exact(lease, img)
+	if err != nil {
+		return err
+	}
+	descs, err := p.layers(ctx, img, exact)
+	if err != nil {
+		return pushError(ref, err)
+	}
+	if err := p.config(ctx, img); err != nil {
+		return pushError(ref, err)
+	}
+	sent, err := p.manifest(ctx, ref, img, exact, descs)
+	if err != nil {
+		return pushError(ref, err)
+	}
+	p.line(fmt.Sprintf("%s: digest: %s size: %d", ref.Tag(), sent.Digest, sent.Size))
+	p.progress(transfer.Progress{Aux: transfer.PushResult{Tag: ref.Tag(), Digest: sent.Digest, Size: int(sent.Size)}})
+	if err := p.record(ctx, lease, ref, img, sent); err != nil {
+		return err
+	}
+	p.c.images.Publish("push", img.ID, ref.Familiar())
+	return nil
+}
+
+func (p *push) checkPlatform(ref oci.Reference, img *image.Image) error {
+	if p.opts.Platform == "" {
+		return nil
+	}
+	want, err := oci.ParsePlatform(p.opts.Platform)
+	if err != nil {
+		return err
+	}
+	got := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	if !matches(got, want) {
+		return errs.New(errs.NotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", ref.Familiar(), want, got)
+	}
+	return nil
+}
+
+// exactManifest is the manifest that an image came with.
+type exactManifest struct {
+	oci.Descriptor
+	data     []byte
+	manifest *oci.Manifest
+}
+
+// exact gives the manifest that the image came with, or nil when there is none that can be used.
+func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, error) {
+	if img.Manifest == nil {
+		return nil, nil //nolint:nilnil // an image made here has none
+	}
+	if err := lease.Blob(img.Manifest.Digest); err != nil {
+		return nil, err
+	}
+	data, err := p.c.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest)
+	if err != nil {
+		p.line(fmt.Sprintf("The manifest %s is lost or damaged here; a new one is made.", img.Manifest.Digest))
+		return nil, nil //nolint:nilerr,nilnil // the user is told
+	}
+	m, err := oci.DecodeManifest(data, img.Manifest.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	d := *img.Manifest
+	d.Size = int64(len(data))
+	return &exactManifest{d, data, m}, nil
+}
+
+// layers sends every layer and gives their descriptors, bottom first. A layer that is in the image twice is sent once.
+func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifest) ([]oci.Descriptor, error) {
+	chain := img.Config.RootFS.DiffIDs
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	descs := make([]oci.Descriptor, len(chain))
+	first := map[oci.DiffID]int{}
+	var group sync.WaitGroup
+	for i := len(chain) - 1; i >= 0; i-- {
+		first[chain[i]] = i
+	}
+	for i := len(chain) - 1; i >= 0; i-- { // from the top, as docker lists them
+		if first[chain[i]] != i {
+			continue
+		}
+		l := &layerPush{push: p, chain: chain[:i+1], format: img.Format}
+		if exact != nil {
+			l.want = &exact.manifest.Layers[i]
+			l.format = oci.FormatOf(exact.MediaType)
+		}
+		l.say("Preparing", 0, 0)
+		group.Go(func() {
+			d, err := l.run(ctx)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			descs[i] = d
+		})
+	}
+	group.Wait()
+	for i, d := range chain {
+		descs[i] = descs[first[d]]
+		if exact != nil && descs[i].Digest == exact.manifest.Layers[i].Digest {
+			descs[i] = exact.manifest.Layers[i]
+		}
+	}
+	return descs, context.Cause(ctx)
+}
+
+// config sends the config's exact bytes.
+func (p *push) config(ctx context.Context, img *image.Image) error {
+	d := oci.Digest(img.ID)
+	if p.has(ctx, d) {
+		return nil
+	}
+	return p.retry(ctx, func() error {
+		up, _, err := p.dst.StartUpload(ctx, "", oci.Reference{})
+		if err != nil {
+			return err
+		}
+		return up.Commit(ctx, d, img.Raw)
+	})
+}
+
+// has asks the target for a blob. An answer that is neither yes nor no counts as no: sending again is right, if slow.
+func (p *push) has(ctx context.Context, d oci.Digest) bool {
+	found := false
+	err := p.retry(ctx, func() error {
+		_, err := p.dst.HasBlob(ctx, d)
+		found = err == nil
+		return err
+	})
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		p.c.opts.Log.Debug("blob not found by HEAD", "blob", d, "err", err)
+	}
+	return found
+}
+
+func (p *push) retry(ctx context.Context, do func() error) error {
+	for try := 1; ; try++ {
+		err := do()
+		if err == nil || !remote.Temporary(err) || ctx.Err() != nil {
+			return err
+		}
+		if err := p.c.retry.wait(ctx, err, try, p.c.opts.DownloadAttempts); err != nil {
+			return err
+		}
+	}
+}
+
+// manifest sends the exact manifest when every layer is what it says, else one made of what was sent. A registry that refuses
+// OCI's media types gets Docker's.
+func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
+	data, mediaType := []byte(nil), ""
+	if exact != nil && slices.EqualFunc(descs, exact.manifest.Layers, func(a, b oci.Descriptor) bool { return a.Digest == b.Digest }) {
+		data, mediaType = exact.data, exact.MediaType
+	} else {
+		format := img.Format
+		if exact != nil {
+			format = oci.FormatOf(exact.MediaType)
+		}
+		var err error
+		if data, mediaType, err = makeManifest(format, img, descs); err != nil {
+			return oci.Descriptor{}, err
+		}
+		if exact != nil {
+			p.line(fmt.Sprintf("A layer had to be compressed anew, so the manifest differs from the one pulled, %s.", exact.Digest))
+		}
+	}
+	err := p.retry(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	if refusesType(err) && oci.FormatOf(mediaType) == oci.FormatOCI {
+		docker, dockerType, convErr := makeManifest(oci.FormatDocker, img, descs)
+		if convErr != nil {
+			return oci.Descriptor{}, errs.New(errs.Invalid, "the registry refuses OCI manifests, and this image has no other form: %w", errors.Join(err, convErr))
+		}
+		p.c.opts.Log.Info("registry refuses OCI manifests, docker's is sent", "image", ref.Familiar(), "err", err)
+		data, mediaType = docker, dockerType
+		err = p.retry(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	}
+	return oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}, p.keep(err, data)
+}
+
+// keep stores the bytes of a manifest that was sent.
+func (p *push) keep(err error, data []byte) error {
+	if err != nil {
+		return err
+	}
+	_, err = p.c.st.Blobs.Put(data)
+	return err
+}
+
+func refusesType(err error) bool {
+	e, ok := errors.AsType[*remote.Error](err)
+	if !ok || e.Has("MANIFEST_BLOB_UNKNOWN") || e.Has("BLOB_UNKNOWN") || e.Has("NAME_INVALID") || e.Has("TAG_INVALID") {
+		return false
+	}
+	return e.Status == 400 || e.Status == 405 || e.Status == 406 || e.Status == 415
+}
+
+// record writes down what the push has taught: the name with the digest, the manifest, where the layers are.
+func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, sent oci.Descriptor) error {
+	if err := lease.Blob(sent.Digest); err != nil {
+		return err
+	}
+	_, err := p.c.images.Put(ctx, lease, image.PutOptions{
+		Config: img.Raw, Format: img.Format, Manifest: &sent, Parent: img.Parent,
+		Names: []oci.Reference{ref.Repository().WithDigest(sent.Digest)},
+	})
+	return err
+}
+
+// recordBlob writes down that the target has a layer in some form.
+func (p *push) recordBlob(ctx context.Context, chain oci.Chain, b meta.LayerBlob) error {
+	info, err := p.c.st.Layers.Stat(ctx, chain)
+	if err != nil {
+		return err
+	}
+	b.Repositories = []string{p.dst.Name().Name()}
+	return p.c.st.RecordLayer(layer.Info{DiffID: chain.Top(), Size: info.Size, TarSize: info.TarSize}, &b)
+}
+
+// sameRegistry reports whether two full repository names are of one registry.
+func sameRegistry(a, b string) bool {
+	ha, _, _ := strings.Cut(a, "/")
+	hb, _, _ := strings.Cut(b, "/")
+	return ha == hb
+}

@@ -1,0 +1,326 @@
+package remote
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/transfer"
+)
+
+const (
+	maxAuthAnswer = 1 << 20
+	defaultExpiry = 60 * time.Second
+	clientID      = "ply"
+)
+
+// authState is what one origin asked for and what was got for it.
+type authState struct {
+	mu     sync.Mutex // held over a token call: callers with one scope share its token
+	basic  bool
+	bearer *bearer
+	tokens map[string]bearerToken
+}
+
+// bearer is a Bearer challenge that passed the realm check.
+type bearer struct {
+	realm   *url.URL
+	same    bool // realm is at the registry's own origin
+	service string
+	scope   string
+	peer    netip.Addr // where the registry was found
+}
+
+type bearerToken struct {
+	value   string
+	expires time.Time
+	refresh string
+}
+
+func (s *Session) state(ep *resolved) *authState {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.auth[origin(ep.base)]
+	if st == nil {
+		st = &authState{tokens: map[string]bearerToken{}}
+		s.auth[origin(ep.base)] = st
+	}
+	return st
+}
+
+// credFor gives the credentials that may go to an endpoint: a mirror gets none.
+func (s *Session) credFor(ep *resolved) transfer.Credentials {
+	if ep.mirror {
+		return transfer.Credentials{}
+	}
+	return s.cred
+}
+
+// authorization gives the header for scopes as far as the origin's wishes are known; "" when they are not.
+func (s *Session) authorization(ctx context.Context, ep *resolved, scopes []string) (string, error) {
+	cred := s.credFor(ep)
+	if cred.RegistryToken != "" {
+		return "Bearer " + cred.RegistryToken, nil
+	}
+	st := s.state(ep)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case st.basic:
+		return basicHeader(cred), nil
+	case st.bearer != nil:
+		t, err := s.token(ctx, ep, st, scopes)
+		if err != nil {
+			return "", err
+		}
+		return "Bearer " + t.value, nil
+	}
+	return "", nil
+}
+
+func basicHeader(c transfer.Credentials) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password))
+}
+
+// challenged takes in a 401. It reports whether another try may succeed; if not, the response is left to the caller.
+func (s *Session) challenged(ctx context.Context, ep *resolved, resp *http.Response, peer netip.Addr, scopes []string, used string) (bool, error) {
+	cred := s.credFor(ep)
+	if cred.RegistryToken != "" {
+		return false, nil
+	}
+	var basic, offered bool
+	var b *bearer
+	for _, c := range parseChallenges(resp.Header) {
+		offered = true
+		switch c.scheme {
+		case "basic":
+			basic = true
+		case "bearer":
+			if b != nil || c.params["realm"] == "" {
+				continue
+			}
+			u, same, err := s.c.checkRealm(resp.Request.URL, c.params["realm"])
+			if err != nil {
+				resp.Body.Close()
+				return false, err
+			}
+			b = &bearer{realm: u, same: same, service: c.params["service"], scope: c.params["scope"], peer: peer}
+		}
+	}
+	st := s.state(ep)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	switch {
+	case b != nil:
+		key := scopeKey(scopes)
+		if t, ok := st.tokens[key]; ok && used == "Bearer "+t.value {
+			delete(st.tokens, key)
+			if used != "" && strings.Contains(strings.Join(resp.Header.Values("Www-Authenticate"), " "), "insufficient_scope") {
+				return false, nil // a new token would be no wider
+			}
+		}
+		st.bearer = b
+		drain(resp)
+		return true, nil
+	case basic && cred.Username == "" && cred.Password == "":
+		drain(resp)
+		if ep.mirror {
+			return false, errs.New(errs.Unauthorized, "mirror %s: wants credentials, and mirrors get none", ep.host)
+		}
+		return false, errs.New(errs.Unauthorized, "%s %q: no basic auth credentials", resp.Request.Method, redact(resp.Request.URL)).
+			WithHint("Run 'ply login %s'.", s.loginName())
+	case basic:
+		if strings.HasPrefix(used, "Basic ") {
+			return false, nil // refused already
+		}
+		st.basic = true
+		drain(resp)
+		return true, nil
+	case offered:
+		drain(resp)
+		return false, errs.New(errs.Unimplemented, "registry %s: asks for an authentication scheme other than Basic and Bearer", ep.host)
+	}
+	return false, nil
+}
+
+func (s *Session) loginName() string {
+	if s.name.Domain() == hubDomain {
+		return ""
+	}
+	return s.name.Domain()
+}
+
+// drain lets the connection be used again.
+func drain(resp *http.Response) {
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxError))
+	resp.Body.Close()
+}
+
+func scopeKey(scopes []string) string {
+	s := slices.Clone(scopes)
+	slices.Sort(s)
+	return strings.Join(slices.Compact(s), " ")
+}
+
+// token gives a token for scopes from the cache or the token server. The caller holds st.mu.
+func (s *Session) token(ctx context.Context, ep *resolved, st *authState, scopes []string) (bearerToken, error) {
+	key := scopeKey(scopes)
+	if t, ok := st.tokens[key]; ok && time.Now().Before(t.expires) {
+		return t, nil
+	}
+	if len(scopes) == 0 && st.bearer.scope != "" {
+		scopes = strings.Fields(st.bearer.scope)
+	}
+	t, err := s.fetchToken(ctx, ep, st.bearer, scopes)
+	if err != nil {
+		return bearerToken{}, err
+	}
+	st.tokens[key] = t
+	return t, nil
+}
+
+// fetchToken speaks the token protocol: GET with Basic credentials, or OAuth2 POST with an identity token.
+func (s *Session) fetchToken(ctx context.Context, ep *resolved, b *bearer, scopes []string) (bearerToken, error) {
+	cred := s.credFor(ep)
+	req, err := tokenRequest(ctx, b, cred, scopes)
+	if err != nil {
+		return bearerToken{}, errs.New(errs.Invalid, "token server of %s: %w", ep.host, err)
+	}
+	req.Header.Set("User-Agent", s.c.opts.UserAgent)
+	t, err := s.c.realmTransport(ep, b)
+	if err != nil {
+		return bearerToken{}, err
+	}
+	defer t.CloseIdleConnections()
+	resp, err := t.RoundTrip(req) // no redirects: they would take the credentials along
+	if err != nil {
+		if ctx.Err() != nil {
+			return bearerToken{}, context.Cause(ctx)
+		}
+		return bearerToken{}, s.c.transportError(ep, req, err)
+	}
+	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		resp.Body.Close()
+		return bearerToken{}, errs.New(errs.Forbidden, "token server %s: answers with a redirect, which is never followed", b.realm.Host)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return bearerToken{}, tokenError(resp, cred)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAuthAnswer+1))
+	if err != nil {
+		return bearerToken{}, errs.New(errs.Unavailable, "token server %s: %w", b.realm.Host, err)
+	}
+	if len(body) > maxAuthAnswer {
+		return bearerToken{}, errs.New(errs.Invalid, "token server %s: answer is longer than %d bytes", b.realm.Host, maxAuthAnswer)
+	}
+	return parseToken(b.realm.Host, body)
+}
+
+// tokenError keeps the class of the status; a refusal of anonymous users says how to log in.
+func tokenError(resp *http.Response, cred transfer.Credentials) error {
+	err := answerError(resp)
+	if resp.StatusCode == http.StatusUnauthorized && (cred.Username != "" || cred.IdentityToken != "") {
+		return errs.New(errs.Unauthorized, "unauthorized: incorrect username or password: %w", err)
+	}
+	return err
+}
+
+func tokenRequest(ctx context.Context, b *bearer, cred transfer.Credentials, scopes []string) (*http.Request, error) {
+	if cred.IdentityToken != "" {
+		form := url.Values{
+			"grant_type": {"refresh_token"}, "refresh_token": {cred.IdentityToken},
+			"service": {b.service}, "client_id": {clientID}, "scope": {strings.Join(scopes, " ")},
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.realm.String(), strings.NewReader(form.Encode()))
+		if err == nil {
+			req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		}
+		return req, err
+	}
+	u := cloneURL(b.realm)
+	q := u.Query()
+	if b.service != "" {
+		q.Set("service", b.service)
+	}
+	for _, sc := range scopes {
+		q.Add("scope", sc)
+	}
+	if cred.Username != "" {
+		q.Set("account", cred.Username)
+	}
+	if len(scopes) == 0 {
+		q.Set("offline_token", "true") // login: an identity token is kept instead of the password
+		q.Set("client_id", clientID)
+	}
+	u.RawQuery = q.Encode()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err == nil && (cred.Username != "" || cred.Password != "") {
+		req.Header.Set("Authorization", basicHeader(cred))
+	}
+	return req, err
+}
+
+func parseToken(host string, body []byte) (bearerToken, error) {
+	var doc struct {
+		Token        string `json:"token"`
+		AccessToken  string `json:"access_token"`
+		RefreshToken string `json:"refresh_token"`
+		ExpiresIn    int64  `json:"expires_in"`
+	}
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return bearerToken{}, errs.New(errs.Invalid, "token server %s: answer is not the JSON of a token", host)
+	}
+	t := bearerToken{value: doc.Token, refresh: doc.RefreshToken}
+	if t.value == "" {
+		t.value = doc.AccessToken
+	}
+	if t.value == "" {
+		return bearerToken{}, errs.New(errs.Invalid, "token server %s: answer holds no token", host)
+	}
+	if strings.ContainsAny(t.value, "\r\n\x00") {
+		return bearerToken{}, errs.New(errs.Invalid, "token server %s: token is not well formed", host)
+	}
+	life := defaultExpiry
+	if doc.ExpiresIn > 0 {
+		life = time.Duration(min(doc.ExpiresIn, 24*3600)) * time.Second
+	}
+	// A tenth early: clocks and requests under way.
+	t.expires = time.Now().Add(life - life/10)
+	return t, nil
+}
+
+// realmTransport is a connection for one token call. At the registry's own origin its TLS settings hold, elsewhere the system's.
+func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error) {
+	d := &dialer{c: c, timeout: connectTimeout, target: b.realm.Hostname(), check: realmCheck(b.peer)}
+	host := b.realm.Host
+	if b.same {
+		d.check = func(string, netip.Addr) error { return nil }
+		host = ep.host
+	}
+	conf, err := c.tlsConfig(host)
+	if err != nil {
+		return nil, err
+	}
+	if ep.insecure && (b.same || strings.EqualFold(b.realm.Hostname(), hostOnly(ep.host))) {
+		conf.InsecureSkipVerify = true //nolint:gosec // as the registry itself, by the user's word
+	}
+	return newTransport(d, conf), nil
+}
+
+func hostOnly(hostport string) string {
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		return h
+	}
+	return hostport
+}

@@ -1,0 +1,102 @@
+package remote
+
+import (
+	"net/http"
+	"strings"
+)
+
+// challenge is one scheme that a server offers in WWW-Authenticate.
+type challenge struct {
+	scheme string            // lower case
+	params map[string]string // keys lower case
+}
+
+// parseChallenges reads every WWW-Authenticate header by RFC 9110's grammar: several schemes in one header, quoted
+// commas, escapes. What does not fit is skipped.
+func parseChallenges(h http.Header) []challenge {
+	var list []challenge
+	for _, v := range h.Values("Www-Authenticate") {
+		if len(v) > 16<<10 {
+			continue
+		}
+		list = append(list, parseHeader(v)...)
+	}
+	return list
+}
+
+func parseHeader(s string) []challenge {
+	var list []challenge
+	for {
+		s = strings.TrimLeft(s, " \t,")
+		word, rest := token(s)
+		if word == "" {
+			return list
+		}
+		trimmed := strings.TrimLeft(rest, " \t")
+		if value, after, ok := paramValue(trimmed); ok && len(list) > 0 {
+			c := &list[len(list)-1]
+			if key := strings.ToLower(word); c.params[key] == "" {
+				c.params[key] = value
+			}
+			s = after
+			continue
+		}
+		list = append(list, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
+		s = trimmed
+		// Token68 form ("Negotiate abc=="): no parameters, nothing that we use.
+		if tok, after := token68(s); tok != "" && (after == "" || strings.HasPrefix(strings.TrimLeft(after, " \t"), ",")) {
+			s = after
+		}
+	}
+}
+
+// paramValue reads "= value" where value is a token or a quoted string.
+func paramValue(s string) (value, rest string, ok bool) {
+	s, ok = strings.CutPrefix(s, "=")
+	if !ok {
+		return "", "", false
+	}
+	s = strings.TrimLeft(s, " \t")
+	if !strings.HasPrefix(s, `"`) {
+		value, rest = token(s)
+		return value, rest, value != ""
+	}
+	var b strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '\\':
+			i++
+			if i < len(s) {
+				b.WriteByte(s[i])
+			}
+		case '"':
+			return b.String(), s[i+1:], true
+		default:
+			b.WriteByte(s[i])
+		}
+	}
+	return "", "", false
+}
+
+func token(s string) (word, rest string) {
+	i := 0
+	for i < len(s) && isTokenChar(s[i]) {
+		i++
+	}
+	return s[:i], s[i:]
+}
+
+func token68(s string) (word, rest string) {
+	i := 0
+	for i < len(s) && (isTokenChar(s[i]) || s[i] == '/') {
+		i++
+	}
+	for i < len(s) && s[i] == '=' {
+		i++
+	}
+	return s[:i], s[i:]
+}
+
+func isTokenChar(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
+}

@@ -1,0 +1,102 @@
+package remote
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"golang.org/x/net/publicsuffix"
+
+	"ply/internal/errs"
+)
+
+// checkRealm decides whether a registry may send its user's credentials to a token server. The same host and port always
+// may; another host must belong to the same registrable domain or be on the user's list, and be reached by https
+// unless the registry itself is not.
+func (c *Client) checkRealm(registry *url.URL, realm string) (u *url.URL, same bool, err error) {
+	u, err = url.Parse(realm)
+	refuse := func(why string) error {
+		return errs.New(errs.Forbidden, "registry %s: token server %q: %s", registry.Host, clip(clean(realm)), why)
+	}
+	switch {
+	case err != nil || u.Host == "" || u.Opaque != "":
+		return nil, false, refuse("is not a URL")
+	case u.User != nil:
+		return nil, false, refuse("carries credentials of its own")
+	case u.Scheme != "https" && u.Scheme != "http":
+		return nil, false, refuse("is neither https nor http")
+	}
+	u.Fragment = ""
+	if origin(u) == origin(registry) {
+		return u, true, nil
+	}
+	if u.Scheme == "http" && registry.Scheme != "http" {
+		return nil, false, refuse("is http while the registry is https, so credentials would travel in clear")
+	}
+	if c.allowedRealm(u) || sameSite(registry.Hostname(), u.Hostname()) {
+		return u, false, nil
+	}
+	return nil, false, errs.New(errs.Forbidden, "registry %s: token server %q: belongs to another domain, so no credentials are sent there",
+		registry.Host, clip(clean(realm))).
+		WithHint("If you trust it, add %q to \"auth-realms\" in %s.", u.Host, c.opts.ConfigFile)
+}
+
+func (c *Client) allowedRealm(u *url.URL) bool {
+	for _, a := range c.opts.AuthRealms {
+		if strings.EqualFold(a, u.Host) || strings.EqualFold(a, u.Hostname()) {
+			return true
+		}
+	}
+	return false
+}
+
+// sameSite reports whether two hosts have one owner as far as names can tell.
+func sameSite(a, b string) bool {
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	if a == b {
+		return true
+	}
+	if isIP(a) || isIP(b) {
+		return false
+	}
+	da, err := publicsuffix.EffectiveTLDPlusOne(a)
+	if err != nil {
+		return false
+	}
+	db, err := publicsuffix.EffectiveTLDPlusOne(b)
+	return err == nil && da == db
+}
+
+func isIP(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// realmCheck is the dialer's check for a token server: never link-local or metadata; private and loopback addresses only when the
+// registry was found at such an address itself, so that a public registry cannot make us knock at inner doors.
+func realmCheck(registryAddr netip.Addr) func(string, netip.Addr) error {
+	inner := registryAddr.IsValid() && (registryAddr.IsPrivate() || registryAddr.IsLoopback())
+	base := refuseMetadata("")
+	return func(host string, ip netip.Addr) error {
+		if err := base(host, ip); err != nil {
+			return err
+		}
+		if !inner && (ip.IsPrivate() || ip.IsLoopback()) {
+			return errs.New(errs.Forbidden, "token server %s is at the inner address %s, the registry is not", host, ip)
+		}
+		return nil
+	}
+}
+
+// addrOf gives the address of a connection's far end.
+func addrOf(a net.Addr) netip.Addr {
+	if a == nil {
+		return netip.Addr{}
+	}
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}

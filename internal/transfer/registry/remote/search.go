@@ -1,0 +1,104 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/transfer"
+)
+
+const maxSearchAnswer = 4 << 20
+
+// Search asks the /v1/search of the registry whose host starts term, else the hub's index.
+// A registry that has none is errs.Unimplemented. At most limit results.
+func (c *Client) Search(ctx context.Context, term string, limit int, cred transfer.Credentials) ([]transfer.SearchResult, error) {
+	host, rest, ok := strings.Cut(term, "/")
+	if !ok || !(strings.ContainsAny(host, ".:") || host == "localhost") || isHub(host) {
+		host, rest = hubIndex, strings.TrimPrefix(term, hubDomain+"/")
+		rest = strings.TrimPrefix(rest, "library/")
+	}
+	if !validHost(host) {
+		return nil, errs.New(errs.Invalid, "search %q: %q is not a registry's host", clip(term), clip(host))
+	}
+	s := c.serverSession(host, cred)
+	q := url.Values{"q": {rest}, "n": {strconv.Itoa(limit)}}
+	resp, _, err := s.send(ctx, s.host, &request{method: http.MethodGet, path: "/v1/search?" + q.Encode()})
+	if err != nil {
+		if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Unimplemented) {
+			return nil, errs.New(errs.Unimplemented, "registry %s: cannot be searched: it does not serve /v1/search", host).
+				WithHint("List what it has with GET /v2/_catalog.")
+		}
+		return nil, err
+	}
+	var doc struct {
+		Results []transfer.SearchResult `json:"results"`
+	}
+	if err := decodeAnswer(resp, maxSearchAnswer, &doc); err != nil {
+		return nil, errs.New(errs.Invalid, "registry %s: search: %w", host, err)
+	}
+	if len(doc.Results) > limit {
+		doc.Results = doc.Results[:limit]
+	}
+	for i := range doc.Results {
+		r := &doc.Results[i]
+		r.Name, r.Description = clean(r.Name), clean(r.Description)
+		if host != hubIndex && !strings.HasPrefix(r.Name, host+"/") {
+			r.Name = host + "/" + r.Name // so that it can be pasted after pull
+		}
+	}
+	return doc.Results, nil
+}
+
+// serverSession is a session about a registry as such, not one of its repositories.
+func (c *Client) serverSession(host string, cred transfer.Credentials) *Session {
+	c.mu.Lock()
+	p := c.policy
+	c.mu.Unlock()
+	s := &Session{c: c, cred: cred, auth: map[string]*authState{}}
+	if isHub(host) && host != hubIndex {
+		host = hubDomain
+	}
+	s.host = p.endpoint(host)
+	s.name, _ = oci.ParseReference(host + "/login") // for messages only
+	return s
+}
+
+// Login checks credentials with the registry at their server address, as a client writes it: host, host:port, URL, or the
+// hub's key. It returns an identity token when the token server gave one. errs.Unauthorized: they are wrong.
+func (c *Client) Login(ctx context.Context, cred transfer.Credentials) (identity string, err error) {
+	host := cred.ServerAddress
+	if isHub(host) {
+		host = hubDomain
+	} else {
+		host = strings.TrimPrefix(strings.TrimPrefix(host, "https://"), "http://")
+		host, _, _ = strings.Cut(host, "/")
+	}
+	if !validHost(host) {
+		return "", errs.New(errs.Invalid, "login: %q is not a registry's host", clip(cred.ServerAddress))
+	}
+	s := c.serverSession(host, cred)
+	resp, ep, err := s.send(ctx, s.host, &request{method: http.MethodGet, path: "/v2/"})
+	if err != nil {
+		if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusUnauthorized {
+			return "", errs.New(errs.Unauthorized, "login attempt to %s failed: unauthorized: incorrect username or password", e.URL)
+		}
+		if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusNotFound {
+			return "", errs.New(errs.NotFound, "login attempt to %s failed with status: 404 Not Found: no registry answers there", e.URL)
+		}
+		return "", err
+	}
+	drain(resp)
+	st := s.state(ep)
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.basic && st.bearer == nil && cred.RegistryToken == "" {
+		c.log.Debug("registry asks for no credentials", "registry", host)
+	}
+	return st.tokens[""].refresh, nil
+}

@@ -1,0 +1,233 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// transportKey tells apart connections that may not be shared.
+type transportKey struct {
+	host     string // whose certs.d entry counts; "" = none: redirect targets
+	insecure bool
+	fenced   bool // connections only into the endpoint's networks
+	mirror   bool // short connect timeout
+}
+
+// transport gives the connection pool of an endpoint.
+func (c *Client) transport(e *resolved) (*http.Transport, error) {
+	key := transportKey{e.host, e.insecure, e.nets != nil, e.mirror}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.transports[key]; t != nil {
+		return t, nil
+	}
+	conf, err := c.tlsConfig(e.host)
+	if err != nil {
+		return nil, err
+	}
+	conf.InsecureSkipVerify = e.insecure //nolint:gosec // named one by one by the user, or loopback
+	timeout := connectTimeout
+	if e.mirror {
+		timeout = mirrorConnectTimeout
+	}
+	d := &dialer{c: c, timeout: timeout, check: refuseMetadata(e.host)}
+	if nets := e.nets; nets != nil {
+		d.check = within(nets)
+	}
+	t := newTransport(d, conf)
+	if e.nets != nil {
+		t.Proxy = nil // a proxy is not in those networks, and would not be held to them
+	}
+	c.transports[key] = t
+	return t, nil
+}
+
+// elsewhere is the pool for redirect targets: system roots, no client certificates, no link-local addresses.
+func (c *Client) elsewhere() *http.Transport {
+	key := transportKey{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.transports[key]
+	if t == nil {
+		conf := &tls.Config{MinVersion: tls.VersionTLS12}
+		t = newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf)
+		c.transports[key] = t
+	}
+	return t
+}
+
+func newTransport(d *dialer, conf *tls.Config) *http.Transport {
+	return &http.Transport{
+		Proxy:                  http.ProxyFromEnvironment,
+		DialContext:            d.dial,
+		TLSClientConfig:        conf,
+		TLSHandshakeTimeout:    10 * time.Second,
+		ResponseHeaderTimeout:  headerTimeout,
+		ExpectContinueTimeout:  time.Second,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        30 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         64 << 10,
+		WriteBufferSize:        64 << 10,
+		DisableCompression:     true, // a digest is over the bytes as they are
+		// One connection a request: many ranges over one HTTP/2 connection are no faster than one.
+		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
+	}
+}
+
+// tlsConfig reads <dir>/<host>/: *.crt are roots beside the system's, X.cert with X.key are client certificates.
+func (c *Client) tlsConfig(host string) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	for _, dir := range c.opts.CertsDirs {
+		dir = filepath.Join(dir, filepath.Base(host))
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "registry %s: certificates: %w", host, err)
+		}
+		for _, e := range entries {
+			if err := addCert(conf, dir, e.Name()); err != nil {
+				return nil, errs.New(errs.Invalid, "registry %s: certificates: %w", host, err)
+			}
+		}
+	}
+	return conf, nil
+}
+
+func addCert(conf *tls.Config, dir, name string) error {
+	path := filepath.Join(dir, name)
+	switch filepath.Ext(name) {
+	case ".crt":
+		pem, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if conf.RootCAs == nil {
+			if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+				conf.RootCAs = x509.NewCertPool()
+			}
+		}
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return fmt.Errorf("%s: holds no certificate", path)
+		}
+	case ".cert":
+		pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		conf.Certificates = append(conf.Certificates, pair)
+	case ".key":
+		if _, err := os.Stat(strings.TrimSuffix(path, ".key") + ".cert"); err != nil {
+			return fmt.Errorf("%s: has no certificate beside it (%s)", path, strings.TrimSuffix(name, ".key")+".cert")
+		}
+	}
+	return nil
+}
+
+// dialer connects to addresses that pass a check, so that a name cannot lead where an address may not.
+type dialer struct {
+	c       *Client
+	timeout time.Duration
+	target  string // when not "": hosts other than this one are proxies, which are not checked
+	check   func(host string, ip netip.Addr) error
+}
+
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := d.lookup(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	var all error
+	for i, ip := range ips {
+		if err := d.check(host, ip); err != nil && (d.target == "" || d.target == host) {
+			all = errors.Join(all, err)
+			continue
+		}
+		// Leave time for the addresses that follow.
+		share, cancel := context.WithTimeout(ctx, d.timeout/time.Duration(min(3, len(ips)-i)))
+		conn, err := d.connect(share, network, net.JoinHostPort(ip.String(), port))
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		all = errors.Join(all, err)
+	}
+	return nil, all
+}
+
+func (d *dialer) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip.Unmap()}, nil
+	}
+	ips, err := d.c.opts.Lookup(ctx, host)
+	if err != nil {
+		return nil, err
+	}
+	if len(ips) == 0 {
+		return nil, &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
+	}
+	for i := range ips {
+		ips[i] = ips[i].Unmap()
+	}
+	return ips, nil
+}
+
+func (d *dialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
+	if d.c.opts.Dial != nil {
+		return d.c.opts.Dial(ctx, network, addr)
+	}
+	return (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, addr)
+}
+
+// within fences connections into networks.
+func within(nets []netip.Prefix) func(string, netip.Addr) error {
+	return func(host string, ip netip.Addr) error {
+		for _, n := range nets {
+			if n.Contains(ip) {
+				return nil
+			}
+		}
+		return errs.New(errs.Forbidden, "%s is at %s, outside the networks for which it may be insecure", host, ip)
+	}
+}
+
+// metadata services of clouds hand out the machine's own credentials.
+var metadata = map[netip.Addr]bool{
+	netip.MustParseAddr("169.254.169.254"): true,
+	netip.MustParseAddr("fd00:ec2::254"):   true,
+	netip.MustParseAddr("100.100.100.200"): true,
+	netip.MustParseAddr("168.63.129.16"):   true,
+}
+
+// refuseMetadata refuses link-local and metadata addresses, unless the user named the address as registry.
+func refuseMetadata(named string) func(string, netip.Addr) error {
+	return func(host string, ip netip.Addr) error {
+		if ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() || metadata[ip] {
+			if h, _, err := net.SplitHostPort(named); (err == nil && h == host && h == ip.String()) || named == ip.String() {
+				return nil
+			}
+			return errs.New(errs.Forbidden, "%s is at %s, an address that no registry may lead to", host, ip)
+		}
+		return nil
+	}
+}
