@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 
@@ -82,7 +83,7 @@ func (s *Service) connect(ctx context.Context, req AttachRequest, f *endpointFil
 	if f.Endpoint.MAC == "" {
 		f.Endpoint.MAC = macFor(addr)
 	}
-	f.Endpoint.Interface, f.Endpoint.HostIf = "eth0", "veth"+string(req.ID[:min(7, len(req.ID))])
+	f.Endpoint.Interface, f.Endpoint.HostIf = "eth0", "veth"+randomID()[:7]
 	f.Endpoint.Aliases = req.Aliases
 	defer func() {
 		if err != nil {
@@ -174,14 +175,19 @@ func (s *Service) disconnect(ctx context.Context, f endpointFile) {
 	delete(s.ports, f.Container)
 	s.mu.Unlock()
 	release(held)
-	if link, err := netlink.LinkByName(f.Endpoint.HostIf); err == nil {
-		if err := netlink.LinkDel(link); err != nil {
-			s.log.Warn("interface stays", "interface", f.Endpoint.HostIf, "err", err)
+	// The kernel takes tens of milliseconds to delete an interface, and nobody needs to wait: its name is never
+	// used again, and the address is given back when it is gone.
+	s.background.Go(func() {
+		if link, err := netlink.LinkByName(f.Endpoint.HostIf); err == nil {
+			var gone netlink.LinkNotFoundError
+			if err := netlink.LinkDel(link); err != nil && !errors.As(err, &gone) && !errors.Is(err, syscall.ENODEV) {
+				s.log.Warn("interface stays", "interface", f.Endpoint.HostIf, "err", err)
+			}
 		}
-	}
-	if s.ipam != nil && f.Endpoint.IPv4.IsValid() {
-		s.ipam.giveBack(f.Endpoint.IPv4.Addr())
-	}
+		if s.ipam != nil && f.Endpoint.IPv4.IsValid() {
+			s.ipam.giveBack(f.Endpoint.IPv4.Addr())
+		}
+	})
 }
 
 // Detach removes ports, interface, address and namespace. A container that is not attached is no error.

@@ -263,6 +263,7 @@ func TestPortInUseLeavesNothing(t *testing.T) {
 	if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "0.0.0.0:6000") {
 		t.Fatalf("error = %v", err)
 	}
+	w.s.background.Wait()
 	if isNamespace(w.ns(idA)) || strings.Contains(links(t), "veth") {
 		t.Errorf("left behind: namespace %v, links %s", isNamespace(w.ns(idA)), links(t))
 	}

@@ -71,6 +71,8 @@ type Service struct {
 	gw    netip.Prefix
 	ipam  *ipam
 
+	background sync.WaitGroup // interfaces being deleted
+
 	mu        sync.Mutex // never held over I/O
 	endpoints map[oci.ContainerID]endpointFile
 	ports     map[oci.ContainerID][]reservation
@@ -213,6 +215,7 @@ func (s *Service) ensure(ctx context.Context, fresh bool) error {
 
 // Close lets go of the reserved ports. Containers keep their network; the rules stay.
 func (s *Service) Close() error {
+	s.background.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, held := range s.ports {
@@ -224,6 +227,7 @@ func (s *Service) Close() error {
 
 // Teardown removes the bridge and the rules when no container is attached any more; for a clean uninstall and for tests.
 func (s *Service) Teardown(ctx context.Context) error {
+	s.background.Wait()
 	s.mu.Lock()
 	busy := len(s.endpoints)
 	s.mu.Unlock()
