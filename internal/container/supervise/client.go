@@ -1,0 +1,279 @@
+package supervise
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+// maxQueue is how much output waits in memory for one client; then the process waits, as on a pipe.
+const maxQueue = 256 << 10
+
+// client is one attached connection.
+type client struct {
+	conn           *net.UnixConn
+	stdout, stderr bool
+	stall          time.Duration
+
+	mu       sync.Mutex
+	queue    []byte
+	moved    time.Time // when the client last took something
+	ended    bool
+	cut      bool
+	work     chan struct{} // something to send
+	room     chan struct{} // something was sent
+	finished chan struct{} // writer has left
+}
+
+func newClient(conn *net.UnixConn, a shim.AttachArgs) *client {
+	return &client{conn: conn, stdout: a.Stdout, stderr: a.Stderr, stall: StallLimit, moved: time.Now(),
+		work: make(chan struct{}, 1), room: make(chan struct{}, 1), finished: make(chan struct{})}
+}
+
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// send queues output. It waits for room as long as the client takes something now and then.
+func (c *client) send(stream byte, data []byte) {
+	if stream == shim.Stdout && !c.stdout || stream == shim.Stderr && !c.stderr {
+		return
+	}
+	for {
+		c.mu.Lock()
+		if c.cut || c.ended {
+			c.mu.Unlock()
+			return
+		}
+		if len(c.queue) < maxQueue {
+			if len(c.queue) == 0 {
+				c.moved = time.Now()
+			}
+			c.queue = append(shim.AppendChunkHeader(c.queue, stream, len(data)), data...)
+			c.mu.Unlock()
+			poke(c.work)
+			return
+		}
+		left := c.stall - time.Since(c.moved)
+		c.mu.Unlock()
+		if left <= 0 {
+			c.drop()
+			return
+		}
+		t := time.NewTimer(left)
+		select {
+		case <-c.room:
+		case <-c.finished:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// end queues the last chunk.
+func (c *client) end() {
+	c.mu.Lock()
+	if !c.ended && !c.cut {
+		c.ended = true
+		c.queue = shim.AppendChunkHeader(c.queue, shim.Ended, 0)
+	}
+	c.mu.Unlock()
+	poke(c.work)
+}
+
+// drop cuts the client off.
+func (c *client) drop() {
+	c.mu.Lock()
+	c.cut = true
+	c.queue = nil
+	c.mu.Unlock()
+	_ = c.conn.Close() // it is given up
+	poke(c.work)
+}
+
+// write sends the queue until the end or until the connection breaks.
+func (c *client) write() {
+	defer close(c.finished)
+	for range c.work {
+		for {
+			c.mu.Lock()
+			data, last := c.queue, c.ended
+			c.queue = nil
+			cut := c.cut
+			c.mu.Unlock()
+			if cut {
+				return
+			}
+			if len(data) == 0 {
+				if last {
+					_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // no more input either
+					return
+				}
+				break
+			}
+			poke(c.room)
+			for len(data) > 0 {
+				n, err := c.conn.Write(data[:min(len(data), 64<<10)])
+				if err != nil {
+					c.drop()
+					return
+				}
+				data = data[n:]
+				c.mu.Lock()
+				c.moved = time.Now()
+				c.mu.Unlock()
+			}
+		}
+	}
+}
+
+// broadcast gives output to everybody attached.
+func (p *process) broadcast(stream byte, data []byte) {
+	p.mu.Lock()
+	clients := make([]*client, 0, len(p.clients))
+	for c := range p.clients {
+		clients = append(clients, c)
+	}
+	p.mu.Unlock()
+	for _, c := range clients {
+		c.send(stream, data)
+	}
+}
+
+// attach serves one client until the process ends or the client leaves. answer sends the response: output
+// after it belongs to the client.
+func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func() error) {
+	c := newClient(conn, a)
+	p.mu.Lock()
+	if p.exit != nil {
+		p.mu.Unlock()
+		_ = shim.WriteFrame(conn, response(p.gone())) // the client sees the connection end anyway
+		return
+	}
+	// The response goes first into the connection; nobody else writes to it yet.
+	if err := answer(); err != nil {
+		p.mu.Unlock()
+		return
+	}
+	p.clients[c] = struct{}{}
+	p.mu.Unlock()
+	go c.write()
+	p.input(c, a.Stdin)
+	p.mu.Lock()
+	delete(p.clients, c)
+	p.mu.Unlock()
+	if a.Stdin && p.stdinOnce {
+		p.closeStdin()
+	}
+	c.mu.Lock()
+	ended := c.ended
+	c.mu.Unlock()
+	if !ended {
+		c.drop()
+	}
+	<-c.finished
+}
+
+// input carries what the client sends until it leaves.
+func (p *process) input(c *client, wanted bool) {
+	buf := make([]byte, 32<<10)
+	for {
+		stream, n, err := shim.ReadChunkHeader(c.conn)
+		if err != nil || stream != shim.Stdin {
+			return
+		}
+		if n == 0 {
+			if wanted && p.stdinOnce {
+				p.closeStdin()
+			}
+			continue
+		}
+		for n > 0 {
+			part := buf[:min(n, len(buf))]
+			if _, err := io.ReadFull(c.conn, part); err != nil {
+				return
+			}
+			n -= len(part)
+			if wanted && !p.feed(c, part) {
+				wanted = false // the process reads no more; the client may still listen
+			}
+		}
+	}
+}
+
+// feed writes to the process' stdin; false when nothing reads it. It gives up when the client leaves meanwhile.
+func (p *process) feed(c *client, data []byte) bool {
+	for p.tty { // its terminal may not be there yet
+		select {
+		case <-p.ready:
+		case <-p.done:
+			return false
+		case <-time.After(500 * time.Millisecond):
+			if hungUp(c.conn) {
+				return false
+			}
+			continue
+		}
+		break
+	}
+	for len(data) > 0 {
+		p.stdinMu.Lock()
+		f := p.io.stdin
+		if p.tty {
+			f = p.io.console
+		}
+		if f == nil {
+			p.stdinMu.Unlock()
+			return false
+		}
+		_ = f.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)) // pipes and terminals have deadlines
+		n, err := f.Write(data)
+		p.stdinMu.Unlock()
+		data = data[n:]
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if hungUp(c.conn) {
+				return false
+			}
+			continue
+		}
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *process) closeStdin() {
+	if p.tty {
+		return
+	}
+	p.stdinMu.Lock()
+	defer p.stdinMu.Unlock()
+	_ = closeAll(&p.io.stdin) // a pipe: nothing is buffered
+}
+
+// hungUp reports whether the peer has closed its connection.
+func hungUp(conn *net.UnixConn) bool {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = rc.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if n, err := unix.Poll(fds, 0); err == nil && n > 0 {
+			gone = fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+		}
+	})
+	return gone || err != nil
+}

@@ -1,0 +1,360 @@
+package supervise
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+// consoleTime bounds how long a runtime may take to send the terminal.
+const consoleTime = 10 * time.Second
+
+// command is another OCI runtime, by its command line. What it starts becomes a child of this process, the
+// subreaper, when the runtime's own process leaves.
+type command struct {
+	cfg       shim.Config
+	privately bool
+	first     *os.Process
+	memory    string // the container's memory events file
+}
+
+func newCommand(cfg shim.Config, spec *specs.Spec) (runtime, error) {
+	return &command{cfg: cfg, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
+}
+
+func (r *command) logName() string { return filepath.Join(r.cfg.Bundle, "runtime.log") }
+
+// run calls the runtime. Its error is the last one in its log.
+func (r *command) run(std ends, args ...string) ([]byte, error) {
+	_ = os.Remove(r.logName()) // only this call's words count
+	cmd := exec.Command(r.cfg.Runtime, append([]string{"--root", r.cfg.StateDir, "--log", r.logName(), "--log-format", "json"}, args...)...)
+	cmd.Dir = r.cfg.Bundle
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	var out bytes.Buffer
+	if std.stdin != nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = std.stdin, std.stdout, std.stderr
+	} else {
+		cmd.Stdout = &out
+	}
+	err := cmd.Run()
+	if err == nil {
+		return out.Bytes(), nil
+	}
+	if msg := r.lastError(); msg != "" {
+		return nil, fmt.Errorf("%s %s: %s", filepath.Base(r.cfg.Runtime), args[0], msg)
+	}
+	return nil, fmt.Errorf("%s %s: %w", r.cfg.Runtime, args[0], err)
+}
+
+func (r *command) lastError() string {
+	f, err := os.Open(r.logName())
+	if err != nil {
+		return ""
+	}
+	defer f.Close() // only read from
+	last := ""
+	for dec := json.NewDecoder(io.LimitReader(f, 1<<20)); ; {
+		var line struct{ Level, Msg string }
+		if dec.Decode(&line) != nil {
+			return last
+		}
+		if line.Level == "error" {
+			last = line.Msg
+		}
+	}
+}
+
+// begin runs create or exec, which leave a process behind, and takes its terminal.
+func (r *command) begin(std ends, verb string, args ...string) (*os.Process, error) {
+	pidFile := filepath.Join(r.cfg.Bundle, "runtime.pid")
+	_ = os.Remove(pidFile) // an earlier exec's
+	args = append([]string{verb, "--pid-file", pidFile}, args...)
+	var terminal func() error
+	if std.console != nil {
+		path, take, err := r.consoleSocket(std.console)
+		if err != nil {
+			return nil, err
+		}
+		terminal = take
+		args = append(args[:1:1], append([]string{"--console-socket", path}, args[1:]...)...)
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer null.Close() // nothing was written
+		std = ends{stdin: null, stdout: null, stderr: null}
+	}
+	_, err := r.run(std, args...)
+	if terminal != nil {
+		if terr := terminal(); err == nil {
+			err = terr
+		}
+	}
+	if err != nil {
+		return nil, programFailure(err)
+	}
+	b, err := os.ReadFile(pidFile)
+	if err != nil {
+		return nil, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", pidFile, err)
+	}
+	return os.FindProcess(pid)
+}
+
+// consoleSocket listens for the runtime's terminal; take passes it on to where the shim expects it.
+func (r *command) consoleSocket(to *os.File) (path string, take func() error, err error) {
+	dir, err := os.Open(r.cfg.Bundle)
+	if err != nil {
+		return "", nil, err
+	}
+	// By way of a descriptor: a socket's path is short, a bundle's may not be.
+	path = fmt.Sprintf("/proc/%d/fd/%d/console.sock", os.Getpid(), dir.Fd())
+	_ = os.Remove(path) // an earlier one
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return "", nil, errors.Join(err, dir.Close())
+	}
+	return path, func() (err error) {
+		defer func() { err = errors.Join(err, l.Close(), dir.Close()) }()
+		if err := l.SetDeadline(time.Now().Add(consoleTime)); err != nil {
+			return err
+		}
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			return fmt.Errorf("console: %w", err)
+		}
+		defer conn.Close() // only read from
+		sock, err := conn.File()
+		if err != nil {
+			return err
+		}
+		defer sock.Close() // only read from
+		master, err := receiveFD(int(sock.Fd()))
+		if err != nil {
+			return err
+		}
+		defer master.Close() // a copy goes on
+		return unix.Sendmsg(int(to.Fd()), []byte("console"), unix.UnixRights(int(master.Fd())), nil, 0)
+	}, nil
+}
+
+func asChild(p *os.Process) child {
+	return child{pid: p.Pid,
+		wait: func() int {
+			st, _ := p.Wait() // without a status, 255
+			return exitCode(st)
+		},
+		signal: func(sig unix.Signal) error { return p.Signal(syscall.Signal(sig)) },
+	}
+}
+
+func (r *command) create(p *specs.Process, std ends) (child, error) {
+	if err := r.rewriteSpec(p); err != nil {
+		return child{}, err
+	}
+	first, err := r.begin(std, "create", "--bundle", r.cfg.Bundle, r.cfg.ID)
+	if err != nil {
+		return child{}, err
+	}
+	r.first = first
+	r.memory = memoryEvents(first.Pid)
+	return asChild(first), nil
+}
+
+// rewriteSpec puts the process as the shim wants it (terminal, size) into the bundle's spec.
+func (r *command) rewriteSpec(p *specs.Process) error {
+	name := filepath.Join(r.cfg.Bundle, shim.SpecFile)
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	var spec map[string]json.RawMessage
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return err
+	}
+	if spec["process"], err = json.Marshal(p); err != nil {
+		return err
+	}
+	if b, err = json.Marshal(spec); err != nil {
+		return err
+	}
+	return os.WriteFile(name, b, 0o600)
+}
+
+func (r *command) start() error {
+	_, err := r.run(ends{}, "start", r.cfg.ID)
+	return programFailure(err)
+}
+
+func (r *command) exec(id string, p *specs.Process, std ends) (child, error) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return child{}, err
+	}
+	name := filepath.Join(r.cfg.Bundle, "exec.json")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		return child{}, err
+	}
+	proc, err := r.begin(std, "exec", "--detach", "--process", name, r.cfg.ID)
+	if err != nil {
+		return child{}, err
+	}
+	return asChild(proc), nil
+}
+
+func (r *command) signal(sig unix.Signal) error {
+	if err := r.first.Signal(syscall.Signal(sig)); err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		_, _ = r.run(ends{}, "resume", r.cfg.ID) // a frozen process does not die on cgroup v1
+	}
+	return nil
+}
+
+func (r *command) signalAll(sig unix.Signal) error {
+	_, err := r.run(ends{}, "kill", "--all", r.cfg.ID, strconv.Itoa(int(sig)))
+	return err
+}
+
+func (r *command) pause() error {
+	_, err := r.run(ends{}, "pause", r.cfg.ID)
+	return err
+}
+
+func (r *command) resume() error {
+	_, err := r.run(ends{}, "resume", r.cfg.ID)
+	return err
+}
+
+func (r *command) update(res *specs.LinuxResources) error {
+	b, err := json.Marshal(res)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(r.cfg.Bundle, "update.json")
+	if err := os.WriteFile(name, b, 0o600); err != nil {
+		return err
+	}
+	_, err = r.run(ends{}, "update", "--resources", name, r.cfg.ID)
+	return err
+}
+
+// runtimeStats is what "events --stats" prints.
+type runtimeStats struct {
+	Data struct {
+		CPU struct {
+			Usage struct {
+				Total, Kernel, User uint64
+				Percpu              []uint64
+			}
+			Throttling struct{ Periods, ThrottledPeriods, ThrottledTime uint64 }
+		}
+		Memory struct {
+			Usage struct{ Limit, Usage, Max, Failcnt uint64 }
+			Raw   map[string]uint64
+		}
+		Pids  struct{ Current, Limit uint64 }
+		Blkio struct {
+			IoServiceBytesRecursive []shim.BlkioEntry
+		}
+	}
+}
+
+func (r *command) stats() (shim.StatsReply, error) {
+	b, err := r.run(ends{}, "events", "--stats", r.cfg.ID)
+	if err != nil {
+		return shim.StatsReply{}, err
+	}
+	var st runtimeStats
+	if err := json.Unmarshal(b, &st); err != nil {
+		return shim.StatsReply{}, fmt.Errorf("%s events: %w", r.cfg.Runtime, err)
+	}
+	d := &st.Data
+	out := shim.StatsReply{
+		Read: time.Now().UTC(), CPUTotal: d.CPU.Usage.Total, CPUUser: d.CPU.Usage.User, CPUSystem: d.CPU.Usage.Kernel,
+		PerCPU:      d.CPU.Usage.Percpu,
+		Throttled:   [3]uint64{d.CPU.Throttling.Periods, d.CPU.Throttling.ThrottledPeriods, d.CPU.Throttling.ThrottledTime},
+		MemoryUsage: d.Memory.Usage.Usage, MemoryMax: d.Memory.Usage.Max, MemoryLimit: d.Memory.Usage.Limit,
+		MemoryFailcnt: d.Memory.Usage.Failcnt, MemoryStats: d.Memory.Raw,
+		PidsCurrent: d.Pids.Current, PidsLimit: d.Pids.Limit, Blkio: d.Blkio.IoServiceBytesRecursive,
+	}
+	if out.MemoryLimit >= noLimit {
+		out.MemoryLimit = 0
+	}
+	return out, nil
+}
+
+func (r *command) pids() ([]int, error) {
+	b, err := r.run(ends{}, "ps", "--format", "json", r.cfg.ID)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	if err := json.Unmarshal(b, &pids); err != nil {
+		return nil, fmt.Errorf("%s ps: %w", r.cfg.Runtime, err)
+	}
+	return pids, nil
+}
+
+func (r *command) orphans() bool { return true }
+
+func (r *command) ended() error {
+	if r.privately {
+		return nil
+	}
+	return r.signalAll(unix.SIGKILL)
+}
+
+func (r *command) oomKilled() bool { return r.memory != "" && counted(r.memory, "oom_kill") }
+
+func (r *command) destroy() error { return deleteByCommand(r.cfg) }
+
+func deleteByCommand(cfg shim.Config) error {
+	r := &command{cfg: cfg}
+	_, err := r.run(ends{}, "delete", "--force", cfg.ID)
+	return err
+}
+
+// memoryEvents finds the file that counts a process' OOM kills.
+func memoryEvents(pid int) string {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) == 3 && f[1] == "memory" {
+			return filepath.Join("/sys/fs/cgroup/memory", f[2], "memory.oom_control")
+		}
+		if len(f) == 3 && f[1] == "" {
+			if name := filepath.Join("/sys/fs/cgroup", f[2], "memory.events"); exists(name) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}

@@ -1,0 +1,275 @@
+package supervise
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+// linked is the runtime that is linked in.
+type linked struct {
+	c         *libcontainer.Container
+	privately bool // a pid namespace of its own
+}
+
+func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: cfg.ID, Spec: spec})
+	if err != nil {
+		return nil, fmt.Errorf("runtime spec: %w", err)
+	}
+	c, err := libcontainer.Create(cfg.StateDir, cfg.ID, config)
+	if errors.Is(err, libcontainer.ErrExist) {
+		// A shim that was killed left its state. What runs by it is somebody's: only a dead one is removed.
+		if err := removeDead(cfg); err != nil {
+			return nil, err
+		}
+		c, err = libcontainer.Create(cfg.StateDir, cfg.ID, config)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	return &linked{c: c, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
+}
+
+// removeDead deletes the state of a container that has ended.
+func removeDead(cfg shim.Config) error {
+	old, err := libcontainer.Load(cfg.StateDir, cfg.ID)
+	if errors.Is(err, libcontainer.ErrNotExist) {
+		// No state was written: the container never came to be.
+		return os.RemoveAll(filepath.Join(cfg.StateDir, cfg.ID))
+	}
+	if err != nil {
+		return fmt.Errorf("earlier state of the container: %w", err)
+	}
+	st, err := old.Status()
+	if err != nil {
+		return fmt.Errorf("earlier state of the container: %w", err)
+	}
+	if st != libcontainer.Stopped {
+		return &failure{shim.ClassConflict, fmt.Sprintf("container %s is %s under another shim", cfg.ID, st)}
+	}
+	return old.Destroy()
+}
+
+func (r *linked) process(p *specs.Process, io ends, first bool) (*libcontainer.Process, error) {
+	lp := &libcontainer.Process{
+		Args: p.Args, Env: p.Env, UID: int(p.User.UID), GID: int(p.User.GID), Cwd: p.Cwd,
+		Label: p.SelinuxLabel, NoNewPrivileges: &p.NoNewPrivileges, AppArmorProfile: p.ApparmorProfile,
+		Scheduler: p.Scheduler, IOPriority: p.IOPriority, Init: first, LogLevel: "3", ConsoleSocket: io.console,
+	}
+	if io.console == nil {
+		lp.Stdin, lp.Stdout, lp.Stderr = io.stdin, io.stdout, io.stderr
+	}
+	if b := p.ConsoleSize; b != nil {
+		lp.ConsoleWidth, lp.ConsoleHeight = uint16(b.Width), uint16(b.Height)
+	}
+	for _, g := range p.User.AdditionalGids {
+		lp.AdditionalGroups = append(lp.AdditionalGroups, int(g))
+	}
+	if c := p.Capabilities; c != nil {
+		lp.Capabilities = &configs.Capabilities{Bounding: c.Bounding, Effective: c.Effective,
+			Inheritable: c.Inheritable, Permitted: c.Permitted, Ambient: c.Ambient}
+	}
+	for _, l := range p.Rlimits {
+		t, ok := rlimits[l.Type]
+		if !ok {
+			return nil, fmt.Errorf("rlimit %s: not known", l.Type)
+		}
+		lp.Rlimits = append(lp.Rlimits, capped(configs.Rlimit{Type: t, Soft: l.Soft, Hard: l.Hard}, l.Type))
+	}
+	return lp, nil
+}
+
+var rlimits = map[string]int{
+	"RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_CPU": unix.RLIMIT_CPU,
+	"RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE,
+	"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_RSS": unix.RLIMIT_RSS,
+	"RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
+}
+
+// capped lowers a limit that this process cannot raise: the spec was made in plyd, which may have had more.
+func capped(l configs.Rlimit, name string) configs.Rlimit {
+	var own unix.Rlimit
+	if unix.Getrlimit(l.Type, &own) != nil || l.Hard <= own.Max {
+		return l
+	}
+	if unix.Prlimit(0, l.Type, &unix.Rlimit{Cur: own.Cur, Max: l.Hard}, nil) == nil {
+		_ = unix.Prlimit(0, l.Type, &own, nil) // lowering back is always allowed
+		return l
+	}
+	fmt.Fprintf(os.Stderr, "warning: %s: this host does not allow more than %d, which is used\n", name, own.Max)
+	l.Hard, l.Soft = own.Max, min(l.Soft, own.Max)
+	return l
+}
+
+func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
+	lp, err := r.process(p, io, first)
+	if err != nil {
+		return child{}, err
+	}
+	if err := r.c.Start(lp); err != nil {
+		return child{}, programFailure(err)
+	}
+	pid, err := lp.Pid()
+	if err != nil {
+		return child{}, err
+	}
+	return child{pid: pid,
+		wait: func() int {
+			st, _ := lp.Wait() // an exit status that is not 0 is an error to it
+			return exitCode(st)
+		},
+		signal: func(sig unix.Signal) error { return lp.Signal(sig) },
+	}, nil
+}
+
+func (r *linked) create(p *specs.Process, io ends) (child, error) { return r.begin(p, io, true) }
+
+func (r *linked) start() error { return r.c.Exec() }
+
+func (r *linked) exec(_ string, p *specs.Process, io ends) (child, error) {
+	if st, err := r.c.Status(); err == nil && st == libcontainer.Paused {
+		return child{}, &failure{shim.ClassConflict, fmt.Sprintf("container %s is paused, unpause the container before exec", r.c.ID())}
+	}
+	return r.begin(p, io, false)
+}
+
+func (r *linked) signal(sig unix.Signal) error { return r.c.Signal(sig) }
+
+func (r *linked) signalAll(sig unix.Signal) error {
+	pids, err := r.c.Processes()
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
+			all = errors.Join(all, fmt.Errorf("kill %d: %w", pid, err))
+		}
+	}
+	return all
+}
+
+func (r *linked) pause() error  { return r.c.Pause() }
+func (r *linked) resume() error { return r.c.Resume() }
+
+func (r *linked) pids() ([]int, error) { return r.c.Processes() }
+
+func (r *linked) orphans() bool { return !r.privately }
+
+func (r *linked) ended() error {
+	if r.privately {
+		return nil // the kernel killed them with their first process
+	}
+	// Twice: a process may have forked between the look and the signal.
+	for range 2 {
+		if err := r.signalAll(unix.SIGKILL); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oomKilled asks the kernel's own count, so that no event can be missed.
+func (r *linked) oomKilled() bool {
+	st, err := r.c.State()
+	if err != nil {
+		return false
+	}
+	if cgroups.IsCgroup2UnifiedMode() {
+		return counted(filepath.Join(st.CgroupPaths[""], "memory.events"), "oom_kill")
+	}
+	return counted(filepath.Join(st.CgroupPaths["memory"], "memory.oom_control"), "oom_kill")
+}
+
+// counted reports whether a key of a flat keyed file is above zero.
+func counted(name, key string) bool {
+	f, err := os.Open(name)
+	if err != nil {
+		return false
+	}
+	defer f.Close() // only read from
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		k, v, _ := strings.Cut(sc.Text(), " ")
+		if n, err := strconv.ParseUint(v, 10, 64); k == key && err == nil {
+			return n > 0
+		}
+	}
+	return false
+}
+
+func (r *linked) destroy() error {
+	return r.c.Destroy()
+}
+
+// update changes what r names and keeps the rest.
+func (r *linked) update(res *specs.LinuxResources) error {
+	config := r.c.Config()
+	have, err := json.Marshal(config.Cgroups.Resources)
+	if err != nil {
+		return err
+	}
+	var next cgroups.Resources
+	if err := json.Unmarshal(have, &next); err != nil {
+		return err
+	}
+	if m := res.Memory; m != nil {
+		set(&next.Memory, m.Limit)
+		set(&next.MemoryReservation, m.Reservation)
+		set(&next.MemorySwap, m.Swap)
+		if m.Swappiness != nil {
+			next.MemorySwappiness = m.Swappiness
+		}
+	}
+	if c := res.CPU; c != nil {
+		set(&next.CpuShares, c.Shares)
+		set(&next.CpuQuota, c.Quota)
+		set(&next.CpuPeriod, c.Period)
+		set(&next.CpuRtRuntime, c.RealtimeRuntime)
+		set(&next.CpuRtPeriod, c.RealtimePeriod)
+		if c.Shares != nil {
+			next.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*c.Shares)
+		}
+		if c.Cpus != "" {
+			next.CpusetCpus = c.Cpus
+		}
+		if c.Mems != "" {
+			next.CpusetMems = c.Mems
+		}
+	}
+	if res.Pids != nil {
+		next.PidsLimit = res.Pids.Limit
+	}
+	if b := res.BlockIO; b != nil && b.Weight != nil {
+		next.BlkioWeight = *b.Weight
+	}
+	next.SkipDevices = true // they did not change
+	cg := *config.Cgroups
+	cg.Resources = &next
+	config.Cgroups = &cg
+	err = r.c.Set(config)
+	next.SkipDevices = false // the container keeps next, and a process can only start with devices
+	return err
+}
+
+func set[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}

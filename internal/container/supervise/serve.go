@@ -1,0 +1,382 @@
+package supervise
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+// requestTime is how long a connection may take to say what it wants.
+const requestTime = 10 * time.Second
+
+// maxSignal is the highest real-time signal.
+const maxSignal = 64
+
+func response(err error) shim.Response {
+	var f *failure
+	switch {
+	case err == nil:
+		return shim.Response{}
+	case errors.As(err, &f):
+		return shim.Response{Error: f.msg, Class: f.class}
+	case errors.Is(err, os.ErrProcessDone), errors.Is(err, unix.ESRCH):
+		return shim.Response{Error: "process has ended", Class: shim.ClassGone}
+	}
+	return shim.Response{Error: err.Error()}
+}
+
+func (s *server) serve() {
+	for {
+		conn, err := s.l.AcceptUnix()
+		if err != nil {
+			select {
+			case <-s.stopped:
+				return
+			default:
+			}
+			fmt.Fprintln(os.Stderr, "accept:", err)
+			time.Sleep(100 * time.Millisecond) // descriptors are short; they come back
+			continue
+		}
+		go s.handle(conn)
+	}
+}
+
+func (s *server) handle(conn *net.UnixConn) {
+	defer conn.Close() // the peer learns nothing from it
+	if !samePeer(conn) {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(requestTime)) // sockets have deadlines
+	req, err := shim.ReadFrame[shim.Request](conn)
+	if err != nil {
+		return
+	}
+	_ = conn.SetReadDeadline(time.Time{})
+	if req.Op == shim.OpAttach {
+		s.attach(conn, req)
+		return
+	}
+	body, err := s.dispatch(conn, req)
+	resp := response(err)
+	resp.Body = body
+	_ = shim.WriteFrame(conn, resp) // who left does not want it
+	if req.Op == shim.OpStop && err == nil {
+		s.leave()
+	}
+}
+
+// samePeer lets only our own user and root in; the socket's mode says the same.
+func samePeer(conn *net.UnixConn) bool {
+	rc, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok := false
+	err = rc.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		ok = err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
+	})
+	return ok && err == nil
+}
+
+func arguments[T any](req shim.Request) (v T, err error) {
+	if err := json.Unmarshal(req.Args, &v); err != nil {
+		return v, &failure{shim.ClassInvalid, fmt.Sprintf("%s: bad arguments: %v", req.Op, err)}
+	}
+	return v, nil
+}
+
+func (s *server) find(id string) (*process, error) {
+	if id == "" {
+		return s.init, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.execs[id]; p != nil {
+		return p, nil
+	}
+	return nil, &failure{shim.ClassUnknown, fmt.Sprintf("exec %s: no such exec in container %s", id, s.cfg.ID)}
+}
+
+func (s *server) attach(conn *net.UnixConn, req shim.Request) {
+	a, err := arguments[shim.AttachArgs](req)
+	var p *process
+	if err == nil {
+		p, err = s.find(req.Process)
+	}
+	if err != nil {
+		_ = shim.WriteFrame(conn, response(err)) // who left does not want it
+		return
+	}
+	p.attach(conn, a, func() error { return shim.WriteFrame(conn, shim.Response{}) })
+}
+
+func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage, error) {
+	p, err := s.find(req.Process)
+	if err != nil && req.Op != shim.OpExec {
+		return nil, err
+	}
+	switch req.Op {
+	case shim.OpStart:
+		return nil, s.startProcess(p)
+	case shim.OpState:
+		return json.Marshal(s.state(p))
+	case shim.OpKill:
+		return nil, s.kill(p, req)
+	case shim.OpWait:
+		return s.wait(conn, p)
+	case shim.OpResize:
+		a, err := arguments[shim.ResizeArgs](req)
+		if err != nil {
+			return nil, err
+		}
+		return nil, p.resize(a.Height, a.Width)
+	case shim.OpPause, shim.OpResume:
+		return nil, s.freeze(req.Op == shim.OpPause)
+	case shim.OpExec:
+		return nil, s.newExec(req)
+	case shim.OpUpdate:
+		return nil, s.update(req)
+	case shim.OpStats:
+		if !s.init.running() {
+			return nil, s.init.gone()
+		}
+		st, err := s.rt.stats()
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(st)
+	case shim.OpPids:
+		if !s.init.running() {
+			return nil, s.init.gone()
+		}
+		pids, err := s.rt.pids()
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(pids)
+	case shim.OpStop:
+		return nil, s.shutdown()
+	}
+	return nil, &failure{shim.ClassInvalid, fmt.Sprintf("unknown request %q", req.Op)}
+}
+
+func (s *server) startProcess(p *process) error {
+	p.mu.Lock()
+	if p.started {
+		p.mu.Unlock()
+		return &failure{shim.ClassConflict, "process was started before"}
+	}
+	if p.exit != nil {
+		p.mu.Unlock()
+		return p.gone()
+	}
+	p.started = true
+	p.mu.Unlock()
+	if p == s.init {
+		return s.rt.start()
+	}
+	return s.startExec(p)
+}
+
+func (s *server) state(p *process) shim.StateReply {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := shim.StateReply{Status: "created", Exit: p.exit}
+	switch {
+	case p.exit != nil:
+		r.Status = "stopped"
+		return r
+	case p.started:
+		r.Status = "running"
+	}
+	if p.child != nil {
+		r.PID = p.child.pid
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paused && r.Status == "running" {
+		r.Status = "paused"
+	}
+	return r
+}
+
+func (s *server) kill(p *process, req shim.Request) error {
+	a, err := arguments[shim.KillArgs](req)
+	if err != nil {
+		return err
+	}
+	if a.Signal < 0 || a.Signal > maxSignal {
+		return &failure{shim.ClassInvalid, fmt.Sprintf("invalid signal: %d", a.Signal)}
+	}
+	if !p.running() {
+		return p.gone()
+	}
+	sig := unix.Signal(a.Signal)
+	switch {
+	case a.All && p == s.init:
+		err = s.rt.signalAll(sig)
+	case p == s.init:
+		err = s.rt.signal(sig)
+		if err == nil && sig == unix.SIGKILL {
+			s.mu.Lock()
+			s.paused = false // it was thawed to die
+			s.mu.Unlock()
+		}
+	default:
+		err = p.child.signal(sig)
+	}
+	if err != nil && !p.running() {
+		return p.gone()
+	}
+	return err
+}
+
+// wait answers when the process has ended, or gives up when the asker leaves.
+func (s *server) wait(conn *net.UnixConn, p *process) (json.RawMessage, error) {
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		var b [1]byte
+		_, _ = conn.Read(b[:]) // returns when the asker leaves, or when we close
+	}()
+	select {
+	case <-p.done:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return json.Marshal(p.exit)
+	case <-left:
+		return nil, errors.New("the asker left")
+	}
+}
+
+func (s *server) freeze(on bool) error {
+	if !s.init.running() {
+		return s.init.gone()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paused == on {
+		word := map[bool]string{true: "already", false: "not"}[on]
+		return &failure{shim.ClassConflict, fmt.Sprintf("container %s is %s paused", s.cfg.ID, word)}
+	}
+	act := s.rt.resume
+	if on {
+		act = s.rt.pause
+	}
+	if err := act(); err != nil {
+		return err
+	}
+	s.paused = on
+	return nil
+}
+
+func (s *server) update(req shim.Request) error {
+	a, err := arguments[shim.UpdateArgs](req)
+	if err != nil {
+		return err
+	}
+	if !s.init.running() {
+		return s.init.gone()
+	}
+	var r specs.LinuxResources
+	if err := json.Unmarshal(a.Resources, &r); err != nil {
+		return &failure{shim.ClassInvalid, fmt.Sprintf("update: %v", err)}
+	}
+	s.forks.Lock() // nothing may start on half the limits
+	defer s.forks.Unlock()
+	return s.rt.update(&r)
+}
+
+func (s *server) newExec(req shim.Request) error {
+	a, err := arguments[shim.ExecArgs](req)
+	if err != nil {
+		return err
+	}
+	if a.ID == "" {
+		return &failure{shim.ClassInvalid, "exec: empty ID"}
+	}
+	var p specs.Process
+	if err := json.Unmarshal(a.Process, &p); err != nil || len(p.Args) == 0 || p.Cwd == "" {
+		return &failure{shim.ClassInvalid, fmt.Sprintf("exec %s: bad process", a.ID)}
+	}
+	if !s.init.running() || !s.init.begun() {
+		return &failure{shim.ClassGone, fmt.Sprintf("container %s is not running", s.cfg.ID)}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.execs[a.ID] != nil {
+		return &failure{shim.ClassExists, fmt.Sprintf("exec %s: ID is in use", a.ID)}
+	}
+	proc, err := newProcess(a.ID, &p, a.Stdin, true, a.Detach, nil)
+	if err != nil {
+		return fmt.Errorf("exec %s: %w", a.ID, err)
+	}
+	s.execs[a.ID] = proc
+	return nil
+}
+
+func (s *server) startExec(p *process) error {
+	s.forks.RLock()
+	c, err := s.rt.exec(p.id, p.spec, p.io.childEnds())
+	if err == nil {
+		s.known.Store(c.pid, nil)
+	}
+	s.forks.RUnlock()
+	if err = errors.Join(err, p.io.closeChild()); err == nil && p.tty {
+		err = p.receiveConsole()
+	}
+	if err != nil {
+		s.failExec(p, err)
+		return err
+	}
+	p.run(c)
+	go func() {
+		code := c.wait()
+		s.known.Delete(c.pid)
+		at := time.Now()
+		p.drain()
+		p.finish(shim.Exit{Code: code, At: at.UTC()})
+		s.forget(p)
+	}()
+	return nil
+}
+
+// failExec ends an exec that could not be started: waiters and clients learn it as its end.
+func (s *server) failExec(p *process, err error) {
+	code := 255
+	var f *failure
+	if errors.As(err, &f) {
+		switch f.class {
+		case shim.ClassProgramNotFound:
+			code = 127
+		case shim.ClassNotExecutable, shim.ClassInvalid:
+			code = 126
+		}
+	}
+	for _, src := range p.sources {
+		close(src.done) // nothing carries them
+	}
+	p.finish(shim.Exit{Code: code, At: time.Now().UTC()})
+	s.forget(p)
+}
+
+// forget drops the oldest of the ended execs when there are many.
+func (s *server) forget(p *process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.finished = append(s.finished, p.id)
+	if len(s.finished) > maxFinished {
+		delete(s.execs, s.finished[0])
+		s.finished = s.finished[1:]
+	}
+}
