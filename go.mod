@@ -64,3 +64,5 @@ require (
 	oras.land/oras-go/v2 v2.6.4
 	pgregory.net/rapid v1.3.0
 )
+
+require golang.org/x/tools v0.36.0 // indirect

@@ -1,0 +1,177 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestScripts runs the stories, each against a fresh plyd. A first line "# plyd: FLAGS" adds flags.
+func TestScripts(t *testing.T) {
+	for _, driver := range []string{""} {
+		testscript.Run(t, testscript.Params{
+			Dir:                 filepath.Join("testdata", "script"),
+			UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+			RequireExplicitExec: true,
+			Setup:               func(env *testscript.Env) error { return setup(env, driver) },
+			Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+				"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
+				"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "waitfor": cmdWaitFor, "pty": cmdPty,
+			},
+		})
+	}
+}
+
+type worldKey struct{}
+
+func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
+
+func setup(env *testscript.Env, driver string) error {
+	t, ok := env.T().(testing.TB)
+	if !ok {
+		return fmt.Errorf("no testing.TB behind %T", env.T())
+	}
+	var flags []string
+	if driver != "" {
+		flags = append(flags, "--storage-driver", driver)
+	}
+	if b, err := os.ReadFile(filepath.Join(env.WorkDir, "plyd.flags")); err == nil {
+		flags = append(flags, strings.Fields(string(b))...)
+	}
+	w := prepareWorld(t, flags...)
+	if b, err := os.ReadFile(filepath.Join(env.WorkDir, "daemon.json")); err == nil {
+		if err := os.WriteFile(filepath.Join(w.dir, "daemon.json"), b, 0o644); err != nil {
+			return err
+		}
+	}
+	w.startPlyd()
+	env.Values[worldKey{}] = w
+	env.Vars = append(env.Vars, w.clientEnv()...)
+	env.Vars = append(env.Vars, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
+	return nil
+}
+
+// program runs ply or a docker client with the engine's environment.
+func program(name string) func(ts *testscript.TestScript, neg bool, args []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		err := ts.Exec(worldOf(ts).program(name), args...)
+		if err != nil && !neg {
+			ts.Fatalf("%s %s: %v\nplyd:\n%s", name, strings.Join(args, " "), err, worldOf(ts).tail())
+		}
+		if err == nil && neg {
+			ts.Fatalf("%s %s: unexpected success", name, strings.Join(args, " "))
+		}
+	}
+}
+
+// registry VAR [CONFIG] starts a registry and puts its address into $VAR.
+func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: registry VAR [CONFIGFILE]")
+	}
+	more := ""
+	if len(args) > 1 {
+		more = os.Expand(ts.ReadFile(args[1]), ts.Getenv)
+	}
+	ts.Setenv(args[0], worldOf(ts).registry(more))
+}
+
+// plyd kill9 | stop | start | hup
+func cmdPlyd(ts *testscript.TestScript, neg bool, args []string) {
+	w := worldOf(ts)
+	for _, a := range args {
+		switch a {
+		case "kill9":
+			w.kill9()
+		case "stop":
+			w.stopPlyd()
+		case "start":
+			w.startPlyd()
+		default:
+			ts.Fatalf("usage: plyd kill9|stop|start")
+		}
+	}
+}
+
+// http METHOD PATH [STATUS] [BODYFILE]: the Engine API or, with a full URL, anything else; the answer becomes stdout.
+func cmdHTTP(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: http METHOD PATH|URL [STATUS] [BODYFILE]")
+	}
+	w := worldOf(ts)
+	url, client := args[1], http.DefaultClient
+	if strings.HasPrefix(url, "/") {
+		url, client = "http://ply"+url, w.client()
+	}
+	var body io.Reader
+	if len(args) > 3 {
+		body = strings.NewReader(ts.ReadFile(args[3]))
+	}
+	req, err := http.NewRequest(args[0], url, body)
+	ts.Check(err)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	r, err := client.Do(req)
+	if err != nil {
+		if neg {
+			return
+		}
+		ts.Fatalf("%v", err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	ts.Check(err)
+	fmt.Fprint(ts.Stdout(), string(b))
+	want := "200"
+	if len(args) > 2 {
+		want = args[2]
+	}
+	if got := fmt.Sprint(r.StatusCode); (got == want) == neg {
+		ts.Fatalf("%s %s = %s, want %s: %s", args[0], args[1], got, want, b)
+	}
+}
+
+// waitfor TEXT PROGRAM ARGS… repeats a program until its output holds TEXT, 10 s at most.
+func cmdWaitFor(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: waitfor TEXT PROGRAM ARGS...")
+	}
+	w := worldOf(ts)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		o, e, err := w.run(args[1], args[2:]...)
+		if strings.Contains(o+e, args[0]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s never said %q: %v\n%s%s", strings.Join(args[1:], " "), args[0], err, o, e)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// pty INPUTFILE PROGRAM ARGS… runs a program on a terminal of 40 rows and 120 columns and types the lines of the file: each line is
+// "EXPECT⇥TYPE" (a tab between): wait until EXPECT was printed, then type TYPE, in which \n, \x10 and the like are
+// read as Go does. What was printed becomes stdout.
+func cmdPty(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: pty INPUTFILE PROGRAM ARGS...")
+	}
+	w := worldOf(ts)
+	c := exec.Command(w.program(args[1]), args[2:]...)
+	c.Env = append(os.Environ(), w.clientEnv()...)
+	out, err := onTerminal(c, ts.ReadFile(args[0]))
+	fmt.Fprint(ts.Stdout(), out)
+	if (err != nil) != neg {
+		ts.Fatalf("%s: %v\n%s", strings.Join(args[1:], " "), err, out)
+	}
+}
