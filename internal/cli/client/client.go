@@ -1,0 +1,356 @@
+// Package client speaks the Docker Engine API over a unix socket or TCP, with and without TLS.
+//
+// It knows requests, versions, errors and hijacked streams; it knows no command. Answers are decoded into the
+// small types of this package or handed on as raw JSON, so a newer engine's additional fields are never lost.
+// A Client may be used by several goroutines at once.
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// MaxAPI and MinAPI bound the versions this client speaks.
+const (
+	MaxAPI = "1.51"
+	MinAPI = "1.24"
+)
+
+// maxError bounds the text of an error answer that is read.
+const maxError = 1 << 20
+
+// Options of New. Host is unix://PATH or tcp://HOST:PORT.
+type Options struct {
+	Host       string
+	TLS        *tls.Config       // nil means plain
+	Headers    map[string]string // sent with every request
+	UserAgent  string
+	APIVersion string // fixed version, "" negotiates
+}
+
+// Client is one engine.
+type Client struct {
+	opts    Options
+	network string
+	addr    string
+	scheme  string
+	http    *http.Client
+
+	mu     sync.Mutex
+	ping   *Ping
+	fixed  bool
+	apiVer string
+}
+
+// Ping is what an engine says of itself at every contact.
+type Ping struct {
+	APIVersion     string
+	OSType         string
+	BuilderVersion string
+	Experimental   bool
+}
+
+// New checks the host and makes a client; nothing is dialled yet.
+func New(opts Options) (*Client, error) {
+	network, addr, err := SplitHost(opts.Host)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{opts: opts, network: network, addr: addr, scheme: "http", apiVer: MaxAPI}
+	if opts.TLS != nil {
+		c.scheme = "https"
+	}
+	if opts.APIVersion != "" {
+		c.apiVer, c.fixed = strings.TrimPrefix(opts.APIVersion, "v"), true
+	}
+	c.http = &http.Client{
+		Transport: &http.Transport{
+			DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dialPlain(ctx) },
+			TLSClientConfig:    opts.TLS,
+			DisableCompression: true,
+			MaxIdleConns:       6,
+			IdleConnTimeout:    30 * time.Second,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c, nil
+}
+
+// SplitHost gives network ("unix" or "tcp") and address of a -H value.
+func SplitHost(host string) (network, addr string, err error) {
+	proto, rest, ok := strings.Cut(host, "://")
+	if !ok {
+		return "", "", errs.New(errs.Invalid, "unable to parse docker host `%s`", host)
+	}
+	switch proto {
+	case "unix":
+		if rest == "" {
+			return "", "", errs.New(errs.Invalid, "host %q: no socket path", host)
+		}
+		return "unix", rest, nil
+	case "tcp", "http", "https":
+		rest = strings.TrimSuffix(rest, "/")
+		if strings.Contains(rest, "/") {
+			return "", "", errs.New(errs.Invalid, "host %q: a path is not supported", host)
+		}
+		if rest == "" {
+			rest = "127.0.0.1"
+		}
+		if _, _, err := net.SplitHostPort(rest); err != nil {
+			port := "2375"
+			if proto == "https" {
+				port = "2376"
+			}
+			rest = net.JoinHostPort(strings.Trim(rest, "[]"), port)
+		}
+		return "tcp", rest, nil
+	}
+	return "", "", errs.New(errs.Unimplemented, "host %q: %s:// is not supported, use unix://PATH or tcp://HOST:PORT", host, proto)
+}
+
+// Host is the address given to New.
+func (c *Client) Host() string { return c.opts.Host }
+
+func (c *Client) dialPlain(ctx context.Context) (net.Conn, error) {
+	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
+	return d.DialContext(ctx, c.network, c.addr)
+}
+
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := c.dialPlain(ctx)
+	if err != nil || c.opts.TLS == nil {
+		return conn, err
+	}
+	cfg := c.opts.TLS.Clone()
+	if cfg.ServerName == "" {
+		cfg.ServerName, _, _ = net.SplitHostPort(c.addr)
+	}
+	cfg.NextProtos = nil
+	t := tls.Client(conn, cfg)
+	if err := t.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// Ping asks the engine who it is and settles the version to speak. It is asked once.
+func (c *Client) Ping(ctx context.Context) (Ping, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ping != nil {
+		return *c.ping, nil
+	}
+	resp, err := c.roundTrip(ctx, http.MethodHead, "/_ping", nil, nil, nil)
+	if err != nil {
+		return Ping{}, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 500 || resp.StatusCode == http.StatusNotFound && resp.Header.Get("API-Version") == "" {
+		return Ping{}, errs.New(errs.Unavailable, "%s does not answer as a Docker Engine API: %s", c.opts.Host, resp.Status)
+	}
+	p := Ping{
+		APIVersion:     resp.Header.Get("API-Version"),
+		OSType:         resp.Header.Get("OSType"),
+		BuilderVersion: resp.Header.Get("Builder-Version"),
+		Experimental:   resp.Header.Get("Docker-Experimental") == "true",
+	}
+	if !c.fixed {
+		v := p.APIVersion
+		if v == "" {
+			v = MinAPI
+		}
+		if Less(v, MinAPI) {
+			return Ping{}, errs.New(errs.Unimplemented, "engine API version %s is too old, at least %s is needed", v, MinAPI)
+		}
+		if Less(v, c.apiVer) {
+			c.apiVer = v
+		}
+	}
+	c.ping = &p
+	return p, nil
+}
+
+// APIVersion is the version spoken; settled after the first request.
+func (c *Client) APIVersion() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.apiVer
+}
+
+// AtLeast settles the version and reports whether it is v or newer; false when the engine is out of reach.
+func (c *Client) AtLeast(ctx context.Context, v string) bool {
+	if _, err := c.Ping(ctx); err != nil {
+		return false
+	}
+	return !Less(c.APIVersion(), v)
+}
+
+// Less compares two API versions by number.
+func Less(a, b string) bool {
+	am, an := splitVersion(a)
+	bm, bn := splitVersion(b)
+	return am < bm || am == bm && an < bn
+}
+
+func splitVersion(v string) (major, minor int) {
+	a, b, _ := strings.Cut(v, ".")
+	major, _ = strconv.Atoi(a)
+	minor, _ = strconv.Atoi(b)
+	return major, minor
+}
+
+// Request is one call. Body is JSON-encoded unless it is an io.Reader.
+type Request struct {
+	Method string // "" means GET
+	Path   string // below the version, such as "/containers/json"
+	Query  url.Values
+	Body   any
+	Header http.Header
+}
+
+// Open sends r and gives the answer with its body open; an error status becomes *Error.
+func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
+	if _, err := c.Ping(ctx); err != nil {
+		return nil, err
+	}
+	body, header, err := encode(r)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.roundTrip(ctx, r.Method, "/v"+c.APIVersion()+r.Path, r.Query, body, header)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkStatus(resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// Do sends r and decodes the JSON answer into out; nil out drops it.
+func (c *Client) Do(ctx context.Context, r Request, out any) error {
+	resp, err := c.Open(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+		return err
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return errs.New(errs.Invalid, "answer of %s: %w", r.Path, err)
+	}
+	return nil
+}
+
+// Raw sends r and gives the answer's bytes.
+func (c *Client) Raw(ctx context.Context, r Request) (json.RawMessage, error) {
+	resp, err := c.Open(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 256<<20))
+	if err != nil {
+		return nil, fmt.Errorf("answer of %s: %w", r.Path, err)
+	}
+	return b, nil
+}
+
+func encode(r Request) (io.Reader, http.Header, error) {
+	header := r.Header.Clone()
+	if header == nil {
+		header = http.Header{}
+	}
+	switch b := r.Body.(type) {
+	case nil:
+		return nil, header, nil
+	case io.Reader:
+		if header.Get("Content-Type") == "" {
+			header.Set("Content-Type", "application/x-tar")
+		}
+		return b, header, nil
+	default:
+		buf, err := json.Marshal(b)
+		if err != nil {
+			return nil, nil, errs.New(errs.Internal, "request %s: %w", r.Path, err)
+		}
+		header.Set("Content-Type", "application/json")
+		return bytes.NewReader(buf), header, nil
+	}
+}
+
+func (c *Client) newRequest(ctx context.Context, method, path string, q url.Values, body io.Reader, header http.Header) (*http.Request, error) {
+	if method == "" {
+		method = http.MethodGet
+	}
+	host := c.addr
+	if c.network == "unix" {
+		host = "api.moby.localhost"
+	}
+	u := url.URL{Scheme: c.scheme, Host: host, Path: path, RawQuery: q.Encode()}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range c.opts.Headers {
+		req.Header.Set(k, v)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+	}
+	if c.opts.UserAgent != "" {
+		req.Header.Set("User-Agent", c.opts.UserAgent)
+	}
+	if body == nil && (method == http.MethodPost || method == http.MethodPut) {
+		req.Header.Set("Content-Type", "text/plain")
+	}
+	return req, nil
+}
+
+func (c *Client) roundTrip(ctx context.Context, method, path string, q url.Values, body io.Reader, header http.Header) (*http.Response, error) {
+	req, err := c.newRequest(ctx, method, path, q, body, header)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.connectError(ctx, err)
+	}
+	return resp, nil
+}
+
+// connectError tells a refused or absent engine from a broken exchange.
+func (c *Client) connectError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	var oe *net.OpError
+	if errors.As(err, &oe) && oe.Op == "dial" {
+		return &ConnectError{Host: c.opts.Host, Err: err}
+	}
+	if c.opts.TLS == nil && strings.Contains(err.Error(), "malformed HTTP response") {
+		return fmt.Errorf("error during connect: %w: are you trying to connect to a TLS-enabled daemon without TLS?", err)
+	}
+	return fmt.Errorf("error during connect: %w", err)
+}

@@ -1,0 +1,83 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"syscall"
+)
+
+// Error is the engine's own answer that something went wrong.
+type Error struct {
+	Status  int // HTTP status
+	Message string
+}
+
+// Error gives docker's form.
+func (e *Error) Error() string { return "Error response from daemon: " + e.Message }
+
+// IsNotFound reports whether the engine said that the object does not exist.
+func IsNotFound(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusNotFound
+}
+
+// IsConflict reports a 409.
+func IsConflict(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status == http.StatusConflict
+}
+
+// ConnectError says that no engine could be reached at Host.
+type ConnectError struct {
+	Host string
+	Err  error
+}
+
+// Error names the host and the likeliest reason.
+func (e *ConnectError) Error() string {
+	if errors.Is(e.Err, fs.ErrPermission) {
+		return "permission denied while trying to connect to the ply daemon socket at " + e.Host + ": " + e.Err.Error()
+	}
+	return "Cannot connect to the ply daemon at " + e.Host + ". Is the ply daemon running?"
+}
+
+// Unwrap gives the dial error.
+func (e *ConnectError) Unwrap() error { return e.Err }
+
+// Absent reports whether nothing listens there: no socket, or one that nobody holds.
+func (e *ConnectError) Absent() bool {
+	return errors.Is(e.Err, fs.ErrNotExist) || errors.Is(e.Err, syscall.ECONNREFUSED)
+}
+
+func checkStatus(resp *http.Response) error {
+	if resp.StatusCode >= 200 && resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		return nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxError))
+	if err != nil {
+		return err
+	}
+	return &Error{Status: resp.StatusCode, Message: errorText(resp, body)}
+}
+
+func errorText(resp *http.Response, body []byte) string {
+	var m struct {
+		Message string `json:"message"`
+	}
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && json.Unmarshal(body, &m) == nil && m.Message != "" {
+		return strings.TrimSpace(m.Message)
+	}
+	if text := strings.TrimSpace(string(body)); text != "" {
+		return text
+	}
+	text := "request returned " + http.StatusText(resp.StatusCode)
+	if resp.Request != nil {
+		text += " for API route " + resp.Request.Method + " " + resp.Request.URL.Path
+	}
+	return text
+}

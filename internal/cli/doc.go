@@ -1,0 +1,8 @@
+// Package cli is the command line: docker's verbs and flags, spoken to any Docker Engine API.
+//
+// One file holds one command (or the few that are one idea); client talks HTTP, ui shows progress, format makes tables
+// and templates, opts parses flag values, config keeps credentials, terminal handles the tty. No engine code is linked
+// (a test checks it). Every command is a constructor on App that tests call with their own streams and host.
+// Exit codes: 0, 1 (the command failed), 125 (wrong usage, or run failed in the engine), 126 and 127 (the container's
+// command cannot be run, is not there), 128+n (ended by a signal), else the container's own.
+package cli

@@ -1,0 +1,240 @@
+package format
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"text/template"
+
+	"ply/internal/errs"
+)
+
+// stringMaps and stringLists are the fields that are null in JSON when empty, and that templates join and index.
+var (
+	stringMaps = set("Labels", "Options", "Opts", "DriverOpts", "Sysctls", "Annotations", "StorageOpt", "Tmpfs", "Data")
+	stringList = set("Cmd", "Entrypoint", "Env", "Args", "RepoTags", "RepoDigests", "Binds", "VolumesFrom", "CapAdd", "CapDrop",
+		"Dns", "DnsOptions", "DnsSearch", "ExtraHosts", "GroupAdd", "Links", "SecurityOpt", "Aliases", "OnBuild", "Shell",
+		"Layers", "ExecIDs", "Warnings", "MaskedPaths", "ReadonlyPaths", "DNSNames", "SecurityOptions")
+)
+
+func set(names ...string) map[string]bool {
+	m := make(map[string]bool, len(names))
+	for _, n := range names {
+		m[n] = true
+	}
+	return m
+}
+
+// Document decodes one JSON document for templates: numbers become int64 or float64, lists of strings []string, maps
+// of strings map[string]string, and null fields that are lists or maps stay so.
+func Document(raw []byte) (any, error) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return nil, errs.New(errs.Invalid, "answer of the daemon: %w", err)
+	}
+	return refine("", v), nil
+}
+
+func refine(name string, v any) any {
+	switch x := v.(type) {
+	case nil:
+		if stringMaps[name] {
+			return map[string]string(nil)
+		}
+		if stringList[name] {
+			return []string(nil)
+		}
+		return nil
+	case json.Number:
+		if n, err := x.Int64(); err == nil {
+			return n
+		}
+		f, _ := x.Float64()
+		return f
+	case []any:
+		return refineList(name, x)
+	case map[string]any:
+		return refineMap(name, x)
+	}
+	return v
+}
+
+func refineList(name string, list []any) any {
+	strs := make([]string, 0, len(list))
+	for _, e := range list {
+		s, ok := e.(string)
+		if !ok {
+			break
+		}
+		strs = append(strs, s)
+	}
+	if len(strs) == len(list) && (len(list) > 0 || stringList[name]) {
+		return strs
+	}
+	for i, e := range list {
+		list[i] = refine("", e)
+	}
+	return list
+}
+
+func refineMap(name string, m map[string]any) any {
+	if stringMaps[name] {
+		out := make(map[string]string, len(m))
+		for k, e := range m {
+			s, ok := e.(string)
+			if !ok {
+				out = nil
+				break
+			}
+			out[k] = s
+		}
+		if out != nil {
+			return out
+		}
+	}
+	for k, e := range m {
+		m[k] = refine(k, e)
+	}
+	return m
+}
+
+// texts maps an object, by the identity of its map, to its JSON source, so that {{json .X}} keeps the engine's order of keys.
+type texts map[uintptr]string
+
+func (t texts) encode(v any) (string, error) {
+	if m, ok := v.(map[string]any); ok {
+		if s, ok := t[reflect.ValueOf(m).Pointer()]; ok {
+			return s, nil
+		}
+	}
+	return encodeJSON(v)
+}
+
+// index walks source and decoded value side by side and notes the source of every object.
+func index(raw []byte, v any, into texts) {
+	switch x := v.(type) {
+	case map[string]any:
+		var parts map[string]json.RawMessage
+		if json.Unmarshal(raw, &parts) != nil {
+			return
+		}
+		var c bytes.Buffer
+		if json.Compact(&c, raw) == nil {
+			into[reflect.ValueOf(x).Pointer()] = unescapeHTML(c.String())
+		}
+		for k, p := range parts {
+			index(p, x[k], into)
+		}
+	case []any:
+		var parts []json.RawMessage
+		if json.Unmarshal(raw, &parts) != nil || len(parts) != len(x) {
+			return
+		}
+		for i := range parts {
+			index(parts[i], x[i], into)
+		}
+	}
+}
+
+// Execute renders one JSON document with a template as docker's inspect does.
+func Execute(w io.Writer, t *template.Template, raw []byte) error {
+	v, err := Document(raw)
+	if err != nil {
+		return err
+	}
+	source := texts{}
+	index(raw, v, source)
+	if m, ok := v.(map[string]any); ok {
+		if id, has := m["Id"]; has {
+			if _, taken := m["ID"]; !taken {
+				m["ID"] = id
+			}
+		}
+	}
+	var buf bytes.Buffer
+	t.Funcs(template.FuncMap{"json": source.encode})
+	if err := t.Option("missingkey=error").Execute(&buf, v); err != nil {
+		return errs.New(errs.Invalid, "template parsing error: %w", err)
+	}
+	buf.WriteByte('\n')
+	_, err = w.Write(buf.Bytes())
+	return err
+}
+
+// Inspect writes documents as `inspect` does: an indented array, JSON lines for "json", or a template per document.
+func Inspect(w io.Writer, format string, docs []json.RawMessage) error {
+	switch format {
+	case "":
+		return indentArray(w, docs)
+	case "json":
+		for _, d := range docs {
+			var c bytes.Buffer
+			if err := json.Compact(&c, d); err != nil {
+				return errs.New(errs.Invalid, "answer of the daemon: %w", err)
+			}
+			if _, err := fmt.Fprintln(w, c.String()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t, err := Parse(unescape.Replace(format))
+	if err != nil {
+		return err
+	}
+	for _, d := range docs {
+		if err := Execute(w, t, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func indentArray(w io.Writer, docs []json.RawMessage) error {
+	var b bytes.Buffer
+	b.WriteByte('[')
+	for i, d := range docs {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.Write(d)
+	}
+	b.WriteByte(']')
+	var out bytes.Buffer
+	if err := json.Indent(&out, b.Bytes(), "", "    "); err != nil {
+		return errs.New(errs.Invalid, "answer of the daemon: %w", err)
+	}
+	_, err := io.WriteString(w, strings.TrimRight(out.String(), "\n")+"\n")
+	return err
+}
+
+// unescapeHTML undoes the escapes of <, > and & that Go's encoder makes, in JSON text.
+func unescapeHTML(s string) string {
+	if !strings.Contains(s, `\u00`) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] != '\\' || i+1 >= len(s) {
+			b.WriteByte(s[i])
+			continue
+		}
+		if i+6 <= len(s) {
+			if c, ok := htmlEscapes[s[i:i+6]]; ok {
+				b.WriteByte(c)
+				i += 5
+				continue
+			}
+		}
+		b.WriteString(s[i : i+2])
+		i++
+	}
+	return b.String()
+}
+
+var htmlEscapes = map[string]byte{`\u003c`: '<', `\u003e`: '>', `\u0026`: '&'}

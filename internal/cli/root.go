@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"ply/internal/cli/config"
+	"ply/internal/cli/opts"
+)
+
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ sig os.Signal }
+
+func (e *signalError) Error() string { return e.sig.String() }
+
+func (e *signalError) number() int {
+	if n, ok := e.sig.(syscall.Signal); ok {
+		return int(n)
+	}
+	return 1
+}
+
+// Main runs the command line on the process's streams and gives its exit code.
+func Main(args []string) int {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	ch := make(chan os.Signal, 3)
+	signal.Notify(ch, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for n := 0; ; n++ {
+			s := <-ch
+			cancel(&signalError{s})
+			if n == 2 {
+				os.Exit(1) // asked three times
+			}
+		}
+	}()
+	return NewApp().Run(ctx, args)
+}
+
+// Run executes one command line (without the program's name) and gives the exit code.
+func (a *App) Run(ctx context.Context, args []string) int {
+	root := a.Root()
+	args = a.rewrite(args)
+	root.SetArgs(args)
+	root.SetContext(ctx)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	if hint := a.forgottenRun(root, args); hint != "" {
+		err = &exitError{125, hint}
+	}
+	code, text := outcome(err)
+	if text != "" {
+		fmt.Fprintln(a.Err, text)
+	}
+	return code
+}
+
+// Root builds the command tree.
+func (a *App) Root() *cobra.Command {
+	root := &cobra.Command{
+		Use:              "ply [OPTIONS] COMMAND",
+		Short:            "A container image engine: docker's words, one file a layer",
+		SilenceErrors:    true,
+		SilenceUsage:     true,
+		TraverseChildren: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.global.version {
+				fmt.Fprintf(a.Out, "ply version %s, build %s\n", Version, GitCommit)
+				return nil
+			}
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return unknownCommand(cmd, args)
+		},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.global.debug {
+				os.Setenv("DEBUG", "1")
+			}
+			return nil
+		},
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.SetHelpCommand(&cobra.Command{
+		Use: "help [command]", Short: "Help about the command", Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sub, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return &exitError{1, fmt.Sprintf("unknown help topic: %s", strings.Join(args, " "))}
+			}
+			return sub.Help()
+		},
+	})
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { writeHelp(a.Out, cmd, a.helpWidth()) })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &usageError{cmd: cmd, text: err.Error(), see: "Run", code: 125}
+	})
+	a.globalFlags(root.Flags())
+	a.addCommands(root)
+	return root
+}
+
+func (a *App) helpWidth() int {
+	if w, _ := a.OutTerm.Size(); w > 20 {
+		return w
+	}
+	return 80
+}
+
+func (a *App) globalFlags(f *pflag.FlagSet) {
+	g := &a.global
+	f.SortFlags = true
+	f.SetInterspersed(false)
+	f.StringVar(&g.configDir, "config", config.Dir(), "Location of client config files")
+	f.StringVarP(&g.context, "context", "c", "", "Name of the context to use (ply has none: an error that says so)")
+	f.BoolVarP(&g.debug, "debug", "D", false, "Enable debug mode")
+	f.VarP(&hostList{&g.hosts}, "host", "H", "Daemon socket to connect to")
+	f.StringVarP(&g.logLevel, "log-level", "l", "info", `Set the logging level ("debug", "info", "warn", "error", "fatal")`)
+	f.BoolVar(&g.tls, "tls", false, "Use TLS; implied by --tlsverify")
+	f.StringVar(&g.caFile, "tlscacert", "", "Trust certs signed only by this CA")
+	f.StringVar(&g.certFile, "tlscert", "", "Path to TLS certificate file")
+	f.StringVar(&g.keyFle, "tlskey", "", "Path to TLS key file")
+	f.BoolVar(&g.tlsVerify, "tlsverify", false, "Use TLS and verify the remote")
+	f.BoolVarP(&g.version, "version", "v", false, "Print version information and quit")
+}
+
+// hostList is -H.
+type hostList struct{ to *[]string }
+
+func (h *hostList) Set(s string) error { *h.to = append(*h.to, s); return nil }
+func (h *hostList) String() string     { return "" }
+func (h *hostList) Type() string       { return "list" }
+
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if err := dashes(cmd, args); err != nil {
+		return err
+	}
+	text := "ply: unknown command: " + cmd.CommandPath() + " " + args[0]
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		text += "\n\nDid you mean '" + cmd.CommandPath() + " " + s[0] + "'?"
+	}
+	if cmd.HasParent() {
+		text += "\n\nUsage:  " + useLine(cmd)
+	}
+	return &exitError{1, text + "\n\nRun '" + cmd.CommandPath() + " --help' for more information"}
+}
+
+// rewrite turns the old single-dash -tree of `images` into --tree, with the old warning.
+func (a *App) rewrite(args []string) []string {
+	at := slices.Index(args, "-tree")
+	if at < 0 {
+		return args
+	}
+	words := 0
+	for _, w := range args[:at] {
+		if w == "images" || w == "image" || words == 1 && (w == "ls" || w == "list") {
+			words++
+			if w == "images" {
+				words++
+			}
+		} else if w == "run" || w == "create" || w == "exec" || w == "--" {
+			return args // the container's own words
+		}
+	}
+	if words < 2 {
+		return args
+	}
+	fmt.Fprintln(a.Err, "Warning: '-tree' is deprecated, it will be removed soon. See usage.")
+	out := slices.Clone(args)
+	out[at] = "--tree"
+	return out
+}
+
+// forgottenRun recognises `ply -d -p 5000:5000 IMAGE`, typed without run, and gives the corrected line.
+func (a *App) forgottenRun(root *cobra.Command, args []string) string {
+	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
+		return ""
+	}
+	if _, _, err := root.Find(firstWords(root, args)); err == nil && len(firstWords(root, args)) > 0 {
+		return ""
+	}
+	probe := newRunFlags()
+	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	fs.SetInterspersed(false)
+	probe.add(fs, true)
+	if err := fs.Parse(args); err != nil {
+		return ""
+	}
+	if fs.NArg() == 0 {
+		if len(args) == 1 && args[0] == "-d" {
+			return "unknown shorthand flag: 'd' in -d\n\nThe engine is a program of its own: run `plyd`. To run a container in the background: `ply run -d IMAGE`."
+		}
+		return ""
+	}
+	if _, err := opts.Env(fs.Arg(0)); err != nil {
+		return ""
+	}
+	line := "ply run"
+	for _, w := range args {
+		line += " " + shellQuote(w)
+	}
+	return "ply: the command is missing before '" + args[0] + "'; did you mean `" + line + "`?"
+}
+
+// firstWords drops the global flags before the command; nil when what stands there is no global flag.
+func firstWords(root *cobra.Command, args []string) []string {
+	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
+	fs.SetInterspersed(false)
+	(&App{}).globalFlags(fs)
+	if err := fs.Parse(args); err != nil {
+		return nil
+	}
+	if c, _, err := root.Find(fs.Args()); err != nil || c == root {
+		return nil
+	}
+	return fs.Args()
+}
+
+func shellQuote(s string) string {
+	if s != "" && strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_=+.,:/@%^", r))
+	}) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,147 @@
+// Package ui shows the progress of long work: a core that reads the engine's message stream and keeps one line
+// per object, and printers that draw it — tty (live lines with bars), plain (one line per change of state),
+// json (the messages themselves, one a line) and quiet.
+package ui
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"ply/internal/cli/client"
+	"ply/internal/errs"
+)
+
+// Printer draws messages. Close leaves the terminal in order.
+type Printer interface {
+	Print(m *client.Message) error
+	Close() error
+}
+
+// Size asks for the terminal's size in cells.
+type Size func() (width, height int)
+
+// New gives the printer for mode: "auto" and "" choose tty when size is not nil, else plain.
+func New(mode string, w io.Writer, size Size) (Printer, error) {
+	switch mode {
+	case "", "auto":
+		if size != nil {
+			return newTTY(w, size), nil
+		}
+		return &plain{w: w}, nil
+	case "tty":
+		if size == nil {
+			size = func() (int, int) { return 80, 24 }
+		}
+		return newTTY(w, size), nil
+	case "plain":
+		return &plain{w: w}, nil
+	case "json", "rawjson":
+		return &jsonLines{w: w}, nil
+	case "quiet":
+		return quiet{}, nil
+	}
+	return nil, errs.New(errs.Invalid, "invalid progress mode %q: use auto, tty, plain or json", mode)
+}
+
+// StreamError is an error that arrived inside a stream.
+type StreamError struct {
+	Code    int
+	Message string
+}
+
+// Error gives the engine's text.
+func (e *StreamError) Error() string { return e.Message }
+
+// Show reads the stream to its end and prints every message; aux, which may be nil, gets the values that are not for
+// showing. An error message in the stream ends it and is returned as *StreamError.
+func Show(r io.Reader, p Printer, aux func(json.RawMessage)) (err error) {
+	defer func() { err = errors.Join(err, p.Close()) }()
+	dec := json.NewDecoder(r)
+	for {
+		var m client.Message
+		if err := dec.Decode(&m); err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return fmt.Errorf("progress stream: %w", err)
+		}
+		if m.Aux != nil && aux != nil {
+			aux(m.Aux)
+		}
+		if e := failure(&m); e != nil {
+			return e
+		}
+		if m.Aux != nil && m.Status == "" && m.Stream == "" {
+			if _, raw := p.(*jsonLines); !raw {
+				continue
+			}
+		}
+		if err := p.Print(&m); err != nil {
+			return err
+		}
+	}
+}
+
+func failure(m *client.Message) error {
+	if m.ErrorDetail != nil && m.ErrorDetail.Message != "" {
+		return &StreamError{Code: m.ErrorDetail.Code, Message: m.ErrorDetail.Message}
+	}
+	if m.Error != "" {
+		return &StreamError{Message: m.Error}
+	}
+	return nil
+}
+
+// bar draws docker's progress text for a terminal of the given width; "" when there is nothing to tell.
+func bar(m *client.Message, width int, now time.Time) string {
+	d := m.Detail
+	if d == nil {
+		return m.Progress
+	}
+	if d.Current <= 0 && d.Total <= 0 {
+		return m.Progress
+	}
+	amount := func(n int64) string {
+		if d.Units != "" {
+			return fmt.Sprintf("%d %s", n, d.Units)
+		}
+		return units.HumanSize(float64(n))
+	}
+	if d.Total <= 0 {
+		return fmt.Sprintf("%8v", amount(d.Current))
+	}
+	var b strings.Builder
+	half := min(int(float64(d.Current)/float64(d.Total)*100)/2, 50)
+	if width > 110 {
+		fmt.Fprintf(&b, "[%s>%s] ", strings.Repeat("=", half), strings.Repeat(" ", 50-half))
+	}
+	switch {
+	case d.HideCounts:
+	case d.Units != "" && d.Current <= d.Total:
+		fmt.Fprintf(&b, "%d/%d %s", d.Current, d.Total, d.Units)
+	case d.Current > d.Total:
+		fmt.Fprintf(&b, "%8v", amount(d.Current))
+	default:
+		fmt.Fprintf(&b, "%8v/%v", amount(d.Current), amount(d.Total))
+	}
+	if d.Current > 0 && d.Start > 0 && half < 50 && width > 50 {
+		spent := now.Sub(time.Unix(d.Start, 0))
+		left := time.Duration(float64(spent) / float64(d.Current) * float64(d.Total-d.Current))
+		fmt.Fprintf(&b, " %s", (left / time.Second * time.Second).String())
+	}
+	return b.String()
+}
+
+// text is what a message says, without its bar.
+func text(m *client.Message) string {
+	if m.ID != "" {
+		return m.ID + ": " + m.Status
+	}
+	return m.Status
+}
