@@ -151,13 +151,28 @@ func (b *builder) hybrid(list []*export) error {
 }
 
 func (b *builder) docker(list []*export) error {
-	b.manifest(list, func(e *export) string { return e.img.ID.Hex() + ".json" }, func(e *export, i int) string { return e.v1[i].id + "/layer.tar" })
+	// Some readers take a link's size for the layer's: manifest.json names the files behind them.
+	first := firstV1(list)
+	b.manifest(list, func(e *export) string { return e.img.ID.Hex() + ".json" }, func(e *export, i int) string { return first[e.layers[i].diffID] })
 	b.repositories(list)
 	for _, e := range list {
 		b.file(e.img.ID.Hex()+".json", e.created(), e.img.Raw)
 	}
 	b.v1Layers(list)
 	return nil
+}
+
+// firstV1 tells under which v1 ID a layer's bytes are.
+func firstV1(list []*export) map[oci.DiffID]string {
+	first := map[oci.DiffID]string{}
+	for _, e := range list {
+		for i, l := range e.layers {
+			if first[l.diffID] == "" {
+				first[l.diffID] = e.v1[i].id + "/layer.tar"
+			}
+		}
+	}
+	return first
 }
 
 func (b *builder) legacy(list []*export) error {
@@ -174,17 +189,14 @@ func (b *builder) legacy(list []*export) error {
 
 // v1Layers puts a directory for each layer; one that is there under another ID becomes a link.
 func (b *builder) v1Layers(list []*export) {
-	first := map[oci.DiffID]string{}
+	first := firstV1(list)
 	for _, e := range list {
 		for i, l := range e.layers {
 			b.v1Dir(e, i)
 			name := e.v1[i].id + "/layer.tar"
-			switch at := first[l.diffID]; at {
-			case "":
-				first[l.diffID] = name
+			if at := first[l.diffID]; at == name {
 				b.add(entry{name: name, made: e.created(), layer: l})
-			case name:
-			default:
+			} else {
 				b.add(entry{name: name, made: e.created(), link: "../" + at})
 			}
 		}
