@@ -35,7 +35,7 @@ bench: build
 
 install: build
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/ply bin/plyd bin/ply-shim
-	packaging/install $(DESTDIR)$(PREFIX)
+	PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install $(DESTDIR)$(PREFIX)
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim)
