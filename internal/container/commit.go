@@ -1,0 +1,246 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/image/change"
+	"ply/internal/oci"
+	"ply/internal/store"
+)
+
+// Changes lists what a container's writable layer adds, modifies and deletes.
+func (s *Service) Changes(ctx context.Context, ref string) (out []Change, err error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.holdRoot(c); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
+	return s.opts.Store.Layers.Changes(ctx, c.writableDir(), c.chain())
+}
+
+func (c *ctr) chain() oci.Chain {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Chain
+}
+
+// Commit makes an image of a container: its image's layers and one more with what the writable layer holds. A
+// running container is frozen meanwhile, unless opts.Pause is false. What lies in volumes is not in the image;
+// the result names their places. Errors: NotFound, Conflict, Invalid for a change.
+func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (res CommitResult, err error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return res, err
+	}
+	switch st := c.status(); st {
+	case StatusDead, StatusRemoving:
+		return res, errs.New(errs.Conflict, "You cannot commit container %s which is %s", c.id, st)
+	}
+	base, err := s.baseImage(ctx, c)
+	if err != nil {
+		return res, err
+	}
+	cfg, err := s.commitConfig(c, base, &opts)
+	if err != nil {
+		return res, err
+	}
+	if err := s.holdRoot(c); err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
+	lease, err := s.opts.Store.Lease("commit " + string(c.id))
+	if err != nil {
+		return res, err
+	}
+	defer func() { err = errors.Join(err, lease.Release()) }()
+	chain := c.chain()
+	if err := lease.Layer(chain); err != nil {
+		return res, err
+	}
+	diff, err := s.commitLayer(ctx, c, chain, lease, opts.Pause)
+	if err != nil {
+		return res, err
+	}
+	cfg.RootFS.DiffIDs = append(slices.Clone(chain), diff)
+	o := image.CreateOptions{Config: cfg, Format: opts.Format, Name: opts.Name, Message: opts.Message}
+	if base != nil {
+		o.Parent = base.ID
+	}
+	if res.ID, err = s.opts.Images.Create(ctx, lease, o); err != nil {
+		return res, err
+	}
+	c.mu.Lock()
+	for _, m := range c.rec.Mounts {
+		res.LeftOut = append(res.LeftOut, m.Target)
+	}
+	c.mu.Unlock()
+	name := ""
+	if !opts.Name.IsZero() {
+		name = opts.Name.Familiar()
+	}
+	s.publish(c, "commit", "comment", opts.Message, "imageID", string(res.ID), "imageRef", name)
+	return res, nil
+}
+
+// baseImage gives the image that the container was made from; nil when it was removed by force.
+func (s *Service) baseImage(ctx context.Context, c *ctr) (*image.Image, error) {
+	c.mu.Lock()
+	id := c.rec.Image
+	c.mu.Unlock()
+	img, err := s.opts.Images.Get(ctx, string(id))
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	return img, err
+}
+
+// commitConfig makes the config of the new image, but for its layers.
+func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (cfg oci.Config, err error) {
+	c.mu.Lock()
+	r := &c.rec
+	run := runConfig(&r.Spec)
+	by := strings.Join(append([]string{r.Path}, r.Args...), " ")
+	cfg.OS, cfg.Architecture, cfg.Variant = r.Platform.OS, r.Platform.Architecture, r.Platform.Variant
+	layers := len(r.Chain)
+	c.mu.Unlock()
+	if base != nil {
+		cfg = base.Config
+		cfg.History = slices.Clone(cfg.History)
+	} else {
+		for range layers { // the history went with the image
+			cfg.History = append(cfg.History, oci.History{})
+		}
+	}
+	if opts.Config != nil {
+		over := Spec{}
+		over.takeConfig(opts.Config)
+		over.merge(&run)
+		run = runConfig(&over)
+	}
+	if err := change.Apply(&run, opts.Changes); err != nil {
+		return cfg, err
+	}
+	now := time.Now().UTC()
+	cfg.Created, cfg.Author, cfg.Comment, cfg.Container, cfg.Config = &now, opts.Author, opts.Message, string(c.id), run
+	cfg.ContainerConfig, cfg.Parent, cfg.DockerVersion = nil, "", ""
+	cfg.History = append(cfg.History, oci.History{Created: &now, CreatedBy: by, Author: opts.Author, Comment: opts.Message})
+	return cfg, nil
+}
+
+// runConfig gives the part of a spec that an image keeps.
+func runConfig(s *Spec) oci.RunConfig {
+	return oci.RunConfig{
+		User: s.User, Env: slices.Clone(s.Env), Entrypoint: slices.Clone(s.Entrypoint), Cmd: slices.Clone(s.Cmd),
+		WorkingDir: s.WorkingDir, Labels: maps.Clone(s.Labels), StopSignal: s.StopSignal, StopTimeout: s.StopTimeout,
+		Shell: slices.Clone(s.Shell), Healthcheck: s.Healthcheck, ExposedPorts: set(s.ExposedPorts), Volumes: set(s.Volumes),
+	}
+}
+
+func set(list []string) map[string]struct{} {
+	if len(list) == 0 {
+		return nil
+	}
+	m := make(map[string]struct{}, len(list))
+	for _, v := range list {
+		m[v] = struct{}{}
+	}
+	return m
+}
+
+// takeConfig fills a spec from an image's config.
+func (s *Spec) takeConfig(r *oci.RunConfig) {
+	s.User, s.Env, s.Entrypoint, s.Cmd = r.User, r.Env, r.Entrypoint, r.Cmd
+	s.WorkingDir, s.Labels, s.StopSignal, s.StopTimeout = r.WorkingDir, r.Labels, r.StopSignal, r.StopTimeout
+	s.Shell, s.Healthcheck = r.Shell, r.Healthcheck
+	s.ExposedPorts = slices.Sorted(maps.Keys(r.ExposedPorts))
+	s.Volumes = slices.Sorted(maps.Keys(r.Volumes))
+}
+
+// commitLayer turns the writable layer into a stored one, in one pass: walked, hashed, indexed, synced.
+func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, lease *store.Lease, pause bool) (_ oci.DiffID, err error) {
+	if pause {
+		thaw, err := s.hold(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		defer thaw()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)()
+	drv := s.opts.Store.Layers
+	w, err := drv.Create(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Abort())
+		}
+	}()
+	if err := drv.Diff(ctx, c.writableDir(), chain, w); err != nil {
+		return "", err
+	}
+	info, err := w.Commit(ctx, chain, "")
+	if err != nil {
+		return "", err
+	}
+	if err := lease.Layer(append(slices.Clone(chain), info.DiffID)); err != nil {
+		return "", err
+	}
+	return info.DiffID, s.opts.Store.RecordLayer(info, nil)
+}
+
+// hold freezes a running container; thaw lets it go on, unless somebody else has done so.
+func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
+	if err := c.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer c.release()
+	l, err := c.running()
+	if err != nil || c.status() != StatusRunning {
+		return func() {}, nil // nothing moves
+	}
+	if err := l.client.Pause(ctx); err != nil {
+		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
+			return func() {}, nil // it ended in this moment
+		}
+		return nil, errs.New(errs.Conflict, "cannot pause container %s: %w", c.id, err)
+	}
+	c.mu.Lock()
+	c.rec.State.Status = StatusPaused
+	c.mu.Unlock()
+	s.publish(c, "pause")
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+		defer cancel()
+		if c.acquire(ctx) != nil {
+			return
+		}
+		defer c.release()
+		c.mu.Lock()
+		ours := c.life == l && c.rec.State.Status == StatusPaused
+		c.mu.Unlock()
+		if !ours {
+			return
+		}
+		if err := l.client.Resume(ctx); err != nil {
+			s.log.Error("container stays frozen after its commit", "container", c.id, "err", err)
+			return
+		}
+		c.mu.Lock()
+		c.rec.State.Status = StatusRunning
+		c.mu.Unlock()
+		s.publish(c, "unpause")
+	}, nil
+}

@@ -1,0 +1,17 @@
+package container_test
+
+import (
+	"ply/internal/api/docker"
+	"ply/internal/container"
+	"ply/internal/image"
+	"ply/internal/network"
+	"ply/internal/volume"
+)
+
+// The services fit where the engine puts them.
+var (
+	_ docker.Containers = (*container.Service)(nil)
+	_ docker.Volumes    = (*volume.Service)(nil)
+	_ container.Images  = (*image.Service)(nil)
+	_ container.Network = (*network.Service)(nil)
+)

@@ -1,0 +1,335 @@
+package container
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/compress"
+	"ply/internal/container/runspec"
+	"ply/internal/errs"
+	"ply/internal/safepath"
+)
+
+// extractor unpacks a tar below a directory of a root that somebody else may change at the same time. Every parent
+// is resolved from the root by the kernel, every last component is touched without following.
+type extractor struct {
+	ctx    context.Context
+	root   *os.File
+	dir    string // where to unpack, in the root
+	strict bool   // no directory in a file's place, no file in a directory's
+	owner  *runspec.Account
+	dirs   []dirTime
+	buf    []byte
+}
+
+// dirTime is a directory whose time is set when nothing is put into it any more.
+type dirTime struct {
+	name string
+	h    *tar.Header
+}
+
+// maxEntries bounds one copy.
+const maxEntries = 2 << 20
+
+func (x *extractor) run(r io.Reader) error {
+	in, _, err := compress.NewReader(r)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	x.buf = make([]byte, 128<<10)
+	tr := tar.NewReader(in)
+	for n := 0; ; n++ {
+		if err := x.ctx.Err(); err != nil {
+			return context.Cause(x.ctx)
+		}
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return invalid("archive: %w", err)
+		}
+		if n == maxEntries {
+			return invalid("archive: more than %d entries", maxEntries)
+		}
+		if err := x.entry(h, tr); err != nil {
+			if errors.Is(err, unix.EROFS) {
+				return errs.New(errs.Forbidden, "mounted volume is marked read-only: %s", clip(h.Name))
+			}
+			return err
+		}
+	}
+	for i := len(x.dirs) - 1; i >= 0; i-- {
+		if err := x.setTime(x.dirs[i]); err != nil {
+			return err
+		}
+	}
+	// What follows the end of the archive is padding; a client that still sends it must not be cut off.
+	_, err = io.Copy(io.Discard, io.LimitReader(in, 1<<20))
+	return err
+}
+
+func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
+	switch h.Typeflag {
+	case tar.TypeXGlobalHeader:
+		return nil
+	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+	default:
+		return invalid("archive: entry %q has the unknown type %q", clip(h.Name), h.Typeflag)
+	}
+	name, err := safepath.Clean(h.Name)
+	if err != nil {
+		return err
+	}
+	if name == "." {
+		return nil // the directory itself is there, and keeps its attributes
+	}
+	if sub := path.Dir(name); sub != "." {
+		d, err := safepath.MkdirAll(x.root, path.Join(x.dir, sub), 0o755)
+		if err != nil {
+			return x.fail(h, err)
+		}
+		_ = d.Close() // only made sure of
+	}
+	parent, base, err := safepath.OpenParent(x.root, path.Join(x.dir, name))
+	if err != nil {
+		return x.fail(h, err)
+	}
+	defer parent.Close()
+	keep, err := x.clear(parent, base, h)
+	if err != nil {
+		return err
+	}
+	if err := x.make(parent, base, h, tr, keep); err != nil {
+		return x.fail(h, err)
+	}
+	if h.Typeflag == tar.TypeDir {
+		x.dirs = append(x.dirs, dirTime{name, h})
+	}
+	return nil
+}
+
+func (x *extractor) fail(h *tar.Header, err error) error {
+	if _, classified := errors.AsType[*errs.Error](err); classified {
+		return err
+	}
+	return fmt.Errorf("unpack %s: %w", clip(h.Name), err)
+}
+
+// clear makes room for an entry; keep says that what is there stays: a directory for a directory, or a file that
+// is a mount point and can only be overwritten.
+func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep bool, err error) {
+	var st unix.Stat_t
+	err = unix.Fstatat(int(parent.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, x.fail(h, err)
+	}
+	isDir, wantDir := st.Mode&unix.S_IFMT == unix.S_IFDIR, h.Typeflag == tar.TypeDir
+	switch {
+	case isDir && wantDir:
+		return true, nil
+	case x.strict && isDir:
+		return false, invalid("cannot overwrite directory %q with non-directory %q", path.Join(x.dir, h.Name), x.dir)
+	case x.strict && wantDir:
+		return false, invalid("cannot overwrite non-directory %q with directory %q", path.Join(x.dir, h.Name), x.dir)
+	case isDir:
+		return false, x.wrap(h, removeTree(x.ctx, parent, base, 0))
+	}
+	err = unix.Unlinkat(int(parent.Fd()), base, 0)
+	if errors.Is(err, unix.EBUSY) && h.Typeflag == tar.TypeReg {
+		return true, nil
+	}
+	return false, x.wrap(h, err)
+}
+
+func (x *extractor) wrap(h *tar.Header, err error) error {
+	if err == nil {
+		return nil
+	}
+	return x.fail(h, err)
+}
+
+const maxDepth = 4096
+
+// removeTree deletes a directory and what is in it, following nothing.
+func removeTree(ctx context.Context, parent *os.File, base string, depth int) error {
+	if depth > maxDepth {
+		return invalid("directory %s: nested too deeply", base)
+	}
+	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	d := os.NewFile(uintptr(fd), base)
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		err := unix.Unlinkat(fd, n, 0)
+		if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
+			err = removeTree(ctx, d, n, depth+1)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return unix.Unlinkat(int(parent.Fd()), base, unix.AT_REMOVEDIR)
+}
+
+func (x *extractor) make(parent *os.File, base string, h *tar.Header, tr io.Reader, keep bool) error {
+	dfd := int(parent.Fd())
+	mode := uint32(h.Mode) & 0o7777
+	switch h.Typeflag {
+	case tar.TypeReg:
+		return x.file(parent, base, h, tr, keep)
+	case tar.TypeDir:
+		if !keep {
+			if err := unix.Mkdirat(dfd, base, 0o700); err != nil {
+				return err
+			}
+		}
+	case tar.TypeSymlink:
+		if len(h.Linkname) >= 4096 || h.Linkname == "" || strings.IndexByte(h.Linkname, 0) >= 0 {
+			return invalid("archive: link %q has the bad target %q", clip(h.Name), clip(h.Linkname))
+		}
+		if err := unix.Symlinkat(h.Linkname, dfd, base); err != nil {
+			return err
+		}
+	case tar.TypeLink:
+		return x.link(parent, base, h)
+	default:
+		kind := map[byte]uint32{tar.TypeFifo: unix.S_IFIFO, tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK}[h.Typeflag]
+		if err := unix.Mknodat(dfd, base, kind|mode, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
+			return err
+		}
+	}
+	f, err := openNode(parent, base)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return x.attributes(f, h)
+}
+
+// openNode opens what was just made, whatever it is, without side effects.
+func openNode(parent *os.File, base string) (*os.File, error) {
+	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), base), nil
+}
+
+func (x *extractor) link(parent *os.File, base string, h *tar.Header) error {
+	target, err := safepath.Clean(h.Linkname)
+	if err != nil {
+		return err
+	}
+	dir, name, err := safepath.OpenParent(x.root, path.Join(x.dir, target))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return unix.Linkat(int(dir.Fd()), name, int(parent.Fd()), base, 0)
+}
+
+func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Reader, keep bool) (err error) {
+	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if keep {
+		flags = unix.O_WRONLY | unix.O_TRUNC | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
+	}
+	fd, err := unix.Openat(int(parent.Fd()), base, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), base)
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for {
+		if err := x.ctx.Err(); err != nil {
+			return context.Cause(x.ctx)
+		}
+		n, rerr := tr.Read(x.buf)
+		if n > 0 {
+			if _, err := f.Write(x.buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(rerr, io.EOF) {
+			break
+		}
+		if rerr != nil {
+			return invalid("archive: %w", rerr)
+		}
+	}
+	return x.attributes(f, h)
+}
+
+// attributes sets owner, mode, xattrs and time of a node by its descriptor, in the order in which none undoes another.
+func (x *extractor) attributes(f *os.File, h *tar.Header) error {
+	uid, gid := h.Uid, h.Gid
+	if x.owner != nil {
+		uid, gid = int(x.owner.UID), int(x.owner.GID)
+	}
+	if uid < 0 || gid < 0 || uid > 1<<32-2 || gid > 1<<32-2 {
+		return invalid("archive: entry %q has the owner %d:%d", clip(h.Name), uid, gid)
+	}
+	if err := unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		return unix.UtimesNanoAt(int(f.Fd()), "", times(h), unix.AT_EMPTY_PATH)
+	}
+	self := fdPath(f) // an O_PATH descriptor has no other way to these
+	if err := unix.Chmod(self, uint32(h.Mode)&0o7777); err != nil {
+		return err
+	}
+	for k, v := range h.PAXRecords {
+		n, ok := strings.CutPrefix(k, xattrPrefix)
+		if !ok || isOverlayXattr(n) {
+			continue
+		}
+		if err := unix.Setxattr(self, n, []byte(v), 0); err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("xattr %s: %w", n, err)
+		}
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, self, times(h), 0)
+}
+
+func times(h *tar.Header) []unix.Timespec {
+	m := unix.NsecToTimespec(h.ModTime.UnixNano())
+	a := m
+	if !h.AccessTime.IsZero() {
+		a = unix.NsecToTimespec(h.AccessTime.UnixNano())
+	}
+	return []unix.Timespec{a, m}
+}
+
+func (x *extractor) setTime(d dirTime) error {
+	parent, base, err := safepath.OpenParent(x.root, path.Join(x.dir, d.name))
+	if err != nil {
+		return nil // moved away meanwhile
+	}
+	defer parent.Close()
+	err = unix.UtimesNanoAt(int(parent.Fd()), base, times(d.h), unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return x.wrap(d.h, err)
+}

@@ -1,0 +1,113 @@
+package container
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"ply/internal/oci"
+)
+
+// merge fills what the user left open from the image, as docker does.
+func (s *Spec) merge(img *oci.RunConfig) {
+	if s.User == "" {
+		s.User = img.User
+	}
+	if s.WorkingDir == "" {
+		s.WorkingDir = img.WorkingDir
+	}
+	if s.StopSignal == "" {
+		s.StopSignal = img.StopSignal
+	}
+	if s.StopTimeout == nil {
+		s.StopTimeout = img.StopTimeout
+	}
+	if s.Shell == nil {
+		s.Shell = img.Shell
+	}
+	s.ExposedPorts = union(s.ExposedPorts, img.ExposedPorts)
+	s.Volumes = union(s.Volumes, img.Volumes)
+	s.Env = mergeEnv(img.Env, s.Env)
+	labels := maps.Clone(img.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, s.Labels)
+	s.Labels = labels
+	if len(s.Entrypoint) == 0 {
+		if len(s.Cmd) == 0 {
+			s.Cmd = img.Cmd
+		}
+		if s.Entrypoint == nil {
+			s.Entrypoint = img.Entrypoint
+		}
+	}
+	if len(s.Entrypoint) == 1 && s.Entrypoint[0] == "" { // --entrypoint "": none, and the image's CMD goes with it
+		s.Entrypoint = nil
+	}
+	s.Healthcheck = mergeHealth(s.Healthcheck, img.Healthcheck)
+}
+
+func union(have []string, more map[string]struct{}) []string {
+	out := slices.Clone(have)
+	for _, k := range slices.Sorted(maps.Keys(more)) {
+		if !slices.Contains(out, k) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// mergeEnv keeps the image's order, lets the user's values replace, and appends what is new.
+func mergeEnv(image, user []string) []string {
+	set := map[string]bool{}
+	for _, e := range user {
+		k, _, _ := strings.Cut(e, "=")
+		set[k] = true
+	}
+	out := slices.Clone(user)
+	for _, e := range image {
+		if k, _, _ := strings.Cut(e, "="); !set[k] {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func mergeHealth(user, image *oci.Healthcheck) *oci.Healthcheck {
+	if user == nil || image == nil {
+		if user == nil {
+			return image
+		}
+		return user
+	}
+	h := *user
+	if len(h.Test) == 0 {
+		h.Test = image.Test
+	}
+	if h.Interval == 0 {
+		h.Interval = image.Interval
+	}
+	if h.Timeout == 0 {
+		h.Timeout = image.Timeout
+	}
+	if h.StartPeriod == 0 {
+		h.StartPeriod = image.StartPeriod
+	}
+	if h.StartInterval == 0 {
+		h.StartInterval = image.StartInterval
+	}
+	if h.Retries == 0 {
+		h.Retries = image.Retries
+	}
+	return &h
+}
+
+// command gives what runs: program and arguments.
+func (s *Spec) command() (path string, args []string) {
+	all := append(slices.Clone(s.Entrypoint), s.Cmd...)
+	if len(all) == 0 {
+		return "", nil
+	}
+	return all[0], all[1:]
+}

@@ -1,0 +1,133 @@
+package container
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"ply/internal/container/shim"
+	"ply/internal/errs"
+	"ply/internal/network"
+)
+
+// Stats sends a reading now and, when stream, every second until ctx ends or the container is removed. A
+// container that does not run gives readings of zero, as docker's.
+func (s *Service) Stats(ctx context.Context, ref string, stream bool, send func(Stats) error) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		st, err := s.reading(ctx, c)
+		if err != nil {
+			return err
+		}
+		if err := send(st); err != nil {
+			return err
+		}
+		if !stream {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		case <-c.done.Done():
+			return nil
+		case <-s.run.Done():
+			return nil
+		}
+	}
+}
+
+func (s *Service) reading(ctx context.Context, c *ctr) (Stats, error) {
+	st := Stats{ID: string(c.id), Name: c.name(), Read: time.Now(), OnlineCPUs: runtime.NumCPU()}
+	l, err := c.running()
+	if err != nil {
+		return st, nil
+	}
+	st.Cgroup, err = l.client.Stats(ctx)
+	if errors.Is(err, errs.Unavailable) || errors.Is(err, errs.Precondition) {
+		return st, nil // it ended in this moment
+	}
+	if err != nil {
+		return st, err
+	}
+	st.Read = time.Now()
+	if st.SystemCPU, err = systemCPU(); err != nil {
+		return st, err
+	}
+	c.mu.Lock()
+	host := c.rec.Spec.NetworkMode == "host"
+	c.mu.Unlock()
+	if !host {
+		st.Networks = netCounters(c)
+	}
+	return st, nil
+}
+
+// systemCPU sums the host's CPU time, in nanoseconds, from the first line of /proc/stat.
+func systemCPU() (uint64, error) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, errs.New(errs.Internal, "stats: %w", err)
+	}
+	line, _, _ := bytes.Cut(data, []byte("\n"))
+	fields := strings.Fields(string(line))
+	const tick = uint64(time.Second / 100) // USER_HZ is 100 on every Linux
+	var total uint64
+	for i, f := range fields {
+		if i == 0 || i > 7 { // guest time is counted in user time
+			continue
+		}
+		n, err := strconv.ParseUint(f, 10, 64)
+		if err != nil {
+			return 0, errs.New(errs.Internal, "stats: /proc/stat: %w", err)
+		}
+		total += n
+	}
+	return total * tick, nil
+}
+
+// netCounters reads the container's interfaces, without loopback. None when the process has just ended.
+func netCounters(c *ctr) map[string]network.Counters {
+	id, err := shim.ReadIdentity(c.initFile())
+	if err != nil {
+		return nil
+	}
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(id.PID) + "/net/dev")
+	if err != nil {
+		return nil
+	}
+	return parseNetDev(data)
+}
+
+func parseNetDev(data []byte) map[string]network.Counters {
+	out := map[string]network.Counters{}
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	for sc.Scan() {
+		name, rest, ok := strings.Cut(sc.Text(), ":")
+		f := strings.Fields(rest)
+		name = strings.TrimSpace(name)
+		if !ok || name == "lo" || len(f) < 12 {
+			continue
+		}
+		var v [12]uint64
+		for i := range v {
+			v[i], _ = strconv.ParseUint(f[i], 10, 64) // the kernel writes numbers
+		}
+		out[name] = network.Counters{
+			RxBytes: v[0], RxPackets: v[1], RxErrors: v[2], RxDropped: v[3],
+			TxBytes: v[8], TxPackets: v[9], TxErrors: v[10], TxDropped: v[11],
+		}
+	}
+	return out
+}

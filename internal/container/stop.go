@@ -1,0 +1,272 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+	"ply/internal/errs"
+)
+
+// killPatience is how long a killed process may take to go before the caller is told that it has not.
+const killPatience = 10 * time.Second
+
+// Stop asks the process to end and kills it after a while. signal "" and timeout nil are the container's own;
+// timeout in seconds, -1 waits for ever. ErrNotModified when it does not run.
+func (s *Service) Stop(ctx context.Context, ref, signal string, timeout *int) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	return s.stopContainer(ctx, c, signal, timeout, false)
+}
+
+func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, timeout *int, restart bool) error {
+	sig, err := c.stopSignal(signal)
+	if err != nil {
+		return err
+	}
+	if timeout != nil && *timeout < -1 {
+		return invalid("invalid timeout %d: -1 waits for ever", *timeout)
+	}
+	if !restart {
+		c.mu.Lock()
+		c.rec.Stopped = true
+		c.mu.Unlock()
+	}
+	if c.cancelRestart() {
+		s.saveLogged(c)
+		s.publish(c, "stop")
+		return nil
+	}
+	l, err := c.running()
+	if err != nil {
+		return ErrNotModified
+	}
+	c.mu.Lock()
+	l.manual = true
+	c.mu.Unlock()
+	w := c.wait(WaitNextExit)
+	defer c.unwait(w)
+	if err := s.signal(ctx, c, l, sig); err != nil && !errors.Is(err, errs.Precondition) {
+		return err
+	}
+	if !s.awaitEnd(ctx, c, w, s.patience(c, timeout)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := s.killHard(ctx, c, l, w); err != nil {
+			return err
+		}
+	}
+	if !restart {
+		s.publish(c, "stop")
+	}
+	return nil
+}
+
+// patience is how long a stop waits before it kills; negative is for ever.
+func (s *Service) patience(c *ctr, timeout *int) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sec := s.opts.StopTimeout
+	if t := c.rec.Spec.StopTimeout; t != nil {
+		sec = *t
+	}
+	if timeout != nil {
+		sec = *timeout
+	}
+	return time.Duration(sec) * time.Second
+}
+
+// awaitEnd reports whether the run ended, and was settled, in time. The waiter keeps the answer for the next look.
+func (s *Service) awaitEnd(ctx context.Context, c *ctr, w *waiter, d time.Duration) bool {
+	var late <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-w.ch:
+		return true
+	case <-c.done.Done(): // --rm
+		return true
+	case <-late:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (s *Service) killHard(ctx context.Context, c *ctr, l *life, w *waiter) error {
+	if err := s.signal(ctx, c, l, unix.SIGKILL); err != nil && !errors.Is(err, errs.Precondition) {
+		return err
+	}
+	if s.awaitEnd(ctx, c, w, killPatience) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errs.New(errs.Unavailable, "container %s: tried to kill container, but did not receive an exit event", c.id)
+}
+
+func (c *ctr) stopSignal(signal string) (unix.Signal, error) {
+	if signal == "" {
+		c.mu.Lock()
+		signal = c.rec.Spec.StopSignal
+		c.mu.Unlock()
+	}
+	if signal == "" {
+		return unix.SIGTERM, nil
+	}
+	return ParseSignal(signal)
+}
+
+// signal sends to the first process; a frozen one is thawed so that it can act on it. errs.Precondition when it has ended.
+func (s *Service) signal(ctx context.Context, c *ctr, l *life, sig unix.Signal) error {
+	err := l.client.Kill(ctx, "", shim.KillArgs{Signal: int(sig)})
+	if errors.Is(err, errs.Unavailable) {
+		// The shim is gone or going; supervise settles it.
+		return errs.New(errs.Precondition, "container %s: %w", c.id, err)
+	}
+	if err != nil {
+		return err
+	}
+	s.publish(c, "kill", "signal", strconv.Itoa(int(sig)))
+	if c.status() == StatusPaused {
+		if err := l.client.Resume(ctx); err != nil {
+			return err
+		}
+		c.mu.Lock()
+		if c.rec.State.Status == StatusPaused {
+			c.rec.State.Status = StatusRunning
+		}
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// Restart stops a container, if it runs, and starts it again.
+func (s *Service) Restart(ctx context.Context, ref, signal string, timeout *int) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	auto := c.rec.Spec.AutoRemove
+	c.mu.Unlock()
+	if auto && c.isActive() {
+		// Docker keeps it alive through a restart; the end of its run must not remove it.
+		c.mu.Lock()
+		c.rec.Spec.AutoRemove = false
+		c.mu.Unlock()
+		defer func() {
+			c.mu.Lock()
+			c.rec.Spec.AutoRemove = true
+			c.mu.Unlock()
+		}()
+	}
+	if err := s.stopContainer(ctx, c, signal, timeout, true); err != nil && !errors.Is(err, ErrNotModified) {
+		return err
+	}
+	if err := s.Start(ctx, string(c.id)); err != nil && !errors.Is(err, ErrNotModified) {
+		return err
+	}
+	s.publish(c, "restart")
+	return nil
+}
+
+// Kill sends a signal, SIGKILL when none is named. Errors: Conflict when the container does not run.
+func (s *Service) Kill(ctx context.Context, ref, signal string) error {
+	sig := unix.SIGKILL
+	if signal != "" && signal != "0" {
+		var err error
+		if sig, err = ParseSignal(signal); err != nil {
+			return err
+		}
+	}
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	ends, _ := c.stopSignal("")
+	if sig == unix.SIGKILL && c.cancelRestart() {
+		c.mu.Lock()
+		c.rec.Stopped = true
+		c.mu.Unlock()
+		s.saveLogged(c)
+		return nil
+	}
+	l, err := c.running()
+	if err != nil {
+		return errs.New(errs.Conflict, "cannot kill container: %s: %w", clip(ref), err)
+	}
+	var w *waiter
+	if sig == unix.SIGKILL || sig == ends {
+		c.mu.Lock()
+		l.manual, c.rec.Stopped = true, true
+		c.mu.Unlock()
+	}
+	if sig == unix.SIGKILL {
+		w = c.wait(WaitNextExit)
+		defer c.unwait(w)
+		return s.killHard(ctx, c, l, w)
+	}
+	if err := s.signal(ctx, c, l, sig); err != nil {
+		if errors.Is(err, errs.Precondition) {
+			return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", clip(ref), c.id)
+		}
+		return err
+	}
+	return nil
+}
+
+// Pause freezes a container's processes.
+func (s *Service) Pause(ctx context.Context, ref string) error {
+	return s.freeze(ctx, ref, true)
+}
+
+// Unpause thaws them.
+func (s *Service) Unpause(ctx context.Context, ref string) error {
+	return s.freeze(ctx, ref, false)
+}
+
+func (s *Service) freeze(ctx context.Context, ref string, pause bool) error {
+	c, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	defer c.release()
+	l, err := c.running()
+	st := c.status()
+	switch {
+	case st == StatusRestarting:
+		return errs.New(errs.Conflict, "container %s is restarting, wait until the container is running", c.id)
+	case !pause && st != StatusPaused && err == nil:
+		return errs.New(errs.Conflict, "Container %s is not paused", c.id)
+	case err != nil:
+		return err
+	case pause && st == StatusPaused:
+		return errs.New(errs.Conflict, "container %s is already paused", c.id)
+	}
+	do, next, action := l.client.Resume, StatusRunning, "unpause"
+	if pause {
+		do, next, action = l.client.Pause, StatusPaused, "pause"
+	}
+	if err := do(ctx); err != nil {
+		return errs.New(errs.Conflict, "cannot %s container %s: %w", action, c.id, err)
+	}
+	c.mu.Lock()
+	c.rec.State.Status = next
+	c.mu.Unlock()
+	s.publish(c, action)
+	return s.save(c)
+}

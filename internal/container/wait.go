@@ -1,0 +1,87 @@
+package container
+
+import (
+	"context"
+	"time"
+)
+
+// waiter is somebody who waits for a container.
+type waiter struct {
+	cond WaitCondition
+	ch   chan Exit // room for one
+}
+
+// Wait returns a channel that gets one Exit when the condition holds; it is registered before Wait returns. The
+// channel is closed without a value when ctx ends first. Errors: NotFound, Invalid for an unknown condition.
+func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan Exit, error) {
+	switch cond {
+	case "":
+		cond = WaitNotRunning
+	case WaitNotRunning, WaitNextExit, WaitRemoved:
+	default:
+		return nil, invalid("invalid condition: %q", clip(string(cond)))
+	}
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	w := c.wait(cond)
+	out := make(chan Exit, 1)
+	// The goroutine ends with the request at the latest.
+	go func() {
+		defer close(out)
+		select {
+		case e := <-w.ch:
+			out <- e
+		case <-ctx.Done():
+			c.unwait(w)
+		case <-s.run.Done():
+			c.unwait(w)
+		}
+	}()
+	return out, nil
+}
+
+// wait registers; the answer may be there already.
+func (c *ctr) wait(cond WaitCondition) *waiter {
+	w := &waiter{cond: cond, ch: make(chan Exit, 1)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case cond == WaitNotRunning && c.life == nil && c.rec.State.Status != StatusRestarting,
+		cond == WaitRemoved && c.done.Err() != nil:
+		w.ch <- c.lastExit()
+		return w
+	}
+	c.waiters[w] = struct{}{}
+	return w
+}
+
+func (c *ctr) unwait(w *waiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.waiters, w)
+}
+
+// lastExit is how the last run ended; mu is held.
+func (c *ctr) lastExit() Exit {
+	st := &c.rec.State
+	at := st.Finished
+	if at.IsZero() {
+		at = time.Now()
+	}
+	return Exit{Code: st.ExitCode, OOMKilled: st.OOMKilled, At: at, Error: st.Error}
+}
+
+// notify answers those who wait for one of the conditions; mu is held.
+func (c *ctr) notify(e Exit, conds ...WaitCondition) {
+	for w := range c.waiters {
+		for _, cond := range conds {
+			if w.cond == cond {
+				w.ch <- e
+				delete(c.waiters, w)
+				break
+			}
+		}
+	}
+}
