@@ -37,6 +37,8 @@ type Meta struct {
 	Implied []Name `json:"implied,omitempty"`
 	// Links are hard links to names that this layer does not have.
 	Links []Link `json:"links,omitempty"`
+	// Wiped are directories (not the root) that hold whiteouts. Overlayfs filters those out only where it merges.
+	Wiped []Name `json:"wiped,omitempty"`
 	// Hidden maps recipe names to files in hidden/.
 	Hidden []Hidden `json:"hidden,omitempty"`
 }
@@ -56,7 +58,7 @@ type Hidden struct {
 const metaVersion = 1
 
 // Alone says that the layer is the same whatever it stands on.
-func (m *Meta) Alone() bool { return len(m.Implied) == 0 && len(m.Links) == 0 }
+func (m *Meta) Alone() bool { return len(m.Implied) == 0 && len(m.Links) == 0 && len(m.Wiped) == 0 }
 
 // Info gives what a driver tells about the layer.
 func (m *Meta) Info() layer.Info {

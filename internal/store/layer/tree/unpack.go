@@ -705,6 +705,15 @@ func (u *unpacker) finish() error {
 			u.meta.Implied = append(u.meta.Implied, Name(p))
 		}
 	}
+	wiped := map[string]bool{}
+	for p := range u.white {
+		wiped[path.Dir(p)] = true
+	}
+	for _, p := range paths {
+		if wiped[p] {
+			u.meta.Wiped = append(u.meta.Wiped, Name(p))
+		}
+	}
 	links := make([]string, 0, len(u.pending))
 	for p := range u.pending {
 		links = append(links, p)

@@ -151,7 +151,7 @@ func (s *stack) find(p string) (st unix.Stat_t, top int, merged []int, err error
 			break // a file ends the search; below directories it ends the merging
 		}
 		merged = append(merged, l)
-		if !s.plain && p != "." && opaque(s.layers[l], p) {
+		if !s.plain && p != "." && Opaque(s.layers[l], p) {
 			break
 		}
 	}
@@ -198,7 +198,8 @@ func procPath(dirfd int, name string) string {
 // OpaqueXattr marks a directory that hides what lies below it, with the value "y".
 const OpaqueXattr = "trusted.overlay.opaque"
 
-func opaque(dirfd int, name string) bool {
+// Opaque says whether the directory name below dirfd has the mark.
+func Opaque(dirfd int, name string) bool {
 	var v [2]byte
 	n, err := unix.Lgetxattr(procPath(dirfd, name), OpaqueXattr, v[:])
 	return err == nil && n == 1 && v[0] == 'y'

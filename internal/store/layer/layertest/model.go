@@ -1,0 +1,204 @@
+package layertest
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// flatten is the reference: the image-spec's rules on maps, written to be obvious and slow. It shares no
+// code with the drivers.
+//
+//   - A layer is first made a tree of its own. The last entry of a name wins; a directory over a directory
+//     replaces its attributes and keeps what it holds, any other clash removes first.
+//   - Whiteouts and opaque markers hide lower layers only, wherever they stand in the tar.
+//   - Parents that no entry describes have the attributes of the directory below, or 0755 root.
+//   - A hard link is to a name of this layer, or else to a lower one: then the lower file is copied up
+//     and both names are the copy.
+func flatten(tars ...[]byte) (tree, error) {
+	t := tree{".": impliedDir()}
+	for i, data := range tars {
+		if err := t.apply(data); err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	if len(tars) > 1 {
+		for _, n := range t {
+			n.nlink = 0 // differs between drivers once layers are stacked
+		}
+	}
+	return t, nil
+}
+
+func impliedDir() *inode {
+	return &inode{kind: unix.S_IFDIR, mode: 0o755, anyTime: true, implied: true, xattrs: map[string]string{}}
+}
+
+func (t tree) apply(data []byte) error {
+	own := tree{".": impliedDir()}
+	hidden, opaque := map[string]bool{}, map[string]bool{}
+	r := tar.NewReader(bytes.NewReader(data))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		p := path.Clean(strings.TrimLeft(h.Name, "/"))
+		base := path.Base(p)
+		switch {
+		case base == ".wh..wh..opq":
+			own.parents(p)
+			opaque[path.Dir(p)] = true
+		case strings.HasPrefix(base, ".wh."):
+			own.parents(p)
+			hidden[path.Join(path.Dir(p), base[len(".wh."):])] = true
+		default:
+			if err := own.entry(p, h, r, t); err != nil {
+				return fmt.Errorf("%s: %w", h.Name, err)
+			}
+		}
+	}
+	for p := range hidden {
+		t.drop(p)
+	}
+	for p := range opaque {
+		for q := range t {
+			if q != p && below(q, p) {
+				delete(t, q)
+			}
+		}
+	}
+	for _, p := range slices.Sorted(maps.Keys(own)) {
+		n, was := own[p], t[p]
+		if was != nil && was.kind == unix.S_IFDIR && n.kind == unix.S_IFDIR {
+			if !n.implied {
+				t[p] = n
+			}
+			continue
+		}
+		t.drop(p)
+		t[p] = n
+	}
+	return nil
+}
+
+// entry adds one entry to a layer's own tree; lower is what stands below it.
+func (t tree) entry(p string, h *tar.Header, body io.Reader, lower tree) error {
+	n := &inode{
+		mode: uint32(h.Mode & 0o7777), uid: uint32(h.Uid), gid: uint32(h.Gid), mtime: h.ModTime,
+		xattrs: map[string]string{}, nlink: 1,
+	}
+	for k, v := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok &&
+			!strings.HasPrefix(name, "trusted.overlay.") && !strings.HasPrefix(name, "user.overlay.") {
+			n.xattrs[name] = v
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse:
+		content, err := io.ReadAll(body)
+		if err != nil {
+			return err
+		}
+		n.kind, n.size, n.hash = unix.S_IFREG, int64(len(content)), sha256.Sum256(content)
+	case tar.TypeDir:
+		n.kind = unix.S_IFDIR
+	case tar.TypeSymlink:
+		n.kind, n.link, n.mode = unix.S_IFLNK, h.Linkname, 0o777
+	case tar.TypeChar:
+		n.kind, n.rdev = unix.S_IFCHR, unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	case tar.TypeBlock:
+		n.kind, n.rdev = unix.S_IFBLK, unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))
+	case tar.TypeFifo:
+		n.kind = unix.S_IFIFO
+	case tar.TypeLink:
+		target := path.Clean(strings.TrimLeft(h.Linkname, "/"))
+		var err error
+		if n, err = t.linkTarget(target, lower); err != nil {
+			return err
+		}
+		n.nlink++
+	default:
+		return fmt.Errorf("type %q", h.Typeflag)
+	}
+	if was := t[p]; was != nil && was.kind == unix.S_IFDIR && n.kind == unix.S_IFDIR {
+		t[p] = n
+		return nil
+	}
+	if t[p] != n {
+		t.drop(p)
+	} else {
+		n.nlink-- // linked to itself
+	}
+	t.parents(p)
+	t[p] = n
+	return nil
+}
+
+func (t tree) linkTarget(target string, lower tree) (*inode, error) {
+	if n := t[target]; n != nil {
+		if n.kind == unix.S_IFDIR {
+			return nil, fmt.Errorf("hard link to a directory")
+		}
+		return n, nil
+	}
+	was := lower[target]
+	if was == nil || was.kind == unix.S_IFDIR {
+		return nil, fmt.Errorf("hard link to %s, which is not there", target)
+	}
+	up := *was
+	up.nlink = 1
+	t.parents(target)
+	t[target] = &up
+	return &up, nil
+}
+
+func (t tree) parents(p string) {
+	for d := path.Dir(p); d != "."; d = path.Dir(d) {
+		if n := t[d]; n == nil || n.kind != unix.S_IFDIR {
+			t[d] = impliedDir()
+		}
+	}
+}
+
+func (t tree) drop(p string) {
+	for q := range t {
+		if below(q, p) {
+			if t[q].nlink > 0 {
+				t[q].nlink--
+			}
+			delete(t, q)
+		}
+	}
+}
+
+// below says that q is p or lies below it.
+func below(q, p string) bool { return q == p || p == "." || strings.HasPrefix(q, p+"/") }
+
+// clone copies t deeply, so that links in the copy stay links.
+func (t tree) clone() tree {
+	made := map[*inode]*inode{}
+	c := tree{}
+	for p, n := range t {
+		if made[n] == nil {
+			m := *n
+			made[n] = &m
+		}
+		c[p] = made[n]
+	}
+	return c
+}

@@ -1,0 +1,417 @@
+package layertest
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+)
+
+var noOptions layer.MountOptions
+
+// testCommit is about Writer: digests, aborts, many at once.
+func testCommit(t *testing.T, open Open) {
+	b := newBox(t, open)
+	data := makeTar(t, dir("d"), file("d/f", noise(5, 70_000)), file("g", "12345"))
+	t.Run("wrong_digest", func(t *testing.T) {
+		_, err := tryIn(t.Context(), b.Driver, nil, data, diffID([]byte("other")))
+		if !errors.Is(err, errs.Invalid) {
+			t.Errorf("commit with a wrong digest: %v, want class invalid argument", err)
+		}
+		b.checkAbsent(t, oci.Chain{diffID(data)})
+		b.checkAbsent(t, oci.Chain{diffID([]byte("other"))})
+	})
+	t.Run("abort", func(t *testing.T) {
+		w, err := b.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data[:2000]); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Abort(); err != nil {
+			t.Errorf("abort: %v", err)
+		}
+		if err := w.Abort(); err != nil {
+			t.Errorf("second abort: %v", err)
+		}
+		if left := leftovers(t, b.root); len(left) > 0 {
+			t.Errorf("abort left %q", left)
+		}
+	})
+	t.Run("digest_unknown", func(t *testing.T) {
+		info, err := tryIn(t.Context(), b.Driver, nil, data, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := layer.Info{DiffID: diffID(data), Size: 70_005, TarSize: int64(len(data)), Entries: 3}
+		if info != want {
+			t.Errorf("Info = %+v, want %+v", info, want)
+		}
+		got, err := b.Stat(t.Context(), oci.Chain{info.DiffID})
+		if err != nil || got != want {
+			t.Errorf("Stat = %+v, %v, want %+v", got, err, want)
+		}
+	})
+	t.Run("again", func(t *testing.T) {
+		chain := b.put(t, nil, data)
+		target := b.view(t, chain)
+		b.put(t, nil, data)
+		b.checkTars(t, chain)
+		want, err := flatten(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkTree(t, "view that was mounted meanwhile", target, want)
+	})
+	t.Run("many_at_once", func(t *testing.T) {
+		same := makeTar(t, file("same", noise(6, 200_000)))
+		var wg sync.WaitGroup
+		errors := make([]error, 8)
+		for i := range errors {
+			wg.Go(func() {
+				d := same
+				if i%4 == 3 {
+					d = makeTar(t, file("other", noise(uint64(i), 100_000)))
+				}
+				_, errors[i] = tryIn(t.Context(), b.Driver, nil, d, diffID(d))
+			})
+		}
+		wg.Wait()
+		for i, err := range errors {
+			if err != nil {
+				t.Errorf("commit %d: %v", i, err)
+			}
+		}
+		b.tars[diffID(same)] = same
+		b.checkTars(t, oci.Chain{diffID(same)})
+		if left := leftovers(t, b.root); len(left) > 0 {
+			t.Errorf("commits left %q", left)
+		}
+	})
+	t.Run("parallel_in_one_image", func(t *testing.T) {
+		tars := [][]byte{
+			makeTar(t, dir("a").chmod(0o700), file("a/1", "x")), makeTar(t, file("a/2", "y")), makeTar(t, hardlink("b", "a/2"), file("a/.wh.1", "")),
+		}
+		var writers []layer.Writer
+		for _, d := range tars {
+			w, err := b.Create(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Abort()
+			writers = append(writers, w)
+			if _, err := w.Write(d[:700]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := len(tars) - 1; i >= 0; i-- {
+			if _, err := writers[i].Write(tars[i][700:]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var chain oci.Chain
+		for i, w := range writers {
+			if _, err := w.Commit(t.Context(), chain, diffID(tars[i])); err != nil {
+				t.Fatalf("commit %d: %v", i, err)
+			}
+			chain = append(chain, diffID(tars[i]))
+			b.tars[diffID(tars[i])] = tars[i]
+		}
+		want, err := flatten(tars...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkTree(t, "view", b.view(t, chain), want)
+		b.checkTars(t, chain)
+	})
+	t.Run("one_layer_in_two_chains", func(t *testing.T) {
+		low1, low2 := makeTar(t, dir("a").chmod(0o700).chown(1, 1), file("a/f", "one")), makeTar(t, dir("a").chmod(0o711).chown(2, 2), file("a/f", "two!"))
+		top := makeTar(t, file("a/new", "x"), hardlink("link", "a/f"))
+		for _, low := range [][]byte{low1, low2} {
+			chain := b.stack(t, low, top)
+			want, err := flatten(low, top)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkTree(t, "view", b.view(t, chain), want)
+			b.checkTars(t, chain)
+		}
+	})
+	t.Run("same_layer_twice_in_a_chain", func(t *testing.T) { b.checkStack(t, [][]byte{data, makeTar(t, file(".wh.d", "")), data, data}) })
+	t.Run("empty_chain", func(t *testing.T) {
+		w := b.writable(t, nil, noOptions)
+		must(t, os.WriteFile(w.at("f"), []byte("x"), 0o600))
+		if got := w.changes(t); !slices.Equal(got, []string{"A /f"}) {
+			t.Errorf("changes on an empty chain = %q, want [A /f]", got)
+		}
+	})
+}
+
+func (b *box) checkAbsent(t testing.TB, chain oci.Chain) {
+	t.Helper()
+	if _, err := b.Stat(t.Context(), chain); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Stat of an absent layer: %v, want class not found", err)
+	}
+	if _, err := b.tar(t, chain); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Tar of an absent layer: %v, want class not found", err)
+	}
+	if err := b.View(t.Context(), chain, b.path(t, "absent")); !errors.Is(err, errs.NotFound) {
+		t.Errorf("View of an absent layer: %v, want class not found", err)
+	}
+}
+
+func (b *box) keys(t testing.TB) map[layer.Key]time.Time {
+	t.Helper()
+	keys := map[layer.Key]time.Time{}
+	err := b.Walk(t.Context(), func(k layer.Key, made time.Time) error {
+		if _, ok := keys[k]; ok {
+			t.Errorf("Walk visits %s twice", k)
+		}
+		keys[k] = made
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("walk: %v", err)
+	}
+	return keys
+}
+
+// testObjects is about stored objects: keys, removal, damage.
+func testObjects(t *testing.T, open Open) {
+	t.Run("keys_and_walk", func(t *testing.T) {
+		b := newBox(t, open)
+		low := b.stack(t, makeTar(t, dir("a").chmod(0o700), file("a/f", "x")))
+		high := b.put(t, low, makeTar(t, file("a/g", "x"), hardlink("l", "a/f")))
+		other := b.put(t, nil, makeTar(t, file("o", "x")))
+		needed := map[layer.Key]bool{}
+		for _, k := range append(b.Keys(high), b.Keys(other)...) {
+			needed[k] = true
+			if filepath.Base(string(k)) != string(k) {
+				t.Errorf("key %q is no file name", k)
+			}
+		}
+		for k, made := range b.keys(t) {
+			if !needed[k] {
+				t.Errorf("Walk visits %s, which no chain needs", k)
+			}
+			if age := time.Since(made); age < -time.Minute || age > time.Hour {
+				t.Errorf("Walk says that %s was made %v ago", k, age)
+			}
+			delete(needed, k)
+		}
+		if keys := b.Keys(low); len(keys) == 0 || !slices.Equal(b.Keys(high)[:len(keys)], keys) {
+			t.Errorf("Keys(%d layers) = %q does not start with those of its parent %q", len(high), b.Keys(high), keys)
+		}
+	})
+	t.Run("remove", func(t *testing.T) {
+		b := newBox(t, open)
+		chain := b.stack(t, makeTar(t, dir("d"), file("d/f", noise(8, 50_000))), makeTar(t, file("d/g", "x"), hardlink("h", "d/f")))
+		target := b.view(t, chain)
+		for _, k := range b.Keys(chain) {
+			if err := b.Remove(t.Context(), k); err != nil && !errors.Is(err, errs.Conflict) {
+				t.Errorf("remove of a mounted object: %v, want class conflict", err)
+			}
+		}
+		if _, err := os.ReadFile(filepath.Join(target, "h")); err != nil {
+			t.Errorf("a mounted view broke by Remove: %v", err)
+		}
+		b.unmount(t, target)
+		keys := b.Keys(chain)
+		slices.Reverse(keys)
+		for _, k := range append(keys, keys...) {
+			if err := b.Remove(t.Context(), k); err != nil {
+				t.Errorf("remove %s: %v", k, err)
+			}
+		}
+		if left := b.keys(t); len(left) > 0 {
+			t.Errorf("after removal Walk visits %v", left)
+		}
+		b.checkAbsent(t, chain)
+		if n := bytesBelow(t, b.root); n > 64<<10 {
+			t.Errorf("after removal the driver holds %d bytes", n)
+		}
+		if err := b.Remove(t.Context(), "../../../etc"); err == nil {
+			t.Error("Remove of a key that is a path passed")
+		}
+	})
+	t.Run("remove_mounted", func(t *testing.T) {
+		b := newBox(t, open)
+		chain := b.stack(t, makeTar(t, file("f", "x")))
+		w := b.writable(t, chain, noOptions)
+		for _, k := range b.Keys(chain) {
+			if err := b.Remove(t.Context(), k); err != nil && !errors.Is(err, errs.Conflict) {
+				t.Errorf("remove: %v, want class conflict", err)
+			}
+		}
+		if data, err := os.ReadFile(w.at("f")); string(data) != "x" {
+			t.Errorf("a running container lost its image: %q, %v", data, err)
+		}
+	})
+	t.Run("verify_finds_damage", func(t *testing.T) {
+		b := newBox(t, open)
+		content := noise(9, 3000)
+		data := makeTar(t, dir("d"), file("d/f", content), file("g", "x"))
+		chain := b.stack(t, data)
+		if n := flip(t, b.root, []byte(content)); n == 0 {
+			t.Fatal("found no stored file with the content")
+		}
+		if err := b.Verify(t.Context(), chain); !errors.Is(err, errs.DataLoss) {
+			t.Errorf("verify of a damaged layer: %v, want class data loss", err)
+		}
+		if _, err := b.tar(t, chain); !errors.Is(err, errs.DataLoss) {
+			t.Errorf("tar of a damaged layer: %v, want class data loss", err)
+		}
+		b.put(t, nil, data) // a pull heals
+		b.checkTars(t, chain)
+		want, err := flatten(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkTree(t, "healed layer", b.view(t, chain), want)
+	})
+	t.Run("verify_finds_truncation", func(t *testing.T) {
+		b := newBox(t, open)
+		chain := b.stack(t, makeTar(t, file("f", noise(10, 3000))))
+		must(t, filepath.WalkDir(b.root, func(p string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				if i, _ := e.Info(); i.Size() >= 3000 {
+					return os.Truncate(p, 0)
+				}
+			}
+			return err
+		}))
+		if err := b.Verify(t.Context(), chain); !errors.Is(err, errs.DataLoss) {
+			t.Errorf("verify of a truncated layer: %v, want class data loss", err)
+		}
+	})
+	t.Run("busy_target", func(t *testing.T) {
+		b := newBox(t, open)
+		if err := b.Unmount(t.Context(), b.path(t, "never")); err != nil {
+			t.Errorf("unmount of what is not mounted: %v", err)
+		}
+		if err := b.Unmount(t.Context(), filepath.Join(b.work, "does-not-exist")); err != nil {
+			t.Errorf("unmount of what does not exist: %v", err)
+		}
+	})
+}
+
+// flip changes one bit in every stored file that holds content; it gives their number. Times stay.
+func flip(t testing.TB, root string, content []byte) int {
+	t.Helper()
+	n := 0
+	must(t, filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		i := bytes.Index(data, content)
+		if i < 0 {
+			return nil
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		n++
+		f, err := os.OpenFile(p, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := f.WriteAt([]byte{data[i+100] ^ 4}, int64(i+100)); err != nil {
+			return err
+		}
+		return os.Chtimes(p, info.ModTime(), info.ModTime())
+	}))
+	return n
+}
+
+func bytesBelow(t testing.TB, root string) (sum int64) {
+	t.Helper()
+	must(t, filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			var st unix.Stat_t
+			err = unix.Lstat(p, &st)
+			sum += st.Blocks * 512
+		}
+		return err
+	}))
+	return sum
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testReopen drops a driver the way a kill does.
+func testReopen(t *testing.T, open Open) {
+	b := newBox(t, open)
+	tars := [][]byte{makeTar(t, dir("d").chmod(0o700), file("d/f", noise(11, 40_000))), makeTar(t, file("d/g", "x"), hardlink("h", "d/f"))}
+	chain := b.stack(t, tars...)
+	w := b.writable(t, chain, noOptions)
+	must(t, os.WriteFile(w.at("d/own"), []byte("own"), 0o600))
+	unfinished, err := b.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unfinished.Write(makeTar(t, file("x", noise(12, 100_000)))[:60_000]); err != nil {
+		t.Fatal(err)
+	}
+	// Not closed, not aborted: the process is gone as far as the disk can tell.
+	before := b.keys(t)
+	again := &box{Driver: open(t, b.root), root: b.root, work: b.work, open: open, tars: b.tars}
+	defer func() {
+		if err := again.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	}()
+	if left := leftovers(t, b.root); len(left) > 0 {
+		t.Errorf("opening again leaves %q", left)
+	}
+	if after := again.keys(t); len(after) != len(before) {
+		t.Errorf("opening again finds %v, want %v", after, before)
+	}
+	again.checkTars(t, chain)
+	want, err := flatten(tars...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		target := again.path(t, "view")
+		must(t, again.View(t.Context(), chain, target))
+		defer again.unmount(t, target)
+		checkTree(t, "view after reopening", target, want)
+	}()
+	if data, err := os.ReadFile(w.at("d/own")); string(data) != "own" {
+		t.Errorf("mounted writable after reopening: %q, %v", data, err)
+	}
+	w2 := &rw{box: again, dir: w.dir, target: w.target, chain: chain}
+	if got := w2.changes(t); !slices.Equal(got, []string{"A /d/own", "C /d"}) && !slices.Equal(got, []string{"C /d", "A /d/own"}) {
+		t.Errorf("changes after reopening = %q", got)
+	}
+	must(t, again.Unmount(t.Context(), w.target))
+	w2.mount(t, noOptions)
+	if data, err := os.ReadFile(w.at("d/own")); string(data) != "own" {
+		t.Errorf("writable mounted again: %q, %v", data, err)
+	}
+	must(t, again.Unmount(t.Context(), w.target))
+	_ = unfinished.Abort()
+}

@@ -1,0 +1,437 @@
+// Package overlay2 keeps layers as plain directories, keyed by diffID, and stacks them with overlayfs. It needs no
+// special file system and no recent kernel beyond the new mount API.
+//
+//	<root>/layers/sha256/<diffID>/            a layer directory of package tree
+//	<root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
+//	<root>/roots/                             empty directories with root attributes, for views
+//	<root>/layers/sha256/.tmp-*               what is being made or removed
+//
+// A layer is unpacked alone, so layers of an image come in parallel. What of it depends on the layers below
+// (package tree tells: directories without an entry, hard links to lower files) is resolved at Commit into the
+// variant: a small directory that stands right above the layer in every mount. A layer of which nothing
+// depends has none, and most have none.
+package overlay2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/tarscan"
+	"ply/internal/store/layer/tree"
+	"ply/internal/store/layer/writable"
+)
+
+// Name is what the driver is called.
+const Name = "overlay2"
+
+// Options of Open. The zero value works.
+type Options struct {
+	Limits tarscan.Limits
+}
+
+// Driver implements layer.Driver.
+type Driver struct {
+	fsys   durable.FS
+	root   string
+	layers string
+	opts   Options
+
+	mu      sync.Mutex // innermost: taken with object locks held
+	metas   map[oci.DiffID]*tree.Meta
+	locks   map[layer.Key]*keyLock // never two at once
+	targets map[string][]string    // mount point → object directories it stands on
+}
+
+var _ layer.Driver = (*Driver)(nil)
+
+// keyLock keeps two from changing one object.
+type keyLock struct {
+	mu    sync.Mutex
+	users int
+}
+
+// Probe says whether root's file system can hold layers, and if not why.
+func Probe(root string) (bool, string) {
+	dir, err := os.MkdirTemp(root, durable.TempPrefix+"probe-")
+	if err != nil {
+		return false, err.Error()
+	}
+	defer os.RemoveAll(dir)
+	if err := probe(dir); err != nil {
+		return false, "overlayfs on " + fsName(root) + ": " + err.Error()
+	}
+	return true, ""
+}
+
+func probe(dir string) error {
+	for _, d := range []string{"a", "b", "upper", "work", "mnt"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mknod(filepath.Join(dir, "a", "w"), unix.S_IFCHR, 0); err != nil {
+		return fmt.Errorf("make a whiteout: %w", err)
+	}
+	if err := unix.Setxattr(filepath.Join(dir, "a"), "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		return fmt.Errorf("set a trusted xattr: %w", err)
+	}
+	t, err := mount.Overlay{
+		Lower: []mount.Layer{mount.At(filepath.Join(dir, "a")), mount.At(filepath.Join(dir, "b"))},
+		Upper: filepath.Join(dir, "upper"), Work: filepath.Join(dir, "work"),
+	}.Mount()
+	if err != nil {
+		return err
+	}
+	return t.Close()
+}
+
+// Open opens the driver's directory, making it when it is new, and deletes what a crash left.
+func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
+		metas: map[oci.DiffID]*tree.Meta{}, locks: map[layer.Key]*keyLock{}, targets: map[string][]string{},
+	}
+	for _, dir := range []string{d.layers, d.roots()} {
+		if err := fsys.MkdirAll(dir, 0o711); err != nil {
+			return nil, err
+		}
+		if err := durable.RemoveTemps(fsys, dir); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func (d *Driver) roots() string { return filepath.Join(d.root, "roots") }
+
+// Name implements layer.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Status implements layer.Driver.
+func (d *Driver) Status() [][2]string {
+	return [][2]string{
+		{"Backing Filesystem", fsName(d.root)}, {"Supports d_type", "true"}, {"Using metacopy", "false"}, {"Native Overlay Diff", "true"},
+	}
+}
+
+func fsName(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return "unknown"
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return "extfs"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs"
+	}
+	return fmt.Sprintf("unknown (%#x)", st.Type)
+}
+
+// Close implements layer.Driver.
+func (d *Driver) Close() error { return nil }
+
+// lock keeps others from changing the object until unlock is called.
+func (d *Driver) lock(key layer.Key) (unlock func()) {
+	d.mu.Lock()
+	l := d.locks[key]
+	if l == nil {
+		l = &keyLock{}
+		d.locks[key] = l
+	}
+	l.users++
+	d.mu.Unlock()
+	l.mu.Lock()
+	return func() {
+		l.mu.Unlock()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(d.locks, key)
+		}
+	}
+}
+
+const keyPrefix = "sha256-"
+
+func baseKey(id oci.DiffID) layer.Key { return layer.Key(keyPrefix + id.Hex()) }
+
+func variantKey(id oci.DiffID, parents oci.Chain) layer.Key {
+	on := strings.Repeat("0", 64) // on nothing
+	if len(parents) > 0 {
+		on = parents.ID().Hex()
+	}
+	return baseKey(id) + "@" + layer.Key(on)
+}
+
+// dir is where the object of a well-formed key lies.
+func (d *Driver) dir(key layer.Key) string {
+	return filepath.Join(d.layers, strings.TrimPrefix(string(key), keyPrefix))
+}
+
+// parseKey refuses what is no key of this driver.
+func parseKey(key layer.Key) error {
+	hex, ok := strings.CutPrefix(string(key), keyPrefix)
+	own, on, variant := strings.Cut(hex, "@")
+	if !ok || !oci.IsHex64(own) || variant && !oci.IsHex64(on) {
+		return errs.New(errs.Invalid, "layer key %.200q: not one of this driver", key)
+	}
+	return nil
+}
+
+// meta gives the description of a held layer; errs.NotFound when there is none, errs.DataLoss when it is damaged.
+func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
+	d.mu.Lock()
+	m := d.metas[id]
+	d.mu.Unlock()
+	if m != nil {
+		return m, nil
+	}
+	dir := d.dir(baseKey(id))
+	m, err := tree.Load(d.fsys, dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, serr := d.fsys.Lstat(dir); serr == nil {
+			return nil, damaged(id, err)
+		}
+		return nil, errs.New(errs.NotFound, "layer %s: not held", id)
+	case err != nil:
+		return nil, damaged(id, err)
+	case m.DiffID != id:
+		return nil, damaged(id, errors.New("is described as "+string(m.DiffID)))
+	}
+	d.mu.Lock()
+	d.metas[id] = m
+	d.mu.Unlock()
+	return m, nil
+}
+
+func damaged(id oci.DiffID, err error) error {
+	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
+}
+
+func (d *Driver) forget(id oci.DiffID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.metas, id)
+}
+
+func checkChain(chain oci.Chain) error {
+	if len(chain) == 0 {
+		return errs.New(errs.Invalid, "layer: empty chain")
+	}
+	for _, id := range chain {
+		if _, err := oci.ParseDigest(string(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stat implements layer.Driver.
+func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) {
+	if err := checkChain(chain); err != nil {
+		return layer.Info{}, err
+	}
+	m, err := d.meta(chain.Top())
+	if err != nil {
+		return layer.Info{}, err
+	}
+	if _, _, err := d.variant(ctx, chain); err != nil {
+		return layer.Info{}, err
+	}
+	return m.Info(), nil
+}
+
+// Keys implements layer.Driver.
+func (d *Driver) Keys(chain oci.Chain) []layer.Key {
+	var keys []layer.Key
+	for i, id := range chain {
+		keys = append(keys, baseKey(id))
+		// A layer that cannot be read may well have a variant: better to name one too many.
+		if m, err := d.meta(id); err != nil || !m.Alone() {
+			keys = append(keys, variantKey(id, chain[:i]))
+		}
+	}
+	return keys
+}
+
+// Walk implements layer.Driver.
+func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.Time) error) error {
+	entries, err := d.fsys.ReadDir(d.layers)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		key := layer.Key(keyPrefix + e.Name())
+		if parseKey(key) != nil {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := visit(key, info.ModTime()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove implements layer.Driver.
+func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
+	if err := parseKey(key); err != nil {
+		return err
+	}
+	defer d.lock(key)()
+	dir := d.dir(key)
+	if _, err := d.fsys.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	used, err := d.mounted(dir)
+	if err != nil {
+		return err
+	}
+	if used {
+		return errs.New(errs.Conflict, "layer %s: is mounted", key)
+	}
+	trash := durable.TempName(d.layers)
+	if err := d.fsys.Rename(dir, trash); err != nil {
+		return err
+	}
+	d.forget(oci.DiffID("sha256:" + strings.TrimPrefix(string(key), keyPrefix)))
+	return d.fsys.RemoveAll(trash)
+}
+
+// Tar implements layer.Driver.
+func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error) {
+	if err := checkChain(chain); err != nil {
+		return nil, err
+	}
+	m, err := d.meta(chain.Top())
+	if err != nil {
+		return nil, err
+	}
+	r, err := d.rebuild(m)
+	if err != nil {
+		return nil, damaged(m.DiffID, err)
+	}
+	return r, nil
+}
+
+func (d *Driver) rebuild(m *tree.Meta) (io.ReadCloser, error) {
+	dir := d.dir(baseKey(m.DiffID))
+	r, err := tree.OpenTar(d.fsys, dir, filepath.Join(dir, tree.FS), m)
+	if err != nil {
+		return nil, err
+	}
+	return tree.Verified(r, m.DiffID, m.TarSize), nil
+}
+
+// Verify implements layer.Driver.
+func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
+	if err := checkChain(chain); err != nil {
+		return err
+	}
+	d.forget(chain.Top())
+	m, err := d.meta(chain.Top())
+	if err != nil {
+		return err
+	}
+	if err := d.verify(ctx, m); err != nil {
+		return damaged(m.DiffID, err)
+	}
+	_, _, err = d.variant(ctx, chain)
+	return err
+}
+
+func (d *Driver) verify(ctx context.Context, m *tree.Meta) error {
+	r, err := d.rebuild(m)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	dir := d.dir(baseKey(m.DiffID))
+	return tree.Check(ctx, r, filepath.Join(dir, tree.FS), d.opts.Limits)
+}
+
+// base opens the stack of a chain for writable. Overlayfs refuses a directory twice, so of a layer that
+// a chain has several times only the uppermost counts: whatever the others show or hide, it shows or hides as well.
+func (d *Driver) base(ctx context.Context, chain oci.Chain) (b writable.Base, paths []string, err error) {
+	b.Root = -1
+	if len(chain) > 0 {
+		if err := checkChain(chain); err != nil {
+			return b, nil, err
+		}
+	}
+	open := true
+	for i := len(chain) - 1; i >= 0; i-- {
+		m, err := d.meta(chain[i])
+		if err != nil {
+			return b, nil, err
+		}
+		dir, has, err := d.variant(ctx, chain[:i+1])
+		if err != nil {
+			return b, nil, err
+		}
+		if open && has {
+			paths = append(paths, filepath.Join(dir, tree.FS))
+		}
+		if open && !slices.Contains(chain[i+1:], chain[i]) {
+			paths = append(paths, filepath.Join(d.dir(baseKey(chain[i])), tree.FS))
+			if m.OwnRoot && b.Root < 0 {
+				b.Root = len(paths) - 1
+			}
+		}
+		open = open && !m.OpaqueRoot
+	}
+	b.Open = func() ([]*os.File, error) { return openAll(paths) }
+	return b, paths, nil
+}
+
+func openAll(paths []string) ([]*os.File, error) {
+	var dirs []*os.File
+	for _, p := range paths {
+		f, err := writable.OpenDir(p)
+		if err != nil {
+			for _, d := range dirs {
+				d.Close()
+			}
+			return nil, err
+		}
+		dirs = append(dirs, f)
+	}
+	return dirs, nil
+}

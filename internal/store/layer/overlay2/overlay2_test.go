@@ -1,0 +1,21 @@
+package overlay2_test
+
+import (
+	"testing"
+
+	"ply/internal/durable"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/layertest"
+	"ply/internal/store/layer/overlay2"
+)
+
+func open(t *testing.T, root string) layer.Driver {
+	t.Helper()
+	d, err := overlay2.Open(durable.OS, root, overlay2.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestDriver(t *testing.T) { layertest.Run(t, open) }

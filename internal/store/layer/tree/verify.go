@@ -1,0 +1,176 @@
+package tree
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer/tarscan"
+)
+
+// Verified makes a reader that ends in errs.DataLoss instead of io.EOF unless what was read has the digest and
+// size given.
+func Verified(r io.ReadCloser, want oci.DiffID, size int64) io.ReadCloser {
+	return &verified{r: r, sum: sha256.New(), want: want, left: size}
+}
+
+type verified struct {
+	r    io.ReadCloser
+	sum  hash.Hash
+	want oci.DiffID
+	left int64
+	err  error
+}
+
+func (v *verified) Read(p []byte) (int, error) {
+	if v.err != nil {
+		return 0, v.err
+	}
+	n, err := v.r.Read(p)
+	v.sum.Write(p[:n])
+	v.left -= int64(n)
+	switch {
+	case err == io.EOF && v.left != 0:
+		err = errs.New(errs.DataLoss, "layer %s: its tar has the wrong length", v.want)
+	case err == io.EOF && oci.DiffID(oci.DigestOfHash(v.sum)) != v.want:
+		err = errs.New(errs.DataLoss, "layer %s: its tar has the digest %s", v.want, oci.DigestOfHash(v.sum))
+	case err != nil && err != io.EOF && !errors.Is(err, errs.DataLoss):
+		err = errs.New(errs.DataLoss, "layer %s: %w", v.want, err)
+	}
+	v.err = err
+	return n, err
+}
+
+func (v *verified) Close() error { return v.r.Close() }
+
+// Check reads the tar of a layer to its end and compares what it says with the tree on disk: type, mode, owner,
+// size, time and link target of every name, beside the content that rebuilding the tar read. Damage is errs.DataLoss.
+func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) error {
+	c := checker{last: map[string]*expected{}}
+	err := tarscan.Scan(tar, lim, func(e *tarscan.Entry, data io.Reader) error {
+		c.note(e)
+		_, err := io.Copy(io.Discard, data)
+		return errors.Join(err, context.Cause(ctx))
+	})
+	if err != nil {
+		return err
+	}
+	root, err := unix.Open(tree, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return errs.New(errs.DataLoss, "tree: %w", err)
+	}
+	defer unix.Close(root)
+	for p, want := range c.last {
+		if err := want.check(root, p); err != nil {
+			return errs.New(errs.DataLoss, "file %q: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// expected is what the last entry of a name says.
+type expected struct {
+	mode     uint32 // with the type
+	uid, gid uint32
+	size     int64
+	mtime    unix.Timespec
+	link     string
+	exists   bool // only that: a hard link
+}
+
+type checker struct {
+	last map[string]*expected
+}
+
+var kinds = map[tarscan.Kind]uint32{
+	tarscan.Regular: unix.S_IFREG, tarscan.Dir: unix.S_IFDIR, tarscan.Symlink: unix.S_IFLNK,
+	tarscan.CharDev: unix.S_IFCHR, tarscan.BlockDev: unix.S_IFBLK, tarscan.Fifo: unix.S_IFIFO,
+}
+
+func (c *checker) note(e *tarscan.Entry) {
+	switch e.Kind {
+	case tarscan.Whiteout, tarscan.Opaque:
+		return
+	case tarscan.Hardlink:
+		was := c.last[e.Link]
+		c.forget(e.Path)
+		if was != nil && e.Path != e.Link {
+			c.last[e.Path] = &expected{mode: was.mode, exists: true}
+		}
+		return // to a lower file: it is in the variant
+	}
+	was := c.last[e.Path]
+	if e.Kind != tarscan.Dir {
+		c.forget(e.Path)
+	} else if was != nil && was.mode&unix.S_IFMT != unix.S_IFDIR {
+		delete(c.last, e.Path)
+	}
+	c.last[e.Path] = &expected{
+		mode: kinds[e.Kind] | e.Mode, uid: e.UID, gid: e.GID, size: e.Size, mtime: timespec(e), link: e.Link,
+	}
+}
+
+// forget drops a name and, when it was a directory, all below it.
+func (c *checker) forget(p string) {
+	was := c.last[p]
+	delete(c.last, p)
+	if was == nil || was.mode&unix.S_IFMT != unix.S_IFDIR {
+		return
+	}
+	for q := range c.last {
+		if strings.HasPrefix(q, p+"/") {
+			delete(c.last, q)
+		}
+	}
+}
+
+func (x *expected) check(root int, p string) error {
+	dir, base := root, p
+	if parent := path.Dir(p); parent != "." {
+		fd, err := openBelow(root, parent, unix.O_PATH|unix.O_DIRECTORY)
+		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+			return nil // went through a link of the layer, or its parent was replaced
+		}
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		dir, base = fd, path.Base(p)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if x.exists {
+		if st.Mode&unix.S_IFMT != x.mode&unix.S_IFMT {
+			return errors.New("has another type")
+		}
+		return nil
+	}
+	switch {
+	case st.Mode != x.mode:
+		return errors.New("has another type or mode")
+	case st.Uid != x.uid || st.Gid != x.gid:
+		return errors.New("has another owner")
+	case st.Mtim != x.mtime:
+		return errors.New("has another time")
+	case st.Mode&unix.S_IFMT == unix.S_IFREG && st.Size != x.size:
+		return errors.New("has another size")
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		buf := make([]byte, 4096)
+		n, err := unix.Readlinkat(dir, base, buf)
+		if err != nil || string(buf[:n]) != x.link {
+			return errors.New("leads elsewhere")
+		}
+	}
+	return nil
+}
