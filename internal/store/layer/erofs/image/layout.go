@@ -1,0 +1,295 @@
+package image
+
+import (
+	"bytes"
+	"cmp"
+	"math/bits"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/store/layer/tarscan"
+)
+
+// BlockSize of the images, and so the granularity at which content can be pointed at: tar's.
+const BlockSize = 512
+
+// Sizes and offsets of the format (fs/erofs/erofs_fs.h, in words).
+const (
+	superOffset = 1024
+	superSize   = 128
+	slotSize    = 128
+	inodeSize   = 64
+	nidUnit     = 32
+	direntSize  = 12
+	chunkIndex  = 8
+)
+
+// layout is where everything of an image lies.
+type layout struct {
+	t       *Tree
+	first   []uint32 // children of node n are kids[first[n]:first[n+1]]
+	kids    []nodeID
+	order   []inodeID // as they lie in the image
+	node    []nodeID  // of a directory's inode; parallel to t.inodes
+	end     int64     // of the inodes, a multiple of BlockSize
+	data    []inodeID // whose tails did not fit: they have blocks after end
+	blocks  int64     // of the whole image
+	devices int
+	live    int // inodes
+}
+
+// plan lays t out. It may be called once Missing has been dealt with, and only once.
+func (t *Tree) plan(devices int) (*layout, error) {
+	l := &layout{t: t, devices: devices}
+	if err := l.connect(); err != nil {
+		return nil, err
+	}
+	l.sort()
+	return l, l.place()
+}
+
+// connect counts links and groups names by directory.
+func (l *layout) connect() error {
+	t := l.t
+	live := t.live()
+	var white inodeID
+	l.first = make([]uint32, len(t.nodes)+1)
+	for i := 1; i < len(t.nodes); i++ {
+		if !live[i] {
+			continue
+		}
+		n := &t.nodes[i]
+		parent := &t.inodes[t.nodes[n.parent].inode]
+		if n.inode == 0 { // a whiteout; all of them are links to one
+			if white == 0 {
+				white = t.newInode(inode{mode: unix.S_IFCHR})
+				parent = &t.inodes[t.nodes[n.parent].inode]
+			}
+			n.inode = white
+			parent.whiteouts = true
+		} else if n.whiteout && t.dir(nodeID(i)) {
+			n.opaque = true // removed below and made anew
+		}
+		in := &t.inodes[n.inode]
+		if in.absent {
+			return errs.New(errs.Internal, "%.200q: link target was not filled in", t.path(nodeID(i)))
+		}
+		in.nlink++
+		if in.isDir() {
+			in.nlink = 2
+			in.opaque = n.opaque
+			parent.nlink++
+		}
+		l.first[n.parent+1]++
+	}
+	r := &t.inodes[t.nodes[root].inode]
+	r.nlink += 2
+	r.opaque = t.nodes[root].opaque
+	for i := range len(t.nodes) {
+		l.first[i+1] += l.first[i]
+	}
+	l.kids = make([]nodeID, l.first[len(t.nodes)])
+	next := slices.Clone(l.first)
+	for i := 1; i < len(t.nodes); i++ {
+		if live[i] {
+			p := t.nodes[i].parent
+			l.kids[next[p]] = nodeID(i)
+			next[p]++
+		}
+	}
+	return nil
+}
+
+func (l *layout) children(n nodeID) []nodeID { return l.kids[l.first[n]:l.first[n+1]] }
+
+func (l *layout) sort() {
+	for n := range l.t.nodes {
+		slices.SortFunc(l.children(nodeID(n)), func(a, b nodeID) int { return bytes.Compare(l.t.name(a), l.t.name(b)) })
+	}
+}
+
+// place gives every inode its position: the inodes of a directory's names together, then those of its
+// subdirectories, so that walking a tree reads the image forwards.
+func (l *layout) place() error {
+	t := l.t
+	l.node = make([]nodeID, len(t.inodes))
+	pos := int64(align(superOffset+superSize+slotSize*l.devices, BlockSize))
+	rootInode := t.nodes[root].inode
+	pos = l.put(rootInode, root, pos)
+	stack := []nodeID{root}
+	for len(stack) > 0 {
+		dir := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		kids := l.children(dir)
+		for _, k := range kids {
+			if id := t.nodes[k].inode; t.inodes[id].pos == 0 {
+				pos = l.put(id, k, pos)
+			}
+		}
+		for _, k := range slices.Backward(kids) {
+			if t.dir(k) {
+				stack = append(stack, k)
+			}
+		}
+	}
+	l.end = int64(align(int(pos), BlockSize))
+	l.blocks = l.end / BlockSize
+	for _, id := range l.data {
+		in := &t.inodes[id]
+		in.block = uint32(l.blocks)
+		l.blocks += (in.size + BlockSize - 1) / BlockSize
+	}
+	if l.blocks >= 1<<32 {
+		return errs.New(errs.Invalid, "index is too large")
+	}
+	return nil
+}
+
+// put places one inode at or after pos and gives the end of it.
+func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
+	in := &l.t.inodes[id]
+	l.node[id] = n
+	if in.isDir() {
+		in.size = l.dirSize(n)
+	}
+	pos = int64(align(int(pos), nidUnit))
+	head := inodeSize + l.xattrSize(in)
+	room := inodeSize // what must not cross a block
+	tail, inline := l.tail(in, head)
+	if inline {
+		room = head + tail
+	}
+	if rest := BlockSize - int(pos%BlockSize); rest < room {
+		pos += int64(rest)
+	}
+	in.pos = pos
+	l.order = append(l.order, id)
+	if !inline && in.size > 0 && in.mode&unix.S_IFMT != unix.S_IFREG {
+		l.data = append(l.data, id)
+	}
+	if in.chunked() {
+		return pos + int64(align(head, chunkIndex)) + chunkIndex
+	}
+	return pos + int64(head+tail)
+}
+
+func (i *inode) chunked() bool { return i.mode&unix.S_IFMT == unix.S_IFREG && i.size > 0 }
+
+// tail is what follows the inode in its own block: the names of a small directory or the target of a link.
+func (l *layout) tail(in *inode, head int) (size int, inline bool) {
+	switch in.mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFLNK:
+		if in.size <= int64(BlockSize-head) {
+			return int(in.size), true
+		}
+	}
+	return 0, false
+}
+
+func (i *inode) nid() uint64 { return uint64(i.pos / nidUnit) }
+
+// chunkBits gives the smallest chunk that holds the whole file.
+func (i *inode) chunkBits() int { return max(9, bits.Len64(uint64(i.size-1))) }
+
+func align(n, to int) int { return (n + to - 1) / to * to }
+
+// names calls visit with the entries of a directory in their order on disk, "." and ".." among them.
+func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
+	t := l.t
+	up := root
+	if dir != root {
+		up = t.nodes[dir].parent
+	}
+	dots := [2]struct {
+		name []byte
+		id   inodeID
+	}{{dot, t.nodes[dir].inode}, {dotdot, t.nodes[up].inode}}
+	next := 0
+	for _, k := range l.children(dir) {
+		name := t.name(k)
+		for next < 2 && bytes.Compare(dots[next].name, name) < 0 {
+			visit(dots[next].name, dots[next].id)
+			next++
+		}
+		visit(name, t.nodes[k].inode)
+	}
+	for ; next < 2; next++ {
+		visit(dots[next].name, dots[next].id)
+	}
+}
+
+var dot, dotdot = []byte("."), []byte("..")
+
+// dirSize is what a directory takes: whole blocks and the used bytes of the last.
+func (l *layout) dirSize(dir nodeID) int64 {
+	var full int64
+	used := 0
+	l.names(dir, func(name []byte, _ inodeID) {
+		need := direntSize + len(name)
+		if used+need > BlockSize {
+			full += BlockSize
+			used = 0
+		}
+		used += need
+	})
+	return full + int64(used)
+}
+
+// diskXattr is an extended attribute as stored: the prefix is a number.
+type diskXattr struct {
+	prefix      byte
+	name, value string
+}
+
+var prefixes = []struct {
+	index  byte
+	prefix string
+}{
+	{1, "user."}, {2, "system.posix_acl_access"}, {3, "system.posix_acl_default"}, {4, "trusted."}, {6, "security."},
+}
+
+func diskForm(x tarscan.Xattr) (diskXattr, bool) {
+	for _, p := range prefixes {
+		if len(x.Name) >= len(p.prefix) && x.Name[:len(p.prefix)] == p.prefix {
+			return diskXattr{p.index, x.Name[len(p.prefix):], x.Value}, true
+		}
+	}
+	return diskXattr{}, false
+}
+
+// xattrsOf gives what an inode carries on disk, in order.
+func (l *layout) xattrsOf(in *inode) []diskXattr {
+	if in.xattrs == 0 && !in.opaque && !in.whiteouts {
+		return nil
+	}
+	var all []diskXattr
+	for _, x := range l.t.xattrs[in.xattrs] {
+		if d, ok := diskForm(x); ok {
+			all = append(all, d)
+		}
+	}
+	if in.opaque {
+		all = append(all, diskXattr{4, "overlay.opaque", "y"})
+	}
+	if in.whiteouts {
+		all = append(all, diskXattr{4, "overlay.origin", ""})
+	}
+	slices.SortFunc(all, func(a, b diskXattr) int {
+		return cmp.Or(cmp.Compare(a.prefix, b.prefix), cmp.Compare(a.name, b.name))
+	})
+	return all
+}
+
+func (l *layout) xattrSize(in *inode) int {
+	all := l.xattrsOf(in)
+	if len(all) == 0 {
+		return 0
+	}
+	size := 12
+	for _, x := range all {
+		size += align(4+len(x.name)+len(x.value), 4)
+	}
+	return size
+}

@@ -1,0 +1,450 @@
+package image
+
+import (
+	"bytes"
+	"hash/maphash"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/store/layer/tarscan"
+)
+
+// Limits of a Tree; entries that would break them are errs.Invalid.
+const (
+	MaxNames = tarscan.MaxEntries // with the directories that entries imply
+	MaxBytes = 512 << 20          // of names, link targets and extended attributes together
+)
+
+// Extent says where the content of a file lies.
+type Extent struct {
+	Device int   // 1 is the first device, 0 none (an empty file)
+	Offset int64 // a multiple of BlockSize
+}
+
+// Attr is everything that an inode is, but its names.
+type Attr struct {
+	Mode   uint32 // with S_IFMT
+	UID    uint32
+	GID    uint32
+	Mtime  time.Time
+	Xattrs []tarscan.Xattr // sorted by name
+	Link   string
+	Rdev   uint64 // unix.Mkdev
+	Size   int64
+	Extent Extent
+}
+
+type (
+	nodeID  uint32
+	inodeID uint32
+)
+
+const noNode = ^nodeID(0)
+
+// node is a name in a directory.
+type node struct {
+	parent   nodeID
+	name     uint32 // offset in names
+	length   uint8
+	replaced bool // another node has the name now; what hangs below this one is gone
+	whiteout bool // lower layers' name is hidden
+	opaque   bool // lower layers' content is hidden
+	inode    inodeID
+}
+
+type inode struct {
+	mode     uint32
+	uid, gid uint32
+	nsec     uint32
+	mtime    int64
+	size     int64
+	offset   int64 // of the content, or of the link target in names
+	rdev     uint64
+	xattrs   uint32 // index in Tree.xattrs; 0 none
+	device   uint16
+	implied  bool // a directory that no entry described
+	absent   bool // a file that a lower layer holds: see Missing
+	// set when the image is laid out
+	nlink     uint32
+	opaque    bool
+	whiteouts bool
+	pos       int64 // of the inode in the image
+	block     uint32
+}
+
+func (i *inode) isDir() bool { return i.mode&unix.S_IFMT == unix.S_IFDIR }
+
+// Tree collects the entries of one layer. The zero value is not usable. Not safe for concurrent use.
+type Tree struct {
+	names  []byte
+	nodes  []node
+	inodes []inode // 0 stands for none
+	xattrs [][]tarscan.Xattr
+	bytes  int
+
+	table []nodeID // open addressing on (parent, name)
+	seed  maphash.Seed
+
+	// the directory of the last entry: tars come directory by directory
+	lastDir  string
+	lastNode nodeID
+}
+
+const root nodeID = 0
+
+// NewTree gives a tree with an implied root.
+func NewTree() *Tree {
+	t := &Tree{seed: maphash.MakeSeed(), table: make([]nodeID, 1024), xattrs: make([][]tarscan.Xattr, 1)}
+	for i := range t.table {
+		t.table[i] = noNode
+	}
+	t.inodes = append(t.inodes, inode{})
+	t.nodes = append(t.nodes, node{parent: noNode, inode: t.implied()})
+	t.lastDir = "."
+	return t
+}
+
+func (t *Tree) implied() inodeID {
+	return t.newInode(inode{mode: unix.S_IFDIR | 0o755, implied: true})
+}
+
+func (t *Tree) newInode(i inode) inodeID {
+	t.inodes = append(t.inodes, i)
+	return inodeID(len(t.inodes) - 1)
+}
+
+func (t *Tree) name(n nodeID) []byte {
+	d := &t.nodes[n]
+	return t.names[d.name : d.name+uint32(d.length)]
+}
+
+func (t *Tree) dir(n nodeID) bool { return t.inodes[t.nodes[n].inode].isDir() }
+
+func (t *Tree) slot(parent nodeID, name string) int {
+	var h maphash.Hash
+	h.SetSeed(t.seed)
+	h.WriteString(name)
+	i := int((h.Sum64()+uint64(parent)*0x9e3779b97f4a7c15)>>7) & (len(t.table) - 1)
+	for {
+		n := t.table[i]
+		if n == noNode || t.nodes[n].parent == parent && string(t.name(n)) == name {
+			return i
+		}
+		i = (i + 1) & (len(t.table) - 1)
+	}
+}
+
+func (t *Tree) lookup(parent nodeID, name string) nodeID { return t.table[t.slot(parent, name)] }
+
+// make adds a name that is not there yet.
+func (t *Tree) make(parent nodeID, name string) (nodeID, error) {
+	if len(t.nodes) >= MaxNames {
+		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
+	}
+	if err := t.account(len(name)); err != nil {
+		return 0, err
+	}
+	if len(t.nodes)*2 >= len(t.table) {
+		t.grow()
+	}
+	n := nodeID(len(t.nodes))
+	at := t.slot(parent, name)
+	t.nodes = append(t.nodes, node{parent: parent, name: t.text(name), length: uint8(len(name))})
+	t.table[at] = n
+	return n, nil
+}
+
+// replace gives the name of n to a fresh node, so that everything below n is gone at once.
+func (t *Tree) replace(n nodeID) (nodeID, error) {
+	if len(t.nodes) >= MaxNames {
+		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
+	}
+	at := t.slot(t.nodes[n].parent, string(t.name(n)))
+	fresh := t.nodes[n]
+	fresh.inode = 0
+	t.nodes[n].replaced = true
+	t.nodes = append(t.nodes, fresh)
+	t.table[at] = nodeID(len(t.nodes) - 1)
+	t.lastDir, t.lastNode = ".", root
+	if len(t.nodes)*2 >= len(t.table) {
+		t.grow()
+	}
+	return nodeID(len(t.nodes) - 1), nil
+}
+
+func (t *Tree) grow() {
+	t.table = make([]nodeID, 2*len(t.table))
+	for i := range t.table {
+		t.table[i] = noNode
+	}
+	for i := range t.nodes {
+		if n := nodeID(i); n != root && !t.nodes[n].replaced {
+			t.table[t.slot(t.nodes[n].parent, string(t.name(n)))] = n
+		}
+	}
+}
+
+// text puts s into the arena.
+func (t *Tree) text(s string) uint32 {
+	off := uint32(len(t.names))
+	t.names = append(t.names, s...)
+	return off
+}
+
+func (t *Tree) account(n int) error {
+	if t.bytes += n; t.bytes > MaxBytes {
+		return errs.New(errs.Invalid, "more than %d bytes of names and attributes", MaxBytes)
+	}
+	return nil
+}
+
+// dirOf finds the directory p and makes what is missing of it.
+func (t *Tree) dirOf(p string) (nodeID, error) {
+	if p == t.lastDir {
+		return t.lastNode, nil
+	}
+	n := root
+	if p != "." {
+		for part := range strings.SplitSeq(p, "/") {
+			child := t.lookup(n, part)
+			var err error
+			if child == noNode {
+				child, err = t.make(n, part)
+			}
+			if err != nil {
+				return 0, err
+			}
+			if !t.dir(child) {
+				t.nodes[child].inode = t.implied()
+			}
+			n = child
+		}
+	}
+	t.lastDir, t.lastNode = strings.Clone(p), n
+	return n, nil
+}
+
+// find looks p up without making anything.
+func (t *Tree) find(p string) nodeID {
+	n := root
+	if p == "." {
+		return n
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if !t.dir(n) {
+			return noNode
+		}
+		if n = t.lookup(n, part); n == noNode {
+			return noNode
+		}
+	}
+	return n
+}
+
+// at gives the node for p, made with its parents when it is not there.
+func (t *Tree) at(p string) (nodeID, error) {
+	if p == "." {
+		return root, nil
+	}
+	dir, base := ".", p
+	if i := strings.LastIndexByte(p, '/'); i >= 0 {
+		dir, base = p[:i], p[i+1:]
+	}
+	parent, err := t.dirOf(dir)
+	if err != nil {
+		return 0, err
+	}
+	if n := t.lookup(parent, base); n != noNode {
+		return n, nil
+	}
+	return t.make(parent, base)
+}
+
+// Add takes the next entry. content says where a non-empty Regular lies. The error's class is errs.Invalid.
+func (t *Tree) Add(e *tarscan.Entry, content Extent) error {
+	if err := t.add(e, content); err != nil {
+		return errs.New(errs.Invalid, "layer tar: entry %.200q: %w", e.Path, err)
+	}
+	return nil
+}
+
+func (t *Tree) add(e *tarscan.Entry, content Extent) error {
+	switch e.Kind {
+	case tarscan.Whiteout:
+		n, err := t.at(e.Path)
+		if err == nil {
+			t.nodes[n].whiteout = true
+		}
+		return err
+	case tarscan.Opaque:
+		n, err := t.dirOf(e.Path)
+		if err == nil {
+			t.nodes[n].opaque = true
+		}
+		return err
+	case tarscan.Hardlink:
+		target, err := t.target(e.Link)
+		if err != nil {
+			return err
+		}
+		return t.put(e.Path, target)
+	}
+	i, err := t.inodeOf(e, content)
+	if err != nil {
+		return err
+	}
+	return t.put(e.Path, i)
+}
+
+// target finds what a hard link names; when this layer does not have it, it gets a place holder.
+func (t *Tree) target(p string) (inodeID, error) {
+	if n := t.find(p); n != noNode && t.nodes[n].inode != 0 {
+		if t.dir(n) {
+			return 0, errs.New(errs.Invalid, "hard link to the directory %q", p)
+		}
+		return t.nodes[n].inode, nil
+	}
+	n, err := t.at(p)
+	if err != nil {
+		return 0, err
+	}
+	i := t.newInode(inode{mode: unix.S_IFREG, absent: true, offset: int64(t.text(p)), size: int64(len(p))})
+	t.nodes[n].inode = i
+	return i, t.account(len(p))
+}
+
+// put gives the name p to an inode.
+func (t *Tree) put(p string, i inodeID) error {
+	n, err := t.at(p)
+	if err != nil {
+		return err
+	}
+	if t.nodes[n].inode != 0 && t.dir(n) && !t.inodes[i].isDir() {
+		if n, err = t.replace(n); err != nil {
+			return err
+		}
+	}
+	t.nodes[n].inode = i
+	return nil
+}
+
+var kinds = [...]uint32{
+	tarscan.Regular: unix.S_IFREG, tarscan.Dir: unix.S_IFDIR, tarscan.Symlink: unix.S_IFLNK,
+	tarscan.CharDev: unix.S_IFCHR, tarscan.BlockDev: unix.S_IFBLK, tarscan.Fifo: unix.S_IFIFO,
+}
+
+func (t *Tree) inodeOf(e *tarscan.Entry, content Extent) (inodeID, error) {
+	a := Attr{
+		Mode: kinds[e.Kind] | e.Mode, UID: e.UID, GID: e.GID, Mtime: e.Mtime, Xattrs: e.Xattrs,
+		Link: e.Link, Size: e.Size, Extent: content,
+	}
+	if e.Kind == tarscan.CharDev || e.Kind == tarscan.BlockDev {
+		a.Rdev = unix.Mkdev(e.Major, e.Minor)
+	}
+	i := t.newInode(inode{})
+	return i, t.set(i, a)
+}
+
+func (t *Tree) set(id inodeID, a Attr) error {
+	i := inode{
+		mode: a.Mode, uid: a.UID, gid: a.GID, mtime: a.Mtime.Unix(), nsec: uint32(a.Mtime.Nanosecond()), rdev: a.Rdev,
+	}
+	switch a.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		if i.size = a.Size; a.Size > 0 {
+			i.device, i.offset = uint16(a.Extent.Device), a.Extent.Offset
+			if i.device == 0 || i.offset < 0 || i.offset%BlockSize != 0 || i.offset/BlockSize >= 1<<32-1 {
+				return errs.New(errs.Internal, "content at %d of device %d cannot be mapped", i.offset, i.device)
+			}
+		}
+	case unix.S_IFLNK:
+		i.size, i.offset = int64(len(a.Link)), int64(t.text(a.Link))
+	}
+	total := len(a.Link)
+	if len(a.Xattrs) > 0 {
+		i.xattrs = uint32(len(t.xattrs))
+		t.xattrs = append(t.xattrs, append([]tarscan.Xattr(nil), a.Xattrs...))
+		for _, x := range a.Xattrs {
+			total += len(x.Name) + len(x.Value)
+		}
+	}
+	t.inodes[id] = i
+	return t.account(total)
+}
+
+// Len is how many names there are, replaced ones included.
+func (t *Tree) Len() int { return len(t.nodes) }
+
+// Missing is what only the layers below can tell.
+type Missing struct {
+	Path string
+	File bool // a file that must be found there; else a directory that may
+	id   inodeID
+}
+
+// Missing lists, parents first, the inodes that Fill should be called for. The root is not listed: see ImpliedRoot.
+func (t *Tree) Missing() []Missing {
+	live := t.live()
+	hidden := make([]bool, len(t.nodes)) // what lies below in this directory's lower layers
+	listed := map[inodeID]bool{}
+	var all []Missing
+	hidden[root] = t.nodes[root].opaque
+	for i := 1; i < len(t.nodes); i++ {
+		n := &t.nodes[i]
+		if !live[i] {
+			continue
+		}
+		in := &t.inodes[n.inode]
+		cut := hidden[n.parent] || n.whiteout
+		hidden[i] = cut || n.opaque || !in.isDir()
+		switch {
+		case in.implied && in.isDir() && !cut:
+			all = append(all, Missing{Path: t.path(nodeID(i)), id: n.inode})
+		case in.absent && !listed[n.inode]:
+			listed[n.inode] = true
+			p := string(t.names[in.offset : in.offset+in.size])
+			all = append(all, Missing{Path: p, File: true, id: n.inode})
+		}
+	}
+	return all
+}
+
+// Fill says what a missing inode is. For a File, a must not be a directory.
+func (t *Tree) Fill(m Missing, a Attr) error {
+	if m.File == (a.Mode&unix.S_IFMT == unix.S_IFDIR) {
+		return errs.New(errs.Internal, "%.200q: filled with mode %o", m.Path, a.Mode)
+	}
+	return t.set(m.id, a)
+}
+
+// ImpliedRoot says that no entry described the root.
+func (t *Tree) ImpliedRoot() bool { return t.inodes[t.nodes[root].inode].implied }
+
+// OpaqueRoot says that the layer hides everything below it. Overlayfs does not look for that mark on a root.
+func (t *Tree) OpaqueRoot() bool { return t.nodes[root].opaque }
+
+// live tells which nodes are still in the tree. Parents stand before their children.
+func (t *Tree) live() []bool {
+	live := make([]bool, len(t.nodes))
+	live[root] = true
+	for i := 1; i < len(t.nodes); i++ {
+		n := &t.nodes[i]
+		live[i] = !n.replaced && live[n.parent] && t.dir(n.parent) && (n.inode != 0 || n.whiteout)
+	}
+	return live
+}
+
+func (t *Tree) path(n nodeID) string {
+	var parts [][]byte
+	for ; n != root; n = t.nodes[n].parent {
+		parts = append(parts, t.name(n))
+	}
+	for i, j := 0, len(parts)-1; i < j; i, j = i+1, j-1 {
+		parts[i], parts[j] = parts[j], parts[i]
+	}
+	return path.Clean(string(bytes.Join(parts, []byte("/"))))
+}

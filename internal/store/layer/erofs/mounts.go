@@ -1,0 +1,222 @@
+package erofs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/oci"
+	"ply/internal/store/layer/erofs/image"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// mountKey names an index of a layer.
+type mountKey struct {
+	id    oci.DiffID
+	index string
+}
+
+// layerMount is the one mount of a layer.
+type layerMount struct {
+	key  mountKey
+	refs int // guarded by Driver.mu; 0 = idle
+
+	once  sync.Once
+	err   error
+	tree  *mount.Tree
+	place string // "" while the kernel needs none
+}
+
+func (m *layerMount) layer() mount.Layer {
+	if m.place != "" {
+		return mount.At(m.place)
+	}
+	return mount.Of(m.tree)
+}
+
+func (m *layerMount) close(d *Driver) error {
+	var err error
+	if m.place != "" {
+		err = errors.Join(mount.Unmount(m.place, true), d.fs.Remove(m.place))
+	}
+	if m.tree != nil {
+		err = errors.Join(err, m.tree.Close())
+	}
+	return err
+}
+
+// acquire mounts what a chain consists of, bottom first, without layers that one above hides entirely. Each
+// success must be paired with release.
+func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*record, error) {
+	var mounts []*layerMount
+	var records []*record
+	for i := len(chain) - 1; i >= 0; i-- {
+		r, err := d.record(chain[i])
+		if err == nil {
+			var m *layerMount
+			if m, err = d.mountLayer(r, chain[:i]); err == nil {
+				mounts, records = append(mounts, m), append(records, r)
+			}
+		}
+		if err != nil {
+			d.release(mounts)
+			return nil, nil, err
+		}
+		if r.OpaqueRoot {
+			break
+		}
+	}
+	slices.Reverse(mounts)
+	slices.Reverse(records)
+	return mounts, records, nil
+}
+
+func (d *Driver) mountLayer(r *record, parents oci.Chain) (*layerMount, error) {
+	key := mountKey{r.DiffID, r.indexName(parents)}
+	d.mu.Lock()
+	m := d.mounts[key]
+	if m == nil {
+		m = &layerMount{key: key}
+		d.mounts[key] = m
+	}
+	m.refs++
+	if m.refs == 1 {
+		d.idle = slices.DeleteFunc(d.idle, func(i *layerMount) bool { return i == m })
+	}
+	d.mu.Unlock()
+	m.once.Do(func() { m.err = d.mountIndex(m) })
+	if m.err != nil {
+		err := m.err
+		d.mu.Lock()
+		if d.mounts[key] == m {
+			delete(d.mounts, key) // so that the next one tries again
+		}
+		d.mu.Unlock()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (d *Driver) mountIndex(m *layerMount) error {
+	dir := d.layerDir(m.key.id)
+	if _, err := d.readIndex(dir, m.key.index); err != nil {
+		if errors.Is(err, errs.NotFound) {
+			return errs.New(errs.NotFound, "layer %s: not prepared for these parents", m.key.id.Short()).
+				WithHint("Pull or load the image again.")
+		}
+		return damage(m.key.id, err)
+	}
+	img := filepath.Join(dir, m.key.index+".erofs")
+	devices, err := d.devices(dir, m.key.index)
+	if err != nil {
+		return damage(m.key.id, err)
+	}
+	tree, err := mount.Erofs{Image: img, Devices: devices, DirectIO: !d.opts.Buffered}.Mount()
+	if err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EUCLEAN) || errors.Is(err, unix.EIO) {
+			return damage(m.key.id, err)
+		}
+		return errs.New(errs.Internal, "layer %s: %w", m.key.id.Short(), err)
+	}
+	m.tree = tree
+	if !d.placed {
+		return nil
+	}
+	place := filepath.Join(d.places, m.key.id.Hex()[:16]+"-"+strconv.FormatUint(d.placeCount.Add(1), 10))
+	if err := d.fs.Mkdir(place, 0o700); err != nil && !os.IsExist(err) {
+		return errors.Join(err, tree.Close())
+	}
+	if err := tree.Attach(place); err != nil {
+		return errors.Join(err, d.fs.Remove(place), tree.Close())
+	}
+	m.place = place
+	return nil
+}
+
+// devices gives the files of an index's device table.
+func (d *Driver) devices(dir, index string) (paths []string, err error) {
+	f, err := d.fs.OpenFile(filepath.Join(dir, index+".erofs"), os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer errs.Close(&err, f)
+	tags, err := image.Devices(f)
+	if err != nil {
+		return nil, err
+	}
+	for _, tag := range tags {
+		switch tag {
+		case tarName, sideName:
+		case chainTag:
+			tag = chainFile(index)
+		default:
+			return nil, errs.New(errs.DataLoss, "index wants device %q", tag)
+		}
+		paths = append(paths, filepath.Join(dir, tag))
+	}
+	return paths, nil
+}
+
+// release gives back what acquire gave. Mounts stay for a while when nothing uses them.
+func (d *Driver) release(mounts []*layerMount) {
+	d.mu.Lock()
+	var drop []*layerMount
+	for _, m := range mounts {
+		if m.refs--; m.refs > 0 {
+			continue
+		}
+		if d.mounts[m.key] != m { // forgotten meanwhile
+			drop = append(drop, m)
+			continue
+		}
+		d.idle = append(d.idle, m)
+	}
+	for len(d.idle) > max(d.opts.IdleMounts, 0) {
+		drop = append(drop, d.idle[0])
+		delete(d.mounts, d.idle[0].key)
+		d.idle = d.idle[1:]
+	}
+	d.mu.Unlock()
+	for _, m := range drop {
+		_ = m.close(d) // nobody can act on it; dropPlaces does at the next start
+	}
+}
+
+// forget takes the mounts of a layer out of use; those in use live on until they are released. mu is held.
+func (d *Driver) forget(id oci.DiffID) {
+	for k, m := range d.mounts {
+		if k.id != id {
+			continue
+		}
+		delete(d.mounts, k)
+		if m.refs == 0 {
+			d.idle = slices.DeleteFunc(d.idle, func(i *layerMount) bool { return i == m })
+			_ = m.close(d)
+		}
+	}
+}
+
+// inUse reports whether a layer, or one index of it when index is not "", is part of something mounted. mu is held.
+func (d *Driver) inUse(id oci.DiffID, index string) bool {
+	for k, m := range d.mounts {
+		if k.id == id && (index == "" || k.index == index) && m.refs > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// unmountIdle drops a mount that nothing uses. mu is held.
+func (d *Driver) unmountIdle(m *layerMount) {
+	delete(d.mounts, m.key)
+	d.idle = slices.DeleteFunc(d.idle, func(i *layerMount) bool { return i == m })
+	_ = m.close(d)
+}

@@ -1,0 +1,339 @@
+package erofs
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+)
+
+const keyPrefix = "sha256-"
+
+// Keys implements layer.Driver: for every layer the index that one chain of parents may need, and the layer
+// itself, which every chain with it has in common. Which layers depend on their parents is not known before they are
+// here, so both are always named.
+func (d *Driver) Keys(chain oci.Chain) []layer.Key {
+	ids := chain.IDs()
+	keys := make([]layer.Key, 0, 2*len(chain))
+	for i, id := range chain {
+		if i > 0 {
+			keys = append(keys, layer.Key(keyPrefix+id.Hex()+"-"+ids[i-1].Hex()))
+		}
+		keys = append(keys, layer.Key(keyPrefix+id.Hex()))
+	}
+	return keys
+}
+
+// parseKey gives the layer of a key, and the index's base name when it is one.
+func parseKey(k layer.Key) (id oci.DiffID, index string, err error) {
+	rest, ok := strings.CutPrefix(string(k), keyPrefix)
+	hex, parent, two := strings.Cut(rest, "-")
+	if !ok || !oci.IsHex64(hex) || two && !oci.IsHex64(parent) {
+		return "", "", errs.New(errs.Invalid, "layer key %.100q: not a key of this driver", string(k))
+	}
+	if two {
+		index = "index-" + parent
+	}
+	return diffIDOf(hex), index, nil
+}
+
+// Stat implements layer.Driver. A layer found damaged is set aside and not held any more.
+func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
+	r, err := d.top(chain)
+	if err != nil {
+		if errors.Is(err, errs.DataLoss) {
+			err = errs.New(errs.NotFound, "%w", err)
+		}
+		return layer.Info{}, err
+	}
+	return r.info(), nil
+}
+
+// top gives the record of the top layer when it is held, whole as far as a look can tell, for chain.
+func (d *Driver) top(chain oci.Chain) (*record, error) {
+	if len(chain) == 0 {
+		return nil, errs.New(errs.Invalid, "layer: an empty chain has no top")
+	}
+	id := chain.Top()
+	r, err := d.record(id)
+	if err != nil {
+		return nil, err
+	}
+	dir := d.layerDir(id)
+	if _, err = d.readRecord(id, dir); err == nil {
+		_, err = d.readIndex(dir, r.indexName(chain.Parent()))
+	}
+	switch {
+	case err == nil:
+		return r, nil
+	case errors.Is(err, errs.NotFound) && r.indexName(chain.Parent()) != "index":
+		return nil, errs.New(errs.NotFound, "layer %s: not prepared for these parents", id.Short())
+	case errors.Is(err, errs.DataLoss), errors.Is(err, errs.NotFound):
+		if r.Dependent && errors.Is(err, errs.NotFound) && d.whole(id, dir) {
+			return nil, errs.New(errs.NotFound, "layer %s: not prepared as a base", id.Short())
+		}
+		if qerr := d.quarantine(id, err.Error()); qerr != nil {
+			return nil, errors.Join(err, qerr)
+		}
+		return nil, damage(id, err)
+	}
+	return nil, err
+}
+
+func (d *Driver) whole(id oci.DiffID, dir string) bool {
+	_, err := d.readRecord(id, dir)
+	return err == nil
+}
+
+// Tar implements layer.Driver.
+func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) {
+	if len(chain) == 0 {
+		return nil, errs.New(errs.Invalid, "layer: an empty chain has no tar")
+	}
+	id := chain.Top()
+	r, err := d.record(id)
+	if err != nil {
+		return nil, err
+	}
+	f, err := d.fs.OpenFile(filepath.Join(d.layerDir(id), tarName), os.O_RDONLY, 0)
+	if os.IsNotExist(err) {
+		return nil, damage(id, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &tarReader{f: f, id: id, left: r.TarSize, h: sha256.New()}, nil
+}
+
+// tarReader hashes what it gives and compares at the end.
+type tarReader struct {
+	f    durable.File
+	id   oci.DiffID
+	left int64
+	h    hash.Hash
+	err  error
+}
+
+func (t *tarReader) Read(p []byte) (int, error) {
+	if t.err != nil {
+		return 0, t.err
+	}
+	n, err := t.f.Read(p)
+	t.h.Write(p[:n])
+	t.left -= int64(n)
+	switch {
+	case err == io.EOF && t.left != 0, t.left < 0:
+		t.err = damage(t.id, fmt.Errorf("its tar has not the length it had"))
+	case err == io.EOF && oci.DiffID(oci.DigestOfHash(t.h)) != t.id:
+		t.err = damage(t.id, fmt.Errorf("its tar has not the digest it had"))
+	default:
+		t.err = err
+	}
+	return n, t.err
+}
+
+func (t *tarReader) Close() error { return t.f.Close() }
+
+// Walk implements layer.Driver. Layers in quarantine are visited too.
+func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.Time) error) error {
+	type object struct {
+		id   oci.DiffID
+		made time.Time
+	}
+	var all []object
+	d.mu.Lock()
+	for id, r := range d.records {
+		all = append(all, object{id, r.made})
+	}
+	for id := range d.damaged {
+		all = append(all, object{id: id})
+	}
+	d.mu.Unlock()
+	for _, o := range all {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := visit(layer.Key(keyPrefix+o.id.Hex()), o.made); err != nil {
+			return err
+		}
+		if err := d.walkIndexes(o.id, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Driver) walkIndexes(id oci.DiffID, visit func(layer.Key, time.Time) error) error {
+	entries, err := d.fs.ReadDir(d.layerDir(id))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		// The .erofs, not the .json: an index that a crash cut off from its record is found as well.
+		hex, ok := strings.CutPrefix(e.Name(), "index-")
+		hex, erofs := strings.CutSuffix(hex, ".erofs")
+		if !ok || !erofs || !oci.IsHex64(hex) {
+			continue
+		}
+		st, err := e.Info()
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if err := visit(layer.Key(keyPrefix+id.Hex()+"-"+hex), st.ModTime()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove implements layer.Driver.
+func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
+	id, index, err := parseKey(key)
+	if err != nil {
+		return err
+	}
+	unlock, err := d.installing.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d.mu.Lock()
+	if d.inUse(id, index) {
+		d.mu.Unlock()
+		return errs.New(errs.Conflict, "layer %s: in use by a mounted file system", id.Short())
+	}
+	if index != "" {
+		if m := d.mounts[mountKey{id, index}]; m != nil {
+			d.unmountIdle(m)
+		}
+		d.mu.Unlock()
+		return d.removeIndex(d.layerDir(id), index)
+	}
+	delete(d.records, id)
+	delete(d.damaged, id)
+	d.forget(id)
+	d.mu.Unlock()
+	return d.removeLayer(id)
+}
+
+func (d *Driver) removeIndex(dir, index string) error {
+	found := false
+	for _, name := range []string{index + ".json", index + ".erofs", chainFile(index)} {
+		err := d.fs.Remove(filepath.Join(dir, name))
+		if err != nil && !os.IsNotExist(err) {
+			return err
+		}
+		found = found || err == nil
+	}
+	if !found {
+		return nil
+	}
+	return d.fs.SyncDir(dir)
+}
+
+func (d *Driver) removeLayer(id oci.DiffID) error {
+	tmp := durable.TempName(d.layers)
+	err := d.fs.Rename(d.layerDir(id), tmp)
+	if err == nil {
+		err = errors.Join(d.fs.SyncDir(d.layers), d.fs.RemoveAll(tmp))
+	} else if os.IsNotExist(err) {
+		err = nil
+	}
+	return errors.Join(err,
+		d.fs.RemoveAll(filepath.Join(d.inits, id.Hex())),
+		d.fs.RemoveAll(filepath.Join(d.quar, id.Hex())))
+}
+
+// Verify implements layer.Driver. A damaged layer is set aside.
+func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
+	if len(chain) == 0 {
+		return errs.New(errs.Invalid, "layer: an empty chain has no top")
+	}
+	id := chain.Top()
+	r, err := d.record(id)
+	if err != nil {
+		return err
+	}
+	err = d.verify(ctx, r, r.indexName(chain.Parent()))
+	if errors.Is(err, errs.DataLoss) {
+		err = errors.Join(err, d.quarantine(id, err.Error()))
+	}
+	return err
+}
+
+// verify reads everything of a layer and one index. errs.NotFound says that only the index is not there.
+func (d *Driver) verify(ctx context.Context, r *record, index string) error {
+	dir := d.layerDir(r.DiffID)
+	if _, err := d.readRecord(r.DiffID, dir); err != nil {
+		return damage(r.DiffID, err)
+	}
+	files := map[string]fileSum{tarName: {r.TarSize, oci.Digest(r.DiffID)}}
+	if r.Side != nil {
+		files[sideName] = *r.Side
+	}
+	idx, missing := d.readIndex(dir, index)
+	switch {
+	case errors.Is(missing, errs.NotFound) && r.Dependent:
+	case missing != nil:
+		return damage(r.DiffID, missing)
+	default:
+		files[index+".erofs"] = idx.Index
+		if idx.Chain != nil {
+			files[chainFile(index)] = *idx.Chain
+		}
+		missing = nil
+	}
+	for name, want := range files {
+		if err := d.verifyFile(ctx, filepath.Join(dir, name), want); err != nil {
+			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+				return err
+			}
+			return damage(r.DiffID, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	return missing
+}
+
+func (d *Driver) verifyFile(ctx context.Context, name string, want fileSum) (err error) {
+	f, err := d.fs.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, f)
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{withContext{ctx, f}}, buf)
+	if err != nil {
+		return err
+	}
+	if n != want.Size || oci.DigestOfHash(h) != want.Digest {
+		return errors.New("its content has changed")
+	}
+	return nil
+}
+
+type withContext struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r withContext) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}

@@ -1,0 +1,178 @@
+package erofs
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/mount"
+	"ply/internal/store/layer/erofs/image"
+	"ply/internal/store/layer/tarscan"
+)
+
+// Probe tells whether this driver works on root, which is made when it is not there, by mounting a tiny layer
+// on it and writing over it. why says what is in the way.
+func Probe(root string) (ok bool, why string) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return false, err.Error()
+	}
+	if _, err := probe(root, true); err != nil {
+		return false, err.Error()
+	}
+	return true, ""
+}
+
+type probed struct {
+	fsType string
+	placed bool // detached layers cannot be stacked
+}
+
+const probeText = "ply"
+
+func probe(root string, direct bool) (p probed, err error) {
+	if os.Geteuid() != 0 {
+		return p, errors.New("needs root")
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		return p, fmt.Errorf("statfs %s: %w", root, err)
+	}
+	p.fsType = fsName(int64(st.Type))
+	dir := durable.TempName(root)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	img, device, err := probeLayer(dir)
+	if err != nil {
+		return p, err
+	}
+	tree, err := mount.Erofs{Image: img, Devices: []string{device}, DirectIO: direct}.Mount()
+	if err != nil {
+		return p, fmt.Errorf("%w: %s", err, hintFor(err, p.fsType))
+	}
+	defer tree.Close()
+	err = probeStack(dir, mount.Of(tree))
+	if err == nil {
+		return p, nil
+	}
+	place := filepath.Join(dir, "place")
+	if merr := errors.Join(os.Mkdir(place, 0o700), tree.Attach(place)); merr != nil {
+		return p, errors.Join(err, merr)
+	}
+	err = errors.Join(probeStack(dir, mount.At(place)), mount.Unmount(place, true))
+	p.placed = err == nil
+	return p, err
+}
+
+// hintFor says in words what usually stands behind a refusal.
+func hintFor(err error, fsType string) string {
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return "the kernel has no EROFS"
+	case errors.Is(err, unix.EPERM):
+		return "mounting is not allowed here"
+	case errors.Is(err, unix.ENOTBLK), errors.Is(err, unix.ENOENT):
+		return "EROFS on a file needs Linux 6.12 or later"
+	case errors.Is(err, unix.EINVAL):
+		return "direct access to layer files does not work on " + fsType + ", or the kernel is older than 6.13"
+	}
+	return "EROFS on files of " + fsType + " does not work"
+}
+
+// probeLayer makes a layer of one file.
+func probeLayer(dir string) (img, device string, err error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	err = w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(probeText))})
+	if err == nil {
+		_, err = io.WriteString(w, probeText)
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		return "", "", err
+	}
+	device, img = filepath.Join(dir, "tar"), filepath.Join(dir, "index")
+	if err := os.WriteFile(device, buf.Bytes(), 0o600); err != nil {
+		return "", "", err
+	}
+	tree := image.NewTree()
+	err = tarscan.Scan(&buf, tarscan.Limits{}, func(e *tarscan.Entry, _ io.Reader) error {
+		return tree.Add(e, image.Extent{Device: 1, Offset: e.Offset})
+	})
+	if err != nil {
+		return "", "", err
+	}
+	f, err := os.Create(img)
+	if err != nil {
+		return "", "", err
+	}
+	size, err := os.Stat(device)
+	if err == nil {
+		_, err = tree.Write(f, [16]byte{1}, []image.Device{{Tag: "tar", Size: size.Size()}})
+	}
+	return img, device, errors.Join(err, f.Close())
+}
+
+// probeStack reads and writes through an overlay over the layer.
+func probeStack(dir string, below mount.Layer) (err error) {
+	up, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{up, work} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return err
+		}
+	}
+	tree, err := mount.Overlay{Lower: []mount.Layer{below}, Upper: up, Work: work}.Mount()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	root, err := tree.Open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	fd, err := openBelow(root, "f", unix.O_RDWR)
+	if err != nil {
+		return fmt.Errorf("write over a layer: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "f")
+	defer f.Close()
+	got, err := io.ReadAll(io.LimitReader(f, 64))
+	if err != nil {
+		return err
+	}
+	if string(got) != probeText {
+		return fmt.Errorf("a layer reads as %q, want %q", got, probeText)
+	}
+	return nil
+}
+
+// fsName names the file systems that matter, as docker's info does.
+func fsName(magic int64) string {
+	switch magic {
+	case unix.EXT4_SUPER_MAGIC:
+		return "extfs"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs"
+	case 0x2fc12fc1:
+		return "zfs"
+	case unix.F2FS_SUPER_MAGIC:
+		return "f2fs"
+	case unix.FUSE_SUPER_MAGIC:
+		return "fuse"
+	}
+	return fmt.Sprintf("0x%x", magic)
+}

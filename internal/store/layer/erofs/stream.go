@@ -1,0 +1,207 @@
+package erofs
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"ply/internal/durable"
+	"ply/internal/oci"
+	"ply/internal/store/layer/erofs/image"
+	"ply/internal/store/layer/tarscan"
+)
+
+// hasher takes the digest of the pieces that pass.
+type hasher struct {
+	in chan *piece
+	h  hash.Hash
+}
+
+func newHasher() *hasher { return &hasher{in: make(chan *piece, 2), h: sha256.New()} }
+
+func (h *hasher) run() {
+	for p := range h.in {
+		h.h.Write(p.b)
+		p.done()
+	}
+}
+
+// scanner indexes the pieces that pass.
+type scanner struct {
+	d    *Driver
+	dir  string
+	in   chan *piece
+	fail atomic.Pointer[error]
+
+	// Of run until it is over:
+	cur     *piece
+	off     int
+	tree    *image.Tree
+	root    *attributes
+	size    int64
+	entries int
+	side    *sideFile
+}
+
+func newScanner(d *Driver, dir string) *scanner {
+	return &scanner{d: d, dir: dir, in: make(chan *piece, 2), tree: image.NewTree()}
+}
+
+func (s *scanner) run() {
+	if err := tarscan.Scan(s, s.d.opts.Limits, s.visit); err != nil {
+		s.fail.Store(&err)
+	}
+	if s.cur != nil {
+		s.cur.done()
+		s.cur = nil
+	}
+	for p := range s.in {
+		p.done()
+	}
+}
+
+// failure gives the scan's error as soon as there is one.
+func (s *scanner) failure() error {
+	if err := s.fail.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Read gives the pieces as one stream.
+func (s *scanner) Read(p []byte) (int, error) {
+	for s.cur == nil || s.off == len(s.cur.b) {
+		if s.cur != nil {
+			s.cur.done()
+		}
+		var ok bool
+		if s.cur, ok = <-s.in; !ok {
+			s.cur = nil
+			return 0, io.EOF
+		}
+		s.off = 0
+	}
+	n := copy(p, s.cur.b[s.off:])
+	s.off += n
+	return n, nil
+}
+
+func (s *scanner) visit(e *tarscan.Entry, data io.Reader) error {
+	var where image.Extent
+	switch e.Kind {
+	case tarscan.Whiteout, tarscan.Opaque:
+		return s.tree.Add(e, where)
+	case tarscan.Regular:
+		s.size += e.Size
+		if e.Size == 0 {
+			break
+		}
+		if !e.Sparse {
+			where = image.Extent{Device: 1, Offset: e.Offset}
+			break
+		}
+		if s.side == nil {
+			var err error
+			if s.side, err = s.d.newSide(filepath.Join(s.dir, sideName)); err != nil {
+				return err
+			}
+		}
+		off, err := s.side.add(data, e.Size)
+		if err != nil {
+			return err
+		}
+		where = image.Extent{Device: 2, Offset: off}
+	case tarscan.Dir:
+		if e.Path == "." {
+			s.root = attributesOf(e)
+		}
+	}
+	s.entries++
+	return s.tree.Add(e, where)
+}
+
+// finish makes the side file durable, when there is one.
+func (s *scanner) finish() (*fileSum, error) {
+	if s.side == nil {
+		return nil, nil
+	}
+	side := s.side
+	s.side = nil
+	return side.finish()
+}
+
+// close gives up what run opened.
+func (s *scanner) close() error {
+	if s.side == nil {
+		return nil
+	}
+	return s.side.f.Close()
+}
+
+// sideFile holds content that does not lie in the tar as one piece. Regions of zeros become holes.
+type sideFile struct {
+	f    durable.File
+	size int64
+	buf  []byte
+	zero []byte
+}
+
+const (
+	sideAlign = 4096
+	sideBuf   = 64 << 10
+)
+
+func (d *Driver) newSide(name string) (*sideFile, error) {
+	f, err := d.fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &sideFile{f: f, buf: make([]byte, sideBuf), zero: make([]byte, sideBuf)}, nil
+}
+
+// add appends size bytes of r and gives their offset.
+func (s *sideFile) add(r io.Reader, size int64) (int64, error) {
+	start := s.size
+	for pos, left := start, size; left > 0; {
+		b := s.buf[:min(left, sideBuf)]
+		if _, err := io.ReadFull(r, b); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, err
+		}
+		if !bytes.Equal(b, s.zero[:len(b)]) {
+			if _, err := s.f.WriteAt(b, pos); err != nil {
+				return 0, exhausted(err)
+			}
+		}
+		pos, left = pos+int64(len(b)), left-int64(len(b))
+	}
+	s.size = (start + size + sideAlign - 1) / sideAlign * sideAlign
+	return start, nil
+}
+
+func (s *sideFile) finish() (sum *fileSum, err error) {
+	defer func() { err = errors.Join(err, s.f.Close()) }()
+	if err := s.f.Truncate(s.size); err != nil {
+		return nil, err
+	}
+	d, err := digestOf(s.f, s.size)
+	if err != nil {
+		return nil, err
+	}
+	return &fileSum{s.size, d}, s.f.Sync()
+}
+
+func digestOf(r io.ReaderAt, size int64) (oci.Digest, error) {
+	h := sha256.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, io.NewSectionReader(r, 0, size), make([]byte, 1<<20)); err != nil {
+		return "", err
+	}
+	return oci.DigestOfHash(h), nil
+}

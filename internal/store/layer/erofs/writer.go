@@ -1,0 +1,270 @@
+package erofs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/tarscan"
+)
+
+const (
+	pieceSize  = 1 << 20
+	pieceCount = 6
+	flushEvery = 8 << 20  // bytes whose write-back is started together
+	checkEvery = 64 << 20 // bytes between looks at the free space
+)
+
+// Create implements layer.Driver. The tar goes to its file in the caller's goroutine, and through two more
+// that hash and index it at the same time.
+func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := d.checkRoom(); err != nil {
+		return nil, err
+	}
+	dir := durable.TempName(d.layers)
+	if err := d.fs.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := d.fs.OpenFile(filepath.Join(dir, tarName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, d.fs.RemoveAll(dir))
+	}
+	w := &writer{d: d, dir: dir, tar: f, free: make(chan *piece, pieceCount), hash: newHasher(), scan: newScanner(d, dir)}
+	for range pieceCount {
+		w.free <- &piece{home: w.free}
+	}
+	w.work.Go(w.hash.run)
+	w.work.Go(w.scan.run)
+	return w, nil
+}
+
+// checkRoom refuses to start filling the file system's last bytes.
+func (d *Driver) checkRoom() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.layers, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: d.layers, Err: err}
+	}
+	reserve := d.opts.Reserve
+	if reserve == 0 {
+		reserve = min(int64(st.Blocks/20)*st.Bsize, 1<<30)
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < reserve {
+		return errs.New(errs.Exhausted, "layer store: %d MiB are free and %d MiB are kept in reserve", free>>20, reserve>>20).
+			WithHint("Free space or remove images.")
+	}
+	return nil
+}
+
+// piece is a part of the tar on its way through hash and scan.
+type piece struct {
+	b    []byte
+	refs atomic.Int32
+	home chan<- *piece
+}
+
+func (p *piece) done() {
+	if p.refs.Add(-1) == 0 {
+		p.b = p.b[:0]
+		p.home <- p
+	}
+}
+
+type writer struct {
+	d    *Driver
+	dir  string // staging
+	tar  durable.File
+	size int64
+
+	free    chan *piece
+	cur     *piece
+	flushed int64
+	checked int64
+	hash    *hasher
+	scan    *scanner
+	work    sync.WaitGroup
+
+	joined bool
+	ended  bool
+	err    error // of the file, final
+}
+
+var errEnded = errors.New("layer writer: already committed or aborted")
+
+// Write implements io.Writer. What makes the tar unacceptable is reported as soon as it is seen.
+func (w *writer) Write(p []byte) (int, error) {
+	if w.ended || w.joined {
+		return 0, errEnded
+	}
+	n := 0
+	for len(p) > 0 {
+		if w.err != nil {
+			return n, w.err
+		}
+		if err := w.scan.failure(); err != nil {
+			return n, err
+		}
+		if w.cur == nil {
+			w.cur = <-w.free
+			if w.cur.b == nil {
+				w.cur.b = make([]byte, 0, pieceSize)
+			}
+		}
+		k := min(len(p), pieceSize-len(w.cur.b))
+		w.cur.b = append(w.cur.b, p[:k]...)
+		p, n = p[k:], n+k
+		if len(w.cur.b) == pieceSize {
+			w.err = w.pass()
+		}
+	}
+	return n, w.err
+}
+
+// pass hands the current piece to hash and scan and writes it while they read it.
+func (w *writer) pass() error {
+	p := w.cur
+	w.cur = nil
+	p.refs.Store(3)
+	defer p.done()
+	w.hash.in <- p
+	w.scan.in <- p
+	limit := w.d.opts.Limits.Bytes
+	if limit == 0 {
+		limit = tarscan.MaxBytes
+	}
+	if w.size+int64(len(p.b)) > limit {
+		return errs.New(errs.Invalid, "layer tar: longer than %d bytes", limit)
+	}
+	if _, err := w.tar.Write(p.b); err != nil {
+		return fmt.Errorf("layer tar: %w", exhausted(err))
+	}
+	w.size += int64(len(p.b))
+	if w.size-w.flushed >= flushEvery {
+		// Starts write-back and does not wait for it; only a hint, so its error means nothing.
+		_ = unix.SyncFileRange(int(w.tar.Fd()), w.flushed, w.size-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
+		w.flushed = w.size
+	}
+	if w.size-w.checked >= checkEvery {
+		w.checked = w.size
+		return w.d.checkRoom()
+	}
+	return nil
+}
+
+// exhausted gives a full disk its class.
+func exhausted(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return errs.New(errs.Exhausted, "%w", err).WithHint("Free space or remove images.")
+	}
+	return err
+}
+
+// join ends the stream and waits for hash and scan.
+func (w *writer) join() {
+	if w.joined {
+		return
+	}
+	w.joined = true
+	if w.cur != nil && w.err == nil {
+		w.err = w.pass()
+	}
+	close(w.hash.in)
+	close(w.scan.in)
+	w.work.Wait()
+}
+
+// Abort implements layer.Writer.
+func (w *writer) Abort() error {
+	if w.ended {
+		return nil
+	}
+	w.ended = true
+	w.err = errEnded // nothing more is written
+	w.join()
+	return errors.Join(w.scan.close(), w.tar.Close(), w.d.fs.RemoveAll(w.dir))
+}
+
+// Commit implements layer.Writer.
+func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
+	if w.ended {
+		return info, errEnded
+	}
+	w.join()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Abort())
+		}
+	}()
+	if err := errors.Join(w.err, w.scan.failure()); err != nil {
+		return info, err
+	}
+	if err := ctx.Err(); err != nil {
+		return info, context.Cause(ctx)
+	}
+	id := oci.DiffID(oci.DigestOfHash(w.hash.h))
+	if want != "" && id != want {
+		return info, errs.New(errs.Invalid, "layer tar: its digest is %s, want %s", id, want)
+	}
+	synced := make(chan error, 1)
+	go func() { synced <- w.tar.Sync() }()
+	r, index, err := w.seal(ctx, id, parents)
+	if err = errors.Join(err, <-synced); err != nil {
+		return info, exhausted(err)
+	}
+	if err := w.d.install(ctx, w.dir, r, parents, index); err != nil {
+		return info, exhausted(err)
+	}
+	w.ended = true
+	return r.info(), w.tar.Close()
+}
+
+// seal writes everything but the tar into the staging directory.
+func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*record, string, error) {
+	side, err := w.scan.finish()
+	if err != nil {
+		return nil, "", err
+	}
+	missing := w.scan.tree.Missing()
+	r := &record{
+		Version: recordVersion, DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
+		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: w.scan.root, Side: side,
+	}
+	b := builder{d: w.d, dir: w.dir, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
+	if err := b.build(ctx, missing); err != nil {
+		return nil, "", err
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := w.d.writeSynced(filepath.Join(w.dir, recordName), data); err != nil {
+		return nil, "", err
+	}
+	return r, b.name, w.d.fs.SyncDir(w.dir)
+}
+
+// writeSynced writes a file in a staging directory.
+func (d *Driver) writeSynced(name string, data []byte) (err error) {
+	f, err := d.fs.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, f)
+	if _, err = f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
