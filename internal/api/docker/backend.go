@@ -131,7 +131,7 @@ type Info struct {
 	CgroupDriver, CgroupVersion                                   string
 	Mirrors                                                       []string
 	InsecureRegistries                                            []string // CIDRs and hosts
-	DefaultAddressPools                                           []string
+	DefaultAddressPools                                           []string // ADDRESS/BITS/SIZE
 	Labels                                                        []string
 	Debug                                                         bool
 	LoggingDriver                                                 string

@@ -156,8 +156,8 @@ func filterValues(b json.RawMessage) ([]string, error) {
 	return list, nil
 }
 
-// flag reads a filter of one truth value, such as dangling.
-func flag(filters map[string][]string, name string) (value, set bool, err error) {
+// truth reads a filter of one truth value, such as dangling.
+func truth(filters map[string][]string, name string) (value, set bool, err error) {
 	values, ok := filters[name]
 	if !ok || len(values) == 0 {
 		return false, false, nil

@@ -37,8 +37,8 @@ type Options struct {
 // server answers requests. It holds no state of its own and is safe for concurrent use.
 type server struct {
 	Options
-	routes  []route
-	started time.Time
+	routes []route
+	now    func() time.Time
 }
 
 // New gives the handler of the whole API. It panics when a service is missing: that is a mistake of the caller.
@@ -53,7 +53,7 @@ func New(o Options) http.Handler {
 	if o.HTTP == nil {
 		o.HTTP = fetchClient()
 	}
-	s := &server{Options: o, started: time.Now()}
+	s := &server{Options: o, now: time.Now}
 	s.routes = s.table()
 	return s
 }

@@ -83,7 +83,7 @@ func (s *server) imageList(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := flag(filters, "dangling"); err != nil {
+	if _, _, err := truth(filters, "dangling"); err != nil {
 		return err
 	}
 	if old := c.get("filter"); old != "" { // before 1.28 the one filter by name
@@ -384,7 +384,7 @@ func (s *server) imagePrune(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := flag(filters, "dangling"); err != nil {
+	if _, _, err := truth(filters, "dangling"); err != nil {
 		return err
 	}
 	removed, freed, err := s.Images.Prune(c.ctx(), image.PruneOptions{Filters: filters})

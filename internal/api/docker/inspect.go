@@ -268,7 +268,7 @@ func (s *server) containerList(c *call) error {
 	}
 	answer := make([]containerSummary, 0, len(list))
 	names := map[string]oci.ImageID{} // what a name means now; "" for nothing
-	now := time.Now()
+	now := s.now()
 	for _, ctr := range list {
 		sum := containerSummaryOf(ctr, c.v, size, now)
 		id, known := names[ctr.ImageName]

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -199,14 +200,9 @@ func (s *server) info(c *call) error {
 	}
 	a.Swarm.LocalNodeState = "inactive"
 	for _, pool := range in.DefaultAddressPools {
-		if base, size, ok := strings.Cut(pool, ","); ok {
-			n := 0
-			for _, d := range strings.TrimPrefix(size, "size=") {
-				n = n*10 + int(d-'0')
-			}
-			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{strings.TrimPrefix(base, "base="), n})
-		} else if p, err := netip.ParsePrefix(pool); err == nil {
-			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{p.String(), p.Bits()})
+		i := strings.LastIndex(pool, "/")
+		if size, err := strconv.Atoi(pool[i+1:]); err == nil && i > 0 {
+			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{pool[:i], size})
 		}
 	}
 	return c.json(http.StatusOK, a)

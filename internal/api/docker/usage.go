@@ -3,7 +3,6 @@ package docker
 import (
 	"net/http"
 	"slices"
-	"time"
 
 	"ply/internal/container"
 	"ply/internal/errs"
@@ -51,7 +50,7 @@ func (s *server) diskUsage(c *call) error {
 	}
 	if wanted("container") {
 		answer.Containers = []containerSummary{}
-		now := time.Now()
+		now := s.now()
 		for _, ctr := range containers {
 			answer.Containers = append(answer.Containers, containerSummaryOf(ctr, c.v, true, now))
 		}

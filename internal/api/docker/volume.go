@@ -44,7 +44,7 @@ func (s *server) volumeList(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := flag(filters, "dangling"); err != nil {
+	if _, _, err := truth(filters, "dangling"); err != nil {
 		return err
 	}
 	volumes, err := s.Volumes.List(c.ctx(), filters)
@@ -97,7 +97,7 @@ func (s *server) volumePrune(c *call) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := flag(filters, "all"); err != nil {
+	if _, _, err := truth(filters, "all"); err != nil {
 		return err
 	}
 	if c.v < 42 { // before, named volumes were pruned too

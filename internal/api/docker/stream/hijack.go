@@ -47,7 +47,46 @@ func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, 
 	if _, err := conn.Write([]byte(b.String())); err != nil {
 		return nil, fmt.Errorf("connection: answer: %w", joinClose(err, conn))
 	}
-	return &Conn{Conn: conn, in: rw.Reader}, nil
+	c := &Conn{Conn: conn, in: rw.Reader}
+	c.settle()
+	return c, nil
+}
+
+// settle waits a moment until the client has read the answer. Clients in Python read it through a buffer that they then
+// throw away, with all that arrived by then.
+func (c *Conn) settle() {
+	if c.LocalAddr().Network() != "unix" {
+		return
+	}
+	for pause := 20 * time.Microsecond; pause < 50*time.Millisecond; pause *= 2 {
+		unread := 0
+		c.control(func(fd int) {
+			if n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ); err == nil {
+				unread = n
+			}
+		})
+		if unread == 0 {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// control runs f on the descriptor of the connection; false when there is none.
+func (c *Conn) control(f func(fd int)) bool {
+	conn := c.Conn
+	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = inner.NetConn()
+	}
+	raw, ok := conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := raw.SyscallConn()
+	if err != nil {
+		return false
+	}
+	return rc.Control(func(fd uintptr) { f(int(fd)) }) == nil
 }
 
 func joinClose(err error, conn net.Conn) error {
@@ -70,24 +109,12 @@ func (c *Conn) CloseWrite() error {
 
 // Gone reports whether the client closed the whole connection, not only its sending side. False when that cannot be told.
 func (c *Conn) Gone() bool {
-	conn := c.Conn
-	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
-		conn = inner.NetConn()
-	}
-	raw, ok := conn.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	rc, err := raw.SyscallConn()
-	if err != nil {
-		return true
-	}
 	gone := false
-	err = rc.Control(func(fd uintptr) {
+	c.control(func(fd int) {
 		fds := []unix.PollFd{{Fd: int32(fd)}}
 		if _, err := unix.Poll(fds, 0); err == nil {
 			gone = fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 		}
 	})
-	return gone || err != nil
+	return gone
 }

@@ -1,0 +1,631 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/container/shim"
+	"ply/internal/errs"
+	"ply/internal/events"
+	"ply/internal/image"
+	"ply/internal/network"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/transfer"
+	"ply/internal/volume"
+)
+
+// moment is when everything happened.
+var moment = time.Date(2026, 3, 4, 5, 6, 7, 890, time.UTC)
+
+var (
+	idBusybox = oci.ImageID(oci.DigestOf([]byte("busybox")))
+	idBare    = oci.ImageID(oci.DigestOf([]byte("bare")))
+	diffA     = oci.DiffID(oci.DigestOf([]byte("layer a")))
+	diffB     = oci.DiffID(oci.DigestOf([]byte("layer b")))
+	ctrWeb    = oci.ContainerID(strings.Repeat("a1", 32))
+	ctrOld    = oci.ContainerID(strings.Repeat("b2", 32))
+	netID     = strings.Repeat("c3", 32)
+)
+
+func ref(s string) oci.Reference {
+	r, err := oci.ParseReference(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+// fakeImages holds two images.
+type fakeImages struct {
+	mu     sync.Mutex
+	tagged []string
+}
+
+func (f *fakeImages) busybox() *image.Image {
+	created := moment
+	return &image.Image{ID: idBusybox, Names: []oci.Reference{ref("busybox:latest"), ref("registry.example:5000/a/b:1")},
+		Digests: []oci.Reference{ref("busybox@" + string(oci.DigestOf([]byte("manifest"))))}, Size: 4_000_000, Shared: 1_000_000, Tagged: moment,
+		Config: oci.Config{Created: &created, Author: "mhk", Architecture: "amd64", OS: "linux",
+			Config:  oci.RunConfig{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}, Labels: map[string]string{"l": "<&>"}, ExposedPorts: map[string]struct{}{"80/tcp": {}}},
+			RootFS:  oci.RootFS{Type: "layers", DiffIDs: oci.Chain{diffA, diffB}},
+			History: []oci.History{{CreatedBy: "ADD x", Created: &created}, {CreatedBy: "RUN y", Comment: "add vim", Created: &created}}}}
+}
+
+func (f *fakeImages) Get(_ context.Context, name string) (*image.Image, error) {
+	switch {
+	case name == "busybox" || name == "busybox:latest" || name == "registry.example:5000/a/b:1" || len(name) >= 4 && strings.HasPrefix(idBusybox.Hex(), strings.TrimPrefix(name, "sha256:")):
+		return f.busybox(), nil
+	case name == idBare.String():
+		return &image.Image{ID: idBare, Parent: idBusybox, Size: 1, Config: oci.Config{OS: "linux", Architecture: "amd64"}}, nil
+	case name == "panic":
+		panic("a bug")
+	case name == "damaged":
+		return nil, errs.New(errs.DataLoss, "image damaged: config does not match its digest").WithHint("Pull it again.")
+	}
+	return nil, errs.New(errs.NotFound, "No such image: %s", name)
+}
+
+func (f *fakeImages) List(_ context.Context, o image.ListOptions) ([]*image.Image, error) {
+	bare := &image.Image{ID: idBare, Parent: idBusybox, Size: 1, Config: oci.Config{OS: "linux", Architecture: "amd64"}}
+	if r := o.Filters["reference"]; len(r) > 0 && r[0] == "busybox" {
+		return []*image.Image{f.busybox()}, nil
+	}
+	return []*image.Image{f.busybox(), bare}, nil
+}
+
+func (f *fakeImages) History(context.Context, string) ([]image.HistoryEntry, error) {
+	return []image.HistoryEntry{{ID: idBusybox, Created: moment, CreatedBy: "RUN y", Size: 3, Comment: "add vim", Tags: []oci.Reference{ref("busybox:latest")}},
+		{Created: moment, CreatedBy: "ADD x", Size: 1}}, nil
+}
+
+func (f *fakeImages) views() (a, b *image.LayerView) {
+	chain := oci.Chain{diffA, diffB}
+	a = &image.LayerView{DiffID: diffA, Chain: chain[:1].ID(), Size: 1_000_000, Virtual: 1_000_000, CreatedBy: "ADD x"}
+	b = &image.LayerView{DiffID: diffB, Chain: chain.ID(), Size: 3_000_000, Virtual: 4_000_000, Tags: []oci.Reference{ref("busybox:latest")}, Images: []oci.ImageID{idBusybox}}
+	return a, b
+}
+
+func (f *fakeImages) Layers(_ context.Context, name string) ([]*image.LayerView, error) {
+	if _, err := f.Get(context.Background(), name); err != nil {
+		return nil, err
+	}
+	a, b := f.views()
+	return []*image.LayerView{a, b}, nil
+}
+
+func (f *fakeImages) Tree(context.Context) ([]*image.LayerView, error) {
+	a, b := f.views()
+	a.Children = []*image.LayerView{b}
+	return []*image.LayerView{a}, nil
+}
+
+func (f *fakeImages) Tag(_ context.Context, from string, name oci.Reference) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tagged = append(f.tagged, from+" "+name.String())
+	return nil
+}
+
+func (f *fakeImages) Remove(_ context.Context, name string, o image.RemoveOptions) ([]image.Removed, error) {
+	if name == "used" && !o.Force {
+		return nil, errs.New(errs.Conflict, "conflict: unable to remove repository reference \"used\" (must force) - container a1a1 is using its referenced image")
+	}
+	return []image.Removed{{Untagged: "busybox:latest"}, {Deleted: idBusybox}}, nil
+}
+
+func (f *fakeImages) Prune(context.Context, image.PruneOptions) ([]image.Removed, int64, error) {
+	return []image.Removed{{Deleted: idBare}}, 1, nil
+}
+
+// fakeMover plays what was seen from a registry.
+type fakeMover struct {
+	mu       sync.Mutex
+	creds    []transfer.Credentials
+	pulls    []string
+	loaded   []byte
+	imports  []transfer.ImportOptions
+	pushOpts transfer.PushOptions
+}
+
+func (f *fakeMover) Pull(_ context.Context, r oci.Reference, o transfer.PullOptions, p transfer.Sink) error {
+	f.mu.Lock()
+	f.creds = append(f.creds, o.Credentials)
+	f.pulls = append(f.pulls, fmt.Sprintf("%s all=%v platform=%s", r, o.AllTags, o.Platform))
+	f.mu.Unlock()
+	if r.Path() == "library/absent" {
+		return errs.New(errs.NotFound, "pull access denied for absent, repository does not exist or may require 'docker login'")
+	}
+	p(transfer.Progress{ID: "latest", Action: "Pulling from library/busybox"})
+	p(transfer.Progress{ID: "0123456789ab", Action: "Pulling fs layer"})
+	p(transfer.Progress{ID: "0123456789ab", Action: "Downloading", Current: 512 << 10, Total: 1 << 20})
+	if r.Path() == "library/broken" {
+		return errs.New(errs.Unavailable, "layer 0123456789ab: the registry closed the connection")
+	}
+	p(transfer.Progress{ID: "0123456789ab", Action: "Pull complete"})
+	p(transfer.Progress{Action: "Digest: " + string(oci.DigestOf(nil))})
+	p(transfer.Progress{Action: "Status: Downloaded newer image for busybox:latest"})
+	return nil
+}
+
+func (f *fakeMover) Push(_ context.Context, r oci.Reference, o transfer.PushOptions, p transfer.Sink) error {
+	f.mu.Lock()
+	f.pushOpts = o
+	f.mu.Unlock()
+	p(transfer.Progress{Action: "The push refers to repository [" + r.FamiliarName() + "]"})
+	p(transfer.Progress{ID: "0123456789ab", Action: "Pushed"})
+	p(transfer.Progress{Action: r.Tag() + ": digest: " + string(oci.DigestOf(nil)) + " size: 741"})
+	p(transfer.Progress{Aux: transfer.PushResult{Tag: r.Tag(), Digest: oci.DigestOf(nil), Size: 741}})
+	return nil
+}
+
+func (f *fakeMover) Save(_ context.Context, refs []string, _ transfer.SaveOptions, w io.Writer) error {
+	if slices.Contains(refs, "absent") {
+		return errs.New(errs.NotFound, "reference does not exist")
+	}
+	if _, err := io.WriteString(w, "tar of "+strings.Join(refs, " ")); err != nil {
+		return err
+	}
+	if slices.Contains(refs, "torn") {
+		return errors.New("layer torn: read: input/output error")
+	}
+	return nil
+}
+
+func (f *fakeMover) Load(_ context.Context, r io.Reader, o transfer.LoadOptions, p transfer.Sink) error {
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return errs.New(errs.Invalid, "archive: it is empty")
+	}
+	if !o.Quiet {
+		p(transfer.Progress{ID: "0123456789ab", Action: "Loading layer", Current: 4, Total: 8})
+	}
+	time.Sleep(20 * time.Millisecond) // the first message is out: the rest of the body must still come
+	rest, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.loaded = append(head, rest...)
+	f.mu.Unlock()
+	p(transfer.Progress{Action: "Loaded image: busybox:latest"})
+	return nil
+}
+
+func (f *fakeMover) Import(_ context.Context, o transfer.ImportOptions, _ transfer.Sink) (oci.ImageID, error) {
+	b, err := io.ReadAll(o.Source)
+	if err != nil {
+		return "", err
+	}
+	o.Source = strings.NewReader(string(b))
+	f.mu.Lock()
+	f.imports = append(f.imports, o)
+	f.mu.Unlock()
+	return idBare, nil
+}
+
+func (f *fakeMover) Login(_ context.Context, c transfer.Credentials) (string, string, error) {
+	if c.Password != "right" {
+		return "", "", errs.New(errs.Unauthorized, "login attempt to https://%s/v2/ failed with status: 401 Unauthorized", c.ServerAddress)
+	}
+	return "Login Succeeded", "", nil
+}
+
+func (f *fakeMover) Search(_ context.Context, term string, limit int, _ map[string][]string, _ transfer.Credentials) ([]SearchResult, error) {
+	return []SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
+}
+
+// fakeContainers runs nothing: its container repeats what it reads.
+type fakeContainers struct {
+	mu       sync.Mutex
+	specs    []container.Spec
+	resizes  []string
+	commit   container.CommitOptions
+	limits   container.Resources
+	exec     container.ExecSpec
+	attached chan struct{} // one message an attach that ended
+	tty      bool
+}
+
+func (f *fakeContainers) web() *container.Container {
+	return &container.Container{ID: ctrWeb, Name: "web", Created: moment, Image: idBusybox, ImageName: "busybox", Path: "/entrypoint.sh", Args: []string{"/etc/docker/registry/config.yml", "a b"},
+		Spec: container.Spec{Image: "busybox", Hostname: "a1a1a1a1a1a1", Tty: f.tty, OpenStdin: true, Env: []string{"PATH=/bin"}, Cmd: []string{"/etc/docker/registry/config.yml", "a b"}, Entrypoint: []string{"/entrypoint.sh"},
+			ExposedPorts: []string{"80/tcp", "5000/tcp"}, Ports: []network.PortBinding{{Proto: "tcp", ContainerPort: 5000, HostPort: 5000}},
+			Binds: []string{"/etc/myHostData:/etc/myDockerData"}, Privileged: true, Labels: map[string]string{"tier": "web"}, NetworkMode: "default"},
+		State:  container.State{Status: container.StatusRunning, PID: 4711, Started: moment, Health: &container.Health{Status: "healthy"}},
+		Mounts: []volume.Mount{{Type: "bind", Source: "/etc/myHostData", Target: "/etc/myDockerData", RW: true, Propagation: "rprivate"}},
+		Networks: map[string]network.Endpoint{"bridge": {Network: "bridge", NetworkID: netID, ID: strings.Repeat("d4", 32), IPv4: netip.MustParsePrefix("172.17.0.6/16"),
+			Gateway: netip.MustParseAddr("172.17.0.1"), MAC: "02:42:ac:11:00:06"}},
+		Ports: []network.PortBinding{{Proto: "tcp", ContainerPort: 5000, HostPort: 5000}}, LogPath: "/x.log", Driver: "erofs", SizeRw: 10, SizeRootFs: 4_000_010}
+}
+
+func (f *fakeContainers) old() *container.Container {
+	return &container.Container{ID: ctrOld, Name: "old_one", Created: moment.Add(-time.Hour), Image: idBare, ImageName: "busybox", Path: "true",
+		State: container.State{Status: container.StatusExited, Started: moment.Add(-time.Hour), Finished: moment.Add(-time.Hour)}, Driver: "erofs", SizeRw: 1, SizeRootFs: 2,
+		Spec: container.Spec{Image: "busybox", NetworkMode: "none"}}
+}
+
+func (f *fakeContainers) find(name string) (*container.Container, error) {
+	switch {
+	case name == "web" || len(name) > 1 && strings.HasPrefix(string(ctrWeb), name):
+		return f.web(), nil
+	case name == "old_one" || len(name) > 1 && strings.HasPrefix(string(ctrOld), name):
+		return f.old(), nil
+	}
+	return nil, errs.New(errs.NotFound, "No such container: %s", name)
+}
+
+func (f *fakeContainers) Create(_ context.Context, spec container.Spec) (oci.ContainerID, []string, error) {
+	if strings.HasPrefix(spec.Image, "absent") {
+		return "", nil, errs.New(errs.NotFound, "No such image: absent:latest")
+	}
+	if spec.Name == "web" {
+		return "", nil, errs.New(errs.Conflict, "Conflict. The container name \"/web\" is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", string(ctrWeb))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.specs = append(f.specs, spec)
+	return ctrWeb, nil, nil
+}
+
+// alreadyThere is how a service says that nothing had to be done.
+type alreadyThere struct{}
+
+func (alreadyThere) Error() string { return "already so" }
+func (alreadyThere) NotModified()  {}
+
+func (f *fakeContainers) Start(_ context.Context, name string) error {
+	c, err := f.find(name)
+	if err == nil && c.Name == "web" && !f.startable() {
+		return fmt.Errorf("container web: %w", alreadyThere{})
+	}
+	return err
+}
+
+// startable: after a create the container starts.
+func (f *fakeContainers) startable() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.specs) > 0
+}
+func (f *fakeContainers) Stop(_ context.Context, name, _ string, _ *int) error {
+	_, err := f.find(name)
+	return err
+}
+func (f *fakeContainers) Restart(_ context.Context, name, _ string, _ *int) error {
+	_, err := f.find(name)
+	return err
+}
+func (f *fakeContainers) Kill(_ context.Context, name, _ string) error {
+	c, err := f.find(name)
+	if err == nil && c.Name == "old_one" {
+		return errs.New(errs.Conflict, "cannot kill container: old_one: container %s is not running", c.ID)
+	}
+	return err
+}
+func (f *fakeContainers) Pause(_ context.Context, name string) error {
+	_, err := f.find(name)
+	return err
+}
+func (f *fakeContainers) Unpause(_ context.Context, name string) error {
+	_, err := f.find(name)
+	return err
+}
+func (f *fakeContainers) Remove(_ context.Context, name string, force, _, _ bool) error {
+	c, err := f.find(name)
+	if err == nil && c.Name == "web" && !force {
+		return errs.New(errs.Conflict, "cannot remove container \"web\": container is running: stop the container before removing or force remove")
+	}
+	return err
+}
+func (f *fakeContainers) Rename(_ context.Context, name, _ string) error {
+	_, err := f.find(name)
+	return err
+}
+func (f *fakeContainers) Update(_ context.Context, name string, r container.Resources, _ *container.RestartPolicy) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limits = r
+	_, err := f.find(name)
+	return nil, err
+}
+func (f *fakeContainers) Get(_ context.Context, name string, _ bool) (*container.Container, error) {
+	return f.find(name)
+}
+func (f *fakeContainers) List(_ context.Context, o container.ListOptions) ([]*container.Container, error) {
+	if !o.All {
+		return []*container.Container{f.web()}, nil
+	}
+	return []*container.Container{f.web(), f.old()}, nil
+}
+func (f *fakeContainers) Logs(ctx context.Context, name string, o container.LogOptions, stdout, stderr io.Writer) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	if o.Stdout {
+		if _, err := io.WriteString(stdout, "to stdout\n"); err != nil {
+			return err
+		}
+	}
+	if o.Stderr {
+		if _, err := io.WriteString(stderr, "to stderr\n"); err != nil {
+			return err
+		}
+	}
+	if o.Follow {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+// Attach repeats: what comes in goes out; at the end of input a line goes to stderr.
+func (f *fakeContainers) Attach(ctx context.Context, name string, o container.AttachOptions) error {
+	if name == "refused" {
+		return errs.New(errs.Conflict, "You cannot attach to a stopped container, start it first")
+	}
+	if err := o.Ready(); err != nil {
+		return err
+	}
+	defer func() {
+		if f.attached != nil {
+			f.attached <- struct{}{}
+		}
+	}()
+	return echo(ctx, o)
+}
+
+func echo(ctx context.Context, o container.AttachOptions) error {
+	if o.Stdin != nil && o.Stdout != nil {
+		if _, err := io.Copy(o.Stdout, o.Stdin); err != nil {
+			return err
+		}
+	}
+	if o.Stdin == nil && o.Stdout != nil {
+		if _, err := io.WriteString(o.Stdout, "hello\n"); err != nil {
+			return err
+		}
+	}
+	if o.Stderr != nil {
+		_, err := io.WriteString(o.Stderr, "bye\n")
+		return err
+	}
+	<-ctx.Done() // only outputs that never come
+	return ctx.Err()
+}
+
+func (f *fakeContainers) Resize(_ context.Context, name string, h, w uint) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.resizes = append(f.resizes, fmt.Sprintf("%s %dx%d", name, h, w))
+	return nil
+}
+func (f *fakeContainers) Wait(ctx context.Context, name string, cond container.WaitCondition) (<-chan container.Exit, error) {
+	if _, err := f.find(name); err != nil {
+		return nil, err
+	}
+	ch := make(chan container.Exit, 1)
+	delay := time.Duration(0)
+	if cond != container.WaitNotRunning {
+		delay = 300 * time.Millisecond
+	}
+	time.AfterFunc(delay, func() { ch <- container.Exit{Code: 3, At: moment} })
+	return ch, nil
+}
+func (f *fakeContainers) Top(_ context.Context, name string, args []string) ([]string, []container.Process, error) {
+	_, err := f.find(name)
+	return []string{"PID", "CMD " + strings.Join(args, " ")}, []container.Process{{"1", "sh"}}, err
+}
+func (f *fakeContainers) Changes(_ context.Context, name string) ([]Change, error) {
+	_, err := f.find(name)
+	if name == "old_one" {
+		return nil, err
+	}
+	return []Change{{Path: "/a", Kind: layer.Added}, {Path: "/b", Kind: layer.Deleted}, {Path: "/c", Kind: layer.Modified}}, err
+}
+func (f *fakeContainers) Export(_ context.Context, name string, w io.Writer) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "tar")
+	return err
+}
+func (f *fakeContainers) Commit(_ context.Context, name string, o container.CommitOptions) (container.CommitResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commit = o
+	_, err := f.find(name)
+	return container.CommitResult{ID: idBare, LeftOut: []string{"/etc/myDockerData"}}, err
+}
+func (f *fakeContainers) Stats(ctx context.Context, name string, follow bool, send func(container.Stats) error) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	st := container.Stats{ID: string(ctrWeb), Name: "web", Read: moment, SystemCPU: 100, OnlineCPUs: 2, Cgroup: shim.StatsReply{CPUTotal: 10, MemoryUsage: 5, MemoryLimit: 50, PidsCurrent: 1},
+		Networks: map[string]network.Counters{"eth0": {RxBytes: 1, TxBytes: 2}}}
+	for {
+		if err := send(st); err != nil || !follow {
+			return err
+		}
+		st.Read, st.Cgroup.CPUTotal, st.SystemCPU = st.Read.Add(time.Second), st.Cgroup.CPUTotal+5, st.SystemCPU+50
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+func (f *fakeContainers) Prune(context.Context, map[string][]string) ([]oci.ContainerID, int64, error) {
+	return []oci.ContainerID{ctrOld}, 1, nil
+}
+func (f *fakeContainers) PathStat(_ context.Context, name, path string) (container.PathStat, error) {
+	if _, err := f.find(name); err != nil {
+		return container.PathStat{}, err
+	}
+	if path != "/etc/hosts" {
+		return container.PathStat{}, errs.New(errs.NotFound, "Could not find the file %s in container %s", path, name)
+	}
+	return container.PathStat{Name: "hosts", Size: 3, Mode: 0o644, Mtime: moment}, nil
+}
+func (f *fakeContainers) CopyFrom(_ context.Context, _, _ string, w io.Writer) error {
+	_, err := io.WriteString(w, "tar")
+	return err
+}
+func (f *fakeContainers) CopyTo(_ context.Context, name, _ string, tar io.Reader, _, _ bool) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, tar)
+	return err
+}
+
+const (
+	execGood = "e100000000000000000000000000000000000000000000000000000000000000"
+	execBad  = "e200000000000000000000000000000000000000000000000000000000000000"
+)
+
+func (f *fakeContainers) ExecCreate(_ context.Context, name string, spec container.ExecSpec) (string, error) {
+	_, err := f.find(name)
+	if spec.Cmd[0] == "nosuch" {
+		return execBad, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.exec = spec
+	return execGood, err
+}
+func (f *fakeContainers) ExecStart(ctx context.Context, id string, o container.AttachOptions, detach bool, _ [2]uint) error {
+	if id == execBad {
+		return errs.New(errs.Invalid, "exec failed: unable to start container process: exec: \"nosuch\": executable file not found in $PATH")
+	}
+	if detach {
+		return nil
+	}
+	if err := o.Ready(); err != nil {
+		return err
+	}
+	return echo(ctx, o)
+}
+func (f *fakeContainers) ExecResize(_ context.Context, id string, h, w uint) error { return nil }
+func (f *fakeContainers) ExecGet(_ context.Context, id string) (*container.Exec, error) {
+	e := &container.Exec{ID: id, Container: ctrWeb, Spec: container.ExecSpec{Cmd: []string{"sh", "-c", "x"}, AttachStdin: true, AttachStdout: true, AttachStderr: true, User: "root"}, ExitCode: new(int)}
+	switch id {
+	case execGood:
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.exec.Cmd) > 0 {
+			e.Spec = f.exec
+		}
+		return e, nil
+	case execBad:
+		*e.ExitCode = 127
+		return e, nil
+	}
+	return nil, errs.New(errs.NotFound, "No such exec instance: %s", id)
+}
+
+type fakeVolumes struct{}
+
+func (fakeVolumes) vol() *volume.Volume {
+	return &volume.Volume{Name: "data", Driver: "local", Mountpoint: "/v/data/_data", Created: moment, Labels: map[string]string{"a": "b"}, Size: 77, RefCount: 1}
+}
+func (f fakeVolumes) Create(_ context.Context, name, driver string, labels, options map[string]string) (*volume.Volume, error) {
+	if driver != "" && driver != "local" {
+		return nil, errs.New(errs.NotFound, "volume driver %q: not found", driver)
+	}
+	v := f.vol()
+	v.Name, v.Labels, v.Options = name, labels, options
+	return v, nil
+}
+func (f fakeVolumes) Get(_ context.Context, name string) (*volume.Volume, error) {
+	if name != "data" {
+		return nil, errs.New(errs.NotFound, "get %s: no such volume", name)
+	}
+	return f.vol(), nil
+}
+func (f fakeVolumes) List(context.Context, map[string][]string) ([]*volume.Volume, error) {
+	return []*volume.Volume{f.vol()}, nil
+}
+func (f fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
+	_, err := f.Get(context.Background(), name)
+	return err
+}
+func (f fakeVolumes) Prune(context.Context, map[string][]string) ([]string, int64, error) {
+	return []string{"data"}, 77, nil
+}
+
+type fakeNetworks struct{}
+
+func (fakeNetworks) Get(_ context.Context, name string) (*network.Network, error) {
+	if name != "bridge" {
+		return nil, errs.New(errs.NotFound, "network %s not found", name)
+	}
+	return &network.Network{ID: netID, Name: "bridge", Driver: "bridge", Created: moment, Subnet: netip.MustParsePrefix("172.17.0.0/16"), Gateway: netip.MustParseAddr("172.17.0.1"),
+		Endpoints: map[string]network.Endpoint{string(ctrWeb): {ID: strings.Repeat("d4", 32), IPv4: netip.MustParsePrefix("172.17.0.6/16"), MAC: "02:42:ac:11:00:06"}}}, nil
+}
+func (f fakeNetworks) List(ctx context.Context, _ map[string][]string) ([]*network.Network, error) {
+	n, err := f.Get(ctx, "bridge")
+	return []*network.Network{n}, err
+}
+
+type fakeSystem struct{}
+
+func (fakeSystem) Info(context.Context) (Info, error) {
+	return Info{ID: "an-id", Containers: 2, Running: 1, Stopped: 1, Images: 2, Driver: "erofs", DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}}, DataRoot: "/var/lib/ply", Name: "host",
+		KernelVersion: "6.18.0", OperatingSystem: "Debian", Architecture: "x86_64", CPUs: 2, MemTotal: 1 << 30, CgroupDriver: "cgroupfs", CgroupVersion: "1",
+		Mirrors: []string{"https://mirror.example/"}, InsecureRegistries: []string{"127.0.0.0/8", "10.0.0.1:5000"}, LoggingDriver: "json-file", Runtimes: map[string]string{"ply": "built in"},
+		DefaultRuntime: "ply", SecurityOptions: []string{"name=seccomp,profile=builtin"}, HTTPProxy: "http://u:p4ss@proxy.example:1/", SystemTime: moment, DefaultAddressPools: []string{"10.0.0.0/8/24"},
+		Limits: Limits{Memory: true, Pids: true}}, nil
+}
+func (fakeSystem) Version() VersionInfo {
+	return VersionInfo{Version: "0.1.0", GitCommit: "abc", GoVersion: "go1", BuildTime: "2026-03-04T05:06:07Z"}
+}
+
+// world is a handler over fakes.
+type world struct {
+	images     *fakeImages
+	mover      *fakeMover
+	containers *fakeContainers
+	bus        *events.Bus
+	api        *server
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{images: &fakeImages{}, mover: &fakeMover{}, containers: &fakeContainers{}, bus: &events.Bus{}}
+	h := New(Options{Images: w.images, Mover: w.mover, Containers: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Driver: "erofs",
+		Hosts: []string{"engine.example"}})
+	w.api = h.(*server)
+	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }
+	return w
+}
+
+// do runs one request without a network.
+func (w *world) do(method, target string, body io.Reader, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, target, body)
+	if body != nil {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	rec := httptest.NewRecorder()
+	w.api.ServeHTTP(&fullDuplex{rec}, r)
+	return rec
+}
+
+// fullDuplex is a recorder that can do what a connection can.
+type fullDuplex struct{ *httptest.ResponseRecorder }
+
+func (f *fullDuplex) EnableFullDuplex() error { return nil }
+
+var _ http.Flusher = (*fullDuplex)(nil)
