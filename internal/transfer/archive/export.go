@@ -253,6 +253,25 @@ func (e *export) generate() error {
 	return nil
 }
 
+// claims are the references by digest to restore. One whose bytes are not here (an index that nobody kept) could not
+// be proven: the manifest's own digest goes along in its place.
+func (e *export) claims() []oci.Reference {
+	var out []oci.Reference
+	add := func(r oci.Reference) {
+		if !slices.ContainsFunc(out, func(o oci.Reference) bool { return o.String() == r.String() }) {
+			out = append(out, r)
+		}
+	}
+	for _, d := range e.digests {
+		add(d)
+		proven := slices.ContainsFunc(e.exact(), func(c carried) bool { return c.desc.Digest == d.Digest() })
+		if m := e.img.Manifest; !proven && m != nil {
+			add(d.Repository().WithDigest(m.Digest))
+		}
+	}
+	return out
+}
+
 // exact lists the manifests and indexes that the image came with, the current one last.
 func (e *export) exact() []carried {
 	if e.generated || e.manifest == nil {
@@ -276,8 +295,8 @@ func index(list []*export) oci.Index {
 	idx := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex, Manifests: []oci.Descriptor{}}
 	for _, e := range list {
 		common := map[string]string{}
-		if len(e.digests) > 0 {
-			common[annotationDigests] = join(e.digests, oci.Reference.String)
+		if claims := e.claims(); len(claims) > 0 {
+			common[annotationDigests] = join(claims, oci.Reference.String)
 		}
 		if exact := e.exact(); len(exact) > 0 {
 			common[annotationManifests] = join(exact, func(c carried) string { return string(c.desc.Digest) })

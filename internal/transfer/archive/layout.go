@@ -302,7 +302,9 @@ func (r *reading) manifest(d oci.Descriptor, raw []byte, above *carried, notes m
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %s: %w", d.Digest, err)
 	}
-	if t := m.Config.MediaType; t != oci.MediaTypeOCIConfig && t != oci.MediaTypeDockerConfig {
+	switch t := m.Config.MediaType; t {
+	case oci.MediaTypeOCIConfig, oci.MediaTypeDockerConfig, "application/octet-stream":
+	default:
 		r.skipped = append(r.skipped, "an artifact of type "+clip(t))
 		return nil
 	}
