@@ -61,11 +61,11 @@ func writeFile(path string, r io.Reader) (err error) {
 
 func (a *App) output(ctx context.Context, what, path string, open func() (*http.Response, error)) error {
 	if path == "" && a.OutTerm != nil {
-		return errs.New(errs.Invalid, "cowardly refusing to %s to a terminal. Use the -o flag or redirect", what)
+		return errs.New(errs.Invalid, "cowardly refusing to %s to a terminal. Use the -o flag or redirect", strings.Fields(what)[0])
 	}
 	if path != "" {
-		if st, err := os.Stat(filepath.Dir(path)); err != nil || !st.IsDir() {
-			return errs.New(errs.Invalid, "failed to %s: invalid output path: directory %q does not exist", what, filepath.Dir(path))
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return errs.New(errs.Invalid, "failed to %s: invalid output path: %w", what, err)
 		}
 	}
 	resp, err := open()
@@ -93,7 +93,7 @@ func (a *App) cmdSave() *cobra.Command {
 				q = url.Values{}
 			}
 			q["names"] = args
-			return a.output(ctx, "save", out, func() (*http.Response, error) {
+			return a.output(ctx, "save image", out, func() (*http.Response, error) {
 				api, err := a.engine(ctx)
 				if err != nil {
 					return nil, err
@@ -113,7 +113,7 @@ func (a *App) cmdExport() *cobra.Command {
 		Use: "export [OPTIONS] CONTAINER", Short: "Export a container's filesystem as a tar archive", Args: exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			return a.output(ctx, "export", out, func() (*http.Response, error) {
+			return a.output(ctx, "export container", out, func() (*http.Response, error) {
 				api, err := a.engine(ctx)
 				if err != nil {
 					return nil, err

@@ -84,11 +84,11 @@ func extractTarget(src, rebase string, srcDir bool, dst string) (*extraction, er
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	default:
-		if err != nil && strings.HasSuffix(dst, "/") && !srcDir {
-			return nil, errs.New(errs.NotFound, "no such directory")
-		}
 		if _, perr := os.Stat(filepath.Dir(abs)); perr != nil {
 			return nil, errs.New(errs.Invalid, "invalid output path: directory %q does not exist", filepath.Dir(abs))
+		}
+		if err != nil && strings.HasSuffix(dst, "/") && !srcDir {
+			return nil, errs.New(errs.NotFound, "no such directory")
 		}
 		e.dir, e.base = filepath.Dir(abs), filepath.Base(abs)
 	}

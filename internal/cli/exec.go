@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -89,7 +88,7 @@ func (a *App) exec(ctx context.Context, f *execFlags, container string, command 
 	if f.tty {
 		s.keys = keys
 		if a.OutTerm != nil {
-			defer a.followSize(ctx, api, path+"/resize")()
+			defer a.followSize(ctx, api, path+"/resize", false)()
 		}
 	}
 	if err := s.run(ctx); err != nil {
@@ -106,7 +105,6 @@ func (a *App) execStatus(ctx context.Context, api *client.Client, path string, s
 		return err
 	}
 	if d.Running && s.detached.Load() {
-		fmt.Fprintln(a.Err, "\nread escape sequence")
 		return nil
 	}
 	if d.ExitCode != nil && *d.ExitCode != 0 {

@@ -14,12 +14,16 @@ func useLine(cmd *cobra.Command) string {
 		parent := cmd.Parent().CommandPath() + " "
 		return parent + strings.ReplaceAll(cmd.Use, "\n", "\n\t"+parent)
 	}
-	return cmd.Use
+	return cmd.Use + " [ARG...]"
 }
 
 // writeHelp prints the help of a command in docker's layout.
 func writeHelp(w io.Writer, cmd *cobra.Command, width int) {
-	fmt.Fprintf(w, "Usage:  %s\n\n", useLine(cmd))
+	use := cmd.Use
+	if cmd.HasParent() {
+		use = useLine(cmd)
+	}
+	fmt.Fprintf(w, "Usage:  %s\n\n", use)
 	text := cmd.Long
 	if text == "" {
 		text = cmd.Short

@@ -286,7 +286,7 @@ func (a *App) cmdTag() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, tag, err := splitName(args[1])
 			if err != nil {
-				return fmt.Errorf("error parsing reference: %q is not a valid repository/tag: %w", args[1], err)
+				return fmt.Errorf("Error parsing reference: %q is not a valid repository/tag: %w", args[1], err)
 			}
 			api, err := a.engine(cmd.Context())
 			if err != nil {

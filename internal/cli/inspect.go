@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"slices"
 	"strings"
@@ -156,6 +157,10 @@ func (a *App) confirm(ctx context.Context, warning string) (bool, error) {
 		fmt.Fprintln(a.Out)
 		return false, context.Cause(ctx)
 	case l := <-ch:
+		if errors.Is(l.err, io.EOF) {
+			fmt.Fprintln(a.Out)
+			return false, &exitError{code: 0}
+		}
 		return strings.EqualFold(l.line, "y"), nil
 	}
 }

@@ -192,12 +192,9 @@ func (a *App) cmdLogout() *cobra.Command {
 				server = config.Key(serverName(args[0]))
 			}
 			fmt.Fprintf(a.Out, "Removing login credentials for %s\n", server)
-			found, err := a.config().Erase(cmd.Context(), server)
+			_, err := a.config().Erase(cmd.Context(), server)
 			if err != nil {
 				return fmt.Errorf("WARNING: could not erase credentials: %w", err)
-			}
-			if !found {
-				fmt.Fprintf(a.Err, "Not logged in to %s\n", server)
 			}
 			return nil
 		},

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -59,8 +60,8 @@ func (a *App) cmdNetworkLs() *cobra.Command {
 			for i := range list {
 				n := &list[i]
 				rows[i] = networkRow{ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: n.Scope, IPv6: strconv.FormatBool(n.IPv6),
-					IPv4:     strconv.FormatBool(n.IPv4 == nil || *n.IPv4),
-					Internal: strconv.FormatBool(n.Internal), Labels: strings.Join(opts.Pairs(n.Labels), ","), CreatedAt: n.Created, labels: n.Labels}
+					IPv4:     strconv.FormatBool(n.IPv4 != nil && *n.IPv4),
+					Internal: strconv.FormatBool(n.Internal), Labels: strings.Join(opts.Pairs(n.Labels), ","), CreatedAt: stampOf(n.Created), labels: n.Labels}
 				if !noTrunc {
 					rows[i].ID = format.ShortID(n.ID)
 				}
@@ -76,6 +77,14 @@ func (a *App) cmdNetworkLs() *cobra.Command {
 	c.Flags().BoolVar(&noTrunc, "no-trunc", false, "Do not truncate the output")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "Only display network IDs")
 	return c
+}
+
+// stampOf shows the API's time as docker's tables do.
+func stampOf(s string) string {
+	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
+		return t.String()
+	}
+	return s
 }
 
 func (a *App) cmdNetworkInspect() *cobra.Command {

@@ -110,7 +110,21 @@ func (a *App) Root() *cobra.Command {
 	})
 	a.globalFlags(root.Flags())
 	a.addCommands(root)
+	helpFlags(root)
 	return root
+}
+
+// helpFlags gives every command --help; -h too, where it is not taken. It is listed only where -h is something else.
+func helpFlags(c *cobra.Command) {
+	if c.Flags().ShorthandLookup("h") == nil {
+		c.Flags().BoolP("help", "h", false, "Print usage")
+		c.Flags().Lookup("help").Hidden = true
+	} else {
+		c.Flags().Bool("help", false, "Print usage")
+	}
+	for _, sub := range c.Commands() {
+		helpFlags(sub)
+	}
 }
 
 func (a *App) helpWidth() int {

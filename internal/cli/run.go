@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -84,7 +85,7 @@ func (a *App) run(sigctx context.Context, path string, r *runFlags, args []strin
 		return usageOf(path, err)
 	}
 	if r.detach && len(r.attach.Values) > 0 {
-		return usageOf(path, errs.New(errs.Invalid, "conflicting options: cannot specify both --attach and --detach"))
+		return errs.New(errs.Invalid, "conflicting options: cannot specify both --attach and --detach")
 	}
 	if !r.detach {
 		if err := a.checkTTY(body.AttachStdin, body.Tty); err != nil {
@@ -120,6 +121,9 @@ func (a *App) run(sigctx context.Context, path string, r *runFlags, args []strin
 
 // create pulls when it must and may, creates, writes the cidfile, prints warnings.
 func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body *client.CreateBody) (string, error) {
+	if _, err := parseName(body.Image); err != nil && !isID(body.Image) {
+		return "", err
+	}
 	cid, err := openCIDFile(r.cidfile)
 	if err != nil {
 		return "", err
@@ -161,6 +165,12 @@ func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body 
 		fmt.Fprintf(a.Err, "WARNING: %s\n", w)
 	}
 	return out.ID, cid.write(out.ID)
+}
+
+// isID reports a full image ID, which is no valid name.
+func isID(s string) bool {
+	s = strings.TrimPrefix(s, "sha256:")
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
 // cidFile is --cidfile: it must not exist before, and does not stay behind empty.
@@ -258,7 +268,7 @@ func (j *job) foreground(ctx context.Context) error {
 		return runError(j.path, startStatus(err), err)
 	}
 	if j.tty && j.app.OutTerm != nil {
-		defer j.app.followSize(ctx, j.api, "/containers/"+j.id+"/resize")()
+		defer j.app.followSize(ctx, j.api, "/containers/"+j.id+"/resize", j.started)()
 	}
 	serr := <-streams
 	j.app.InTerm.Restore()
@@ -266,7 +276,6 @@ func (j *job) foreground(ctx context.Context) error {
 		return serr
 	}
 	if j.detached(ctx, s) {
-		fmt.Fprintln(j.app.Err, "\nread escape sequence")
 		return nil
 	}
 	res := <-wait

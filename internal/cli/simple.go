@@ -173,7 +173,10 @@ func (a *App) cmdRename() *cobra.Command {
 				return err
 			}
 			r, _ := post(oldName, "rename", url.Values{"name": {newName}})
-			return api.Do(cmd.Context(), r, nil)
+			if err := api.Do(cmd.Context(), r, nil); err != nil {
+				return fmt.Errorf("%w\nError: failed to rename container named %s", err, oldName)
+			}
+			return nil
 		},
 	}
 }

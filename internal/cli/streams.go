@@ -114,24 +114,29 @@ func closed(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed)
 }
 
-// followSize sends the terminal's size now and at every change until stop is called. path is the resize endpoint.
-func (a *App) followSize(ctx context.Context, c *client.Client, path string) (stop func()) {
-	send := func() error {
+// followSize sends the terminal's size now and at every change until stop is called. path is the resize endpoint. redraw
+// makes a program that already runs draw itself anew, by a size that differs for a moment.
+func (a *App) followSize(ctx context.Context, c *client.Client, path string, redraw bool) (stop func()) {
+	send := func(more int) error {
 		w, h := a.OutTerm.Size()
 		if w == 0 && h == 0 {
 			return nil
 		}
+		w, h = w+more, h+more
 		q := url.Values{"w": {strconv.Itoa(w)}, "h": {strconv.Itoa(h)}}
 		return c.Do(ctx, client.Request{Method: "POST", Path: path, Query: q}, nil)
 	}
-	_ = send() // a container that is already gone is told by wait
+	if redraw {
+		_ = send(1)
+	}
+	_ = send(0) // a container that is already gone is told by wait
 	ch, off := terminal.Resized()
 	done := make(chan struct{})
 	go func() {
 		for {
 			select {
 			case <-ch:
-				_ = send()
+				_ = send(0)
 			case <-done:
 				return
 			}

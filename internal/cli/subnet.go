@@ -19,7 +19,7 @@ func parseSubnets(list []string) ([]subnet, error) {
 	for i, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, errs.New(errs.Invalid, "invalid subnet %s: %w", s, err)
+			return nil, errs.New(errs.Invalid, "invalid subnet %s: want ADDRESS/BITS", s)
 		}
 		for _, o := range out[:i] {
 			if o.p.Overlaps(p.Masked()) {

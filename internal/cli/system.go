@@ -130,7 +130,7 @@ func writeServerVersion(w io.Writer, v *serverVersion) {
 	}
 	fmt.Fprintf(w, "\nServer:%s\n", name)
 	for _, c := range v.Components {
-		fmt.Fprintf(w, " %s:\n  %-17s%s\n", c.Name, "Version:", c.Version)
+		fmt.Fprintf(w, " %s:\n  %-18s%s\n", c.Name, "Version:", c.Version)
 		if c.Name == "Engine" {
 			d := c.Details
 			fmt.Fprintf(w, "  API version:      %s (minimum version %s)\n  Go version:       %s\n  Git commit:       %s\n  Built:            %s\n  OS/Arch:          %s/%s\n  Experimental:     %s\n",

@@ -24,7 +24,7 @@ import (
 // splitName gives the familiar repository and the tag (latest when there is none) of a name for a new tag; a digest is
 // refused.
 func splitName(s string) (repo, tag string, err error) {
-	ref, err := oci.ParseReference(s)
+	ref, err := parseName(s)
 	if err != nil {
 		return "", "", err
 	}
@@ -33,6 +33,15 @@ func splitName(s string) (repo, tag string, err error) {
 	}
 	ref = ref.WithDefaultTag()
 	return ref.FamiliarName(), ref.Tag(), nil
+}
+
+// parseName parses a reference; the error is docker's, which says what is wrong without repeating the name.
+func parseName(s string) (oci.Reference, error) {
+	ref, err := oci.ParseReference(s)
+	if cause := errors.Unwrap(err); cause != nil {
+		err = errs.New(errs.Invalid, "%w", cause)
+	}
+	return ref, err
 }
 
 // withTag shows a name as docker does in "Unable to find image".
@@ -47,7 +56,7 @@ func withTag(s string) string {
 // missingImage tells an absent image from an absent network, volume or container.
 func missingImage(err error) bool {
 	s := strings.ToLower(err.Error())
-	return strings.Contains(s, "no such image") || strings.Contains(s, "image") && strings.Contains(s, "not found")
+	return strings.Contains(s, "no such image") || strings.Contains(s, "image") && (strings.Contains(s, "not found") || strings.Contains(s, "does not match the specified platform"))
 }
 
 // platformQuery makes the JSON form of a platform that newer endpoints take.
@@ -122,7 +131,7 @@ func (a *App) cmdPull() *cobra.Command {
 }
 
 func (a *App) pull(ctx context.Context, f *transferFlags, name string) error {
-	ref, err := oci.ParseReference(name)
+	ref, err := parseName(name)
 	if err != nil {
 		return err
 	}
@@ -200,7 +209,7 @@ func (a *App) cancelled(ctx context.Context, err error) error {
 
 // pullForRun is the pull that run and create do: progress goes to stderr, stdout stays the container's.
 func (a *App) pullForRun(ctx context.Context, api *client.Client, r *runFlags, image string) error {
-	ref, err := oci.ParseReference(image)
+	ref, err := parseName(image)
 	if err != nil {
 		return err
 	}
@@ -229,7 +238,7 @@ func (a *App) cmdPush() *cobra.Command {
 }
 
 func (a *App) push(ctx context.Context, f *transferFlags, name string) error {
-	ref, err := oci.ParseReference(name)
+	ref, err := parseName(name)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ package format
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"reflect"
@@ -127,7 +128,13 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 	body = unescape.Replace(body)
 	t, err := parse(body, nil)
 	if err != nil {
-		return err
+		return errs.New(errs.Invalid, "failed to parse template: %w", errors.Unwrap(err))
+	}
+	if len(rows) == 0 { // a wrong field is told even when there is nothing to show
+		var zero T
+		if err := t.Execute(io.Discard, &zero); err != nil {
+			return errs.New(errs.Invalid, "failed to execute template: %w", err)
+		}
 	}
 	var buf bytes.Buffer
 	if isTable {
@@ -142,7 +149,7 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 	}
 	for i := range rows {
 		if err := t.Execute(&buf, &rows[i]); err != nil {
-			return errs.New(errs.Invalid, "template parsing error: %w", err)
+			return errs.New(errs.Invalid, "failed to execute template: %w", err)
 		}
 		buf.WriteByte('\n')
 	}

@@ -158,12 +158,31 @@ func Execute(w io.Writer, t *template.Template, raw []byte) error {
 	}
 	var buf bytes.Buffer
 	t.Funcs(template.FuncMap{"json": source.encode})
-	if err := t.Option("missingkey=error").Execute(&buf, v); err != nil {
+	err = t.Option("missingkey=error").Execute(&buf, v)
+	if err != nil && missingInStrings(err) {
+		buf.Reset()
+		err = t.Option("missingkey=default").Execute(&buf, v)
+	}
+	if err != nil {
 		return errs.New(errs.Invalid, "template parsing error: %w", err)
 	}
 	buf.WriteByte('\n')
 	_, err = w.Write(buf.Bytes())
 	return err
+}
+
+// missingInStrings reports a missing key of a map of strings, such as a label: that is no error, unlike a missing field.
+func missingInStrings(err error) bool {
+	text := err.Error()
+	if !strings.Contains(text, "map has no entry for key") {
+		return false
+	}
+	for name := range stringMaps {
+		if strings.Contains(text, "."+name+".") {
+			return true
+		}
+	}
+	return false
 }
 
 // Inspect writes documents as `inspect` does: an indented array, JSON lines for "json", or a template per document.

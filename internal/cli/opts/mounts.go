@@ -28,8 +28,8 @@ func Volumes(list []string) (binds []string, anonymous map[string]struct{}, err 
 			}
 			anonymous[v] = struct{}{}
 			continue
-		case len(parts) > 3 || parts[0] == "" || parts[1] == "":
-			return nil, nil, errs.New(errs.Invalid, "invalid spec: %s: want [SOURCE:]DESTINATION[:OPTIONS]", v)
+		case parts[0] == "" || parts[1] == "":
+			return nil, nil, errs.New(errs.Invalid, "invalid spec: %s: empty section between colons", v)
 		}
 		src := parts[0]
 		if src == "." || src == ".." || strings.HasPrefix(src, "./") || strings.HasPrefix(src, "../") {

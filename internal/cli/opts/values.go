@@ -167,7 +167,7 @@ func (f *Filters) Set(s string) error {
 	}
 	k, v, ok := strings.Cut(s, "=")
 	if !ok {
-		return errs.New(errs.Invalid, "invalid filter '%s'", s)
+		return errs.New(errs.Invalid, "bad format of filter (expected name=value)")
 	}
 	f.Add(strings.ToLower(strings.TrimSpace(k)), strings.TrimSpace(v))
 	return nil
