@@ -18,11 +18,11 @@ func (e Erofs) Mount() (*Tree, error) {
 		return nil, err
 	}
 	defer c.close()
-	if err := c.set("source", e.Image); err != nil {
+	if err := c.path("source", e.Image); err != nil {
 		return nil, err
 	}
 	for _, d := range e.Devices {
-		if err := c.set("device", d); err != nil {
+		if err := c.path("device", d); err != nil {
 			return nil, err
 		}
 	}

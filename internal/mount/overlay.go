@@ -78,10 +78,10 @@ func (o Overlay) configure(c *context) error {
 	if o.Upper == "" {
 		return nil
 	}
-	if err := c.set("upperdir", o.Upper); err != nil {
+	if err := c.path("upperdir", o.Upper); err != nil {
 		return err
 	}
-	if err := c.set("workdir", o.Work); err != nil {
+	if err := c.path("workdir", o.Work); err != nil {
 		return err
 	}
 	if o.Volatile {
@@ -92,7 +92,10 @@ func (o Overlay) configure(c *context) error {
 
 func (l Layer) append(c *context, what string) error {
 	if l.tree == nil {
-		return c.wrap(what, unix.FsconfigSetString(c.fd, "lowerdir+", l.path))
+		if err := c.path("lowerdir+", l.path); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
 	}
 	l.tree.mu.RLock()
 	defer l.tree.mu.RUnlock()

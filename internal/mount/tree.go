@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -60,8 +61,9 @@ func (t *Tree) Close() error {
 
 // context is a file system being configured.
 type context struct {
-	fd int
-	fs string
+	fd   int
+	fs   string
+	held []int // O_PATH descriptors behind long paths: file systems look some up only when they mount
 }
 
 func open(fs string) (*context, error) {
@@ -72,10 +74,31 @@ func open(fs string) (*context, error) {
 	return &context{fd: fd, fs: fs}, nil
 }
 
-func (c *context) close() { unix.Close(c.fd) }
+func (c *context) close() {
+	unix.Close(c.fd)
+	for _, fd := range c.held {
+		unix.Close(fd)
+	}
+}
 
 func (c *context) set(key, value string) error {
 	return c.wrap("option "+key, unix.FsconfigSetString(c.fd, key, value))
+}
+
+// maxString is the longest value that fsconfig takes as a string.
+const maxString = 255
+
+// path sets an option that is a path. A long one goes through a descriptor.
+func (c *context) path(key, name string) error {
+	if len(name) <= maxString {
+		return c.set(key, name)
+	}
+	fd, err := unix.Open(name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return c.wrap("option "+key, err)
+	}
+	c.held = append(c.held, fd)
+	return c.set(key, "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
 func (c *context) flag(key string) error {

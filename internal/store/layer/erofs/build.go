@@ -75,7 +75,7 @@ func (b *builder) write(uuid [16]byte, devices []image.Device) (sum *fileSum, er
 }
 
 // resolve asks the layers below for what is missing.
-func (b *builder) resolve(ctx context.Context, missing []image.Missing) (*fileSum, error) {
+func (b *builder) resolve(ctx context.Context, missing []image.Missing) (sum *fileSum, err error) {
 	if len(missing) == 0 {
 		return nil, nil
 	}
@@ -85,7 +85,7 @@ func (b *builder) resolve(ctx context.Context, missing []image.Missing) (*fileSu
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: look at the layers below: %w", b.rec.DiffID.Short(), err)
 		}
-		defer v.Close()
+		defer errs.Close(&err, v)
 		below = v.root
 	}
 	for _, m := range missing {
@@ -120,7 +120,7 @@ func (b *builder) fill(below *os.File, m image.Missing) error {
 		return gone()
 	}
 	fd, err := openBelow(below, m.Path, unix.O_PATH|unix.O_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+	if absent(err) {
 		return gone()
 	}
 	if err != nil {
@@ -221,4 +221,8 @@ func xattrsOf(f *os.File) ([]tarscan.Xattr, error) {
 		all = append(all, tarscan.Xattr{Name: name, Value: string(buf[:n])})
 	}
 	return all, nil
+}
+
+func absent(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }

@@ -10,7 +10,7 @@
 //	                       index.json        lengths and digests of the index
 //	                       index-<chainID>…  the same for one chain of parents, when the layer depends on them:
 //	                       chain-<chainID>.data  with the files that its hard links reach below
-//	layers/init/<diffID>/<key>/              mount points under a container's own layer
+//	layers/roots/<attributes>/               empty directories that lie on top of views
 //	layers/quarantine/<diffID>/              a damaged layer and the reason
 //
 // Invariants: index.json is written last, so an index exists or does not; a layer directory appears by one
@@ -20,5 +20,8 @@
 //
 // A layer depends on its parents when a hard link names a file of theirs, or when it has names in directories that
 // no entry describes: these look as they do below. The root is the exception: nearly no layer describes it, so it is
-// the upper directory, or one directory on top of a view, that carries its attributes.
+// the upper directory, or one directory on top of a view, that carries its attributes (see package writable).
+//
+// What the kernel does not give: setting a POSIX ACL on a file of the image fails with EOPNOTSUPP until something else
+// has copied the file up, because overlayfs asks the inode below whether it takes ACLs. ACLs in layers work.
 package erofs

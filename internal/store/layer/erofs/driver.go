@@ -36,7 +36,7 @@ type Driver struct {
 	opts   Options
 	root   string
 	layers string // layers/sha256
-	inits  string // layers/init
+	roots  string // layers/roots, empty directories that views have on top
 	quar   string // layers/quarantine
 	places string // layers/mounts, for kernels that want layers to have a place
 	kind   string // of the backing file system
@@ -73,9 +73,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	}
 	d.root = abs
 	base := filepath.Join(abs, "layers")
-	d.layers, d.inits = filepath.Join(base, "sha256"), filepath.Join(base, "init")
+	d.layers, d.roots = filepath.Join(base, "sha256"), filepath.Join(base, "roots")
 	d.quar, d.places = filepath.Join(base, "quarantine"), filepath.Join(base, "mounts")
-	for _, dir := range []string{base, d.layers, d.inits, d.quar, d.places} {
+	for _, dir := range []string{base, d.layers, d.roots, d.quar, d.places} {
 		if err := d.makeDir(dir); err != nil {
 			return nil, err
 		}
@@ -110,16 +110,14 @@ func (d *Driver) makeDir(dir string) error {
 
 // sweepTemps removes what a crash left.
 func (d *Driver) sweepTemps() error {
-	dirs := []string{filepath.Dir(d.layers), d.layers, d.inits, d.quar}
-	for _, parent := range []string{d.layers, d.inits} {
-		entries, err := d.fs.ReadDir(parent)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if e.IsDir() && !durable.IsTemp(e.Name()) {
-				dirs = append(dirs, filepath.Join(parent, e.Name()))
-			}
+	dirs := []string{filepath.Dir(d.layers), d.layers, d.roots, d.quar}
+	entries, err := d.fs.ReadDir(d.layers)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() && !durable.IsTemp(e.Name()) {
+			dirs = append(dirs, filepath.Join(d.layers, e.Name()))
 		}
 	}
 	for _, dir := range dirs {

@@ -53,14 +53,20 @@ func (m *layerMount) close(d *Driver) error {
 	return err
 }
 
-// acquire mounts what a chain consists of, bottom first, without layers that one above hides entirely. Each
-// success must be paired with release.
+// acquire mounts what a chain consists of, bottom first, without layers that one above hides entirely: those below
+// an opaque root, and the lower ones of a layer that comes again. Each success must be paired with release.
 func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*record, error) {
 	var mounts []*layerMount
 	var records []*record
+	seen := map[mountKey]bool{}
 	for i := len(chain) - 1; i >= 0; i-- {
 		r, err := d.record(chain[i])
 		if err == nil {
+			key := mountKey{chain[i], r.indexName(chain[:i])}
+			if seen[key] {
+				continue // overlayfs takes no directory twice, and every name of it shows through the upper one
+			}
+			seen[key] = true
 			var m *layerMount
 			if m, err = d.mountLayer(r, chain[:i]); err == nil {
 				mounts, records = append(mounts, m), append(records, r)
@@ -73,6 +79,11 @@ func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*record, error) {
 		if r.OpaqueRoot {
 			break
 		}
+	}
+	if len(mounts) > maxLayers {
+		d.release(mounts)
+		return nil, nil, errs.New(errs.Exhausted, "image: %d layers, the kernel stacks %d", len(mounts), maxLayers).
+			WithHint("Build it with fewer steps, or squash it.")
 	}
 	slices.Reverse(mounts)
 	slices.Reverse(records)

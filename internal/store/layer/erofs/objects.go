@@ -254,7 +254,6 @@ func (d *Driver) removeLayer(id oci.DiffID) error {
 		err = nil
 	}
 	return errors.Join(err,
-		d.fs.RemoveAll(filepath.Join(d.inits, id.Hex())),
 		d.fs.RemoveAll(filepath.Join(d.quar, id.Hex())))
 }
 

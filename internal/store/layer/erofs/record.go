@@ -7,13 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
-	"ply/internal/store/layer/tarscan"
 )
 
 const (
@@ -29,25 +26,16 @@ const (
 
 // record is layer.json.
 type record struct {
-	Version    int         `json:"version"`
-	DiffID     oci.DiffID  `json:"diffID"`
-	Size       int64       `json:"size"`
-	TarSize    int64       `json:"tarSize"`
-	Entries    int         `json:"entries"`
-	Dependent  bool        `json:"dependent,omitempty"`  // has one index a chain of parents
-	OpaqueRoot bool        `json:"opaqueRoot,omitempty"` // hides all layers below it
-	Root       *attributes `json:"root,omitempty"`       // nil when no entry described the root
-	Side       *fileSum    `json:"side,omitempty"`
+	Version    int        `json:"version"`
+	DiffID     oci.DiffID `json:"diffID"`
+	Size       int64      `json:"size"`
+	TarSize    int64      `json:"tarSize"`
+	Entries    int        `json:"entries"`
+	Dependent  bool       `json:"dependent,omitempty"`  // has one index a chain of parents
+	OpaqueRoot bool       `json:"opaqueRoot,omitempty"` // hides all layers below it
+	Root       bool       `json:"root,omitempty"`       // an entry describes the root
+	Side       *fileSum   `json:"side,omitempty"`
 	made       time.Time
-}
-
-// attributes of a directory.
-type attributes struct {
-	Mode   uint32            `json:"mode"`
-	UID    uint32            `json:"uid"`
-	GID    uint32            `json:"gid"`
-	Mtime  time.Time         `json:"mtime"`
-	Xattrs map[string][]byte `json:"xattrs,omitempty"`
 }
 
 // fileSum says what a file must be.
@@ -156,31 +144,4 @@ func (d *Driver) checkSize(name string, want int64) error {
 		return errs.New(errs.DataLoss, "%s has %d bytes, want %d", filepath.Base(name), st.Size(), want)
 	}
 	return nil
-}
-
-func attributesOf(e *tarscan.Entry) *attributes {
-	a := &attributes{Mode: e.Mode, UID: e.UID, GID: e.GID, Mtime: e.Mtime.UTC()}
-	for _, x := range e.Xattrs {
-		if a.Xattrs == nil {
-			a.Xattrs = map[string][]byte{}
-		}
-		a.Xattrs[x.Name] = []byte(x.Value)
-	}
-	return a
-}
-
-// apply gives the directory at path, which is ours and no link, these attributes.
-func (a *attributes) apply(path string) error {
-	if err := os.Chown(path, int(a.UID), int(a.GID)); err != nil {
-		return err
-	}
-	for name, value := range a.Xattrs {
-		if err := unix.Setxattr(path, name, value, 0); err != nil {
-			return &os.PathError{Op: "setxattr " + name, Path: path, Err: err}
-		}
-	}
-	if err := unix.Chmod(path, a.Mode&0o7777); err != nil {
-		return &os.PathError{Op: "chmod", Path: path, Err: err}
-	}
-	return os.Chtimes(path, a.Mtime, a.Mtime)
 }

@@ -42,7 +42,6 @@ type scanner struct {
 	cur     *piece
 	off     int
 	tree    *image.Tree
-	root    *attributes
 	size    int64
 	entries int
 	side    *sideFile
@@ -116,10 +115,6 @@ func (s *scanner) visit(e *tarscan.Entry, data io.Reader) error {
 			return err
 		}
 		where = image.Extent{Device: 2, Offset: off}
-	case tarscan.Dir:
-		if e.Path == "." {
-			s.root = attributesOf(e)
-		}
 	}
 	s.entries++
 	return s.tree.Add(e, where)

@@ -240,7 +240,7 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*r
 	missing := w.scan.tree.Missing()
 	r := &record{
 		Version: recordVersion, DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
-		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: w.scan.root, Side: side,
+		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,
 	}
 	b := builder{d: w.d, dir: w.dir, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
 	if err := b.build(ctx, missing); err != nil {
