@@ -237,7 +237,8 @@ func isJSON(head []byte) bool {
 func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) error {
 	outer := &faultReader{r: &interruptible{ctx, r}}
 	raw := sha256.New()
-	src := io.TeeReader(&progressReader{r: outer, show: in.show, id: shortName(f.name), total: f.size}, raw)
+	hashed := io.TeeReader(&progressReader{r: outer, show: in.show, id: shortName(f.name), total: f.size}, raw)
+	src := hashed
 	var err error
 	if f.writer, err = in.a.st.Layers.Create(ctx); err != nil {
 		return err
@@ -246,7 +247,7 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 		if f.blob, err = in.a.st.Blobs.Create(); err != nil {
 			return err
 		}
-		src = io.TeeReader(src, in.guard.writer(f.blob))
+		src = io.TeeReader(hashed, in.guard.writer(f.blob))
 	}
 	fatal := func(err error) error {
 		if outer.err != nil || ctx.Err() != nil {
@@ -259,7 +260,7 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 			return fatal(err)
 		}
 		f.abort()
-		f.writer, f.bad = nil, err
+		f.writer, f.bad, src = nil, err, hashed
 	}
 	// What a decompressor or driver left unread still belongs to the digest.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, src, in.buf); err != nil {
