@@ -139,7 +139,9 @@ func (s *Service) signal(ctx context.Context, c *ctr, l *life, sig unix.Signal) 
 	}
 	s.publish(c, "kill", "signal", strconv.Itoa(int(sig)))
 	if c.status() == StatusPaused {
-		if err := l.client.Resume(ctx); err != nil {
+		// A kill may have thawed it already, or ended it.
+		err := l.client.Resume(ctx)
+		if err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Precondition) && !errors.Is(err, errs.Unavailable) {
 			return err
 		}
 		c.mu.Lock()

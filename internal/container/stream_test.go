@@ -1,0 +1,285 @@
+package container_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+)
+
+// buffer is a bytes.Buffer for several goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// attach attaches in the background; the channel gets Attach's result.
+func (w *world) attach(id string, o container.AttachOptions) <-chan error {
+	w.t.Helper()
+	ready := make(chan struct{})
+	done := make(chan error, 1)
+	o.Stream = true
+	o.Ready = func() error { close(ready); return nil }
+	go func() { done <- w.s.Attach(context.Background(), id, o) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		w.t.Fatalf("attach: %v", err)
+	case <-time.After(patience):
+		w.t.Fatal("attach is not ready")
+	}
+	return done
+}
+
+func result(t testing.TB, c <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-c:
+		return err
+	case <-time.After(patience):
+		t.Fatal("no end")
+		return nil
+	}
+}
+
+// Who attaches before the start gets everything, and stdin reaches the process.
+func TestAttachBeforeStart(t *testing.T) {
+	w := newWorld(t)
+	spec := sh("echo first; cat; echo last >&2; exit 4")
+	spec.OpenStdin, spec.StdinOnce, spec.AttachStdin = true, true, true
+	id := w.create(spec)
+	var out, errOut buffer
+	in, typed := io.Pipe()
+	done := w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out, Stderr: &errOut})
+	var second buffer
+	done2 := w.attach(id, container.AttachOptions{Stdout: &second})
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	if _, err := io.WriteString(typed, "through\n"); err != nil {
+		t.Fatal(err)
+	}
+	typed.Close()
+	if err := errors.Join(result(t, done), result(t, done2)); err != nil {
+		t.Fatal(err)
+	}
+	if e := recv(t, exit); e.Code != 4 {
+		t.Errorf("exit %+v", e)
+	}
+	if out.String() != "first\nthrough\n" || errOut.String() != "last\n" || second.String() != "first\nthrough\n" {
+		t.Errorf("got %q %q %q", out.String(), errOut.String(), second.String())
+	}
+}
+
+func TestDetachKeys(t *testing.T) {
+	w := newWorld(t)
+	spec := sh("stty -echo; echo ready; while read l; do echo got-$l; done")
+	spec.OpenStdin, spec.Tty, spec.AttachStdin = true, true, true
+	id := w.create(spec)
+	w.start(id)
+	w.waitLog(id, "ready")
+	var out buffer
+	in, typed := io.Pipe()
+	done := w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out})
+	if _, err := io.WriteString(typed, "one\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("echo of one", func() bool { return strings.Contains(out.String(), "got-one") })
+	if _, err := io.WriteString(typed, "\x10\x11"); err != nil {
+		t.Fatal(err)
+	}
+	if err := result(t, done); !errors.Is(err, container.ErrDetached) {
+		t.Fatalf("attach ended with %v", err)
+	}
+	if st := w.get(id).State.Status; st != container.StatusRunning {
+		t.Errorf("container is %s after a detach", st)
+	}
+	in, typed = io.Pipe()
+	done = w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out, DetachKeys: "ctrl-x,x"})
+	if _, err := io.WriteString(typed, "\x18x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := result(t, done); !errors.Is(err, container.ErrDetached) {
+		t.Fatalf("attach with own keys ended with %v", err)
+	}
+	wantErr(t, w.s.Attach(context.Background(), id, container.AttachOptions{DetachKeys: "ctrl-xx", Stream: true}), errs.Invalid, "Invalid detach keys (ctrl-xx) provided")
+}
+
+func TestExec(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.up(func(s *container.Spec) { s.Env = []string{"OF=container"}; s.WorkingDir = "/made/here" })
+	for _, c := range []struct {
+		spec container.ExecSpec
+		code int
+		out  string
+	}{
+		{container.ExecSpec{Cmd: []string{"sh", "-c", "echo a; exit 9"}}, 9, "a\n"},
+		{container.ExecSpec{Cmd: []string{"sh", "-c", "echo $OF $MINE $FROM"}, Env: []string{"MINE=exec"}}, 0, "container exec image\n"},
+		{container.ExecSpec{Cmd: []string{"id", "-u"}, User: "user"}, 0, "1000\n"},
+		{container.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}}, 0, "/made/here\n"},
+		{container.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}, WorkingDir: "/tmp"}, 0, "/tmp\n"},
+		{container.ExecSpec{Cmd: []string{"sh", "-c", "test -t 1 && echo tty"}, Tty: true}, 0, "tty\r\n"},
+	} {
+		c.spec.AttachStdout, c.spec.AttachStderr = true, true
+		if code, out := w.execSpec(id, c.spec); code != c.code || out != c.out {
+			t.Errorf("%v: %d %q, want %d %q", c.spec.Cmd, code, out, c.code, c.out)
+		}
+	}
+	if code, msg := w.exec(id, "nothing-here"); code != 127 || !strings.Contains(msg, "executable file not found in $PATH") {
+		t.Errorf("missing program: %d %q", code, msg)
+	}
+	for _, dir := range []string{"/proc/self/fd/7", "/proc/1/cwd", "relative"} {
+		_, err := w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"true"}, WorkingDir: dir})
+		wantErr(t, err, errs.Invalid, "the working directory")
+	}
+	e, err := w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"sh", "-c", "echo x > /tmp/detached"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.s.ExecStart(ctx, e, container.AttachOptions{}, true, [2]uint{}); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("detached exec", func() bool { x, err := w.s.ExecGet(ctx, e); return err == nil && x.ExitCode != nil && *x.ExitCode == 0 })
+	wantErr(t, w.s.ExecStart(ctx, e, container.AttachOptions{}, true, [2]uint{}), errs.Conflict, "has already run")
+	if _, out := w.exec(id, "cat", "/tmp/detached"); out != "x\n" {
+		t.Errorf("detached exec left %q", out)
+	}
+	if err := w.s.Kill(ctx, id, "KILL"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"true"}})
+	wantErr(t, err, errs.Conflict, "is not running")
+	_, err = w.s.ExecGet(ctx, "nope")
+	wantErr(t, err, errs.NotFound, "No such exec instance: nope")
+}
+
+// A thousand short execs and aborted attaches leave no descriptor and no goroutine.
+func TestExecLeaksNothing(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(func(s *container.Spec) { s.OpenStdin = true })
+	round := func() {
+		w.exec(id, "true")
+		ctx, cancel := context.WithCancel(context.Background())
+		in, _ := io.Pipe()
+		done := make(chan error, 1)
+		ready := make(chan struct{})
+		go func() {
+			done <- w.s.Attach(ctx, id, container.AttachOptions{Stream: true, Stdin: in, Stdout: io.Discard, Ready: func() error { close(ready); return nil }})
+		}()
+		<-ready
+		cancel()
+		in.Close()
+		result(t, done)
+	}
+	round()
+	before := countFDs(t)
+	for range 40 {
+		round()
+	}
+	w.eventually("descriptors come back", func() bool { return countFDs(t) <= before+3 })
+}
+
+func countFDs(t testing.TB) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}
+
+func TestLogs(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.create(sh("echo one; echo two; echo bad >&2; echo three"))
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	recv(t, exit)
+	get := func(o container.LogOptions) string {
+		t.Helper()
+		var b bytes.Buffer
+		if err := w.s.Logs(ctx, id, o, &b, &b); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	if got := get(container.LogOptions{Stdout: true, Tail: 2}); got != "two\nthree\n" && got != "three\n" {
+		t.Errorf("tail %q", got)
+	}
+	if got := get(container.LogOptions{Stderr: true, Tail: -1}); got != "bad\n" {
+		t.Errorf("stderr %q", got)
+	}
+	if got := get(container.LogOptions{Stdout: true, Tail: -1, Follow: true}); got != "one\ntwo\nthree\n" {
+		t.Errorf("follow of an ended container %q", got)
+	}
+	first, _, _ := strings.Cut(get(container.LogOptions{Stdout: true, Tail: -1, Timestamps: true}), " ")
+	if _, err := time.Parse("2006-01-02T15:04:05.000000000Z07:00", first); err != nil {
+		t.Error(err)
+	}
+	if got := get(container.LogOptions{Stdout: true, Tail: -1, Since: time.Now().Add(time.Hour)}); got != "" {
+		t.Errorf("since the future %q", got)
+	}
+	wantErr(t, w.s.Logs(ctx, id, container.LogOptions{}, nil, nil), errs.Invalid, "you must choose at least one stream")
+
+	follow := w.up(nil)
+	var out buffer
+	done := make(chan error, 1)
+	go func() {
+		done <- w.s.Logs(ctx, follow, container.LogOptions{Stdout: true, Tail: -1, Follow: true}, &out, nil)
+	}()
+	w.eventually("follower sees ready", func() bool { return out.String() == "ready\n" })
+	if err := w.s.Stop(ctx, follow, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := result(t, done); err != nil {
+		t.Errorf("follow: %v", err)
+	}
+}
+
+func TestLogDriverNone(t *testing.T) {
+	w := newWorld(t)
+	spec := sh("echo unheard")
+	spec.LogDriver = "none"
+	id := w.create(spec)
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	recv(t, exit)
+	err := w.s.Logs(context.Background(), id, container.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
+	wantErr(t, err, errs.Unimplemented, "")
+	spec.LogDriver = "syslog"
+	_, _, err = w.s.Create(context.Background(), spec)
+	wantErr(t, err, errs.Invalid, "no log driver named 'syslog' is registered")
+}
+
+func TestHealth(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(func(s *container.Spec) {
+		s.Healthcheck = health("CMD-SHELL", "echo looked; test ! -e /tmp/ill")
+	})
+	w.eventually("healthy", func() bool { h := w.get(id).State.Health; return h != nil && h.Status == "healthy" })
+	if log := w.get(id).State.Health.Log; log[0].Output != "looked\n" || log[0].ExitCode != 0 {
+		t.Errorf("health log %+v", log[0])
+	}
+	w.exec(id, "touch", "/tmp/ill")
+	w.eventually("unhealthy", func() bool { return w.get(id).State.Health.Status == "unhealthy" })
+}
