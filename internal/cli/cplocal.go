@@ -50,9 +50,9 @@ func (a *App) copying(f *cpFlags, what string, n *counter) (done func(error)) {
 // extraction says where an archive of one path goes: its first name element is replaced by base below dir.
 type extraction struct {
 	dir, base string
-	from      string // the first element as the engine names it; "" when contents are copied
+	from      string // the source's own name
+	contents  bool   // the entries are the source's contents, without its name
 	shown     string
-	srcDir    bool
 }
 
 // extractTarget applies docker's rules of cp to a source in a container and a local destination.
@@ -67,7 +67,7 @@ func extractTarget(src, rebase string, srcDir bool, dst string) (*extraction, er
 	if err != nil {
 		return nil, err
 	}
-	e := &extraction{from: from, shown: abs, srcDir: srcDir}
+	e := &extraction{from: from, shown: abs, contents: contents}
 	if strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.") || dst == "." {
 		e.shown = strings.TrimSuffix(abs, "/") + "/"
 	}
@@ -95,15 +95,12 @@ func extractTarget(src, rebase string, srcDir bool, dst string) (*extraction, er
 	return e, nil
 }
 
-// rename maps an entry's name into the destination; ok is false for names outside of the source.
+// rename maps an entry's name into the destination.
 func (e *extraction) rename(name string) string {
-	first, rest, _ := strings.Cut(name, "/")
-	if e.from == "/" || e.from == "." || first != e.from && e.srcDir && e.base == "." {
+	if e.contents || e.from == "/" {
 		return path.Join(e.base, name)
 	}
-	if first == e.from || first == "." {
-		return path.Join(e.base, rest)
-	}
+	_, rest, _ := strings.Cut(name, "/") // the first element is the source's own name
 	return path.Join(e.base, rest)
 }
 

@@ -33,11 +33,11 @@ func (a *App) startDaemon(ctx context.Context, c *client.Client, cause error) er
 		return cause
 	}
 	if os.Geteuid() != 0 {
-		return errs.New(errs.Unavailable, "%v", cause).WithHint("Only root may start it: run `sudo plyd &`, or name another engine with -H or PLY_HOST")
+		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("Only root may start it: run `sudo plyd &`, or name another engine with -H or PLY_HOST")
 	}
 	path, err := findDaemon()
 	if err != nil {
-		return errs.New(errs.Unavailable, "%v", cause).WithHint("plyd was not found beside ply nor in PATH: install it, or name another engine with -H or PLY_HOST")
+		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in PATH: install it, or name another engine with -H or PLY_HOST")
 	}
 	unlock, err := lockStart()
 	if err != nil {
@@ -53,6 +53,10 @@ func (a *App) startDaemon(ctx context.Context, c *client.Client, cause error) er
 		return err
 	}
 	return waitDaemon(ctx, c, exited, offset)
+}
+
+func unreachable(c *client.Client) string {
+	return "Cannot connect to the ply daemon at " + c.Host() + ": it does not run"
 }
 
 // findDaemon looks beside this executable, then in PATH.

@@ -75,7 +75,7 @@ func (a *App) Root() *cobra.Command {
 		SilenceUsage:     true,
 		TraverseChildren: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if a.global.version {
+			if a.global.version && len(args) == 0 {
 				fmt.Fprintf(a.Out, "ply version %s, build %s\n", Version, GitCommit)
 				return nil
 			}

@@ -197,7 +197,11 @@ func (a *App) layerTree(ctx context.Context, api *client.Client, list []client.I
 		if n == root {
 			n = root.child(s.id) // an image without layers
 		}
-		n.images = append(n.images, s.id)
+		if len(s.tags) > 0 { // the ID shown is that of a tagged image, when there is one
+			n.images = append([]string{s.id}, n.images...)
+		} else {
+			n.images = append(n.images, s.id)
+		}
 		n.tags = append(n.tags, s.tags...)
 	}
 	var b strings.Builder
