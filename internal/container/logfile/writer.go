@@ -103,32 +103,45 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = w.buf[:0]
+	waiting := 0 // records in buf
 	for _, p := range pieces {
 		now := time.Now().Round(0)
 		if !now.After(w.last) {
 			now = w.last.Add(1)
 		}
 		w.last = now
+		before := len(w.buf)
 		w.buf = w.fmt.encode(w.buf, Message{Time: now, Stream: stream, Line: p})
-	}
-	if w.opts.MaxSize > 0 && w.size > 0 && w.size+int64(len(w.buf)) > w.opts.MaxSize {
-		if err := w.rotate(); err != nil {
-			w.fail(len(pieces), err)
-			return
+		if w.opts.MaxSize > 0 && w.size+int64(before) > 0 && w.size+int64(len(w.buf)) > w.opts.MaxSize {
+			record := bytes.Clone(w.buf[before:])
+			w.buf = w.buf[:before]
+			w.flush(waiting)
+			waiting = 0
+			if err := w.rotate(); err != nil {
+				w.fail(0, err) // records go on into the file that is there
+			}
+			w.buf = append(w.buf, record...)
 		}
+		waiting++
 	}
+	w.flush(waiting)
+	if cap(w.buf) > 256<<10 {
+		w.buf = nil
+	}
+}
+
+// flush writes buf, which holds some records.
+func (w *Writer) flush(records int) {
 	n, err := w.f.Write(w.buf)
+	w.buf = w.buf[:0]
 	if err != nil {
 		if n > 0 { // a part of a record would spoil the next one
 			err = errors.Join(err, w.f.Truncate(w.size))
 		}
-		w.fail(len(pieces), err)
+		w.fail(records, err)
 		return
 	}
 	w.size += int64(n)
-	if cap(w.buf) > 256<<10 {
-		w.buf = nil
-	}
 }
 
 func (w *Writer) fail(records int, err error) {

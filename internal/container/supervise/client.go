@@ -226,7 +226,7 @@ func (p *process) feed(c *client, data []byte) bool {
 		}
 		break
 	}
-	for len(data) > 0 {
+	for patience := 10 * time.Millisecond; len(data) > 0; patience = min(2*patience, time.Second/2) {
 		p.stdinMu.Lock()
 		f := p.io.stdin
 		if p.tty {
@@ -236,7 +236,7 @@ func (p *process) feed(c *client, data []byte) bool {
 			p.stdinMu.Unlock()
 			return false
 		}
-		_ = f.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)) // pipes and terminals have deadlines
+		_ = f.SetWriteDeadline(time.Now().Add(patience)) // pipes and terminals have deadlines
 		n, err := f.Write(data)
 		p.stdinMu.Unlock()
 		data = data[n:]

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -56,6 +57,10 @@ type server struct {
 // Run is the life of a shim: it returns the process' exit status. ready gets one Response when the container is
 // created or could not be.
 func Run(bundle string, ready *os.File) int {
+	// Caught from the beginning: to end in the midst of creating would leave half a container.
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT)
+	closeInherited(int(ready.Fd()))
 	s, err := start(bundle)
 	if err != nil {
 		resp := response(err)
@@ -71,8 +76,6 @@ func Run(bundle string, ready *os.File) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	terminate := make(chan os.Signal, 1)
-	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT)
 	go s.onTerminate(terminate)
 	go s.serve()
 	_ = json.NewEncoder(ready).Encode(shim.Response{Body: body}) // plyd may have died: the container waits for its next life
@@ -83,6 +86,25 @@ func Run(bundle string, ready *os.File) int {
 	debug.FreeOSMemory()
 	<-s.stopped
 	return 0
+}
+
+// closeInherited closes what our parent left open by mistake. What is ours is marked close-on-exec, except the ready
+// descriptor, which becomes so.
+func closeInherited(ready int) {
+	unix.CloseOnExec(ready)
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil || fd < 3 {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd) // not ours
+		}
+	}
 }
 
 // onTerminate gives up on a container that never ran. A running one is only ended by its owner's request.
@@ -261,12 +283,18 @@ func (s *server) shutdown() error {
 		if s.init.begun() {
 			return &failure{shim.ClassConflict, fmt.Sprintf("container %s is running", s.cfg.ID)}
 		}
-		if err := s.rt.signal(unix.SIGKILL); err != nil && s.init.running() {
-			return err
+		err := s.rt.signal(unix.SIGKILL) // fails as well when it is just ending
+		select {
+		case <-s.removed:
+		case <-time.After(endTime):
+			return errors.Join(fmt.Errorf("container %s: it does not end", s.cfg.ID), err)
 		}
 	}
 	<-s.removed
-	return os.Remove(filepath.Join(s.cfg.Bundle, shim.SocketFile))
+	if err := os.Remove(filepath.Join(s.cfg.Bundle, shim.SocketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // reap takes the status of orphans, which become children of this process when the container shares the host's

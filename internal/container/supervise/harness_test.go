@@ -1,0 +1,282 @@
+package supervise_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/logfile"
+	"ply/internal/container/runspec"
+	"ply/internal/container/shim"
+)
+
+// shimBinary is built once for all tests, as a release is.
+var shimBinary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "ply-shim-test-")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "ply-shim")
+	cmd := exec.Command("go", "build", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", bin, "ply/cmd/ply-shim")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return dir, fmt.Errorf("%w: %s", err, out)
+	}
+	return bin, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if bin, err := shimBinary(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(bin))
+	}
+	os.Exit(code)
+}
+
+// box is one container of a test.
+type box struct {
+	t      testing.TB
+	in     runspec.Input
+	cfg    shim.Config
+	spec   *specs.Spec
+	c      *shim.Client
+	warned []string
+}
+
+// newRoot makes a root file system of busybox.
+func newRoot(t testing.TB) string {
+	t.Helper()
+	root := filepath.Join(t.TempDir(), "rootfs")
+	for _, d := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "root", "sbin"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("these tests run Debian's busybox-static: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields("sh ls cat echo sleep true false id stty kill mount ps dd env head wc touch sleep grep stat chmod cp ping nc yes readlink tail df hostname mknod su pwd test usleep od find seq tr") {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+	}
+	files := map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+		"etc/group":  "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n",
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// newBox prepares a container that runs a shell line.
+func newBox(t testing.TB, args ...string) *box {
+	t.Helper()
+	var id [32]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	b := &box{t: t}
+	name := hex.EncodeToString(id[:])
+	b.in = runspec.Input{ID: name, Rootfs: newRoot(t), Args: args, Hostname: name[:12], CgroupParent: "/ply-test"}
+	b.cfg = shim.Config{
+		ID: name, Bundle: filepath.Join(dir, "bundle"), StateDir: filepath.Join(dir, "state"),
+		ExitPath: filepath.Join(dir, "exit.json"),
+		Log:      shim.Log{Driver: logfile.JSONFile, Path: filepath.Join(dir, "log.json"), MaxFiles: 1},
+	}
+	if err := os.Mkdir(b.cfg.Bundle, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func sh(t testing.TB, line string) *box { return newBox(t, "/bin/sh", "-c", line) }
+
+func (b *box) launchErr() error {
+	b.t.Helper()
+	bin, err := shimBinary()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.in.Tty = b.cfg.Tty
+	b.spec, b.warned, err = runspec.Build(b.in)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.c, err = shim.Launch(b.t.Context(), bin, b.cfg, b.spec)
+	if err == nil {
+		b.t.Cleanup(b.clean)
+	}
+	return err
+}
+
+func (b *box) launch() *box {
+	b.t.Helper()
+	if err := b.launchErr(); err != nil {
+		b.t.Fatal(err)
+	}
+	return b
+}
+
+func (b *box) clean() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_ = b.c.Kill(ctx, "", shim.KillArgs{Signal: int(unix.SIGKILL)})
+	if st, err := b.c.State(ctx, ""); err == nil && st.Status != "created" {
+		_, _ = b.c.Wait(ctx, "")
+	}
+	if err := b.c.Shutdown(ctx); err != nil {
+		b.t.Errorf("shutdown: %v", err)
+	}
+	if words, err := os.ReadFile(filepath.Join(b.cfg.Bundle, shim.LogFile)); err == nil && len(words) > 0 {
+		b.t.Logf("shim said: %s", words)
+	}
+	for _, h := range []string{"memory", "pids", "devices", "unified"} {
+		if _, err := os.Stat(filepath.Join("/sys/fs/cgroup", h, "ply-test", b.cfg.ID)); err == nil {
+			b.t.Errorf("cgroup %s of %s is left", h, b.cfg.ID[:12])
+		}
+	}
+	if _, err := os.Stat(filepath.Join(b.cfg.StateDir, b.cfg.ID)); err == nil {
+		b.t.Errorf("runtime state of %s is left", b.cfg.ID[:12])
+	}
+}
+
+func (b *box) start() *box {
+	b.t.Helper()
+	if err := b.c.Start(b.t.Context(), ""); err != nil {
+		b.t.Fatal(err)
+	}
+	return b
+}
+
+func (b *box) wait() shim.Exit {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
+	defer cancel()
+	e, err := b.c.Wait(ctx, "")
+	if err != nil {
+		b.t.Fatalf("wait: %v", err)
+	}
+	return e
+}
+
+// output reads the log.
+func (b *box) output() string {
+	b.t.Helper()
+	var out strings.Builder
+	err := logfile.Read(b.t.Context(), b.cfg.Log, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(m logfile.Message) error {
+		out.Write(m.Line)
+		return nil
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return out.String()
+}
+
+// run launches, starts and waits; it gives what was printed.
+func (b *box) run() (string, shim.Exit) {
+	b.t.Helper()
+	b.launch().start()
+	e := b.wait()
+	return b.output(), e
+}
+
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: did not come to be", what)
+		}
+	}
+}
+
+func (b *box) logged(what string) {
+	b.t.Helper()
+	eventually(b.t, "output "+what, func() bool { return strings.Contains(b.output(), what) })
+}
+
+// collect reads a stream to its end.
+func collect(s *shim.Stream) (stdout, stderr string, err error) {
+	var out [3]bytes.Buffer
+	buf := make([]byte, 4096)
+	for {
+		stream, n, err := s.Read(buf)
+		out[stream%3].Write(buf[:n])
+		if errors.Is(err, io.EOF) {
+			return out[1].String(), out[2].String(), nil
+		}
+		if err != nil {
+			return out[1].String(), out[2].String(), err
+		}
+	}
+}
+
+func (b *box) attach(process string, a shim.AttachArgs) *shim.Stream {
+	b.t.Helper()
+	s, err := b.c.Attach(b.t.Context(), process, a)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func (b *box) launchIn(ctx context.Context, bin string) (err error) {
+	b.t.Helper()
+	if b.spec, _, err = runspec.Build(b.in); err != nil {
+		b.t.Fatal(err)
+	}
+	b.c, err = shim.Launch(ctx, bin, b.cfg, b.spec)
+	if err == nil {
+		b.t.Cleanup(b.clean)
+	}
+	return err
+}
+
+func execProcess(b *box, args ...string) *specs.Process {
+	b.t.Helper()
+	p, _, err := runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: args})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return p
+}
+
+func writeJSON(t testing.TB, name string, v any) {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err == nil {
+		err = os.WriteFile(name, data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,434 @@
+package supervise_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/runspec"
+	"ply/internal/container/shim"
+)
+
+func TestDefaultCapsAndSeccomp(t *testing.T) {
+	b := sh(t, "grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status")
+	out, _ := b.run()
+	for _, want := range []string{
+		"CapInh:\t0000000000000000", "CapPrm:\t00000000a80425fb", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb",
+		"CapAmb:\t0000000000000000", "NoNewPrivs:\t0", "Seccomp:\t2",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestUserHasNoCaps(t *testing.T) {
+	b := sh(t, "id; grep -E '^Cap(Prm|Eff|Bnd)|^NoNew' /proc/self/status; echo $HOME")
+	b.in.User = "user"
+	b.in.SecurityOpt = []string{"no-new-privileges"}
+	out, _ := b.run()
+	for _, want := range []string{
+		"uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000",
+		"CapBnd:\t00000000a80425fb", "NoNewPrivs:\t1", "/home/user",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
+func TestSetuidAndNoNewPrivileges(t *testing.T) {
+	for _, c := range []struct {
+		opts []string
+		want string
+	}{{nil, "0"}, {[]string{"no-new-privileges"}, "1000"}} {
+		b := newBox(t, "/bin/euid")
+		b.in.User, b.in.SecurityOpt = "user", c.opts
+		// busybox gives its rights back by itself, so this needs another program.
+		bin := filepath.Join(b.in.Rootfs, "bin/euid")
+		build := exec.Command("go", "build", "-o", bin, "./testdata/euid")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		if err := os.Chmod(bin, 0o755|os.ModeSetuid); err != nil {
+			t.Fatal(err)
+		}
+		if out, _ := b.run(); strings.TrimSpace(out) != c.want {
+			t.Errorf("%v: effective user %q, want %s", c.opts, out, c.want)
+		}
+	}
+}
+
+func TestPrivileged(t *testing.T) {
+	b := sh(t, "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; ls /dev/loop-control /dev/null; mount -t tmpfs none /tmp && echo mounted; touch /sys/fs/cgroup 2>/dev/null; grep ' /sys ' /proc/mounts; [ -w /proc/sys/kernel/hostname ] && echo procsys")
+	b.in.Privileged = true
+	out, _ := b.run()
+	own, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := strings.Index(string(own), "CapEff:")
+	want := strings.TrimSpace(string(own)[i : i+len("CapEff:\t0000000000000000")])
+	for _, w := range []string{want, "Seccomp:\t0", "mounted", "sysfs rw", "procsys"} {
+		if !strings.Contains(out, w) {
+			t.Errorf("no %q in\n%s", w, out)
+		}
+	}
+	if len(b.warned) > 0 {
+		t.Errorf("privileged warned: %v", b.warned)
+	}
+}
+
+func TestMaskedAndReadonly(t *testing.T) {
+	b := sh(t, `cat /proc/interrupts | wc -c; ls /sys/firmware | wc -l; (echo 1 > /proc/sys/kernel/hostname) 2>/dev/null || echo ro1
+(echo b > /proc/sysrq-trigger) 2>/dev/null || echo ro2; touch /sys/x 2>/dev/null || echo ro3; mount -t tmpfs none /tmp 2>/dev/null || echo nomount
+mknod /tmp/d b 8 0 && cat /tmp/d 2>/dev/null || echo nodev; ls /dev`)
+	out, _ := b.run()
+	for _, w := range []string{"0\n0\nro1\nro2\nro3\nnomount\nnodev\n"} {
+		if !strings.HasPrefix(out, w) {
+			t.Errorf("want it to begin with %q:\n%s", w, out)
+		}
+	}
+	for _, dev := range strings.Fields("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero") {
+		if !slices.Contains(strings.Fields(out), dev) {
+			t.Errorf("no /dev/%s in\n%s", dev, out)
+		}
+	}
+	if strings.Contains(out, "loop") {
+		t.Errorf("host devices in\n%s", out)
+	}
+}
+
+func TestNoDescriptorLeaks(t *testing.T) {
+	b := sh(t, "ls /proc/self/fd; for f in /proc/self/fd/*; do readlink $f; done").launch()
+	b.start()
+	b.wait()
+	fds := strings.Fields(b.output())
+	// 0 1 2, and the directory that ls itself reads.
+	if len(fds) < 4 || !slices.Equal(fds[:4], []string{"0", "1", "2", "3"}) || slices.Contains(fds, "4") {
+		t.Errorf("descriptors: %v", fds)
+	}
+	b = sh(t, "sleep 100").launch().start()
+	for _, tty := range []bool{false, true} {
+		p, _, err := runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: []string{"/bin/ls", "/proc/self/fd"}, Tty: tty})
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := fmt.Sprint("x", tty)
+		if err := b.c.Exec(t.Context(), id, p, shim.ExecOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s := b.attach(id, shim.AttachArgs{Stdout: true})
+		if err := b.c.Start(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if out, _, err := collect(s); err != nil || len(strings.Fields(out)) != 4 {
+			t.Errorf("exec (tty %v): descriptors %q, %v", tty, out, err)
+		}
+	}
+}
+
+func TestShimHoldsNothingOfItsParent(t *testing.T) {
+	leak, err := os.Create(filepath.Join(t.TempDir(), "leak"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer leak.Close()
+	// Without O_CLOEXEC it goes to every child that does not defend itself.
+	if _, err := unix.FcntlInt(leak.Fd(), unix.F_SETFD, 0); err != nil {
+		t.Fatal(err)
+	}
+	b := sh(t, "sleep 100").launch().start()
+	dir := fmt.Sprintf("/proc/%d/fd", b.c.Identity().PID)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, _ := os.Readlink(filepath.Join(dir, e.Name())); to == leak.Name() {
+			t.Errorf("the shim holds descriptor %s of its parent", e.Name())
+		}
+	}
+	if s, err := unix.Getsid(b.c.Identity().PID); err != nil || s != b.c.Identity().PID {
+		t.Errorf("the shim's session is %d, %v", s, err)
+	}
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", b.c.Identity().PID))
+	if err != nil || strings.Contains(string(env), "HOME=") {
+		t.Errorf("the shim's environment: %q, %v", env, err)
+	}
+}
+
+func TestMemoryLimitKills(t *testing.T) {
+	b := sh(t, "x=$(yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 200000000); echo survived")
+	b.in.Resources = runspec.Resources{Memory: 16 << 20}
+	out, e := b.run()
+	if !e.OOMKilled || strings.Contains(out, "survived") {
+		t.Errorf("exit %+v, output %q", e, out)
+	}
+	if _, e := sh(t, "exit 137").run(); e.OOMKilled {
+		t.Error("an exit code of 137 counts as out of memory")
+	}
+}
+
+func TestPidsLimit(t *testing.T) {
+	b := sh(t, "i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i+1)); done; echo all")
+	limit := int64(10)
+	b.in.Resources = runspec.Resources{PidsLimit: &limit}
+	out, _ := b.run()
+	if strings.Contains(out, "all") {
+		t.Errorf("30 processes under a limit of 10: %q", out)
+	}
+}
+
+func TestLimitsAreInCgroups(t *testing.T) {
+	b := sh(t, "sleep 100")
+	limit := int64(77)
+	b.in.Resources = runspec.Resources{Memory: 64 << 20, CPUShares: 512, NanoCPUs: 500_000_000, PidsLimit: &limit, CpusetCpus: "0"}
+	b.launch().start()
+	st, err := b.c.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.MemoryLimit != 64<<20 || st.PidsLimit != 77 || st.PidsCurrent == 0 || st.CPUTotal == 0 || st.MemoryUsage == 0 {
+		t.Errorf("stats %+v", st)
+	}
+	next, _, err := runspec.LinuxResources(runspec.Resources{Memory: 96 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Update(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = b.c.Stats(t.Context()); err != nil || st.MemoryLimit != 96<<20 || st.PidsLimit != 77 {
+		t.Errorf("stats after update %+v, %v", st, err)
+	}
+	// The container can still be entered after an update.
+	if err := b.c.Exec(t.Context(), "x", execProcess(b, "/bin/true"), shim.ExecOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Start(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	pids, err := b.c.Pids(t.Context())
+	if err != nil || len(pids) == 0 {
+		t.Errorf("pids %v, %v", pids, err)
+	}
+}
+
+func TestPause(t *testing.T) {
+	b := sh(t, "while :; do echo x; sleep 0.02; done").launch().start()
+	b.logged("x")
+	if err := b.c.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := b.c.State(t.Context(), ""); err != nil || st.Status != "paused" {
+		t.Errorf("state %+v, %v", st, err)
+	}
+	if err := b.c.Pause(t.Context()); err == nil {
+		t.Error("paused twice")
+	}
+	if err := b.c.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGKILL)}); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.wait(); e.Code != 137 {
+		t.Errorf("killed while paused: %+v", e)
+	}
+}
+
+func TestUlimitIsCapped(t *testing.T) {
+	b := sh(t, "ulimit -n; ulimit -c")
+	b.in.Ulimits = []runspec.Ulimit{{Name: "nofile", Soft: 1 << 30, Hard: 1 << 30}, {Name: "core", Soft: 0, Hard: 0}}
+	out, e := b.run()
+	host, err := runspec.ProbeHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprint(host.HardLimits["NOFILE"])
+	if host.SysResource {
+		want = fmt.Sprint(1 << 30)
+	}
+	if e.Code != 0 || !strings.HasPrefix(out, want+"\n0\n") {
+		t.Errorf("limits %q, want nofile %s", out, want)
+	}
+	if !host.SysResource && len(b.warned) != 1 {
+		t.Errorf("warnings %v", b.warned)
+	}
+}
+
+func TestPlantedLinksStayInside(t *testing.T) {
+	for _, name := range []string{"dev", "proc", "sys", "dev/null", "dev/shm", "dev/pts", "work", "etc"} {
+		t.Run(strings.ReplaceAll(name, "/", "-"), func(t *testing.T) {
+			canary := filepath.Join(t.TempDir(), "canary")
+			if err := os.MkdirAll(canary, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(canary, "null"), []byte("mine"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			b := sh(t, "echo ran; pwd")
+			b.in.HostsPath = filepath.Join(t.TempDir(), "hosts")
+			if err := os.WriteFile(b.in.HostsPath, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			link := filepath.Join(b.in.Rootfs, name)
+			_ = os.RemoveAll(link)
+			target := canary
+			if name == "dev/null" {
+				target = filepath.Join(canary, "null")
+			}
+			if name == "work" {
+				b.in.Cwd = "/work/sub"
+			}
+			if err := os.Symlink("../../../../../../../../../../../.."+target, link); err != nil {
+				t.Fatal(err)
+			}
+			before := treeOf(t, canary)
+			if err := b.launchErr(); err == nil { // refused or contained: both are well
+				b.start()
+				b.wait()
+			}
+			if after := treeOf(t, canary); after != before {
+				t.Errorf("the host's directory changed:\n%s\nto\n%s", before, after)
+			}
+			if host, err := os.Stat("/dev/null"); err != nil || host.Mode()&os.ModeCharDevice == 0 {
+				t.Fatalf("the host's /dev/null: %v, %v", host, err)
+			}
+		})
+	}
+}
+
+func treeOf(t *testing.T, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	err := filepath.Walk(dir, func(name string, st os.FileInfo, err error) error {
+		if err == nil {
+			fmt.Fprintln(&out, name, st.Mode(), st.Size(), st.ModTime())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestWorkdir(t *testing.T) {
+	b := sh(t, "pwd")
+	b.in.Cwd = "/made/for/it"
+	if out, _ := b.run(); out != "/made/for/it\n" {
+		t.Errorf("cwd %q", out)
+	}
+	// A link to a descriptor must not lead out.
+	for fd := 3; fd < 12; fd++ {
+		b := sh(t, "pwd; ls -d ../../../../etc/shadow")
+		if err := os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), filepath.Join(b.in.Rootfs, "work")); err != nil {
+			t.Fatal(err)
+		}
+		b.in.Cwd = "/work"
+		if err := b.launchErr(); err != nil {
+			continue
+		}
+		b.start()
+		b.wait()
+		if out := b.output(); strings.Contains(out, "/etc/shadow\n") && !strings.Contains(out, "No such file") {
+			t.Errorf("fd %d: reached the host: %q", fd, out)
+		}
+	}
+}
+
+func TestHostPidNamespaceLeavesNobody(t *testing.T) {
+	b := sh(t, "sleep 98765 & echo $$; sleep 0.1")
+	b.in.PID = runspec.Namespace{Host: true}
+	out, e := b.run()
+	if e.Code != 0 || strings.TrimSpace(out) == "1" {
+		t.Fatalf("%q %+v", out, e)
+	}
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if c, _ := os.ReadFile(n); strings.Contains(string(c), "sleep\x0098765") {
+			t.Errorf("%s: left after the end", n)
+		}
+	}
+}
+
+func TestMounts(t *testing.T) {
+	b := sh(t, "cat /data/f; touch /data/new; touch /ro/new 2>/dev/null || echo readonly; grep ' /tmpfs ' /proc/mounts; cat /etc/hosts; df /dev/shm | tail -1; hostname")
+	src := t.TempDir()
+	if err := os.WriteFile(filepath.Join(src, "f"), []byte("from host\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.in.HostsPath = filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(b.in.HostsPath, []byte("10.0.0.1 here\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.in.ShmSize = 32 << 20
+	b.in.Mounts = []runspec.Mount{
+		{Type: "bind", Source: src, Target: "/data"}, {Type: "bind", Source: src, Target: "/ro", ReadOnly: true},
+		{Type: "tmpfs", Target: "/tmpfs", Options: []string{"size=1m", "exec"}},
+	}
+	out, _ := b.run()
+	for _, w := range []string{"from host\n", "readonly\n", "tmpfs /tmpfs tmpfs rw,nosuid,nodev,", "size=1024k", "10.0.0.1 here", "32768", b.in.Hostname} {
+		if !strings.Contains(out, w) {
+			t.Errorf("no %q in\n%s", w, out)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(src, "new")); err != nil {
+		t.Errorf("a write did not reach the host: %v", err)
+	}
+}
+
+func TestReadonlyRootfs(t *testing.T) {
+	b := sh(t, "touch /x 2>/dev/null || echo ro; touch /dev/shm/x && echo shm")
+	b.in.ReadonlyRootfs = true
+	if out, _ := b.run(); out != "ro\nshm\n" {
+		t.Errorf("%q", out)
+	}
+}
+
+func TestInitReapsAndPassesSignals(t *testing.T) {
+	bin, err := shimBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := sh(t, "trap 'exit 9' TERM; (sleep 0.05 &) ; echo $$; sleep 0.3; ps; echo up; while :; do sleep 0.05; done")
+	b.in.InitBinary = bin
+	b.launch().start()
+	b.logged("up")
+	if out := b.output(); strings.HasPrefix(out, "1\n") || strings.Contains(out, "[sleep]") {
+		t.Errorf("under an init: %q", out)
+	}
+	if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGTERM)}); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.wait(); e.Code != 9 {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+func TestNetworkNamespaceIsEmpty(t *testing.T) {
+	b := sh(t, "cat /proc/net/dev; cat /proc/sys/net/ipv4/ip_unprivileged_port_start")
+	out, _ := b.run()
+	if !strings.Contains(out, "lo:") || strings.Contains(out, "eth") || !strings.HasSuffix(out, "\n0\n") {
+		t.Errorf("%q", out)
+	}
+	if b.spec.Linux.Namespaces[1].Type != specs.NetworkNamespace {
+		t.Errorf("namespaces %v", b.spec.Linux.Namespaces)
+	}
+}

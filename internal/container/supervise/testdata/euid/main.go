@@ -1,0 +1,9 @@
+// Command euid prints its effective user.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() { fmt.Println(os.Geteuid()) }
