@@ -18,6 +18,7 @@ func (s *server) absentRoutes(add adder) {
 	add(post, "/swarm/join", swarm)
 	add(post, "/swarm/unlock", swarm)
 	add(post, "/swarm/update", manager)
+	add(put, "/volumes/{name}", manager) // cluster volumes
 	add(post, "/swarm/leave", func(*call) error { return errs.New(errs.Unavailable, "This node is not part of a swarm") })
 	for _, kind := range []string{"/nodes", "/services", "/tasks", "/secrets", "/configs"} {
 		add(get, kind, manager)

@@ -156,13 +156,12 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 		}
 	})
 	err := work(ctx, opts)
-	if err != nil && l.opened() && !errors.Is(err, context.Canceled) {
-		_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the only place left to say it
-		l.c.w.status = statusOf(err)
+	if l.opened() {
+		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, container.ErrDetached) {
+			_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the only place left to say it
+			l.c.w.status = statusOf(err)
+		}
 		err = nil
-	}
-	if l.opened() && err != nil {
-		err = nil // the client left
 	}
 	stop()
 	if l.opened() || err == nil {

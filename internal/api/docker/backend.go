@@ -93,6 +93,8 @@ type Volumes interface {
 	Get(ctx context.Context, name string) (*volume.Volume, error)
 	List(ctx context.Context, filters map[string][]string) ([]*volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
+	// Size sums what a volume holds, in bytes: a walk through its files.
+	Size(ctx context.Context, name string) (int64, error)
 	Prune(ctx context.Context, filters map[string][]string) (names []string, reclaimed int64, err error)
 }
 

@@ -235,7 +235,8 @@ func (c *call) jsonType() error {
 func bodyError(err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		return errs.New(errs.Invalid, "request body: %s: want %s, got %s", clip(wrong.Field), wrong.Type, wrong.Value)
+		field := strings.NewReplacer("resources.", "", "containerConfig.", "").Replace(wrong.Field) // embedded here, flat in JSON
+		return errs.New(errs.Invalid, "request body: %s: want %s, got %s", clip(field), wrong.Type, wrong.Value)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return errs.New(errs.Invalid, "request body: the JSON ends too early")

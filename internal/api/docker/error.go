@@ -1,13 +1,13 @@
 package docker
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
+	"ply/internal/container"
 	"ply/internal/errs"
 )
 
@@ -59,16 +59,12 @@ func statusOf(err error) int {
 			return s.status
 		}
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return http.StatusInternalServerError
-	}
 	return http.StatusInternalServerError
 }
 
 // isNotModified: the container is in the state that was asked for.
 func isNotModified(err error) bool {
-	var marked interface{ NotModified() }
-	return errdefs.IsNotModified(err) || errors.As(err, &marked)
+	return errors.Is(err, container.ErrNotModified) || errdefs.IsNotModified(err)
 }
 
 // messageOf is the text that a client shows.

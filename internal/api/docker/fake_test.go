@@ -178,6 +178,9 @@ func (f *fakeMover) Save(_ context.Context, refs []string, _ transfer.SaveOption
 		return err
 	}
 	if slices.Contains(refs, "torn") {
+		if _, err := w.Write(make([]byte, 64<<10)); err != nil { // more than any buffer on the way
+			return err
+		}
 		return errors.New("layer torn: read: input/output error")
 	}
 	return nil
@@ -279,16 +282,10 @@ func (f *fakeContainers) Create(_ context.Context, spec container.Spec) (oci.Con
 	return ctrWeb, nil, nil
 }
 
-// alreadyThere is how a service says that nothing had to be done.
-type alreadyThere struct{}
-
-func (alreadyThere) Error() string { return "already so" }
-func (alreadyThere) NotModified()  {}
-
 func (f *fakeContainers) Start(_ context.Context, name string) error {
 	c, err := f.find(name)
 	if err == nil && c.Name == "web" && !f.startable() {
-		return fmt.Errorf("container web: %w", alreadyThere{})
+		return fmt.Errorf("container web: %w", container.ErrNotModified)
 	}
 	return err
 }
@@ -536,7 +533,7 @@ func (f *fakeContainers) ExecGet(_ context.Context, id string) (*container.Exec,
 type fakeVolumes struct{}
 
 func (fakeVolumes) vol() *volume.Volume {
-	return &volume.Volume{Name: "data", Driver: "local", Mountpoint: "/v/data/_data", Created: moment, Labels: map[string]string{"a": "b"}, Size: 77, RefCount: 1}
+	return &volume.Volume{Name: "data", Driver: "local", Mountpoint: "/v/data/_data", Created: moment, Labels: map[string]string{"a": "b"}, Size: -1, RefCount: 1}
 }
 func (f fakeVolumes) Create(_ context.Context, name, driver string, labels, options map[string]string) (*volume.Volume, error) {
 	if driver != "" && driver != "local" {
@@ -558,6 +555,12 @@ func (f fakeVolumes) List(context.Context, map[string][]string) ([]*volume.Volum
 func (f fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
 	_, err := f.Get(context.Background(), name)
 	return err
+}
+func (f fakeVolumes) Size(_ context.Context, name string) (int64, error) {
+	if name != "data" {
+		return 0, errs.New(errs.NotFound, "get %s: no such volume", name)
+	}
+	return 77, nil
 }
 func (f fakeVolumes) Prune(context.Context, map[string][]string) ([]string, int64, error) {
 	return []string{"data"}, 77, nil

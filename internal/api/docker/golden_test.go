@@ -117,6 +117,7 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"volume_create_driver", "POST", "/v1.51/volumes/create", `{"Name":"data","Driver":"nfs"}`},
 	{"volume_inspect", "GET", "/v1.51/volumes/data", ""},
 	{"volume_inspect_none", "GET", "/v1.51/volumes/absent", ""},
+	{"volume_update", "PUT", "/v1.51/volumes/data?version=1", "{}"},
 	{"volume_remove", "DELETE", "/v1.51/volumes/data", ""},
 	{"volume_prune", "POST", "/v1.51/volumes/prune", ""},
 	{"networks", "GET", "/v1.51/networks", ""},

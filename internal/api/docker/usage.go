@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 
@@ -63,7 +64,14 @@ func (s *server) diskUsage(c *call) error {
 		answer.Volumes = []volumeAnswer{}
 		for _, v := range volumes {
 			a := volumeOf(v)
-			a.UsageData = &volumeUsage{v.Size, v.RefCount}
+			size, err := s.Volumes.Size(c.ctx(), v.Name)
+			if errors.Is(err, errs.NotFound) {
+				continue // removed in this moment
+			}
+			if err != nil {
+				return err
+			}
+			a.UsageData = &volumeUsage{size, v.RefCount}
 			answer.Volumes = append(answer.Volumes, a)
 		}
 	}

@@ -1,0 +1,279 @@
+package docker
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	apicontainer "github.com/moby/moby/api/types/container"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/network"
+	"ply/internal/oci"
+	"ply/internal/volume"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+// fullRequest sets everything that a client can set and this engine has.
+const fullRequest = `{
+ "Hostname":"h","Domainname":"d","User":"u:g","AttachStdin":true,"AttachStdout":true,"AttachStderr":true,"Tty":true,"OpenStdin":true,"StdinOnce":true,
+ "ExposedPorts":{"443":{},"3000-3001/udp":{},"80/tcp":{}},"Env":["A=1","B"],"Cmd":"one word","Entrypoint":["/e"],"Image":"busybox","Volumes":{"/v2":{},"/v1":{}},
+ "WorkingDir":"/w","Labels":{"l":"1"},"StopSignal":"SIGINT","StopTimeout":7,"Shell":["/bin/sh","-c"],"MacAddress":"02:42:ac:11:00:09","NetworkDisabled":false,
+ "Healthcheck":{"Test":["CMD-SHELL","true"],"Interval":1000000000,"Timeout":2000000000,"Retries":3,"StartPeriod":4000000000,"StartInterval":5000000000},
+ "SomethingNew":{"x":1},
+ "HostConfig":{
+  "Binds":["/a:/b:ro","vol:/c"],"ContainerIDFile":"/cid","LogConfig":{"Type":"local","Config":{"max-size":"1m"}},"NetworkMode":"mine",
+  "PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"},{"HostIp":"","HostPort":"9000-9005"}],"443/tcp":[],"53/udp":[{"HostIp":"::1","HostPort":""}]},
+  "RestartPolicy":{"Name":"on-failure","MaximumRetryCount":4},"VolumesFrom":["other:ro"],"ConsoleSize":[24,80],"Annotations":{"an":"no"},
+  "CapAdd":["NET_ADMIN"],"CapDrop":"ALL","CgroupnsMode":"private","Dns":["10.0.0.1"],"DnsOptions":["ndots:1"],"DnsSearch":["x.example"],"ExtraHosts":["a:1.2.3.4"],
+  "GroupAdd":["audio"],"IpcMode":"host","Links":["x:y"],"OomScoreAdj":5,"PidMode":"host","Privileged":true,"PublishAllPorts":true,"ReadonlyRootfs":true,
+  "SecurityOpt":["no-new-privileges"],"Tmpfs":{"/t":"size=1m"},"UTSMode":"host","UsernsMode":"host","ShmSize":1048576,"Sysctls":{"net.x":"1"},"Runtime":"crun","Isolation":"default",
+  "CpuShares":10,"Memory":1000000,"NanoCpus":500000000,"CgroupParent":"/cg","BlkioWeight":300,"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
+  "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"KernelMemory":9000000,"MemoryReservation":8,"MemorySwap":-1,
+  "MemorySwappiness":60,"OomKillDisable":true,"PidsLimit":100,"Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],
+  "Mounts":[{"Type":"bind","Source":"/s","Target":"/t1","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true,"CreateMountpoint":true}},
+   {"Type":"volume","Source":"vv","Target":"/t2","VolumeOptions":{"NoCopy":true,"Labels":{"k":"v"},"Subpath":"sub","DriverConfig":{"Name":"local","Options":{"o":"p"}}}},
+   {"Type":"tmpfs","Target":"/t3","TmpfsOptions":{"SizeBytes":4096,"Mode":448}}],
+  "MaskedPaths":[],"ReadonlyPaths":["/proc/x"],"Init":true},
+ "NetworkingConfig":{"EndpointsConfig":{"mine":{"IPAMConfig":{"IPv4Address":"10.9.0.5","IPv6Address":"fd00::5"},"Aliases":["al"],"Links":["p:q"],"MacAddress":"02:42:AC:11:00:09"},"second":{}}}
+}`
+
+func fullSpec() container.Spec {
+	v4 := netip.MustParseAddr("10.9.0.5")
+	return container.Spec{
+		Name: "named", Image: "busybox", Platform: "linux/amd64", Hostname: "h", Domainname: "d", User: "u:g", Env: []string{"A=1", "B"}, Entrypoint: []string{"/e"}, Cmd: []string{"one word"},
+		WorkingDir: "/w", Labels: map[string]string{"l": "1"}, ExposedPorts: []string{"80/tcp", "443/tcp", "3000/udp", "3001/udp"}, Volumes: []string{"/v1", "/v2"}, StopSignal: "SIGINT", StopTimeout: ptr(7),
+		Shell: []string{"/bin/sh", "-c"}, MacAddress: "02:42:ac:11:00:09",
+		Healthcheck: &oci.Healthcheck{Test: []string{"CMD-SHELL", "true"}, Interval: time.Second, Timeout: 2 * time.Second, Retries: 3, StartPeriod: 4 * time.Second, StartInterval: 5 * time.Second},
+		Tty:         true, OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, ConsoleSize: [2]uint{24, 80},
+		Binds: []string{"/a:/b:ro", "vol:/c"}, VolumesFrom: []string{"other:ro"}, Tmpfs: map[string]string{"/t": "size=1m"},
+		Mounts: []volume.MountSpec{{Type: "bind", Source: "/s", Target: "/t1", ReadOnly: true, Propagation: "rslave", NonRecursive: true, CreateSource: true},
+			{Type: "volume", Source: "vv", Target: "/t2", NoCopy: true, Labels: map[string]string{"k": "v"}, Subpath: "sub", Driver: "local", DriverOpts: map[string]string{"o": "p"}},
+			{Type: "tmpfs", Target: "/t3", TmpfsSize: 4096, TmpfsMode: 0o700}},
+		NetworkMode: "mine", PublishAll: true, DNS: []string{"10.0.0.1"}, DNSOptions: []string{"ndots:1"}, DNSSearch: []string{"x.example"}, ExtraHosts: []string{"a:1.2.3.4"}, Links: []string{"x:y"},
+		Ports: []network.PortBinding{{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("::1")}, {Proto: "tcp", ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8080},
+			{Proto: "tcp", ContainerPort: 80, HostPort: 9000, HostPortEnd: 9005}, {Proto: "tcp", ContainerPort: 443}},
+		Endpoints:  map[string]network.EndpointSpec{"mine": {Aliases: []string{"al"}, IPv4: v4, IPv6: netip.MustParseAddr("fd00::5"), MAC: "02:42:AC:11:00:09", Links: []string{"p:q"}}, "second": {}},
+		Privileged: true, CapAdd: []string{"NET_ADMIN"}, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}, ReadonlyRootfs: true, MaskedPaths: []string{}, ReadonlyPaths: []string{"/proc/x"},
+		PidMode: "host", IpcMode: "host", UTSMode: "host", UsernsMode: "host", CgroupnsMode: "private", CgroupParent: "/cg", GroupAdd: []string{"audio"},
+		Devices: []container.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}, DeviceRules: []string{"c 1:3 r"}, Sysctls: map[string]string{"net.x": "1"},
+		Ulimits: []container.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun",
+		Resources: container.Resources{Memory: 1000000, MemoryReservation: 8, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
+			CPURealtimePeriod: 1, CPURealtimeRuntime: 2, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(100)), BlkioWeight: 300},
+		RestartPolicy: container.RestartPolicy{Name: "on-failure", MaxRetries: 4}, LogDriver: "local", LogOpts: map[string]string{"max-size": "1m"}, ContainerIDFile: "/cid", Annotations: map[string]string{"an": "no"},
+	}
+}
+
+var addrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+func TestCreateMapsEverything(t *testing.T) {
+	w := newWorld(t)
+	rec := w.do("POST", "/v1.51/containers/create?name=/named&platform=linux/amd64", strings.NewReader(fullRequest))
+	if rec.Code != 201 || len(w.containers.specs) != 1 {
+		t.Fatalf("create = %d %s", rec.Code, rec.Body)
+	}
+	if diff := cmp.Diff(fullSpec(), w.containers.specs[0], addrs); diff != "" {
+		t.Errorf("spec (-want +got):\n%s", diff)
+	}
+}
+
+// What inspect says of a container can be sent to create again and means the same.
+func TestInspectGivesTheRequestBack(t *testing.T) {
+	spec := fullSpec()
+	a := inspectOf(&container.Container{ID: ctrWeb, Name: "named", Spec: spec, ImageName: "busybox"}, 43, false)
+	b, err := json.Marshal(map[string]any{"HostConfig": a.HostConfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var again createRequest
+	if err := json.Unmarshal(b, &again); err != nil {
+		t.Fatal(err)
+	}
+	again.containerConfig = a.Config
+	got, err := again.spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Name, spec.Platform, spec.Endpoints = "", "", nil // not in Config and HostConfig
+	if diff := cmp.Diff(spec, got, addrs, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("spec (-want +got):\n%s", diff)
+	}
+}
+
+// Docker's own types must be able to read what inspect and list say.
+func TestAnswersFitDockersTypes(t *testing.T) {
+	w := newWorld(t)
+	w.containers.specs = nil
+	var inspect apicontainer.InspectResponse
+	dec := json.NewDecoder(w.do("GET", "/v1.51/containers/web/json?size=1", nil).Body)
+	if err := dec.Decode(&inspect); err != nil {
+		t.Fatal(err)
+	}
+	if !inspect.State.Running || inspect.NetworkSettings.Networks["bridge"].IPAddress.String() != "172.17.0.6" || *inspect.SizeRw != 10 {
+		t.Errorf("inspect = %+v", inspect)
+	}
+	full, err := json.Marshal(inspectOf(&container.Container{Spec: fullSpec()}, 51, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(full, &apicontainer.InspectResponse{}); err != nil {
+		t.Error(err)
+	}
+	var list []apicontainer.Summary
+	if err := json.NewDecoder(w.do("GET", "/v1.51/containers/json?all=1", nil).Body).Decode(&list); err != nil {
+		t.Fatal(err)
+	}
+	if list[0].Ports[1].PublicPort != 5000 {
+		t.Errorf("list = %+v", list[0])
+	}
+}
+
+// No field of docker's HostConfig is read and then forgotten: each, set, either is an error that names it or changes the spec.
+func TestNoHostConfigFieldIsIgnored(t *testing.T) {
+	samples := map[string]string{"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
+		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,
+		"BlkioWeightDevice": `[{"Path":"/dev/sda","Weight":10}]`, "MemorySwappiness": `5`, "BlkioWeight": `20`, "MemorySwap": `5`, "PidsLimit": `5`, "Isolation": `"hyperv"`, "MaskedPaths": `["/x"]`,
+		"BlkioDeviceReadBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceReadIOps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteIOps": `[{"Path":"/dev/sda","Rate":1}]`}
+	empty, err := (&createRequest{containerConfig: containerConfig{Image: "a"}, HostConfig: &hostConfig{}}).spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(&hostConfig{Annotations: map[string]string{"a": "b"}, StorageOpt: map[string]string{"a": "b"}, Tmpfs: map[string]string{"a": "b"}, Sysctls: map[string]string{"a": "b"}, Runtime: "x",
+		Mounts: []mountConfig{{}}, Init: ptr(true), Umask: ptr(uint32(1)), resources: resources{KernelMemory: 1, KernelMemoryTCP: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(b, &keys); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		tries := []string{`"x"`, `7`, `true`, `["x"]`, `{"x":"y"}`}
+		if s, ok := samples[key]; ok {
+			tries = []string{s}
+		}
+		seen := false
+		for _, value := range tries {
+			var req createRequest
+			if json.Unmarshal([]byte(`{"Image":"a","HostConfig":{"`+key+`":`+value+`}}`), &req) != nil {
+				continue
+			}
+			seen = true
+			spec, err := req.spec()
+			switch {
+			case err != nil && !errors.Is(err, errs.Invalid):
+				t.Errorf("%s=%s: %v: want class Invalid", key, value, err)
+			case err != nil && !strings.Contains(err.Error(), key):
+				t.Errorf("%s=%s: the error %q does not name the option", key, value, err)
+			case err == nil && cmp.Equal(empty, spec, addrs):
+				t.Errorf("%s=%s: read and forgotten", key, value)
+			}
+		}
+		if !seen {
+			t.Errorf("%s: no sample value fits", key)
+		}
+	}
+}
+
+func TestCreateRefusals(t *testing.T) {
+	for name, tc := range map[string]struct{ body, want string }{
+		"restart and rm":        {`"HostConfig":{"AutoRemove":true,"RestartPolicy":{"Name":"always"}}`, "can't create 'AutoRemove' container with restart policy"},
+		"restart policy":        {`"HostConfig":{"RestartPolicy":{"Name":"sometimes"}}`, "invalid restart policy: unknown policy 'sometimes'"},
+		"retries":               {`"HostConfig":{"RestartPolicy":{"Name":"always","MaximumRetryCount":1}}`, "maximum retry count can only be used with 'on-failure'"},
+		"port 0":                {`"ExposedPorts":{"0/tcp":{}}`, "invalid port"},
+		"port 65536":            {`"ExposedPorts":{"65536":{}}`, "invalid port"},
+		"port range backwards":  {`"ExposedPorts":{"20-10/tcp":{}}`, "invalid port"},
+		"protocol":              {`"ExposedPorts":{"80/icmp":{}}`, "invalid port"},
+		"bound range":           {`"HostConfig":{"PortBindings":{"80-81/tcp":[{}]}}`, "one container port"},
+		"host IP":               {`"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"1.2.3"}]}}`, "invalid host address"},
+		"host port":             {`"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"70000"}]}}`, "invalid host port"},
+		"host ports":            {`"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"9-8"}]}}`, "invalid host port"},
+		"mount type":            {`"HostConfig":{"Mounts":[{"Type":"image","Source":"x","Target":"/x"}]}`, `invalid mount config for type "image"`},
+		"mount target":          {`"HostConfig":{"Mounts":[{"Type":"bind","Source":"/x"}]}`, "field Target must not be empty"},
+		"mount source":          {`"HostConfig":{"Mounts":[{"Type":"bind","Target":"/x"}]}`, "field Source must not be empty"},
+		"mount tmpfs source":    {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Source":"/y","Target":"/x"}]}`, "field Source must not be specified"},
+		"mount foreign options": {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","BindOptions":{}}]}`, "field BindOptions must not be specified"},
+		"mount ro":              {`"HostConfig":{"Mounts":[{"Type":"bind","Source":"/y","Target":"/x","BindOptions":{"ReadOnlyForceRecursive":true}}]}`, "ReadOnlyForceRecursive"},
+		"tmpfs options":         {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["noexec"]]}}]}`, "TmpfsOptions.Options"},
+		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs"}`, "HostConfig.VolumeDriver nfs is not supported"},
+		"swappiness":            {`"HostConfig":{"MemorySwappiness":101}`, "valid memory swappiness range is 0-100"},
+		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "conflicting options"},
+		"shm":                   {`"HostConfig":{"ShmSize":-1}`, "SHM size can not be less than 0"},
+		"dns":                   {`"HostConfig":{"Dns":["ns"]}`, "not an IP address"},
+		"gateway priority":      {`"NetworkingConfig":{"EndpointsConfig":{"x":{"GwPriority":5}}}`, "GwPriority"},
+		"driver options":        {`"NetworkingConfig":{"EndpointsConfig":{"x":{"DriverOpts":{"a":"b"}}}}`, "DriverOpts"},
+		"link local":            {`"NetworkingConfig":{"EndpointsConfig":{"x":{"IPAMConfig":{"LinkLocalIPs":["169.254.0.1"]}}}}`, "LinkLocalIPs"},
+		"IPv6 as IPv4":          {`"NetworkingConfig":{"EndpointsConfig":{"x":{"IPAMConfig":{"IPv4Address":"::1"}}}}`, "IPv4 address"},
+		"MAC":                   {`"MacAddress":"xx"`, "not a MAC address"},
+		"two MACs":              {`"MacAddress":"02:42:ac:11:00:01","HostConfig":{"NetworkMode":"x"},"NetworkingConfig":{"EndpointsConfig":{"x":{"MacAddress":"02:42:ac:11:00:02"}}}`, "must match"},
+		"on build":              {`"OnBuild":["RUN x"]`, "OnBuild"},
+		"stop timeout":          {`"StopTimeout":-2`, "StopTimeout"},
+		"health test":           {`"Healthcheck":{"Test":["MOON"]}`, "Healthcheck"},
+		"health interval":       {`"Healthcheck":{"Test":["NONE"],"Interval":-1}`, "cannot be less than 1ms"},
+		"health retries":        {`"Healthcheck":{"Retries":-1}`, "cannot be negative"},
+		"ulimit":                {`"HostConfig":{"Ulimits":[{"Soft":1,"Hard":2}]}`, "has no name"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			rec := w.do("POST", "/v1.51/containers/create", strings.NewReader(`{"Image":"a",`+tc.body+`}`))
+			if got := message(t, rec); rec.Code != 400 || !strings.Contains(got, tc.want) {
+				t.Errorf("create = %d %s, want 400 and %q", rec.Code, got, tc.want)
+			}
+		})
+	}
+}
+
+func TestCreateDefaults(t *testing.T) {
+	for name, tc := range map[string]struct {
+		body  string
+		check func(container.Spec) bool
+	}{
+		"entrypoint none":       {`"Entrypoint":[""]`, func(s container.Spec) bool { return s.Entrypoint != nil && len(s.Entrypoint) == 0 }},
+		"entrypoint unset":      {`"Entrypoint":null`, func(s container.Spec) bool { return s.Entrypoint == nil }},
+		"swappiness -1":         {`"HostConfig":{"MemorySwappiness":-1}`, func(s container.Spec) bool { return s.Resources.MemorySwappiness == nil }},
+		"pids 0":                {`"HostConfig":{"PidsLimit":0}`, func(s container.Spec) bool { return s.Resources.PidsLimit == nil }},
+		"pids -1":               {`"HostConfig":{"PidsLimit":-1}`, func(s container.Spec) bool { return *s.Resources.PidsLimit == -1 }},
+		"default endpoint":      {`"NetworkingConfig":{"EndpointsConfig":{"default":{"IPAMConfig":null,"MacAddress":""}}}`, func(s container.Spec) bool { return s.Endpoints == nil }},
+		"bridge endpoint":       {`"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":null}}`, func(s container.Spec) bool { return s.Endpoints == nil }},
+		"local volume driver":   {`"HostConfig":{"VolumeDriver":"local"}`, func(s container.Spec) bool { return true }},
+		"empty device requests": {`"HostConfig":{"DeviceRequests":[],"StorageOpt":{},"BlkioDeviceReadBps":[]}`, func(s container.Spec) bool { return true }},
+		"chosen by engine":      {`"HostConfig":{"PortBindings":{"80":[{"HostPort":"0"}]}}`, func(s container.Spec) bool { return s.Ports[0].HostPort == 0 && s.Ports[0].Proto == "tcp" }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			rec := w.do("POST", "/v1.51/containers/create", strings.NewReader(`{"Image":"a",`+tc.body+`}`))
+			if rec.Code != 201 || !tc.check(w.containers.specs[0]) {
+				t.Errorf("create = %d %s: %+v", rec.Code, rec.Body, w.containers.specs)
+			}
+		})
+	}
+}
+
+func TestStatusText(t *testing.T) {
+	now := moment.Add(2 * time.Minute)
+	for want, st := range map[string]container.State{
+		"Up 2 minutes":                        {Status: container.StatusRunning, Started: moment},
+		"Up About a minute (unhealthy)":       {Status: container.StatusRunning, Started: moment.Add(time.Minute), Health: &container.Health{Status: "unhealthy"}},
+		"Up 2 minutes (health: starting)":     {Status: container.StatusRunning, Started: moment, Health: &container.Health{Status: "starting"}},
+		"Up 2 minutes (Paused)":               {Status: container.StatusPaused, Started: moment},
+		"Restarting (1) 2 minutes ago":        {Status: container.StatusRestarting, ExitCode: 1, Finished: moment},
+		"Exited (137) 2 minutes ago":          {Status: container.StatusExited, ExitCode: 137, Started: moment, Finished: moment},
+		"Created":                             {Status: container.StatusCreated},
+		"Dead":                                {Status: container.StatusDead},
+		"Removal In Progress":                 {Status: container.StatusRemoving},
+		"Exited (127) Less than a second ago": {Status: container.StatusExited, ExitCode: 127, Finished: now},
+	} {
+		if got := statusText(st, now); got != want {
+			t.Errorf("statusText = %q, want %q", got, want)
+		}
+	}
+}
