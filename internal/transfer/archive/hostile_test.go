@@ -506,7 +506,7 @@ func (c canceller) Read(p []byte) (int, error) {
 
 func FuzzLoad(f *testing.F) {
 	s := newSide(f, archive.Options{})
-	four(f, s)
+	s.Image(imagetest.Spec{Name: "base:1", Layers: [][]byte{imagetest.Tar(f, "a", "b")}})
 	for _, format := range []string{"hybrid", "docker", "oci", "legacy"} {
 		f.Add(s.save(f, format, "base:1"))
 	}
