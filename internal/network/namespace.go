@@ -49,6 +49,10 @@ func enterNew(path string) error {
 	if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
+	// No network here has an IPv6 subnet, and link-local addresses on eth0 would only mislead. A kernel without IPv6 has no such file.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	h, err := netlink.NewHandle()
 	if err != nil {
 		return err

@@ -184,6 +184,9 @@ func TestBridge(t *testing.T) {
 			t.Errorf("ip addr has no %q: %v\n%s", want, err, out)
 		}
 	}
+	if strings.Contains(string(out), "fe80") {
+		t.Errorf("eth0 has an IPv6 address although its network has none:\n%s", out)
+	}
 	w.answer(idA, 80, "hello")
 	if got, err := greet("172.17.0.2:80"); err != nil || !strings.HasPrefix(got, "hello 172.17.0.1") {
 		t.Errorf("host to container = %q, %v", got, err)
