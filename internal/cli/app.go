@@ -15,13 +15,7 @@ import (
 	"ply/internal/cli/config"
 	"ply/internal/cli/terminal"
 	"ply/internal/errs"
-)
-
-// Version is set by the linker; GitCommit and BuildTime too.
-var (
-	Version   = "0.1.0-dev"
-	GitCommit = "unknown"
-	BuildTime = "unknown"
+	"ply/internal/version"
 )
 
 // DefaultHost is where plyd listens.
@@ -132,7 +126,7 @@ func (a *App) newClient() (c *client.Client, named bool, err error) {
 	opts := client.Options{
 		Host:       host,
 		Headers:    a.config().Headers(),
-		UserAgent:  "Ply-Client/" + Version + " (" + runtime.GOOS + ")",
+		UserAgent:  "Ply-Client/" + version.Version + " (" + runtime.GOOS + ")",
 		APIVersion: os.Getenv("DOCKER_API_VERSION"),
 	}
 	if strings.HasPrefix(host, "tcp://") || strings.HasPrefix(host, "https://") {

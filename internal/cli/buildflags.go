@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"os"
@@ -165,6 +166,10 @@ func (a *App) sendBuild(ctx context.Context, b *buildFlags, q url.Values, bc *bu
 	if err != nil {
 		if b.quiet {
 			a.Err.Write([]byte(text.String()))
+		}
+		var se *ui.StreamError
+		if errors.As(err, &se) && se.Code > 0 {
+			return "", &exitError{se.Code, se.Message}
 		}
 		return "", streamed(err)
 	}

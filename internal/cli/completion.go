@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"ply/internal/version"
 )
 
 func (a *App) cmdCompletion() *cobra.Command {
@@ -65,7 +67,7 @@ func sourceDate() time.Time {
 	if _, err := fmt.Sscan(os.Getenv("SOURCE_DATE_EPOCH"), &sec); err == nil {
 		return time.Unix(sec, 0).UTC()
 	}
-	if t, err := time.Parse(time.RFC3339, BuildTime); err == nil {
+	if t, err := time.Parse(time.RFC3339, version.Get().Time); err == nil {
 		return t
 	}
 	return time.Now().UTC()

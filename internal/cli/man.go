@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"ply/internal/version"
 )
 
 func dashed(path string) string { return strings.ReplaceAll(path, " ", "-") }
@@ -26,7 +28,7 @@ func manPage(cmd *cobra.Command) string {
 	var b strings.Builder
 	p := func(f string, args ...any) { fmt.Fprintf(&b, f+"\n", args...) }
 	title := strings.ToUpper(dashed(cmd.CommandPath()))
-	p(".TH \"%s\" 1 \"%s\" \"ply %s\" \"ply manual\"", roff(title), sourceDate().Format("2006-01-02"), roff(Version))
+	p(".TH \"%s\" 1 \"%s\" \"ply %s\" \"ply manual\"", roff(title), sourceDate().Format("2006-01-02"), roff(version.Version))
 	p(".SH NAME\n%s \\- %s", roff(dashed(cmd.CommandPath())), roff(cmd.Short))
 	p(".SH SYNOPSIS")
 	for _, l := range strings.Split(useLine(cmd), "\n") {

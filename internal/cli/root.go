@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/cli/config"
 	"ply/internal/cli/opts"
+	"ply/internal/version"
 )
 
 // signalError is the cause of a context that a signal ended.
@@ -76,7 +77,7 @@ func (a *App) Root() *cobra.Command {
 		TraverseChildren: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.global.version && len(args) == 0 {
-				fmt.Fprintf(a.Out, "ply version %s, build %s\n", Version, GitCommit)
+				fmt.Fprintf(a.Out, "ply version %s, build %s\n", version.Version, shortCommit())
 				return nil
 			}
 			if len(args) == 0 {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"runtime"
 	"strings"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/format"
+	"ply/internal/version"
 )
 
 // clientVersion is the client half of version and info.
@@ -47,8 +47,21 @@ type serverVersion struct {
 }
 
 func localVersion() clientVersion {
-	return clientVersion{Version: Version, APIVersion: client.MaxAPI, DefaultAPIVersion: client.MaxAPI, GitCommit: GitCommit,
-		GoVersion: runtime.Version(), Os: runtime.GOOS, Arch: runtime.GOARCH, BuildTime: displayTime(BuildTime), Context: "default"}
+	v := version.Get()
+	return clientVersion{Version: v.Version, APIVersion: client.MaxAPI, DefaultAPIVersion: client.MaxAPI, GitCommit: shortCommit(),
+		GoVersion: v.Go, Os: v.OS, Arch: v.Arch, BuildTime: displayTime(v.Time), Context: "default"}
+}
+
+// shortCommit is what was built, as far as the Go tool wrote it down.
+func shortCommit() string {
+	c := version.Get().Commit
+	if len(c) > 7 {
+		c = c[:7]
+	}
+	if c == "" {
+		return "unknown"
+	}
+	return c
 }
 
 // displayTime gives a build time as docker shows it; text that is no time stays.
@@ -172,7 +185,7 @@ func (a *App) info(ctx context.Context, ft string) error {
 		}
 		return format.Execute(a.Out, tmpl, withClientInfo(raw))
 	}
-	fmt.Fprintf(a.Out, "Client:\n Version:    %s\n Context:    default\n Debug Mode: %t\n\nServer:\n", Version, a.global.debug)
+	fmt.Fprintf(a.Out, "Client:\n Version:    %s\n Context:    default\n Debug Mode: %t\n\nServer:\n", version.Version, a.global.debug)
 	if err != nil {
 		return err
 	}
@@ -190,6 +203,7 @@ func (a *App) info(ctx context.Context, ft string) error {
 // withClientInfo adds ClientInfo to the engine's document, where scripts look for it.
 func withClientInfo(raw json.RawMessage) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
+	v := localVersion()
 	add, err := json.Marshal(struct {
 		Debug             bool
 		Version           string
@@ -198,7 +212,7 @@ func withClientInfo(raw json.RawMessage) json.RawMessage {
 		Arch, BuildTime   string
 		Context           string
 		Plugins, Warnings []string
-	}{false, Version, GitCommit, runtime.Version(), runtime.GOOS, runtime.GOARCH, displayTime(BuildTime), "default", []string{}, nil})
+	}{false, v.Version, v.GitCommit, v.GoVersion, v.Os, v.Arch, v.BuildTime, v.Context, []string{}, nil})
 	if err != nil || len(raw) < 2 || raw[len(raw)-1] != '}' {
 		return raw
 	}
