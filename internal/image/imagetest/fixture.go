@@ -12,6 +12,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 )
 
 // Fixture is a store with images in it.
@@ -36,9 +37,18 @@ func New(t testing.TB) *Fixture {
 	if err := os.Mkdir(layers, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	f := &Fixture{t: t, Driver: NewDriver(layers), Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
+	d := NewDriver(layers)
+	f := On(t, root, d)
+	f.Driver = d
+	return f
+}
+
+// On opens an empty store in root on a real driver; Fixture.Driver is nil.
+func On(t testing.TB, root string, driver layer.Driver) *Fixture {
+	t.Helper()
+	f := &Fixture{t: t, Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
 	var err error
-	if f.Store, err = store.Open(root, f.Driver, store.Options{}); err != nil {
+	if f.Store, err = store.Open(root, driver, store.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
