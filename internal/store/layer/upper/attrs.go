@@ -81,3 +81,11 @@ func AttrsDigest(dirfd int, path string) (string, error) {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%o %d %d %d.%d %q", st.Mode, st.Uid, st.Gid, st.Mtim.Sec, st.Mtim.Nsec, xattrs))
 	return hex.EncodeToString(sum[:]), nil
 }
+
+// RemoveXattr takes an extended attribute off a name.
+func RemoveXattr(dirfd int, path string, x Xattr) error {
+	if err := unix.Lremovexattr(procPath(dirfd, path), x.name); err != nil {
+		return &os.PathError{Op: "remove xattr " + x.name, Path: path, Err: err}
+	}
+	return nil
+}

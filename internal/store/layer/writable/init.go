@@ -17,9 +17,9 @@ import (
 // FDPath names an open file for calls that want a path.
 func FDPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
-// buildInit puts into dir what of entries base has not. A parent that is a symbolic link in the image is followed
+// BuildInit puts into the empty directory dir what of entries base has not. A parent that is a symbolic link in the image is followed
 // inside it; an entry that the image has in another kind (a link at /dev, a directory at /etc/hosts) is masked.
-func buildInit(dir string, base Base, entries []layer.InitEntry) error {
+func BuildInit(dir string, base Base, entries []layer.InitEntry) error {
 	top, err := OpenDir(dir)
 	if err != nil {
 		return err

@@ -271,7 +271,7 @@ func makeInit(fsys durable.FS, dir string, base Base, entries []layer.InitEntry)
 	if err := fsys.Mkdir(tmp, 0o755); err != nil {
 		return err
 	}
-	err = buildInit(tmp, base, entries)
+	err = BuildInit(tmp, base, entries)
 	err = errors.Join(err, ignoreAbsent(fsys.Remove(listFile)), fsys.RemoveAll(initDir))
 	if err == nil {
 		err = fsys.Rename(tmp, initDir)

@@ -1,0 +1,423 @@
+package vfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/tarscan"
+	"ply/internal/store/layer/tree"
+)
+
+// Name is what the driver is called.
+const Name = "vfs"
+
+// Options of Open. The zero value works.
+type Options struct {
+	Limits tarscan.Limits
+}
+
+// Driver implements layer.Driver.
+type Driver struct {
+	fsys   durable.FS
+	root   string
+	layers string
+	opts   Options
+
+	mu    sync.Mutex // innermost
+	locks map[string]*keyLock
+}
+
+type keyLock struct {
+	mu    sync.Mutex
+	users int
+}
+
+var _ layer.Driver = (*Driver)(nil)
+
+// Probe says whether root can hold trees, and if not why: making device nodes and setting trusted xattrs is all
+// that is asked.
+func Probe(root string) (bool, string) {
+	dir, err := os.MkdirTemp(root, durable.TempPrefix+"probe-")
+	if err != nil {
+		return false, err.Error()
+	}
+	defer os.RemoveAll(dir)
+	if err := unix.Mknod(filepath.Join(dir, "w"), unix.S_IFCHR, 0); err != nil {
+		return false, "make a device node: " + err.Error()
+	}
+	if err := unix.Setxattr(dir, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		return false, "set a trusted xattr: " + err.Error()
+	}
+	return true, ""
+}
+
+// Open opens the driver's directory, making it when it is new, and deletes what a crash left.
+func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
+		locks: map[string]*keyLock{},
+	}
+	for _, dir := range []string{d.layers, d.emptyDir()} {
+		if err := fsys.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return d, durable.RemoveTemps(fsys, d.layers)
+}
+
+func (d *Driver) emptyDir() string { return filepath.Join(d.root, "empty") }
+
+// Name implements layer.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Status implements layer.Driver.
+func (d *Driver) Status() [][2]string { return nil }
+
+// Close implements layer.Driver.
+func (d *Driver) Close() error { return nil }
+
+const keyPrefix = "sha256-"
+
+// Keys implements layer.Driver.
+func (d *Driver) Keys(chain oci.Chain) []layer.Key {
+	var keys []layer.Key
+	for _, id := range chain.IDs() {
+		keys = append(keys, layer.Key(keyPrefix+id.Hex()))
+	}
+	return keys
+}
+
+func parseKey(key layer.Key) (hex string, err error) {
+	hex, ok := strings.CutPrefix(string(key), keyPrefix)
+	if !ok || !oci.IsHex64(hex) {
+		return "", errs.New(errs.Invalid, "layer key %.200q: not one of this driver", key)
+	}
+	return hex, nil
+}
+
+func (d *Driver) dir(chain oci.Chain) string { return filepath.Join(d.layers, chain.ID().Hex()) }
+
+// tree is where the tree of a chain lies.
+func (d *Driver) tree(chain oci.Chain) string {
+	if len(chain) == 0 {
+		return d.emptyDir()
+	}
+	return filepath.Join(d.dir(chain), tree.FS)
+}
+
+// lock keeps others from changing an object until unlock is called.
+func (d *Driver) lock(dir string) (unlock func()) {
+	d.mu.Lock()
+	l := d.locks[dir]
+	if l == nil {
+		l = &keyLock{}
+		d.locks[dir] = l
+	}
+	l.users++
+	d.mu.Unlock()
+	l.mu.Lock()
+	return func() {
+		l.mu.Unlock()
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(d.locks, dir)
+		}
+	}
+}
+
+func damaged(id oci.DiffID, err error) error {
+	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
+}
+
+// meta gives the description of the top layer of chain; errs.NotFound when it is not held, errs.DataLoss when
+// it is damaged. The empty chain is always held.
+func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
+	if len(chain) == 0 {
+		return &tree.Meta{}, nil
+	}
+	for _, id := range chain {
+		if _, err := oci.ParseDigest(string(id)); err != nil {
+			return nil, err
+		}
+	}
+	m, err := tree.Load(d.fsys, d.dir(chain))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, serr := d.fsys.Lstat(d.dir(chain)); serr != nil {
+			return nil, errs.New(errs.NotFound, "layer %s: not held on these %d layers", chain.Top(), len(chain)-1)
+		}
+	}
+	if err == nil && m.DiffID != chain.Top() {
+		err = errors.New("is described as " + string(m.DiffID))
+	}
+	if err != nil {
+		return nil, damaged(chain.Top(), err)
+	}
+	return m, nil
+}
+
+func notEmpty(chain oci.Chain) error {
+	if len(chain) == 0 {
+		return errs.New(errs.Invalid, "layer: empty chain")
+	}
+	return nil
+}
+
+// Stat implements layer.Driver.
+func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) {
+	if err := notEmpty(chain); err != nil {
+		return layer.Info{}, err
+	}
+	m, err := d.meta(chain)
+	if err != nil {
+		return layer.Info{}, err
+	}
+	return m.Info(), nil
+}
+
+// Walk implements layer.Driver.
+func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.Time) error) error {
+	entries, err := d.fsys.ReadDir(d.layers)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if !oci.IsHex64(e.Name()) {
+			continue
+		}
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := visit(layer.Key(keyPrefix+e.Name()), info.ModTime()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Remove implements layer.Driver.
+func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
+	hex, err := parseKey(key)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(d.layers, hex)
+	defer d.lock(dir)()
+	if _, err := d.fsys.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	used, err := d.mounted(filepath.Join(dir, tree.FS))
+	if err != nil {
+		return err
+	}
+	if used {
+		return errs.New(errs.Conflict, "layer %s: is mounted", key)
+	}
+	trash := durable.TempName(d.layers)
+	if err := d.fsys.Rename(dir, trash); err != nil {
+		return err
+	}
+	return d.fsys.RemoveAll(trash)
+}
+
+// mounted reports whether a tree is bound somewhere, by this or an earlier process.
+func (d *Driver) mounted(tree string) (bool, error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(info)) {
+		// id parent major:minor root target …: the root is a path inside its file system
+		if f := strings.Fields(line); len(f) > 4 && len(f[3]) > 1 && strings.HasSuffix(tree, unescape.Replace(f[3])) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// Tar implements layer.Driver.
+func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error) {
+	if err := notEmpty(chain); err != nil {
+		return nil, err
+	}
+	m, err := d.meta(chain)
+	if err != nil {
+		return nil, err
+	}
+	r, err := tree.OpenTar(d.fsys, d.dir(chain), d.tree(chain), m)
+	if err != nil {
+		return nil, damaged(m.DiffID, err)
+	}
+	return tree.Verified(r, m.DiffID, m.TarSize), nil
+}
+
+// Verify implements layer.Driver.
+func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
+	r, err := d.Tar(ctx, chain)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := tree.Check(ctx, r, d.tree(chain), d.opts.Limits); err != nil {
+		return damaged(chain.Top(), err)
+	}
+	return nil
+}
+
+// View implements layer.Driver.
+func (d *Driver) View(ctx context.Context, chain oci.Chain, target string) error {
+	if _, err := d.meta(chain); err != nil {
+		return err
+	}
+	return mount.Bind(d.tree(chain), target, true)
+}
+
+// Unmount implements layer.Driver.
+func (d *Driver) Unmount(ctx context.Context, target string) error {
+	return mount.Unmount(target, true)
+}
+
+// Create implements layer.Driver.
+func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
+	tmp := durable.TempName(d.layers)
+	w, err := tree.Create(ctx, d.fsys, tmp, d.opts.Limits)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{Writer: w, d: d, tmp: tmp}, nil
+}
+
+type writer struct {
+	*tree.Writer
+	d    *Driver
+	tmp  string
+	over bool
+}
+
+// Commit implements layer.Writer.
+func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
+	if w.over {
+		return layer.Info{}, errs.New(errs.Precondition, "layer: was committed or given up already")
+	}
+	defer func() { err = errors.Join(err, w.Abort()) }()
+	m, err := w.Finish(want)
+	if err != nil {
+		return layer.Info{}, err
+	}
+	chain := append(parents[:len(parents):len(parents)], m.DiffID)
+	if err := w.d.publish(ctx, w.tmp, chain, m); err != nil {
+		return layer.Info{}, err
+	}
+	return m.Info(), nil
+}
+
+// Abort implements layer.Writer.
+func (w *writer) Abort() error {
+	if w.over {
+		return nil
+	}
+	w.over = true
+	return w.Writer.Abort()
+}
+
+// publish lays the layer at tmp over its parents and makes it the object of chain, unless a sound one is there.
+func (d *Driver) publish(ctx context.Context, tmp string, chain oci.Chain, m *tree.Meta) error {
+	dir := d.dir(chain)
+	defer d.lock(dir)()
+	_, err := d.fsys.Lstat(dir)
+	held := err == nil
+	if held && d.Verify(ctx, chain) == nil {
+		return nil
+	}
+	if err := d.stack(ctx, tmp, chain.Parent(), m); err != nil {
+		return fmt.Errorf("layer %s: %w", m.DiffID, err)
+	}
+	if err := d.fsys.SyncFS(tmp); err != nil {
+		return err
+	}
+	if !held {
+		return durable.Rename(d.fsys, tmp, dir)
+	}
+	trash := durable.TempName(d.layers)
+	if err := d.fsys.Rename(dir, trash); err != nil {
+		return err
+	}
+	if err := durable.Rename(d.fsys, tmp, dir); err != nil {
+		return err
+	}
+	if used, err := d.mounted(filepath.Join(trash, tree.FS)); err != nil || used {
+		return err // who has it mounted keeps it until the next start
+	}
+	return d.fsys.RemoveAll(trash)
+}
+
+const (
+	fullName  = "full"
+	spareName = "spare"
+)
+
+// stack turns tmp/fs from the layer alone into the whole stack.
+func (d *Driver) stack(ctx context.Context, tmp string, parents oci.Chain, m *tree.Meta) error {
+	if _, err := d.meta(parents); err != nil {
+		return err
+	}
+	full, spare := filepath.Join(tmp, fullName), filepath.Join(tmp, spareName)
+	var dirs []*os.File
+	defer func() {
+		for _, f := range dirs {
+			f.Close()
+		}
+	}()
+	for _, p := range []string{full, spare} {
+		if err := d.fsys.Mkdir(p, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, p := range []string{d.tree(parents), full, filepath.Join(tmp, tree.FS), spare} {
+		f, err := openRoot(p)
+		if err != nil {
+			return err
+		}
+		dirs = append(dirs, f)
+	}
+	if err := copyTree(ctx, dirs[0], dirs[1]); err != nil {
+		return err
+	}
+	mg := &merger{ctx: ctx, from: dirs[2], to: dirs[1], spare: dirs[3], meta: m}
+	if err := mg.run(); err != nil {
+		return err
+	}
+	for _, p := range []string{filepath.Join(tmp, tree.FS), spare} {
+		if err := d.fsys.RemoveAll(p); err != nil {
+			return err
+		}
+	}
+	return d.fsys.Rename(full, filepath.Join(tmp, tree.FS))
+}

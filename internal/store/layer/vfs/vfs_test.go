@@ -1,0 +1,21 @@
+package vfs_test
+
+import (
+	"testing"
+
+	"ply/internal/durable"
+	"ply/internal/store/layer"
+	"ply/internal/store/layer/layertest"
+	"ply/internal/store/layer/vfs"
+)
+
+func open(t *testing.T, root string) layer.Driver {
+	t.Helper()
+	d, err := vfs.Open(durable.OS, root, vfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestDriver(t *testing.T) { layertest.Run(t, open) }
