@@ -79,6 +79,7 @@ func run(t *testing.T, sock, stdin string, status int, name string, args ...stri
 }
 
 func TestDockerClients(t *testing.T) {
+	t.Parallel()
 	for version, path := range dockers(t) {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t)
@@ -213,6 +214,7 @@ print("fine")
 `
 
 func TestPythonClients(t *testing.T) {
+	t.Parallel()
 	seen := map[string]bool{}
 	for _, python := range []string{"/usr/bin/python3", "python3"} {
 		out, err := exec.CommandContext(t.Context(), python, "-c", "import docker; print(docker.__version__)").Output()

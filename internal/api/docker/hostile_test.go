@@ -189,6 +189,7 @@ func raw(t *testing.T, sock, text string) string {
 }
 
 func TestHostileHTTP(t *testing.T) {
+	t.Parallel()
 	sock := newWorld(t).serve(t)
 	for name, tc := range map[string]struct{ request, want string }{
 		"length and chunked": {"POST /v1.51/containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "no image specified"},
@@ -224,6 +225,7 @@ func TestTornSaveIsCutOff(t *testing.T) {
 }
 
 func TestManyConnections(t *testing.T) {
+	t.Parallel()
 	sock := newWorld(t).serve(t)
 	var conns []net.Conn
 	defer func() {
