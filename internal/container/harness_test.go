@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -485,3 +486,6 @@ func (f *fakeNetwork) Detach(_ context.Context, id oci.ContainerID, path string)
 func health(test ...string) *oci.Healthcheck {
 	return &oci.Healthcheck{Test: test, Interval: 50 * time.Millisecond, Timeout: 20 * time.Second, Retries: 2}
 }
+
+func itoa(n int) string    { return strconv.Itoa(n) }
+func utoa(n uint64) string { return strconv.FormatUint(n, 10) }

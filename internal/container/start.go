@@ -159,7 +159,7 @@ func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	} else {
 		go func() { saved <- s.save(c) }()
 	}
-	var rootUp, netUp, volUp bool
+	var rootUp, netUp, volUp, shmUp bool
 	var g errgroup.Group
 	g.Go(func() error {
 		err := s.mountRoot(ctx, c)
@@ -176,7 +176,14 @@ func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		netUp = up
 		return err
 	})
+	g.Go(func() (err error) {
+		shmUp, err = s.mountShm(c, p)
+		return err
+	})
 	err := g.Wait()
+	if shmUp {
+		undo.add("shm", c.unmountShm)
+	}
 	if rootUp {
 		undo.add("root", func() error { return s.unmountRoot(c) })
 	}

@@ -76,6 +76,10 @@ func (s *Service) renameIn(id oci.ContainerID, name, tmp string) (bool, error) {
 			return false, nil
 		}
 	}
+	// A crash between the two leaves no directory, and the next use makes an empty one.
+	if err := s.opts.Store.FS.Remove(s.path(name)); err != nil {
+		return false, err
+	}
 	err := s.opts.Store.FS.Rename(tmp, s.path(name))
 	return err == nil, err
 }

@@ -1,0 +1,99 @@
+package container_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+func TestDiff(t *testing.T) {
+	w := newWorld(t)
+	id := w.create(sh("echo n > /new; echo m >> /etc/group; rm /seeded/file; mkdir /d"))
+	if ch, err := w.s.Changes(context.Background(), id); err != nil || len(ch) != 0 {
+		t.Errorf("a fresh container differs: %v %v", ch, err)
+	}
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	recv(t, exit)
+	ch, err := w.s.Changes(context.Background(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range ch {
+		got = append(got, string("CAD"[c.Kind])+" "+c.Path)
+	}
+	want := []string{"A /d", "C /etc", "C /etc/group", "A /new", "C /seeded", "D /seeded/file"}
+	if !slices.Equal(got, want) {
+		t.Errorf("diff %v, want %v", got, want)
+	}
+}
+
+// The seed's commit: of a running container, with message and author; the result runs, volumes are left out.
+func TestCommitRunning(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.up(func(s *container.Spec) { s.Binds = []string{"data:/data"} })
+	w.exec(id, "sh", "-c", "echo added > /added; echo lost > /data/lost; rm -r /seeded")
+	name, err := oci.ParseReference("mhk/box:1.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := w.s.Commit(ctx, id, container.CommitOptions{Name: name, Author: "mhk", Message: "add vim", Pause: true, Changes: []string{"ENV WHO=me", `CMD ["cat","/added"]`}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(res.LeftOut, []string{"/data"}) {
+		t.Errorf("left out %v", res.LeftOut)
+	}
+	if st := w.get(id).State.Status; st != container.StatusRunning {
+		t.Errorf("container is %s after its commit", st)
+	}
+	img, err := w.images.Get(ctx, "mhk/box:1.3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := img.Config
+	last := c.History[len(c.History)-1]
+	if img.ID != res.ID || len(c.RootFS.DiffIDs) != 2 || c.Author != "mhk" || last.Comment != "add vim" || !strings.HasPrefix(last.CreatedBy, "sh -c trap") || len(c.History) != 2 {
+		t.Errorf("image %s: %+v", img.ID, c)
+	}
+	if !slices.Contains(c.Config.Env, "WHO=me") || !slices.Contains(c.Config.Env, "FROM=image") {
+		t.Errorf("env %v", c.Config.Env)
+	}
+	if code, out, errOut := w.run(container.Spec{Image: string(res.ID), NetworkMode: "none"}); code != 0 || out != "added\n" {
+		t.Errorf("run of the commit: %d %q %q", code, out, errOut)
+	}
+	_, out, _ := w.run(container.Spec{Image: string(res.ID), NetworkMode: "none", Cmd: []string{"sh", "-c", "ls -d /seeded /data/lost; ls -A /data"}})
+	if out != "" {
+		t.Errorf("what was deleted or in a volume is in the image: %q", out)
+	}
+	_, err = w.s.Commit(ctx, id, container.CommitOptions{Changes: []string{"RUN rm -rf /"}})
+	wantErr(t, err, errs.Invalid, "RUN")
+}
+
+// A commit without changes makes a layer all the same; one of a stopped container works too.
+func TestCommitStopped(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.create(sh("true"))
+	res, err := w.s.Commit(ctx, id, container.CommitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := w.images.Get(ctx, string(res.ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(img.Config.RootFS.DiffIDs); n != 2 || len(res.LeftOut) != 0 {
+		t.Errorf("%d layers, left out %v", n, res.LeftOut)
+	}
+	if w.get(id).State.Status != container.StatusCreated {
+		t.Error("state changed")
+	}
+}

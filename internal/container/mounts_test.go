@@ -1,0 +1,205 @@
+package container_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/volume"
+)
+
+// The seed's story: a bind that is made, shared both ways, and outlives the container; volumes-from.
+func TestBindAndVolumesFrom(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	host := filepath.Join(w.dir, "host", "made")
+	u1 := w.up(func(s *container.Spec) { s.Name = "u1"; s.Binds = []string{host + ":/shared"} })
+	if code, out := w.exec(u1, "sh", "-c", "echo inside > /shared/a"); code != 0 {
+		t.Fatal(out)
+	}
+	if b, err := os.ReadFile(filepath.Join(host, "a")); err != nil || string(b) != "inside\n" {
+		t.Fatalf("%q %v", b, err)
+	}
+	m := w.get(u1).Mounts
+	if len(m) != 1 || m[0].Type != "bind" || m[0].Source != host || m[0].Target != "/shared" || !m[0].RW || m[0].Propagation != "rprivate" {
+		t.Errorf("mounts %+v", m)
+	}
+	if err := w.s.Stop(ctx, u1, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(host, "b"), []byte("outside\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.start(u1)
+	if _, out := w.exec(u1, "cat", "/shared/a", "/shared/b"); out != "inside\noutside\n" {
+		t.Errorf("after a restart %q", out)
+	}
+	u2 := w.up(func(s *container.Spec) { s.VolumesFrom = []string{"u1"} })
+	u3 := w.up(func(s *container.Spec) { s.VolumesFrom = []string{"u1:ro"} })
+	if _, out := w.exec(u2, "sh", "-c", "echo two > /shared/c; cat /shared/a"); out != "inside\n" {
+		t.Errorf("u2 sees %q", out)
+	}
+	if _, out := w.exec(u1, "cat", "/shared/c"); out != "two\n" {
+		t.Errorf("u1 sees %q", out)
+	}
+	if code, out := w.exec(u3, "touch", "/shared/d"); code == 0 || !strings.Contains(out, "Read-only file system") {
+		t.Errorf("read-only volumes-from: %d %q", code, out)
+	}
+	if err := w.s.Remove(ctx, u1, true, true, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(host, "a")); err != nil {
+		t.Error("the host's data went with the container")
+	}
+}
+
+func TestVolumeCopyUp(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.create(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"true"}})
+	v, err := w.vols.Get(ctx, "named")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dir, one, two unix.Stat_t
+	for p, st := range map[string]*unix.Stat_t{"": &dir, "file": &one, "hard": &two} {
+		if err := unix.Lstat(filepath.Join(v.Mountpoint, p), st); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if dir.Mode&0o7777 != 0o750 || dir.Uid != 1000 || one.Mode&0o7777 != 0o640 || one.Gid != 1000 || one.Ino != two.Ino || one.Mtim.Sec != 1e9 {
+		t.Errorf("copied %+v %+v %+v", dir, one, two)
+	}
+	if l, err := os.Readlink(filepath.Join(v.Mountpoint, "link")); err != nil || l != "/etc/passwd" {
+		t.Errorf("link %q %v", l, err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Mountpoint, "file"), []byte("changed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := w.run(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"cat", "/seeded/file"}})
+	if out != "changed" {
+		t.Errorf("a volume with data was filled again: %q", out)
+	}
+	_, out, _ = w.run(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"empty:/seeded:nocopy"}, Cmd: []string{"ls", "-A", "/seeded"}})
+	if out != "" {
+		t.Errorf("nocopy copied %q", out)
+	}
+	wantErr(t, w.vols.Remove(ctx, "named", false), errs.Conflict, "remove named: volume is in use - [")
+	if err := w.s.Remove(ctx, id, false, true, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.vols.Get(ctx, "named"); err != nil {
+		t.Error("rm -v took a named volume")
+	}
+}
+
+// An image's VOLUME becomes an anonymous volume, filled, and goes with rm -v.
+func TestImageVolume(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	w.makeImage("withvolume", func(c *oci.Config, _ *[]file) { c.Config.Volumes = map[string]struct{}{"/seeded": {}} })
+	spec := sh("cat /seeded/file; echo more > /seeded/new")
+	spec.Image = "withvolume"
+	id := w.create(spec)
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	recv(t, exit)
+	if out, _ := w.logs(id); out != "from the image\n" {
+		t.Errorf("volume holds %q", out)
+	}
+	m := w.get(id).Mounts
+	if len(m) != 1 || !m[0].Anonymous || !oci.IsHex64(m[0].Name) {
+		t.Fatalf("mounts %+v", m)
+	}
+	if ch, err := w.s.Changes(ctx, id); err != nil || hasChange(ch, "/seeded/new") {
+		t.Errorf("a volume's file is in the diff: %v %v", ch, err)
+	}
+	if err := w.s.Remove(ctx, id, false, true, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.vols.Get(ctx, m[0].Name); err == nil {
+		t.Error("rm -v left the anonymous volume")
+	}
+}
+
+func hasChange(ch []container.Change, path string) bool {
+	for _, c := range ch {
+		if c.Path == path {
+			return true
+		}
+	}
+	return false
+}
+
+func TestMountErrors(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	try := func(edit func(*container.Spec)) error {
+		s := sh("true")
+		edit(&s)
+		_, _, err := w.s.Create(ctx, s)
+		return err
+	}
+	for _, c := range []struct {
+		edit func(*container.Spec)
+		text string
+	}{
+		{func(s *container.Spec) { s.Binds = []string{"/a:/x", "/b:/x"} }, "Duplicate mount point: /x"},
+		{func(s *container.Spec) { s.Binds = []string{"/a:/x"}; s.Tmpfs = map[string]string{"/x": ""} }, "Duplicate mount point: /x"},
+		{func(s *container.Spec) { s.Binds = []string{"/a:/"} }, "destination can't be '/'"},
+		{func(s *container.Spec) { s.Binds = []string{"/a:b"} }, "mount path must be absolute"},
+		{func(s *container.Spec) { s.Binds = []string{"/a:/b:wo"} }, "invalid mode: wo"},
+		{func(s *container.Spec) { s.Binds = []string{"fresh:/ok", "a:/b:ro:x"} }, "invalid volume specification: 'a:/b:ro:x'"},
+		{func(s *container.Spec) { s.Binds = []string{"./rel:/b"} }, "includes invalid characters for a local volume name"},
+		{func(s *container.Spec) {
+			s.Mounts = []volume.MountSpec{{Type: "bind", Source: "/no/such", Target: "/x"}}
+		}, `invalid mount config for type "bind": bind source path does not exist: /no/such`},
+		{func(s *container.Spec) {
+			s.Mounts = []volume.MountSpec{{Type: "image", Source: "box", Target: "/x"}}
+		}, "not supported"},
+		{func(s *container.Spec) { s.VolumesFrom = []string{"nobody"} }, "No such container: nobody"},
+		{func(s *container.Spec) { s.Tmpfs = map[string]string{"/x": "bogus=1"} }, `invalid tmpfs option "bogus=1"`},
+	} {
+		wantErr(t, try(c.edit), nil, c.text)
+	}
+	if v, _ := w.vols.List(ctx, nil); len(v) != 0 {
+		t.Errorf("volumes of failed creates stay: %v", v[0])
+	}
+}
+
+func TestTmpfsAndShm(t *testing.T) {
+	w := newWorld(t)
+	spec := sh("mount | grep -c 'on /scratch type tmpfs'; touch /scratch/x && echo ok")
+	spec.Cmd = []string{"sh", "-c", "while read d p t r; do test $p = /scratch && echo $t; done < /proc/mounts; touch /scratch/x && echo ok"}
+	spec.Tmpfs = map[string]string{"/scratch": "size=1m,mode=1777"}
+	if code, out, errOut := w.run(spec); code != 0 || out != "tmpfs\nok\n" {
+		t.Errorf("%d %q %q", code, out, errOut)
+	}
+	donor := w.up(func(s *container.Spec) { s.IpcMode = "shareable" })
+	if code, out := w.exec(donor, "sh", "-c", "echo shared > /dev/shm/x"); code != 0 {
+		t.Fatal(out)
+	}
+	spec = sh("cat /dev/shm/x")
+	spec.IpcMode = "container:" + donor
+	if code, out, errOut := w.run(spec); code != 0 || out != "shared\n" {
+		t.Errorf("ipc of a container: %d %q %q", code, out, errOut)
+	}
+	spec = sh("ls /proc | grep -c x")
+	spec.Cmd = []string{"sh", "-c", "cat /proc/1/cmdline"}
+	spec.PidMode = "container:" + donor
+	if _, out, errOut := w.run(spec); !strings.Contains(out, "echo ready") {
+		t.Errorf("pid of a container: %q %q", out, errOut)
+	}
+	spec = sh("ip link | head -1; hostname")
+	spec.NetworkMode = "container:" + donor
+	if code, _, errOut := w.run(spec); code != 0 {
+		t.Errorf("network of a container: %q", errOut)
+	}
+}

@@ -1,0 +1,201 @@
+package container_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container"
+	"ply/internal/container/shim"
+	"ply/internal/procid"
+	"ply/internal/store/meta"
+)
+
+// The engine's death changes nothing for a container: it is found again, its exit code and log are right.
+func TestRestoreLive(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.up(func(s *container.Spec) {
+		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /tmp/go; do sleep 0.05; done; echo gone; exit 6"}
+	})
+	frozen := w.up(nil)
+	if err := w.s.Pause(ctx, frozen); err != nil {
+		t.Fatal(err)
+	}
+	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	pid := w.get(id).State.PID
+	w.close()
+	w.open()
+	if st := w.get(id).State; st.Status != container.StatusRunning || st.PID != pid {
+		t.Errorf("state %+v", st)
+	}
+	if st := w.get(frozen).State.Status; st != container.StatusPaused {
+		t.Errorf("paused container is %s", st)
+	}
+	exit := w.wait(id, container.WaitNotRunning)
+	if code, out := w.exec(id, "touch", "/tmp/go"); code != 0 {
+		t.Fatal(out)
+	}
+	if e := recv(t, exit); e.Code != 6 {
+		t.Errorf("exit %+v", e)
+	}
+	if out, _ := w.logs(id); out != "ready\ngone\n" {
+		t.Errorf("log %q", out)
+	}
+	gone := w.wait(rm, container.WaitRemoved)
+	if err := w.s.Stop(ctx, rm, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if e := recv(t, gone); e.Code != 3 {
+		t.Errorf("exit of --rm %+v", e)
+	}
+}
+
+// A container that ended while no engine was there has its exit code.
+func TestRestoreEnded(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(func(s *container.Spec) {
+		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /data/go; do sleep 0.05; done; echo gone; exit 6"}
+		s.Binds = []string{filepath.Join(w.dir, "data-go") + ":/data"}
+	})
+	c := w.get(id)
+	dir := filepath.Join(w.dir, "data", "containers", id)
+	w.close()
+	if err := os.WriteFile(filepath.Join(w.dir, "data-go", "go"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.eventually("exit file", func() bool { _, err := os.Stat(filepath.Join(dir, shim.ExitFile)); return err == nil })
+	w.open()
+	w.eventually("settled", func() bool { return w.get(id).State.Status == container.StatusExited })
+	if st := w.get(id).State; st.ExitCode != 6 || st.Started.IsZero() || c.Name != w.get(id).Name {
+		t.Errorf("state %+v", st)
+	}
+	if out, _ := w.logs(id); out != "ready\ngone\n" {
+		t.Errorf("log %q", out)
+	}
+}
+
+// Shim and engine killed: exited with 255, processes gone, nothing left; with a policy, running again.
+func TestRestoreKilledShim(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(nil)
+	again := w.up(func(s *container.Spec) { s.RestartPolicy.Name = "unless-stopped" })
+	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	pid := w.get(id).State.PID
+	w.close()
+	for _, id := range []string{id, again, rm} {
+		who, err := shim.ReadIdentity(filepath.Join(w.dir, "run", "containers", id, shim.PidFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := procid.Kill(procid.ID(who), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("shim is gone", func() bool { return !procid.Alive(procid.ID(who)) })
+	}
+	w.open()
+	if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != 255 {
+		t.Errorf("state %+v", st)
+	}
+	w.eventually("its process is gone", func() bool { return unix.Kill(pid, 0) != nil })
+	w.eventually("the other runs again", func() bool { return w.get(again).State.Status == container.StatusRunning })
+	if _, err := w.s.Get(context.Background(), rm, false); err == nil {
+		t.Error("--rm container is still there")
+	}
+}
+
+// A shim that is killed under a living engine.
+func TestShimKilled(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(nil)
+	exit := w.wait(id, container.WaitNextExit)
+	who, err := shim.ReadIdentity(filepath.Join(w.dir, "run", "containers", id, shim.PidFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := procid.Kill(procid.ID(who), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if e := recv(t, exit); e.Code != 255 {
+		t.Errorf("exit %+v", e)
+	}
+	w.start(id)
+}
+
+// After a reboot pid files point at strangers: nobody is signalled, all is exited with 255.
+func TestRestoreAfterReboot(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := w.up(nil)
+	if err := w.s.Kill(ctx, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.close()
+	// The record of a run that a power cut ended, and files that name this very test.
+	w.forge(id)
+	w.open()
+	if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != 255 {
+		t.Errorf("state %+v", st)
+	}
+	w.start(id)
+}
+
+func (w *world) forge(id string) {
+	w.t.Helper()
+	db, err := meta.Open(filepath.Join(w.dir, "data", "meta.db"), meta.Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Update(func(tx *meta.Tx) error {
+		for k, raw := range tx.Containers.All() {
+			if string(k) == id {
+				text := strings.Replace(string(raw), `"Status":"exited"`, `"Status":"running"`, 1)
+				if text == string(raw) {
+					w.t.Fatalf("record has no status: %s", raw)
+				}
+				return tx.Containers.Put(k, []byte(text))
+			}
+		}
+		w.t.Fatal("no record")
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(w.dir, "data", "containers", id, shim.ExitFile)); err != nil {
+		w.t.Fatal(err)
+	}
+	bundle := filepath.Join(w.dir, "run", "containers", id)
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	self, err := procid.Self()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	stranger := []byte(`{"boot":"00000000-0000-0000-0000-000000000000","pid":` + itoa(self.PID) + `,"start":` + utoa(self.Start) + `}`)
+	for _, f := range []string{shim.PidFile, shim.InitFile} {
+		if err := os.WriteFile(filepath.Join(bundle, f), stranger, 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// A crash between directory and record leaves files that the next start deletes.
+func TestRestoreSweeps(t *testing.T) {
+	w := newWorld(t)
+	id := strings.Repeat("ab", 32)
+	w.close()
+	for _, d := range []string{"data/containers/" + id + "/rw/upper", "run/containers/" + id + "/rootfs"} {
+		if err := os.MkdirAll(filepath.Join(w.dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.open()
+	w.clean()
+}
