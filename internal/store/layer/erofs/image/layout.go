@@ -141,6 +141,7 @@ func (l *layout) place() error {
 		in.block = uint32(l.blocks)
 		l.blocks += (in.size + BlockSize - 1) / BlockSize
 	}
+	l.blocks = (l.blocks + 7) / 8 * 8 // whole pages: tools read the superblock with the 4 KiB around it
 	if l.blocks >= 1<<32 {
 		return errs.New(errs.Invalid, "index is too large")
 	}
