@@ -23,38 +23,74 @@ var archPattern = regexp.MustCompile(`^[a-z0-9_]{1,32}$`)
 // every layer of the stack is in the driver. One transaction; an image that is there already keeps what it has
 // and gains the rest. The lease must hold the layers and blobs; nil makes Put take one of its own for the config.
 // Publishes nothing. Errors: errs.Invalid for bad bytes, errs.Precondition for a layer or blob that is missing.
-func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (id oci.ImageID, err error) {
-	cfg, err := CheckConfig(o.Config)
+func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (oci.ImageID, error) {
+	ids, err := s.PutAll(ctx, lease, []PutOptions{o})
 	if err != nil {
 		return "", err
 	}
-	id = oci.ImageID(oci.DigestOf(o.Config))
+	return ids[0], nil
+}
+
+// PutAll is Put for several images, or several manifests of one, in one transaction: all or none.
+func (s *Service) PutAll(ctx context.Context, lease *store.Lease, all []PutOptions) (ids []oci.ImageID, err error) {
 	if lease == nil {
-		if lease, err = s.st.Lease("image " + id.Short()); err != nil {
-			return "", err
+		if lease, err = s.st.Lease("image"); err != nil {
+			return nil, err
 		}
 		defer func() { err = errors.Join(err, lease.Release()) }()
 	}
-	if err := s.storeConfig(lease, id, o.Config); err != nil {
-		return "", err
+	records := make([]putRecord, len(all))
+	for i, o := range all {
+		if records[i], err = s.prepare(ctx, lease, o); err != nil {
+			return nil, err
+		}
+		ids = append(ids, records[i].id)
 	}
-	if err := s.checkManifest(id, cfg, &o); err != nil {
-		return "", err
+	err = s.st.Meta.Update(func(tx *meta.Tx) error {
+		for _, r := range records {
+			if err := r.write(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
-	names := make([]oci.Reference, len(o.Names))
+	return ids, nil
+}
+
+// putRecord is a PutOptions that was checked.
+type putRecord struct {
+	PutOptions
+	id    oci.ImageID
+	chain oci.Chain
+	infos []layer.Info
+}
+
+func (s *Service) prepare(ctx context.Context, lease *store.Lease, o PutOptions) (r putRecord, err error) {
+	cfg, err := CheckConfig(o.Config)
+	if err != nil {
+		return r, err
+	}
+	r = putRecord{PutOptions: o, id: oci.ImageID(oci.DigestOf(o.Config)), chain: cfg.RootFS.DiffIDs}
+	if err := s.storeConfig(lease, r.id, o.Config); err != nil {
+		return r, err
+	}
+	if err := s.checkManifest(r.id, cfg, &r.PutOptions); err != nil {
+		return r, err
+	}
+	r.Names = make([]oci.Reference, len(o.Names))
 	for i, n := range o.Names {
 		if n.IsZero() {
-			return "", errs.New(errs.Invalid, "image %s: empty name", id.Short())
+			return r, errs.New(errs.Invalid, "image %s: empty name", r.id.Short())
 		}
-		names[i] = nameKey(n)
+		r.Names[i] = nameKey(n)
 	}
-	infos, err := s.checkLayers(ctx, cfg.RootFS.DiffIDs)
-	if err != nil {
-		return "", errs.New(errs.Precondition, "image %s: %w", id.Short(), err)
+	if r.infos, err = s.checkLayers(ctx, r.chain); err != nil {
+		return r, errs.New(errs.Precondition, "image %s: %w", r.id.Short(), err)
 	}
-	return id, s.st.Meta.Update(func(tx *meta.Tx) error {
-		return record(tx, id, cfg.RootFS.DiffIDs, o, names, infos)
-	})
+	return r, nil
 }
 
 // CheckConfig decodes a config and refuses one that cannot become an image here. errs.Invalid.
@@ -156,20 +192,21 @@ func (s *Service) checkLayers(ctx context.Context, chain oci.Chain) ([]layer.Inf
 	return infos, nil
 }
 
-func record(tx *meta.Tx, id oci.ImageID, chain oci.Chain, o PutOptions, names []oci.Reference, infos []layer.Info) error {
+// write merges the image into what is recorded of it already.
+func (r *putRecord) write(tx *meta.Tx) error {
 	now := time.Now().UTC()
-	rec, err := tx.Images.Get(id)
+	rec, err := tx.Images.Get(r.id)
 	if err != nil { // new, or its record was damaged
-		rec = meta.Image{Format: o.Format, Created: now, LastUsed: now}
+		rec = meta.Image{Format: r.Format, Created: now, LastUsed: now}
 	}
-	rec.Chain = chain
+	rec.Chain = r.chain
 	if rec.Format == "" {
-		rec.Format = o.Format
+		rec.Format = r.Format
 	}
-	if o.Parent != "" && o.Parent != id && tx.Images.Has(o.Parent) && !descends(tx, o.Parent, id) {
-		rec.Parent = o.Parent
+	if r.Parent != "" && r.Parent != r.id && tx.Images.Has(r.Parent) && !descends(tx, r.Parent, r.id) {
+		rec.Parent = r.Parent
 	}
-	for _, d := range []*oci.Descriptor{o.Index, o.Manifest} {
+	for _, d := range []*oci.Descriptor{r.Index, r.Manifest} {
 		if d == nil {
 			continue
 		}
@@ -177,18 +214,18 @@ func record(tx *meta.Tx, id oci.ImageID, chain oci.Chain, o PutOptions, names []
 		rec.Manifests = slices.DeleteFunc(rec.Manifests, func(have oci.Descriptor) bool { return have.Digest == d.Digest })
 		rec.Manifests = append(rec.Manifests, *d) // the last one is current
 	}
-	if err := tx.Images.Put(id, rec); err != nil {
+	if err := tx.Images.Put(r.id, rec); err != nil {
 		return err
 	}
-	for i, info := range infos {
-		if !tx.Layers.Has(chain[i]) {
-			if err := tx.Layers.Put(chain[i], meta.Layer{Size: info.Size, TarSize: info.TarSize}); err != nil {
+	for i, info := range r.infos {
+		if !tx.Layers.Has(r.chain[i]) {
+			if err := tx.Layers.Put(r.chain[i], meta.Layer{Size: info.Size, TarSize: info.TarSize}); err != nil {
 				return err
 			}
 		}
 	}
-	for _, n := range names {
-		if err := tx.Names.Put(n.String(), meta.Name{Image: id, Updated: now}); err != nil {
+	for _, n := range r.Names {
+		if err := tx.Names.Put(n.String(), meta.Name{Image: r.id, Updated: now}); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"ply/internal/compress"
 	"ply/internal/errs"
@@ -216,49 +217,38 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 	return c.a.st.RecordLayer(rec, &meta.LayerBlob{Descriptor: oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}})
 }
 
-// names records the images and says so.
+// names records the images, all or none, and says so.
 func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Sink) error {
+	var puts []image.PutOptions
+	var lines []string
 	for _, w := range list {
 		c.blobs = append(c.blobs, oci.Digest(w.id))
-		if err := c.record(ctx, w); err != nil {
-			return err
+		for _, m := range w.exact {
+			put := image.PutOptions{Config: w.config, Manifest: &m.desc}
+			if m.index != nil {
+				put.Index = &m.index.desc
+			}
+			puts = append(puts, put)
 		}
-	}
-	for _, w := range list {
+		puts = append(puts, image.PutOptions{Config: w.config, Names: slices.Concat(w.tags, w.digests)})
 		for _, t := range w.tags {
 			if old, err := c.a.images.Lookup(t.String()); err == nil && old != w.id {
-				progress(transfer.Progress{Action: fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string", t.Familiar(), old)})
+				lines = append(lines, fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string", t.Familiar(), old))
 			}
-		}
-		names := append(append([]oci.Reference(nil), w.tags...), w.digests...)
-		if _, err := c.a.images.Put(ctx, c.lease, image.PutOptions{Config: w.config, Names: names}); err != nil {
-			return err
-		}
-		c.a.images.Publish("load", w.id, "")
-		for _, t := range w.tags {
-			progress(transfer.Progress{Action: "Loaded image: " + t.Familiar()})
+			lines = append(lines, "Loaded image: "+t.Familiar())
 		}
 		if len(w.tags) == 0 {
-			progress(transfer.Progress{Action: "Loaded image ID: " + string(w.id)})
+			lines = append(lines, "Loaded image ID: "+string(w.id))
 		}
 	}
-	return nil
-}
-
-// record puts an image without names, with each of its manifests.
-func (c *commit) record(ctx context.Context, w *wanted) error {
-	if len(w.exact) == 0 {
-		_, err := c.a.images.Put(ctx, c.lease, image.PutOptions{Config: w.config})
+	if _, err := c.a.images.PutAll(ctx, c.lease, puts); err != nil {
 		return err
 	}
-	for _, m := range w.exact {
-		put := image.PutOptions{Config: w.config, Manifest: &m.desc}
-		if m.index != nil {
-			put.Index = &m.index.desc
-		}
-		if _, err := c.a.images.Put(ctx, c.lease, put); err != nil {
-			return err
-		}
+	for _, w := range list {
+		c.a.images.Publish("load", w.id, "")
+	}
+	for _, l := range lines {
+		progress(transfer.Progress{Action: l})
 	}
 	return nil
 }
