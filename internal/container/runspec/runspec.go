@@ -91,6 +91,9 @@ type Input struct {
 type Namespace struct {
 	Host bool
 	Path string // of an existing one, such as /proc/PID/ns/net
+	// Joined says that Path is another container's namespace and not one that was made for this container: its
+	// sysctls are left alone.
+	Joined bool
 }
 
 func (n Namespace) private() bool { return !n.Host && n.Path == "" }

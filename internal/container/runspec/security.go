@@ -134,12 +134,10 @@ func (b *builder) paths() {
 
 func (b *builder) sysctls() error {
 	out := map[string]string{}
-	if b.in.Net.private() || b.in.Net.Path != "" {
-		if b.host.UnprivilegedPing && b.in.Net.private() {
-			// As docker: capabilities for these two are not needed in a network of one's own.
-			out["net.ipv4.ip_unprivileged_port_start"] = "0"
-			out["net.ipv4.ping_group_range"] = "0 2147483647"
-		}
+	if !b.in.Net.Host && !b.in.Net.Joined && b.host.UnprivilegedPing {
+		// As docker: capabilities for these two are not needed in a network of one's own.
+		out["net.ipv4.ip_unprivileged_port_start"] = "0"
+		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
 	for _, k := range slices.Sorted(maps.Keys(b.in.Sysctls)) {
 		if strings.ContainsAny(k, " \x00") || strings.Contains(k, "..") || k == "" {
