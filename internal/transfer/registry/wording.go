@@ -29,7 +29,7 @@ func pullError(ref oci.Reference, err error) error {
 	case e.Status == http.StatusNotFound:
 		return errs.New(errs.NotFound, "manifest for %s not found: %w", ref.Familiar(), e)
 	}
-	return e
+	return err
 }
 
 // pushError does the same for a push.
@@ -44,5 +44,5 @@ func pushError(ref oci.Reference, err error) error {
 	case http.StatusForbidden:
 		return errs.New(errs.Forbidden, "push access denied for %s: %w", ref.FamiliarName(), e)
 	}
-	return e
+	return err
 }

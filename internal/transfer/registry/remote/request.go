@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -245,7 +246,8 @@ func (c *Client) transportError(ep *resolved, req *http.Request, err error) erro
 	}
 	method := req.Method[:1] + strings.ToLower(req.Method[1:])
 	e := errs.New(errs.Unavailable, "%s %q: %w", method, redact(req.URL), err)
-	if strings.Contains(err.Error(), "server gave HTTP response to HTTPS client") {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) && string(record.RecordHeader[:]) == "HTTP/" {
 		e = errs.New(errs.Precondition, "%s %q: http: server gave HTTP response to HTTPS client", method, redact(req.URL))
 		return e.WithHint("If you trust the network to it, add \"insecure-registries\": [%q] to %s and reload the engine.", req.URL.Host, c.opts.ConfigFile)
 	}

@@ -1,0 +1,159 @@
+package registrytest
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Net is a network of names and addresses that exist only for a test. Its Dial and Lookup go into the client's
+// options; connections to unknown addresses fail and are counted like all others.
+type Net struct {
+	Certs string // a certs.d that trusts the network's CA for every host of the network
+
+	ca    *x509.Certificate
+	caPEM []byte
+	key   *ecdsa.PrivateKey
+
+	mu      sync.Mutex
+	names   map[string][]netip.Addr
+	servers map[string]string // "ip:port" → where it really listens
+	dialed  []string
+}
+
+// NewNet makes an empty network.
+func NewNet(t testing.TB) *Net {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "registrytest CA"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Net{
+		Certs: t.TempDir(), ca: ca, key: key, caPEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
+		names: map[string][]netip.Addr{}, servers: map[string]string{},
+	}
+}
+
+// Name lets a host name resolve.
+func (n *Net) Name(host string, addrs ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range addrs {
+		n.names[host] = append(n.names[host], netip.MustParseAddr(a))
+	}
+}
+
+// Trust writes the CA for a host, as an administrator does.
+func (n *Net) Trust(t testing.TB, hostport string) {
+	t.Helper()
+	dir := filepath.Join(n.Certs, hostport)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "ca.crt"), string(n.caPEM))
+}
+
+// Host runs a server for a name at an address of the network: https at 443 with a certificate for the name, http at 80.
+func (n *Net) Host(t testing.TB, name, addr string, h http.Handler) {
+	t.Helper()
+	n.Name(name, addr)
+	n.Trust(t, name)
+	secure := httptest.NewUnstartedServer(h)
+	secure.TLS = &tls.Config{Certificates: []tls.Certificate{n.certificate(t, name)}, MinVersion: tls.VersionTLS12}
+	secure.StartTLS()
+	plain := httptest.NewServer(h)
+	t.Cleanup(secure.Close)
+	t.Cleanup(plain.Close)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.servers[net.JoinHostPort(addr, "443")] = secure.Listener.Addr().String()
+	n.servers[net.JoinHostPort(addr, "80")] = plain.Listener.Addr().String()
+}
+
+// At lets an address of the network lead to a real one.
+func (n *Net) At(addrport, real string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.servers[addrport] = real
+}
+
+func (n *Net) certificate(t testing.TB, name string) tls.Certificate {
+	t.Helper()
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, n.ca, &n.key.PublicKey, n.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: n.key}
+}
+
+// Lookup resolves a name of the network.
+func (n *Net) Lookup(_ context.Context, host string) ([]netip.Addr, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	addrs, ok := n.names[host]
+	if !ok {
+		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+	}
+	return append([]netip.Addr(nil), addrs...), nil
+}
+
+// Dial connects to an address of the network. The connection says that its far end is there.
+func (n *Net) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	n.mu.Lock()
+	n.dialed = append(n.dialed, addr)
+	real, ok := n.servers[addr]
+	n.mu.Unlock()
+	if !ok {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrNotExist}
+	}
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", real)
+	if err != nil {
+		return nil, err
+	}
+	return &placedConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))}, nil
+}
+
+// Dialed gives every address to which a connection was tried.
+func (n *Net) Dialed() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append([]string(nil), n.dialed...)
+}
+
+type placedConn struct {
+	net.Conn
+	remote net.Addr
+}
+
+func (c *placedConn) RemoteAddr() net.Addr { return c.remote }
