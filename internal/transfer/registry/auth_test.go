@@ -106,7 +106,7 @@ func testLogin(t *testing.T, w *world, addr, identity string) {
 	wantClass(t, err, errs.Unavailable, "connection refused")
 }
 
-// TestPullTokenExpires: the registry takes no token older than three requests; the pull gets new ones and does not notice.
+// TestPullTokenExpires: the registry takes no token older than six requests; the pull gets new ones and does not notice.
 func TestPullTokenExpires(t *testing.T) {
 	img := registrytest.Make(t, oci.FormatOCI, files(1, 100), files(2, 20<<20), files(3, 200_000))
 	reg := registrytest.StartFake(t, false)
@@ -118,7 +118,7 @@ func TestPullTokenExpires(t *testing.T) {
 			fmt.Fprintf(w, `{"access_token":"t%d"}`, issued.Add(1))
 			return true
 		}
-		if r.Header.Get("Authorization") == fmt.Sprintf("Bearer t%d", issued.Load()) && uses.Add(1) <= 3 {
+		if r.Header.Get("Authorization") == fmt.Sprintf("Bearer t%d", issued.Load()) && uses.Add(1) <= 6 {
 			return false
 		}
 		w.Header().Set("Www-Authenticate", `Bearer realm="`+reg.URL+`/token",service="s, with a comma"`)

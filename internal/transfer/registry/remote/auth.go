@@ -231,7 +231,8 @@ func (s *Session) fetchToken(ctx context.Context, ep *resolved, b *bearer, scope
 func tokenError(resp *http.Response, cred transfer.Credentials) error {
 	err := answerError(resp)
 	if resp.StatusCode == http.StatusUnauthorized && (cred.Username != "" || cred.IdentityToken != "") {
-		return errs.New(errs.Unauthorized, "unauthorized: incorrect username or password: %w", err)
+		// The text alone: this is about the password, not about the repository that was asked for.
+		return errs.New(errs.Unauthorized, "unauthorized: incorrect username or password (%v)", err)
 	}
 	return err
 }

@@ -34,7 +34,10 @@ type request struct {
 	once   bool // the body cannot be sent twice
 }
 
-const maxRedirects = 10
+const (
+	maxRedirects  = 10
+	maxChallenges = 3 // tokens may end while a request waits for its turn
+)
 
 // resolve finds out which scheme an insecure endpoint speaks: https first, then http.
 func (s *Session) resolve(ctx context.Context, e *endpoint) (*resolved, error) {
@@ -139,7 +142,7 @@ func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Resp
 		if err != nil {
 			return nil, nil, err
 		}
-		if resp.StatusCode == http.StatusUnauthorized && attempt < 2 && origin(resp.Request.URL) == origin(ep.base) {
+		if resp.StatusCode == http.StatusUnauthorized && attempt < maxChallenges && origin(resp.Request.URL) == origin(ep.base) {
 			again, err := s.challenged(ctx, ep, resp, peer, r.scopes, authorization)
 			if err != nil {
 				return nil, nil, err
