@@ -24,15 +24,15 @@ func TestLoadFaults(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	pulled(t, s, "h:5000/app:1", true)
 	data := s.save(t, "", "h:5000/app:1")
-	for _, forever := range []bool{false, true} {
-		for n := 1; ; n++ {
-			if !loadWithFault(t, data, n, forever) {
-				if n < 10 {
-					t.Errorf("only %d operations", n)
-				}
-				break
-			}
-		}
+	n := 1
+	for loadWithFault(t, data, n, false) {
+		n++
+	}
+	if n < 10 {
+		t.Errorf("only %d operations", n)
+	}
+	t.Logf("%d operations", n-1)
+	for n = 1; loadWithFault(t, data, n, true); n += 5 {
 	}
 }
 
@@ -77,6 +77,9 @@ func loadWithFault(t *testing.T, data []byte, n int, forever bool) bool {
 		if err := archive.New(st, images, archive.Options{}).Save(t.Context(), []string{"h:5000/app:1"}, transfer.SaveOptions{}, &b); err != nil || !bytes.Equal(b.Bytes(), data) {
 			t.Errorf("operation %d: acknowledged, then: %v, %d bytes", n, err, b.Len())
 		}
+	}
+	if n%3 != 0 { // the rest takes long
+		return hit
 	}
 	// Whatever happened, trying again works.
 	if err := archive.New(st, images, archive.Options{}).Load(t.Context(), bytes.NewReader(data), transfer.LoadOptions{}, transfer.Discard); err != nil {
