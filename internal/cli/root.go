@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"ply/internal/cli/config"
-	"ply/internal/cli/opts"
 	"ply/internal/version"
 )
 
@@ -201,47 +200,64 @@ func (a *App) rewrite(args []string) []string {
 
 // forgottenRun recognises `ply -d -p 5000:5000 IMAGE`, typed without run, and gives the corrected line.
 func (a *App) forgottenRun(root *cobra.Command, args []string) string {
-	if len(args) == 0 || !strings.HasPrefix(args[0], "-") {
-		return ""
-	}
-	if _, _, err := root.Find(firstWords(root, args)); err == nil && len(firstWords(root, args)) > 0 {
+	n := globalPrefix(args)
+	rest := args[n:]
+	if len(rest) == 0 || !strings.HasPrefix(rest[0], "-") || namesCommand(root, args) {
 		return ""
 	}
 	probe := newRunFlags()
 	fs := pflag.NewFlagSet("run", pflag.ContinueOnError)
 	fs.SetInterspersed(false)
 	probe.add(fs, true)
-	if err := fs.Parse(args); err != nil {
+	if err := fs.Parse(rest); err != nil {
 		return ""
 	}
 	if fs.NArg() == 0 {
-		if len(args) == 1 && args[0] == "-d" {
+		if len(rest) == 1 && rest[0] == "-d" {
 			return "unknown shorthand flag: 'd' in -d\n\nThe engine is a program of its own: run `plyd`. To run a container in the background: `ply run -d IMAGE`."
 		}
 		return ""
 	}
-	if _, err := opts.Env(fs.Arg(0)); err != nil {
-		return ""
-	}
-	line := "ply run"
-	for _, w := range args {
+	line := "ply"
+	for _, w := range args[:n] {
 		line += " " + shellQuote(w)
 	}
-	return "ply: the command is missing before '" + args[0] + "'; did you mean `" + line + "`?"
+	line += " run"
+	for _, w := range rest {
+		line += " " + shellQuote(w)
+	}
+	return "ply: the command is missing before '" + rest[0] + "'; did you mean `" + line + "`?"
 }
 
-// firstWords drops the global flags before the command; nil when what stands there is no global flag.
-func firstWords(root *cobra.Command, args []string) []string {
+// globalPrefix counts the leading words that can only be global flags: those whose name run does not know.
+func globalPrefix(args []string) int {
+	n := 0
+	for n < len(args) {
+		name, _, joined := strings.Cut(args[n], "=")
+		switch name {
+		case "--debug", "-D", "--tls", "--tlsverify":
+			n++
+		case "--config", "--context", "--host", "-H", "--log-level", "--tlscacert", "--tlscert", "--tlskey":
+			if n++; !joined {
+				n++
+			}
+		default:
+			return n
+		}
+	}
+	return min(n, len(args))
+}
+
+// namesCommand reports whether a command follows the global flags.
+func namesCommand(root *cobra.Command, args []string) bool {
 	fs := pflag.NewFlagSet("", pflag.ContinueOnError)
 	fs.SetInterspersed(false)
 	(&App{}).globalFlags(fs)
 	if err := fs.Parse(args); err != nil {
-		return nil
+		return false
 	}
-	if c, _, err := root.Find(fs.Args()); err != nil || c == root {
-		return nil
-	}
-	return fs.Args()
+	c, _, err := root.Find(fs.Args())
+	return err == nil && c != root
 }
 
 func shellQuote(s string) string {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -38,6 +39,9 @@ func (a *App) perContainer(use, short string, flags func(*pflag.FlagSet), req fu
 	return c
 }
 
+// errQuiet says that a name is done with, but not to be echoed.
+var errQuiet = errors.New("nothing to echo")
+
 // concurrently runs f for every name, several at a time, and reports in the order typed.
 func (a *App) concurrently(args []string, f func(string) error) error {
 	results := make([]chan error, len(args))
@@ -52,7 +56,11 @@ func (a *App) concurrently(args []string, f func(string) error) error {
 	}
 	var list engineErrors
 	for i, ch := range results {
-		if err := <-ch; err != nil {
+		err := <-ch
+		if errors.Is(err, errQuiet) {
+			continue
+		}
+		if err != nil {
 			list = append(list, err)
 			continue
 		}
@@ -148,7 +156,7 @@ func (a *App) cmdRm() *cobra.Command {
 				err := api.Do(ctx, client.Request{Method: "DELETE", Path: "/containers/" + id, Query: q}, nil)
 				if force && client.IsNotFound(err) {
 					fmt.Fprintln(a.Err, err)
-					return nil
+					return errQuiet
 				}
 				return err
 			})

@@ -48,7 +48,7 @@ func (a *App) startAll(ctx context.Context, api *client.Client, args []string) e
 		fmt.Fprintln(a.Out, id)
 	}
 	if len(failed) > 0 {
-		text := "failed to start containers: "
+		text := "Error: failed to start containers: "
 		for i, id := range failed {
 			if i > 0 {
 				text += ", "

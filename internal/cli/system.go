@@ -351,16 +351,23 @@ func (d *dfAnswer) writeVerbose(w io.Writer, ft string) error {
 		return format.Execute(w, t, b)
 	}
 	fmt.Fprint(w, "Images space usage:\n\n")
-	rows := imageRows(d.Images, &imagesFlags{})
-	for i, n := 0, 0; i < len(d.Images); i++ {
-		im := &d.Images[i]
-		for range imageNames(im, false) {
-			rows[n].SharedSize, rows[n].UniqueSize, rows[n].Containers = "0B", format.Size4(im.Size-max(im.SharedSize, 0)), fmt.Sprint(max(im.Containers, 0))
-			if im.SharedSize > 0 {
-				rows[n].SharedSize = format.Size4(im.SharedSize)
-			}
-			n++
+	na := func(n int64, text string) string {
+		if n < 0 {
+			return "N/A"
 		}
+		return text
+	}
+	rows := []imageRow{}
+	for i := range d.Images { // one row per image, under its first name
+		im := &d.Images[i]
+		r := imageRows([]client.Image{*im}, &imagesFlags{})[0]
+		if len(im.RepoTags) == 0 {
+			r.Repository, r.Tag = "<none>", "<none>"
+		}
+		r.SharedSize = na(im.SharedSize, format.Size4(im.SharedSize))
+		r.UniqueSize = na(im.SharedSize, format.Size4(im.Size-im.SharedSize))
+		r.Containers = na(im.Containers, fmt.Sprint(im.Containers))
+		rows = append(rows, r)
 	}
 	if err := format.Table(w, "", "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}", imageTitles, rows); err != nil {
 		return err

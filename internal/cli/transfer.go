@@ -56,7 +56,7 @@ func withTag(s string) string {
 // missingImage tells an absent image from an absent network, volume or container.
 func missingImage(err error) bool {
 	s := strings.ToLower(err.Error())
-	return strings.Contains(s, "no such image") || strings.Contains(s, "image") && (strings.Contains(s, "not found") || strings.Contains(s, "does not match the specified platform"))
+	return strings.Contains(s, "no such image") || strings.Contains(s, "image") && (strings.Contains(s, "not found") || strings.Contains(s, "the specified platform"))
 }
 
 // platformQuery makes the JSON form of a platform that newer endpoints take.
@@ -193,7 +193,7 @@ func (a *App) pullImage(ctx context.Context, api *client.Client, ref oci.Referen
 func streamed(err error) error {
 	var se *ui.StreamError
 	if errors.As(err, &se) {
-		return &exitError{1, se.Message}
+		return errors.New(se.Message)
 	}
 	return err
 }

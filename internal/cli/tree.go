@@ -105,7 +105,8 @@ func (a *App) layerView(ctx context.Context, refs []string, noTrunc bool) error 
 	if err != nil {
 		return err
 	}
-	if len(refs) == 0 {
+	listed := len(refs) == 0
+	if listed {
 		list, err := listImages(ctx, api, nil, false)
 		if err != nil {
 			return err
@@ -117,6 +118,9 @@ func (a *App) layerView(ctx context.Context, refs []string, noTrunc bool) error 
 	first := true
 	return each(ctx, refs, func(ref string) error {
 		s, err := stackOf(ctx, api, ref)
+		if listed && client.IsNotFound(err) {
+			return nil // removed meanwhile
+		}
 		if err != nil {
 			return err
 		}

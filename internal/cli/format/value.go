@@ -185,22 +185,18 @@ func missingInStrings(err error) bool {
 	return false
 }
 
-// Inspect writes documents as `inspect` does: an indented array, JSON lines for "json", or a template per document.
+// Inspect writes documents as `inspect` does: an indented array, one line of it for "json", or a template per document.
 func Inspect(w io.Writer, format string, docs []json.RawMessage) error {
 	switch format {
 	case "":
 		return indentArray(w, docs)
 	case "json":
-		for _, d := range docs {
-			var c bytes.Buffer
-			if err := json.Compact(&c, d); err != nil {
-				return errs.New(errs.Invalid, "answer of the daemon: %w", err)
-			}
-			if _, err := fmt.Fprintln(w, c.String()); err != nil {
-				return err
-			}
+		var c bytes.Buffer
+		if err := json.Compact(&c, joinDocs(docs)); err != nil {
+			return errs.New(errs.Invalid, "answer of the daemon: %w", err)
 		}
-		return nil
+		_, err := fmt.Fprintln(w, c.String())
+		return err
 	}
 	t, err := Parse(unescape.Replace(format))
 	if err != nil {
@@ -214,7 +210,7 @@ func Inspect(w io.Writer, format string, docs []json.RawMessage) error {
 	return nil
 }
 
-func indentArray(w io.Writer, docs []json.RawMessage) error {
+func joinDocs(docs []json.RawMessage) []byte {
 	var b bytes.Buffer
 	b.WriteByte('[')
 	for i, d := range docs {
@@ -224,8 +220,12 @@ func indentArray(w io.Writer, docs []json.RawMessage) error {
 		b.Write(d)
 	}
 	b.WriteByte(']')
+	return b.Bytes()
+}
+
+func indentArray(w io.Writer, docs []json.RawMessage) error {
 	var out bytes.Buffer
-	if err := json.Indent(&out, b.Bytes(), "", "    "); err != nil {
+	if err := json.Indent(&out, joinDocs(docs), "", "    "); err != nil {
 		return errs.New(errs.Invalid, "answer of the daemon: %w", err)
 	}
 	_, err := io.WriteString(w, strings.TrimRight(out.String(), "\n")+"\n")
