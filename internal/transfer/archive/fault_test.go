@@ -106,4 +106,3 @@ func openErofs(t *testing.T, root string, fsys durable.FS) (*store.Store, *image
 	}
 	return st, image.New(st, image.Options{})
 }
-
