@@ -182,6 +182,11 @@ func (d *Driver) quarantine(id oci.DiffID, reason string) error {
 	if err := d.fs.Rename(d.layerDir(id), aside); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	if st, err := d.fs.Lstat(aside); err == nil && !st.IsDir() {
+		if err := d.fs.Remove(aside); err != nil {
+			return err
+		}
+	}
 	if err := d.makeDir(aside); err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func hintFor(err error, fsType string) string {
 	case errors.Is(err, unix.EPERM):
 		return "mounting is not allowed here"
 	case errors.Is(err, unix.ENOTBLK), errors.Is(err, unix.ENOENT):
-		return "EROFS on a file needs Linux 6.12 or later"
+		return "EROFS on a file needs Linux 6.12 or later and ext4, xfs or btrfs below; this is " + fsType
 	case errors.Is(err, unix.EINVAL):
 		return "direct access to layer files does not work on " + fsType + ", or the kernel is older than 6.13"
 	}

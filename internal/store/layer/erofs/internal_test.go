@@ -1,0 +1,541 @@
+package erofs
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/durable/faultfs"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+)
+
+type entry struct {
+	name string
+	kind byte
+	mode int64
+	body string
+	link string
+}
+
+func pack(tb testing.TB, entries ...entry) []byte {
+	tb.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, e := range entries {
+		if e.kind == 0 {
+			e.kind = tar.TypeReg
+		}
+		h := &tar.Header{Name: e.name, Typeflag: e.kind, Mode: e.mode, Linkname: e.link, Size: int64(len(e.body)), ModTime: time.Unix(1_000_000_000, 0)}
+		if err := w.WriteHeader(h); err != nil {
+			tb.Fatal(err)
+		}
+		if _, err := io.WriteString(w, e.body); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func open(tb testing.TB, root string, opts Options) *Driver {
+	tb.Helper()
+	d, err := Open(durable.OS, root, opts)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return d
+}
+
+func commit(d *Driver, parents oci.Chain, data []byte) (oci.Chain, error) {
+	w, err := d.Create(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(data); err != nil {
+		return nil, errors.Join(err, w.Abort())
+	}
+	info, err := w.Commit(context.Background(), parents, oci.DiffID(oci.DigestOf(data)))
+	if err != nil {
+		return nil, errors.Join(err, w.Abort())
+	}
+	return append(slices.Clone(parents), info.DiffID), nil
+}
+
+func put(tb testing.TB, d *Driver, parents oci.Chain, data []byte) oci.Chain {
+	tb.Helper()
+	c, err := commit(d, parents, data)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
+
+func view(tb testing.TB, d *Driver, chain oci.Chain) string {
+	tb.Helper()
+	target := tb.TempDir()
+	if err := d.View(context.Background(), chain, target); err != nil {
+		tb.Fatalf("view: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := d.Unmount(context.Background(), target); err != nil {
+			tb.Error(err)
+		}
+	})
+	return target
+}
+
+func want(tb testing.TB, root, name, content string) {
+	tb.Helper()
+	got, err := os.ReadFile(filepath.Join(root, name))
+	if err != nil || string(got) != content {
+		tb.Errorf("%s = %.100q, %v; want %.100q", name, got, err, content)
+	}
+}
+
+// A layer whose hard link and directories depend on what is below looks right on each of its chains.
+func TestLayerOnTwoChains(t *testing.T) {
+	d := open(t, t.TempDir(), Options{})
+	one := put(t, d, nil, pack(t, entry{name: "d/", kind: tar.TypeDir, mode: 0o700}, entry{name: "d/f", mode: 0o600, body: "one"}))
+	two := put(t, d, nil, pack(t, entry{name: "d/", kind: tar.TypeDir, mode: 0o711}, entry{name: "d/f", mode: 0o644, body: strings.Repeat("two", 5000)}))
+	top := pack(t, entry{name: "d/new", body: "x"}, entry{name: "l", kind: tar.TypeLink, link: "d/f"})
+	if _, err := commit(d, nil, top); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "d/f") {
+		t.Errorf("without the layer below: %v", err)
+	}
+	a := put(t, d, one, top)
+	if _, err := d.Stat(t.Context(), append(slices.Clone(two), a.Top())); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Stat for a chain it was not committed on: %v", err)
+	}
+	if err := d.View(t.Context(), append(slices.Clone(two), a.Top()), t.TempDir()); !errors.Is(err, errs.NotFound) {
+		t.Errorf("View on a chain it was not committed on: %v", err)
+	}
+	b := put(t, d, two, top)
+	check := func(chain oci.Chain, body string, mode os.FileMode) {
+		t.Helper()
+		root := view(t, d, chain)
+		want(t, root, "l", body)
+		want(t, root, "d/f", body)
+		want(t, root, "d/new", "x")
+		st, err := os.Stat(filepath.Join(root, "d"))
+		if err != nil || st.Mode().Perm() != mode {
+			t.Errorf("d has %v, %v; want %v", st.Mode(), err, mode)
+		}
+		if err := d.Verify(t.Context(), chain); err != nil {
+			t.Error(err)
+		}
+	}
+	check(a, "one", 0o700)
+	check(b, strings.Repeat("two", 5000), 0o711)
+
+	keys := d.Keys(a)
+	if err := d.Remove(t.Context(), keys[len(keys)-2]); !errors.Is(err, errs.Conflict) {
+		t.Errorf("remove of a mounted index: %v", err)
+	}
+	d2 := open(t, d.root, Options{}) // nothing mounted as far as it knows
+	if err := d2.Remove(t.Context(), keys[len(keys)-2]); err != nil {
+		t.Error(err)
+	}
+	if _, err := d2.Stat(t.Context(), a); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Stat after removal of the index: %v", err)
+	}
+	if _, err := d2.Stat(t.Context(), b); err != nil {
+		t.Errorf("the other chain lost its index: %v", err)
+	}
+}
+
+// Sparse files become side data with holes, also beside content copied up from below.
+func TestSparseLayer(t *testing.T) {
+	var buf bytes.Buffer
+	// archive/tar does not write sparse files: a PAX 1.0 one by hand.
+	w := tar.NewWriter(&buf)
+	body := "1\n1048576\n3\n" + strings.Repeat("\x00", 500) + "end"
+	h := &tar.Header{Name: "GNUSparseFile.0/s", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body)), Format: tar.FormatPAX,
+		PAXRecords: map[string]string{"PLY.placeholder": "1"}}
+	if err := w.WriteHeader(h); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(w, body)
+	w.WriteHeader(&tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "below"})
+	w.Close()
+	data := sparsePAX(t, buf.Bytes())
+	d := open(t, t.TempDir(), Options{})
+	base := put(t, d, nil, pack(t, entry{name: "below", body: "from below", mode: 0o600}))
+	chain := put(t, d, base, data)
+	root := view(t, d, chain)
+	want(t, root, "s", strings.Repeat("\x00", 1<<20)+"end")
+	want(t, root, "l", "from below")
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(d.layerDir(chain.Top()), sideName), &st); err != nil || st.Blocks*512 > 200<<10 {
+		t.Errorf("side data takes %d bytes, %v; want it sparse", st.Blocks*512, err)
+	}
+	if err := d.Verify(t.Context(), chain); err != nil {
+		t.Error(err)
+	}
+	if err := os.Truncate(filepath.Join(d.layerDir(chain.Top()), sideName), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Verify(t.Context(), chain); !errors.Is(err, errs.DataLoss) {
+		t.Errorf("verify with damaged side data: %v", err)
+	}
+}
+
+// sparsePAX replaces the first extended header by one that makes the file that follows sparse.
+func sparsePAX(t *testing.T, data []byte) []byte {
+	t.Helper()
+	if data[156] != 'x' {
+		t.Fatal("no extended header")
+	}
+	var recs strings.Builder
+	for _, kv := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=s", "GNU.sparse.realsize=1048579"} {
+		n := len(kv) + 4
+		if n < 10 {
+			t.Fatal("short record")
+		}
+		fmt.Fprintf(&recs, "%d %s\n", n, kv)
+	}
+	h := bytes.Clone(data[:512])
+	copy(h[124:136], fmt.Sprintf("%011o\x00", recs.Len()))
+	copy(h[148:156], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:156], fmt.Sprintf("%06o\x00 ", sum))
+	body := make([]byte, 512)
+	copy(body, recs.String())
+	return slices.Concat(h, body, data[1024:])
+}
+
+// Overlayfs knows no opaque root: the driver leaves out what lies below it.
+func TestOpaqueRoot(t *testing.T) {
+	d := open(t, t.TempDir(), Options{})
+	chain := put(t, d, nil, pack(t, entry{name: "old", body: "1"}))
+	chain = put(t, d, chain, pack(t, entry{name: ".wh..wh..opq"}, entry{name: "new", body: "2"}))
+	chain = put(t, d, chain, pack(t, entry{name: "newer", body: "3"}))
+	root := view(t, d, chain)
+	names, err := os.ReadDir(root)
+	if err != nil || len(names) != 2 {
+		t.Errorf("root holds %v, %v; want new and newer", names, err)
+	}
+}
+
+// P4: whatever is damaged, Open works, the rest is there, and a commit heals.
+func TestDamageIsSetAside(t *testing.T) {
+	content := strings.Repeat("x", 3000)
+	data := pack(t, entry{name: "f", body: content, mode: 0o644})
+	damages := map[string]func(dir string) error{
+		"tar truncated":  func(dir string) error { return os.Truncate(filepath.Join(dir, tarName), 100) },
+		"tar missing":    func(dir string) error { return os.Remove(filepath.Join(dir, tarName)) },
+		"record garbled": func(dir string) error { return os.WriteFile(filepath.Join(dir, recordName), []byte("{"), 0o600) },
+		"record empty":   func(dir string) error { return os.Truncate(filepath.Join(dir, recordName), 0) },
+		"record of another": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, recordName), []byte(`{"version":1}`), 0o600)
+		},
+		"record of tomorrow": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, recordName), []byte(`{"version":2}`), 0o600)
+		},
+		"index missing":     func(dir string) error { return os.Remove(filepath.Join(dir, "index.erofs")) },
+		"index empty":       func(dir string) error { return os.Truncate(filepath.Join(dir, "index.erofs"), 0) },
+		"index record gone": func(dir string) error { return os.Remove(filepath.Join(dir, "index.json")) },
+		"directory empty": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700))
+		},
+		"directory is a file": func(dir string) error {
+			return errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600))
+		},
+	}
+	for name, damage := range damages {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			d := open(t, root, Options{})
+			bad := put(t, d, nil, data)
+			good := put(t, d, nil, pack(t, entry{name: "g", body: "good"}))
+			if err := damage(d.layerDir(bad.Top())); err != nil {
+				t.Fatal(err)
+			}
+			d = open(t, root, Options{})
+			if _, err := d.Stat(t.Context(), bad); !errors.Is(err, errs.NotFound) {
+				t.Errorf("Stat: %v, want class not found so that a pull heals", err)
+			}
+			err := d.View(t.Context(), bad, t.TempDir())
+			if !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), "Pull or load") {
+				t.Errorf("View: %v, want class data loss and the way out", err)
+			}
+			want(t, view(t, d, good), "g", "good")
+			again := open(t, root, Options{})
+			if err := again.View(t.Context(), bad, t.TempDir()); !errors.Is(err, errs.DataLoss) {
+				t.Errorf("View after another start: %v, want class data loss", err)
+			}
+			want(t, view(t, again, put(t, again, nil, data)), "f", content)
+			if left, _ := os.ReadDir(again.quar); len(left) != 0 {
+				t.Errorf("quarantine still holds %v", left)
+			}
+		})
+	}
+}
+
+// Every operation that changes the disk fails once, or from then on: the layer is there whole or not at all.
+func TestCommitFaults(t *testing.T) {
+	data := pack(t, entry{name: "d/f", body: strings.Repeat("x", 70_000)}, entry{name: "l", kind: tar.TypeLink, link: "g"})
+	base := pack(t, entry{name: "g", body: "below"})
+	type fault struct {
+		Err            error
+		Forever, Short bool
+	}
+	for _, fault := range []fault{{}, {Err: unix.ENOSPC, Forever: true}, {Short: true}} {
+		t.Run(fmt.Sprintf("%v_forever=%v_short=%v", fault.Err, fault.Forever, fault.Short), func(t *testing.T) {
+			for n := 1; ; n++ {
+				root := t.TempDir()
+				chain := put(t, open(t, root, Options{}), nil, base)
+				f := &faultfs.FS{Under: durable.OS, Err: fault.Err, Forever: fault.Forever, Short: fault.Short}
+				d, err := Open(f, root, Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				f.FailAt = f.Count() + n
+				full, err := commit(d, chain, data)
+				if fault.Err == unix.ENOSPC && err != nil && !errors.Is(err, unix.ENOSPC) {
+					t.Errorf("operation %d: %v does not say that the disk is full", n, err)
+				}
+				d.Close()
+				after := open(t, root, Options{})
+				if err == nil {
+					want(t, view(t, after, full), "l", "below")
+				} else {
+					c := append(slices.Clone(chain), oci.DiffID(oci.DigestOf(data)))
+					if _, serr := after.Stat(t.Context(), c); serr == nil {
+						// Failed after the rename: then it must be whole.
+						if verr := after.Verify(t.Context(), c); verr != nil {
+							t.Errorf("operation %d: %v, and what is there is %v", n, err, verr)
+						}
+					}
+					want(t, view(t, after, put(t, after, chain, data)), "l", "below")
+				}
+				if len(after.damaged) > 0 {
+					t.Errorf("operation %d left damage: %v", n, after.damaged)
+				}
+				if !f.Hit() {
+					if err != nil {
+						t.Errorf("untouched and yet: %v", err)
+					}
+					return
+				}
+			}
+		})
+	}
+}
+
+// Kernels before 6.15 stack layers only when they have a place.
+func TestLayersWithPlaces(t *testing.T) {
+	root := t.TempDir()
+	d := open(t, root, Options{})
+	d.placed = true
+	chain := put(t, d, nil, pack(t, entry{name: "a", body: "1"}))
+	chain = put(t, d, chain, pack(t, entry{name: "b", body: "2"}))
+	target := t.TempDir()
+	if err := d.View(t.Context(), chain, target); err != nil {
+		t.Fatal(err)
+	}
+	want(t, target, "a", "1")
+	places, _ := os.ReadDir(d.places)
+	if len(places) != 2 {
+		t.Errorf("%d places, want one a layer", len(places))
+	}
+	d2 := open(t, root, Options{}) // as after a kill: takes the places away, the view stays
+	if places, _ := os.ReadDir(d2.places); len(places) != 0 {
+		t.Errorf("%d places after a new start", len(places))
+	}
+	want(t, target, "b", "2")
+	for _, m := range d.mounts {
+		m.place = "" // gone already
+	}
+	if err := d.Unmount(t.Context(), target); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLayersAreMountedOnceAndDropped(t *testing.T) {
+	d := open(t, t.TempDir(), Options{IdleMounts: 2})
+	var chain oci.Chain
+	for i := range 5 {
+		chain = put(t, d, chain, pack(t, entry{name: fmt.Sprint(i), body: "x"}))
+	}
+	a, b := t.TempDir(), t.TempDir()
+	for _, target := range []string{a, b} {
+		if err := d.View(t.Context(), chain, target); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.View(t.Context(), chain, a); !errors.Is(err, errs.Conflict) {
+		t.Errorf("a second mount on one target: %v", err)
+	}
+	if len(d.mounts) != 5 {
+		t.Errorf("%d mounts for 5 layers", len(d.mounts))
+	}
+	for _, target := range []string{a, b} {
+		if err := d.Unmount(t.Context(), target); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(d.mounts) != 2 || len(d.idle) != 2 {
+		t.Errorf("%d mounts and %d idle ones stay, want 2", len(d.mounts), len(d.idle))
+	}
+}
+
+func TestParallelCommitsAndViews(t *testing.T) {
+	d := open(t, t.TempDir(), Options{IdleMounts: -1})
+	base := pack(t, entry{name: "d/", kind: tar.TypeDir, mode: 0o700}, entry{name: "d/f", body: strings.Repeat("b", 3<<20)})
+	top := pack(t, entry{name: "l", kind: tar.TypeLink, link: "d/f"}, entry{name: "d/g", body: "x"})
+	var wg sync.WaitGroup
+	fail := make(chan error, 64)
+	for range 8 {
+		target := t.TempDir()
+		wg.Go(func() {
+			chain, err := commit(d, nil, base)
+			if err == nil {
+				chain, err = commit(d, chain, top)
+			}
+			if err == nil {
+				err = d.View(context.Background(), chain, target)
+			}
+			if err == nil {
+				var got []byte
+				if got, err = os.ReadFile(filepath.Join(target, "l")); err == nil && len(got) != 3<<20 {
+					err = fmt.Errorf("read %d bytes", len(got))
+				}
+				err = errors.Join(err, d.Unmount(context.Background(), target))
+			}
+			if err != nil {
+				fail <- err
+			}
+		})
+	}
+	wg.Wait()
+	close(fail)
+	for err := range fail {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(d.layers); len(left) != 2 {
+		t.Errorf("store holds %v, want two layers", left)
+	}
+}
+
+// The free space that layers must leave is looked at before and while a layer is written.
+func TestReserve(t *testing.T) {
+	d := open(t, t.TempDir(), Options{Reserve: 1 << 60})
+	if _, err := d.Create(t.Context()); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("Create without room: %v, want class resource exhausted", err)
+	}
+}
+
+func TestProbe(t *testing.T) {
+	if ok, why := Probe(filepath.Join(t.TempDir(), "new")); !ok {
+		t.Errorf("Probe on a plain directory: %s", why)
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("ply-test", dir, "tmpfs", 0, "size=8m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	ok, why := Probe(dir)
+	t.Logf("tmpfs: %v %s", ok, why)
+	if !ok && !strings.Contains(why, "tmpfs") {
+		t.Errorf("Probe on tmpfs says %q", why)
+	}
+	if left, _ := os.ReadDir(dir); len(left) != 0 {
+		t.Errorf("Probe left %v", left)
+	}
+}
+
+func TestWriterRefusesUseAfterEnd(t *testing.T) {
+	d := open(t, t.TempDir(), Options{})
+	w, err := d.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := pack(t, entry{name: "a"})
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Commit(t.Context(), nil, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err == nil {
+		t.Error("write after commit passed")
+	}
+	if _, err := w.Commit(t.Context(), nil, ""); err == nil {
+		t.Error("second commit passed")
+	}
+}
+
+var _ layer.Driver = (*Driver)(nil)
+
+// BenchmarkCreate is the whole way of a layer into the store, fsync included.
+func BenchmarkCreate(b *testing.B) {
+	entries := make([]entry, 2000)
+	for i := range entries {
+		entries[i] = entry{name: fmt.Sprintf("usr/lib/d%d/file%d", i%40, i), body: strings.Repeat(fmt.Sprint(i), 8000)}
+	}
+	data := pack(b, entries...)
+	d := open(b, b.TempDir(), Options{})
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		c, err := commit(d, nil, data)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := d.Remove(context.Background(), d.Keys(c)[0]); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}
+
+// BenchmarkMount is what a container start pays for its root: layers mounted already.
+func BenchmarkMount(b *testing.B) {
+	for _, n := range []int{1, 10, 60} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			d := open(b, b.TempDir(), Options{})
+			var chain oci.Chain
+			for i := range n {
+				chain = put(b, d, chain, pack(b, entry{name: fmt.Sprint(i)}))
+			}
+			dir, target := b.TempDir(), b.TempDir()
+			if err := d.CreateWritable(context.Background(), dir, chain); err != nil {
+				b.Fatal(err)
+			}
+			for b.Loop() {
+				if err := d.Mount(context.Background(), dir, chain, target, layer.MountOptions{}); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := d.Unmount(context.Background(), target); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}
