@@ -228,7 +228,8 @@ func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err 
 // pour hashes compressed bytes, decompresses them and fills a layer writer. The digest and size of what it read are the
 // descriptor's when it returns nil.
 func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err error) {
-	w, err = f.c.st.Layers.Create(ctx)
+	// The writer lives on after the download's context; cancelling is seen by the reading side.
+	w, err = f.c.st.Layers.Create(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err
 	}
