@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ply/internal/container/shim"
 	"ply/internal/errs"
 	"ply/internal/network"
@@ -62,13 +64,21 @@ func (s *Service) reading(ctx context.Context, c *ctr) (Stats, error) {
 		return st, err
 	}
 	st.Read = time.Now()
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err != nil {
+		return st, errs.New(errs.Internal, "stats: %w", err)
+	}
+	// Without a limit of its own the host's memory is what a container can have.
+	if total := uint64(host.Totalram) * uint64(host.Unit); st.Cgroup.MemoryLimit == 0 || st.Cgroup.MemoryLimit > total {
+		st.Cgroup.MemoryLimit = total
+	}
 	if st.SystemCPU, err = systemCPU(); err != nil {
 		return st, err
 	}
 	c.mu.Lock()
-	host := c.rec.Spec.NetworkMode == "host"
+	shared := c.rec.Spec.NetworkMode == "host"
 	c.mu.Unlock()
-	if !host {
+	if !shared {
 		st.Networks = netCounters(c)
 	}
 	return st, nil

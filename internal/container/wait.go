@@ -70,7 +70,7 @@ func (c *ctr) lastExit() Exit {
 	if at.IsZero() {
 		at = time.Now()
 	}
-	return Exit{Code: st.ExitCode, OOMKilled: st.OOMKilled, At: at, Error: st.Error}
+	return Exit{Code: st.ExitCode, OOMKilled: st.OOMKilled, At: at} // why a start failed is told to who started
 }
 
 // notify answers those who wait for one of the conditions; mu is held.

@@ -182,12 +182,16 @@ func (s *Service) subpath(m Mount) (string, error) {
 		return "", errs.New(errs.Invalid, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
 	}
 	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", err
+	}
 	want := filepath.Join(s.path(m.Name), m.Subpath)
 	got, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
 	if err != nil {
 		return "", err
 	}
-	if got != want {
+	if got != want || st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
 	}
 	return want, nil

@@ -1,0 +1,312 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/events"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/layer/overlay2"
+)
+
+func newService(t *testing.T) *Service {
+	t.Helper()
+	dir := t.TempDir()
+	drv, err := overlay2.Open(durable.OS, dir, overlay2.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(dir, drv, store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s, err := New(Options{Store: st, Root: filepath.Join(dir, "volumes"), Events: &events.Bus{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func wantErr(t *testing.T, err, class error, text string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), text) || !errors.Is(err, class) {
+		t.Errorf("error %v, want %q", err, text)
+	}
+}
+
+var ctx = context.Background()
+
+const c1, c2 = oci.ContainerID("c1"), oci.ContainerID("c2")
+
+func names(vs []*Volume) []string {
+	var out []string
+	for _, v := range vs {
+		out = append(out, v.Name)
+	}
+	return out
+}
+
+func TestLifeOfVolumes(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "named", "", map[string]string{"a": "b"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(v.Mountpoint); err != nil || !fi.IsDir() || filepath.Base(v.Mountpoint) != "_data" {
+		t.Errorf("%s %v", v.Mountpoint, err)
+	}
+	again, err := s.Create(ctx, "named", "local", nil, nil)
+	if err != nil || again.Created != v.Created || again.Labels["a"] != "b" {
+		t.Errorf("second create %+v %v", again, err)
+	}
+	anon, err := s.Create(ctx, "", "", nil, nil)
+	if err != nil || !oci.IsHex64(anon.Name) || !anon.Anonymous {
+		t.Errorf("anonymous %+v %v", anon, err)
+	}
+	s.Hold(c1, "named")
+	wantErr(t, s.Remove(ctx, "named", true), errs.Conflict, "remove named: volume is in use - [c1]")
+	for _, c := range []struct {
+		f    map[string][]string
+		want []string
+	}{
+		{nil, []string{anon.Name, "named"}},
+		{map[string][]string{"dangling": {"true"}}, []string{anon.Name}},
+		{map[string][]string{"dangling": {"0"}}, []string{"named"}},
+		{map[string][]string{"name": {"nam"}}, []string{"named"}},
+		{map[string][]string{"label": {"a=b"}}, []string{"named"}},
+		{map[string][]string{"label": {"a=c"}}, nil},
+		{map[string][]string{"driver": {"other"}}, nil},
+	} {
+		got, err := s.List(ctx, c.f)
+		slices.Sort(c.want)
+		if err != nil || !slices.Equal(names(got), c.want) {
+			t.Errorf("%v: %v %v", c.f, names(got), err)
+		}
+	}
+	_, err = s.List(ctx, map[string][]string{"colour": {"red"}})
+	wantErr(t, err, errs.Invalid, "invalid filter 'colour'")
+	if err := os.WriteFile(filepath.Join(anon.Mountpoint, "f"), make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Drop(c1)
+	got, freed, err := s.Prune(ctx, nil)
+	if err != nil || !slices.Equal(got, []string{anon.Name}) || freed != 1000 {
+		t.Errorf("prune %v %d %v", got, freed, err)
+	}
+	if got, _, _ = s.Prune(ctx, map[string][]string{"all": {"1"}, "label!": {"a"}}); len(got) != 0 {
+		t.Errorf("prune took %v", got)
+	}
+	if got, _, _ = s.Prune(ctx, map[string][]string{"all": {"true"}}); !slices.Equal(got, []string{"named"}) {
+		t.Errorf("prune all took %v", got)
+	}
+	wantErr(t, s.Remove(ctx, "named", false), errs.NotFound, "get named: no such volume")
+	if err := s.Remove(ctx, "named", true); err != nil {
+		t.Errorf("forced removal of nothing: %v", err)
+	}
+	if left, _ := os.ReadDir(s.opts.Root); len(left) != 0 {
+		t.Errorf("left %v", left)
+	}
+}
+
+func TestCreateRefusals(t *testing.T) {
+	s := newService(t)
+	for _, n := range []string{"a", "-a", "a/b", "..", "a b", "ä1", strings.Repeat("a", 300)} {
+		_, err := s.Create(ctx, n, "", nil, nil)
+		if !errors.Is(err, errs.Invalid) {
+			t.Errorf("%q: %v", n, err)
+		}
+	}
+	_, err := s.Create(ctx, "vol", "rexray", nil, nil)
+	wantErr(t, err, errs.NotFound, `error looking up volume plugin rexray: plugin "rexray" not found`)
+	for _, o := range []map[string]string{
+		{"colour": "red"}, {"type": "tmpfs"}, {"type": "tmpfs", "device": "x", "size": "1"}, {"device": "/x"}, {"o": "bind", "device": "rel"},
+	} {
+		if _, err := s.Create(ctx, "vol", "", nil, o); err == nil {
+			t.Errorf("options %v were taken", o)
+		}
+	}
+	if vs, _ := s.List(ctx, nil); len(vs) != 0 {
+		t.Errorf("refused volumes exist: %v", names(vs))
+	}
+}
+
+// A volume with a device is mounted while a container runs with it, once for all of them.
+func TestDevice(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "mem", "", nil, map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m,nosuid"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := []Mount{{Type: "volume", Name: "mem", Source: v.Mountpoint}}
+	s.Hold(c1, "mem")
+	for _, id := range []oci.ContainerID{c1, c2} {
+		if _, err := s.Prepare(ctx, id, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(v.Mountpoint, &st); err != nil || st.Type != unix.TMPFS_MAGIC || st.Blocks*uint64(st.Bsize) != 1<<20 {
+		t.Errorf("mounted %+v %v", st, err)
+	}
+	s.Release(c1)
+	s.Release(c1)
+	if !mounted(v.Mountpoint) {
+		t.Error("unmounted under a container")
+	}
+	s.Release(c2)
+	if mounted(v.Mountpoint) {
+		t.Error("stays mounted")
+	}
+	host := t.TempDir()
+	b, err := s.Create(ctx, "bound", "", nil, map[string]string{"device": host, "o": "bind,ro"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "bound"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.Mountpoint, "x"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to a read-only device: %v", err)
+	}
+	s.Release(c1)
+	n, err := s.Create(ctx, "broken", "", nil, map[string]string{"type": "ext4", "device": "/no/such"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "broken"}})
+	wantErr(t, err, errs.Internal, "error while mounting volume '"+n.Mountpoint+"': failed to mount local volume")
+}
+
+func TestResolve(t *testing.T) {
+	s := newService(t)
+	host := t.TempDir()
+	r, err := s.Resolve(ctx, Request{
+		Container: c1,
+		Binds:     []string{host + ":/a/b:ro", "named:/a"},
+		Mounts:    []MountSpec{{Type: "volume", Target: "/m"}, {Type: "tmpfs", Target: "/t", TmpfsSize: 4096, TmpfsMode: 0o700}, {Type: "bind", Source: host, Target: "/h", Propagation: "rslave"}},
+		Inherited: []Mount{{Type: "bind", Source: "/inherited", Target: "/a"}, {Type: "bind", Source: "/inherited", Target: "/i"}},
+		Anonymous: []string{"/a", "/v", "/i/"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var targets []string
+	for _, m := range r.Mounts {
+		targets = append(targets, m.Type+" "+m.Target)
+	}
+	want := []string{"volume /a", "bind /h", "bind /i", "volume /m", "tmpfs /t", "volume /v", "bind /a/b"}
+	if !slices.Equal(targets, want) {
+		t.Errorf("mounts %v, want %v", targets, want)
+	}
+	if vs, _ := s.List(ctx, nil); len(vs) != 3 {
+		t.Errorf("volumes %v", names(vs))
+	}
+	s.Undo(ctx, c1, r.Made)
+	if vs, _ := s.List(ctx, nil); len(vs) != 0 {
+		t.Errorf("volumes after undo %v", names(vs))
+	}
+	for _, m := range []MountSpec{
+		{Type: "bind", Target: "/x"}, {Type: "bind", Source: "rel", Target: "/x"}, {Type: "bind", Source: host, Target: "x"},
+		{Type: "bind", Source: host, Target: "/x", NoCopy: true}, {Type: "bind", Source: host, Target: "/x", Propagation: "wild"},
+		{Type: "volume", Target: "/"}, {Type: "volume", Target: "/x", Source: "v1", Subpath: "../x"}, {Type: "volume", Target: "/x", TmpfsSize: 1},
+		{Type: "tmpfs", Target: "/x", Source: "y"}, {Type: "", Target: "/x"}, {Type: "npipe", Target: "/x", Source: "y"},
+	} {
+		if _, err := s.Resolve(ctx, Request{Container: c1, Mounts: []MountSpec{m}}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "invalid mount config for type") {
+			t.Errorf("%+v: %v", m, err)
+		}
+	}
+}
+
+func TestSubpath(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(v.Mountpoint, "a/b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc", filepath.Join(v.Mountpoint, "link")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "vol", Subpath: "a/b"}})
+	if err != nil || got[0].Source != filepath.Join(v.Mountpoint, "a/b") {
+		t.Errorf("%+v %v", got, err)
+	}
+	if err := os.Symlink("a", filepath.Join(v.Mountpoint, "inside")); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{"link", "inside/b", "absent"} {
+		if _, err := s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "vol", Subpath: p}}); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", p, err)
+		}
+	}
+}
+
+// A volume that another container refers to is filled in place, so that who has it mounted sees the files.
+func TestPopulateShared(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Hold(c1, "vol")
+	s.Hold(c2, "vol")
+	before, err := os.Stat(v.Mountpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := t.TempDir()
+	if err := errors.Join(os.Chmod(src, 0o751), os.WriteFile(filepath.Join(src, "f"), []byte("x"), 0o640), unix.Setxattr(filepath.Join(src, "f"), "user.k", []byte("v"), 0),
+		os.MkdirAll(filepath.Join(src, "d/e"), 0o700), unix.Mkfifo(filepath.Join(src, "pipe"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	sparse, err := os.Create(filepath.Join(src, "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sparse.WriteAt([]byte("end"), 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := sparse.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d, err := os.Open(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := s.Populate(ctx, c1, "vol", d); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(v.Mountpoint)
+	if err != nil || !os.SameFile(before, after) || after.Mode().Perm() != 0o751 {
+		t.Errorf("directory was replaced or has mode %v: %v", after.Mode(), err)
+	}
+	var x [8]byte
+	if n, err := unix.Getxattr(filepath.Join(v.Mountpoint, "f"), "user.k", x[:]); err != nil || string(x[:n]) != "v" {
+		t.Errorf("xattr %q %v", x[:max(n, 0)], err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(v.Mountpoint, "sparse"), &st); err != nil || st.Size != 8<<20+3 || st.Blocks > 64 {
+		t.Errorf("sparse file has %d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	if fi, err := os.Lstat(filepath.Join(v.Mountpoint, "pipe")); err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
+		t.Errorf("pipe %v", err)
+	}
+}
