@@ -51,7 +51,7 @@ func prepareWorld(t testing.TB, flags ...string) *world {
 	n := worlds.Add(1)
 	w := &world{t: t, dir: dir, sock: filepath.Join(dir, "s"), bridge: fmt.Sprintf("plye2e%d", n), log: filepath.Join(dir, "plyd.log"), baseline: mounts(t)}
 	w.flags = append([]string{"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "-H", "unix://" + w.sock,
-		"--pidfile", filepath.Join(dir, "pid"), "--bridge", w.bridge, "--config-file", filepath.Join(dir, "daemon.json"), "--debug"}, flags...)
+		"--pidfile", filepath.Join(dir, "pid"), "--bridge", w.bridge, "--config-file", filepath.Join(dir, "daemon.json")}, flags...)
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
