@@ -19,3 +19,13 @@ func open(t *testing.T, root string) layer.Driver {
 }
 
 func TestDriver(t *testing.T) { layertest.Run(t, open) }
+
+func BenchmarkDriver(b *testing.B) {
+	layertest.RunBenchmarks(b, func(b *testing.B, root string) layer.Driver {
+		d, err := vfs.Open(durable.OS, root, vfs.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return d
+	})
+}
