@@ -29,3 +29,9 @@ func BenchmarkDriver(b *testing.B) {
 		return d
 	})
 }
+
+func TestFaults(t *testing.T) {
+	layertest.RunFaults(t, func(fsys durable.FS, root string) (layer.Driver, error) {
+		return vfs.Open(fsys, root, vfs.Options{})
+	})
+}
