@@ -3,15 +3,21 @@ package archive_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
+	"ply/internal/transfer"
 	"ply/internal/transfer/archive"
 )
 
@@ -235,5 +241,52 @@ func TestSaveMixesForms(t *testing.T) {
 		if d.image(t, ref).ID != s.image(t, ref).ID {
 			t.Error(ref)
 		}
+	}
+}
+
+// A compressed form that rots is found, not written out as good, and does not stand in the way for long.
+func TestSaveFindsRot(t *testing.T) {
+	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
+	id, manifest, _ := pulled(t, s, "app:1", false)
+	raw, err := s.Store.Blobs.Bytes(manifest, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := oci.DecodeManifest(raw, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := filepath.Join(s.Store.Root, "blobs", "sha256", m.Layers[0].Digest.Hex())
+	b, err := os.ReadFile(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 4
+	if err := os.WriteFile(p, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Save(t.Context(), []string{"app:1"}, transfer.SaveOptions{}, io.Discard); !errors.Is(err, errs.DataLoss) {
+		t.Errorf("err %v", err)
+	}
+	d.load(t, s.save(t, "", "app:1"))
+	if img := d.image(t, "app:1"); img.ID != id || img.Manifest == nil || img.Manifest.Digest != manifest {
+		t.Errorf("%+v", img)
+	}
+}
+
+// TestReserve: nothing is written into the last free space.
+func TestReserve(t *testing.T) {
+	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{Limits: archive.Limits{Reserve: 1 << 60}})
+	big := imagetest.Tar(t, "x", strings.Repeat("x", 40<<20))
+	s.Image(imagetest.Spec{Name: "big", Layers: [][]byte{big}})
+	before := everything(t, d)
+	if _, err := d.tryLoad(t, s.save(t, "", "big"), transfer.LoadOptions{}); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("load: %v", err)
+	}
+	if _, err := d.Import(t.Context(), transfer.ImportOptions{Source: bytes.NewReader(big)}, transfer.Discard); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("import: %v", err)
+	}
+	if diff := cmp.Diff(before, everything(t, d)); diff != "" {
+		t.Errorf("left behind:\n%s", diff)
 	}
 }

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/image/change"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 )
 
@@ -45,11 +47,13 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 			err = errors.Join(err, rerr)
 		}
 	}()
-	diff, err := a.importLayer(ctx, lease.Layer, opts.Source, progress)
+	diff, err := a.importLayer(ctx, lease, opts.Source, progress)
+	if diff != "" {
+		chain = oci.Chain{diff}
+	}
 	if err != nil {
 		return "", fmt.Errorf("import: %w", err)
 	}
-	chain = oci.Chain{diff}
 	now := time.Now().UTC()
 	id, err = a.images.Create(ctx, lease, image.CreateOptions{
 		Config: oci.Config{
@@ -70,7 +74,7 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 }
 
 // importLayer stores the stream as a layer at the bottom of a stack.
-func (a *Archive) importLayer(ctx context.Context, hold func(oci.Chain) error, r io.Reader, progress transfer.Sink) (oci.DiffID, error) {
+func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Reader, progress transfer.Sink) (oci.DiffID, error) {
 	if r == nil {
 		return "", errs.New(errs.Invalid, "no source")
 	}
@@ -85,7 +89,9 @@ func (a *Archive) importLayer(ctx context.Context, hold func(oci.Chain) error, r
 		return "", err
 	}
 	guard := newGuard(a.st.Root, a.opts.Limits.Reserve)
-	n, err := io.CopyBuffer(struct{ io.Writer }{guard.writer(w)}, io.LimitReader(zr, a.opts.Limits.Layer+1), make([]byte, 256<<10))
+	hash := sha256.New()
+	to := io.MultiWriter(guard.writer(w), hash)
+	n, err := io.CopyBuffer(struct{ io.Writer }{to}, io.LimitReader(zr, a.opts.Limits.Layer+1), make([]byte, 256<<10))
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
@@ -99,18 +105,15 @@ func (a *Archive) importLayer(ctx context.Context, hold func(oci.Chain) error, r
 	if err != nil {
 		return "", errors.Join(err, w.Abort())
 	}
-	info, err := w.Commit(ctx, nil, "")
+	diff := oci.DiffID(oci.DigestOfHash(hash))
+	if err := lease.Layer(oci.Chain{diff}); err != nil {
+		return "", errors.Join(err, w.Abort())
+	}
+	info, err := w.Commit(ctx, nil, diff)
 	if err != nil {
 		return "", errors.Join(err, w.Abort())
 	}
-	if err := hold(oci.Chain{info.DiffID}); err != nil {
-		return "", err
-	}
-	// Held only now, because only now it has a name: a collection may have taken what was there before.
-	if _, err := a.st.Layers.Stat(ctx, oci.Chain{info.DiffID}); err != nil {
-		return "", errs.New(errs.Unavailable, "the layer was removed while it was imported: %w", err).WithHint("Import it again.")
-	}
-	return info.DiffID, a.st.RecordLayer(info, nil)
+	return diff, a.st.RecordLayer(info, nil)
 }
 
 func importing(to transfer.Sink) transfer.Sink {

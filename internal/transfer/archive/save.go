@@ -299,7 +299,9 @@ func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf
 	case err != nil:
 		return fmt.Errorf("layer %s: %w", l.diffID.Short(), err)
 	case !l.plain && oci.DigestOfHash(hash) != l.desc.Digest:
-		return errs.New(errs.DataLoss, "layer %s: damaged on disk", l.diffID.Short()).WithHint("Pull or load the image again.")
+		// The compressed form is a cache: without it the next save takes the layer itself.
+		return errors.Join(errs.New(errs.DataLoss, "layer %s: its compressed form is damaged on disk and was dropped", l.diffID.Short()).
+			WithHint("Save again."), a.st.Blobs.Remove(l.desc.Digest))
 	}
 	return nil
 }
