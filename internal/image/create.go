@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"regexp"
 	"slices"
 	"time"
@@ -88,7 +89,7 @@ func (s *Service) prepare(ctx context.Context, lease *store.Lease, o PutOptions)
 		r.Names[i] = nameKey(n)
 	}
 	if r.infos, err = s.checkLayers(ctx, r.chain); err != nil {
-		return r, errs.New(errs.Precondition, "image %s: %w", r.id.Short(), err)
+		return r, fmt.Errorf("image %s: %w", r.id.Short(), err)
 	}
 	return r, nil
 }
@@ -138,7 +139,7 @@ func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) 
 	d := o.Manifest
 	raw, err := s.st.Blobs.Bytes(d.Digest, oci.MaxManifest)
 	if err != nil {
-		return errs.New(errs.Precondition, "image %s: manifest: %w", id.Short(), err)
+		return errs.New(errs.Precondition, "image %s: manifest: %v", id.Short(), err)
 	}
 	m, err := oci.DecodeManifest(raw, d.MediaType)
 	if err != nil {
@@ -165,7 +166,7 @@ func (s *Service) checkIndex(id oci.ImageID, o *PutOptions) error {
 	}
 	raw, err := s.st.Blobs.Bytes(o.Index.Digest, oci.MaxManifest)
 	if err != nil {
-		return errs.New(errs.Precondition, "image %s: index: %w", id.Short(), err)
+		return errs.New(errs.Precondition, "image %s: index: %v", id.Short(), err)
 	}
 	index, err := oci.DecodeIndex(raw, o.Index.MediaType)
 	if err != nil {
@@ -184,8 +185,11 @@ func (s *Service) checkLayers(ctx context.Context, chain oci.Chain) ([]layer.Inf
 	infos := make([]layer.Info, len(chain))
 	for i := range chain {
 		info, err := s.st.Layers.Stat(ctx, chain[:i+1])
+		if errors.Is(err, errs.NotFound) {
+			return nil, errs.New(errs.Precondition, "layer %s (%d of %d): %v", chain[i].Short(), i+1, len(chain), err)
+		}
 		if err != nil {
-			return nil, errs.New(errs.Precondition, "layer %s (%d of %d): %w", chain[i].Short(), i+1, len(chain), err)
+			return nil, fmt.Errorf("layer %s (%d of %d): %w", chain[i].Short(), i+1, len(chain), err)
 		}
 		infos[i] = info
 	}

@@ -3,8 +3,10 @@ package image
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
+	"ply/internal/errs"
 	"ply/internal/oci"
 )
 
@@ -37,6 +39,9 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 			continue
 		}
 		img.Config, img.Raw, err = s.config(id)
+		if errors.Is(err, errs.NotFound) {
+			continue // removed since the picture was taken
+		}
 		if err != nil {
 			s.opts.Log.Warn("damaged image", "image", string(id), "err", err)
 		}

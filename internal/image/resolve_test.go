@@ -104,8 +104,10 @@ func TestDamagedConfig(t *testing.T) {
 	id := f.Image(imagetest.Spec{Name: "bad", Layers: [][]byte{imagetest.Tar(t, "a", "b")}})
 	f.Image(imagetest.Spec{Name: "good", Hours: 1})
 	flipBlob(t, f, oci.Digest(id))
-	if _, err := f.Images.Get(t.Context(), "bad"); !errors.Is(err, errs.DataLoss) {
-		t.Errorf("Get: %v", err)
+	for range 2 { // the first finding puts the blob out of the way: a missing config is no missing image
+		if _, err := f.Images.Get(t.Context(), "bad"); !errors.Is(err, errs.DataLoss) || errors.Is(err, errs.NotFound) {
+			t.Errorf("Get: %v", err)
+		}
 	}
 	list, err := f.Images.List(t.Context(), image.ListOptions{})
 	if err != nil || len(list) != 2 {

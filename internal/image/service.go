@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"slices"
 	"strings"
@@ -51,7 +52,7 @@ func (s *Service) Publish(action string, id oci.ImageID, name string) {
 		return
 	}
 	cfg, _, err := s.config(id)
-	if err != nil {
+	if err != nil && !errors.Is(err, errs.NotFound) {
 		s.opts.Log.Warn("event without labels", "image", string(id), "action", action, "err", err)
 	}
 	s.publish(action, id, name, cfg.Config.Labels)
@@ -80,19 +81,30 @@ func (s *Service) users(id oci.ImageID) []string {
 	return s.opts.InUse(id)
 }
 
-// config reads and verifies an image's config.
+// config reads and verifies an image's config. errs.NotFound when the image itself was removed meanwhile.
 func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
 	raw, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig)
-	if err != nil {
-		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %w", id.Short(), err).
-			WithHint("Pull or load the image again, or remove it.")
+	if errors.Is(err, errs.NotFound) && s.gone(id) {
+		return oci.Config{}, nil, notFound(string(id))
 	}
-	cfg, err := oci.DecodeConfig(raw)
+	var cfg *oci.Config
+	if err == nil {
+		cfg, err = oci.DecodeConfig(raw)
+	}
 	if err != nil {
-		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %w", id.Short(), err).
+		// Not wrapped: a blob that is missing is no missing image.
+		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %v", id.Short(), err).
 			WithHint("Pull or load the image again, or remove it.")
 	}
 	return *cfg, raw, nil
+}
+
+func (s *Service) gone(id oci.ImageID) (gone bool) {
+	err := s.st.Meta.View(func(tx *meta.Tx) error {
+		gone = !tx.Images.Has(id)
+		return nil
+	})
+	return err == nil && gone
 }
 
 // catalog is a consistent picture of the records of all images.
@@ -249,6 +261,9 @@ func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
 		return nil, err
 	}
 	img.Config, img.Raw, err = s.config(img.ID)
+	if errors.Is(err, errs.NotFound) {
+		return nil, notFound(ref)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -219,7 +219,7 @@ func (a *Archive) planPlain(ctx context.Context, e *export, forms map[oci.DiffID
 		chain := e.img.Chain[:n+1]
 		info, err := a.st.Layers.Stat(ctx, chain)
 		if err != nil {
-			return errs.New(errs.DataLoss, "image %s: layer %s: %w", e.img.ID.Short(), d.Short(), err).
+			return errs.New(errs.DataLoss, "image %s: layer %s: %v", e.img.ID.Short(), d.Short(), err).
 				WithHint("Pull or load the image again.")
 		}
 		f := forms[d]

@@ -285,7 +285,7 @@ func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf
 		r, err = a.st.Blobs.Open(l.desc.Digest)
 	}
 	if err != nil {
-		return errs.New(errs.DataLoss, "layer %s: %w", l.diffID.Short(), err).WithHint("Pull or load the image again.")
+		return errs.New(errs.DataLoss, "layer %s: %v", l.diffID.Short(), err).WithHint("Pull or load the image again.")
 	}
 	defer errs.Close(&err, r)
 	hash := sha256.New()
