@@ -1,0 +1,74 @@
+package e2e
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// drawn reads the code blocks of docs/DISK.md: the data root's paths, then the exec root's.
+func drawn(t *testing.T) (roots [2][]*regexp.Regexp) {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "DISK.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(doc), "```\n")
+	if len(blocks) != 5 {
+		t.Fatalf("docs/DISK.md has %d code fences, want 4", len(blocks)-1)
+	}
+	for i, block := range []string{blocks[1], blocks[3]} {
+		for line := range strings.Lines(block) {
+			path, _, _ := strings.Cut(strings.TrimRight(line, "\n"), "  ")
+			p := regexp.QuoteMeta(path)
+			p = strings.NewReplacer("<hex>", "[0-9a-f]{64}", "<name>", "[a-zA-Z0-9_.-]+", "/…", "(/.*)?").Replace(p)
+			roots[i] = append(roots[i], regexp.MustCompile("^"+p+"$"))
+		}
+	}
+	return roots
+}
+
+func TestDiskDrawing(t *testing.T) {
+	roots := drawn(t)
+	for _, driver := range []string{"erofs", "overlay2", "vfs"} {
+		t.Run(driver, func(t *testing.T) {
+			w := newWorld(t, "--storage-driver", driver)
+			w.busybox()
+			w.ply("run", "-d", "--name", "c1", "-v", "vol:/v", "busybox", "sleep", "100")
+			w.ply("commit", "c1", "x:1")
+			w.ply("run", "--name", "c2", "busybox", "true")
+			for i, root := range []string{"data", "run"} {
+				checkDrawn(t, filepath.Join(w.dir, root), roots[i], driver == "vfs" && i == 0)
+			}
+		})
+	}
+}
+
+func checkDrawn(t *testing.T, root string, patterns []*regexp.Regexp, vfs bool) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		for _, p := range patterns {
+			if p.MatchString(rel) {
+				if d.IsDir() && (filepath.Base(path) == "rootfs" || filepath.Base(path) == "fs" || filepath.Base(path) == "upper") {
+					return fs.SkipDir
+				}
+				return nil
+			}
+		}
+		if d.IsDir() || (vfs && strings.HasPrefix(rel, "layers/")) {
+			return nil // only what holds data is drawn
+		}
+		t.Errorf("%s is not drawn in docs/DISK.md", rel)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
