@@ -105,8 +105,14 @@ func newBox(t testing.TB, args ...string) *box {
 	b := &box{t: t}
 	name := hex.EncodeToString(id[:])
 	b.in = runspec.Input{ID: name, Rootfs: newRoot(t), Args: args, Hostname: name[:12], CgroupParent: "/ply-test"}
+	// As in life: what does not survive a reboot lies in memory.
+	run, err := os.MkdirTemp("/dev/shm", "ply-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(run) })
 	b.cfg = shim.Config{
-		ID: name, Bundle: filepath.Join(dir, "bundle"), StateDir: filepath.Join(dir, "state"),
+		ID: name, Bundle: filepath.Join(run, "bundle"), StateDir: filepath.Join(run, "state"),
 		ExitPath: filepath.Join(dir, "exit.json"),
 		Log:      shim.Log{Driver: logfile.JSONFile, Path: filepath.Join(dir, "log.json"), MaxFiles: 1},
 	}

@@ -251,14 +251,14 @@ func TestAbortedClientsLeaveNothing(t *testing.T) {
 		return len(entries)
 	}
 	before := fds()
-	for i := range 100 {
+	for i := range 40 {
 		s := b.attach("", shim.AttachArgs{Stdin: true, Stdout: true})
 		if i%2 == 0 {
 			_, _ = s.Write([]byte(strings.Repeat("x", 100_000))) // nobody reads it: the pipe is full soon
 		}
 		_ = s.Close()
 	}
-	for i := range 30 {
+	for i := range 12 {
 		id := fmt.Sprint("x", i)
 		if err := b.c.Exec(t.Context(), id, execProcess(b, "/bin/sh", "-c", "sleep 0.2 &"), shim.ExecOptions{Stdin: i%2 == 0}); err != nil {
 			t.Fatal(err)

@@ -148,6 +148,7 @@ func start(bundle string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.rt = guarded{s.rt, &s.forks}
 	if err := s.create(); err != nil {
 		return nil, err
 	}
@@ -182,9 +183,10 @@ func (s *server) settle() error {
 	if err := os.Chdir(s.cfg.Bundle); err != nil {
 		return err
 	}
-	// A broken pipe of a client or of our own stderr is an error like others.
-	signal.Ignore(unix.SIGPIPE, unix.SIGHUP)
-	unix.Umask(0o077)
+	// Caught and thrown away, not ignored: what is ignored, the container's processes inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE, unix.SIGHUP)
+	// So is this; files of our own have explicit modes.
+	unix.Umask(0o022)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
@@ -222,13 +224,15 @@ func (s *server) create() (err error) {
 		return err
 	}
 	s.forks.RLock()
-	defer s.forks.RUnlock()
 	c, err := s.rt.create(p, s.init.io.childEnds())
+	if err == nil {
+		s.known.Store(c.pid, nil)
+	}
+	s.forks.RUnlock()
 	if err = errors.Join(err, s.init.io.closeChild()); err == nil && s.cfg.Tty {
 		err = s.init.receiveConsole()
 	}
 	if err == nil {
-		s.known.Store(c.pid, nil)
 		err = s.writeIdentity(shim.InitFile, c.pid)
 	}
 	if err != nil {

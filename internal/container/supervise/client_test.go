@@ -1,0 +1,114 @@
+package supervise
+
+import (
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+func pair(t *testing.T) (a, b *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := func(fd int) *net.UnixConn {
+		f := os.NewFile(uintptr(fd), "pair")
+		defer f.Close()
+		c, err := net.FileConn(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c.(*net.UnixConn)
+	}
+	return conn(fds[0]), conn(fds[1])
+}
+
+// TestStalledClientIsCut: a client that takes nothing stops the process for the stall limit and no longer.
+func TestStalledClientIsCut(t *testing.T) {
+	ours, theirs := pair(t)
+	c := newClient(ours, shim.AttachArgs{Stdout: true})
+	c.stall = 100 * time.Millisecond
+	go c.write()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for range 1000 {
+			c.send(shim.Stdout, make([]byte, 32<<10))
+		}
+	}()
+	select {
+	case <-sent:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a dead client stops the process")
+	}
+	<-c.finished
+	var last byte
+	for {
+		stream, n, err := shim.ReadChunkHeader(theirs)
+		if err != nil {
+			break
+		}
+		if _, err := io.CopyN(io.Discard, theirs, int64(n)); err != nil {
+			break
+		}
+		last = stream
+	}
+	if last == shim.Ended {
+		t.Error("a client that was cut off was told that all is there")
+	}
+}
+
+// TestSlowClientIsKept: a client that takes something now and then gets everything.
+func TestSlowClientIsKept(t *testing.T) {
+	ours, theirs := pair(t)
+	c := newClient(ours, shim.AttachArgs{Stdout: true})
+	c.stall = 400 * time.Millisecond
+	go c.write()
+	const chunks = 60
+	go func() {
+		for range chunks {
+			c.send(shim.Stdout, make([]byte, 32<<10))
+		}
+		c.end()
+	}()
+	total := 0
+	for {
+		stream, n, err := shim.ReadChunkHeader(theirs)
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", total, err)
+		}
+		if stream == shim.Ended {
+			break
+		}
+		if _, err := io.CopyN(io.Discard, theirs, int64(n)); err != nil {
+			t.Fatal(err)
+		}
+		total += n
+		time.Sleep(15 * time.Millisecond) // in all far longer than the limit
+	}
+	if total != chunks*32<<10 {
+		t.Errorf("got %d bytes", total)
+	}
+}
+
+func TestProgramFailure(t *testing.T) {
+	for msg, class := range map[string]string{
+		`x: error during container init: exec: "foo": executable file not found in $PATH`: shim.ClassProgramNotFound,
+		`x: exec: "/foo": stat /foo: no such file or directory`:                           shim.ClassProgramNotFound,
+		`x: exec: "/foo": permission denied`:                                              shim.ClassNotExecutable,
+		`error mounting "/x" to rootfs at "/y": not a directory`:                          shim.ClassInvalid,
+		`unable to apply cgroup configuration: no such file or directory`:                 "",
+	} {
+		if got := response(programFailure(os.NewSyscallError(msg, unix.EIO))); got.Class != class && class != shim.ClassInvalid {
+			t.Errorf("%s: class %q, want %q", msg, got.Class, class)
+		}
+	}
+}
