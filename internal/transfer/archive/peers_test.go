@@ -42,7 +42,7 @@ func writeFile(t *testing.T, data []byte) string {
 func needs(t *testing.T, program string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
-		t.Skip("needs Debian's " + program + " as the other side")
+		t.Fatalf("needs Debian's %s as the other side", program)
 	}
 }
 
@@ -123,7 +123,7 @@ func dockerd(t *testing.T) []string {
 	needs(t, "dockerd")
 	client := "/usr/bin/docker"
 	if _, err := os.Stat(client); err != nil {
-		t.Skip("needs Debian's docker.io client")
+		t.Fatal("needs Debian's docker.io client")
 	}
 	dir, err := os.MkdirTemp("", "ply-dockerd-") // short: the socket's path is limited
 	if err != nil {
