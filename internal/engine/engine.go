@@ -193,7 +193,7 @@ func (e *Engine) openTransfer() error {
 		return err
 	}
 	e.Registry = registry.New(e.Store, e.Images, registry.Options{
-		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, CertsDirs: e.opts.CertsDirs, ConfigFile: e.opts.ConfigFile,
+		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, AuthRealms: c.AuthRealms, CertsDirs: e.opts.CertsDirs, ConfigFile: e.opts.ConfigFile,
 		MaxConcurrentDownloads: c.MaxConcurrentDownloads, MaxConcurrentUploads: c.MaxConcurrentUploads,
 		DownloadAttempts: c.MaxDownloadAttempts, RetainBlobs: retain, UserAgent: "ply/" + version.Version, Log: e.log,
 	})
@@ -228,9 +228,10 @@ func (e *Engine) Reload(next *config.Config) error {
 	defer e.mu.Unlock()
 	live, restart := config.Reloadable(e.cfg, next)
 	taken := e.cfg.Take(next)
-	if err := e.Registry.Reload(taken.RegistryMirrors, taken.InsecureRegistries); err != nil {
+	if err := e.Registry.Reload(taken.RegistryMirrors, taken.InsecureRegistries, taken.AuthRealms); err != nil {
 		return err
 	}
+	e.Registry.SetLimits(taken.MaxConcurrentDownloads, taken.MaxConcurrentUploads, taken.MaxDownloadAttempts)
 	e.cfg = taken
 	e.log.Info("configuration reloaded", "in-force", live, "needs-restart", restart)
 	e.Events.Publish(events.Event{Type: "daemon", Action: "reload", ID: e.id})

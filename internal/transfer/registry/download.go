@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"syscall"
 	"time"
 
 	"ply/internal/durable"
@@ -39,7 +40,6 @@ type download struct {
 	front    int64    // every byte before it is there
 	recorded int64    // of front, in the partial's record
 	moved    time.Time
-	plain    bool // the registry ignores ranges
 	ended    bool
 	err      error // after ended
 	source   string
@@ -232,7 +232,7 @@ func (d *download) copy(r io.Reader, p *piece, skip int64) error {
 		n, err := r.Read(buf[:room])
 		if n > 0 {
 			if _, err := d.file.WriteAt(buf[:n], pos); err != nil {
-				return errs.New(errs.Internal, "blob %s: write: %w", d.desc.Digest.Short(), err)
+				return errs.New(writeClass(err), "blob %s: write: %w", d.desc.Digest.Short(), err)
 			}
 			if err := d.advance(p, int64(n)); err != nil {
 				return err
@@ -248,6 +248,14 @@ func (d *download) copy(r io.Reader, p *piece, skip int64) error {
 			return errs.New(errs.Unavailable, "blob %s: %s: %w", d.desc.Digest.Short(), d.source, err)
 		}
 	}
+}
+
+// writeClass tells a full disk from everything else that can go wrong while writing.
+func writeClass(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errs.Exhausted
+	}
+	return errs.Internal
 }
 
 // advance moves a piece's end of data, and the front with it.
@@ -287,7 +295,7 @@ func (d *download) pause(ctx context.Context, err error, try int) error {
 	if still > d.c.retry.giveUp {
 		return err
 	}
-	return d.c.retry.wait(ctx, err, try, d.c.opts.DownloadAttempts)
+	return d.c.retry.wait(ctx, err, try, int(d.c.attempts.Load()))
 }
 
 // fetchPlain gets the blob from a registry that ignores ranges: one answer from the start, of which what is there already
@@ -297,7 +305,6 @@ func (d *download) fetchPlain(ctx context.Context) error {
 	d.pieces = []*piece{{d.front, d.desc.Size}}
 	p := d.pieces[0]
 	d.next = d.desc.Size
-	d.plain = true
 	d.mu.Unlock()
 	for try := 1; ; try++ {
 		b, err := d.src.Blob(ctx, d.desc.Digest, 0, -1)

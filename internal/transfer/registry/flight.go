@@ -78,6 +78,12 @@ func (f *flight) run() {
 	if f.c.flights[f.key] == f {
 		delete(f.c.flights, f.key)
 	}
+	if len(f.c.flights) == 0 {
+		for _, ch := range f.c.idle {
+			close(ch)
+		}
+		f.c.idle = nil
+	}
 	f.c.mu.Unlock()
 	if f.parent != nil {
 		f.c.leave(f.parent)
@@ -141,7 +147,7 @@ func (f *flight) form() *meta.LayerBlob {
 // unpack gives a writer that holds the whole tar of the layer, whose compressed bytes were verified. While it works it has the
 // blob to itself; it does not while it waits for layers below, which may need the same blob.
 func (f *flight) unpack() (layer.Writer, error) {
-	release, err := f.c.down.acquire(f.ctx, func() { f.feed.say("Waiting", 0, 0) })
+	release, err := f.c.down.Load().acquire(f.ctx, func() { f.feed.say("Waiting", 0, 0) })
 	if err != nil {
 		return nil, err
 	}
@@ -187,6 +193,8 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 		switch {
 		case err == nil:
 			return w, part.Keep() // settle decides what becomes of it
+		case errors.Is(err, errs.Exhausted):
+			return nil, errors.Join(err, part.Discard()) // give the room back
 		case !errors.Is(err, errs.Invalid) || f.ctx.Err() != nil:
 			return nil, errors.Join(err, part.Keep())
 		}

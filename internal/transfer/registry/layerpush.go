@@ -38,14 +38,18 @@ func (l *layerPush) count(current, total int64) {
 
 // run gets the layer to the target by the cheapest way that works and gives the descriptor of the form it has there.
 func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
-	release, err := l.c.up.acquire(ctx, func() { l.say("Waiting", 0, 0) })
+	release, err := l.c.up.Load().acquire(ctx, func() { l.say("Waiting", 0, 0) })
 	if err != nil {
 		return oci.Descriptor{}, err
 	}
 	defer release()
 	rec, forms := l.forms()
 	for _, f := range forms {
-		if l.has(ctx, f.Digest) {
+		have, err := l.has(ctx, f.Digest)
+		if err != nil {
+			return oci.Descriptor{}, err
+		}
+		if have {
 			l.say("Layer already exists", 0, 0)
 			return f.Descriptor, l.recordBlob(ctx, l.chain, f)
 		}

@@ -41,7 +41,11 @@ func (c *Client) Pull(ctx context.Context, ref oci.Reference, opts transfer.Pull
 		}
 		return err
 	}
-	tags, err := p.src.Tags(ctx)
+	var tags []string
+	err := c.insist(ctx, func() (err error) {
+		tags, err = p.src.Tags(ctx)
+		return err
+	})
 	if err != nil {
 		return pullError(ref.Repository(), err)
 	}
@@ -113,6 +117,7 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	}
 	p.line("Digest: " + string(top))
 	fresh = oldErr != nil || old.ID != got
+	p.c.opts.Log.Info("pulled", "image", ref.Familiar(), "digest", top, "from", m.Source)
 	if fresh {
 		p.c.images.Publish("pull", got, ref.Familiar())
 	}
@@ -127,7 +132,11 @@ func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Leas
 	}
 	top = ref.Digest()
 	if top == "" {
-		if top, err = p.src.Resolve(ctx, ref.Tag()); err != nil && !errors.Is(err, errs.Unimplemented) {
+		err := p.c.insist(ctx, func() (err error) {
+			top, err = p.src.Resolve(ctx, ref.Tag())
+			return err
+		})
+		if err != nil && !errors.Is(err, errs.Unimplemented) {
 			return "", false, pullError(ref, err)
 		}
 		if top == "" {
@@ -203,7 +212,7 @@ func (c *Client) verify(ctx context.Context, chain oci.Chain) error {
 	if time.Since(at) < verifyEvery {
 		return nil
 	}
-	release, err := c.down.acquire(ctx, func() {})
+	release, err := c.down.Load().acquire(ctx, func() {})
 	if err != nil {
 		return err
 	}
@@ -227,7 +236,10 @@ func (c *Client) verify(ctx context.Context, chain oci.Chain) error {
 // manifest fetches what the reference names and, from an index, what is for the wanted platform. Top is the digest that the
 // name itself has.
 func (p *pull) manifest(ctx context.Context, ref oci.Reference) (top oci.Digest, m *remote.Manifest, err error) {
-	m, err = p.src.Manifest(ctx, ref.TagIn())
+	err = p.c.insist(ctx, func() (err error) {
+		m, err = p.src.Manifest(ctx, ref.TagIn())
+		return err
+	})
 	if err != nil {
 		return "", nil, pullError(ref, err)
 	}
@@ -258,7 +270,11 @@ func (p *pull) child(ctx context.Context, d oci.Descriptor) (*remote.Manifest, e
 			return &remote.Manifest{Descriptor: oci.Descriptor{MediaType: mediaType, Digest: d.Digest, Size: int64(len(data))}, Data: data}, nil
 		}
 	}
-	m, err := p.src.Manifest(ctx, string(d.Digest))
+	var m *remote.Manifest
+	err := p.c.insist(ctx, func() (err error) {
+		m, err = p.src.Manifest(ctx, string(d.Digest))
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -331,16 +347,23 @@ func (c *Client) small(ctx context.Context, src *remote.Session, d oci.Descripto
 	if data, err := c.st.Blobs.Bytes(d.Digest, limit); err == nil {
 		return data, nil
 	}
+	var data []byte
+	err := c.insist(ctx, func() (err error) {
+		data, err = src.Bytes(ctx, d, limit)
+		return err
+	})
+	return data, err
+}
+
+// insist does a small request again while the registry is busy or drops it. Where nobody answers at all it gives up at once.
+func (c *Client) insist(ctx context.Context, do func() error) error {
 	for try := 1; ; try++ {
-		data, err := src.Bytes(ctx, d, limit)
-		if err == nil {
-			return data, nil
+		err := do()
+		if err == nil || ctx.Err() != nil || !remote.Temporary(err) || remote.Unreachable(err) {
+			return err
 		}
-		if !remote.Temporary(err) || ctx.Err() != nil {
-			return nil, err
-		}
-		if err := c.retry.wait(ctx, err, try, c.opts.DownloadAttempts); err != nil {
-			return nil, err
+		if err := c.retry.wait(ctx, err, try, int(c.attempts.Load())); err != nil {
+			return err
 		}
 	}
 }

@@ -178,7 +178,7 @@ func TestPullErrors(t *testing.T) {
 	_, err = w.pull(registrytest.FreeAddr(t)+"/none", transfer.PullOptions{})
 	wantClass(t, err, errs.Unavailable, "connection refused")
 	_, err = w.pull("nowhere.invalid/none", transfer.PullOptions{})
-	wantClass(t, err, errs.Unavailable, "lookup nowhere.invalid: no such host")
+	wantClass(t, err, errs.Unavailable, "lookup nowhere.invalid", "no such host")
 }
 
 // TestPullHostile: a registry that serves what is not what it says. Nothing must be visible afterwards.

@@ -205,10 +205,10 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 // config sends the config's exact bytes.
 func (p *push) config(ctx context.Context, img *image.Image) error {
 	d := oci.Digest(img.ID)
-	if p.has(ctx, d) {
-		return nil
+	if have, err := p.has(ctx, d); have || err != nil {
+		return err
 	}
-	return p.retry(ctx, func() error {
+	return p.c.insist(ctx, func() error {
 		up, _, err := p.dst.StartUpload(ctx, "", oci.Reference{})
 		if err != nil {
 			return err
@@ -217,30 +217,24 @@ func (p *push) config(ctx context.Context, img *image.Image) error {
 	})
 }
 
-// has asks the target for a blob. An answer that is neither yes nor no counts as no: sending again is right, if slow.
-func (p *push) has(ctx context.Context, d oci.Digest) bool {
-	found := false
-	err := p.retry(ctx, func() error {
+// has asks the target for a blob. An answer that is neither yes nor no counts as no: sending again is right, if slow. An error is one
+// that sending would meet too.
+func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
+	err := p.c.insist(ctx, func() error {
 		_, err := p.dst.HasBlob(ctx, d)
-		found = err == nil
 		return err
 	})
-	if err != nil && !errors.Is(err, errs.NotFound) {
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case remote.Unreachable(err), errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Precondition):
+		return false, err
+	case !errors.Is(err, errs.NotFound):
 		p.c.opts.Log.Debug("blob not found by HEAD", "blob", d, "err", err)
 	}
-	return found
-}
-
-func (p *push) retry(ctx context.Context, do func() error) error {
-	for try := 1; ; try++ {
-		err := do()
-		if err == nil || !remote.Temporary(err) || ctx.Err() != nil {
-			return err
-		}
-		if err := p.c.retry.wait(ctx, err, try, p.c.opts.DownloadAttempts); err != nil {
-			return err
-		}
-	}
+	return false, nil
 }
 
 // manifest sends the exact manifest when every layer is what it says, else one made of what was sent. A registry that refuses
@@ -262,7 +256,7 @@ func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image
 			p.line(fmt.Sprintf("A layer had to be compressed anew, so the manifest differs from the one pulled, %s.", exact.Digest))
 		}
 	}
-	err := p.retry(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	err := p.c.insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
 	if refusesType(err) && oci.FormatOf(mediaType) == oci.FormatOCI {
 		docker, dockerType, convErr := makeManifest(oci.FormatDocker, img, descs)
 		if convErr != nil {
@@ -270,7 +264,7 @@ func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image
 		}
 		p.c.opts.Log.Info("registry refuses OCI manifests, docker's is sent", "image", ref.Familiar(), "err", err)
 		data, mediaType = docker, dockerType
-		err = p.retry(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+		err = p.c.insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
 	}
 	return oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}, p.keep(err, data)
 }

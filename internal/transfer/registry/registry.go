@@ -17,6 +17,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ply/internal/errs"
@@ -102,7 +103,8 @@ type Client struct {
 	remote *remote.Client
 	retry  retryPolicy
 
-	down, up *limiter
+	down, up atomic.Pointer[limiter]
+	attempts atomic.Int64      // in a row without progress
 	locks    keyed[oci.Digest] // held while a blob's bytes come in
 
 	// mu guards flights and their counts. It is taken after no other lock.
@@ -112,13 +114,17 @@ type Client struct {
 	damaged  map[oci.ChainID]bool // found by verify; the next pull brings them anew
 	used     map[oci.Digest]time.Time
 
+	idle     []chan struct{} // closed when no flight is left
+	closing  chan struct{}   // closed by Close
+	settling sync.Mutex      // one compressed layer is made durable at a time
+
 	work sync.WaitGroup // flights and what they do after their pull is done
 }
 
 // New makes a client. The caller calls Close before it closes the store.
 func New(st *store.Store, images Images, opts Options) *Client {
 	opts.setDefaults()
-	return &Client{
+	c := &Client{
 		st:     st,
 		images: images,
 		opts:   opts,
@@ -128,18 +134,37 @@ func New(st *store.Store, images Images, opts Options) *Client {
 			UserAgent: opts.UserAgent, Log: opts.Log, Dial: opts.Dial, Lookup: opts.Lookup,
 		}),
 		retry:    retryPolicy{base: 250 * time.Millisecond, max: 15 * time.Second, giveUp: 2 * time.Minute, maxAfter: 2 * time.Minute},
-		down:     newLimiter(opts.MaxConcurrentDownloads),
-		up:       newLimiter(opts.MaxConcurrentUploads),
 		flights:  map[flightKey]*flight{},
 		verified: map[oci.ChainID]time.Time{},
 		damaged:  map[oci.ChainID]bool{},
 		used:     map[oci.Digest]time.Time{},
+		closing:  make(chan struct{}),
 	}
+	c.down.Store(newLimiter(opts.MaxConcurrentDownloads))
+	c.up.Store(newLimiter(opts.MaxConcurrentUploads))
+	c.attempts.Store(int64(opts.DownloadAttempts))
+	return c
 }
 
-// Reload puts a new list of mirrors and insecure registries in force; operations under way keep the old one.
+// Reload puts new lists of mirrors, insecure registries and token servers in force; operations under way keep the old ones.
 // errs.Invalid when an entry cannot be understood, and then nothing changes.
-func (c *Client) Reload(mirrors, insecure []string) error { return c.remote.Reload(mirrors, insecure) }
+func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
+	return c.remote.Reload(mirrors, insecure, authRealms)
+}
+
+// SetLimits puts new values of MaxConcurrentDownloads, MaxConcurrentUploads and DownloadAttempts in force; 0 means the default.
+// Transfers under way count against the old limits.
+func (c *Client) SetLimits(downloads, uploads, attempts int) {
+	o := Options{MaxConcurrentDownloads: downloads, MaxConcurrentUploads: uploads, DownloadAttempts: attempts}
+	o.setDefaults()
+	if o.MaxConcurrentDownloads != cap(c.down.Load().slots) {
+		c.down.Store(newLimiter(o.MaxConcurrentDownloads))
+	}
+	if o.MaxConcurrentUploads != cap(c.up.Load().slots) {
+		c.up.Store(newLimiter(o.MaxConcurrentUploads))
+	}
+	c.attempts.Store(int64(o.DownloadAttempts))
+}
 
 // CheckRetain parses the value of the retain-blobs setting.
 func CheckRetain(s string) (Retain, error) {
@@ -150,9 +175,14 @@ func CheckRetain(s string) (Retain, error) {
 	return "", errs.New(errs.Invalid, "retain-blobs %q: unknown", s).WithHint("Use auto, always or never.")
 }
 
-// Close waits for work that goes on after its pull, such as keeping a compressed layer.
+// Close ends what is under way, as far as it can be taken up again, and waits for it.
 func (c *Client) Close() error {
 	c.mu.Lock()
+	select {
+	case <-c.closing:
+	default:
+		close(c.closing)
+	}
 	for _, f := range c.flights {
 		f.cancel(errs.New(errs.Unavailable, "the engine is stopping"))
 	}

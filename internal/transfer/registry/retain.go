@@ -14,6 +14,11 @@ import (
 // settle decides what becomes of a compressed layer that was unpacked: kept as a blob, or dropped. It runs behind the pull's back;
 // what goes wrong costs a cache entry.
 func (c *Client) settle(desc oci.Descriptor) {
+	if !c.awaitIdle() {
+		return // the next pull that wants it finds it whole
+	}
+	c.settling.Lock()
+	defer c.settling.Unlock()
 	unlock, err := c.locks.lock(context.Background(), desc.Digest)
 	if err != nil {
 		return
@@ -38,6 +43,31 @@ func (c *Client) settle(desc oci.Descriptor) {
 	}
 	c.evict()
 }
+
+// awaitIdle waits until no layer is on its way, so that making a cache durable takes no disk from a pull; not for ever. It
+// reports false when the client closes.
+func (c *Client) awaitIdle() bool {
+	c.mu.Lock()
+	idle := make(chan struct{})
+	if len(c.flights) == 0 {
+		close(idle)
+	} else {
+		c.idle = append(c.idle, idle)
+	}
+	c.mu.Unlock()
+	t := time.NewTimer(maxSettleWait)
+	defer t.Stop()
+	select {
+	case <-c.closing:
+		return false
+	case <-idle:
+	case <-t.C:
+	}
+	return true
+}
+
+// maxSettleWait is how long a busy engine puts off what becomes of a compressed layer.
+const maxSettleWait = time.Minute
 
 // keeps tells whether a compressed layer of some size is kept at all.
 func (c *Client) keeps(size int64) bool {

@@ -34,7 +34,7 @@ func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob
 		if u.srcErr != nil {
 			err = u.srcErr
 		}
-		if !remote.Temporary(err) {
+		if !remote.Temporary(err) || u.up == nil && remote.Unreachable(err) {
 			u.giveUp(ctx)
 			return err
 		}
@@ -42,7 +42,7 @@ func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob
 			try = 0
 		}
 		try++
-		if err := l.c.retry.wait(ctx, err, try, l.c.opts.DownloadAttempts); err != nil {
+		if err := l.c.retry.wait(ctx, err, try, int(l.c.attempts.Load())); err != nil {
 			return err
 		}
 	}

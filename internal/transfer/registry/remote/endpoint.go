@@ -15,6 +15,7 @@ type policy struct {
 	mirrors []*endpoint
 	hosts   map[string]bool // may be insecure
 	nets    []netip.Prefix  // may be insecure
+	realms  []string        // token servers that any registry may name
 }
 
 // endpoint is one base below which /v2/ is found.

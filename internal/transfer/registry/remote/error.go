@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -99,6 +101,13 @@ func Temporary(err error) bool {
 		return e.Class == errs.Unavailable
 	}
 	return true
+}
+
+// Unreachable reports whether nobody answers at the registry's address at all: asking again at once would only make people wait.
+func Unreachable(err error) bool {
+	var dns *net.DNSError
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
+		errors.As(err, &dns) && dns.IsNotFound
 }
 
 // RetryAfter is what the registry asked for; 0 = nothing.

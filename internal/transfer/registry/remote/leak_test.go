@@ -364,7 +364,7 @@ func TestPlainHTTPHint(t *testing.T) {
 
 	// Reloading does it, by name and by network; a name that leaves its network is fenced off.
 	for _, insecure := range []string{"plain.example.test:5000", "203.0.113.0/24"} {
-		if err := s.client.Reload(nil, []string{insecure}); err != nil {
+		if err := s.client.Reload(nil, []string{insecure}, nil); err != nil {
 			t.Fatal(err)
 		}
 		_, err = s.client.Session(ref, Pull, s.cred).Manifest(t.Context(), "1")
@@ -372,13 +372,13 @@ func TestPlainHTTPHint(t *testing.T) {
 			t.Errorf("insecure %s: %v", insecure, err)
 		}
 	}
-	if err := s.client.Reload(nil, []string{"198.51.100.0/24"}); err != nil {
+	if err := s.client.Reload(nil, []string{"198.51.100.0/24"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = s.client.Session(ref, Pull, s.cred).Manifest(t.Context(), "1"); err == nil || !strings.Contains(err.Error(), "HTTP response to HTTPS client") {
 		t.Errorf("network of others: %v", err)
 	}
-	if err := s.client.Reload([]string{"nonsense"}, nil); err == nil {
+	if err := s.client.Reload([]string{"nonsense"}, nil, nil); err == nil {
 		t.Error("a mirror that is no URL was taken")
 	}
 }

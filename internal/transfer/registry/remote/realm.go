@@ -43,7 +43,10 @@ func (c *Client) checkRealm(registry *url.URL, realm string) (u *url.URL, same b
 }
 
 func (c *Client) allowedRealm(u *url.URL) bool {
-	for _, a := range c.opts.AuthRealms {
+	c.mu.Lock()
+	realms := c.policy.realms
+	c.mu.Unlock()
+	for _, a := range realms {
 		if strings.EqualFold(a, u.Host) || strings.EqualFold(a, u.Hostname()) {
 			return true
 		}

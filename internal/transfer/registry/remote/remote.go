@@ -90,18 +90,20 @@ func New(opts Options) *Client {
 	if err != nil {
 		opts.Log.Warn("registry configuration: entries left out", "err", err)
 	}
+	p.realms = opts.AuthRealms
 	c.policy = p
 	return c
 }
 
-// Reload swaps mirrors and insecure registries; errs.Invalid when an entry cannot be understood, and then nothing changes.
-func (c *Client) Reload(mirrors, insecure []string) error {
+// Reload swaps mirrors, insecure registries and token servers; errs.Invalid when an entry cannot be understood, and then nothing changes.
+func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
 	p, err := parsePolicy(mirrors, insecure)
 	if err != nil {
 		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	p.realms = authRealms
 	c.policy = p
 	clear(c.bad)
 	clear(c.schemes)

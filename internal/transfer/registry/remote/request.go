@@ -260,7 +260,7 @@ func (c *Client) transportError(ep *resolved, req *http.Request, err error) erro
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
-		return errs.New(errs.Unavailable, "%s %q: dial tcp: lookup %s: no such host", method, redact(req.URL), clip(dns.Name)).
+		return errs.New(errs.Unavailable, "%s %q: dial tcp: %w", method, redact(req.URL), dns).
 			WithHint("Check the registry's name and the machine's DNS.")
 	}
 	return e
