@@ -55,6 +55,7 @@ func setup(env *testscript.Env, driver string) error {
 	w.startPlyd()
 	env.Values[worldKey{}] = w
 	env.Vars = append(env.Vars, w.clientEnv()...)
+	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH"))
 	env.Vars = append(env.Vars, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
 	return nil
 }
