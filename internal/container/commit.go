@@ -203,7 +203,7 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 
 // hold freezes a running container; thaw lets it go on, unless somebody else has done so.
 func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
-	if err := c.acquire(ctx); err != nil {
+	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer c.release()

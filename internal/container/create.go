@@ -283,6 +283,12 @@ func (s *Service) resolveShared(c *ctr, spec *Spec) error {
 	if spec.NetworkMode == "" || spec.NetworkMode == "default" {
 		spec.NetworkMode = "bridge"
 	}
+	if spec.IpcMode == "" {
+		spec.IpcMode = s.opts.IpcMode
+	}
+	if spec.CgroupnsMode == "" && !spec.Privileged {
+		spec.CgroupnsMode = s.opts.CgroupnsMode
+	}
 	if spec.NetworkDisabled {
 		spec.NetworkMode = "none"
 	}

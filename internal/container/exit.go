@@ -60,7 +60,7 @@ func (s *Service) settle(c *ctr, l *life, exit Exit) {
 		return
 	}
 	again, wait := c.decide(l, exit)
-	auto := c.rec.Spec.AutoRemove
+	auto := c.rec.Spec.AutoRemove && !l.keep
 	c.mu.Unlock()
 	l.end()
 	s.releaseRun(ctx, c, l)

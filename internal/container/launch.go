@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -110,12 +111,17 @@ func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	if s.opts.NoNewPrivs && !slices.ContainsFunc(in.SecurityOpt, isNoNewPrivs) {
 		in.SecurityOpt = append(in.SecurityOpt, "no-new-privileges")
 	}
+	if s.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(in.SecurityOpt, isSeccomp) {
+		in.SecurityOpt = append(in.SecurityOpt, s.seccomp)
+	}
 	in.Mounts = userMounts(p.mounts)
 	return in, nil
 }
 
-func isNoNewPrivs(o string) bool {
-	return len(o) >= len("no-new-privileges") && o[:len("no-new-privileges")] == "no-new-privileges"
+func isNoNewPrivs(o string) bool { return strings.HasPrefix(o, "no-new-privileges") }
+
+func isSeccomp(o string) bool {
+	return strings.HasPrefix(o, "seccomp=") || strings.HasPrefix(o, "seccomp:")
 }
 
 // ulimits gives the container's limits over the daemon's defaults.

@@ -31,7 +31,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.acquire(ctx); err != nil {
+	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.release()
@@ -72,7 +72,7 @@ func (s *Service) Update(ctx context.Context, ref string, r Resources, policy *R
 	if err != nil {
 		return nil, err
 	}
-	if err := c.acquire(ctx); err != nil {
+	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer c.release()

@@ -72,6 +72,7 @@ type life struct {
 	ctx    context.Context // ends with the run
 	end    context.CancelFunc
 	manual bool // stop, kill or restart was asked for
+	keep   bool // its end does not remove the container: it is being restarted
 }
 
 func (s *Service) newCtr(id oci.ContainerID) *ctr {
@@ -96,6 +97,21 @@ func (s *Service) load(id oci.ContainerID, raw json.RawMessage) (*ctr, error) {
 		return nil, errs.New(errs.DataLoss, "container %s: record: %w", id.Short(), err)
 	}
 	return c, nil
+}
+
+// lock takes the life-cycle slot of a container that is not removed; release gives it back.
+func (c *ctr) lock(ctx context.Context) error {
+	if err := c.acquire(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	gone := c.gone
+	c.mu.Unlock()
+	if gone {
+		c.release()
+		return errs.New(errs.NotFound, "No such container: %s", c.id)
+	}
+	return nil
 }
 
 // acquire takes the life-cycle slot.
@@ -158,13 +174,18 @@ func (c *ctr) resolvPath() string  { return filepath.Join(c.dir, "resolv.conf") 
 func (c *ctr) logFile() string     { return filepath.Join(c.dir, string(c.id)+"-json.log") }
 func (c *ctr) writableDir() string { return filepath.Join(c.dir, "rw") }
 
-// save makes the record as it is now durable. Writes of one container are ordered, so the last state wins.
-func (s *Service) save(c *ctr) error {
+// save makes the record as it is now durable, with what edit changes in the written copy only. Writes of one
+// container are ordered, so the last state wins.
+func (s *Service) save(c *ctr, edit ...func(*record)) error {
 	c.saveMu.Lock()
 	defer c.saveMu.Unlock()
 	c.mu.Lock()
 	gone := c.gone
-	raw, err := json.Marshal(&c.rec)
+	copied := c.rec
+	for _, f := range edit {
+		f(&copied)
+	}
+	raw, err := json.Marshal(&copied)
 	c.mu.Unlock()
 	if err != nil {
 		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)

@@ -23,15 +23,14 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		return errs.New(errs.Conflict, "cannot remove container %q: %w", "/"+c.name(), e)
 	}
 	for {
-		if err := c.acquire(ctx); err != nil {
+		if err := c.lock(ctx); err != nil {
 			return err
 		}
-		st := c.status()
+		c.mu.Lock()
+		st, alive := c.rec.State.Status, c.life != nil || c.rec.State.Status == StatusRestarting
+		c.mu.Unlock()
 		switch {
-		case st == StatusRemoving:
-			c.release()
-			return errs.New(errs.Conflict, "removal of container %s is already in progress", clip(ref))
-		case !c.isActive():
+		case !alive:
 			err := s.destroy(context.WithoutCancel(ctx), c, volumes)
 			c.release()
 			return err
@@ -47,8 +46,11 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		if err := s.killForRemove(ctx, c); err != nil {
 			return refuse("could not kill container: %w", err)
 		}
-		if c.done.Err() != nil {
-			return nil // --rm was faster
+		if c.done.Err() != nil { // --rm is faster: wait until it is done
+			if err := c.idle(ctx); err != nil && !errors.Is(err, errs.NotFound) {
+				return err
+			}
+			return nil
 		}
 	}
 }

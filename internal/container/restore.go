@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
 	"ply/internal/errs"
@@ -37,12 +38,45 @@ func (s *Service) Restore(ctx context.Context) error {
 	}
 	_ = g.Wait() // each has told of its own
 	s.sweep(ctx)
-	for _, c := range s.all() {
-		if c.due() {
-			s.scheduleRestart(c, 0)
+	s.work.Go(s.startDue)
+	return ctx.Err()
+}
+
+// startsAtOnce bounds how many containers a new engine starts in parallel.
+const startsAtOnce = 4
+
+// startDue starts what the policies ask for: first those that stand alone, then those that join others.
+func (s *Service) startDue() {
+	var joiners []*ctr
+	var g errgroup.Group
+	g.SetLimit(startsAtOnce)
+	start := func(c *ctr) {
+		if c.acquire(s.run) != nil {
+			return
+		}
+		defer c.release()
+		if c.status() != StatusRestarting { // stopped or removed by now
+			return
+		}
+		if err := s.start(context.WithoutCancel(s.run), c); err != nil {
+			s.log.Error("restart failed", "container", c.id, "err", err)
 		}
 	}
-	return ctx.Err()
+	for _, c := range s.all() {
+		due, joins := c.due()
+		if !due {
+			continue
+		}
+		if joins {
+			joiners = append(joiners, c)
+			continue
+		}
+		g.Go(func() error { start(c); return nil })
+	}
+	_ = g.Wait() // each has told of its own
+	for _, c := range joiners {
+		start(c)
+	}
 }
 
 func (s *Service) restore(ctx context.Context, c *ctr) error {
@@ -50,14 +84,15 @@ func (s *Service) restore(ctx context.Context, c *ctr) error {
 		return err
 	}
 	defer c.release()
-	client, err := shim.Connect(c.exec)
-	if err == nil {
+	client, err := s.reconnect(ctx, c)
+	if err != nil {
+		return err
+	}
+	if client != nil {
 		done, err := s.adopt(ctx, c, client)
 		if done || err != nil {
 			return err
 		}
-	} else if !errors.Is(err, errs.NotFound) {
-		s.log.Warn("shim not found again", "container", c.id, "err", err)
 	}
 	c.mu.Lock()
 	st, auto := c.rec.State.Status, c.rec.Spec.AutoRemove
@@ -75,6 +110,41 @@ func (s *Service) restore(ctx context.Context, c *ctr) error {
 		return s.destroy(ctx, c, true)
 	}
 	return nil
+}
+
+// connectTries is how often a shim that lives is asked before it counts as broken; each try takes seconds.
+const connectTries = 4
+
+// reconnect finds the container's shim; nil when there is none. A shim that lives and answers nobody is ended: its
+// container could never be stopped or removed.
+func (s *Service) reconnect(ctx context.Context, c *ctr) (*shim.Client, error) {
+	for try := 1; ; try++ {
+		client, err := shim.Connect(c.exec)
+		if err == nil {
+			return client, nil
+		}
+		if !errors.Is(err, errs.NotFound) {
+			s.log.Warn("shim not found again", "container", c.id, "err", err)
+		}
+		who, idErr := shim.ReadIdentity(filepath.Join(c.exec, shim.PidFile))
+		if idErr != nil || !procid.Alive(procid.ID(who)) {
+			return nil, nil
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if try < connectTries {
+			continue
+		}
+		s.log.Error("shim does not answer and is ended", "container", c.id, "pid", who.PID)
+		if err := procid.Kill(procid.ID(who), unix.SIGKILL); err != nil && !errors.Is(err, procid.ErrGone) {
+			return nil, err
+		}
+		for procid.Alive(procid.ID(who)) && ctx.Err() == nil {
+			time.Sleep(time.Millisecond) // a killed process is gone in a moment
+		}
+		return nil, nil
+	}
 }
 
 // adopt takes up a container whose shim lives. done says that nothing else is to be done for it.
@@ -132,7 +202,7 @@ func (s *Service) settleDead(ctx context.Context, c *ctr, was Status) {
 	defer c.mu.Unlock()
 	state := &c.rec.State
 	if was == StatusRestarting {
-		exit = c.lastExit() // it was waiting; the last run was settled
+		return // it was waiting; its last run was settled
 	}
 	state.Status, state.PID, state.ExitCode, state.OOMKilled, state.Finished = StatusExited, 0, exit.Code, exit.OOMKilled, exit.At.UTC()
 	again, _ := c.decide(&life{began: began}, exit)
@@ -142,12 +212,13 @@ func (s *Service) settleDead(ctx context.Context, c *ctr, was Status) {
 	}
 }
 
-// due reports whether a policy wants the container started now that the engine is up, and marks it.
-func (c *ctr) due() bool {
+// due reports whether a policy wants the container started now that the engine is up, and marks it; joins says that
+// it uses a namespace of another.
+func (c *ctr) due() (due, joins bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.life != nil || c.gone {
-		return false
+		return false, false
 	}
 	st := &c.rec.State
 	if st.Status == StatusExited && !st.Started.IsZero() {
@@ -156,7 +227,8 @@ func (c *ctr) due() bool {
 			st.Status = StatusRestarting
 		}
 	}
-	return st.Status == StatusRestarting
+	sp := &c.rec.Spec
+	return st.Status == StatusRestarting, isContainerMode(sp.NetworkMode) || isContainerMode(sp.PidMode) || isContainerMode(sp.IpcMode)
 }
 
 // cleanRun removes what a run that is over left on this host: processes and cgroups of a killed shim, mounts, the

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/image"
@@ -71,8 +72,10 @@ type Options struct {
 	DNSSearch    []string
 	HostGateway  string // address of host-gateway in --add-host; "" = the network's gateway
 
-	SeccompProfile string // file of the default profile; "" = built in
+	SeccompProfile string // file of the default profile, or "unconfined"; "" = built in
 	NoNewPrivs     bool
+	IpcMode        string // "" = private
+	CgroupnsMode   string // "" = private on cgroup v2, else host
 }
 
 func (o *Options) setDefaults() error {
@@ -123,9 +126,10 @@ type Service struct {
 	execs  map[string]*execution
 
 	// run is the life of background work: waiting for exits, restarts, health checks.
-	run  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
+	run     context.Context
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+	seccomp string // option that names the default profile; "" = built in
 }
 
 // New opens the service over the records in the store. No container is touched before Restore.
@@ -140,6 +144,9 @@ func New(o Options) (*Service, error) {
 		execs:  map[string]*execution{},
 	}
 	s.run, s.stop = context.WithCancel(context.Background())
+	if err := s.loadSeccomp(); err != nil {
+		return nil, err
+	}
 	fsys := o.Store.FS
 	if err := fsys.MkdirAll(filepath.Join(o.DataRoot, "containers"), 0o700); err != nil {
 		return nil, errs.New(errs.Internal, "containers: %w", err)
@@ -171,6 +178,24 @@ func New(o Options) (*Service, error) {
 	return s, nil
 }
 
+// maxSeccomp bounds a profile.
+const maxSeccomp = 1 << 20
+
+func (s *Service) loadSeccomp() error {
+	switch p := s.opts.SeccompProfile; p {
+	case "", "builtin":
+	case "unconfined":
+		s.seccomp = "seccomp=unconfined"
+	default:
+		data, err := durable.ReadFile(s.opts.Store.FS, p, maxSeccomp)
+		if err != nil {
+			return errs.New(errs.Invalid, "seccomp profile: %w", err)
+		}
+		s.seccomp = "seccomp=" + string(data)
+	}
+	return nil
+}
+
 // Close lets go of the containers: they run on under their shims. It waits for background work.
 func (s *Service) Close() error {
 	s.stop()
@@ -188,7 +213,7 @@ func (s *Service) StopAll(ctx context.Context) error {
 			continue
 		}
 		wg.Go(func() {
-			err := s.stopContainer(ctx, c, "", nil, false)
+			err := s.stopContainer(ctx, c, "", nil, byShutdown)
 			if err != nil && !errors.Is(err, ErrNotModified) {
 				mu.Lock()
 				all = errors.Join(all, err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,15 +26,13 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.acquire(ctx); err != nil {
+	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.release()
 	c.mu.Lock()
 	st := c.rec.State.Status
 	switch {
-	case c.gone:
-		err = errs.New(errs.NotFound, "No such container: %s", clip(ref))
 	case st == StatusPaused:
 		err = errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
 	case st == StatusRunning, st == StatusRestarting:
@@ -149,15 +148,18 @@ func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	c.mu.Lock()
 	spec, mounts := c.rec.Spec, c.rec.Mounts
 	c.rec.Boot, _ = procid.Boot()
-	c.rec.State.Status, c.rec.State.Started = StatusRunning, time.Now().UTC()
 	c.mu.Unlock()
+	began := time.Now().UTC()
 	// The record of the start becomes durable while the rest is made; --rm needs none, it is removed after a crash
 	// whether it ran or not.
-	p.saved = func() error { return <-saved }
+	p.saved = sync.OnceValue(func() error { return <-saved })
+	undo.add("record", p.saved) // it must not be written after that of the failure
 	if spec.AutoRemove {
 		saved <- nil
 	} else {
-		go func() { saved <- s.save(c) }()
+		go func() {
+			saved <- s.save(c, func(r *record) { r.State.Status, r.State.Started = StatusRunning, began })
+		}()
 	}
 	var rootUp, netUp, volUp, shmUp bool
 	var g errgroup.Group
@@ -333,9 +335,8 @@ func (s *Service) startFailed(ctx context.Context, c *ctr, err error) {
 	}
 	c.mu.Lock()
 	st := &c.rec.State
-	st.Status = StatusExited
-	if st.Finished.IsZero() {
-		st.Status, st.Started = StatusCreated, time.Time{}
+	if st.Status == StatusRestarting {
+		st.Status = StatusExited
 	}
 	st.PID, st.ExitCode, st.Error = 0, code, err.Error()
 	exit := c.lastExit()

@@ -22,10 +22,26 @@ func (s *Service) Stop(ctx context.Context, ref, signal string, timeout *int) er
 	if err != nil {
 		return err
 	}
-	return s.stopContainer(ctx, c, signal, timeout, false)
+	return s.stopContainer(ctx, c, signal, timeout, byUser)
 }
 
-func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, timeout *int, restart bool) error {
+// Why a container is stopped.
+const (
+	byUser     = iota // policies leave it alone from now on
+	byShutdown        // the next engine may start it again
+	toRestart         // it is started again at once
+)
+
+// idle waits for a start or an end that is under way.
+func (c *ctr) idle(ctx context.Context) error {
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	c.release()
+	return nil
+}
+
+func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, timeout *int, mode int) error {
 	sig, err := c.stopSignal(signal)
 	if err != nil {
 		return err
@@ -33,7 +49,10 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 	if timeout != nil && *timeout < -1 {
 		return invalid("invalid timeout %d: -1 waits for ever", *timeout)
 	}
-	if !restart {
+	if err := c.idle(ctx); err != nil {
+		return err
+	}
+	if mode == byUser {
 		c.mu.Lock()
 		c.rec.Stopped = true
 		c.mu.Unlock()
@@ -49,6 +68,7 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 	}
 	c.mu.Lock()
 	l.manual = true
+	l.keep = l.keep || mode == toRestart
 	c.mu.Unlock()
 	w := c.wait(WaitNextExit)
 	defer c.unwait(w)
@@ -63,7 +83,7 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 			return err
 		}
 	}
-	if !restart {
+	if mode != toRestart {
 		s.publish(c, "stop")
 	}
 	return nil
@@ -130,8 +150,8 @@ func (c *ctr) stopSignal(signal string) (unix.Signal, error) {
 // signal sends to the first process; a frozen one is thawed so that it can act on it. errs.Precondition when it has ended.
 func (s *Service) signal(ctx context.Context, c *ctr, l *life, sig unix.Signal) error {
 	err := l.client.Kill(ctx, "", shim.KillArgs{Signal: int(sig)})
-	if errors.Is(err, errs.Unavailable) {
-		// The shim is gone or going; supervise settles it.
+	if errors.Is(err, errs.Unavailable) || errors.Is(err, errs.Conflict) {
+		// The process has just ended, or the shim is gone; supervise settles it.
 		return errs.New(errs.Precondition, "container %s: %w", c.id, err)
 	}
 	if err != nil {
@@ -159,21 +179,7 @@ func (s *Service) Restart(ctx context.Context, ref, signal string, timeout *int)
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	auto := c.rec.Spec.AutoRemove
-	c.mu.Unlock()
-	if auto && c.isActive() {
-		// Docker keeps it alive through a restart; the end of its run must not remove it.
-		c.mu.Lock()
-		c.rec.Spec.AutoRemove = false
-		c.mu.Unlock()
-		defer func() {
-			c.mu.Lock()
-			c.rec.Spec.AutoRemove = true
-			c.mu.Unlock()
-		}()
-	}
-	if err := s.stopContainer(ctx, c, signal, timeout, true); err != nil && !errors.Is(err, ErrNotModified) {
+	if err := s.stopContainer(ctx, c, signal, timeout, toRestart); err != nil && !errors.Is(err, ErrNotModified) {
 		return err
 	}
 	if err := s.Start(ctx, string(c.id)); err != nil && !errors.Is(err, ErrNotModified) {
@@ -194,6 +200,9 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	}
 	c, err := s.find(ref)
 	if err != nil {
+		return err
+	}
+	if err := c.idle(ctx); err != nil {
 		return err
 	}
 	ends, _ := c.stopSignal("")
@@ -243,7 +252,7 @@ func (s *Service) freeze(ctx context.Context, ref string, pause bool) error {
 	if err != nil {
 		return err
 	}
-	if err := c.acquire(ctx); err != nil {
+	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.release()

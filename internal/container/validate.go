@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"ply/internal/container/runspec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -44,6 +45,9 @@ func (s *Service) check(spec *Spec) (warnings []string, err error) {
 	}
 	warnings, err = checkResources(&spec.Resources)
 	if err != nil {
+		return nil, err
+	}
+	if err := runspec.CheckSecurityOpt(spec.SecurityOpt); err != nil {
 		return nil, err
 	}
 	if spec.OomScoreAdj < -1000 || spec.OomScoreAdj > 1000 {
