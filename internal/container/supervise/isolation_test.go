@@ -432,3 +432,11 @@ func TestNetworkNamespaceIsEmpty(t *testing.T) {
 		t.Errorf("namespaces %v", b.spec.Linux.Namespaces)
 	}
 }
+
+func TestLeastMemory(t *testing.T) {
+	b := sh(t, "echo ran")
+	b.in.Resources = runspec.Resources{Memory: runspec.MinMemory}
+	if out, e := b.run(); out != "ran\n" || e.OOMKilled {
+		t.Errorf("with %d bytes: %q, %+v", runspec.MinMemory, out, e)
+	}
+}
