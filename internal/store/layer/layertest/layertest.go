@@ -33,6 +33,7 @@ func Run(t *testing.T, open Open) {
 		run  func(t *testing.T, open Open)
 	}{
 		{"apply", testApply},
+		{"random", testRandomStacks},
 		{"deep", testDeep},
 		{"hostile", testHostile},
 		{"commit", testCommit},

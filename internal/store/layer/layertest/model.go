@@ -127,6 +127,9 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower tree) error {
 		n.kind = unix.S_IFIFO
 	case tar.TypeLink:
 		target := path.Clean(strings.TrimLeft(h.Linkname, "/"))
+		if p != target && below(p, target) {
+			return fmt.Errorf("hard link to its own parent")
+		}
 		var err error
 		if n, err = t.linkTarget(target, lower); err != nil {
 			return err

@@ -33,7 +33,8 @@ type Meta struct {
 	// OpaqueRoot says that nothing of the layers below is seen. Overlayfs knows no mark for that: the
 	// driver leaves them out.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
-	// Implied are directories (not the root) that no entry describes, parents first.
+	// Implied are directories (not the root) that no entry describes and through which layers below can be seen,
+	// parents first.
 	Implied []Name `json:"implied,omitempty"`
 	// Links are hard links to names that this layer does not have.
 	Links []Link `json:"links,omitempty"`

@@ -241,8 +241,11 @@ func (u *unpacker) resolve(dir string) (string, error) {
 			return "", err
 		case kind == 0 || u.white[next]:
 			done = next
-		case kind != unix.S_IFLNK:
-			return "", tarError("its parent " + strconv.Quote(next) + " is no directory")
+		case kind != unix.S_IFLNK: // the last entry wins: what is below it makes it a directory
+			if err := u.clear(next); err != nil {
+				return "", err
+			}
+			done = next
 		default:
 			if links++; links > maxLinks {
 				return "", tarError("its path has a loop of symbolic links")
@@ -700,8 +703,11 @@ func (u *unpacker) finish() error {
 	if err := u.dress(".", root); err != nil {
 		return u.blame(&tarscan.Entry{Path: "."}, err)
 	}
+	covered := map[string]bool{".": u.opaque["."]} // directories that let nothing shine through
 	for _, p := range paths {
-		if u.dirs[p].implied {
+		hidden := covered[path.Dir(p)] || u.wiped[p]
+		covered[p] = hidden || u.opaque[p]
+		if u.dirs[p].implied && !hidden {
 			u.meta.Implied = append(u.meta.Implied, Name(p))
 		}
 	}

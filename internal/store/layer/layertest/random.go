@@ -1,0 +1,102 @@
+package layertest
+
+import (
+	"archive/tar"
+	"flag"
+	"fmt"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"ply/internal/oci"
+)
+
+// stacks is for long runs by hand: -layertest.stacks=500 -rapid.checks=500.
+var stacks = flag.Int("layertest.stacks", 20, "random stacks of layers to compare with the reference")
+
+// layerNames are few, so that layers and entries meet. Links get names of their own: what an entry below a link
+// means is not for the reference to say.
+var (
+	layerNames = []string{"a", "b", "a/b", "a/c", "a/b/c", "a/b/d", "e", "e/f", "e/f/g", "h"}
+	linkNames  = []string{"l", "a/l", "a/b/l", "e/f/l"}
+)
+
+func drawEntry(rt *rapid.T) entry {
+	name := rapid.SampledFrom(layerNames).Draw(rt, "name")
+	e := entry{name: name, uid: rapid.IntRange(0, 3).Draw(rt, "uid"), mtime: time.Unix(int64(rapid.IntRange(-5, 2_000_000_000).Draw(rt, "mtime")), 7)}
+	switch kind := rapid.IntRange(0, 9).Draw(rt, "kind"); kind {
+	case 0, 1, 2:
+		e.body = noise(uint64(len(name)), rapid.SampledFrom([]int{0, 1, 600, 5000}).Draw(rt, "size"))
+		e.mode = int64(rapid.SampledFrom([]int{0o644, 0o4755, 0o600}).Draw(rt, "mode"))
+	case 3, 4:
+		e.name, e.kind = name+"/", tar.TypeDir
+		e.mode = int64(rapid.SampledFrom([]int{0o755, 0o1777, 0o700}).Draw(rt, "mode"))
+		if rapid.Bool().Draw(rt, "xattr") {
+			e = e.xattr("user.x", name)
+		}
+	case 5:
+		e.name, e.kind, e.link = rapid.SampledFrom(linkNames).Draw(rt, "link"), tar.TypeSymlink, name
+	case 6:
+		e.kind, e.link = tar.TypeLink, rapid.SampledFrom(append(layerNames, linkNames...)).Draw(rt, "target")
+	case 7:
+		e.kind, e.major, e.minor = tar.TypeChar, 1, int64(rapid.IntRange(1, 9).Draw(rt, "minor"))
+	case 8:
+		return file(whiteoutOf(name), "")
+	default:
+		return file(name+"/.wh..wh..opq", "")
+	}
+	return e
+}
+
+func whiteoutOf(name string) string {
+	for i := len(name) - 1; i >= 0; i-- {
+		if name[i] == '/' {
+			return name[:i+1] + ".wh." + name[i+1:]
+		}
+	}
+	return ".wh." + name
+}
+
+// testRandomStacks compares random stacks with the reference; what that refuses is not tried.
+func testRandomStacks(t *testing.T, open Open) {
+	b := newBox(t, open)
+	runs, bad := 0, false
+	rapid.Check(t, func(rt *rapid.T) {
+		if runs++; runs > *stacks && (!bad || runs > *stacks+60) {
+			return
+		}
+		layers := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawEntry), 0, 8), 1, 4).Draw(rt, "layers")
+		var tars [][]byte
+		for _, entries := range layers {
+			data := makeTar(t, entries...)
+			if _, err := flatten(append(tars, data)...); err == nil {
+				tars = append(tars, data)
+			}
+		}
+		ok := t.Run("stack", func(t *testing.T) {
+			var chain oci.Chain
+			for _, data := range tars {
+				chain = b.put(t, chain, data)
+			}
+			want, err := flatten(tars...)
+			must(t, err)
+			w := b.writable(t, chain, noOptions)
+			checkTree(t, "writable", w.target, want)
+			b.checkTars(t, chain)
+		})
+		if !ok {
+			bad = true
+			rt.Fatalf("layers %q", describe(layers))
+		}
+	})
+}
+
+func describe(layers [][]entry) (lines []string) {
+	for i, entries := range layers {
+		for _, e := range entries {
+			lines = append(lines, fmt.Sprintf("%d: %c %s -> %s %d bytes", i, max(e.kind, '0'), e.name, e.link, len(e.body)))
+		}
+	}
+	return lines
+}
