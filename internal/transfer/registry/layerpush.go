@@ -23,6 +23,7 @@ type layerPush struct {
 	format oci.Format      // of the manifest that will name it
 	want   *oci.Descriptor // the form that the image's manifest names; nil = any
 	told   time.Time
+	begun  *remote.Upload // by a mount that the registry answered with an upload
 }
 
 func (l *layerPush) say(action string, current, total int64) {
@@ -129,6 +130,8 @@ func (l *layerPush) mount(ctx context.Context, f meta.LayerBlob) string {
 			l.c.opts.Log.Debug("blob not mounted", "blob", f.Digest, "from", name, "err", err)
 		case mounted:
 			return from.Path()
+		case l.begun == nil:
+			l.begun = up
 		default:
 			up.Cancel(ctx)
 		}

@@ -25,7 +25,9 @@ func (c *Client) Pull(ctx context.Context, ref oci.Reference, opts transfer.Pull
 	if ref.IsZero() {
 		return errs.New(errs.Invalid, "pull: no image is named")
 	}
-	p := &pull{c: c, opts: opts, progress: progress, src: c.remote.Session(ref, remote.Pull, opts.Credentials)}
+	listener := newRelay(progress)
+	defer listener.close()
+	p := &pull{c: c, opts: opts, progress: listener.send, src: c.remote.Session(ref, remote.Pull, opts.Credentials)}
 	p.want = oci.HostPlatform()
 	if opts.Platform != "" {
 		var err error

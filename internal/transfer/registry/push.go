@@ -35,7 +35,9 @@ func (c *Client) Push(ctx context.Context, ref oci.Reference, opts transfer.Push
 			return err
 		}
 	}
-	p := &push{c: c, opts: opts, progress: progress, dst: c.remote.Session(ref, remote.Push, opts.Credentials)}
+	listener := newRelay(progress)
+	defer listener.close()
+	p := &push{c: c, opts: opts, progress: listener.send, dst: c.remote.Session(ref, remote.Push, opts.Credentials)}
 	p.line("The push refers to repository [" + ref.Name() + "]")
 	for _, r := range refs {
 		if err := p.one(ctx, r); err != nil {

@@ -166,6 +166,10 @@ func (u *upload) position(ctx context.Context) (int64, error) {
 		}
 		u.up = nil // it is gone, or speaks of bytes that we never sent
 	}
+	if u.l.begun != nil {
+		u.up, u.l.begun = u.l.begun, nil
+		return 0, nil
+	}
 	var err error
 	u.up, _, err = u.l.dst.StartUpload(ctx, "", oci.Reference{})
 	return 0, err

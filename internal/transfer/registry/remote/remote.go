@@ -9,7 +9,6 @@ import (
 	"context"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"sync"
@@ -53,7 +52,7 @@ type Client struct {
 
 	mu         sync.Mutex
 	policy     *policy
-	transports map[transportKey]*http.Transport
+	transports map[transportKey]*pool
 	bad        map[string]time.Time // base URL of a mirror, until when
 	schemes    map[string]knownScheme
 }
@@ -82,7 +81,7 @@ func New(opts Options) *Client {
 	}
 	c := &Client{
 		opts: opts, log: opts.Log,
-		transports: map[transportKey]*http.Transport{},
+		transports: map[transportKey]*pool{},
 		bad:        map[string]time.Time{},
 		schemes:    map[string]knownScheme{},
 	}
@@ -107,6 +106,10 @@ func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
 	c.policy = p
 	clear(c.bad)
 	clear(c.schemes)
+	for key, t := range c.transports {
+		t.CloseIdleConnections()
+		delete(c.transports, key)
+	}
 	return nil
 }
 
@@ -182,11 +185,20 @@ func (s *Session) endpoints() []*endpoint {
 // try asks one endpoint after the other until one gives what is wanted. What mirrors answer is only logged: the host's
 // answer is the one that counts.
 func (s *Session) try(ctx context.Context, what string, ask func(*endpoint) error) error {
+	var mirror string
+	var mirrorErr error
 	for _, e := range s.endpoints() {
 		err := ask(e)
-		if err == nil || !e.mirror {
+		if err == nil {
+			return nil
+		}
+		if !e.mirror {
+			if mirrorErr != nil && Unreachable(err) {
+				return errs.New(errs.Unavailable, "%w (and mirror %s: %v)", err, mirror, mirrorErr)
+			}
 			return err
 		}
+		mirror, mirrorErr = e.key(), err
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -25,13 +25,23 @@ type transportKey struct {
 	mirror   bool // short connect timeout
 }
 
+// pool is a connection pool and when its certificates were read.
+type pool struct {
+	*http.Transport
+	made time.Time
+}
+
+// certsFor is how long certificates are used before their files are looked at again.
+const certsFor = time.Minute
+
 // transport gives the connection pool of an endpoint.
 func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	key := transportKey{e.host, e.insecure, e.nets != nil, e.mirror}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if t := c.transports[key]; t != nil {
-		return t, nil
+	old := c.transports[key]
+	if old != nil && time.Since(old.made) < certsFor {
+		return old.Transport, nil
 	}
 	conf, err := c.tlsConfig(e.host)
 	if err != nil {
@@ -50,8 +60,20 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	if e.nets != nil {
 		t.Proxy = nil // a proxy is not in those networks, and would not be held to them
 	}
-	c.transports[key] = t
+	if old != nil {
+		if conf.RootCAs == nil && conf.Certificates == nil && !old.special() {
+			old.made = time.Now()
+			return old.Transport, nil
+		}
+		old.CloseIdleConnections()
+	}
+	c.transports[key] = &pool{t, time.Now()}
 	return t, nil
+}
+
+// special tells whether the pool has certificates of its own.
+func (p *pool) special() bool {
+	return p.TLSClientConfig.RootCAs != nil || p.TLSClientConfig.Certificates != nil
 }
 
 // elsewhere is the pool for redirect targets: system roots, no client certificates, no link-local addresses.
@@ -62,10 +84,10 @@ func (c *Client) elsewhere() *http.Transport {
 	t := c.transports[key]
 	if t == nil {
 		conf := &tls.Config{MinVersion: tls.VersionTLS12}
-		t = newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf)
+		t = &pool{newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf), time.Now()}
 		c.transports[key] = t
 	}
-	return t
+	return t.Transport
 }
 
 func newTransport(d *dialer, conf *tls.Config) *http.Transport {
