@@ -83,11 +83,11 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err := d.sweepTemps(); err != nil {
 		return nil, err
 	}
-	p, err := probe(base, !opts.Buffered)
+	p, err := probe(base, opts.Buffered)
 	if err != nil {
 		return nil, errs.New(errs.Precondition, "erofs: %w", err)
 	}
-	d.kind, d.placed = p.fsType, p.placed
+	d.kind, d.placed, d.opts.Buffered = p.fsType, p.placed, p.buffered
 	if err := d.dropPlaces(); err != nil {
 		return nil, err
 	}

@@ -19,3 +19,13 @@ func openDefault(t *testing.T, root string) layer.Driver {
 }
 
 func TestDriver(t *testing.T) { layertest.Run(t, openDefault) }
+
+func BenchmarkDriver(b *testing.B) {
+	layertest.RunBenchmarks(b, func(b *testing.B, root string) layer.Driver {
+		d, err := erofs.Open(durable.OS, root, erofs.Options{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		return d
+	})
+}

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
@@ -49,55 +51,72 @@ func parseKey(k layer.Key) (id oci.DiffID, index string, err error) {
 }
 
 // Stat implements layer.Driver. A layer found damaged is set aside and not held any more.
-func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
-	r, err := d.top(chain)
-	if err != nil {
-		if errors.Is(err, errs.DataLoss) {
-			err = errs.New(errs.NotFound, "%w", err)
+func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) {
+	if len(chain) == 0 {
+		return layer.Info{}, errs.New(errs.Invalid, "layer: an empty chain has no top")
+	}
+	id := chain.Top()
+	r, err := d.record(id)
+	if err == nil {
+		if err = d.glance(r, r.indexName(chain.Parent())); errors.Is(err, errs.DataLoss) {
+			err = d.condemn(ctx, r, err)
 		}
+	}
+	if errors.Is(err, errs.DataLoss) {
+		err = errs.New(errs.NotFound, "%w", err)
+	}
+	if err != nil {
 		return layer.Info{}, err
 	}
 	return r.info(), nil
 }
 
-// top gives the record of the top layer when it is held, whole as far as a look can tell, for chain.
-func (d *Driver) top(chain oci.Chain) (*record, error) {
-	if len(chain) == 0 {
-		return nil, errs.New(errs.Invalid, "layer: an empty chain has no top")
+// glance looks whether a layer and one index are whole, as far as lengths tell. errs.NotFound says that a layer
+// which depends on its parents was not committed on these.
+func (d *Driver) glance(r *record, index string) error {
+	dir := d.layerDir(r.DiffID)
+	if _, err := d.readRecord(r.DiffID, dir); err != nil {
+		return lost(err)
 	}
-	id := chain.Top()
-	r, err := d.record(id)
-	if err != nil {
-		return nil, err
-	}
-	dir := d.layerDir(id)
-	if _, err = d.readRecord(id, dir); err == nil {
-		_, err = d.readIndex(dir, r.indexName(chain.Parent()))
-	}
+	_, err := d.readIndex(dir, index)
 	switch {
 	case err == nil:
-		return r, nil
-	case errors.Is(err, errs.NotFound) && r.indexName(chain.Parent()) != "index":
-		return nil, errs.New(errs.NotFound, "layer %s: not prepared for these parents", id.Short())
-	case errors.Is(err, errs.DataLoss), errors.Is(err, errs.NotFound):
-		if r.Dependent && errors.Is(err, errs.NotFound) && d.whole(id, dir) {
-			return nil, errs.New(errs.NotFound, "layer %s: not prepared as a base", id.Short())
-		}
-		if qerr := d.quarantine(id, err.Error()); qerr != nil {
-			return nil, errors.Join(err, qerr)
-		}
-		return nil, damage(id, err)
+		return nil
+	case errors.Is(err, errs.NotFound) && r.Dependent:
+		return errs.New(errs.NotFound, "layer %s: not prepared for the layers below it", r.DiffID.Short()).
+			WithHint("Pull or load the image again.")
 	}
-	return nil, err
+	return lost(err)
 }
 
-func (d *Driver) whole(id oci.DiffID, dir string) bool {
-	_, err := d.readRecord(id, dir)
-	return err == nil
+// lost makes a missing part of a layer its damage.
+func lost(err error) error {
+	if errors.Is(err, errs.NotFound) {
+		return errs.New(errs.DataLoss, "%w", err)
+	}
+	return err
+}
+
+// condemn sets a layer aside that was found damaged, unless it was replaced or removed meanwhile. It returns the error
+// for whoever wants the layer.
+func (d *Driver) condemn(ctx context.Context, r *record, reason error) error {
+	unlock, err := d.installing.lock(ctx, r.DiffID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	now, err := d.record(r.DiffID)
+	if err != nil {
+		return err
+	}
+	if now != r {
+		return errs.New(errs.Unavailable, "layer %s: was replaced while it was read", r.DiffID.Short()).WithHint("Try again.")
+	}
+	return errors.Join(damage(r.DiffID, reason), d.quarantine(r.DiffID, reason.Error()))
 }
 
 // Tar implements layer.Driver.
-func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) {
+func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error) {
 	if len(chain) == 0 {
 		return nil, errs.New(errs.Invalid, "layer: an empty chain has no tar")
 	}
@@ -108,18 +127,19 @@ func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) 
 	}
 	f, err := d.fs.OpenFile(filepath.Join(d.layerDir(id), tarName), os.O_RDONLY, 0)
 	if os.IsNotExist(err) {
-		return nil, damage(id, err)
+		return nil, d.condemn(ctx, r, fmt.Errorf("%s is missing", tarName))
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &tarReader{f: f, id: id, left: r.TarSize, h: sha256.New()}, nil
+	return &tarReader{d: d, f: f, r: r, left: r.TarSize, h: sha256.New()}, nil
 }
 
-// tarReader hashes what it gives and compares at the end.
+// tarReader hashes what it gives and compares at the end. A layer found damaged is set aside.
 type tarReader struct {
+	d    *Driver
 	f    durable.File
-	id   oci.DiffID
+	r    *record
 	left int64
 	h    hash.Hash
 	err  error
@@ -133,14 +153,24 @@ func (t *tarReader) Read(p []byte) (int, error) {
 	t.h.Write(p[:n])
 	t.left -= int64(n)
 	switch {
+	case errors.Is(err, unix.EIO):
+		t.err = t.damaged(err)
 	case err == io.EOF && t.left != 0, t.left < 0:
-		t.err = damage(t.id, fmt.Errorf("its tar has not the length it had"))
-	case err == io.EOF && oci.DiffID(oci.DigestOfHash(t.h)) != t.id:
-		t.err = damage(t.id, fmt.Errorf("its tar has not the digest it had"))
+		t.err = t.damaged(errors.New("its tar has not the length it had"))
+	case err == io.EOF && oci.DiffID(oci.DigestOfHash(t.h)) != t.r.DiffID:
+		t.err = t.damaged(errors.New("its tar has not the digest it had"))
 	default:
 		t.err = err
 	}
 	return n, t.err
+}
+
+func (t *tarReader) damaged(reason error) error {
+	err := t.d.condemn(context.Background(), t.r, reason) // waits only for another commit or removal of the layer
+	if !errors.Is(err, errs.DataLoss) {
+		err = errors.Join(damage(t.r.DiffID, reason), err)
+	}
+	return err
 }
 
 func (t *tarReader) Close() error { return t.f.Close() }
@@ -269,42 +299,39 @@ func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 	}
 	err = d.verify(ctx, r, r.indexName(chain.Parent()))
 	if errors.Is(err, errs.DataLoss) {
-		err = errors.Join(err, d.quarantine(id, err.Error()))
+		err = d.condemn(ctx, r, err)
 	}
 	return err
 }
 
-// verify reads everything of a layer and one index. errs.NotFound says that only the index is not there.
+// verify reads everything of a layer and one index. errs.NotFound says that the layer is sound and only the index is not
+// there.
 func (d *Driver) verify(ctx context.Context, r *record, index string) error {
-	dir := d.layerDir(r.DiffID)
-	if _, err := d.readRecord(r.DiffID, dir); err != nil {
-		return damage(r.DiffID, err)
+	absent := d.glance(r, index)
+	if absent != nil && !errors.Is(absent, errs.NotFound) {
+		return absent
 	}
+	dir := d.layerDir(r.DiffID)
 	files := map[string]fileSum{tarName: {r.TarSize, oci.Digest(r.DiffID)}}
 	if r.Side != nil {
 		files[sideName] = *r.Side
 	}
-	idx, missing := d.readIndex(dir, index)
-	switch {
-	case errors.Is(missing, errs.NotFound) && r.Dependent:
-	case missing != nil:
-		return damage(r.DiffID, missing)
-	default:
+	if absent == nil {
+		idx, err := d.readIndex(dir, index)
+		if err != nil {
+			return lost(err)
+		}
 		files[index+".erofs"] = idx.Index
 		if idx.Chain != nil {
 			files[chainFile(index)] = *idx.Chain
 		}
-		missing = nil
 	}
 	for name, want := range files {
 		if err := d.verifyFile(ctx, filepath.Join(dir, name), want); err != nil {
-			if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-				return err
-			}
-			return damage(r.DiffID, fmt.Errorf("%s: %w", name, err))
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	return missing
+	return absent
 }
 
 func (d *Driver) verifyFile(ctx context.Context, name string, want fileSum) (err error) {
@@ -316,11 +343,14 @@ func (d *Driver) verifyFile(ctx context.Context, name string, want fileSum) (err
 	h := sha256.New()
 	buf := make([]byte, 1<<20)
 	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{withContext{ctx, f}}, buf)
+	if errors.Is(err, unix.EIO) {
+		return errs.New(errs.DataLoss, "%w", err)
+	}
 	if err != nil {
 		return err
 	}
 	if n != want.Size || oci.DigestOfHash(h) != want.Digest {
-		return errors.New("its content has changed")
+		return errs.New(errs.DataLoss, "its content has changed")
 	}
 	return nil
 }

@@ -23,20 +23,33 @@ func Probe(root string) (ok bool, why string) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return false, err.Error()
 	}
-	if _, err := probe(root, true); err != nil {
+	if _, err := probe(root, false); err != nil {
 		return false, err.Error()
 	}
 	return true, ""
 }
 
 type probed struct {
-	fsType string
-	placed bool // detached layers cannot be stacked
+	fsType   string
+	placed   bool // detached layers cannot be stacked
+	buffered bool // direct access does not work, as on disks with sectors of 4 KiB
+}
+
+// probe tries direct access first, unless buffered is wanted, then buffered.
+func probe(root string, buffered bool) (probed, error) {
+	if !buffered {
+		if p, err := tryProbe(root, true); err == nil {
+			return p, nil
+		}
+	}
+	p, err := tryProbe(root, false)
+	p.buffered = true
+	return p, err
 }
 
 const probeText = "ply"
 
-func probe(root string, direct bool) (p probed, err error) {
+func tryProbe(root string, direct bool) (p probed, err error) {
 	if os.Geteuid() != 0 {
 		return p, errors.New("needs root")
 	}
@@ -81,8 +94,6 @@ func hintFor(err error, fsType string) string {
 		return "mounting is not allowed here"
 	case errors.Is(err, unix.ENOTBLK), errors.Is(err, unix.ENOENT):
 		return "EROFS on a file needs Linux 6.12 or later and ext4, xfs or btrfs below; this is " + fsType
-	case errors.Is(err, unix.EINVAL):
-		return "direct access to layer files does not work on " + fsType + ", or the kernel is older than 6.13"
 	}
 	return "EROFS on files of " + fsType + " does not work"
 }
