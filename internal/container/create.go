@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/container/names"
 	"ply/internal/errs"
+	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/safepath"
 	"ply/internal/store/meta"
@@ -86,6 +87,9 @@ func (s *Service) Create(ctx context.Context, spec Spec) (_ oci.ContainerID, war
 		spec.Hostname = c.id.Short()
 	}
 	c.rec.Spec = spec
+	if !isContainerMode(spec.NetworkMode) {
+		c.rec.Networks = map[string]network.Endpoint{spec.NetworkMode: {Network: spec.NetworkMode}}
+	}
 	if err := s.makeContainer(ctx, c, undo); err != nil {
 		return "", nil, err
 	}

@@ -65,6 +65,7 @@ func (s *Service) settle(c *ctr, l *life, exit Exit) {
 	l.end()
 	s.releaseRun(ctx, c, l)
 
+	s.publishMounts(c, "unmount")
 	c.mu.Lock()
 	c.life = nil
 	st := &c.rec.State

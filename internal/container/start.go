@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 
 	"ply/internal/container/shim"
 	"ply/internal/errs"
+	"ply/internal/events"
 	"ply/internal/network"
 	"ply/internal/procid"
 	"ply/internal/volume"
@@ -118,9 +120,27 @@ func (s *Service) started(ctx context.Context, c *ctr, l *life, att network.Atta
 	st.Status, st.PID, st.ExitCode, st.Error, st.OOMKilled = StatusRunning, pid, 0, "", false
 	st.Started = l.began.UTC()
 	c.mu.Unlock()
+	s.publishMounts(c, "mount")
 	s.publish(c, "start")
 	s.work.Go(func() { s.supervise(c, l) })
 	s.startHealth(c, l)
+}
+
+// publishMounts tells that the container's volumes come into use or go out of it.
+func (s *Service) publishMounts(c *ctr, action string) {
+	c.mu.Lock()
+	mounts := c.rec.Mounts
+	c.mu.Unlock()
+	for _, m := range mounts {
+		if m.Type != "volume" {
+			continue
+		}
+		attrs := map[string]string{"container": string(c.id), "driver": m.Driver}
+		if action == "mount" {
+			attrs["destination"], attrs["propagation"], attrs["read/write"] = m.Target, m.Propagation, strconv.FormatBool(m.RW)
+		}
+		s.opts.Events.Publish(events.Event{Type: "volume", Action: action, ID: m.Name, Attributes: attrs})
+	}
 }
 
 // prepared is what a start has made ready.

@@ -72,10 +72,11 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 	c.mu.Unlock()
 	w := c.wait(WaitNextExit)
 	defer c.unwait(w)
-	if err := s.signal(ctx, c, l, sig); err != nil && !errors.Is(err, errs.Precondition) {
+	ended, err := s.signalEnding(ctx, c, l, sig, w)
+	if err != nil {
 		return err
 	}
-	if !s.awaitEnd(ctx, c, w, s.patience(c, timeout)) {
+	if !ended && !s.awaitEnd(ctx, c, w, s.patience(c, timeout)) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -103,7 +104,7 @@ func (s *Service) patience(c *ctr, timeout *int) time.Duration {
 	return time.Duration(sec) * time.Second
 }
 
-// awaitEnd reports whether the run ended, and was settled, in time. The waiter keeps the answer for the next look.
+// awaitEnd reports whether the run ended, and was settled, in time. It takes the waiter's one answer.
 func (s *Service) awaitEnd(ctx context.Context, c *ctr, w *waiter, d time.Duration) bool {
 	var late <-chan time.Time
 	if d >= 0 {
@@ -122,8 +123,25 @@ func (s *Service) awaitEnd(ctx context.Context, c *ctr, w *waiter, d time.Durati
 	return false
 }
 
+// endingPatience is how long a process whose end has begun may take to be seen ended.
+const endingPatience = 2 * time.Second
+
+// signalEnding sends a signal that is meant to end the process. A runtime may refuse it because the process is about
+// to be gone, so a refusal counts only when it is not gone in a moment. ended says that the waiter was answered.
+func (s *Service) signalEnding(ctx context.Context, c *ctr, l *life, sig unix.Signal, w *waiter) (ended bool, err error) {
+	err = s.signal(ctx, c, l, sig)
+	if err == nil || errors.Is(err, errs.Precondition) {
+		return false, nil
+	}
+	if ctx.Err() == nil && s.awaitEnd(ctx, c, w, endingPatience) {
+		return true, nil
+	}
+	return false, err
+}
+
 func (s *Service) killHard(ctx context.Context, c *ctr, l *life, w *waiter) error {
-	if err := s.signal(ctx, c, l, unix.SIGKILL); err != nil && !errors.Is(err, errs.Precondition) {
+	ended, err := s.signalEnding(ctx, c, l, unix.SIGKILL, w)
+	if err != nil || ended {
 		return err
 	}
 	if s.awaitEnd(ctx, c, w, killPatience) {
@@ -229,7 +247,9 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 		return s.killHard(ctx, c, l, w)
 	}
 	if err := s.signal(ctx, c, l, sig); err != nil {
-		if errors.Is(err, errs.Precondition) {
+		w = c.wait(WaitNotRunning)
+		defer c.unwait(w)
+		if errors.Is(err, errs.Precondition) || s.awaitEnd(ctx, c, w, endingPatience) {
 			return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", clip(ref), c.id)
 		}
 		return err

@@ -76,12 +76,13 @@ func inOwnMounts(f func() error) error {
 			runtime.UnlockOSThread()
 			return
 		}
-		// Not unlocked: the thread ends with this goroutine.
+		// Not unlocked: the thread ends with this goroutine. As a slave the namespace sees the host's unmounts, so it
+		// keeps no other container's root busy, and nothing mounted in it is seen outside.
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
 			result <- fmt.Errorf("mount namespace: %w", err)
 			return
 		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 			result <- fmt.Errorf("mount namespace: %w", err)
 			return
 		}

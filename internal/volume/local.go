@@ -249,7 +249,6 @@ func (s *Service) prepareVolume(id oci.ContainerID, name string) error {
 	if err := s.mountDevice(name, rec.Options); err != nil {
 		return err
 	}
-	s.publish("mount", name, map[string]string{"container": string(id)})
 	return nil
 }
 
@@ -298,8 +297,6 @@ func (s *Service) Release(id oci.ContainerID) {
 		if idle && mounted(s.path(n)) {
 			if err := unix.Unmount(s.path(n), unix.MNT_DETACH); err != nil {
 				s.log.Warn("volume stays mounted", "volume", n, "err", err)
-			} else {
-				s.publish("unmount", n, map[string]string{"container": string(id)})
 			}
 		}
 		done()
