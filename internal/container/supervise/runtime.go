@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"fmt"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -48,6 +49,9 @@ func programFailure(err error) error {
 		return nil
 	}
 	msg := err.Error()
+	if strings.Contains(msg, "seccomp not supported") {
+		return fmt.Errorf("%w: this ply-shim was built without the tag \"seccomp\"", err)
+	}
 	i := strings.LastIndex(msg, `exec: "`)
 	if i < 0 {
 		if strings.Contains(msg, "error mounting") || strings.Contains(msg, "chdir to cwd") {

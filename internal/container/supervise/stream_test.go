@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/logfile"
@@ -332,5 +333,78 @@ func TestKillProcessOfExec(t *testing.T) {
 	}
 	if e, err := b.c.Wait(t.Context(), "x"); err != nil || e.Code != 137 {
 		t.Errorf("exec wait = %+v, %v", e, err)
+	}
+}
+
+func TestManyExecsAtOnce(t *testing.T) {
+	b := sh(t, "sleep 100").launch().start()
+	var group errgroup.Group
+	group.SetLimit(8)
+	for i := range 40 {
+		group.Go(func() error {
+			id := fmt.Sprint("x", i)
+			p, _, err := runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: []string{"/bin/sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, Tty: i%2 == 0})
+			if err != nil {
+				return err
+			}
+			if err := b.c.Exec(t.Context(), id, p, shim.ExecOptions{}); err != nil {
+				return err
+			}
+			s, err := b.c.Attach(t.Context(), id, shim.AttachArgs{Stdout: true, Stderr: true})
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			if err := b.c.Start(t.Context(), id); err != nil {
+				return err
+			}
+			out, _, err := collect(s)
+			if err != nil || strings.TrimSpace(out) != fmt.Sprint(i) {
+				return fmt.Errorf("exec %d gave %q: %w", i, out, err)
+			}
+			e, err := b.c.Wait(t.Context(), id)
+			if err != nil || e.Code != i {
+				return fmt.Errorf("exec %d: %+v: %w", i, e, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestKillDuringEverything: whatever a container is doing, an end is an end, and is told once and for all.
+func TestKillDuringEverything(t *testing.T) {
+	b := newBox(t, "/bin/sh", "-c", "while :; do echo line; done")
+	b.cfg.Stdin = true
+	b.launch()
+	var streams []*shim.Stream
+	for range 4 {
+		streams = append(streams, b.attach("", shim.AttachArgs{Stdin: true, Stdout: true}))
+	}
+	b.start()
+	var group errgroup.Group
+	for _, s := range streams {
+		group.Go(func() error {
+			_, _, err := collect(s)
+			return err
+		})
+	}
+	for range 8 {
+		group.Go(func() error {
+			e, err := b.c.Wait(t.Context(), "")
+			if err == nil && e.Code != 137 {
+				return fmt.Errorf("exit %+v", e)
+			}
+			return err
+		})
+	}
+	b.logged("line")
+	if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGKILL)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
 	}
 }
