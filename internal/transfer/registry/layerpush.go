@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"ply/internal/compress"
@@ -208,22 +209,7 @@ func (l *layerPush) madeSource(params compress.Params, tarSize int64) source {
 		if err != nil {
 			return nil, err
 		}
-		pr, pw := io.Pipe()
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			err := func() error {
-				z, err := compress.NewWriter(pw, params)
-				if err != nil {
-					return err
-				}
-				buf := make([]byte, 1<<20)
-				_, err = io.CopyBuffer(struct{ io.Writer }{z}, struct{ io.Reader }{tar}, buf)
-				return errors.Join(err, z.Close())
-			}()
-			pw.CloseWithError(errors.Join(err, tar.Close()))
-		}()
-		r := &madeReader{PipeReader: pr, done: done}
+		r := newMadeReader(tar, params)
 		if _, err := io.CopyN(io.Discard, r, from); err != nil {
 			return nil, errors.Join(err, r.Close())
 		}
@@ -231,17 +217,58 @@ func (l *layerPush) madeSource(params compress.Params, tarSize int64) source {
 	}}
 }
 
-// madeReader waits for its compressor when it is closed: nothing may read the layer afterwards.
+// madeReader reads what a compressor makes of a tar.
 type madeReader struct {
 	*io.PipeReader
-	done chan struct{}
+	closed atomic.Bool
+	done   chan struct{}
 }
 
+// newMadeReader takes the tar over.
+func newMadeReader(tar io.ReadCloser, params compress.Params) *madeReader {
+	pr, pw := io.Pipe()
+	r := &madeReader{PipeReader: pr, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		err := r.compress(tar, pw, params)
+		pw.CloseWithError(errors.Join(err, tar.Close()))
+	}()
+	return r
+}
+
+func (r *madeReader) compress(tar io.Reader, pw *io.PipeWriter, params compress.Params) error {
+	// A compressor of several threads leaves some behind when its output fails. So its output never does: once nobody reads any
+	// more, the input ends and the rest goes nowhere.
+	z, err := compress.NewWriter(writeFunc(func(p []byte) (int, error) {
+		if _, err := pw.Write(p); err != nil && !r.closed.Load() {
+			return 0, err
+		}
+		return len(p), nil
+	}), params)
+	if err != nil {
+		return err
+	}
+	in := readFunc(func(p []byte) (int, error) {
+		if r.closed.Load() {
+			return 0, io.ErrClosedPipe
+		}
+		return tar.Read(p)
+	})
+	_, err = io.CopyBuffer(struct{ io.Writer }{z}, in, make([]byte, 1<<20))
+	return errors.Join(err, z.Close())
+}
+
+// Close stops the compressor and waits for it: nothing reads the layer afterwards.
 func (r *madeReader) Close() error {
+	r.closed.Store(true)
 	err := r.PipeReader.Close()
 	<-r.done
 	return err
 }
+
+type writeFunc func([]byte) (int, error)
+
+func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
 
 // foreignSource streams the layer from another registry that is known to have it; nil when there is none. No credentials are
 // at hand for it but the target's, so it is asked anonymously unless it is the target's own registry.
