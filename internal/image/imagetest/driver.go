@@ -28,8 +28,8 @@ type Driver struct {
 
 	dir string
 	mu  sync.Mutex
-	// Open counts writers that were neither committed nor aborted.
-	Open int
+	// Open counts writers that were neither committed nor aborted, MaxOpen the most there were at once, Creates all.
+	Open, MaxOpen, Creates int
 	// Made counts commits that stored something new.
 	Made int
 }
@@ -63,6 +63,8 @@ func (d *Driver) Create(context.Context) (layer.Writer, error) {
 	}
 	d.mu.Lock()
 	d.Open++
+	d.Creates++
+	d.MaxOpen = max(d.MaxOpen, d.Open)
 	d.mu.Unlock()
 	return &writer{d: d, f: f, hash: sha256.New()}, nil
 }

@@ -21,8 +21,6 @@ import (
 
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
-	"ply/internal/oci"
-	"ply/internal/store/meta"
 	"ply/internal/transfer"
 	"ply/internal/transfer/archive"
 )
@@ -439,5 +437,30 @@ func TestLoadProgress(t *testing.T) {
 	}
 }
 
-var _ = meta.Layer{}
-var _ = oci.Digest("")
+// Many layers wait for their turn without a driver's writer each, and whatever the order each is written once.
+func TestLoadManyLayers(t *testing.T) {
+	s := newSide(t, archive.Options{})
+	var layers [][]byte
+	for i := range 40 {
+		layers = append(layers, imagetest.Tar(t, fmt.Sprint("f", i), strings.Repeat("x", 40_000+i)))
+	}
+	layers[20] = imagetest.Tar(t, "small", "x") // stays in memory
+	s.Image(imagetest.Spec{Name: "deep", Layers: layers})
+	for _, format := range []string{"hybrid", "oci", "docker"} {
+		for name, pack := range packings {
+			t.Run(format+" "+name, func(t *testing.T) {
+				d := newSide(t, archive.Options{})
+				d.load(t, pack(t, s.save(t, format, "deep")))
+				if d.image(t, "deep").ID != s.image(t, "deep").ID {
+					t.Error("another image")
+				}
+				if d.Driver.MaxOpen > 5 || d.Driver.Creates != 40 || d.Driver.Made != 40 {
+					t.Errorf("at most %d writers at once, %d in all, %d layers", d.Driver.MaxOpen, d.Driver.Creates, d.Driver.Made)
+				}
+				if name == "plain" && d.Driver.MaxOpen > 2 { // the one in memory comes between
+					t.Errorf("%d writers at once for an archive with its documents first", d.Driver.MaxOpen)
+				}
+			})
+		}
+	}
+}

@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"os"
 	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"ply/internal/compress"
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/safepath"
@@ -29,8 +31,12 @@ const smallFile = 32 << 10
 // maxLinks bounds how many links lead from a name to its file.
 const maxLinks = 10
 
-// maxOpen bounds the layers that wait, each with open files of the driver, for the archive's end.
-const maxOpen = 2048
+// maxLayers bounds the big files of an archive, which all may wait, each with an open file, for its end.
+const maxLayers = 2048
+
+// maxWriters bounds the driver's writers that wait for what lies below them; a writer holds megabytes. More layers than
+// these wait in files of their own and are copied.
+const maxWriters = 4
 
 // file is one regular file of an archive, already read: either in memory or, if it may be a layer, in a
 // writer of the driver that waits for its commit.
@@ -41,6 +47,7 @@ type file struct {
 	data   []byte // the whole content, when writer is nil and bad is nil
 
 	writer layer.Writer
+	spill  durable.File   // holds the uncompressed tar in place of a writer; has no name on disk any more
 	diffID oci.DiffID     // of the uncompressed tar; "" for files in memory until asked for
 	codec  compress.Codec // how the layer is compressed in the archive
 	blob   *blob.Writer   // takes the compressed form; nil when it is not to be kept
@@ -51,11 +58,12 @@ type file struct {
 func (f *file) abort() {
 	if f.writer != nil {
 		_ = f.writer.Abort() // nothing was promised: what stays is a temporary
+		f.writer = nil
 	}
-	f.dropBlob()
-}
-
-func (f *file) dropBlob() {
+	if f.spill != nil {
+		_ = f.spill.Close()
+		f.spill = nil
+	}
 	if f.blob != nil {
 		_ = f.blob.Abort()
 		f.blob = nil
@@ -69,10 +77,11 @@ type intake struct {
 	links   map[string]string
 	entries int
 	memory  int64
-	open    int
+	layers  int
 	guard   guard
 	show    transfer.Sink // progress of layers
 	buf     []byte
+	early   *early
 }
 
 func (a *Archive) newIntake(show transfer.Sink) *intake {
@@ -217,8 +226,8 @@ func (in *intake) regular(ctx context.Context, name string, size int64, r io.Rea
 		f.data, f.digest = data, oci.DigestOf(data)
 		return nil
 	}
-	if in.open++; in.open > maxOpen {
-		return errs.New(errs.Invalid, "archive: has more than %d layers", maxOpen)
+	if in.layers++; in.layers > maxLayers {
+		return errs.New(errs.Invalid, "archive: has more than %d layers", maxLayers)
 	}
 	return in.layer(ctx, f, head, r)
 }
@@ -239,8 +248,8 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 	raw := sha256.New()
 	hashed := io.TeeReader(&progressReader{r: outer, show: in.show, id: shortName(f.name), total: f.size}, raw)
 	src := hashed
-	var err error
-	if f.writer, err = in.a.st.Layers.Create(ctx); err != nil {
+	to, err := in.target(ctx, f)
+	if err != nil {
 		return err
 	}
 	if compress.Sniff(head) != compress.None && !in.a.opts.DropBlobs {
@@ -255,12 +264,12 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 		}
 		return fmt.Errorf("layer %s: %w", clip(f.name), err)
 	}
-	if err := in.unpack(f, src); err != nil {
+	if err := in.unpack(f, src, to); err != nil {
 		if outer.err != nil || !errors.Is(err, errs.Invalid) {
 			return fatal(err)
 		}
 		f.abort()
-		f.writer, f.bad, src = nil, err, hashed
+		f.bad, src = err, hashed
 	}
 	// What a decompressor or driver left unread still belongs to the digest.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, src, in.buf); err != nil {
@@ -270,18 +279,42 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 	if f.codec == compress.None && f.bad == nil {
 		f.diffID = oci.DiffID(f.digest)
 	}
-	return nil
+	return in.early.commit(ctx, f)
 }
 
-// unpack copies the decompressed layer to the driver.
-func (in *intake) unpack(f *file, src io.Reader) error {
+// target decides where a layer goes: straight into the driver when what lies below it is there already, or while few
+// writers wait; else into a file.
+func (in *intake) target(ctx context.Context, f *file) (w io.Writer, err error) {
+	if in.early.ready(f.name) || in.writers() < maxWriters {
+		f.writer, err = in.a.st.Layers.Create(ctx)
+		return f.writer, err
+	}
+	fsys := in.a.st.FS
+	if f.spill, err = fsys.OpenFile(durable.TempName(in.a.st.Root), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, err
+	}
+	return f.spill, fsys.Remove(f.spill.Name())
+}
+
+// writers counts the driver's writers that wait.
+func (in *intake) writers() (n int) {
+	for _, f := range in.files {
+		if f.writer != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// unpack copies the decompressed layer to where it waits.
+func (in *intake) unpack(f *file, src io.Reader, w io.Writer) error {
 	zr, codec, err := compress.NewReader(src)
 	if err != nil {
 		return err
 	}
 	defer zr.Close()
 	f.codec = codec
-	to := in.guard.writer(f.writer)
+	to := in.guard.writer(w)
 	var diff hash.Hash
 	if codec != compress.None {
 		diff = sha256.New()

@@ -8,6 +8,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/safepath"
 )
 
 // wanted is one image of an archive, understood and checked as far as that goes without its layers' commit.
@@ -16,6 +17,7 @@ type wanted struct {
 	config   []byte
 	chain    oci.Chain
 	layers   []*file         // bottom first; nil where the archive has none and the store must
+	paths    [][]string      // where in the archive each layer is, or will be
 	tags     []oci.Reference // in the archive's order
 	digests  []oci.Reference // proven
 	exact    []exactManifest // the current one last
@@ -33,6 +35,7 @@ type exactManifest struct {
 type reading struct {
 	in       *intake
 	platform oci.Platform
+	partial  bool // layers may still come
 	list     []*wanted
 	byID     map[oci.ImageID]*wanted
 	byTag    map[string]oci.ImageID
@@ -40,9 +43,10 @@ type reading struct {
 	skipped  []string // what is in the archive but no image
 }
 
-// understand reads whichever layouts the archive has. Where several speak of one name they must agree.
-func (in *intake) understand(platform oci.Platform) (*reading, error) {
-	r := &reading{in: in, platform: platform, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}}
+// understand reads whichever layouts the archive has. Where several speak of one name they must agree. Partial is for an
+// archive that has not come in completely: layers may be missing.
+func (in *intake) understand(platform oci.Platform, partial bool) (*reading, error) {
+	r := &reading{in: in, platform: platform, partial: partial, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}}
 	manifest, err := in.find(fileManifest)
 	if err != nil {
 		return nil, err
@@ -90,7 +94,7 @@ func (r *reading) add(config *file) (*wanted, error) {
 		return nil, errs.New(errs.Invalid, "archive: %s: %w", clip(config.name), err)
 	}
 	n := len(cfg.RootFS.DiffIDs)
-	w := &wanted{id: id, config: config.data, chain: cfg.RootFS.DiffIDs, layers: make([]*file, n)}
+	w := &wanted{id: id, config: config.data, chain: cfg.RootFS.DiffIDs, layers: make([]*file, n), paths: make([][]string, n)}
 	r.byID[id] = w
 	r.list = append(r.list, w)
 	return w, nil
@@ -149,6 +153,13 @@ func (w *wanted) setLayer(n int, f *file) error {
 	return nil
 }
 
+// addPath notes where the n-th layer is in the archive.
+func (w *wanted) addPath(n int, name string) {
+	if name, err := safepath.Clean(name); err == nil && !slices.Contains(w.paths[n], name) {
+		w.paths[n] = append(w.paths[n], name)
+	}
+}
+
 // docker reads manifest.json.
 func (r *reading) docker(data []byte) error {
 	var images []dockerImage
@@ -178,7 +189,8 @@ func (r *reading) docker(data []byte) error {
 			if err != nil {
 				return err
 			}
-			if f == nil && w.layers[n] == nil {
+			w.addPath(n, l)
+			if f == nil && w.layers[n] == nil && !r.partial {
 				return errs.New(errs.Invalid, "archive: image %s: has no layer %q", w.id.Short(), clip(l))
 			}
 			if f != nil {
@@ -329,6 +341,7 @@ func (r *reading) manifest(d oci.Descriptor, raw []byte, above *carried, notes m
 		if err != nil {
 			return err
 		}
+		w.addPath(n, blobDir+l.Digest.Hex())
 		if f != nil && f.size != l.Size {
 			return errs.New(errs.Invalid, "archive: layer %s has %d bytes, its manifest says %d", l.Digest, f.size, l.Size)
 		}

@@ -36,24 +36,12 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	}
 	in := a.newIntake(show)
 	defer in.abort()
-	if err := in.read(ctx, r); err != nil {
-		return err
-	}
-	archive, err := in.understand(platform)
-	if err != nil {
-		return err
-	}
-	for _, s := range archive.skipped {
-		progress(transfer.Progress{Action: "Skipped " + s})
-	}
-	c := &commit{a: a, in: in}
+	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, spent: map[*file]oci.Chain{}}
 	if c.lease, err = a.st.Lease("load"); err != nil {
 		return err
 	}
-	err = c.all(ctx, archive.list)
-	if err == nil {
-		err = c.names(ctx, archive.list, progress)
-	}
+	in.early = &early{in: in, c: c, platform: platform}
+	err = c.run(ctx, r, platform, progress)
 	err = errors.Join(err, c.lease.Release())
 	if err != nil {
 		_, rerr := a.st.Reclaim(context.WithoutCancel(ctx), c.fresh, c.blobs)
@@ -73,9 +61,25 @@ type commit struct {
 	spent map[*file]oci.Chain // where a streamed layer went
 }
 
+func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, progress transfer.Sink) error {
+	if err := c.in.read(ctx, r); err != nil {
+		return err
+	}
+	archive, err := c.in.understand(platform, false)
+	if err != nil {
+		return err
+	}
+	for _, s := range archive.skipped {
+		progress(transfer.Progress{Action: "Skipped " + s})
+	}
+	if err := c.all(ctx, archive.list); err != nil {
+		return err
+	}
+	return c.names(ctx, archive.list, progress)
+}
+
 // all makes every layer durable, then records the images without names.
 func (c *commit) all(ctx context.Context, list []*wanted) error {
-	c.done, c.spent = map[oci.ChainID]bool{}, map[*file]oci.Chain{}
 	for _, w := range list {
 		w.prove()
 		if err := c.lease.Layer(w.chain); err != nil {
@@ -85,7 +89,7 @@ func (c *commit) all(ctx context.Context, list []*wanted) error {
 			if c.done[id] {
 				continue
 			}
-			if err := c.layer(ctx, w, i); err != nil {
+			if err := c.layer(ctx, w.layers[i], w.chain[:i+1]); err != nil {
 				return fmt.Errorf("image %s: layer %s: %w", w.id.Short(), w.chain[i].Short(), err)
 			}
 			c.done[id] = true
@@ -99,9 +103,8 @@ func (c *commit) all(ctx context.Context, list []*wanted) error {
 	return nil
 }
 
-// layer commits the i-th layer of an image for its stack.
-func (c *commit) layer(ctx context.Context, w *wanted, i int) error {
-	f, chain := w.layers[i], w.chain[:i+1]
+// layer commits the top layer of a stack; nil when the archive has none and the store must.
+func (c *commit) layer(ctx context.Context, f *file, chain oci.Chain) error {
 	_, err := c.a.st.Layers.Stat(ctx, chain)
 	held := err == nil
 	if f == nil {
@@ -122,7 +125,11 @@ func (c *commit) layer(ctx context.Context, w *wanted, i int) error {
 		return errors.Join(err, writer.Abort())
 	}
 	c.spent[f] = chain
-	return c.a.st.RecordLayer(info, nil)
+	if f.spill != nil { // from here on the driver has it: do not hold the space twice
+		err = f.spill.Close()
+		f.spill = nil
+	}
+	return errors.Join(err, c.a.st.RecordLayer(info, nil))
 }
 
 // writer gives a driver's writer that holds the layer: the one it was streamed into, or a new one if the layer is in memory or
@@ -136,9 +143,13 @@ func (c *commit) writer(ctx context.Context, f *file) (layer.Writer, error) {
 	}
 	var r io.ReadCloser
 	var err error
-	if f.data != nil {
+	switch {
+	case f.data != nil:
 		r, _, err = compress.NewReader(bytes.NewReader(f.data))
-	} else {
+	case f.spill != nil:
+		_, err = f.spill.Seek(0, io.SeekStart)
+		r = io.NopCloser(f.spill)
+	default:
 		r, err = c.a.st.Layers.Tar(ctx, at)
 	}
 	if err != nil {
