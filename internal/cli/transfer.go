@@ -182,7 +182,7 @@ func (a *App) pullImage(ctx context.Context, api *client.Client, ref oci.Referen
 	}
 	resp, err := api.Open(ctx, client.Request{Method: "POST", Path: "/images/create", Query: q, Header: a.authHeader(ctx, ref.Domain())})
 	if err != nil {
-		return err
+		return a.cancelled(ctx, err)
 	}
 	defer resp.Body.Close()
 	err = ui.Show(resp.Body, p, nil)

@@ -1,0 +1,28 @@
+package cli
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The command line speaks the API: it links no engine code, and few libraries.
+func TestLinksNoEngine(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "ply/cmd/ply").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, out)
+	}
+	allowed := []string{"ply/cmd/ply", "ply/internal/cli", "ply/internal/errs", "ply/internal/oci", "ply/internal/version",
+		"github.com/spf13/", "github.com/docker/go-units", "github.com/moby/patternmatcher", "github.com/distribution/reference",
+		"github.com/opencontainers/go-digest", "github.com/opencontainers/image-spec", "github.com/containerd/errdefs", "github.com/containerd/platforms", "github.com/containerd/log", "github.com/sirupsen/logrus", "golang.org/x/term", "golang.org/x/sys"}
+	for dep := range strings.Lines(string(out)) {
+		dep = strings.TrimSpace(dep)
+		ok := dep == ""
+		for _, a := range allowed {
+			ok = ok || dep == a || strings.HasPrefix(dep, strings.TrimSuffix(a, "/")+"/")
+		}
+		if !ok {
+			t.Errorf("cmd/ply links %s", dep)
+		}
+	}
+}
