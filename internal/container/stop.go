@@ -84,9 +84,7 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 			return err
 		}
 	}
-	if mode != toRestart {
-		s.publish(c, "stop")
-	}
+	s.publish(c, "stop")
 	return nil
 }
 

@@ -1,0 +1,123 @@
+package container_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+)
+
+// Everything at once on few containers: whatever the order, each call ends, each error is one that a client can
+// understand, and nothing is left behind (the harness looks).
+func TestStress(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	names := []string{"s0", "s1", "s2"}
+	one, in := 0, makeTar(t, []file{{name: "x", data: "y", mode: 0o644}})
+	ops := map[string]func(n string) error{
+		"create": func(n string) error {
+			s := sh("trap 'exit 3' TERM; while :; do sleep 0.05; done")
+			s.Name, s.Binds = n, []string{"shared:/seeded"}
+			s.AutoRemove = rand.IntN(4) == 0
+			if !s.AutoRemove && rand.IntN(3) == 0 {
+				s.RestartPolicy.Name = "always"
+			}
+			_, _, err := w.s.Create(ctx, s)
+			return err
+		},
+		"start":   func(n string) error { return w.s.Start(ctx, n) },
+		"stop":    func(n string) error { return w.s.Stop(ctx, n, "", &one) },
+		"restart": func(n string) error { return w.s.Restart(ctx, n, "", &one) },
+		"kill":    func(n string) error { return w.s.Kill(ctx, n, "KILL") },
+		"pause":   func(n string) error { return w.s.Pause(ctx, n) },
+		"unpause": func(n string) error { return w.s.Unpause(ctx, n) },
+		"remove":  func(n string) error { return w.s.Remove(ctx, n, rand.IntN(2) == 0, true, false) },
+		"rename":  func(n string) error { return w.s.Rename(ctx, n, names[rand.IntN(len(names))]) },
+		"commit": func(n string) error {
+			_, err := w.s.Commit(ctx, n, container.CommitOptions{Pause: true})
+			return err
+		},
+		"diff":    func(n string) error { _, err := w.s.Changes(ctx, n); return err },
+		"copy in": func(n string) error { return w.s.CopyTo(ctx, n, "/tmp", bytes.NewReader(in), false, false) },
+		"copy":    func(n string) error { return w.s.CopyFrom(ctx, n, "/etc", io.Discard) },
+		"export":  func(n string) error { return w.s.Export(ctx, n, io.Discard) },
+		"exec": func(n string) error {
+			id, err := w.s.ExecCreate(ctx, n, container.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})
+			if err != nil {
+				return err
+			}
+			err = w.s.ExecStart(ctx, id, container.AttachOptions{Stdout: io.Discard, Stream: true}, false, [2]uint{})
+			if err != nil && errors.Is(err, errs.Internal) {
+				return nil // the container ended while the exec began; the runtime says so in its own words
+			}
+			return err
+		},
+		"list": func(n string) error { _, err := w.s.List(ctx, container.ListOptions{All: true, Size: true}); return err },
+		"logs": func(n string) error {
+			return w.s.Logs(ctx, n, container.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
+		},
+	}
+	var kinds []string
+	for k := range ops {
+		kinds = append(kinds, k)
+	}
+	stop := time.Now().Add(6 * time.Second)
+	var wg sync.WaitGroup
+	for range 6 {
+		wg.Go(func() {
+			for time.Now().Before(stop) {
+				k, n := kinds[rand.IntN(len(kinds))], names[rand.IntN(len(names))]
+				err := ops[k](n)
+				switch {
+				case err == nil, errors.Is(err, container.ErrNotModified), errors.Is(err, errs.NotFound), errors.Is(err, errs.Conflict),
+					errors.Is(err, errs.Invalid), errors.Is(err, errs.Precondition), errors.Is(err, context.Canceled), errors.Is(err, errs.Unavailable):
+				default:
+					t.Errorf("%s %s: %v", k, n, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if ctx.Err() != nil {
+		t.Error("something hung")
+	}
+}
+
+// A shim that cannot be run leaves a container that can be started once it can.
+func TestShimMissing(t *testing.T) {
+	var broken string
+	w := newWorldWith(t, func(o *container.Options) {
+		if broken == "" {
+			broken = filepath.Join(filepath.Dir(o.DataRoot), "no-shim")
+		}
+		o.ShimPath = broken
+	})
+	id := w.create(sh("true"))
+	if err := w.s.Start(context.Background(), id); err == nil {
+		t.Fatal("started without a shim")
+	}
+	if st := w.get(id).State; st.Status != container.StatusCreated || st.ExitCode != 128 || st.Error == "" {
+		t.Errorf("state %+v", st)
+	}
+	if len(w.net.up) != 0 {
+		t.Error("network is left")
+	}
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || bytes.Contains(data, []byte(w.dir)) {
+		t.Errorf("a mount is left: %v", err)
+	}
+	broken = w.shim
+	w.close()
+	w.open()
+	w.start(id)
+}
