@@ -246,6 +246,7 @@ func TestCreateDefaults(t *testing.T) {
 		"bridge endpoint":       {`"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":null}}`, func(s container.Spec) bool { return s.Endpoints == nil }},
 		"local volume driver":   {`"HostConfig":{"VolumeDriver":"local"}`, func(s container.Spec) bool { return true }},
 		"empty device requests": {`"HostConfig":{"DeviceRequests":[],"StorageOpt":{},"BlkioDeviceReadBps":[]}`, func(s container.Spec) bool { return true }},
+		"bind without source":   {`"HostConfig":{"Binds":["/v","/a:/b"]}`, func(s container.Spec) bool { return len(s.Volumes) == 1 && len(s.Binds) == 1 }},
 		"chosen by engine":      {`"HostConfig":{"PortBindings":{"80":[{"HostPort":"0"}]}}`, func(s container.Spec) bool { return s.Ports[0].HostPort == 0 && s.Ports[0].Proto == "tcp" }},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package docker
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -254,7 +255,14 @@ func (h *hostConfig) apply(spec *container.Spec) (err error) {
 			return errs.New(errs.Invalid, "HostConfig.Dns: %q is not an IP address", clip(d))
 		}
 	}
-	spec.Binds, spec.VolumesFrom, spec.Tmpfs = h.Binds, h.VolumesFrom, h.Tmpfs
+	for _, b := range h.Binds {
+		if filepath.IsAbs(b) && !strings.Contains(b, ":") { // no source: an anonymous volume
+			spec.Volumes = append(spec.Volumes, b)
+		} else {
+			spec.Binds = append(spec.Binds, b)
+		}
+	}
+	spec.VolumesFrom, spec.Tmpfs = h.VolumesFrom, h.Tmpfs
 	spec.ContainerIDFile, spec.LogDriver, spec.LogOpts = h.ContainerIDFile, h.LogConfig.Type, h.LogConfig.Config
 	spec.NetworkMode, spec.PublishAll, spec.Links = h.NetworkMode, h.PublishAllPorts, h.Links
 	spec.DNS, spec.DNSOptions, spec.DNSSearch, spec.ExtraHosts = h.DNS, h.DNSOptions, h.DNSSearch, h.ExtraHosts

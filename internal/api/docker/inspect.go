@@ -14,7 +14,6 @@ import (
 	"ply/internal/container"
 	"ply/internal/network"
 	"ply/internal/oci"
-	"ply/internal/volume"
 )
 
 // inspectAnswer is GET /containers/{id}/json.
@@ -113,7 +112,7 @@ func inspectOf(ctr *container.Container, v int, size bool) inspectAnswer {
 	a := inspectAnswer{ID: string(ctr.ID), Created: timeText(ctr.Created), Path: ctr.Path, Args: notNil(ctr.Args), State: stateOf(ctr.State),
 		Image: ctr.Image.String(), ResolvConfPath: ctr.ResolvConfPath, HostnamePath: ctr.HostnamePath, HostsPath: ctr.HostsPath,
 		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux",
-		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: graphDriver{nil, ctr.Driver}, Mounts: mountPoints(ctr.Mounts),
+		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: graphDriver{nil, ctr.Driver}, Mounts: mountPoints(ctr),
 		Config: containerConfigOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
 	if len(a.ExecIDs) == 0 {
 		a.ExecIDs = nil
@@ -149,9 +148,13 @@ func stateOf(st container.State) stateAnswer {
 	return a
 }
 
-func mountPoints(mounts []volume.Mount) []mountPoint {
-	list := make([]mountPoint, 0, len(mounts))
-	for _, m := range mounts {
+// mountPoints lists what is mounted, without what --tmpfs asked for: HostConfig.Tmpfs tells that.
+func mountPoints(ctr *container.Container) []mountPoint {
+	list := make([]mountPoint, 0, len(ctr.Mounts))
+	for _, m := range ctr.Mounts {
+		if _, ok := ctr.Spec.Tmpfs[m.Target]; ok && m.Type == "tmpfs" {
+			continue
+		}
 		p := mountPoint{Type: m.Type, Name: m.Name, Source: m.Source, Destination: m.Target, Driver: m.Driver, Mode: m.Mode, RW: m.RW, Propagation: m.Propagation}
 		list = append(list, p)
 	}
@@ -186,9 +189,9 @@ func alive(st container.Status) bool {
 	return st == container.StatusRunning || st == container.StatusPaused || st == container.StatusRestarting
 }
 
-// endpointOf shows a place in a network: what was asked for and what came of it.
+// endpointOf shows a place in a network: what was asked for and what came of it. Names are resolved on networks of users only.
 func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *endpointSettings {
-	e := &endpointSettings{Links: asked.Links, Aliases: ep.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
+	e := &endpointSettings{Links: asked.Links, Aliases: asked.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
 		Gateway: addrText(ep.Gateway), IPv6Gateway: addrText(ep.Gateway6)}
 	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
 		e.IPAMConfig = &endpointIPAM{IPv4Address: addrText(asked.IPv4), IPv6Address: addrText(asked.IPv6)}
@@ -199,8 +202,12 @@ func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *endpoin
 	if ep.IPv6.IsValid() {
 		e.GlobalIPv6Address, e.GlobalIPv6PrefixLen = ep.IPv6.Addr().String(), ep.IPv6.Bits()
 	}
-	if v >= 44 {
+	switch {
+	case isBuiltIn(ep.Network):
+	case v >= 45:
 		e.DNSNames = ep.Aliases
+	default: // the names were among the aliases
+		e.Aliases = ep.Aliases
 	}
 	if v >= 48 {
 		e.GwPriority = new(int)
@@ -289,7 +296,7 @@ func (s *server) containerList(c *call) error {
 func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Time) containerSummary {
 	a := containerSummary{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
 		Created: ctr.Created.Unix(), Ports: portSummaries(ctr), Labels: ctr.Spec.Labels, State: string(ctr.State.Status), Status: statusText(ctr.State, now),
-		Mounts: mountPoints(ctr.Mounts)}
+		Mounts: mountPoints(ctr)}
 	if a.Labels == nil {
 		a.Labels = map[string]string{}
 	}

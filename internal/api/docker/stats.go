@@ -93,6 +93,8 @@ func statsOf(st container.Stats) statsAnswer {
 	a.CPUStats.CPUUsage.InKern, a.CPUStats.CPUUsage.InUsers = cg.CPUSystem, cg.CPUUser
 	a.CPUStats.SystemUsage, a.CPUStats.OnlineCPUs = st.SystemCPU, st.OnlineCPUs
 	a.CPUStats.Throttling.Periods, a.CPUStats.Throttling.ThrottledPeriods, a.CPUStats.Throttling.ThrottledTime = cg.Throttled[0], cg.Throttled[1], cg.Throttled[2]
+	none := []blkioEntry{}
+	a.BlkioStats = blkioStats{none, none, none, none, none, none, none, none}
 	for _, b := range cg.Blkio {
 		a.BlkioStats.ServiceBytes = append(a.BlkioStats.ServiceBytes, blkioEntry{b.Major, b.Minor, b.Op, b.Value})
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -212,7 +213,11 @@ func (s *server) info(c *call) error {
 func registries(in Info) registryConfig {
 	rc := registryConfig{InsecureRegistryCIDRs: []string{}, IndexConfigs: map[string]indexConfig{}, Mirrors: notNil(in.Mirrors)}
 	rc.IndexConfigs[hubName] = indexConfig{hubName, notNil(in.Mirrors), true, true}
-	for _, r := range in.InsecureRegistries {
+	// Loopback is always allowed, whatever the configuration says.
+	for _, r := range append([]string{"127.0.0.0/8", "::1/128"}, in.InsecureRegistries...) {
+		if slices.Contains(rc.InsecureRegistryCIDRs, r) {
+			continue
+		}
 		if _, err := netip.ParsePrefix(r); err == nil {
 			rc.InsecureRegistryCIDRs = append(rc.InsecureRegistryCIDRs, r)
 		} else {
