@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -78,6 +79,7 @@ type intake struct {
 	entries int
 	memory  int64
 	layers  int
+	waiting []*file // for their commit, with a writer each; some no longer
 	guard   guard
 	show    transfer.Sink // progress of layers
 	buf     []byte
@@ -287,6 +289,7 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 func (in *intake) target(ctx context.Context, f *file) (w io.Writer, err error) {
 	if in.early.ready(f.name) || in.writers() < maxWriters {
 		f.writer, err = in.a.st.Layers.Create(ctx)
+		in.waiting = append(in.waiting, f)
 		return f.writer, err
 	}
 	fsys := in.a.st.FS
@@ -297,13 +300,9 @@ func (in *intake) target(ctx context.Context, f *file) (w io.Writer, err error) 
 }
 
 // writers counts the driver's writers that wait.
-func (in *intake) writers() (n int) {
-	for _, f := range in.files {
-		if f.writer != nil {
-			n++
-		}
-	}
-	return n
+func (in *intake) writers() int {
+	in.waiting = slices.DeleteFunc(in.waiting, func(f *file) bool { return f.writer == nil })
+	return len(in.waiting)
 }
 
 // unpack copies the decompressed layer to where it waits.
