@@ -139,6 +139,9 @@ func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body 
 			return "", err
 		}
 	}
+	if r.mac != "" && !api.AtLeast(ctx, "1.44") {
+		body.MacAddress = r.mac // where older engines look for it
+	}
 	q := url.Values{}
 	if r.name != "" {
 		q.Set("name", r.name)

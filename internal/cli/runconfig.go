@@ -42,9 +42,6 @@ func (r *runFlags) build(image string, command []string, proxies map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	if r.mac != "" && len(nets) <= 1 {
-		cfg.MacAddress = r.mac
-	}
 	return &client.CreateBody{Config: cfg, HostConfig: host, NetworkingConfig: &client.NetworkingConfig{EndpointsConfig: nets}}, nil
 }
 
@@ -175,7 +172,7 @@ func (r *runFlags) hostConfig() (*client.HostConfig, error) {
 		ContainerIDFile: r.cidfile, OomScoreAdj: r.oomScore, AutoRemove: r.rm, Privileged: r.privileged, Links: r.link.Values,
 		PublishAllPorts: r.publishAll, DNS: list(r.dns.Values), DNSSearch: list(r.dnsSearch.Values), DNSOptions: list(r.dnsOption.Values),
 		ExtraHosts: r.addHost.Values, VolumesFrom: r.volumesFrom.Values, IpcMode: r.ipc, PidMode: r.pid, UTSMode: r.uts, UsernsMode: r.userns,
-		CgroupnsMode: r.cgroupns, CapAdd: r.capAdd.Values, CapDrop: r.capDrop.Values, GroupAdd: r.groupAdd.Values, RestartPolicy: policy,
+		CgroupnsMode: r.cgroupns, CapAdd: opts.Capabilities(r.capAdd.Values), CapDrop: opts.Capabilities(r.capDrop.Values), GroupAdd: r.groupAdd.Values, RestartPolicy: policy,
 		SecurityOpt: security, StorageOpt: opts.KeyValues(r.storageOpt.Values), ReadonlyRootfs: r.readOnly,
 		LogConfig:    client.LogConfig{Type: r.logDriver, Config: opts.KeyValues(r.logOpt.Values)},
 		VolumeDriver: r.volDriver, Isolation: r.isolation, ShmSize: r.shmSize.N, Sysctls: r.sysctl.Values, Runtime: r.runtime,

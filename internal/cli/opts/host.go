@@ -43,6 +43,23 @@ func IP(s string) (string, error) {
 	return ip.String(), nil
 }
 
+// Capabilities gives names in the engine's form, CAP_ in front, sorted, once each; ALL stands for everything.
+func Capabilities(list []string) []string {
+	var out []string
+	for _, c := range list {
+		c = strings.ToUpper(strings.TrimSpace(c))
+		if c == "ALL" {
+			return []string{"ALL"}
+		}
+		if !strings.HasPrefix(c, "CAP_") {
+			c = "CAP_" + c
+		}
+		out = append(out, c)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // Link checks --link: NAME[:ALIAS].
 func Link(s string) (string, error) {
 	if s == "" {
