@@ -95,7 +95,8 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	if ref.Digest() != "" {
 		id = ref.String()
 	}
-	p.progress(transfer.Progress{ID: id, Action: "Pulling from " + ref.Path()})
+	// Said once the registry knows the name: an error before that is the whole answer.
+	found := func() { p.progress(transfer.Progress{ID: id, Action: "Pulling from " + ref.Path()}) }
 	lease, err := p.c.st.Lease("pull " + ref.Familiar())
 	if err != nil {
 		return false, err
@@ -105,6 +106,7 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	if top, ok, err := p.current(ctx, ref, lease); err != nil {
 		return false, err
 	} else if ok {
+		found()
 		p.line("Digest: " + string(top))
 		return false, nil
 	}
@@ -112,6 +114,7 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	if err != nil {
 		return false, err
 	}
+	found()
 	old, oldErr := p.c.images.Get(ctx, ref.String())
 	got, err := p.image(ctx, lease, ref, top, m)
 	if err != nil {

@@ -171,7 +171,10 @@ func TestPullErrors(t *testing.T) {
 	img := registrytest.Make(t, oci.FormatOCI, files(1, 1000))
 	registrytest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
 	w := newWorld(t, Options{})
-	_, err := w.pull(reg.Addr+"/r:nope", transfer.PullOptions{})
+	l, err := w.pull(reg.Addr+"/r:nope", transfer.PullOptions{})
+	if l.text() != "" {
+		t.Errorf("progress before the error: %s", l.text())
+	}
 	wantClass(t, err, errs.NotFound, "manifest for "+reg.Addr+"/r:nope not found: manifest unknown: manifest unknown")
 	_, err = w.pull(reg.Addr+"/none", transfer.PullOptions{})
 	wantClass(t, err, errs.NotFound, reg.Addr+"/none")
