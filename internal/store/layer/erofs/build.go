@@ -3,7 +3,6 @@ package erofs
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,7 @@ import (
 type builder struct {
 	d       *Driver
 	dir     string // staging
+	syncs   *syncing
 	tree    *image.Tree
 	rec     *record
 	parents oci.Chain
@@ -53,25 +53,17 @@ func (b *builder) build(ctx context.Context, missing []image.Missing) error {
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(indexRecord{Index: *idx, Chain: chain})
-	if err != nil {
-		return err
-	}
-	return b.d.writeSynced(filepath.Join(b.dir, b.name+".json"), data)
+	return b.d.writeJSON(b.syncs, filepath.Join(b.dir, b.name+".json"), indexRecord{Index: *idx, Chain: chain})
 }
 
-func (b *builder) write(uuid [16]byte, devices []image.Device) (sum *fileSum, err error) {
+func (b *builder) write(uuid [16]byte, devices []image.Device) (*fileSum, error) {
 	f, err := b.d.fs.OpenFile(filepath.Join(b.dir, b.name+".erofs"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer errs.Close(&err, f)
 	h := sha256.New()
 	size, err := b.tree.Write(io.MultiWriter(f, h), uuid, devices)
-	if err != nil {
-		return nil, err
-	}
-	return &fileSum{size, oci.DigestOfHash(h)}, f.Sync()
+	return &fileSum{size, oci.DigestOfHash(h)}, b.syncs.file(f, err)
 }
 
 // resolve asks the layers below for what is missing.
@@ -99,7 +91,7 @@ func (b *builder) resolve(ctx context.Context, missing []image.Missing) (sum *fi
 	if b.chain == nil {
 		return nil, nil
 	}
-	return b.chain.finish()
+	return b.chain.finish(b.syncs)
 }
 
 func (b *builder) closeChain() error {

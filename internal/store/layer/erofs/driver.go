@@ -108,7 +108,8 @@ func (d *Driver) makeDir(dir string) error {
 	return d.fs.SyncDir(filepath.Dir(dir))
 }
 
-// sweepTemps removes what a crash left.
+// sweepTemps removes what a crash left. What cannot be removed, as after damage to the file system, is no reason
+// not to start; the next start tries again.
 func (d *Driver) sweepTemps() error {
 	dirs := []string{filepath.Dir(d.layers), d.layers, d.roots, d.quar}
 	entries, err := d.fs.ReadDir(d.layers)
@@ -121,9 +122,7 @@ func (d *Driver) sweepTemps() error {
 		}
 	}
 	for _, dir := range dirs {
-		if err := durable.RemoveTemps(d.fs, dir); err != nil {
-			return err
-		}
+		_ = durable.RemoveTemps(d.fs, dir)
 	}
 	return nil
 }
@@ -159,11 +158,22 @@ func (d *Driver) load() error {
 			delete(d.damaged, id)
 			continue
 		}
-		if err := d.quarantine(id, err.Error()); err != nil {
-			return err
+		d.damaged[id] = err.Error()
+		if isDamage(err) {
+			_ = d.quarantine(id, err.Error()) // where even that fails it is still known as damaged
 		}
 	}
 	return nil
+}
+
+// isDamage tells errors that lie in what is stored from those of the moment, such as too many open files.
+func isDamage(err error) bool {
+	for _, class := range []error{errs.DataLoss, errs.NotFound, unix.EIO, unix.EUCLEAN, unix.ENOTDIR} {
+		if errors.Is(err, class) {
+			return true
+		}
+	}
+	return false
 }
 
 func diffIDOf(hex string) oci.DiffID { return oci.DiffID("sha256:" + hex) }

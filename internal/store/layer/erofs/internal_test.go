@@ -539,3 +539,13 @@ func BenchmarkMount(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkCreateSmall is a build step that changes one small file: all fixed cost.
+func BenchmarkCreateSmall(b *testing.B) {
+	d := open(b, b.TempDir(), Options{})
+	for i := 0; b.Loop(); i++ {
+		if _, err := commit(d, nil, pack(b, entry{name: "f", body: fmt.Sprint(i)})); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

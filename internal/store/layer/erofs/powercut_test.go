@@ -47,14 +47,26 @@ func TestPowerCut(t *testing.T) {
 	if err := os.WriteFile(disk, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(disk, 96<<20); err != nil {
+	if err := os.Truncate(disk, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("mkfs.ext4", "-q", "-F", disk).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
+	// Each round on a copy: a mount namespace that somebody else made meanwhile may hold the dead file system, and mounting
+	// the same disk again would then give that one.
+	rounds := 0
 	mountDisk := func() {
 		t.Helper()
+		rounds++
+		next := filepath.Join(base, fmt.Sprint("disk-", rounds))
+		if out, err := exec.Command("cp", "--sparse=always", disk, next).CombinedOutput(); err != nil {
+			t.Fatalf("copy: %v\n%s", err, out)
+		}
+		if err := os.Remove(disk); err != nil {
+			t.Fatal(err)
+		}
+		disk = next
 		if out, err := exec.Command("mount", "-o", "loop", disk, at).CombinedOutput(); err != nil {
 			t.Fatalf("mount: %v\n%s", err, out)
 		}

@@ -120,14 +120,14 @@ func (s *scanner) visit(e *tarscan.Entry, data io.Reader) error {
 	return s.tree.Add(e, where)
 }
 
-// finish makes the side file durable, when there is one.
-func (s *scanner) finish() (*fileSum, error) {
+// finish ends the side file, when there is one.
+func (s *scanner) finish(syncs *syncing) (*fileSum, error) {
 	if s.side == nil {
 		return nil, nil
 	}
 	side := s.side
 	s.side = nil
-	return side.finish()
+	return side.finish(syncs)
 }
 
 // close gives up what run opened.
@@ -181,16 +181,13 @@ func (s *sideFile) add(r io.Reader, size int64) (int64, error) {
 	return start, nil
 }
 
-func (s *sideFile) finish() (sum *fileSum, err error) {
-	defer func() { err = errors.Join(err, s.f.Close()) }()
-	if err := s.f.Truncate(s.size); err != nil {
-		return nil, err
+func (s *sideFile) finish(syncs *syncing) (*fileSum, error) {
+	var d oci.Digest
+	err := s.f.Truncate(s.size)
+	if err == nil {
+		d, err = digestOf(s.f, s.size)
 	}
-	d, err := digestOf(s.f, s.size)
-	if err != nil {
-		return nil, err
-	}
-	return &fileSum{s.size, d}, s.f.Sync()
+	return &fileSum{s.size, d}, syncs.file(s.f, err)
 }
 
 func digestOf(r io.ReaderAt, size int64) (oci.Digest, error) {

@@ -96,6 +96,7 @@ type writer struct {
 	hash    *hasher
 	scan    *scanner
 	work    sync.WaitGroup
+	syncs   syncing
 
 	joined bool
 	ended  bool
@@ -218,10 +219,12 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	if want != "" && id != want {
 		return info, errs.New(errs.Invalid, "layer tar: its digest is %s, want %s", id, want)
 	}
-	synced := make(chan error, 1)
-	go func() { synced <- w.tar.Sync() }()
+	w.syncs.start(w.tar.Sync)
 	r, index, err := w.seal(ctx, id, parents)
-	if err = errors.Join(err, <-synced); err != nil {
+	if err = errors.Join(err, w.syncs.wait()); err != nil {
+		return info, exhausted(err)
+	}
+	if err := w.d.fs.SyncDir(w.dir); err != nil {
 		return info, exhausted(err)
 	}
 	if err := w.d.install(ctx, w.dir, r, parents, index); err != nil {
@@ -233,7 +236,7 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 
 // seal writes everything but the tar into the staging directory.
 func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*record, string, error) {
-	side, err := w.scan.finish()
+	side, err := w.scan.finish(&w.syncs)
 	if err != nil {
 		return nil, "", err
 	}
@@ -242,29 +245,54 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*r
 		Version: recordVersion, DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
 		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,
 	}
-	b := builder{d: w.d, dir: w.dir, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
+	b := builder{d: w.d, dir: w.dir, syncs: &w.syncs, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
 	if err := b.build(ctx, missing); err != nil {
 		return nil, "", err
 	}
-	data, err := json.Marshal(r)
-	if err != nil {
-		return nil, "", err
-	}
-	if err := w.d.writeSynced(filepath.Join(w.dir, recordName), data); err != nil {
-		return nil, "", err
-	}
-	return r, b.name, w.d.fs.SyncDir(w.dir)
+	return r, b.name, w.d.writeJSON(&w.syncs, filepath.Join(w.dir, recordName), r)
 }
 
-// writeSynced writes a file in a staging directory.
-func (d *Driver) writeSynced(name string, data []byte) (err error) {
+// writeJSON writes a record in a staging directory.
+func (d *Driver) writeJSON(syncs *syncing, name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
 	f, err := d.fs.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer errs.Close(&err, f)
-	if _, err = f.Write(data); err != nil {
-		return err
+	_, err = f.Write(data)
+	return syncs.file(f, err)
+}
+
+// syncing makes files durable beside each other: together they cost the disk little more than one.
+type syncing struct {
+	work sync.WaitGroup
+	mu   sync.Mutex
+	err  error
+}
+
+func (s *syncing) start(sync func() error) {
+	s.work.Go(func() {
+		if err := sync(); err != nil {
+			s.mu.Lock()
+			s.err = errors.Join(s.err, err)
+			s.mu.Unlock()
+		}
+	})
+}
+
+// file syncs and closes f, or only closes it when there is an error already, which it gives back.
+func (s *syncing) file(f durable.File, err error) error {
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
-	return f.Sync()
+	s.start(func() error { return errors.Join(f.Sync(), f.Close()) })
+	return nil
+}
+
+func (s *syncing) wait() error {
+	s.work.Wait()
+	return s.err
 }
