@@ -29,6 +29,7 @@ type App struct {
 	OutTerm  *terminal.Term
 	ErrTerm  *terminal.Term
 
+	daemon daemonPaths
 	global globals
 	cfg    *config.File
 	api    *client.Client
@@ -48,7 +49,8 @@ type globals struct {
 // NewApp makes an App on the process's own streams.
 func NewApp() *App {
 	return &App{
-		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		daemon: defaultDaemon,
+		In:     os.Stdin, Out: os.Stdout, Err: os.Stderr,
 		InTerm: terminal.Of(os.Stdin), OutTerm: terminal.Of(os.Stdout), ErrTerm: terminal.Of(os.Stderr),
 	}
 }
@@ -80,7 +82,7 @@ func (a *App) host() (host string, named bool, err error) {
 		host = os.Getenv("DOCKER_HOST")
 	}
 	if host == "" {
-		return DefaultHost, false, nil
+		return a.daemon.host, false, nil
 	}
 	host = strings.TrimSpace(host)
 	if !strings.Contains(host, "://") {
@@ -90,7 +92,7 @@ func (a *App) host() (host string, named bool, err error) {
 			host = "tcp://" + host
 		}
 	}
-	return host, host != DefaultHost, nil
+	return host, host != a.daemon.host, nil
 }
 
 // engine gives the client; the first call settles the version and, when the default socket is absent, starts plyd.

@@ -16,11 +16,14 @@ import (
 	"ply/internal/errs"
 )
 
-const (
-	daemonLog  = "/var/log/plyd.log"
-	startLock  = "/run/plyd-start.lock"
-	startLimit = 20 * time.Second
-)
+// startLimit is how long plyd may take until its socket answers.
+const startLimit = 20 * time.Second
+
+// daemonPaths say where plyd listens when nobody says otherwise, where its output goes when this program starts it, and
+// the lock that keeps two from starting it at once.
+type daemonPaths struct{ host, log, lock string }
+
+var defaultDaemon = daemonPaths{DefaultHost, "/var/log/plyd.log", "/run/plyd-start.lock"}
 
 // startDaemon starts plyd when nothing listens at the default socket and this user may; cause is why the first try
 // failed. It returns when the socket answers.
@@ -39,7 +42,7 @@ func (a *App) startDaemon(ctx context.Context, c *client.Client, cause error) er
 	if err != nil {
 		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in PATH: install it, or name another engine with -H or PLY_HOST")
 	}
-	unlock, err := lockStart()
+	unlock, err := lockStart(a.daemon.lock)
 	if err != nil {
 		return err
 	}
@@ -47,12 +50,12 @@ func (a *App) startDaemon(ctx context.Context, c *client.Client, cause error) er
 	if _, err := c.Ping(ctx); err == nil {
 		return nil // somebody else started it while we waited for the lock
 	}
-	fmt.Fprintf(a.Err, "ply: no engine at %s, starting %s (log: %s)\n", c.Host(), path, daemonLog)
-	exited, offset, err := spawnDaemon(path)
+	fmt.Fprintf(a.Err, "ply: no engine at %s, starting %s (log: %s)\n", c.Host(), path, a.daemon.log)
+	exited, offset, err := spawnDaemon(path, a.daemon.log)
 	if err != nil {
 		return err
 	}
-	return waitDaemon(ctx, c, exited, offset)
+	return waitDaemon(ctx, c, a.daemon.log, exited, offset)
 }
 
 func unreachable(c *client.Client) string {
@@ -73,21 +76,21 @@ func findDaemon() (string, error) {
 	return exec.LookPath("plyd")
 }
 
-func lockStart() (unlock func(), err error) {
-	f, err := os.OpenFile(startLock, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+func lockStart(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "start of plyd: %w", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		f.Close()
-		return nil, errs.New(errs.Unavailable, "start of plyd: lock %s: %w", startLock, err)
+		return nil, errs.New(errs.Unavailable, "start of plyd: lock %s: %w", path, err)
 	}
 	return func() { f.Close() }, nil
 }
 
 // spawnDaemon starts plyd in a session of its own; exited gets its end, offset is where its log begins.
-func spawnDaemon(path string) (exited <-chan error, offset int64, err error) {
-	log, err := os.OpenFile(daemonLog, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+func spawnDaemon(path, logFile string) (exited <-chan error, offset int64, err error) {
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 	if err != nil {
 		return nil, 0, errs.New(errs.Unavailable, "log of plyd: %w", err)
 	}
@@ -107,7 +110,7 @@ func spawnDaemon(path string) (exited <-chan error, offset int64, err error) {
 	return ch, offset, nil
 }
 
-func waitDaemon(ctx context.Context, c *client.Client, exited <-chan error, offset int64) error {
+func waitDaemon(ctx context.Context, c *client.Client, logFile string, exited <-chan error, offset int64) error {
 	deadline := time.NewTimer(startLimit)
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -123,17 +126,17 @@ func waitDaemon(ctx context.Context, c *client.Client, exited <-chan error, offs
 			if _, perr := c.Ping(ctx); perr == nil {
 				return nil
 			}
-			return errs.New(errs.Unavailable, "plyd ended at start (%v): %s", err, logTail(offset)).WithHint("The whole log is in %s", daemonLog)
+			return errs.New(errs.Unavailable, "plyd ended at start (%v): %s", err, logTail(logFile, offset)).WithHint("The whole log is in %s", logFile)
 		case <-deadline.C:
-			return errs.New(errs.Unavailable, "plyd does not answer at %s after %s", c.Host(), startLimit).WithHint("See %s", daemonLog)
+			return errs.New(errs.Unavailable, "plyd does not answer at %s after %s", c.Host(), startLimit).WithHint("See %s", logFile)
 		case <-tick.C:
 		}
 	}
 }
 
 // logTail gives the last lines that plyd wrote since offset.
-func logTail(offset int64) string {
-	f, err := os.Open(daemonLog)
+func logTail(path string, offset int64) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return err.Error()
 	}

@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain lets this binary play plyd: PLY_TEST_DAEMON names the socket to serve until the file beside it is removed.
+func TestMain(m *testing.M) {
+	sock := os.Getenv("PLY_TEST_DAEMON")
+	if sock == "" {
+		os.Exit(m.Run())
+	}
+	if strings.HasSuffix(sock, "broken") {
+		fmt.Println("level=ERROR msg=\"data root: no space left on device\"")
+		os.Exit(1)
+	}
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.51")
+		if strings.HasSuffix(r.URL.Path, "/containers/json") {
+			w.Write([]byte("[]"))
+		}
+	}))
+	fmt.Println("started", unix.Getpid(), "session", must(unix.Getsid(0)))
+	for range 3000 { // a bound, should the test die
+		if _, err := os.Stat(sock + ".run"); err != nil {
+			os.Exit(0)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func must(n int, err error) int {
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// daemonWorld puts a plyd into PATH that this test binary plays.
+func daemonWorld(t *testing.T, sock string) daemonPaths {
+	t.Helper()
+	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := daemonPaths{"unix://" + filepath.Join(dir, sock), filepath.Join(dir, "log"), filepath.Join(dir, "lock")}
+	script := fmt.Sprintf("#!/bin/sh\nPLY_TEST_DAEMON=%s exec %s\n", filepath.Join(dir, sock), self)
+	if err := os.WriteFile(filepath.Join(dir, "plyd"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := filepath.Join(dir, sock+".run")
+	if err := os.WriteFile(run, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		os.Remove(run)
+		eventually(t, "the daemon ends", func() bool {
+			c, err := net.Dial("unix", filepath.Join(dir, sock))
+			if err == nil {
+				c.Close()
+			}
+			return err != nil
+		})
+	})
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("DOCKER_HOST", "")
+	t.Setenv("PLY_HOST", "")
+	t.Setenv("DOCKER_CONFIG", dir)
+	return d
+}
+
+func runWith(d daemonPaths, args ...string) result {
+	var out, errw bytes.Buffer
+	a := &App{In: strings.NewReader(""), Out: &out, Err: &errw, daemon: d}
+	code := a.Run(context.Background(), args)
+	return result{out.String(), errw.String(), code}
+}
+
+// Several at once start one daemon, in a session of its own, and all get their answer.
+func TestDaemonIsStarted(t *testing.T) {
+	d := daemonWorld(t, "s")
+	var wg sync.WaitGroup
+	results := make([]result, 4)
+	for i := range results {
+		wg.Go(func() { results[i] = runWith(d, "ps", "-q") })
+	}
+	wg.Wait()
+	said := 0
+	for _, r := range results {
+		if r.code != 0 {
+			t.Errorf("ps: %+v", r)
+		}
+		said += strings.Count(r.err, "starting")
+	}
+	log, err := os.ReadFile(d.log)
+	if err != nil || strings.Count(string(log), "started") != 1 || said != 1 {
+		t.Errorf("%d said that they start it; log %q %v", said, log, err)
+	}
+	var pid, sid int
+	if _, err := fmt.Sscanf(string(log), "started %d session %d", &pid, &sid); err != nil || pid != sid {
+		t.Errorf("pid %d session %d %v: it would die with our terminal", pid, sid, err)
+	}
+	if r := runWith(d, "ps", "-q"); r.err != "" || r.code != 0 {
+		t.Errorf("with a daemon: %+v", r)
+	}
+}
+
+func TestDaemonThatEnds(t *testing.T) {
+	d := daemonWorld(t, "broken")
+	r := runWith(d, "ps")
+	if r.code != 1 || !strings.Contains(r.err, "plyd ended at start (exit status 1): level=ERROR msg=\"data root: no space left on device\"") || !strings.Contains(r.err, d.log) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// A named engine is never started, and neither is one that there is no plyd for.
+func TestDaemonIsNotStarted(t *testing.T) {
+	d := daemonWorld(t, "s")
+	if r := runWith(d, "-H", "unix:///nonexistent/s", "ps"); r.code != 1 || r.err != "Cannot connect to the ply daemon at unix:///nonexistent/s. Is the ply daemon running?\n" {
+		t.Errorf("named: %+v", r)
+	}
+	t.Setenv("PATH", "/nonexistent")
+	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in PATH") {
+		t.Errorf("no plyd: %+v", r)
+	}
+	if _, err := os.Stat(d.log); err == nil {
+		t.Error("something was started")
+	}
+}
