@@ -308,7 +308,3 @@ func (s *server) execInspect(c *call) error {
 	}{e.ID, e.Running, e.ExitCode, process{e.Spec.Tty, entrypoint, notNil(args), e.Spec.Privileged, e.Spec.User},
 		e.Spec.AttachStdin, e.Spec.AttachStderr, e.Spec.AttachStdout, false, string(e.Container), e.Spec.DetachKeys, e.PID})
 }
-
-func (s *server) containerAttachWS(*call) error {
-	return unavailable("attach over a web socket", "use POST /containers/{id}/attach")
-}

@@ -2,6 +2,18 @@
 //
 // Docker's shapes, wording and status codes live here and nowhere below: services speak their own types,
 // this package translates. Versions 1.24 to 1.51 are answered, each in its own shape.
+//
+// What ply adds to Docker's API:
+//
+//	GET  /images/{name}/layers   the stack of one image, bottom first
+//	GET  /images/tree            the forest of all stacks, each layer with Children
+//	GET  /images/get?format=     save as hybrid (the default), oci, docker or legacy
+//	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
+//	POST /commit?format=         the same for a commit; its answer may hold Warnings
+//
+// Invariants: an option that a client sets is done or refused by name; an error that comes before the first byte has a
+// status and a message, and one that comes later cuts the connection or ends the stream of messages, so that nobody takes a
+// part for the whole; nothing of a body, query or credential is logged.
 package docker
 
 import (

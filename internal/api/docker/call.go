@@ -20,6 +20,9 @@ import (
 // maxBody bounds a JSON body; streams (tars) are bounded by whoever reads them.
 const maxBody = 8 << 20
 
+// bodyTimeout is how long a client may take to send a JSON body.
+const bodyTimeout = 60 * time.Second
+
 // maxDepth bounds the nesting of a JSON body.
 const maxDepth = 64
 
@@ -211,7 +214,10 @@ func (c *call) bytes() ([]byte, error) {
 	if !c.hasBody() {
 		return nil, nil
 	}
+	rc := http.NewResponseController(c.w)
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // not on every kind of connection
 	b, err := io.ReadAll(io.LimitReader(c.r.Body, maxBody+1))
+	_ = rc.SetReadDeadline(time.Time{})
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "request body: %w", err)
 	}

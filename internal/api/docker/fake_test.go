@@ -238,6 +238,7 @@ type fakeContainers struct {
 	limits   container.Resources
 	exec     container.ExecSpec
 	attached chan struct{} // one message an attach that ended
+	release  chan struct{} // when set, a wait for the next exit ends with it
 	tty      bool
 }
 
@@ -413,11 +414,11 @@ func (f *fakeContainers) Wait(ctx context.Context, name string, cond container.W
 		return nil, err
 	}
 	ch := make(chan container.Exit, 1)
-	delay := time.Duration(0)
-	if cond != container.WaitNotRunning {
-		delay = 300 * time.Millisecond
+	if cond != container.WaitNotRunning && f.release != nil {
+		go func() { <-f.release; ch <- container.Exit{Code: 3, At: moment} }()
+	} else {
+		ch <- container.Exit{Code: 3, At: moment}
 	}
-	time.AfterFunc(delay, func() { ch <- container.Exit{Code: 3, At: moment} })
 	return ch, nil
 }
 func (f *fakeContainers) Top(_ context.Context, name string, args []string) ([]string, []container.Process, error) {

@@ -100,7 +100,7 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"container_changes_none", "GET", "/v1.51/containers/old_one/changes", ""},
 	{"container_export", "GET", "/v1.51/containers/web/export", ""},
 	{"container_attach_refused", "POST", "/v1.51/containers/absent/attach?stream=1&stdout=1", ""},
-	{"container_attach_ws", "GET", "/v1.51/containers/web/attach/ws", ""},
+	{"container_attach_ws", "GET", "/v1.51/containers/web/attach/ws?stream=1", ""},
 	{"archive_head", "HEAD", "/v1.51/containers/web/archive?path=/etc/hosts", ""},
 	{"archive_get", "GET", "/v1.51/containers/web/archive?path=/etc/hosts", ""},
 	{"archive_get_absent", "GET", "/v1.51/containers/web/archive?path=/nosuch", ""},

@@ -204,15 +204,12 @@ func (s *server) imageInspect(c *call) error {
 	if c.bool("manifests") {
 		return unavailable("inspecting the manifests of an image", "this engine keeps one platform an image")
 	}
+	if err := s.checkPlatform(c, c.vars["name"]); err != nil {
+		return err
+	}
 	img, err := s.Images.Get(c.ctx(), c.vars["name"])
 	if err != nil {
 		return err
-	}
-	if want, err := platformParam(c.get("platform")); err != nil {
-		return err
-	} else if want != "" && !platformFits(want, img.Config) {
-		return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s",
-			c.vars["name"], want, platformText(img.Config.OS, img.Config.Architecture, img.Config.Variant))
 	}
 	cfg := img.Config
 	a := imageAnswer{ID: img.ID.String(), RepoTags: familiars(img.Names), RepoDigests: familiars(img.Digests), Parent: img.Parent.String(),
@@ -256,6 +253,9 @@ func (s *server) imageHistory(c *call) error {
 		ID        string `json:"Id"`
 		Size      int64
 		Tags      []string
+	}
+	if err := s.checkPlatform(c, c.vars["name"]); err != nil {
+		return err
 	}
 	entries, err := s.Images.History(c.ctx(), c.vars["name"])
 	if err != nil {

@@ -28,6 +28,23 @@ func platformParam(s string) (string, error) {
 	return p.String(), nil
 }
 
+// checkPlatform refuses an image that is not for the platform a request names; it keeps to the one platform an image has.
+func (s *server) checkPlatform(c *call, ref string) error {
+	want, err := platformParam(c.get("platform"))
+	if err != nil || want == "" {
+		return err
+	}
+	img, err := s.Images.Get(c.ctx(), ref)
+	if err != nil {
+		return err
+	}
+	if !platformFits(want, img.Config) {
+		return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s",
+			ref, want, platformText(img.Config.OS, img.Config.Architecture, img.Config.Variant))
+	}
+	return nil
+}
+
 func platformText(os, arch, variant string) string {
 	text := os + "/" + arch
 	if variant != "" {

@@ -272,20 +272,9 @@ func (s *server) imageSave(c *call) error {
 	if len(names) == 0 {
 		return errs.New(errs.Invalid, "parameter names is missing: which images to save")
 	}
-	want, err := platformParam(c.get("platform"))
-	if err != nil {
-		return err
-	}
 	for _, name := range names {
-		if want == "" {
-			break
-		}
-		img, err := s.Images.Get(c.ctx(), name)
-		if err != nil {
+		if err := s.checkPlatform(c, name); err != nil {
 			return err
-		}
-		if !platformFits(want, img.Config) {
-			return errs.New(errs.NotFound, "image %s: no content for platform %s", name, want)
 		}
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")

@@ -1,0 +1,76 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+
+	"golang.org/x/net/websocket"
+
+	"ply/internal/container"
+	"ply/internal/errs"
+)
+
+// containerAttachWS serves attach over a web socket: what the container prints comes as binary messages without frames of
+// docker's, what the client sends is its input.
+func (s *server) containerAttachWS(c *call) error {
+	if _, err := s.Containers.Get(c.ctx(), c.vars["id"], false); err != nil {
+		return err
+	}
+	if c.r.Header.Get("Upgrade") == "" {
+		return errs.New(errs.Invalid, "attach/ws: not a web socket request: the Upgrade header is missing")
+	}
+	// As with other connections that are taken over, HTTP no longer watches this one.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx()))
+	defer cancel()
+	server := websocket.Server{
+		Handshake: func(*websocket.Config, *http.Request) error { return nil }, // guard has refused web pages
+		Handler: func(ws *websocket.Conn) {
+			ws.PayloadType = websocket.BinaryFrame
+			err := s.attachWS(ctx, cancel, c, ws)
+			if err != nil && !errors.Is(err, container.ErrDetached) && !errors.Is(err, context.Canceled) {
+				_, _ = io.WriteString(ws, messageOf(err)+"\r\n") // the only place left to say it
+			}
+		},
+	}
+	server.ServeHTTP(c.w, c.r)
+	return nil
+}
+
+func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *call, ws *websocket.Conn) error {
+	opts := container.AttachOptions{Logs: c.bool("logs"), Stream: c.bool("stream"), DetachKeys: c.get("detachKeys"), Ready: func() error { return nil }}
+	// With none named, as browsers' clients do, all are meant.
+	all := !c.bool("stdin") && !c.bool("stdout") && !c.bool("stderr")
+	in, out := io.Reader(ws), &lastWriter{ws, cancel}
+	if all || c.bool("stdin") {
+		opts.Stdin = in
+	} else {
+		go func() { // someone must notice that the client leaves; it ends when the socket does
+			_, _ = io.Copy(io.Discard, ws)
+			cancel()
+		}()
+	}
+	if all || c.bool("stdout") {
+		opts.Stdout = out
+	}
+	if all || c.bool("stderr") {
+		opts.Stderr = out
+	}
+	return s.Containers.Attach(ctx, c.vars["id"], opts)
+}
+
+// lastWriter ends the work when its client is gone.
+type lastWriter struct {
+	io.Writer
+	cancel context.CancelFunc
+}
+
+// Write sends to the client.
+func (w *lastWriter) Write(b []byte) (int, error) {
+	n, err := w.Writer.Write(b)
+	if err != nil {
+		w.cancel()
+	}
+	return n, err
+}
