@@ -45,6 +45,11 @@ func TestMain(m *testing.M) {
 	if bin, err := shimBinary(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(bin))
 	}
+	if parents, err := filepath.Glob("/sys/fs/cgroup/*/ply-test"); err == nil {
+		for _, p := range append(parents, "/sys/fs/cgroup/ply-test") {
+			_ = unix.Rmdir(p) // another run may be under way
+		}
+	}
 	os.Exit(code)
 }
 

@@ -326,6 +326,11 @@ func (s *server) newExec(req shim.Request) error {
 }
 
 func (s *server) startExec(p *process) error {
+	p.mu.Lock()
+	if p.size != nil { // nothing holds an exec back until its terminal is here: it is made in the right size
+		p.spec.ConsoleSize = &specs.Box{Height: uint(p.size.Row), Width: uint(p.size.Col)}
+	}
+	p.mu.Unlock()
 	s.forks.RLock()
 	c, err := s.rt.exec(p.id, p.spec, p.io.childEnds())
 	if err == nil {
