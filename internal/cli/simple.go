@@ -137,7 +137,7 @@ func (a *App) cmdRm() *cobra.Command {
 		Short: "Remove one or more containers",
 		Long: "Remove one or more containers\n\nBind-mounted host directories and named volumes always stay. Anonymous volumes go\n" +
 			"only with `rm -v`, `run --rm` and `volume prune`.",
-		Args:  minArgs(1),
+		Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
 			api, err := a.engine(ctx)
