@@ -52,6 +52,7 @@ var applyCases = []struct {
 	{"links_to_lower_several_names", [][]entry{{dir("d"), file("d/a", "x"), dir("e")}, {dir("e"), hardlink("e/b", "d/a"), hardlink("c", "d/a"), hardlink("f", "c")}}},
 	{"link_to_lower_then_replaced", [][]entry{{file("a", "old")}, {hardlink("b", "a"), file("a", "new")}}},
 	{"link_to_lower_through_layers", [][]entry{{file("a", "old")}, {dir("x")}, {file("a", "newer")}, {hardlink("b", "a")}, {hardlink("c", "b")}}},
+	{"link_to_lower_then_whiteout", [][]entry{{file("a", "old"), dir("d"), file("d/f", "x")}, {hardlink("b", "a"), file(".wh.a", ""), hardlink("g", "d/f"), file(".wh.d", "")}}},
 	{"link_to_lower_linked", [][]entry{{file("a", "x"), hardlink("b", "a")}, {hardlink("c", "a")}}},
 	{"symlink_loops", [][]entry{{symlink("a", "b"), symlink("b", "a"), symlink("self", "self"), dir("d"), symlink("d/up", "../d")}}},
 	{"symlinks_out", [][]entry{{symlink("abs", "/etc/passwd"), symlink("climb", "../../../../../../etc/passwd"), symlink("long", strings.Repeat("x/", 2000)+"y")}}},

@@ -43,7 +43,7 @@ func impliedDir() *inode {
 }
 
 func (t tree) apply(data []byte) error {
-	own := tree{".": impliedDir()}
+	own, copies := tree{".": impliedDir()}, tree{} // copies are lower files that the layer links to
 	hidden, opaque := map[string]bool{}, map[string]bool{}
 	r := tar.NewReader(bytes.NewReader(data))
 	for {
@@ -67,7 +67,7 @@ func (t tree) apply(data []byte) error {
 			own.parents(p)
 			hidden[path.Join(path.Dir(p), base[len(".wh."):])] = true
 		default:
-			if err := own.entry(p, h, r, t); err != nil {
+			if err := own.entry(p, h, r, t, copies); err != nil {
 				return fmt.Errorf("%s: %w", h.Name, err)
 			}
 		}
@@ -80,6 +80,11 @@ func (t tree) apply(data []byte) error {
 			if q != p && below(q, p) {
 				delete(t, q)
 			}
+		}
+	}
+	for p, n := range copies {
+		if t[p] != nil { // not hidden, and what replaces it comes now
+			t[p] = n
 		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(own)) {
@@ -97,7 +102,7 @@ func (t tree) apply(data []byte) error {
 }
 
 // entry adds one entry to a layer's own tree; lower is what stands below it.
-func (t tree) entry(p string, h *tar.Header, body io.Reader, lower tree) error {
+func (t tree) entry(p string, h *tar.Header, body io.Reader, lower, copies tree) error {
 	n := &inode{
 		mode: uint32(h.Mode & 0o7777), uid: uint32(h.Uid), gid: uint32(h.Gid), mtime: h.ModTime,
 		xattrs: map[string]string{}, nlink: 1,
@@ -127,11 +132,11 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower tree) error {
 		n.kind = unix.S_IFIFO
 	case tar.TypeLink:
 		target := path.Clean(strings.TrimLeft(h.Linkname, "/"))
-		if p != target && below(p, target) {
-			return fmt.Errorf("hard link to its own parent")
+		if p != target && (below(p, target) || below(target, p)) || p == target && t[p] == nil {
+			return fmt.Errorf("hard link to itself, its own parent or child")
 		}
 		var err error
-		if n, err = t.linkTarget(target, lower); err != nil {
+		if n, err = t.linkTarget(target, lower, copies); err != nil {
 			return err
 		}
 		n.nlink++
@@ -152,22 +157,28 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower tree) error {
 	return nil
 }
 
-func (t tree) linkTarget(target string, lower tree) (*inode, error) {
+func (t tree) linkTarget(target string, lower, copies tree) (*inode, error) {
 	if n := t[target]; n != nil {
 		if n.kind == unix.S_IFDIR {
 			return nil, fmt.Errorf("hard link to a directory")
 		}
 		return n, nil
 	}
+	for d := path.Dir(target); d != "."; d = path.Dir(d) {
+		if n := t[d]; n != nil && n.kind != unix.S_IFDIR {
+			return nil, fmt.Errorf("hard link to %s, which this layer has hidden", target)
+		}
+	}
 	was := lower[target]
 	if was == nil || was.kind == unix.S_IFDIR {
 		return nil, fmt.Errorf("hard link to %s, which is not there", target)
 	}
-	up := *was
-	up.nlink = 1
-	t.parents(target)
-	t[target] = &up
-	return &up, nil
+	if copies[target] == nil {
+		up := *was
+		up.nlink = 0
+		copies[target] = &up
+	}
+	return copies[target], nil
 }
 
 func (t tree) parents(p string) {

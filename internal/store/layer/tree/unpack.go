@@ -178,7 +178,7 @@ func (u *unpacker) enter(dir string) (string, error) {
 	}
 	if u.dirs[dir] == nil {
 		var err error
-		if dir, err = u.resolve(dir); err != nil {
+		if dir, err = u.resolve(dir, true); err != nil {
 			return "", err
 		}
 		if err := u.makeAll(dir); err != nil {
@@ -216,8 +216,9 @@ func (u *unpacker) at(p string) (dirfd int, base string) {
 
 const maxLinks = 40
 
-// resolve follows the links of this very layer that stand in dir, inside the tree.
-func (u *unpacker) resolve(dir string) (string, error) {
+// resolve follows the links of this very layer that stand in dir, inside the tree. When forced, anything else
+// that stands in the way is removed.
+func (u *unpacker) resolve(dir string, force bool) (string, error) {
 	pending := strings.Split(dir, "/")
 	done := "."
 	for links := 0; len(pending) > 0; {
@@ -241,6 +242,8 @@ func (u *unpacker) resolve(dir string) (string, error) {
 			return "", err
 		case kind == 0 || u.white[next]:
 			done = next
+		case kind != unix.S_IFLNK && !force:
+			return "", unix.ENOTDIR
 		case kind != unix.S_IFLNK: // the last entry wins: what is below it makes it a directory
 			if err := u.clear(next); err != nil {
 				return "", err
@@ -450,11 +453,14 @@ func (u *unpacker) hide(p string, dirfd int, base string, shared bool) error {
 }
 
 func (u *unpacker) hardlink(p string, e *tarscan.Entry) error {
-	dir, err := u.resolve(path.Dir(e.Link))
+	dir, err := u.resolve(path.Dir(e.Link), false)
 	if err != nil {
 		return tarError("hard link to " + strconv.Quote(e.Link) + ", whose parent is no directory of a layer")
 	}
 	target := path.Join(dir, path.Base(e.Link))
+	if strings.HasPrefix(target, p+"/") {
+		return tarError("hard link to " + strconv.Quote(e.Link) + ", which it replaces itself")
+	}
 	if lower := u.pending[target]; lower != "" { // a link to a link into a lower layer
 		if target == p {
 			return nil

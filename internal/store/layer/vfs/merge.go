@@ -105,6 +105,9 @@ func (m *merger) copyTargets() ([]*lowerLink, error) {
 			if err == nil && kindOf(&st) != unix.S_IFDIR {
 				link = &lowerLink{copy: strconv.Itoa(len(all)), was: inodeOf(&st), target: target}
 				err = copyNode(int(parent.Fd()), base, &st, int(m.spare.Fd()), link.copy)
+				if err == nil { // a second name keeps the inode number from being used again
+					err = unix.Linkat(int(parent.Fd()), base, int(m.spare.Fd()), link.copy+"-was", 0)
+				}
 			} else {
 				err = m.noTarget(l)
 			}
@@ -141,7 +144,7 @@ func (m *merger) place(l *lowerLink) error {
 			return err
 		}
 	}
-	return unix.Unlinkat(int(m.spare.Fd()), l.copy, 0)
+	return errors.Join(removeAll(m.spare, l.copy), removeAll(m.spare, l.copy+"-was"))
 }
 
 func (m *merger) placeOne(l *lowerLink, parent *os.File, dir, base string, old bool) error {
