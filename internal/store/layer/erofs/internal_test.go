@@ -549,3 +549,50 @@ func BenchmarkCreateSmall(b *testing.B) {
 		}
 	}
 }
+
+// What programs that compare st_dev and st_ino rely on (find -xdev, du, tar): a root is one device, inode numbers
+// are its own, and links share theirs.
+func TestRootIsOneDevice(t *testing.T) {
+	d := open(t, t.TempDir(), Options{})
+	var chain oci.Chain
+	for i := range 20 {
+		chain = put(t, d, chain, pack(t, entry{name: fmt.Sprintf("d%d/f", i), body: "x"}, entry{name: fmt.Sprintf("d%d/l", i), kind: tar.TypeLink, link: fmt.Sprintf("d%d/f", i)}))
+	}
+	dir, target := t.TempDir(), t.TempDir()
+	if err := d.CreateWritable(t.Context(), dir, chain); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Mount(t.Context(), dir, chain, target, layer.MountOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	defer d.Unmount(context.Background(), target)
+	want(t, target, "d3/f", "x")
+	if err := os.WriteFile(filepath.Join(target, "own"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var root unix.Stat_t
+	if err := unix.Lstat(target, &root); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[uint64]string{}
+	err := filepath.WalkDir(target, func(p string, e os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return err
+		}
+		if st.Dev != root.Dev {
+			t.Errorf("%s is on device %x, the root on %x", p, st.Dev, root.Dev)
+		}
+		if old, ok := seen[st.Ino]; ok && !(strings.HasSuffix(p, "/l") && old == strings.TrimSuffix(p, "l")+"f") {
+			t.Errorf("%s and %s have inode %d", p, old, st.Ino)
+		}
+		seen[st.Ino] = p
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
