@@ -174,6 +174,43 @@ func TestDockerClientEvents(t *testing.T) {
 	}
 }
 
+// What the docker client makes of its flags becomes the spec that the flags say.
+func TestDockerClientFlags(t *testing.T) {
+	t.Parallel()
+	for version, path := range dockers(t) {
+		t.Run(version, func(t *testing.T) {
+			w := newWorld(t)
+			cid := filepath.Join(t.TempDir(), "cid")
+			run(t, w.serve(t), "", 0, path, "create", "--name", "n", "-it", "-h", "host", "-u", "1:2", "-w", "/w", "-e", "A=1", "-l", "k=v", "--entrypoint", "/e", "-p", "127.0.0.1:8000-8001:80-81", "-p", "53/udp",
+				"--expose", "3000-3001", "-P", "-v", "/a:/b:ro", "-v", "/anon", "--mount", "type=bind,src=/s,dst=/d,readonly", "--mount", "type=tmpfs,dst=/t,tmpfs-size=4096", "--tmpfs", "/t2:size=1m",
+				"--volumes-from", "o:ro", "--restart", "on-failure:3", "--ulimit", "nofile=10:20", "--device", "/dev/null:/dev/n:r", "--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--dns", "10.0.0.1",
+				"--add-host", "a:1.2.3.4", "-m", "64m", "--memory-swap", "-1", "--cpus", "0.5", "--cpuset-cpus", "0", "--pids-limit", "9", "--shm-size", "1m", "--sysctl", "net.x=1",
+				"--security-opt", "no-new-privileges", "--read-only", "--init", "--stop-signal", "INT", "--stop-timeout", "4", "--log-driver", "local", "--log-opt", "max-size=1m", "--group-add", "5", "--pid", "host",
+				"--ipc", "host", "--uts", "host", "--privileged=true", "--oom-score-adj", "7", "--health-cmd", "true", "--health-interval", "2s", "--mac-address", "02:42:ac:11:00:09", "--cidfile", cid,
+				"--cgroup-parent", "/cg", "--blkio-weight", "20", "--platform", "linux/amd64", "busybox", "one", "two words")
+			if len(w.containers.specs) != 1 {
+				t.Fatal("no create")
+			}
+			s := w.containers.specs[0]
+			got := fmt.Sprintln(s.Name, s.Tty, s.OpenStdin, s.Hostname, s.User, s.WorkingDir, s.Env, s.Labels, s.Entrypoint, len(s.Cmd), s.ExposedPorts, s.PublishAll, s.Binds, s.Volumes, len(s.Mounts), s.Tmpfs,
+				s.VolumesFrom, s.RestartPolicy, s.Ulimits, s.Devices, s.CapAdd, s.CapDrop, s.DNS, s.ExtraHosts, s.Resources.Memory, s.Resources.MemorySwap, s.Resources.NanoCPUs, s.Resources.CpusetCpus,
+				*s.Resources.PidsLimit, s.ShmSize, s.Sysctls, s.SecurityOpt, s.ReadonlyRootfs, *s.Init, s.StopSignal, *s.StopTimeout, s.LogDriver, s.LogOpts, s.GroupAdd, s.PidMode, s.IpcMode, s.UTSMode, s.Privileged,
+				s.OomScoreAdj, s.Healthcheck.Test, s.Healthcheck.Interval, s.CgroupParent, s.Resources.BlkioWeight, s.Platform)
+			want := "n true true host 1:2 /w [A=1] map[k:v] [/e] 2 [53/udp 80/tcp 81/tcp 3000/tcp 3001/tcp] true [/a:/b:ro] [/anon] 2 map[/t2:size=1m] [o:ro] {on-failure 3} [{nofile 10 20}] [{/dev/null /dev/n r}] [NET_ADMIN] [ALL] [10.0.0.1] [a:1.2.3.4] 67108864 -1 500000000 0 9 1048576 map[net.x:1] [no-new-privileges] true true INT 4 local map[max-size:1m] [5] host host host true 7 [CMD-SHELL true] 2s /cg 20 linux/amd64"
+			got = strings.TrimSpace(strings.ReplaceAll(got, "CAP_", "")) // new clients write it, old ones do not
+			if got != want {
+				t.Errorf("spec = %s\nwant   %s", got, want)
+			}
+			if len(s.Ports) != 3 || s.Ports[1].HostPort != 8000 || s.Ports[2].HostPort != 8001 || s.Ports[0].Proto != "udp" {
+				t.Errorf("ports = %v", s.Ports)
+			}
+			if s.MacAddress != "02:42:ac:11:00:09" && s.Endpoints["default"].MAC != "02:42:ac:11:00:09" {
+				t.Errorf("MAC address lost: %q %v", s.MacAddress, s.Endpoints)
+			}
+		})
+	}
+}
+
 // pythonScript does what programs on python3-docker do.
 const pythonScript = `
 import docker, sys
