@@ -1,9 +1,19 @@
 package overlay2_test
 
 import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/layertest"
 	"ply/internal/store/layer/overlay2"
@@ -34,4 +44,98 @@ func TestFaults(t *testing.T) {
 	layertest.RunFaults(t, func(fsys durable.FS, root string) (layer.Driver, error) {
 		return overlay2.Open(fsys, root, overlay2.Options{})
 	})
+}
+
+// TestTmpfs has the data root on a tmpfs, as a nested engine has.
+func TestTmpfs(t *testing.T) {
+	layertest.Run(t, func(t *testing.T, root string) layer.Driver {
+		mounted, err := mount.IsMounted(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !mounted {
+			if err := unix.Mount("tmpfs", root, "tmpfs", 0, "mode=755"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		if ok, why := overlay2.Probe(root); !ok {
+			t.Fatalf("Probe = false, %q", why)
+		}
+		return open(t, root)
+	})
+}
+
+// TestRemoveAfterRestart knows what an earlier process has mounted.
+func TestRemoveAfterRestart(t *testing.T) {
+	base, err := os.MkdirTemp("", "o2") // a short path: a long one is mounted by descriptor and shows no name
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(base)
+	root, target := filepath.Join(base, "a b,c"), filepath.Join(base, "mnt")
+	for _, d := range []string{root, target} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := open(t, root)
+	w, err := first.Create(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(make([]byte, 1024)); err != nil {
+		t.Fatal(err)
+	}
+	info, err := w.Commit(t.Context(), nil, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := oci.Chain{info.DiffID}
+	if err := first.View(t.Context(), chain, target); err != nil {
+		t.Fatal(err)
+	}
+	defer first.Unmount(context.WithoutCancel(t.Context()), target)
+	second := open(t, root)
+	if err := second.Remove(t.Context(), second.Keys(chain)[0]); !errors.Is(err, errs.Conflict) {
+		t.Errorf("remove of what an earlier process mounted: %v, want class conflict", err)
+	}
+	if err := second.Unmount(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Remove(t.Context(), second.Keys(chain)[0]); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+}
+
+func TestProbeSaysWhy(t *testing.T) {
+	if ok, why := overlay2.Probe(filepath.Join(t.TempDir(), "missing")); ok || why == "" {
+		t.Errorf("Probe of nothing = %v, %q", ok, why)
+	}
+	// The upper directory of an overlay cannot be one of another.
+	base := t.TempDir()
+	dirs := map[string]string{}
+	for _, n := range []string{"a", "b", "upper", "work", "mnt"} {
+		dirs[n] = filepath.Join(base, n)
+		if err := os.Mkdir(dirs[n], 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tr, err := mount.Overlay{Lower: []mount.Layer{mount.At(dirs["a"]), mount.At(dirs["b"])}, Upper: dirs["upper"], Work: dirs["work"]}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = tr.Attach(dirs["mnt"])
+	tr.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mount.Unmount(dirs["mnt"], true)
+	if ok, why := overlay2.Probe(dirs["mnt"]); ok || !strings.Contains(why, "overlayfs") {
+		t.Errorf("Probe on overlayfs = %v, %q", ok, why)
+	}
 }
