@@ -131,6 +131,9 @@ func (a *App) newClient() (c *client.Client, named bool, err error) {
 		UserAgent:  "Ply-Client/" + version.Version + " (" + runtime.GOOS + ")",
 		APIVersion: os.Getenv("DOCKER_API_VERSION"),
 	}
+	if a.global.debug {
+		opts.Trace = func(text string) { fmt.Fprintln(a.Err, "DEBUG "+text) }
+	}
 	if strings.HasPrefix(host, "tcp://") || strings.HasPrefix(host, "https://") {
 		if opts.TLS, err = a.tlsConfig(strings.HasPrefix(host, "https://")); err != nil {
 			return nil, false, err

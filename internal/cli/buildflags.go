@@ -62,7 +62,7 @@ func (b *buildFlags) add(f *pflag.FlagSet) {
 	f.Var(&b.memSwap, "memory-swap", "Swap limit equal to memory plus swap: -1 to enable unlimited swap")
 	f.StringVar(&b.network, "network", "default", "Set the networking mode for the RUN instructions during build")
 	f.BoolVar(&b.noCache, "no-cache", false, "Do not use cache when building the image")
-	f.StringVar(&b.platform, "platform", "", "Set platform if server is multi-platform capable")
+	f.StringVar(&b.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set platform if server is multi-platform capable")
 	progressFlag(f, &b.progress)
 	f.BoolVar(&b.pull, "pull", false, "Always attempt to pull a newer version of the image")
 	f.BoolVarP(&b.quiet, "quiet", "q", false, "Suppress the build output and print image ID on success")

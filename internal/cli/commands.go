@@ -16,11 +16,19 @@ func (a *App) addCommands(root *cobra.Command) {
 		}
 	}
 	group("common", a.cmdRun, a.cmdExec, a.cmdPs, a.cmdBuild, a.cmdPull, a.cmdPush, a.cmdImages, a.cmdLogin, a.cmdLogout, a.cmdSearch, a.cmdVersion, a.cmdInfo)
-	group("management", a.manageContainer, a.manageImage, a.manageNetwork, a.manageSystem, a.manageVolume)
+	group("management", a.manageBuilder, a.manageContainer, a.manageImage, a.manageNetwork, a.manageSystem, a.manageVolume)
 	group("", a.cmdAttach, a.cmdCommit, a.cmdCp, a.cmdCreate, a.cmdDiff, a.cmdEvents, a.cmdExport, a.cmdHistory, a.cmdImport, a.cmdInspect,
 		a.cmdKill, a.cmdLoad, a.cmdLogs, a.cmdPause, a.cmdPort, a.cmdRename, a.cmdRestart, a.cmdRm, a.cmdRmi, a.cmdSave, a.cmdStart,
 		a.cmdStats, a.cmdStop, a.cmdTag, a.cmdTop, a.cmdUnpause, a.cmdUpdate, a.cmdWait, a.cmdCompletion, a.cmdMan)
+	for name, why := range refused {
+		root.AddCommand(refusal(name, why))
+	}
 	noteAliases(root)
+	a.completeArgs(root)
+}
+
+func (a *App) manageBuilder() *cobra.Command {
+	return manage("builder", "Manage builds", a.cmdBuild(), a.cmdBuilderPrune())
 }
 
 func (a *App) manageContainer() *cobra.Command {
@@ -49,6 +57,24 @@ func (a *App) manageVolume() *cobra.Command {
 func (a *App) manageNetwork() *cobra.Command {
 	return manage("network", "Manage networks", a.cmdNetworkConnect(), a.cmdNetworkCreate(), a.cmdNetworkDisconnect(), a.cmdNetworkInspect(),
 		a.cmdNetworkLs(), a.cmdNetworkPrune(), a.cmdNetworkRm())
+}
+
+// refused are docker's commands that ply does not have, and what to do instead.
+var refused = map[string]string{
+	"context": "name the engine with -H, PLY_HOST or DOCKER_HOST",
+	"plugin":  "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
+	"swarm": "there is no swarm mode", "node": "there is no swarm mode", "service": "there is no swarm mode", "stack": "there is no swarm mode",
+	"secret": "there is no swarm mode", "config": "there is no swarm mode",
+	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
+}
+
+func refusal(name, why string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Hidden: true, DisableFlagParsing: true, Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return &exitError{1, "ply: '" + cmd.CommandPath() + "' is not supported: " + why}
+		},
+	}
 }
 
 func manage(name, short string, subs ...*cobra.Command) *cobra.Command {

@@ -1,14 +1,18 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"ply/internal/cli/client"
 	"ply/internal/version"
 )
 
@@ -29,6 +33,69 @@ func (a *App) cmdCompletion() *cobra.Command {
 			return &exitError{1, fmt.Sprintf("ply: completion: %q is not one of bash, zsh, fish", args[0])}
 		},
 	}
+}
+
+// completeArgs lets shells complete names of containers, images, volumes and networks where the usage asks for them.
+func (a *App) completeArgs(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		a.completeArgs(sub)
+	}
+	if c.ValidArgs != nil || c.HasSubCommands() {
+		return
+	}
+	_, use, _ := strings.Cut(c.Use, " ")
+	for _, kind := range []string{"CONTAINER", "IMAGE", "VOLUME", "NETWORK"} {
+		if strings.Contains(use, kind) {
+			c.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+				if len(args) > 0 && !strings.Contains(use, "["+kind+"...]") {
+					return nil, cobra.ShellCompDirectiveDefault
+				}
+				return a.objects(cmd.Context(), kind), cobra.ShellCompDirectiveNoFileComp
+			}
+			return
+		}
+	}
+}
+
+// objects names what there is of a kind; an engine that does not run is not started for it.
+func (a *App) objects(ctx context.Context, kind string) (names []string) {
+	api, _, err := a.newClient()
+	if err != nil {
+		return nil
+	}
+	get := func(path string, out any) {
+		_ = api.Do(ctx, client.Request{Path: path, Query: url.Values{"all": {"1"}}}, out) // completion has no place for errors
+	}
+	switch kind {
+	case "CONTAINER":
+		var list []client.Container
+		get("/containers/json", &list)
+		for _, c := range list {
+			for _, n := range c.Names {
+				if n = strings.TrimPrefix(n, "/"); !strings.Contains(n, "/") { // not the names that links give
+					names = append(names, n)
+				}
+			}
+		}
+	case "IMAGE":
+		list, _ := listImages(ctx, api, nil, false)
+		for _, im := range list {
+			names = append(names, im.RepoTags...)
+		}
+	case "VOLUME":
+		var out struct{ Volumes []client.Volume }
+		get("/volumes", &out)
+		for _, v := range out.Volumes {
+			names = append(names, v.Name)
+		}
+	case "NETWORK":
+		var list []client.Network
+		get("/networks", &list)
+		for _, n := range list {
+			names = append(names, n.Name)
+		}
+	}
+	return names
 }
 
 // cmdMan writes a manual page of every command into a directory; the Makefile calls it.

@@ -22,7 +22,7 @@ func (a *App) cmdExec() *cobra.Command {
 		Short: "Execute a command in a running container",
 		Args:  minArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.exec(context.WithoutCancel(cmd.Context()), f, args[0], args[1:])
+			return a.exec(cmd.Context(), f, args[0], args[1:])
 		},
 	}
 	fs := c.Flags()

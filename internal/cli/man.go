@@ -49,7 +49,7 @@ func manPage(cmd *cobra.Command) string {
 			if t := f.Value.Type(); t != "bool" {
 				name += " " + t
 			}
-			p(".TP\n.B %s\n%s", roff(name), roff(f.Usage))
+			p(".TP\n.B %s\n%s", roff(name), strings.ReplaceAll(roff(f.Usage), "\n", "\n.br\n"))
 		}
 	}
 	if cmd.HasAvailableSubCommands() {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -142,6 +143,57 @@ func (a *App) cmdImagePrune() *cobra.Command {
 			return &all
 		},
 		func(f *opts.Filters, all bool) { f.Add("dangling", fmt.Sprint(!all)) })
+}
+
+func (a *App) cmdBuilderPrune() *cobra.Command {
+	var all, force bool
+	var filters opts.Filters
+	var keep opts.Bytes
+	c := &cobra.Command{
+		Use: "prune [OPTIONS]", Short: "Remove build cache", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			if !force {
+				warning := "WARNING! This will remove all dangling build cache."
+				if all {
+					warning = "WARNING! This will remove all build cache."
+				}
+				ok, err := a.confirm(ctx, warning)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					return &exitError{1, "builder prune has been cancelled"}
+				}
+			}
+			q, err := pruneQuery(filters)
+			if err != nil {
+				return err
+			}
+			if all {
+				q.Set("all", "1")
+			}
+			if keep.N > 0 {
+				q.Set("keep-storage", strconv.FormatInt(keep.N, 10))
+			}
+			api, err := a.engine(ctx)
+			if err != nil {
+				return err
+			}
+			var out pruned
+			if err := api.Do(ctx, client.Request{Method: "POST", Path: "/build/prune", Query: q}, &out); err != nil {
+				return err
+			}
+			fmt.Fprint(a.Out, out.text())
+			fmt.Fprintln(a.Out, "Total reclaimed space:", format.Size4(out.SpaceReclaimed))
+			return nil
+		},
+	}
+	c.Flags().BoolVarP(&all, "all", "a", false, "Remove all unused build cache, not just dangling ones")
+	c.Flags().Var(&filters, "filter", `Provide filter values (e.g. "until=24h")`)
+	c.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
+	c.Flags().Var(&keep, "keep-storage", "Amount of disk space to keep for cache")
+	return c
 }
 
 func (a *App) cmdSystemPrune() *cobra.Command {

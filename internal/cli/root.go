@@ -85,8 +85,12 @@ func (a *App) Root() *cobra.Command {
 			return unknownCommand(cmd, args)
 		},
 		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if a.global.debug {
-				os.Setenv("DEBUG", "1")
+			switch a.global.logLevel {
+			case "debug":
+				a.global.debug = true
+			case "info", "warn", "warning", "error", "fatal":
+			default:
+				return &exitError{1, "unable to parse logging level: " + a.global.logLevel}
 			}
 			return nil
 		},
@@ -140,9 +144,9 @@ func (a *App) globalFlags(f *pflag.FlagSet) {
 	f.SetInterspersed(false)
 	f.StringVar(&g.configDir, "config", config.Dir(), "Location of client config files")
 	f.StringVarP(&g.context, "context", "c", "", "Name of the context to use (ply has none: an error that says so)")
-	f.BoolVarP(&g.debug, "debug", "D", false, "Enable debug mode")
+	f.BoolVarP(&g.debug, "debug", "D", false, "Enable debug mode: show every request to the engine")
 	f.VarP(&hostList{&g.hosts}, "host", "H", "Daemon socket to connect to")
-	f.StringVarP(&g.logLevel, "log-level", "l", "info", `Set the logging level ("debug", "info", "warn", "error", "fatal")`)
+	f.StringVarP(&g.logLevel, "log-level", "l", "info", `Set the logging level ("debug" shows every request; "info", "warn", "error", "fatal" do not)`)
 	f.BoolVar(&g.tls, "tls", false, "Use TLS; implied by --tlsverify")
 	f.StringVar(&g.caFile, "tlscacert", "", "Trust certs signed only by this CA")
 	f.StringVar(&g.certFile, "tlscert", "", "Path to TLS certificate file")

@@ -116,7 +116,7 @@ func (a *App) run(sigctx context.Context, path string, r *runFlags, args []strin
 	}
 	j := &job{app: a, api: api, id: id, path: path, tty: body.Tty, autoRemove: r.rm, keys: r.detachKeys, sigProxy: r.sigProxy && !body.Tty,
 		stdin: body.AttachStdin, stdout: body.AttachStdout, stderr: body.AttachStderr}
-	return j.foreground(context.WithoutCancel(sigctx))
+	return j.foreground(sigctx)
 }
 
 // create pulls when it must and may, creates, writes the cidfile, prints warnings.
@@ -231,6 +231,9 @@ type job struct {
 
 // foreground attaches, waits, starts; it ends with the container's exit code as *exitError, or nil for 0.
 func (j *job) foreground(ctx context.Context) error {
+	if j.sigProxy {
+		ctx = context.WithoutCancel(ctx) // signals are the container's
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if j.sigProxy {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"os"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -73,7 +74,7 @@ func (r *runFlags) add(f *pflag.FlagSet, run bool) {
 	}
 	f.StringVar(&r.pull, "pull", "missing", `Pull image before `+pull+` ("always", "missing", "never")`)
 	f.BoolVarP(&r.quiet, "quiet", "q", false, "Suppress the pull output")
-	f.StringVar(&r.platform, "platform", "", "Set platform if server is multi-platform capable")
+	f.StringVar(&r.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Set platform if server is multi-platform capable")
 	f.StringVar(&r.name, "name", "", "Assign a name to the container")
 	f.BoolVar(&r.noVerify, "disable-content-trust", true, "Skip image verification")
 	f.BoolVar(&r.apiSocket, "use-api-socket", false, "Bind mount Docker API socket and required auth")

@@ -26,7 +26,7 @@ func (a *App) cmdStart() *cobra.Command {
 				if len(args) > 1 {
 					return errs.New(errs.Invalid, "you cannot start and attach multiple containers at once")
 				}
-				return a.startAttached(context.WithoutCancel(cmd.Context()), api, args[0], keys, stdin)
+				return a.startAttached(cmd.Context(), api, args[0], keys, stdin)
 			}
 			return a.startAll(cmd.Context(), api, args)
 		},
@@ -81,7 +81,7 @@ func (a *App) cmdAttach() *cobra.Command {
 		Short: "Attach local standard input, output, and error streams to a running container",
 		Args:  exactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := context.WithoutCancel(cmd.Context())
+			ctx := cmd.Context()
 			api, err := a.engine(ctx)
 			if err != nil {
 				return err

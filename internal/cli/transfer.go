@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -127,6 +128,7 @@ func (a *App) cmdPull() *cobra.Command {
 		},
 	}
 	f.add(c.Flags(), "Download all tagged images in the repository", "Skip image verification", "Set platform if server is multi-platform capable")
+	f.platform = os.Getenv("DOCKER_DEFAULT_PLATFORM")
 	return c
 }
 

@@ -39,7 +39,8 @@ type Options struct {
 	TLS        *tls.Config       // nil means plain
 	Headers    map[string]string // sent with every request
 	UserAgent  string
-	APIVersion string // fixed version, "" negotiates
+	APIVersion string       // fixed version, "" negotiates
+	Trace      func(string) // called with one line per request, never with a body or a header
 }
 
 // Client is one engine.
@@ -329,7 +330,15 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, q url.Value
 	if err != nil {
 		return nil, err
 	}
+	begun := time.Now()
 	resp, err := c.http.Do(req)
+	if c.opts.Trace != nil {
+		outcome := "failed"
+		if err == nil {
+			outcome = resp.Status
+		}
+		c.opts.Trace(fmt.Sprintf("%s %s: %s after %s", req.Method, req.URL.RequestURI(), outcome, time.Since(begun).Round(time.Microsecond)))
+	}
 	if err != nil {
 		return nil, c.connectError(ctx, err)
 	}

@@ -53,6 +53,9 @@ func (c *Client) Hijack(ctx context.Context, r Request) (*Conn, error) {
 	if tc, ok := conn.(*net.TCPConn); ok {
 		tc.SetKeepAlive(true)
 	}
+	if c.opts.Trace != nil {
+		c.opts.Trace("POST " + req.URL.RequestURI() + ": taken over")
+	}
 	if err := req.Write(conn); err != nil {
 		stop()
 		conn.Close()
