@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -121,6 +122,69 @@ func TestListenRefusals(t *testing.T) {
 	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
 		t.Errorf("the file = %q, %v", b, err)
 	}
+}
+
+// systemd hands sockets over as descriptors 3 and up; the child answers one request on each and leaves.
+func TestSocketActivation(t *testing.T) {
+	if os.Getenv("ACTIVATED") != "" {
+		activatedChild(t)
+		return
+	}
+	path := filepath.Join(shortDir(t), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	file, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tcp.Close() }()
+	tcpFile, err := tcp.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, files := range map[string][]*os.File{"unix": {file}, "tcp": {tcpFile}} {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run='^TestSocketActivation$'`, os.Args[0])
+		cmd.Env = append(os.Environ(), "ACTIVATED="+name, "LISTEN_FDS=1")
+		cmd.ExtraFiles = files
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		for _, f := range files {
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func activatedChild(t *testing.T) {
+	ls, err := Listen("fd://", ListenOptions{})
+	if os.Getenv("ACTIVATED") == "tcp" {
+		if err == nil || !strings.Contains(err.Error(), "needs TLS") {
+			t.Errorf("Listen on a TCP socket of systemd's without TLS = %v", err)
+		}
+		return
+	}
+	if err != nil || len(ls) != 1 {
+		t.Fatalf("Listen = %v, %v", ls, err)
+	}
+	srv := NewServer(newWorld(t).api, nil)
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ls[0]) }()
+	if got := raw(t, ls[0].Addr().String(), "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n", "OK"); !strings.Contains(got, "OK") {
+		t.Errorf("answer %q", got)
+	}
+	if err := srv.Close(); err != nil {
+		t.Error(err)
+	}
+	<-done
 }
 
 // pair makes a certificate and key signed by parent (nil: by itself).
