@@ -32,10 +32,11 @@ type unpacker struct {
 	dirs    map[string]*attrs // every directory of the tree but the root
 	rootAt  *attrs            // of the root, when an entry describes it
 	opaque  map[string]bool
-	white   map[string]bool // whiteouts that stand in the tree as devices
-	wiped   map[string]bool // all whiteouts
-	pending map[string]string
-	hidden  map[string]int // recipe name → number in hidden/
+	white   map[string]bool     // whiteouts that stand in the tree as devices
+	wiped   map[string]bool     // all whiteouts
+	pending map[string]string   // hard links to lower files → their targets
+	links   map[string][]string // the same by directory
+	hidden  map[string]int      // recipe name → number in hidden/
 	names   map[string]string
 
 	parent   string // path of parentFD
@@ -55,7 +56,7 @@ func newUnpacker(fsys durable.FS, dir string, root *os.File, rec *recipe) *unpac
 	return &unpacker{
 		fsys: fsys, dir: dir, root: root, rec: rec, buf: make([]byte, 256<<10), parentFD: -1,
 		dirs: map[string]*attrs{}, opaque: map[string]bool{}, white: map[string]bool{}, wiped: map[string]bool{}, pending: map[string]string{},
-		hidden: map[string]int{}, names: map[string]string{},
+		links: map[string][]string{}, hidden: map[string]int{}, names: map[string]string{},
 	}
 }
 
@@ -407,11 +408,10 @@ func (u *unpacker) clearDir(p string) error {
 			return err
 		}
 	}
-	for link := range u.pending {
-		if strings.HasPrefix(link, p+"/") {
-			delete(u.pending, link)
-		}
+	for _, link := range u.links[p] {
+		delete(u.pending, link)
 	}
+	delete(u.links, p)
 	delete(u.dirs, p)
 	return unix.Unlinkat(int(u.root.Fd()), p, unix.AT_REMOVEDIR)
 }
@@ -505,6 +505,7 @@ func (u *unpacker) linkBelow(p, target string) error {
 		return err
 	}
 	u.pending[p] = target
+	u.links[path.Dir(p)] = append(u.links[path.Dir(p)], p)
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"hash"
 	"io"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -55,7 +54,7 @@ func (v *verified) Close() error { return v.r.Close() }
 // size, time and link target of every name, beside the content that rebuilding the tar read. Damage is errs.DataLoss.
 // Of a layer with entries below its own symbolic links only the content is compared.
 func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) error {
-	c := checker{last: map[string]*expected{}}
+	c := checker{last: map[string]*expected{}, kids: map[string][]string{}}
 	err := tarscan.Scan(tar, lim, func(e *tarscan.Entry, data io.Reader) error {
 		c.note(e)
 		_, err := io.Copy(io.Discard, data)
@@ -92,8 +91,9 @@ type expected struct {
 
 type checker struct {
 	last   map[string]*expected
-	parent string // directory of the entry before
-	lost   bool   // an entry went through a link of the layer: names are not what they seem
+	kids   map[string][]string // names once put into a directory
+	parent string              // directory of the entry before
+	lost   bool                // an entry went through a link of the layer: names are not what they seem
 }
 
 var kinds = map[tarscan.Kind]uint32{
@@ -114,7 +114,7 @@ func (c *checker) note(e *tarscan.Entry) {
 		was := c.last[e.Link]
 		c.forget(e.Path)
 		if was != nil && e.Path != e.Link {
-			c.last[e.Path] = &expected{mode: was.mode, exists: true}
+			c.set(e.Path, &expected{mode: was.mode, exists: true})
 		}
 		return // to a lower file: it is in the variant
 	}
@@ -124,9 +124,9 @@ func (c *checker) note(e *tarscan.Entry) {
 	} else if was != nil && was.mode&unix.S_IFMT != unix.S_IFDIR {
 		delete(c.last, e.Path)
 	}
-	c.last[e.Path] = &expected{
+	c.set(e.Path, &expected{
 		mode: kinds[e.Kind] | e.Mode, uid: e.UID, gid: e.GID, size: e.Size, mtime: timespec(e), link: e.Link,
-	}
+	})
 }
 
 // enter makes dir and what leads to it directories, as unpacking does.
@@ -141,10 +141,17 @@ func (c *checker) enter(dir string) {
 			return
 		}
 		if x == nil || x.mode&unix.S_IFMT != unix.S_IFDIR {
-			c.last[p] = &expected{mode: unix.S_IFDIR, exists: true}
+			c.set(p, &expected{mode: unix.S_IFDIR, exists: true})
 		}
 	}
 	c.parent = dir
+}
+
+func (c *checker) set(p string, x *expected) {
+	if _, known := c.last[p]; !known && p != "." {
+		c.kids[path.Dir(p)] = append(c.kids[path.Dir(p)], p)
+	}
+	c.last[p] = x
 }
 
 // forget drops a name and, when it was a directory, all below it.
@@ -155,11 +162,10 @@ func (c *checker) forget(p string) {
 	if was == nil || was.mode&unix.S_IFMT != unix.S_IFDIR {
 		return
 	}
-	for q := range c.last {
-		if strings.HasPrefix(q, p+"/") {
-			delete(c.last, q)
-		}
+	for _, q := range c.kids[p] {
+		c.forget(q)
 	}
+	delete(c.kids, p)
 }
 
 func (x *expected) check(root int, p string) error {
