@@ -300,6 +300,7 @@ func (a *App) cmdTag() *cobra.Command {
 
 func (a *App) cmdRmi() *cobra.Command {
 	var force, noPrune bool
+	var platforms []string
 	c := &cobra.Command{
 		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove one or more images", Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -314,6 +315,13 @@ func (a *App) cmdRmi() *cobra.Command {
 			}
 			if noPrune {
 				q.Set("noprune", "1")
+			}
+			for _, p := range platforms {
+				one, err := platformQuery(p)
+				if err != nil {
+					return err
+				}
+				q.Add("platforms", one.Get("platform"))
 			}
 			fatal := false
 			err = each(ctx, args, func(ref string) error {
@@ -339,6 +347,7 @@ func (a *App) cmdRmi() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVarP(&force, "force", "f", false, "Force removal of the image")
+	c.Flags().StringSliceVar(&platforms, "platform", nil, `Remove only the given platform variant. Formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")`)
 	c.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
 	return c
 }

@@ -105,7 +105,7 @@ func (a *App) inspect(ctx context.Context, ft string, refs []string, get func(co
 
 func (a *App) inspector(use, short, kind string, withSize bool) *cobra.Command {
 	var ft, platform string
-	var size bool
+	var size, verbose bool
 	c := &cobra.Command{
 		Use: use, Short: short, Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -117,9 +117,15 @@ func (a *App) inspector(use, short, kind string, withSize bool) *cobra.Command {
 					}
 					return api.Raw(ctx, client.Request{Path: "/images/" + ref + "/json", Query: q})
 				}
+				if verbose {
+					return api.Raw(ctx, client.Request{Path: "/networks/" + ref, Query: url.Values{"verbose": {"1"}}})
+				}
 				return inspectOne(ctx, api, kind, ref, size)
 			})
 		},
+	}
+	if kind == "network" {
+		c.Flags().BoolVarP(&verbose, "verbose", "v", false, "Verbose output for diagnostics")
 	}
 	c.Flags().StringVarP(&ft, "format", "f", "", inspectFormatHelp)
 	if withSize {

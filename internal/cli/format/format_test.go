@@ -1,0 +1,105 @@
+package format
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDocuments(t *testing.T) {
+	const doc = `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"\u003ca\u003e \\u003c"}`
+	for in, want := range map[string]string{
+		`{{.ID}}{{.Id}}`:              "xx",
+		`{{json .}}`:                  `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"<a> \\u003c"}`,
+		`{{json .List}}`:              `[{"b":1},{"a":"<"}]`,
+		`{{.Big}}`:                    "9007199254740993",
+		`{{eq .z 1}}{{.a}}`:           "true2.5",
+		`{{index .Labels "no"}}|`:     "|",
+		`{{.Labels.no}}|`:             "<no value>|",
+		`{{join .Env ","}}`:           "A=1",
+		`{{join .Cmd ","}}|`:          "|",
+		`{{len .List}}`:               "2",
+		`{{.Nope}}`:                   "!map has no entry",
+		`{{.Map.nope}}`:               "!map has no entry",
+		`{{title "ab cd"}}`:           "Ab Cd",
+		`{{pad "x" 1 2}}|`:            " x  |",
+		`{{truncate "äöü" 2}}`:        "äö",
+		`{{split "a,b" ","}}`:         "[a b]",
+		`{{range .List}}{{.}}{{end}}`: "map[b:1]map[a:<]",
+	} {
+		tm, err := Parse(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		err = Execute(&b, tm, []byte(doc))
+		if text, bad := strings.CutPrefix(want, "!"); bad {
+			if err == nil || !strings.Contains(err.Error(), text) {
+				t.Errorf("%s: %q %v, want %s", in, b.String(), err, text)
+			}
+			continue
+		}
+		if err != nil || b.String() != want+"\n" {
+			t.Errorf("%s: %q %v, want %q", in, b.String(), err, want)
+		}
+	}
+	if err := Inspect(&bytes.Buffer{}, "", []json.RawMessage{json.RawMessage("{")}); err == nil {
+		t.Error("a cut document was printed")
+	}
+	if _, err := Parse("{{"); err == nil || !strings.HasPrefix(err.Error(), "template parsing error") {
+		t.Errorf("got %v", err)
+	}
+}
+
+type row struct {
+	RowMark
+	B, A string
+	l    map[string]string
+}
+
+func (r row) Label(k string) string { return r.l[k] }
+
+func TestTable(t *testing.T) {
+	rows := []row{{A: "1", B: "two words", l: map[string]string{"a.b-c": "v"}}, {A: "<x>", B: "ü"}}
+	titles := Titles{"A": "AAA", "B": "BBB"}
+	for in, want := range map[string]string{
+		"":                                 "AAA       BBB\n1         two words\n<x>       ü\n",
+		"table":                            "AAA       BBB\n1         two words\n<x>       ü\n",
+		`table {{.B}}\t{{.Label "a.b-c"}}`: "BBB         b c\ntwo words   v\nü           \n",
+		`table {{upper .A}}`:               "AAA\n1\n<X>\n",
+		"json":                             `{"A":"1","B":"two words"}` + "\n" + `{"A":"\u003cx\u003e","B":"ü"}` + "\n",
+		`{{.A}}\t{{json .B}}`:              "1\t\"two words\"\n<x>\t\"ü\"\n",
+	} {
+		var b bytes.Buffer
+		if err := Table(&b, in, "{{.A}}\t{{.B}}", titles, rows); err != nil || b.String() != want {
+			t.Errorf("%q: %v\n%q\nwant\n%q", in, err, b.String(), want)
+		}
+	}
+	for _, bad := range []string{"{{.C}}", "{{", "table {{.C}}"} {
+		if err := Table(&bytes.Buffer{}, bad, "", titles, []row(nil)); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
+
+func TestHuman(t *testing.T) {
+	if got := Ellipsis("/entrypoint.sh /etc/docker", 20); got != "/entrypoint.sh /etc…" {
+		t.Errorf("ellipsis %q", got)
+	}
+	if got := ShortID("sha256:0123456789abcdef"); got != "0123456789ab" {
+		t.Errorf("short %q", got)
+	}
+	base := time.Unix(1e9, 0)
+	for d, want := range map[time.Duration]string{0: "Less than a second ago", 36 * time.Second: "36 seconds ago", 70 * time.Second: "About a minute ago", 65 * time.Minute: "About an hour ago", 50 * time.Hour: "2 days ago", 20 * 24 * time.Hour: "2 weeks ago"} {
+		if got := Ago(base, base.Add(-d)); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0B", 999: "999B", 108000000: "108MB", 187654321: "188MB"} {
+		if got := Size(n); got != want {
+			t.Errorf("Size(%d) = %q", n, got)
+		}
+	}
+}
