@@ -42,35 +42,44 @@ func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *cal
 	opts := container.AttachOptions{Logs: c.bool("logs"), Stream: c.bool("stream"), DetachKeys: c.get("detachKeys"), Ready: func() error { return nil }}
 	// With none named, as browsers' clients do, all are meant.
 	all := !c.bool("stdin") && !c.bool("stdout") && !c.bool("stderr")
-	in, out := io.Reader(ws), &lastWriter{ws, cancel}
+	sock := &socket{ws, cancel}
 	if all || c.bool("stdin") {
-		opts.Stdin = in
+		opts.Stdin = sock
 	} else {
-		go func() { // someone must notice that the client leaves; it ends when the socket does
-			_, _ = io.Copy(io.Discard, ws)
-			cancel()
-		}()
+		go sock.drain() // someone must notice that the client leaves; it ends when the socket does
 	}
 	if all || c.bool("stdout") {
-		opts.Stdout = out
+		opts.Stdout = sock
 	}
 	if all || c.bool("stderr") {
-		opts.Stderr = out
+		opts.Stderr = sock
 	}
 	return s.Containers.Attach(ctx, c.vars["id"], opts)
 }
 
-// lastWriter ends the work when its client is gone.
-type lastWriter struct {
-	io.Writer
+// socket ends the work when its client is gone: a web socket has no half-close, so its end is the client's.
+type socket struct {
+	ws     *websocket.Conn
 	cancel context.CancelFunc
 }
 
-// Write sends to the client.
-func (w *lastWriter) Write(b []byte) (int, error) {
-	n, err := w.Writer.Write(b)
+// Read gives what the client sends.
+func (s *socket) Read(b []byte) (int, error) {
+	n, err := s.ws.Read(b)
 	if err != nil {
-		w.cancel()
+		s.cancel()
 	}
 	return n, err
 }
+
+// Write sends to the client.
+func (s *socket) Write(b []byte) (int, error) {
+	n, err := s.ws.Write(b)
+	if err != nil {
+		s.cancel()
+	}
+	return n, err
+}
+
+// drain reads and forgets until the client is gone.
+func (s *socket) drain() { _, _ = io.Copy(io.Discard, s) }
