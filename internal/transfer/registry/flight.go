@@ -55,6 +55,14 @@ func (c *Client) join(key flightKey, desc oci.Descriptor, chain oci.Chain, paren
 	}
 	f = &flight{c: c, key: key, desc: desc, chain: chain, src: src, parent: parent, heal: heal, wanted: 1, done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	select {
+	case <-c.closing:
+		f.err = errs.New(errs.Unavailable, "the engine is stopping")
+		f.parent = nil
+		close(f.done)
+		return f, true
+	default:
+	}
 	if parent != nil {
 		parent.wanted++
 	}

@@ -104,6 +104,35 @@ func (n *Net) At(addrport, real string) {
 	n.servers[addrport] = real
 }
 
+// ClientCert writes a client certificate for a host into the network's certs.d, and gives the pool that verifies it.
+func (n *Net) ClientCert(t testing.TB, hostport string) *x509.CertPool {
+	t.Helper()
+	c := n.certificate(t, "client")
+	key, err := x509.MarshalECPrivateKey(n.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(n.Certs, hostport)
+	write(t, filepath.Join(dir, "client.cert"), string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]})))
+	write(t, filepath.Join(dir, "client.key"), string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: key})))
+	pool := x509.NewCertPool()
+	pool.AddCert(n.ca)
+	return pool
+}
+
+// HostTLS is Host for https alone, with a client certificate required when clients is not nil. It also listens at port.
+func (n *Net) HostTLS(t testing.TB, name, addr, port string, clients *x509.CertPool, h http.Handler) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{n.certificate(t, name)}, MinVersion: tls.VersionTLS12}
+	if clients != nil {
+		s.TLS.ClientCAs, s.TLS.ClientAuth = clients, tls.RequireAndVerifyClientCert
+	}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	n.At(net.JoinHostPort(addr, port), s.Listener.Addr().String())
+}
+
 func (n *Net) certificate(t testing.TB, name string) tls.Certificate {
 	t.Helper()
 	tmpl := &x509.Certificate{

@@ -55,6 +55,12 @@ type Client struct {
 	transports map[transportKey]*pool
 	bad        map[string]time.Time // base URL of a mirror, until when
 	schemes    map[string]knownScheme
+	within     map[string]knownPlace // by host: is it in the insecure networks
+}
+
+type knownPlace struct {
+	yes   bool
+	until time.Time
 }
 
 type knownScheme struct {
@@ -84,6 +90,7 @@ func New(opts Options) *Client {
 		transports: map[transportKey]*pool{},
 		bad:        map[string]time.Time{},
 		schemes:    map[string]knownScheme{},
+		within:     map[string]knownPlace{},
 	}
 	p, err := parsePolicy(opts.Mirrors, opts.Insecure)
 	if err != nil {
@@ -106,6 +113,7 @@ func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
 	c.policy = p
 	clear(c.bad)
 	clear(c.schemes)
+	clear(c.within)
 	for key, t := range c.transports {
 		t.CloseIdleConnections()
 		delete(c.transports, key)

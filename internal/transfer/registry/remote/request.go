@@ -61,7 +61,23 @@ func (s *Session) resolve(ctx context.Context, e *endpoint) (*resolved, error) {
 	return r, nil
 }
 
+// inNetworks tells whether every address of a host is in the endpoint's networks. The answer is good for a minute: connections
+// are held to the networks all the same.
 func (c *Client) inNetworks(ctx context.Context, e *endpoint) bool {
+	c.mu.Lock()
+	known, ok := c.within[e.host]
+	c.mu.Unlock()
+	if ok && time.Now().Before(known.until) {
+		return known.yes
+	}
+	yes := c.lookupWithin(ctx, e)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.within[e.host] = knownPlace{yes, time.Now().Add(time.Minute)}
+	return yes
+}
+
+func (c *Client) lookupWithin(ctx context.Context, e *endpoint) bool {
 	ctx, cancel := context.WithTimeout(ctx, mirrorConnectTimeout)
 	defer cancel()
 	ips, err := c.opts.Lookup(ctx, (&url.URL{Host: e.host}).Hostname())

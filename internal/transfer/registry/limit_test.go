@@ -1,0 +1,48 @@
+package registry
+
+import (
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ply/internal/oci"
+	"ply/internal/transfer/registry/registrytest"
+)
+
+// TestLimits: not more layers at a time than allowed, and a layer that must wait says so.
+func TestLimits(t *testing.T) {
+	reg := registrytest.StartFake(t, false)
+	var specs []registrytest.LayerSpec
+	for i := range 6 {
+		specs = append(specs, files(uint64(i+1), 1000))
+	}
+	img := registrytest.Make(t, oci.FormatOCI, specs...)
+	reg.Add("r", "1", img)
+	var now, most atomic.Int64
+	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
+		if isLayer(r, img) == nil {
+			return false
+		}
+		n := now.Add(1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		time.Sleep(20 * time.Millisecond)
+		reg.Answer(w, r)
+		now.Add(-1)
+		return true
+	}
+	w := newWorld(t, Options{MaxConcurrentDownloads: 6})
+	w.c.SetLimits(2, 1, 3)
+	l := w.mustPull(reg.Addr() + "/r:1")
+	if most.Load() > 2 {
+		t.Errorf("%d layers at a time, want at most 2", most.Load())
+	}
+	if n := strings.Count(l.text(), ": Waiting"); n < 1 {
+		t.Errorf("%d layers waited, want some:\n%s", n, l.text())
+	}
+	if w.c.attempts.Load() != 3 || cap(w.c.up.Load().slots) != 1 {
+		t.Errorf("attempts %d, uploads %d", w.c.attempts.Load(), cap(w.c.up.Load().slots))
+	}
+}
