@@ -106,7 +106,7 @@ func (b *builder) fill(below *os.File, m image.Missing) error {
 		if !m.File {
 			return nil // new here: as made
 		}
-		return errs.New(errs.Invalid, "layer tar: hard link to %.200q, which neither this layer nor those below hold as a file", m.Path)
+		return errs.New(errs.Invalid, "layer tar: hard link to %.200q, which is a file neither of this layer nor of those below", m.Path)
 	}
 	if below == nil {
 		return gone()

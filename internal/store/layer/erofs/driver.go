@@ -42,6 +42,7 @@ type Driver struct {
 	kind   string // of the backing file system
 	placed bool   // layers must be attached somewhere to be stacked
 
+	background sync.WaitGroup // what Close waits for
 	placeCount atomic.Uint64
 	installing keyed
 
@@ -244,6 +245,7 @@ func damage(id oci.DiffID, reason error) error {
 
 // Close implements layer.Driver.
 func (d *Driver) Close() error {
+	d.background.Wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all error

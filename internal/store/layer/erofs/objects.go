@@ -276,10 +276,12 @@ func (d *Driver) removeIndex(dir, index string) error {
 }
 
 func (d *Driver) removeLayer(id oci.DiffID) error {
+	// Not synced: after a crash the layer is there, or half gone under a name that start-up clears away. Either way
+	// nothing refers to it.
 	tmp := durable.TempName(d.layers)
 	err := d.fs.Rename(d.layerDir(id), tmp)
 	if err == nil {
-		err = errors.Join(d.fs.SyncDir(d.layers), d.fs.RemoveAll(tmp))
+		err = d.fs.RemoveAll(tmp)
 	} else if os.IsNotExist(err) {
 		err = nil
 	}

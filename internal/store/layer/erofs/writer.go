@@ -24,6 +24,7 @@ const (
 	pieceCount = 6
 	flushEvery = 8 << 20  // bytes whose write-back is started together
 	checkEvery = 64 << 20 // bytes between looks at the free space
+	keepCached = 16 << 20 // tars below this stay cached: what was just built is often pushed next
 )
 
 // Create implements layer.Driver. The tar goes to its file in the caller's goroutine, and through two more
@@ -231,7 +232,20 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 		return info, exhausted(err)
 	}
 	w.ended = true
-	return r.info(), w.tar.Close()
+	return r.info(), w.d.forgetPages(w.tar, w.size)
+}
+
+// forgetPages closes a finished tar, and takes a large one out of the page cache when mounts read past it: there
+// it would only displace what is used, and make removal slow. It does not keep the caller waiting.
+func (d *Driver) forgetPages(tar durable.File, size int64) error {
+	if d.opts.Buffered || size < keepCached {
+		return tar.Close()
+	}
+	d.background.Go(func() {
+		_ = unix.Fadvise(int(tar.Fd()), 0, 0, unix.FADV_DONTNEED)
+		_ = tar.Close() // it was synced, and is only read from here on
+	})
+	return nil
 }
 
 // seal writes everything but the tar into the staging directory.
@@ -240,7 +254,10 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*r
 	if err != nil {
 		return nil, "", err
 	}
-	missing := w.scan.tree.Missing()
+	missing, err := w.scan.tree.Missing()
+	if err != nil {
+		return nil, "", err
+	}
 	r := &record{
 		Version: recordVersion, DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
 		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,

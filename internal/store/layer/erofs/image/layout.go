@@ -42,6 +42,9 @@ type layout struct {
 
 // plan lays t out. It may be called once Missing has been dealt with, and only once.
 func (t *Tree) plan(devices int) (*layout, error) {
+	if err := t.settle(); err != nil {
+		return nil, err
+	}
 	l := &layout{t: t, devices: devices}
 	if err := l.connect(); err != nil {
 		return nil, err

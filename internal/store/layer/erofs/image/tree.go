@@ -89,6 +89,10 @@ type Tree struct {
 	table []nodeID // open addressing on (parent, name)
 	seed  maphash.Seed
 
+	copies    map[string]inodeID // lower files that hard links name
+	copyOrder []string
+	settled   bool // copies have got their names
+
 	// the directory of the last entry: tars come directory by directory
 	lastDir  string
 	lastNode nodeID
@@ -98,7 +102,7 @@ const root nodeID = 0
 
 // NewTree gives a tree with an implied root.
 func NewTree() *Tree {
-	t := &Tree{seed: maphash.MakeSeed(), table: make([]nodeID, 1024), xattrs: make([][]tarscan.Xattr, 1)}
+	t := &Tree{seed: maphash.MakeSeed(), table: make([]nodeID, 1024), xattrs: make([][]tarscan.Xattr, 1), copies: map[string]inodeID{}}
 	for i := range t.table {
 		t.table[i] = noNode
 	}
@@ -228,23 +232,6 @@ func (t *Tree) dirOf(p string) (nodeID, error) {
 	return n, nil
 }
 
-// find looks p up without making anything.
-func (t *Tree) find(p string) nodeID {
-	n := root
-	if p == "." {
-		return n
-	}
-	for part := range strings.SplitSeq(p, "/") {
-		if !t.dir(n) {
-			return noNode
-		}
-		if n = t.lookup(n, part); n == noNode {
-			return noNode
-		}
-	}
-	return n
-}
-
 // at gives the node for p, made with its parents when it is not there.
 func (t *Tree) at(p string) (nodeID, error) {
 	if p == "." {
@@ -287,7 +274,10 @@ func (t *Tree) add(e *tarscan.Entry, content Extent) error {
 		}
 		return err
 	case tarscan.Hardlink:
-		target, err := t.target(e.Link)
+		if e.Path != e.Link && (within(e.Path, e.Link) || within(e.Link, e.Path)) {
+			return errs.New(errs.Invalid, "hard link to %.200q, its own parent or child", e.Link)
+		}
+		target, err := t.target(e.Path, e.Link)
 		if err != nil {
 			return err
 		}
@@ -300,21 +290,81 @@ func (t *Tree) add(e *tarscan.Entry, content Extent) error {
 	return t.put(e.Path, i)
 }
 
-// target finds what a hard link names; when this layer does not have it, it gets a place holder.
-func (t *Tree) target(p string) (inodeID, error) {
-	if n := t.find(p); n != noNode && t.nodes[n].inode != 0 {
-		if t.dir(n) {
-			return 0, errs.New(errs.Invalid, "hard link to the directory %q", p)
+// within reports whether p lies below dir.
+func within(p, dir string) bool {
+	return len(p) > len(dir) && p[len(dir)] == '/' && p[:len(dir)] == dir
+}
+
+// target finds what the hard link from asks for; when this layer does not have it, it is a lower file and gets a
+// place holder.
+func (t *Tree) target(from, p string) (inodeID, error) {
+	n := root
+	for part := range strings.SplitSeq(p, "/") {
+		if !t.dir(n) {
+			return 0, errs.New(errs.Invalid, "hard link to %.200q, which this layer has hidden", p)
 		}
-		return t.nodes[n].inode, nil
+		if n = t.lookup(n, part); n == noNode || t.nodes[n].inode == 0 {
+			return t.lower(from, p)
+		}
 	}
-	n, err := t.at(p)
-	if err != nil {
+	if t.dir(n) {
+		return 0, errs.New(errs.Invalid, "hard link to the directory %.200q", p)
+	}
+	return t.nodes[n].inode, nil
+}
+
+func (t *Tree) lower(from, p string) (inodeID, error) {
+	if from == p {
+		return 0, errs.New(errs.Invalid, "hard link to itself")
+	}
+	if i, ok := t.copies[p]; ok {
+		return i, nil
+	}
+	if err := t.account(2*len(p) + 64); err != nil {
 		return 0, err
 	}
+	p = strings.Clone(p)
 	i := t.newInode(inode{mode: unix.S_IFREG, absent: true, offset: int64(t.text(p)), size: int64(len(p))})
-	t.nodes[n].inode = i
-	return i, t.account(len(p))
+	t.copies[p] = i
+	t.copyOrder = append(t.copyOrder, p)
+	return i, nil
+}
+
+// settle gives the lower files that links name their own names, so that both are one file, unless this layer hides or
+// replaces these.
+func (t *Tree) settle() error {
+	if t.settled {
+		return nil
+	}
+	t.settled = true
+	for _, p := range t.copyOrder {
+		if !t.shows(p) {
+			continue
+		}
+		n, err := t.at(p)
+		if err != nil {
+			return errs.New(errs.Invalid, "layer tar: entry %.200q: %w", p, err)
+		}
+		t.nodes[n].inode = t.copies[p]
+	}
+	return nil
+}
+
+// shows reports whether a lower file at p is seen through this layer.
+func (t *Tree) shows(p string) bool {
+	n := root
+	for part := range strings.SplitSeq(p, "/") {
+		if !t.dir(n) || t.nodes[n].opaque {
+			return false
+		}
+		if n = t.lookup(n, part); n == noNode {
+			return true
+		}
+		if t.nodes[n].whiteout {
+			return false
+		}
+	}
+	return t.nodes[n].inode == 0
 }
 
 // put gives the name p to an inode.
@@ -387,7 +437,11 @@ type Missing struct {
 }
 
 // Missing lists, parents first, the inodes that Fill should be called for. The root is not listed: see ImpliedRoot.
-func (t *Tree) Missing() []Missing {
+// It ends the adding of entries.
+func (t *Tree) Missing() ([]Missing, error) {
+	if err := t.settle(); err != nil {
+		return nil, err
+	}
 	live := t.live()
 	hidden := make([]bool, len(t.nodes)) // what lies below in this directory's lower layers
 	listed := map[inodeID]bool{}
@@ -410,7 +464,7 @@ func (t *Tree) Missing() []Missing {
 			all = append(all, Missing{Path: p, File: true, id: n.inode})
 		}
 	}
-	return all
+	return all, nil
 }
 
 // Fill says what a missing inode is. For a File, a must not be a directory.
