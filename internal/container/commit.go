@@ -168,6 +168,15 @@ func (s *Spec) takeConfig(r *oci.RunConfig) {
 
 // commitLayer turns the writable layer into a stored one, in one pass: walked, hashed, indexed, synced.
 func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, lease *store.Lease, pause bool) (_ oci.DiffID, err error) {
+	// A removal holds the slot and waits for our hold on the root: nothing below may wait for the slot longer.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)()
+	defer func() {
+		if err != nil && c.done.Err() != nil {
+			err = errs.New(errs.NotFound, "No such container: %s", c.id)
+		}
+	}()
 	if pause {
 		thaw, err := s.hold(ctx, c)
 		if err != nil {
@@ -175,9 +184,6 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 		}
 		defer thaw()
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.done, cancel)()
 	drv := s.opts.Store.Layers
 	w, err := drv.Create(ctx)
 	if err != nil {
@@ -211,21 +217,18 @@ func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
 	if err != nil || c.status() != StatusRunning {
 		return func() {}, nil // nothing moves
 	}
-	if err := l.client.Pause(ctx); err != nil {
+	if err := c.freeze(ctx, l); err != nil {
 		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
 			return func() {}, nil // it ended in this moment
 		}
 		return nil, errs.New(errs.Conflict, "cannot pause container %s: %w", c.id, err)
 	}
-	c.mu.Lock()
-	c.rec.State.Status = StatusPaused
-	c.mu.Unlock()
 	s.publish(c, "pause")
 	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+		ctx, cancel := context.WithTimeout(c.done, cleanupLimit)
 		defer cancel()
 		if c.acquire(ctx) != nil {
-			return
+			return // it is being removed
 		}
 		defer c.release()
 		c.mu.Lock()
@@ -234,13 +237,14 @@ func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
 		if !ours {
 			return
 		}
-		if err := l.client.Resume(ctx); err != nil {
+		err := c.thaw(ctx, l)
+		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
+			return // it was killed, and its end comes to us yet
+		}
+		if err != nil {
 			s.log.Error("container stays frozen after its commit", "container", c.id, "err", err)
 			return
 		}
-		c.mu.Lock()
-		c.rec.State.Status = StatusRunning
-		c.mu.Unlock()
 		s.publish(c, "unpause")
 	}, nil
 }

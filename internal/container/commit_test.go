@@ -2,9 +2,11 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ply/internal/container"
 	"ply/internal/errs"
@@ -95,5 +97,31 @@ func TestCommitStopped(t *testing.T) {
 	}
 	if w.get(id).State.Status != container.StatusCreated {
 		t.Error("state changed")
+	}
+}
+
+// A removal does not wait for a commit, and a commit not for a removal.
+func TestRemoveDuringCommit(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for i := range 8 {
+		id := w.up(nil)
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.s.Commit(ctx, id, container.CommitOptions{Pause: true})
+			done <- err
+		}()
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond) // so that the two meet at different points
+		began := time.Now()
+		if err := w.s.Remove(ctx, id, true, true, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Conflict) {
+			t.Errorf("commit: %v", err)
+		}
+		if d := time.Since(began); d > 20*time.Second { // the limit of what waits for nothing
+			t.Fatalf("they waited %v for each other", d)
+		}
 	}
 }

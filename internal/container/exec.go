@@ -257,9 +257,19 @@ func (s *Service) execOpen(ctx context.Context, e *execution, l *life, size [2]u
 	})
 }
 
+// execBegin starts the process of an exec unless the container is frozen.
+func (s *Service) execBegin(ctx context.Context, c *ctr, l *life, id string) error {
+	c.freezing.RLock()
+	defer c.freezing.RUnlock()
+	if now, err := s.ready(c); err != nil || now != l {
+		return join(err, errs.New(errs.Conflict, "container %s is not running", c.id))
+	}
+	return l.client.Start(ctx, id)
+}
+
 // execRun starts the process and watches for its end.
 func (s *Service) execRun(ctx context.Context, e *execution, l *life) error {
-	if err := l.client.Start(context.WithoutCancel(ctx), e.id); err != nil {
+	if err := s.execBegin(context.WithoutCancel(ctx), e.c, l, e.id); err != nil {
 		s.execEnded(e, execCode(err))
 		if pe, ok := errors.AsType[*shim.ProgramError](err); ok {
 			return errs.New(errs.Invalid, "OCI runtime exec failed: exec failed: %w", pe)

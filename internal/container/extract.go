@@ -36,8 +36,10 @@ type dirTime struct {
 	h    *tar.Header
 }
 
-// maxEntries bounds one copy.
-const maxEntries = 2 << 20
+const (
+	maxEntries = 2 << 20 // of one copy
+	maxRaces   = 100     // lost against somebody who writes the same name
+)
 
 func (x *extractor) run(r io.Reader) error {
 	in, _, err := compress.NewReader(r)
@@ -105,12 +107,19 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 		return x.fail(h, err)
 	}
 	defer parent.Close()
-	keep, err := x.clear(parent, base, h)
-	if err != nil {
-		return err
-	}
-	if err := x.make(parent, base, h, tr, keep); err != nil {
-		return x.fail(h, err)
+	for try := 1; ; try++ {
+		keep, err := x.clear(parent, base, h)
+		if err != nil {
+			return err
+		}
+		err = x.make(parent, base, h, tr, keep)
+		if errors.Is(err, unix.EEXIST) && try < maxRaces {
+			continue // somebody put something there in between; nothing of the entry was read yet
+		}
+		if err != nil {
+			return x.fail(h, err)
+		}
+		break
 	}
 	if h.Typeflag == tar.TypeDir {
 		x.dirs = append(x.dirs, dirTime{name, h})
@@ -150,6 +159,9 @@ func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep boo
 	err = unix.Unlinkat(int(parent.Fd()), base, 0)
 	if errors.Is(err, unix.EBUSY) && h.Typeflag == tar.TypeReg {
 		return true, nil
+	}
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil // removed meanwhile
 	}
 	return false, x.wrap(h, err)
 }

@@ -161,7 +161,7 @@ func (s *Service) runOnce(ctx context.Context, c *ctr, l *life, spec ExecSpec, o
 		return -1, err
 	}
 	defer st.Close()
-	if err := l.client.Start(ctx, id); err != nil {
+	if err := s.execBegin(ctx, c, l, id); err != nil {
 		return execCode(err), err
 	}
 	err = pump(ctx, st, AttachOptions{Stdout: out, Stderr: out}, nil)

@@ -50,6 +50,10 @@ type ctr struct {
 
 	saveMu sync.Mutex
 
+	// freezing is held for writing while the processes are frozen or thawed, for reading while an exec starts: a
+	// process that is born into a frozen cgroup blocks its runtime.
+	freezing sync.RWMutex
+
 	mu      sync.Mutex
 	rec     record
 	life    *life // while a process lives

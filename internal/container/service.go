@@ -107,11 +107,15 @@ func (o *Options) setDefaults() error {
 
 // Service runs the containers of this host. Safe for concurrent use.
 //
+// Who holds a reference to a container's root must not wait for its slot unless the wait ends with ctr.done: a
+// removal holds the slot and waits for the references.
+//
 // Locks, in the order in which they may be taken:
 //
 //	ctr.op     a slot with a context: one life-cycle change of a container at a time (start, the end of a run,
 //	           remove, rename, update, pause). Held over mounts and the launch of a shim, never over waiting for a
 //	           process, a client or a copy.
+//	ctr.freezing keeps the start of an exec and a freeze apart; held over one call to the shim
 //	rootfs.mu  the mount count of a container's root; held over one mount or unmount
 //	ctr.saveMu orders the writes of a container's record
 //	ctr.mu     a container's fields; a leaf, held over memory only

@@ -176,15 +176,10 @@ func (s *Service) signal(ctx context.Context, c *ctr, l *life, sig unix.Signal) 
 	s.publish(c, "kill", "signal", strconv.Itoa(int(sig)))
 	if c.status() == StatusPaused {
 		// A kill may have thawed it already, or ended it.
-		err := l.client.Resume(ctx)
-		if err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Precondition) && !errors.Is(err, errs.Unavailable) {
+		err := c.thaw(ctx, l)
+		if err != nil && !errors.Is(err, errs.Precondition) && !errors.Is(err, errs.Unavailable) {
 			return err
 		}
-		c.mu.Lock()
-		if c.rec.State.Status == StatusPaused {
-			c.rec.State.Status = StatusRunning
-		}
-		c.mu.Unlock()
 	}
 	return nil
 }
@@ -257,15 +252,15 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 
 // Pause freezes a container's processes.
 func (s *Service) Pause(ctx context.Context, ref string) error {
-	return s.freeze(ctx, ref, true)
+	return s.setFrozen(ctx, ref, true)
 }
 
 // Unpause thaws them.
 func (s *Service) Unpause(ctx context.Context, ref string) error {
-	return s.freeze(ctx, ref, false)
+	return s.setFrozen(ctx, ref, false)
 }
 
-func (s *Service) freeze(ctx context.Context, ref string, pause bool) error {
+func (s *Service) setFrozen(ctx context.Context, ref string, pause bool) error {
 	c, err := s.find(ref)
 	if err != nil {
 		return err
@@ -286,16 +281,42 @@ func (s *Service) freeze(ctx context.Context, ref string, pause bool) error {
 	case pause && st == StatusPaused:
 		return errs.New(errs.Conflict, "container %s is already paused", c.id)
 	}
-	do, next, action := l.client.Resume, StatusRunning, "unpause"
+	do, action := c.thaw, "unpause"
 	if pause {
-		do, next, action = l.client.Pause, StatusPaused, "pause"
+		do, action = c.freeze, "pause"
 	}
-	if err := do(ctx); err != nil {
+	if err := do(ctx, l); err != nil {
 		return errs.New(errs.Conflict, "cannot %s container %s: %w", action, c.id, err)
 	}
-	c.mu.Lock()
-	c.rec.State.Status = next
-	c.mu.Unlock()
 	s.publish(c, action)
 	return s.save(c)
+}
+
+// freeze stops the processes of a run; no exec starts meanwhile. The caller holds op.
+func (c *ctr) freeze(ctx context.Context, l *life) error {
+	c.freezing.Lock()
+	defer c.freezing.Unlock()
+	if err := l.client.Pause(ctx); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.rec.State.Status = StatusPaused
+	c.mu.Unlock()
+	return nil
+}
+
+// thaw lets them go on.
+func (c *ctr) thaw(ctx context.Context, l *life) error {
+	c.freezing.Lock()
+	defer c.freezing.Unlock()
+	// A conflict says that it is not frozen: a kill has thawed it.
+	if err := l.client.Resume(ctx); err != nil && !errors.Is(err, errs.Conflict) {
+		return err
+	}
+	c.mu.Lock()
+	if c.life == l && c.rec.State.Status == StatusPaused {
+		c.rec.State.Status = StatusRunning
+	}
+	c.mu.Unlock()
+	return nil
 }

@@ -62,7 +62,10 @@ func TestStress(t *testing.T) {
 			}
 			return err
 		},
-		"list": func(n string) error { _, err := w.s.List(ctx, container.ListOptions{All: true, Size: true}); return err },
+		"list": func(n string) error {
+			_, err := w.s.List(ctx, container.ListOptions{All: true, Size: true})
+			return err
+		},
 		"logs": func(n string) error {
 			return w.s.Logs(ctx, n, container.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
 		},
@@ -77,7 +80,11 @@ func TestStress(t *testing.T) {
 		wg.Go(func() {
 			for time.Now().Before(stop) {
 				k, n := kinds[rand.IntN(len(kinds))], names[rand.IntN(len(names))]
+				began := time.Now()
 				err := ops[k](n)
+				if d := time.Since(began); d > 25*time.Second { // below the limits at which waits are given up
+					t.Errorf("%s %s took %v: %v", k, n, d, err)
+				}
 				switch {
 				case err == nil, errors.Is(err, container.ErrNotModified), errors.Is(err, errs.NotFound), errors.Is(err, errs.Conflict),
 					errors.Is(err, errs.Invalid), errors.Is(err, errs.Precondition), errors.Is(err, context.Canceled), errors.Is(err, errs.Unavailable):
