@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -122,6 +123,7 @@ func TestShimMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	time.Sleep(1200 * time.Millisecond) // a shim slims when its container has been up for a second
 	for _, b := range boxes {
 		kb := pss(t, b.c.Identity().PID)
 		t.Logf("PSS of a shim with %d others: %d KiB", len(boxes)-1, kb)

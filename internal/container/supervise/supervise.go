@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
@@ -80,10 +79,7 @@ func Run(bundle string, ready *os.File) int {
 	go s.serve()
 	_ = json.NewEncoder(ready).Encode(shim.Response{Body: body}) // plyd may have died: the container waits for its next life
 	_ = ready.Close()
-	// What creating needed is garbage now. From here on memory counts more than time.
-	debug.SetGCPercent(20)
-	debug.SetMemoryLimit(16 << 20)
-	debug.FreeOSMemory()
+	time.AfterFunc(slimAfter, slim) // not now: the container is just about to start
 	<-s.stopped
 	return 0
 }
@@ -152,6 +148,7 @@ func start(bundle string) (*server, error) {
 	if err := s.create(); err != nil {
 		return nil, err
 	}
+	s.spec = nil // with its seccomp profile it is big, and not needed any more
 	if s.rt.orphans() {
 		go s.reap()
 	}
