@@ -14,7 +14,12 @@ import (
 )
 
 func TestDiff(t *testing.T) {
-	w := newWorld(t)
+	for _, erofs := range []bool{false, true} {
+		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { diff(t, newWorldOn(t, erofs, nil)) })
+	}
+}
+
+func diff(t *testing.T, w *world) {
 	id := w.create(sh("echo n > /new; echo m >> /etc/group; rm /seeded/file; mkdir /d"))
 	if ch, err := w.s.Changes(context.Background(), id); err != nil || len(ch) != 0 {
 		t.Errorf("a fresh container differs: %v %v", ch, err)
@@ -38,7 +43,12 @@ func TestDiff(t *testing.T) {
 
 // The seed's commit: of a running container, with message and author; the result runs, volumes are left out.
 func TestCommitRunning(t *testing.T) {
-	w := newWorld(t)
+	for _, erofs := range []bool{false, true} {
+		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { commitRunning(t, newWorldOn(t, erofs, nil)) })
+	}
+}
+
+func commitRunning(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.up(func(s *container.Spec) { s.Binds = []string{"data:/data"} })
 	w.exec(id, "sh", "-c", "echo added > /added; echo lost > /data/lost; rm -r /seeded")

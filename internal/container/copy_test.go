@@ -214,7 +214,12 @@ func TestExport(t *testing.T) {
 
 // What an image ships where a runtime mounts leads nowhere (dev, proc, etc/hosts, a volume's path, WORKDIR).
 func TestHostileImage(t *testing.T) {
-	w := newWorld(t)
+	for _, erofs := range []bool{false, true} {
+		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { hostileImage(t, newWorldOn(t, erofs, nil)) })
+	}
+}
+
+func hostileImage(t *testing.T, w *world) {
 	canary := filepath.Join(w.dir, "canary")
 	if err := os.Mkdir(canary, 0o755); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/layer"
+	"ply/internal/store/layer/erofs"
 	"ply/internal/store/layer/overlay2"
 	"ply/internal/volume"
 )
@@ -68,17 +69,22 @@ type world struct {
 	s      *container.Service
 	log    *slog.Logger
 	tweak  func(*container.Options)
+	erofs  bool // instead of overlay2
 }
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, nil) }
 
 func newWorldWith(t testing.TB, tweak func(*container.Options)) *world {
+	return newWorldOn(t, false, tweak)
+}
+
+func newWorldOn(t testing.TB, erofs bool, tweak func(*container.Options)) *world {
 	t.Helper()
 	bin, err := shimBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}}, tweak: tweak}
+	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}}, tweak: tweak, erofs: erofs}
 	w.log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	w.open()
 	t.Cleanup(w.end)
@@ -96,11 +102,11 @@ func (w testWriter) Write(p []byte) (int, error) {
 // open starts the services, as plyd does.
 func (w *world) open() {
 	w.t.Helper()
-	drv, err := overlay2.Open(durable.OS, filepath.Join(w.dir, "data"), overlay2.Options{})
+	drv, err := w.driver()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if w.store, err = store.Open(filepath.Join(w.dir, "data"), layer.Driver(drv), store.Options{}); err != nil {
+	if w.store, err = store.Open(filepath.Join(w.dir, "data"), drv, store.Options{}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.images = image.New(w.store, image.Options{Log: w.log, Events: w.bus, Format: oci.FormatOCI})
@@ -120,6 +126,13 @@ func (w *world) open() {
 	if err := w.s.Restore(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+func (w *world) driver() (layer.Driver, error) {
+	if w.erofs {
+		return erofs.Open(durable.OS, filepath.Join(w.dir, "data"), erofs.Options{})
+	}
+	return overlay2.Open(durable.OS, filepath.Join(w.dir, "data"), overlay2.Options{})
 }
 
 // close lets go of everything, as the death of plyd does; containers run on.
