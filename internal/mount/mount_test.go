@@ -139,3 +139,86 @@ func TestBind(t *testing.T) {
 		t.Errorf("unmount of nothing: %v", err)
 	}
 }
+
+// fsconfig takes strings of 255 bytes; longer paths go through descriptors.
+func TestLongPaths(t *testing.T) {
+	base := t.TempDir()
+	deep := mkdir(t, base, strings.Repeat("d", 200), strings.Repeat("e", 200))
+	top, bottom := mkdir(t, deep, "top"), mkdir(t, deep, "bottom")
+	up, work, at := mkdir(t, deep, "up"), mkdir(t, deep, "work"), mkdir(t, base, "at")
+	write(t, filepath.Join(bottom, "f"), "x")
+	tree, err := Overlay{Lower: []Layer{At(top), At(bottom)}, Upper: up, Work: work}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	attach(t, tree, at)
+	write(t, filepath.Join(at, "g"), "y")
+	if got, err := os.ReadFile(filepath.Join(up, "g")); err != nil || string(got) != "y" {
+		t.Errorf("written to the upper directory: %q, %v", got, err)
+	}
+}
+
+// A detached tree serves as a layer, also once its descriptor is closed.
+func TestTreeAsLayer(t *testing.T) {
+	base := t.TempDir()
+	a, b, at := mkdir(t, base, "a"), mkdir(t, base, "b"), mkdir(t, base, "at")
+	write(t, filepath.Join(a, "f"), "x")
+	below, err := Overlay{Lower: []Layer{At(a), At(b)}}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := Overlay{Lower: []Layer{Of(below), At(b)}}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := below.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := below.Attach(at); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("attach after close: %v", err)
+	}
+	if _, err := (Overlay{Lower: []Layer{Of(below)}}).Mount(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed tree as layer: %v", err)
+	}
+	attach(t, tree, at)
+	defer tree.Close()
+	if got, err := os.ReadFile(filepath.Join(at, "f")); err != nil || string(got) != "x" {
+		t.Errorf("f = %q, %v", got, err)
+	}
+	if err := os.WriteFile(filepath.Join(at, "g"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write to a view: %v", err)
+	}
+	root, err := tree.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := unix.Faccessat(int(root.Fd()), "f", unix.R_OK, 0); err != nil {
+		t.Errorf("look-up through the descriptor: %v", err)
+	}
+}
+
+func TestUserXattr(t *testing.T) {
+	base := t.TempDir()
+	top, bottom, at := mkdir(t, base, "top"), mkdir(t, base, "bottom"), mkdir(t, base, "at")
+	mkdir(t, top, "d")
+	write(t, filepath.Join(mkdir(t, bottom, "d"), "f"), "x")
+	if err := unix.Setxattr(filepath.Join(top, "d"), "user.overlay.opaque", []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []bool{false, true} {
+		tree, err := Overlay{Lower: []Layer{At(top), At(bottom)}, UserXattr: user}.Mount()
+		if err != nil {
+			t.Fatal(err)
+		}
+		attach(t, tree, at)
+		tree.Close()
+		if _, err := os.Stat(filepath.Join(at, "d/f")); (err == nil) == user {
+			t.Errorf("with UserXattr %v, what a user.overlay.opaque directory hides: %v", user, err)
+		}
+		if err := Unmount(at, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

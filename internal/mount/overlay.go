@@ -2,6 +2,7 @@ package mount
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -99,5 +100,8 @@ func (l Layer) append(c *context, what string) error {
 	}
 	l.tree.mu.RLock()
 	defer l.tree.mu.RUnlock()
+	if l.tree.fd < 0 {
+		return c.wrap(what, os.ErrClosed)
+	}
 	return c.wrap(what, unix.FsconfigSetFd(c.fd, "lowerdir+", l.tree.fd))
 }

@@ -143,7 +143,7 @@ type Error struct {
 	FS  string
 	Op  string
 	Log []string // the kernel's messages, such as "e overlay: …"
-	Err error    // an errno
+	Err error    // an errno, or os.ErrClosed for a layer that was closed
 }
 
 func (e *Error) Error() string {
@@ -154,7 +154,7 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap gives the errno.
+// Unwrap gives Err.
 func (e *Error) Unwrap() error { return e.Err }
 
 func ignoringEINTR(call func() error) error {
