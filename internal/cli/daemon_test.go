@@ -137,6 +137,9 @@ func TestDaemonIsNotStarted(t *testing.T) {
 	if r := runWith(d, "-H", "unix:///nonexistent/s", "ps"); r.code != 1 || r.err != "Cannot connect to the ply daemon at unix:///nonexistent/s. Is the ply daemon running?\n" {
 		t.Errorf("named: %+v", r)
 	}
+	if r := runWith(d, "-H", d.host, "ps"); r.code != 1 || !strings.HasPrefix(r.err, "Cannot connect to the ply daemon at "+d.host) {
+		t.Errorf("named by its own name: %+v", r)
+	}
 	t.Setenv("PATH", "/nonexistent")
 	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in PATH") {
 		t.Errorf("no plyd: %+v", r)

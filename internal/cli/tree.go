@@ -51,6 +51,9 @@ func stackOf(ctx context.Context, api *client.Client, ref string) (*stack, error
 		l := stackLayer{diff: diff, chain: string(chain.ID())}
 		if steps[i] != nil {
 			l.size, l.createdBy = steps[i].Size, steps[i].CreatedBy
+			if l.createdBy == "" {
+				l.createdBy = steps[i].Comment // an import says there where it came from
+			}
 		}
 		s.layers = append(s.layers, l)
 	}
