@@ -126,7 +126,7 @@ func (c *Config) checkNumbers(func(string, string, ...any)) error {
 		value, from, to int
 	}{
 		{"max-concurrent-downloads", c.MaxConcurrentDownloads, 1, 1000}, {"max-concurrent-uploads", c.MaxConcurrentUploads, 1, 1000},
-		{"max-download-attempts", c.MaxDownloadAttempts, 1, 1000}, {"mtu", c.MTU, 0, 65535}, {"shutdown-timeout", c.ShutdownTimeout, -1, 1 << 30},
+		{"max-download-attempts", c.MaxDownloadAttempts, 1, 1000}, {"mtu", c.MTU, 0, 65535},
 	} {
 		if n.value < n.from || n.value > n.to {
 			return fmt.Errorf("%s: %d: want a number from %d to %d", n.key, n.value, n.from, n.to)
@@ -222,7 +222,10 @@ func (c *Config) checkNetwork(func(string, string, ...any)) error {
 	return nil
 }
 
-func (c *Config) checkContainers(func(string, string, ...any)) error {
+func (c *Config) checkContainers(warn func(string, string, ...any)) error {
+	if slices.Contains(c.ExecOpts, "native.cgroupdriver=systemd") {
+		warn("exec-opts", "native.cgroupdriver=systemd: cgroups are made directly, without systemd")
+	}
 	for name, u := range c.DefaultUlimits {
 		if u.Name == "" {
 			u.Name = name
@@ -238,6 +241,9 @@ func (c *Config) checkContainers(func(string, string, ...any)) error {
 	for name, r := range c.Runtimes {
 		if name == "ply" || r.Path == "" {
 			return fmt.Errorf("runtimes: %s: want a path, and a name that is not the built-in runtime's", name)
+		}
+		if len(r.Args) > 0 {
+			return fmt.Errorf("runtimes: %s: runtimeArgs are not passed on; let path name a script that adds them", name)
 		}
 	}
 	if _, ok := c.Runtimes[c.DefaultRuntime]; !ok && c.DefaultRuntime != "ply" && c.DefaultRuntime != "runc" {

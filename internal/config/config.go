@@ -43,9 +43,9 @@ type Config struct {
 	RegistryMirrors        []string `json:"registry-mirrors" flag:"registry-mirror" live:"yes" use:"mirror of the hub, asked first"`
 	InsecureRegistries     []string `json:"insecure-registries" flag:"insecure-registry" live:"yes" use:"registry that may be asked without verified TLS: HOST[:PORT] or an address range"`
 	AuthRealms             []string `json:"auth-realms" flag:"auth-realm" live:"yes" use:"token server that any registry may send its users to: HOST[:PORT]"`
-	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" live:"yes" use:"layers fetched at a time"`
-	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" live:"yes" use:"layers pushed at a time"`
-	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" live:"yes" use:"tries for each layer"`
+	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" use:"layers fetched at a time"`
+	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" use:"layers pushed at a time"`
+	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" use:"tries for each layer"`
 	Proxies                Proxies  `json:"proxies" use:"proxies of the engine itself"`
 	HTTPProxy              string   `flag:"http-proxy" use:"HTTP proxy of the engine itself"`
 	HTTPSProxy             string   `flag:"https-proxy" use:"HTTPS proxy of the engine itself"`
@@ -57,15 +57,14 @@ type Config struct {
 	CgroupParent        string             `json:"cgroup-parent" flag:"cgroup-parent" use:"parent cgroup of all containers"`
 	DefaultCgroupnsMode string             `json:"default-cgroupns-mode" flag:"default-cgroupns-mode" use:"default cgroup namespace of containers: host or private"`
 	DefaultIpcMode      string             `json:"default-ipc-mode" flag:"default-ipc-mode" use:"default IPC of containers: shareable or private"`
-	DefaultRuntime      string             `json:"default-runtime" flag:"default-runtime" live:"yes" use:"default OCI runtime"`
-	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" live:"yes" use:"further OCI runtime: NAME=PATH"`
+	DefaultRuntime      string             `json:"default-runtime" flag:"default-runtime" use:"default OCI runtime"`
+	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" use:"further OCI runtime: NAME=PATH"`
 	Init                bool               `json:"init" flag:"init" use:"run an init in every container"`
 	InitPath            string             `json:"init-path" flag:"init-path" use:"path of that init"`
 	ExecOpts            []string           `json:"exec-opts" flag:"exec-opt" use:"option of running containers: native.cgroupdriver=cgroupfs or systemd"`
 	NoNewPrivileges     bool               `json:"no-new-privileges" flag:"no-new-privileges" use:"no container gains privileges by default"`
 	SeccompProfile      string             `json:"seccomp-profile" flag:"seccomp-profile" use:"path of the seccomp profile, builtin or unconfined"`
 	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers survive the engine's stop (they do, whatever is set)"`
-	ShutdownTimeout     int                `json:"shutdown-timeout" flag:"shutdown-timeout" live:"yes" use:"seconds given to containers at shutdown"`
 
 	// Network.
 	Bridge              string   `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
@@ -111,6 +110,7 @@ type Config struct {
 	ContainerdNamespace   string            `json:"containerd-namespace" ignored:"there is no containerd below"`
 	ContainerdPluginNS    string            `json:"containerd-plugin-namespace" ignored:"there is no containerd below"`
 	CRIContainerd         bool              `json:"cri-containerd" ignored:"there is no containerd below"`
+	ShutdownTimeout       int               `json:"shutdown-timeout" ignored:"containers run on when the engine stops"`
 	MetricsAddr           string            `json:"metrics-addr" ignored:"there are no metrics yet"`
 	NetworkDiagnosticPort int               `json:"network-diagnostic-port" ignored:"it belongs to swarm"`
 	NodeGenericResources  []string          `json:"node-generic-resources" ignored:"it belongs to swarm"`
@@ -176,7 +176,7 @@ func Default() Config {
 		ImageFormat: "oci", RetainBlobs: "auto", LogLevel: "info", LogFormat: "text", LogDriver: "json-file", LogOpts: map[string]string{},
 		MaxConcurrentDownloads: 3, MaxConcurrentUploads: 5, MaxDownloadAttempts: 5,
 		DefaultUlimits: map[string]Ulimit{}, DefaultShmSize: 64 << 20, DefaultRuntime: "ply", Runtimes: map[string]Runtime{}, SeccompProfile: "builtin",
-		ShutdownTimeout: 15, MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private",
+		MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private",
 	}
 }
 

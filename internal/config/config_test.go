@@ -110,6 +110,7 @@ func TestRefusals(t *testing.T) {
 		"authorization":       {`{"authorization-plugins": ["x"]}`, nil, []string{"authorization-plugins: not supported"}},
 		"userns":              {`{"userns-remap": "default"}`, nil, []string{"userns-remap: not supported"}},
 		"ulimit":              {`{"default-ulimits": {"nofile": {"Name": "nofile", "Hard": 1, "Soft": 2}}}`, nil, []string{"default-ulimits: nofile: soft 2"}},
+		"runtime args":        {`{"runtimes": {"crun": {"path": "/usr/bin/crun", "runtimeArgs": ["--debug"]}}}`, nil, []string{"runtimes: crun: runtimeArgs"}},
 		"runtime":             {`{"default-runtime": "kata"}`, nil, []string{"default-runtime"}},
 		"size":                {`{"default-shm-size": "lots"}`, nil, []string{"default-shm-size", "lots"}},
 		"downloads":           {`{"max-concurrent-downloads": 0}`, nil, []string{"max-concurrent-downloads: 0"}},
@@ -166,7 +167,7 @@ func TestEverythingFromTheFile(t *testing.T) {
 	c, warnings, err := load(t, "\xef\xbb\xbf"+`{
 	"data-root": "/srv/ply", "exec-root": "/run/x", "hosts": ["/run/y.sock", "fd://"], "storage-driver": "vfs", "debug": true,
 	"log-opts": {"max-size": "10m"}, "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 64000, "Soft": 32000}}, "default-shm-size": "128M",
-	"runtimes": {"crun": {"path": "/usr/bin/crun", "runtimeArgs": ["--debug"]}}, "default-runtime": "crun", "dns": ["10.0.0.53"],
+	"runtimes": {"crun": {"path": "/usr/bin/crun"}}, "default-runtime": "crun", "dns": ["10.0.0.53"],
 	"default-address-pools": [{"base": "10.10.0.0/16", "size": 24}], "userland-proxy": false, "proxies": {"http-proxy": "http://p:1", "no-proxy": "x"},
 	"image-format": "docker", "retain-blobs": "never", "max-concurrent-downloads": 9, "tls": true, "live-restore": null
 }`, map[string][]string{"label": {"a=b", "c=d"}, "l": {"warn"}})
@@ -178,7 +179,7 @@ func TestEverythingFromTheFile(t *testing.T) {
 	want.LogOpts = map[string]string{"max-size": "10m"}
 	want.DefaultUlimits = map[string]Ulimit{"nofile": {"nofile", 64000, 32000}}
 	want.DefaultShmSize = 128 << 20
-	want.Runtimes, want.DefaultRuntime = map[string]Runtime{"crun": {"/usr/bin/crun", []string{"--debug"}}}, "crun"
+	want.Runtimes, want.DefaultRuntime = map[string]Runtime{"crun": {Path: "/usr/bin/crun"}}, "crun"
 	want.DNS, want.DefaultAddressPools, want.UserlandProxy = []string{"10.0.0.53"}, []Pool{{"10.10.0.0/16", 24}}, false
 	want.Proxies = Proxies{HTTP: "http://p:1", No: "x"}
 	want.ImageFormat, want.RetainBlobs, want.MaxConcurrentDownloads, want.TLS, want.TLSVerify = "docker", "never", 9, true, true

@@ -167,7 +167,7 @@ func (e *Engine) openContainers() error {
 		ShimPath: e.opts.ShimPath, DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, ShmSize: int64(c.DefaultShmSize), CgroupParent: c.CgroupParent,
 		Init: c.Init, InitPath: c.InitPath, Runtimes: map[string]string{}, DNS: c.DNS, DNSOptions: c.DNSOpts, DNSSearch: c.DNSSearch,
-		NoNewPrivs: c.NoNewPrivileges,
+		NoNewPrivs: c.NoNewPrivileges, IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode,
 	}
 	if c.SeccompProfile != "builtin" {
 		o.SeccompProfile = c.SeccompProfile
@@ -175,7 +175,7 @@ func (e *Engine) openContainers() error {
 	for name, r := range c.Runtimes {
 		o.Runtimes[name] = r.Path
 	}
-	if c.DefaultRuntime != config.Default().DefaultRuntime {
+	if _, named := c.Runtimes[c.DefaultRuntime]; named { // else "ply" or "runc": the built-in one
 		o.Runtime = c.DefaultRuntime
 	}
 	for _, u := range c.DefaultUlimits {
