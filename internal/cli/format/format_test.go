@@ -9,11 +9,12 @@ import (
 )
 
 func TestDocuments(t *testing.T) {
-	const doc = `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"\u003ca\u003e \\u003c"}`
+	const doc = `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1,"a":2},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"\u003ca\u003e \\u003c"}`
 	for in, want := range map[string]string{
 		`{{.ID}}{{.Id}}`:              "xx",
-		`{{json .}}`:                  `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"<a> \\u003c"}`,
-		`{{json .List}}`:              `[{"b":1},{"a":"<"}]`,
+		`{{json .}}`:                  `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1,"a":2},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"<a> \\u003c"}`,
+		`{{json .List}}`:              `[{"b":1,"a":2},{"a":"<"}]`,
+		`{{json (slice .List 0 1)}}`:  `[{"a":2,"b":1}]`,
 		`{{.Big}}`:                    "9007199254740993",
 		`{{eq .z 1}}{{.a}}`:           "true2.5",
 		`{{index .Labels "no"}}|`:     "|",
@@ -27,7 +28,7 @@ func TestDocuments(t *testing.T) {
 		`{{pad "x" 1 2}}|`:            " x  |",
 		`{{truncate "äöü" 2}}`:        "äö",
 		`{{split "a,b" ","}}`:         "[a b]",
-		`{{range .List}}{{.}}{{end}}`: "map[b:1]map[a:<]",
+		`{{range .List}}{{.}}{{end}}`: "map[a:2 b:1]map[a:<]",
 	} {
 		tm, err := Parse(in)
 		if err != nil {

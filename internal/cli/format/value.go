@@ -103,19 +103,42 @@ func refineMap(name string, m map[string]any) any {
 	return m
 }
 
-// texts maps an object, by the identity of its map, to its JSON source, so that {{json .X}} keeps the engine's order of keys.
-type texts map[uintptr]string
+// texts maps an object or list to its JSON source, so that {{json .X}} keeps the engine's order of keys.
+type texts map[place]string
+
+// place is what a decoded object or list is known by: where it is, and a list's length, as a part of it begins there too.
+type place struct {
+	at  uintptr
+	len int
+}
+
+func placeOf(v any) (p place, ok bool) {
+	switch x := v.(type) {
+	case map[string]any:
+		return place{at: reflect.ValueOf(x).Pointer()}, true
+	case []any:
+		return place{reflect.ValueOf(x).Pointer(), len(x)}, len(x) > 0
+	}
+	return p, false
+}
 
 func (t texts) encode(v any) (string, error) {
-	if m, ok := v.(map[string]any); ok {
-		if s, ok := t[reflect.ValueOf(m).Pointer()]; ok {
+	if p, ok := placeOf(v); ok {
+		if s, ok := t[p]; ok {
 			return s, nil
 		}
 	}
 	return encodeJSON(v)
 }
 
-// index walks source and decoded value side by side and notes the source of every object.
+func (t texts) note(v any, raw []byte) {
+	var c bytes.Buffer
+	if p, ok := placeOf(v); ok && json.Compact(&c, raw) == nil {
+		t[p] = unescapeHTML(c.String())
+	}
+}
+
+// index walks source and decoded value side by side and notes the source of every object and list.
 func index(raw []byte, v any, into texts) {
 	switch x := v.(type) {
 	case map[string]any:
@@ -123,10 +146,7 @@ func index(raw []byte, v any, into texts) {
 		if json.Unmarshal(raw, &parts) != nil {
 			return
 		}
-		var c bytes.Buffer
-		if json.Compact(&c, raw) == nil {
-			into[reflect.ValueOf(x).Pointer()] = unescapeHTML(c.String())
-		}
+		into.note(v, raw)
 		for k, p := range parts {
 			index(p, x[k], into)
 		}
@@ -135,6 +155,7 @@ func index(raw []byte, v any, into texts) {
 		if json.Unmarshal(raw, &parts) != nil || len(parts) != len(x) {
 			return
 		}
+		into.note(v, raw)
 		for i := range parts {
 			index(parts[i], x[i], into)
 		}
