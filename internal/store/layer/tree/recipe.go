@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"hash/crc64"
@@ -10,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/vbatts/tar-split/tar/storage"
 	"golang.org/x/sys/unix"
 
