@@ -27,6 +27,12 @@ var publicDNS = []string{"8.8.8.8", "8.8.4.4"}
 
 const maxHostFile = 1 << 20
 
+func (c *ctr) hostname() (name, domain string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Spec.Hostname, c.rec.Spec.Domainname
+}
+
 // writeFiles makes hosts, hostname and resolv.conf. They are made anew at each start, so they need no fsync.
 func (s *Service) writeFiles(c *ctr, p *prepared) error {
 	if p.files != c {

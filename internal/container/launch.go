@@ -71,13 +71,14 @@ func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	if err != nil {
 		return runspec.Input{}, err
 	}
+	hostname, domainname := p.files.hostname() // of the container whose network it joins, or its own
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	sp := &c.rec.Spec
 	in := runspec.Input{
 		ID: string(c.id), Rootfs: c.rootfsDir(), Host: &host,
 		Args: append([]string{c.rec.Path}, c.rec.Args...), Env: sp.Env, Cwd: sp.WorkingDir, User: sp.User, GroupAdd: sp.GroupAdd,
-		Hostname: sp.Hostname, Domainname: sp.Domainname, Tty: sp.Tty, Height: sp.ConsoleSize[0], Width: sp.ConsoleSize[1],
+		Hostname: hostname, Domainname: domainname, Tty: sp.Tty, Height: sp.ConsoleSize[0], Width: sp.ConsoleSize[1],
 		Net:      runspec.Namespace{Host: sp.NetworkMode == "host", Path: p.netns},
 		PID:      runspec.Namespace{Host: sp.PidMode == "host", Path: p.pidns},
 		IPC:      runspec.Namespace{Host: sp.IpcMode == "host", Path: p.ipcns},
@@ -103,9 +104,6 @@ func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
 		in.Ulimits = append(in.Ulimits, runspec.Ulimit(u))
 	}
 	if wantInit := s.opts.Init; sp.Init != nil && *sp.Init || sp.Init == nil && wantInit {
-		if s.opts.InitPath == "" {
-			return in, errs.New(errs.Unimplemented, "--init: no init program is configured").WithHint("Set init-path in the daemon's configuration.")
-		}
 		in.InitBinary = s.opts.InitPath
 	}
 	if s.opts.NoNewPrivs && !slices.ContainsFunc(in.SecurityOpt, isNoNewPrivs) {

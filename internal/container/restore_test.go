@@ -199,3 +199,42 @@ func TestRestoreSweeps(t *testing.T) {
 	w.open()
 	w.clean()
 }
+
+// What a new engine starts: always, whoever stopped it; unless-stopped, unless a user stopped it; and a restart of
+// a --rm container keeps it.
+func TestRestorePolicies(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	mk := func(policy string) string {
+		return w.up(func(s *container.Spec) { s.RestartPolicy.Name = policy })
+	}
+	always, unless, shut := mk("always"), mk("unless-stopped"), mk("unless-stopped")
+	for _, id := range []string{always, unless} {
+		if err := w.s.Stop(ctx, id, "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.s.StopAll(ctx); err != nil { // the engine's own stop is not a user's
+		t.Fatal(err)
+	}
+	if st := w.get(shut).State.Status; st != container.StatusExited {
+		t.Errorf("after StopAll %s", st)
+	}
+	w.close()
+	w.open()
+	for id, want := range map[string]container.Status{always: container.StatusRunning, shut: container.StatusRunning} {
+		w.eventually("running again", func() bool { return w.get(id).State.Status == want })
+	}
+	if st := w.get(unless).State.Status; st != container.StatusExited {
+		t.Errorf("a container that a user stopped is %s", st)
+	}
+	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	if err := w.s.Restart(ctx, rm, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	gone := w.wait(rm, container.WaitRemoved)
+	if err := w.s.Stop(ctx, rm, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	recv(t, gone)
+}

@@ -63,7 +63,7 @@ type Options struct {
 	ShmSize      int64 // 0 = 64 MiB
 	CgroupParent string
 	Init         bool
-	InitPath     string            // program of --init
+	InitPath     string            // program of --init; "" = ShimPath, which is one when it is called docker-init
 	Runtimes     map[string]string // name → absolute path of an OCI runtime
 	Runtime      string            // default runtime; "" = built in
 	StopTimeout  int               // seconds; 0 = 10
@@ -92,6 +92,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.InitPath == "" {
+		o.InitPath = o.ShimPath
 	}
 	if o.LogDriver == "" {
 		o.LogDriver = "json-file"
