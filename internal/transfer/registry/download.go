@@ -41,8 +41,8 @@ type download struct {
 	recorded int64    // of front, in the partial's record
 	moved    time.Time
 	ended    bool
-	err      error // after ended
-	source   string
+	err      error  // after ended
+	source   string // of the last answer; read it after run
 }
 
 type piece struct{ pos, end int64 }
@@ -174,7 +174,7 @@ func (d *download) fetchPiece(ctx context.Context, p *piece, ranged func()) erro
 			return nil
 		}
 		if err == nil {
-			err = errs.New(errs.Unavailable, "blob %s: %s ended the answer after %d of %d bytes", d.desc.Digest.Short(), d.source, d.position(p), d.desc.Size)
+			err = errs.New(errs.Unavailable, "blob %s: %s ended the answer after %d of %d bytes", d.desc.Digest.Short(), b.Source, d.position(p), d.desc.Size)
 		}
 		if d.position(p) > before {
 			try = 0
@@ -218,8 +218,8 @@ func (d *download) checkAnswer(b *remote.Body) error {
 }
 
 // copy writes an answer at the piece's place, leaving out its first skip bytes.
-func (d *download) copy(r io.Reader, p *piece, skip int64) error {
-	if _, err := io.CopyN(io.Discard, r, skip); err != nil {
+func (d *download) copy(b *remote.Body, p *piece, skip int64) error {
+	if _, err := io.CopyN(io.Discard, b, skip); err != nil {
 		return errs.New(errs.Unavailable, "blob %s: %w", d.desc.Digest.Short(), err)
 	}
 	buf := make([]byte, 256<<10)
@@ -229,7 +229,7 @@ func (d *download) copy(r io.Reader, p *piece, skip int64) error {
 		if room == 0 {
 			return nil
 		}
-		n, err := r.Read(buf[:room])
+		n, err := b.Read(buf[:room])
 		if n > 0 {
 			if _, err := d.file.WriteAt(buf[:n], pos); err != nil {
 				return errs.New(writeClass(err), "blob %s: write: %w", d.desc.Digest.Short(), err)
@@ -245,7 +245,7 @@ func (d *download) copy(r io.Reader, p *piece, skip int64) error {
 			if e, ok := errors.AsType[*errs.Error](err); ok {
 				return e
 			}
-			return errs.New(errs.Unavailable, "blob %s: %s: %w", d.desc.Digest.Short(), d.source, err)
+			return errs.New(errs.Unavailable, "blob %s: %s: %w", d.desc.Digest.Short(), b.Source, err)
 		}
 	}
 }
