@@ -21,6 +21,7 @@ import (
 //     replaces its attributes and keeps what it holds, any other clash removes first.
 //   - Whiteouts and opaque markers hide lower layers only, wherever they stand in the tar.
 //   - Parents that no entry describes have the attributes of the directory below, or 0755 root.
+//   - Links of the layer itself on the way to a name are followed inside the root, as unpacking into a directory does.
 //   - A hard link is to a name of this layer, or else to a lower one: then the lower file is copied up
 //     and both names are the copy.
 func flatten(tars ...[]byte) (tree, error) {
@@ -57,7 +58,10 @@ func (t tree) apply(data []byte) error {
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
-		p := path.Clean(strings.TrimLeft(h.Name, "/"))
+		p, err := own.through(path.Clean(strings.TrimLeft(h.Name, "/")))
+		if err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
 		base := path.Base(p)
 		switch {
 		case base == ".wh..wh..opq":
@@ -131,11 +135,13 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower, copies tree)
 	case tar.TypeFifo:
 		n.kind = unix.S_IFIFO
 	case tar.TypeLink:
-		target := path.Clean(strings.TrimLeft(h.Linkname, "/"))
+		target, err := t.through(path.Clean(strings.TrimLeft(h.Linkname, "/")))
+		if err != nil {
+			return err
+		}
 		if p != target && (below(p, target) || below(target, p)) || p == target && t[p] == nil {
 			return fmt.Errorf("hard link to itself, its own parent or child")
 		}
-		var err error
 		if n, err = t.linkTarget(target, lower, copies); err != nil {
 			return err
 		}
@@ -155,6 +161,37 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower, copies tree)
 	t.parents(p)
 	t[p] = n
 	return nil
+}
+
+// through follows the links of t on the way to the last component of p, inside the root.
+func (t tree) through(p string) (string, error) {
+	rest, done := strings.Split(path.Dir(p), "/"), "."
+	for links := 0; len(rest) > 0; {
+		next := path.Join("/", done, rest[0])[1:]
+		if next == "" {
+			next = "."
+		}
+		n := t[next]
+		if n == nil || n.kind != unix.S_IFDIR && n.kind != unix.S_IFLNK {
+			break
+		}
+		rest = rest[1:]
+		if n.kind == unix.S_IFDIR {
+			done = next
+			continue
+		}
+		if links++; links > 40 {
+			return "", fmt.Errorf("too many links")
+		}
+		if strings.HasPrefix(n.link, "/") {
+			done = "."
+		}
+		rest = append(strings.Split(n.link, "/"), rest...)
+	}
+	if p = path.Join("/", done, path.Join(rest...), path.Base(p))[1:]; p == "" {
+		p = "."
+	}
+	return p, nil
 }
 
 func (t tree) linkTarget(target string, lower, copies tree) (*inode, error) {

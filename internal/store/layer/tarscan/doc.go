@@ -5,7 +5,8 @@
 //
 //   - Names are relative and clean: leading "/" and "./" are stripped, "." is the root. "..", a NUL, more than
 //     4096 bytes or a component of more than 255 are refused. Hard link targets follow the same rules; the target of a
-//     symbolic link is kept as it is, whatever it says, because nothing here ever follows one.
+//     symbolic link is kept as it is, whatever it says, because nothing here follows one (drivers follow
+//     links of the same layer on the way to a later name, inside the root).
 //   - ".wh.x" is a Whiteout of x, ".wh..wh..opq" makes its directory Opaque; both speak of lower layers only, wherever
 //     they stand. ".wh.", ".wh.." and ".wh..." are refused, and so is a directory component that starts with ".wh.".
 //     Other ".wh..wh." names are AUFS' own and left out.

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +12,88 @@ import (
 // within reports whether p lies below dir.
 func within(p, dir string) bool {
 	return len(p) > len(dir) && p[len(dir)] == '/' && p[:len(dir)] == dir
+}
+
+// maxLinks is the kernel's own limit for one look-up.
+const maxLinks = 40
+
+// through gives p as it is when the symbolic links of this layer on the way to its last component are followed, inside
+// the root, as they are when a tar is unpacked into a directory. Links of lower layers are not seen: a layer stands
+// alone. What is not there yet is taken as it is written.
+func (t *Tree) through(p string) (string, error) {
+	dir, base := path.Split(p)
+	if dir == "" || t.links == 0 {
+		return p, nil
+	}
+	dir = dir[:len(dir)-1]
+	if dir != t.lastRaw {
+		resolved, err := t.follow(dir)
+		if err != nil {
+			return "", err
+		}
+		t.lastRaw, t.lastResolved = strings.Clone(dir), resolved
+	}
+	return path.Join(t.lastResolved, base), nil
+}
+
+func (t *Tree) follow(dir string) (string, error) {
+	n, links := root, 0
+	rest := strings.Split(dir, "/")
+	for len(rest) > 0 {
+		part := rest[0]
+		if part == "" || part == "." {
+			rest = rest[1:]
+			continue
+		}
+		if part == ".." {
+			if n != root {
+				n = t.nodes[n].parent
+			}
+			rest = rest[1:]
+			continue
+		}
+		child := t.lookup(n, part)
+		if child == noNode || !t.dir(child) && !t.isLink(child) {
+			break
+		}
+		rest = rest[1:]
+		if t.dir(child) {
+			n = child
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", errs.New(errs.Invalid, "too many symbolic links on the way")
+		}
+		in := &t.inodes[t.nodes[child].inode]
+		target := string(t.names[in.offset : in.offset+in.size])
+		if strings.HasPrefix(target, "/") {
+			n = root
+		}
+		rest = append(strings.Split(target, "/"), rest...)
+	}
+	resolved := path.Join("/", t.path(n), path.Join(rest...))[1:]
+	if resolved == "" {
+		return ".", nil
+	}
+	if len(resolved) > maxPath {
+		return "", errs.New(errs.Invalid, "through symbolic links the path is longer than %d bytes", maxPath)
+	}
+	for part := range strings.SplitSeq(resolved, "/") {
+		if len(part) > maxName {
+			return "", errs.New(errs.Invalid, "through symbolic links a component is longer than %d bytes", maxName)
+		}
+	}
+	return resolved, nil
+}
+
+const (
+	maxPath = 4096
+	maxName = 255
+)
+
+func (t *Tree) isLink(n nodeID) bool {
+	i := t.nodes[n].inode
+	return i != 0 && t.inodes[i].mode&unix.S_IFMT == unix.S_IFLNK
 }
 
 // target finds what the hard link from asks for; when this layer does not have it, it is a lower file and gets a

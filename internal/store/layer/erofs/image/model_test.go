@@ -138,7 +138,62 @@ func (m *model) drop(p string) {
 	}
 }
 
-func (m *model) visit(e *tarscan.Entry, r io.Reader) error {
+// through follows the layer's own links on the way to the last component of p.
+func (m *model) through(p string) (string, error) {
+	rest, done := strings.Split(path.Dir(p), "/"), "."
+	for links := 0; len(rest) > 0; {
+		next := path.Join("/", done, rest[0])[1:]
+		if next == "" {
+			next = "."
+		}
+		f := m.names[next]
+		if f == nil || f.mode&unix.S_IFMT != unix.S_IFDIR && f.mode&unix.S_IFMT != unix.S_IFLNK {
+			break
+		}
+		rest = rest[1:]
+		if f.mode&unix.S_IFMT == unix.S_IFDIR {
+			done = next
+			continue
+		}
+		if links++; links > 40 {
+			return "", errs.New(errs.Invalid, "loop")
+		}
+		if strings.HasPrefix(f.link, "/") {
+			done = "."
+		}
+		rest = append(strings.Split(f.link, "/"), rest...)
+	}
+	p = path.Join("/", done, path.Join(rest...), path.Base(p))[1:]
+	if len(p) > 4096 {
+		return "", errs.New(errs.Invalid, "long")
+	}
+	for _, part := range strings.Split(p, "/") {
+		if len(part) > 255 {
+			return "", errs.New(errs.Invalid, "long")
+		}
+	}
+	return p, nil
+}
+
+func (m *model) visit(raw *tarscan.Entry, r io.Reader) error {
+	resolved := *raw
+	e := &resolved
+	var err error
+	switch {
+	case e.Path == ".":
+	case e.Kind == tarscan.Opaque:
+		if e.Path, err = m.through(e.Path + "/x"); err == nil {
+			e.Path = path.Dir(e.Path)
+		}
+	default:
+		e.Path, err = m.through(e.Path)
+	}
+	if err == nil && e.Kind == tarscan.Hardlink {
+		e.Link, err = m.through(e.Link)
+	}
+	if err != nil {
+		return err
+	}
 	f := &file{mode: e.Mode, uid: e.UID, gid: e.GID, mtime: e.Mtime, size: e.Size, xattrs: map[string]string{}}
 	for _, x := range e.Xattrs {
 		f.xattrs[x.Name] = x.Value

@@ -96,6 +96,9 @@ type Tree struct {
 	// the directory of the last entry: tars come directory by directory
 	lastDir  string
 	lastNode nodeID
+
+	links                 int // symbolic links there were
+	lastRaw, lastResolved string
 }
 
 const root nodeID = 0
@@ -224,6 +227,7 @@ func (t *Tree) dirOf(p string) (nodeID, error) {
 			}
 			if !t.dir(child) {
 				t.nodes[child].inode = t.implied()
+				t.lastRaw = ""
 			}
 			n = child
 		}
@@ -253,7 +257,21 @@ func (t *Tree) at(p string) (nodeID, error) {
 
 // Add takes the next entry. content says where a non-empty Regular lies. The error's class is errs.Invalid.
 func (t *Tree) Add(e *tarscan.Entry, content Extent) error {
-	if err := t.add(e, content); err != nil {
+	resolved := *e
+	var err error
+	if e.Kind == tarscan.Opaque { // the marker's own name is the last component
+		resolved.Path, err = t.through(e.Path + "/x")
+		resolved.Path = path.Dir(resolved.Path)
+	} else {
+		resolved.Path, err = t.through(e.Path)
+	}
+	if err == nil && e.Kind == tarscan.Hardlink {
+		resolved.Link, err = t.through(e.Link)
+	}
+	if err == nil {
+		err = t.add(&resolved, content)
+	}
+	if err != nil {
 		return errs.New(errs.Invalid, "layer tar: entry %.200q: %w", e.Path, err)
 	}
 	return nil
@@ -301,7 +319,12 @@ func (t *Tree) put(p string, i inodeID) error {
 			return err
 		}
 	}
+	was := t.isLink(n)
 	t.nodes[n].inode = i
+	if was || t.isLink(n) {
+		t.links++
+		t.lastRaw = "" // where it leads may have changed
+	}
 	return nil
 }
 
