@@ -27,10 +27,14 @@ var publicDNS = []string{"8.8.8.8", "8.8.4.4"}
 
 const maxHostFile = 1 << 20
 
+// hostname is the container's, or the host's where it shares that.
 func (c *ctr) hostname() (name, domain string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rec.Spec.Hostname, c.rec.Spec.Domainname
+	if name = c.rec.Spec.Hostname; name == "" {
+		name, _ = os.Hostname()
+	}
+	return name, c.rec.Spec.Domainname
 }
 
 // writeFiles makes hosts, hostname and resolv.conf. They are made anew at each start, so they need no fsync.
@@ -41,12 +45,9 @@ func (s *Service) writeFiles(c *ctr, p *prepared) error {
 	c.mu.Lock()
 	spec := c.rec.Spec
 	c.mu.Unlock()
-	hostname := spec.Hostname
-	if hostname == "" {
-		hostname, _ = os.Hostname() // the host's UTS namespace
-	}
-	if spec.Domainname != "" {
-		hostname += "." + spec.Domainname
+	hostname, domain := c.hostname()
+	if domain != "" {
+		hostname += "." + domain
 	}
 	resolv, err := s.resolvConf(&spec)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/container/shim"
 	"ply/internal/errs"
+	"ply/internal/procid"
 )
 
 // killPatience is how long a killed process may take to go before the caller is told that it has not.
@@ -147,6 +148,16 @@ func (s *Service) killHard(ctx context.Context, c *ctr, l *life, w *waiter) erro
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	// The process cannot end under its shim (one that a runtime lost track of is not reaped). Without the shim the
+	// kernel gives it to somebody who does, and supervise settles the run.
+	who := procid.ID(l.client.Identity())
+	s.log.Error("container does not end when killed; its shim is ended", "container", c.id, "pid", who.PID)
+	if err := procid.Kill(who, unix.SIGKILL); err != nil && !errors.Is(err, procid.ErrGone) {
+		return errs.New(errs.Internal, "container %s: end its shim: %w", c.id, err)
+	}
+	if s.awaitEnd(ctx, c, w, killPatience) {
+		return nil
 	}
 	return errs.New(errs.Unavailable, "container %s: tried to kill container, but did not receive an exit event", c.id)
 }
