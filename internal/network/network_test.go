@@ -20,35 +20,11 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
+	"ply/test/private"
 )
 
 // The tests own bridges and rules, so they run in a network and mount namespace of their own.
-func TestMain(m *testing.M) {
-	if os.Getenv("PLY_TEST_NETNS") == "" {
-		cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--", os.Args[0]}, os.Args[1:]...)...)
-		cmd.Env = append(os.Environ(), "PLY_TEST_NETNS=1")
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-		err := cmd.Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			os.Exit(exit.ExitCode())
-		}
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "unshare:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "lo:", err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
+func TestMain(m *testing.M) { private.Main(m, nil) }
 
 const idA, idB = oci.ContainerID("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
 

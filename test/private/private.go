@@ -1,0 +1,147 @@
+// Package private gives tests a machine of their own: a network and mount namespace in which bridges, rules, ports and mounts
+// are theirs, and the binaries of this tree to run there.
+package private
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const marker = "PLY_TEST_INSIDE"
+
+// Main is for TestMain: it runs the test binary again in namespaces of its own, where the loopback interface is up and mounts do
+// not reach the machine, calls prepare there and then the tests. prepare gets a directory that is removed at the end; it may be
+// nil. Main does not return.
+func Main(m *testing.M, prepare func(dir string) error) {
+	code, err := inside(m, prepare)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, filepath.Base(os.Args[0])+":", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func inside(m *testing.M, prepare func(dir string) error) (int, error) {
+	if os.Getenv(marker) == "" {
+		return again()
+	}
+	if err := os.Unsetenv(marker); err != nil { // a program that the tests start may be such a test itself
+		return 0, err
+	}
+	if err := loopbackUp(); err != nil {
+		return 0, fmt.Errorf("lo: %w", err)
+	}
+	if prepare != nil {
+		dir, err := os.MkdirTemp("/var/tmp", "ply-test.") // on a disk: /tmp may be in memory
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		if err := prepare(dir); err != nil {
+			return 0, err
+		}
+	}
+	return m.Run(), nil
+}
+
+// again runs this program in new namespaces. unshare does it: the threads of a Go program cannot leave theirs together.
+func again() (int, error) {
+	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--propagation", "private", "--", os.Args[0]}, os.Args[1:]...)...)
+	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	req, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	req.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
+		return err
+	}
+	ifi, err := net.InterfaceByName("lo")
+	if err == nil && ifi.Flags&net.FlagUp == 0 {
+		err = errors.New("it stays down")
+	}
+	return err
+}
+
+// Root is the directory of this source tree: the nearest one above the working directory, which is a test's package, with go.mod.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d, nil
+		}
+	}
+	return "", fmt.Errorf("no go.mod above %s", dir)
+}
+
+// Binaries gives the directory that holds ply, plyd and ply-shim: the one that PLY_BIN names, or they are built.
+func Binaries() (string, error) {
+	if dir := os.Getenv("PLY_BIN"); dir != "" {
+		return filepath.Abs(dir)
+	}
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("make", "-C", root, "build").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("make build: %w\n%s", err, out)
+	}
+	return filepath.Join(root, "bin"), nil
+}
+
+var shim struct {
+	sync.Once
+	path string
+	err  error
+}
+
+// Shim gives a ply-shim of this tree, built at the first call, as a release is; RemoveShim takes it away.
+func Shim() (string, error) {
+	shim.Do(func() {
+		dir, err := os.MkdirTemp("", "ply-shim-test-")
+		if err != nil {
+			shim.err = err
+			return
+		}
+		shim.path = filepath.Join(dir, "ply-shim")
+		cmd := exec.Command("go", "build", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", shim.path, "ply/cmd/ply-shim")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			shim.err = fmt.Errorf("build of ply-shim: %w: %s", err, out)
+		}
+	})
+	return shim.path, shim.err
+}
+
+// RemoveShim removes what Shim built; TestMain calls it when the tests are over.
+func RemoveShim() {
+	if shim.path != "" {
+		_ = os.RemoveAll(filepath.Dir(shim.path))
+	}
+}
