@@ -43,9 +43,9 @@ type Config struct {
 	RegistryMirrors        []string `json:"registry-mirrors" flag:"registry-mirror" live:"yes" use:"mirror of the hub, asked first"`
 	InsecureRegistries     []string `json:"insecure-registries" flag:"insecure-registry" live:"yes" use:"registry that may be asked without verified TLS: HOST[:PORT] or an address range"`
 	AuthRealms             []string `json:"auth-realms" flag:"auth-realm" live:"yes" use:"token server that any registry may send its users to: HOST[:PORT]"`
-	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" use:"layers fetched at a time"`
-	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" use:"layers pushed at a time"`
-	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" use:"tries for each layer"`
+	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" live:"yes" use:"layers fetched at a time"`
+	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" live:"yes" use:"layers pushed at a time"`
+	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" live:"yes" use:"tries for each layer"`
 	Proxies                Proxies  `json:"proxies" use:"proxies of the engine itself"`
 	HTTPProxy              string   `flag:"http-proxy" use:"HTTP proxy of the engine itself"`
 	HTTPSProxy             string   `flag:"https-proxy" use:"HTTPS proxy of the engine itself"`
