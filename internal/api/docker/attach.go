@@ -16,10 +16,9 @@ import (
 // line is a connection that will be taken over from HTTP once the service is ready; until then its reads wait. It
 // lets an error that comes before have a status.
 type line struct {
-	c     *call
-	typ   string // media type
-	tty   bool
-	stdin bool // the service reads what the client sends
+	c   *call
+	typ string // media type
+	tty bool
 
 	ready  chan struct{}
 	once   sync.Once

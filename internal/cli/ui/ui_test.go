@@ -49,7 +49,6 @@ func TestBar(t *testing.T) {
 type screen struct {
 	lines []string
 	row   int
-	fresh bool // a carriage return came: text starts over the line
 }
 
 func (s *screen) Write(p []byte) (int, error) {

@@ -212,7 +212,7 @@ func tailStart(f *os.File, format format, n int) (start int64, records int, err 
 		return 0, 0, err
 	}
 	end := st.Size()
-	buf := []byte{}
+	var buf []byte
 	for block := int64(64 << 10); ; block *= 2 {
 		from := max(0, end-block)
 		buf = make([]byte, end-from)

@@ -245,12 +245,3 @@ func (p *process) running() bool {
 	defer p.mu.Unlock()
 	return p.child != nil && p.exit == nil
 }
-
-func (p *process) pid() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.child == nil || p.exit != nil {
-		return 0
-	}
-	return p.child.pid
-}

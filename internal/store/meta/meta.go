@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 
 	"ply/internal/errs"
 	"ply/internal/oci"
@@ -91,7 +92,7 @@ func Open(path string, opts Options) (*DB, error) {
 	bo.OpenFile = opts.OpenFile
 	b, err := bbolt.Open(path, 0o600, &bo)
 	if err != nil {
-		if errors.Is(err, bbolt.ErrTimeout) { //nolint:staticcheck // bbolt moved the name; both are one value
+		if errors.Is(err, bbolterrors.ErrTimeout) {
 			return nil, errs.New(errs.Unavailable, "database %s is in use by another process", path)
 		}
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)

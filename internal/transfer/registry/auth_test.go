@@ -53,12 +53,12 @@ func TestAuthToken(t *testing.T) {
 	img := registrytest.Make(t, oci.FormatOCI, files(1, 100), files(2, 2_000_000))
 	w := newWorld(t, Options{})
 	w.made(reg.Addr+"/a/b:1", oci.FormatOCI, img)
-	l := w.mustPush(reg.Addr+"/a/b:1", good)
+	w.mustPush(reg.Addr+"/a/b:1", good)
 	if got := tokens.Asked(); len(got) != 1 || got[0] != "repository:a/b:pull,push" {
 		t.Errorf("push asked for tokens %q, want one", got)
 	}
 	w.tag(reg.Addr+"/a/b:1", reg.Addr+"/c:1")
-	l = w.mustPush(reg.Addr+"/c:1", good)
+	l := w.mustPush(reg.Addr+"/c:1", good)
 	if !l.has(img.Layers[0].DiffID.Short() + ": Mounted from a/b") {
 		t.Errorf("mount:\n%s", l.text())
 	}

@@ -239,17 +239,3 @@ func (t tree) drop(p string) {
 
 // below says that q is p or lies below it.
 func below(q, p string) bool { return q == p || p == "." || strings.HasPrefix(q, p+"/") }
-
-// clone copies t deeply, so that links in the copy stay links.
-func (t tree) clone() tree {
-	made := map[*inode]*inode{}
-	c := tree{}
-	for p, n := range t {
-		if made[n] == nil {
-			m := *n
-			made[n] = &m
-		}
-		c[p] = made[n]
-	}
-	return c
-}

@@ -37,7 +37,6 @@ type layout struct {
 	data    []inodeID // whose tails did not fit: they have blocks after end
 	blocks  int64     // of the whole image
 	devices int
-	live    int // inodes
 }
 
 // plan lays t out. It may be called once Missing has been dealt with, and only once.
