@@ -2,10 +2,11 @@
 SHELL  := /bin/bash
 PREFIX ?= /usr/local
 DESTDIR ?=
+BIN     ?= bin
 BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
 RUN_NEEDS   := nftables iproute2 procps
 TOUR_NEEDS  := mmdebstrap curl
-TEST_NEEDS  := docker.io docker-registry skopeo erofs-utils busybox-static strace apache2-utils xz-utils zstd tar libcap2-bin attr acl python3-docker mmdebstrap curl
+TEST_NEEDS  := docker.io docker-registry skopeo erofs-utils busybox-static strace apache2-utils xz-utils zstd tar libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs util-linux
 
 .PHONY: build tour test lint bench install uninstall
 
@@ -34,7 +35,7 @@ bench: build
 	go run ./bench
 
 install: build
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin bin/ply bin/plyd bin/ply-shim
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim)
 	PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install $(DESTDIR)$(PREFIX)
 
 uninstall:

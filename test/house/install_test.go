@@ -1,0 +1,192 @@
+package house
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// install runs make install into a directory; what is built already is not built again.
+func install(t *testing.T, dest, prefix string) {
+	t.Helper()
+	must(t, "make", "-C", root, "-o", "build", "install", "BIN="+bin, "DESTDIR="+dest, "PREFIX="+prefix)
+}
+
+// files lists what is below a directory, by relative path; directories are left out.
+func files(t *testing.T, dir string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			rel, _ := filepath.Rel(dir, path)
+			all = append(all, rel)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestInstall(t *testing.T) {
+	dest := t.TempDir()
+	install(t, dest, "/opt/ply")
+	at := filepath.Join(dest, "opt", "ply")
+	got := files(t, dest)
+	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket",
+		"share/bash-completion/completions/ply", "share/zsh/site-functions/_ply", "share/fish/vendor_completions.d/ply.fish",
+		"share/man/man1/ply.1", "share/man/man1/ply-run.1"} {
+		if !slices.Contains(got, filepath.Join("opt/ply", want)) {
+			t.Errorf("%s is not installed", want)
+		}
+	}
+	for _, f := range got {
+		if !strings.HasPrefix(f, "opt/ply/") {
+			t.Errorf("%s lies outside the prefix", f)
+		}
+		st, err := os.Stat(filepath.Join(dest, f))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := fs.FileMode(0o644)
+		if strings.HasPrefix(f, "opt/ply/bin/") {
+			want = 0o755
+		}
+		if st.Mode() != want {
+			t.Errorf("%s has mode %v, want %v", f, st.Mode(), want)
+		}
+	}
+	for _, program := range []string{"ply", "plyd"} {
+		if out := must(t, filepath.Join(at, "bin", program), "--version"); !strings.Contains(out, "version") {
+			t.Errorf("%s --version says %q", program, out)
+		}
+	}
+	t.Run("units", func(t *testing.T) { units(t, at, filepath.Join(dest, "opt")) })
+	t.Run("bash", func(t *testing.T) { bash(t, at) })
+	t.Run("zsh", func(t *testing.T) {
+		script := filepath.Join(at, "share/zsh/site-functions/_ply")
+		if !strings.HasPrefix(read(t, script), "#compdef ply\n") {
+			t.Error("it does not begin with the command that it completes")
+		}
+		if zsh, err := exec.LookPath("zsh"); err == nil {
+			must(t, zsh, "-n", script)
+		}
+	})
+	t.Run("fish", func(t *testing.T) {
+		script := filepath.Join(at, "share/fish/vendor_completions.d/ply.fish")
+		if !strings.Contains(read(t, script), "complete -c ply ") {
+			t.Error("it completes no ply")
+		}
+		if fish, err := exec.LookPath("fish"); err == nil {
+			must(t, fish, "--no-execute", script)
+		}
+	})
+	t.Run("manuals", func(t *testing.T) { manuals(t, at) })
+
+	must(t, "make", "-C", root, "-o", "build", "uninstall", "DESTDIR="+dest, "PREFIX=/opt/ply")
+	if left := files(t, dest); len(left) > 0 {
+		t.Errorf("uninstall leaves %q", left)
+	}
+}
+
+// units looks at the systemd units; opt is where /opt of the installation is.
+func units(t *testing.T, at, opt string) {
+	dir := filepath.Join(at, "lib/systemd/system")
+	service, socket := read(t, filepath.Join(dir, "ply.service")), read(t, filepath.Join(dir, "ply.socket"))
+	for _, text := range []string{service, socket} {
+		if m := regexp.MustCompile(`@\w+@`).FindString(text); m != "" {
+			t.Errorf("%s was not filled in:\n%s", m, text)
+		}
+	}
+	if !strings.Contains(service, "\nExecStart=/opt/ply/bin/plyd -H fd://\n") {
+		t.Errorf("the prefix is not in ExecStart:\n%s", service)
+	}
+	// What containers outlive, and what plyd says when it is ready.
+	for _, line := range []string{"Type=notify", "KillMode=process", "Delegate=yes", "Requires=ply.socket"} {
+		if !strings.Contains(service, "\n"+line+"\n") {
+			t.Errorf("ply.service does not say %s", line)
+		}
+	}
+	if !strings.Contains(socket, "\nListenStream=/run/ply.sock\n") {
+		t.Errorf("ply.socket does not listen where ply looks:\n%s", socket)
+	}
+	if verify, err := exec.LookPath("systemd-analyze"); err == nil {
+		over(t, opt, "/opt") // the check wants ExecStart to be there
+		if out := must(t, verify, "verify", "--man=no", filepath.Join(dir, "ply.service"), filepath.Join(dir, "ply.socket")); strings.Contains(out, "ply.s") {
+			t.Error(out)
+		}
+	}
+}
+
+// bash completes words as a shell would have it done; _get_comp_words_by_ref is what the package bash-completion brings.
+func bash(t *testing.T, at string) {
+	script := filepath.Join(at, "share/bash-completion/completions/ply")
+	must(t, "bash", "-n", script)
+	const ask = `. "$1"; shift
+complete -p ply >/dev/null || exit 1
+_get_comp_words_by_ref() { words=("${COMP_WORDS[@]}"); cword=$COMP_CWORD; cur=${words[cword]}; prev=${words[cword-1]}; }
+compopt() { :; }
+COMP_WORDS=(ply "$@") COMP_CWORD=$# COMP_LINE="ply $*" COMP_TYPE=9 COMP_KEY=9
+COMP_POINT=${#COMP_LINE}
+__start_ply ply
+printf '%s\n' "${COMPREPLY[@]}"`
+	for _, c := range []struct {
+		words []string
+		want  string
+	}{
+		{[]string{"vers"}, "version"},
+		{[]string{"image", "pru"}, "prune"},
+		{[]string{"run", "--netw"}, "--network"},
+	} {
+		cmd := command(t, "bash", append([]string{"--norc", "-c", ask, "bash", script}, c.words...)...)
+		cmd.Env = append(cmd.Env, "PATH="+filepath.Join(at, "bin")+":"+os.Getenv("PATH"), "PLY_NO_START=1")
+		out, err := cmd.CombinedOutput()
+		if got := strings.Fields(string(out)); err != nil || !slices.Contains(got, c.want) {
+			t.Errorf("ply %s<tab> gives %q, want %q (%v)", strings.Join(c.words, " "), out, c.want, err)
+		}
+	}
+}
+
+// manuals wants a page for each command, without complaints of the typesetter.
+func manuals(t *testing.T, at string) {
+	pages, err := filepath.Glob(filepath.Join(at, "share/man/man1/*.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	help := must(t, filepath.Join(at, "bin/ply"), "--help")
+	n := 0
+	for _, m := range regexp.MustCompile(`(?m)^  ([a-z]+)\*?  `).FindAllStringSubmatch(help, -1) {
+		n++
+		if page := filepath.Join(at, "share/man/man1/ply-"+m[1]+".1"); !slices.Contains(pages, page) {
+			t.Errorf("%s has no page", m[1])
+		}
+	}
+	if n < 20 {
+		t.Errorf("found %d commands in\n%s", n, help)
+	}
+	for _, page := range pages {
+		text := read(t, page)
+		for _, want := range []string{"\n.TH ", "\n.SH NAME\n", "\n.SH SYNOPSIS\n"} {
+			if !strings.Contains("\n"+text, want) {
+				t.Errorf("%s has no %q", filepath.Base(page), want)
+			}
+		}
+	}
+	if out := must(t, "groff", append([]string{"-man", "-Tutf8", "-ww", "-z"}, pages...)...); out != "" {
+		t.Errorf("groff: %s", out)
+	}
+}
