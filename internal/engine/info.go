@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -55,7 +56,7 @@ func (e *Engine) Info(ctx context.Context) (docker.Info, error) {
 		Mirrors: cfg.RegistryMirrors, InsecureRegistries: cfg.InsecureRegistries, Labels: cfg.Labels, Debug: cfg.Debug,
 		LoggingDriver: cfg.LogDriver, Runtimes: map[string]string{"ply": e.opts.ShimPath}, LiveRestore: true,
 		HTTPProxy: cfg.Proxies.HTTP, HTTPSProxy: cfg.Proxies.HTTPS, NoProxy: cfg.Proxies.No,
-		Goroutines: runtime.NumGoroutine(), SystemTime: time.Now(), DefaultRuntime: cfg.DefaultRuntime, InitBinary: cfg.InitPath,
+		Goroutines: runtime.NumGoroutine(), SystemTime: time.Now(), DefaultRuntime: cfg.DefaultRuntime, InitBinary: cmp.Or(cfg.InitPath, filepath.Base(e.opts.ShimPath)),
 		SecurityOptions: []string{"name=seccomp,profile=" + cfg.SeccompProfile},
 	}
 	for name, r := range cfg.Runtimes {

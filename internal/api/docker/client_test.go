@@ -204,7 +204,7 @@ func TestDockerClientFlags(t *testing.T) {
 			if len(s.Ports) != 3 || s.Ports[1].HostPort != 8000 || s.Ports[2].HostPort != 8001 || s.Ports[0].Proto != "udp" {
 				t.Errorf("ports = %v", s.Ports)
 			}
-			if s.MacAddress != "02:42:ac:11:00:09" && s.Endpoints["default"].MAC != "02:42:ac:11:00:09" {
+			if s.MacAddress != "02:42:ac:11:00:09" && s.Endpoints["bridge"].MAC != "02:42:ac:11:00:09" {
 				t.Errorf("MAC address lost: %q %v", s.MacAddress, s.Endpoints)
 			}
 		})

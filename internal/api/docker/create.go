@@ -91,6 +91,9 @@ func (b *createRequest) spec() (container.Spec, error) {
 			if e.isDefault() && (name == "default" || name == spec.NetworkMode && isBuiltIn(name)) {
 				continue // clients name the network also when they want nothing of it
 			}
+			if name == "default" {
+				name = "bridge"
+			}
 			if spec.Endpoints == nil {
 				spec.Endpoints = map[string]network.EndpointSpec{}
 			}
@@ -154,7 +157,7 @@ func checkMAC(spec *container.Spec) error {
 	}
 	ep, ok := spec.Endpoints[spec.NetworkMode]
 	if !ok {
-		ep, ok = spec.Endpoints["default"]
+		ep, ok = spec.Endpoints["bridge"]
 	}
 	if ok && ep.MAC != "" && !strings.EqualFold(ep.MAC, spec.MacAddress) {
 		return errs.New(errs.Invalid, "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left out")

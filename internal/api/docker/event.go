@@ -69,7 +69,7 @@ func (s *server) events(c *call) error {
 		}
 		return err
 	}
-	if !since.IsZero() || !until.IsZero() {
+	if c.q.Get("since") != "" || !until.IsZero() {
 		for _, e := range past {
 			if e.Time.Before(since) {
 				continue
