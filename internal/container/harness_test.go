@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -31,28 +30,12 @@ import (
 	"ply/internal/store/layer/erofs"
 	"ply/internal/store/layer/overlay2"
 	"ply/internal/volume"
+	"ply/test/private"
 )
-
-// shimBinary is built once for all tests, as a release is.
-var shimBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "ply-shim-test-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "ply-shim")
-	cmd := exec.Command("go", "build", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", bin, "ply/cmd/ply-shim")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("%w: %s", err, out)
-	}
-	return bin, nil
-})
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if bin, err := shimBinary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(bin))
-	}
+	private.RemoveShim()
 	os.Exit(code)
 }
 
@@ -80,7 +63,7 @@ func newWorldWith(t testing.TB, tweak func(*container.Options)) *world {
 
 func newWorldOn(t testing.TB, erofs bool, tweak func(*container.Options)) *world {
 	t.Helper()
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,11 +12,12 @@ import (
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/test/private"
 )
 
 // BenchmarkCreateStartWait is what a user waits for: from the spec to the end of /bin/true.
 func BenchmarkCreateStartWait(b *testing.B) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func BenchmarkCreateStartWait(b *testing.B) {
 
 // BenchmarkCreateStart leaves the end out.
 func BenchmarkCreateStart(b *testing.B) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		b.Fatal(err)
 	}

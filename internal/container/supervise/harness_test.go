@@ -7,13 +7,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,28 +20,12 @@ import (
 	"ply/internal/container/logfile"
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/test/private"
 )
-
-// shimBinary is built once for all tests, as a release is.
-var shimBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "ply-shim-test-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "ply-shim")
-	cmd := exec.Command("go", "build", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", bin, "ply/cmd/ply-shim")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("%w: %s", err, out)
-	}
-	return bin, nil
-})
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if bin, err := shimBinary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(bin))
-	}
+	private.RemoveShim()
 	if parents, err := filepath.Glob("/sys/fs/cgroup/*/ply-test"); err == nil {
 		for _, p := range append(parents, "/sys/fs/cgroup/ply-test") {
 			_ = unix.Rmdir(p) // another run may be under way
@@ -131,7 +112,7 @@ func sh(t testing.TB, line string) *box { return newBox(t, "/bin/sh", "-c", line
 
 func (b *box) launchErr() error {
 	b.t.Helper()
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/test/private"
 )
 
 func TestDefaultCapsAndSeccomp(t *testing.T) {
@@ -403,7 +404,7 @@ func TestReadonlyRootfs(t *testing.T) {
 }
 
 func TestInitReapsAndPassesSignals(t *testing.T) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}

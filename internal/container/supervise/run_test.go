@@ -14,6 +14,7 @@ import (
 	"ply/internal/container/shim"
 	"ply/internal/errs"
 	"ply/internal/procid"
+	"ply/test/private"
 )
 
 func TestExitCodes(t *testing.T) {
@@ -175,7 +176,7 @@ func TestConnectRefusesStranger(t *testing.T) {
 }
 
 func TestCleanupAfterKilledShim(t *testing.T) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func TestCleanupAfterKilledShim(t *testing.T) {
 }
 
 func TestLaunchCancelled(t *testing.T) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}

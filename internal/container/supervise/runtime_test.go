@@ -11,6 +11,7 @@ import (
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
 	"ply/internal/procid"
+	"ply/test/private"
 )
 
 // otherRuntime is Debian's runc, which docker.io brings along.
@@ -114,7 +115,7 @@ func TestOtherRuntime(t *testing.T) {
 		}
 	})
 	t.Run("cleanup", func(t *testing.T) {
-		bin, err := shimBinary()
+		bin, err := private.Shim()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
 	"ply/internal/procid"
+	"ply/test/private"
 )
 
 // job is what a daemon that will be killed is told to do.
@@ -53,7 +54,7 @@ func TestHelperDaemon(t *testing.T) {
 }
 
 func TestDaemonIsKilled(t *testing.T) {
-	bin, err := shimBinary()
+	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}
