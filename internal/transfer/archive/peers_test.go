@@ -16,6 +16,7 @@ import (
 
 	"ply/internal/image/imagetest"
 	"ply/internal/transfer/archive"
+	"ply/test/private"
 )
 
 // run gives a peer's standard output.
@@ -234,11 +235,23 @@ func TestDocker20(t *testing.T) {
 	})
 }
 
-// TestSharedImages loads the published images and saves them byte-exact.
+// TestSharedImages loads the published images and saves them byte-exact. They lie beside the source tree where they are at hand, or
+// where PLY_TEST_IMAGES says.
 func TestSharedImages(t *testing.T) {
-	files, _ := filepath.Glob(os.Getenv("PLY_TEST_IMAGES") + "/*-oci.tar")
+	dir := os.Getenv("PLY_TEST_IMAGES")
+	if dir == "" {
+		root, err := private.Root()
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(root, "..", "shared", "images")
+	}
+	files, err := filepath.Glob(dir + "/*-oci.tar")
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(files) == 0 {
-		t.Skip("PLY_TEST_IMAGES names no directory with published images")
+		t.Skip("no published images in " + dir)
 	}
 	for _, f := range files {
 		t.Run(filepath.Base(f), func(t *testing.T) {
