@@ -72,18 +72,26 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	if tx.Images.Has(oci.ImageID(d)) {
 		return match{id: oci.ImageID(d)}, nil
 	}
+	var listed oci.ImageID
 	for id, rec := range tx.Images.All() {
 		for _, m := range rec.Manifests {
-			if m.Digest == d {
+			switch {
+			case m.Digest != d:
+			case oci.IsIndex(m.MediaType):
+				listed = id
+			default:
 				return match{id: id}, nil
 			}
 		}
 	}
-	// The digest of an index: it is only known as part of a name.
+	// An index is of several images; the name tells which one was pulled last.
 	for key, rec := range tx.Names.All() {
 		if strings.HasSuffix(key, "@"+string(d)) && tx.Images.Has(rec.Image) {
 			return match{id: rec.Image}, nil
 		}
+	}
+	if listed != "" {
+		return match{id: listed}, nil
 	}
 	return match{}, notFound(ref)
 }
@@ -100,15 +108,20 @@ func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 	if found != "" {
 		return found, nil
 	}
+	var digest oci.Digest // that found is known by
 	for id, rec := range tx.Images.All() {
 		for _, m := range rec.Manifests {
 			if !hasHexPrefix(string(m.Digest), prefix) || found == id {
 				continue
 			}
+			if found != "" && digest == m.Digest {
+				one, err := resolveDigest(tx, string(digest))
+				return one.id, err
+			}
 			if found != "" {
 				return "", ambiguous(prefix)
 			}
-			found = id
+			found, digest = id, m.Digest
 		}
 	}
 	return found, nil

@@ -117,7 +117,7 @@ func (f *flight) bring() (err error) {
 	if !f.heal {
 		if info, err := c.st.Layers.Stat(f.ctx, f.chain); err == nil {
 			f.feed.say("Already exists", 0, 0)
-			return c.st.RecordLayer(info, f.form())
+			return c.st.RecordLayer(info, nil) // that this blob unpacks to it was not seen
 		}
 	}
 	w, err := f.unpack()

@@ -20,11 +20,13 @@ import (
 // layerPush sends one layer.
 type layerPush struct {
 	*push
-	chain  oci.Chain       // up to and with the layer
-	format oci.Format      // of the manifest that will name it
-	want   *oci.Descriptor // the form that the image's manifest names; nil = any
-	told   time.Time
-	begun  *remote.Upload // by a mount that the registry answered with an upload
+	chain   oci.Chain       // up to and with the layer
+	format  oci.Format      // of the manifest that will name it
+	want    *oci.Descriptor // the form that the image's manifest names; nil = any
+	from    []string        // repositories the manifest came from, the likeliest last
+	hearsay bool            // that want is this layer was never seen here, only its manifest says so
+	told    time.Time
+	begun   *remote.Upload // by a mount that the registry answered with an upload
 }
 
 func (l *layerPush) say(action string, current, total int64) {
@@ -53,13 +55,13 @@ func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
 		}
 		if have {
 			l.say("Layer already exists", 0, 0)
-			return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+			return f.Descriptor, l.note(ctx, f)
 		}
 	}
 	for _, f := range forms {
 		if from := l.mount(ctx, f); from != "" {
 			l.say("Mounted from "+from, 0, 0)
-			return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+			return f.Descriptor, l.note(ctx, f)
 		}
 	}
 	if ctx.Err() != nil {
@@ -70,7 +72,16 @@ func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
 		return oci.Descriptor{}, err
 	}
 	l.say("Pushed", 0, 0)
-	return f.Descriptor, l.recordBlob(ctx, l.chain, f)
+	return f.Descriptor, l.note(ctx, f)
+}
+
+// note writes down that the target has a form of the layer. What only a manifest says of a blob is not: the record is
+// believed when other images with this layer are pushed.
+func (l *layerPush) note(ctx context.Context, f meta.LayerBlob) error {
+	if l.hearsay && f.Digest == l.want.Digest {
+		return nil
+	}
+	return l.recordBlob(ctx, l.chain, f)
 }
 
 // forms lists the stored forms of the layer that may be sent, the best first: the one that the manifest names alone when
@@ -91,7 +102,14 @@ func (l *layerPush) forms() (meta.Layer, []meta.LayerBlob) {
 				return rec, []meta.LayerBlob{b}
 			}
 		}
-		return rec, []meta.LayerBlob{{Descriptor: *l.want}}
+		b := meta.LayerBlob{Descriptor: *l.want}
+		if l.want.Digest == oci.Digest(l.chain.Top()) {
+			b.Codec = compress.Params{Codec: compress.None}.String() // the tar itself
+		} else {
+			// The layer was here already when the manifest was pulled, so this form of it never was.
+			b.Repositories, l.hearsay = l.from, true
+		}
+		return rec, []meta.LayerBlob{b}
 	}
 	var forms []meta.LayerBlob
 	for _, b := range rec.Blobs {

@@ -110,19 +110,19 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 		p.line("Digest: " + string(top))
 		return false, nil
 	}
-	top, m, err := p.manifest(ctx, ref)
+	f, err := p.manifest(ctx, ref)
 	if err != nil {
 		return false, err
 	}
 	found()
 	old, oldErr := p.c.images.Get(ctx, ref.String())
-	got, err := p.image(ctx, lease, ref, top, m)
+	got, err := p.image(ctx, lease, ref, f)
 	if err != nil {
 		return false, err
 	}
-	p.line("Digest: " + string(top))
+	p.line("Digest: " + string(f.top))
 	fresh = oldErr != nil || old.ID != got
-	p.c.opts.Log.Info("pulled", "image", ref.Familiar(), "digest", top, "from", m.Source)
+	p.c.opts.Log.Info("pulled", "image", ref.Familiar(), "digest", f.top, "from", f.Source)
 	if fresh {
 		p.c.images.Publish("pull", got, ref.Familiar())
 	}
@@ -238,34 +238,41 @@ func (c *Client) verify(ctx context.Context, chain oci.Chain) error {
 	return nil
 }
 
-// manifest fetches what the reference names and, from an index, what is for the wanted platform. Top is the digest that the
-// name itself has.
-func (p *pull) manifest(ctx context.Context, ref oci.Reference) (top oci.Digest, m *remote.Manifest, err error) {
+// found is the manifest that a name leads to, and how.
+type found struct {
+	*remote.Manifest
+	top   oci.Digest       // the digest that the name itself has
+	index *remote.Manifest // the index that lists the manifest; nil when the name is its own
+}
+
+// manifest fetches what the reference names and, from an index, what is for the wanted platform.
+func (p *pull) manifest(ctx context.Context, ref oci.Reference) (f found, err error) {
 	err = p.c.insist(ctx, func() (err error) {
-		m, err = p.src.Manifest(ctx, ref.TagIn())
+		f.Manifest, err = p.src.Manifest(ctx, ref.TagIn())
 		return err
 	})
 	if err != nil {
-		return "", nil, pullError(ref, err)
+		return f, pullError(ref, err)
 	}
-	top = m.Digest
-	for depth := 0; oci.IsIndex(m.MediaType); depth++ {
+	f.top = f.Digest
+	for depth := 0; oci.IsIndex(f.MediaType); depth++ {
 		if depth == oci.MaxIndexDepth {
-			return "", nil, errs.New(errs.Invalid, "%s: indexes are nested deeper than %d", ref.Familiar(), oci.MaxIndexDepth)
+			return f, errs.New(errs.Invalid, "%s: indexes are nested deeper than %d", ref.Familiar(), oci.MaxIndexDepth)
 		}
-		index, err := oci.DecodeIndex(m.Data, m.MediaType)
+		f.index = f.Manifest
+		index, err := oci.DecodeIndex(f.Data, f.MediaType)
 		if err != nil {
-			return "", nil, errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
+			return f, errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
 		}
 		d, err := index.Choose(p.want)
 		if err != nil {
-			return "", nil, err
+			return f, err
 		}
-		if m, err = p.child(ctx, d); err != nil {
-			return "", nil, pullError(ref, err)
+		if f.Manifest, err = p.child(ctx, d); err != nil {
+			return f, pullError(ref, err)
 		}
 	}
-	return top, m, nil
+	return f, nil
 }
 
 // child gets a manifest that an index names, from the store when it is there.
@@ -290,8 +297,8 @@ func (p *pull) child(ctx context.Context, d oci.Descriptor) (*remote.Manifest, e
 }
 
 // image brings everything a manifest names and records the image.
-func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference, top oci.Digest, m *remote.Manifest) (oci.ImageID, error) {
-	man, err := oci.DecodeManifest(m.Data, m.MediaType)
+func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference, f found) (oci.ImageID, error) {
+	man, err := oci.DecodeManifest(f.Data, f.MediaType)
 	if err != nil {
 		return "", errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
 	}
@@ -300,7 +307,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	default:
 		return "", errs.New(errs.Invalid, "%s: is not a container image: its config is %q", ref.Familiar(), man.Config.MediaType)
 	}
-	if err := lease.Blob(m.Digest, man.Config.Digest); err != nil {
+	if err := lease.Blob(f.Digest, man.Config.Digest); err != nil {
 		return "", err
 	}
 	raw, err := p.c.small(ctx, p.src, man.Config, oci.MaxConfig)
@@ -320,17 +327,24 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	if err := p.layers(ctx, cfg.RootFS.DiffIDs, man.Layers); err != nil {
 		return "", pullError(ref, err)
 	}
-	if _, err := p.c.st.Blobs.Put(m.Data); err != nil {
-		return "", err
-	}
-	if _, err := p.c.st.Blobs.Put(raw); err != nil {
-		return "", err
-	}
-	names := []oci.Reference{ref.Repository().WithDigest(top)}
+	o := image.PutOptions{Config: raw, Manifest: &f.Descriptor, Names: []oci.Reference{ref.Repository().WithDigest(f.top)}}
 	if ref.Digest() == "" {
-		names = append(names, ref)
+		o.Names = append(o.Names, ref)
 	}
-	return p.c.images.Put(ctx, lease, image.PutOptions{Config: raw, Manifest: &m.Descriptor, Names: names})
+	blobs := [][]byte{f.Data, raw}
+	if f.index != nil {
+		if err := lease.Blob(f.index.Digest); err != nil {
+			return "", err
+		}
+		o.Index = &f.index.Descriptor
+		blobs = append(blobs, f.index.Data)
+	}
+	for _, b := range blobs {
+		if _, err := p.c.st.Blobs.Put(b); err != nil {
+			return "", err
+		}
+	}
+	return p.c.images.Put(ctx, lease, o)
 }
 
 func (p *pull) check(ref oci.Reference, cfg *oci.Config, man *oci.Manifest) error {

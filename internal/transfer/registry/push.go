@@ -170,6 +170,7 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	descs := make([]oci.Descriptor, len(chain))
+	from := p.origins(img, exact)
 	first := map[oci.DiffID]int{}
 	var group sync.WaitGroup
 	for i := len(chain) - 1; i >= 0; i-- {
@@ -181,7 +182,7 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 		}
 		l := &layerPush{push: p, chain: chain[:i+1], format: img.Format}
 		if exact != nil {
-			l.want = &exact.manifest.Layers[i]
+			l.want, l.from = &exact.manifest.Layers[i], from
 			l.format = oci.FormatOf(exact.MediaType)
 		}
 		l.say("Preparing", 0, 0)
@@ -202,6 +203,21 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 		}
 	}
 	return descs, context.Cause(ctx)
+}
+
+// origins are the other repositories that an image is known from, the one that surely has the exact manifest last.
+func (p *push) origins(img *image.Image, exact *exactManifest) (from []string) {
+	var sure []string
+	for _, d := range img.Digests {
+		switch {
+		case d.Name() == p.dst.Name().Name():
+		case exact != nil && d.Digest() == exact.Digest:
+			sure = append(sure, d.Name())
+		default:
+			from = append(from, d.Name())
+		}
+	}
+	return append(from, sure...)
 }
 
 // config sends the config's exact bytes.
