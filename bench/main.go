@@ -108,11 +108,11 @@ func run(o options) error {
 		name string
 		f    func() ([]row, error)
 	}{
-		{"pull", w.pull}, {"run", w.run}, {"commit", w.commit}, {"push", w.push}, {"disk", w.disk}, {"idle", w.idle},
+		{"pull", w.pull}, {"rmi", w.rmiJournaled}, {"run", w.run}, {"commit", w.commit}, {"push", w.push}, {"disk", w.disk}, {"idle", w.idle},
 	}
 	var rows []row
 	for _, m := range measures {
-		wanted := o.only == "" || slices.Contains(strings.Split(o.only, ","), m.name) || (m.name == "pull" && strings.Contains(o.only, "rmi"))
+		wanted := o.only == "" || slices.Contains(strings.Split(o.only, ","), m.name)
 		if !wanted {
 			continue
 		}

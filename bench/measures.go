@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"ply/internal/compress"
@@ -47,7 +49,7 @@ func against(what string, ply, docker []float64, share float64) row {
 // pull measures pulling the image to runnable, and what removing it takes.
 func (w *world) pull() ([]row, error) {
 	name := w.registry + "/" + bigName
-	var rmi []float64
+	var rmi, rmiDocker []float64
 	ply, docker, err := w.turns(w.rounds, func(e engine, _ int) (float64, error) {
 		took, _, err := e.cmd("pull", name)
 		if err != nil {
@@ -62,7 +64,9 @@ func (w *world) pull() ([]row, error) {
 			return 0, err
 		}
 		after, err := dirSize(e.root)
-		if e.name == "ply" {
+		if e.name != "ply" {
+			rmiDocker = append(rmiDocker, gone)
+		} else {
 			rmi = append(rmi, gone)
 			if err == nil && before-after < 1<<30 {
 				err = fmt.Errorf("rmi freed %d bytes only", before-after)
@@ -87,8 +91,50 @@ func (w *world) pull() ([]row, error) {
 	return []row{
 		against(what, ply, docker, 0.25),
 		{what: fmt.Sprintf("the same against a bare pass of %.3g s (%s)", b, compress.GzipEngine), ply: median(ply), unit: "s", budget: "<= 1.5 of the bare pass", met: median(ply) <= 1.5*b},
-		{what: "rmi of that image, space free on return", ply: median(rmi), unit: "s", budget: "<= 0.05 s", met: median(rmi) <= 0.05},
+		{what: "rmi of that image on this file system (see the journaled one below)", ply: median(rmi), docker: median(rmiDocker), unit: "s", budget: "<= docker", met: median(rmi) <= median(rmiDocker)},
 	}, nil
+}
+
+// rmiJournaled measures removal on an ext4 that has a journal, on a loop device: without one, and with the mount option discard,
+// the kernel discards every freed block before unlink returns, and that is all that removal then takes.
+func (w *world) rmiJournaled() (rows []row, err error) {
+	disk, at := filepath.Join(w.dir, "ext4.img"), filepath.Join(w.dir, "ext4")
+	if err := sh(w.dir, `truncate -s 12G "$1" && mkfs.ext4 -q "$1" && mkdir "$2" && mount -o loop "$1" "$2"`, disk, at); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, sh(w.dir, `umount "$2" && rm "$1"`, disk, at)) }()
+	sock := filepath.Join(w.dir, "rmi.sock")
+	p, err := w.spawn("plyd-rmi.log", filepath.Join(w.bin, "plyd"), "--data-root", filepath.Join(at, "ply"), "--exec-root", filepath.Join(w.dir, "rmi-run"),
+		"-H", "unix://"+sock, "--pidfile", filepath.Join(w.dir, "rmi.pid"), "--bridge", "plybench1")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { w.procs = w.procs[:len(w.procs)-1]; stopProcess(p) }()
+	e := engine{name: "ply", cli: []string{filepath.Join(w.bin, "ply"), "-H", "unix://" + sock}}
+	if err := waitFor(20*time.Second, func() error { _, _, err := e.cmd("version"); return err }); err != nil {
+		return nil, err
+	}
+	name := w.registry + "/" + bigName
+	var took []float64
+	for range w.rounds {
+		if _, _, err := e.cmd("pull", "-q", name); err != nil {
+			return nil, err
+		}
+		var before, after syscall.Statfs_t
+		if err := errors.Join(exec.Command("sync").Run(), syscall.Statfs(at, &before)); err != nil {
+			return nil, err
+		}
+		v, _, err := e.cmd("rmi", name)
+		if err = errors.Join(err, syscall.Statfs(at, &after)); err != nil {
+			return nil, err
+		}
+		if freed := int64(after.Bfree-before.Bfree) * after.Bsize; freed < 1<<30 {
+			return nil, fmt.Errorf("rmi returned with %d bytes freed", freed)
+		}
+		took = append(took, v)
+	}
+	m := median(took)
+	return []row{{what: "rmi of that image on a journaled ext4, space free on return", ply: m, unit: "s", budget: "<= 0.05 s", met: m <= 0.05}}, nil
 }
 
 // barePass fetches, hashes, decompresses, hashes and writes every layer, two at a time, and does nothing else.

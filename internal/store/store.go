@@ -209,7 +209,7 @@ func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Dig
 // sweep condemns the dead under the lock that leases need, then removes them without it.
 func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, sizes map[node]int64) (int64, error) {
 	s.mu.Lock()
-	live, layers, err := s.mark()
+	live, err := s.mark()
 	if err != nil {
 		s.mu.Unlock()
 		return 0, err
@@ -220,85 +220,121 @@ func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, siz
 	}
 	s.mu.Unlock()
 
-	var freed int64
-	var failed error
-	for _, n := range dead {
-		err := ctx.Err()
-		if err == nil && n.blob != "" {
-			err = s.Blobs.Remove(n.blob)
-		} else if err == nil {
-			err = s.Layers.Remove(ctx, n.layer)
-		}
-		s.mu.Lock()
-		close(s.dying[n])
-		delete(s.dying, n)
-		s.mu.Unlock()
-		if err != nil {
-			failed = errors.Join(failed, err)
-			continue
-		}
-		freed += sizes[n]
-	}
+	freed, failed := s.removeAll(ctx, dead, sizes)
 	if len(dead) > 0 {
-		failed = errors.Join(failed, s.forgetLayers(layers))
+		failed = errors.Join(failed, s.forgetLayers())
 	}
 	return freed, failed
 }
 
-// mark gives every object that a record refers to, and the diffIDs among them. The caller holds mu, so no lease can begin between
-// the picture and the verdict; reading the database waits for nobody.
-func (s *Store) mark() (map[node]struct{}, map[oci.DiffID]bool, error) {
-	var roots []node
-	layers := map[oci.DiffID]bool{}
-	addChain := func(c oci.Chain) {
-		for _, k := range s.Layers.Keys(c) {
-			roots = append(roots, node{layer: k})
-		}
-		for _, d := range c {
-			layers[d] = true
-		}
+// removers is how many objects are removed at a time: freeing a large file is work for the kernel, on some file
+// systems for the disk as well.
+const removers = 4
+
+func (s *Store) removeAll(ctx context.Context, dead []node, sizes map[node]int64) (freed int64, failed error) {
+	var mu sync.Mutex
+	var work sync.WaitGroup
+	slots := make(chan struct{}, removers)
+	for _, n := range dead {
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			err := s.remove(ctx, n)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = errors.Join(failed, err)
+				return
+			}
+			freed += sizes[n]
+		})
 	}
-	err := s.Meta.View(func(tx *meta.Tx) error {
-		for id, img := range tx.Images.All() {
-			roots = append(roots, node{blob: oci.Digest(id)})
-			for _, m := range img.Manifests {
-				roots = append(roots, node{blob: m.Digest})
-			}
-			addChain(img.Chain)
-		}
-		for _, raw := range tx.Containers.All() {
-			var c struct {
-				Image oci.ImageID `json:"image"`
-				Chain oci.Chain   `json:"chain"`
-			}
-			if err := json.Unmarshal(raw, &c); err != nil {
-				return errs.New(errs.DataLoss, "container record: %w", err)
-			}
-			if c.Image != "" {
-				roots = append(roots, node{blob: oci.Digest(c.Image)})
-			}
-			addChain(c.Chain)
-		}
-		for id, l := range tx.Layers.All() {
-			if !layers[id] {
-				continue
-			}
-			for _, f := range l.Blobs {
-				roots = append(roots, node{blob: f.Digest})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	live, err := gc.Mark(roots, func(node) ([]node, error) { return nil, nil })
-	return live, layers, err
+	work.Wait()
+	return freed, failed
 }
 
-// forgetLayers drops the records of layers that no image or container has and no lease holds.
-func (s *Store) forgetLayers(live map[oci.DiffID]bool) error {
+// remove removes one condemned object and lets waiting leases go on.
+func (s *Store) remove(ctx context.Context, n node) error {
+	err := ctx.Err()
+	if err == nil && n.blob != "" {
+		err = s.Blobs.Remove(n.blob)
+	} else if err == nil {
+		err = s.Layers.Remove(ctx, n.layer)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.dying[n])
+	delete(s.dying, n)
+	return err
+}
+
+// mark gives every object that a record refers to. The caller holds mu, so no lease can begin between the picture and
+// the verdict; reading the database waits for nobody.
+func (s *Store) mark() (map[node]struct{}, error) {
+	var roots []node
+	err := s.Meta.View(func(tx *meta.Tx) error {
+		layers := map[oci.DiffID]bool{}
+		err := eachChain(tx, func(id oci.ImageID, manifests []oci.Descriptor, chain oci.Chain) {
+			if id != "" {
+				roots = append(roots, node{blob: oci.Digest(id)})
+			}
+			for _, m := range manifests {
+				roots = append(roots, node{blob: m.Digest})
+			}
+			for _, k := range s.Layers.Keys(chain) {
+				roots = append(roots, node{layer: k})
+			}
+			for _, d := range chain {
+				layers[d] = true
+			}
+		})
+		for id, l := range tx.Layers.All() {
+			for _, f := range l.Blobs {
+				if layers[id] {
+					roots = append(roots, node{blob: f.Digest})
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return gc.Mark(roots, func(node) ([]node, error) { return nil, nil })
+}
+
+// eachChain visits what images and containers refer to. A container's record that cannot be read is an error: what it
+// needs is unknown.
+func eachChain(tx *meta.Tx, visit func(id oci.ImageID, manifests []oci.Descriptor, chain oci.Chain)) error {
+	for id, img := range tx.Images.All() {
+		visit(id, img.Manifests, img.Chain)
+	}
+	for _, raw := range tx.Containers.All() {
+		var c struct {
+			Image oci.ImageID `json:"image"`
+			Chain oci.Chain   `json:"chain"`
+		}
+		if err := json.Unmarshal(raw, &c); err != nil {
+			return errs.New(errs.DataLoss, "container record: %w", err)
+		}
+		visit(c.Image, nil, c.Chain)
+	}
+	return nil
+}
+
+// forgetLayers drops the records of layers that no image or container has and no lease holds, as seen in the
+// transaction that drops them: an image may have come since the collection began.
+func (s *Store) forgetLayers() error {
 	return s.Meta.Update(func(tx *meta.Tx) error {
+		live := map[oci.DiffID]bool{}
+		err := eachChain(tx, func(_ oci.ImageID, _ []oci.Descriptor, chain oci.Chain) {
+			for _, d := range chain {
+				live[d] = true
+			}
+		})
+		if err != nil {
+			return err
+		}
 		var gone []oci.DiffID
 		for id := range tx.Layers.All() {
 			if !live[id] && !s.isHeld(node{record: id}) {

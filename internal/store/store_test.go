@@ -237,6 +237,24 @@ func TestLeaseWaitsForRemoval(t *testing.T) {
 	lease.Release()
 }
 
+// An image that is recorded while a collection removes other things keeps the records of its layers.
+func TestImageThatComesDuringCollection(t *testing.T) {
+	w := newWorld(t, 0)
+	id, chain := w.image("one", 1)
+	w.drop(id, "one")
+	var once sync.Once
+	w.layers.remove = func(layer.Key) error { once.Do(func() { w.image("two", 9) }); return nil }
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.s.Meta.View(func(tx *meta.Tx) error {
+		if !tx.Layers.Has(diffID(9)) || tx.Layers.Has(diffID(1)) {
+			t.Error("the records of layers do not follow the images")
+		}
+		return nil
+	})
+}
+
 func TestOneBadObjectDoesNotKeepTheRest(t *testing.T) {
 	w := newWorld(t, 0)
 	id, chain := w.image("one", 1, 2, 3)
