@@ -328,9 +328,26 @@ func (f *flight) commit(w layer.Writer) (layer.Info, error) {
 	// From here on it is quick, and finished work is worth keeping: a cancelled pull does not undo it.
 	info, err := w.Commit(context.WithoutCancel(f.ctx), f.chain.Parent(), f.chain.Top())
 	if err != nil {
-		return info, errs.New(classOf(err), "layer %s: %w", f.desc.Digest, err)
+		err = errs.New(classOf(err), "layer %s: %w", f.desc.Digest, err)
+		if errors.Is(err, errs.Invalid) {
+			err = errors.Join(err, f.drop())
+		}
 	}
-	return info, nil
+	return info, err
+}
+
+// drop removes the compressed layer, which is what the manifest says but not what the config says.
+func (f *flight) drop() error {
+	unlock, err := f.c.locks.lock(f.ctx, f.desc.Digest)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	part, err := f.c.st.Blobs.Partial(f.desc.Digest)
+	if err != nil {
+		return err
+	}
+	return part.Discard()
 }
 
 // classOf keeps the class of an error that is wrapped anew.

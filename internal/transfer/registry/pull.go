@@ -252,7 +252,7 @@ func (p *pull) manifest(ctx context.Context, ref oci.Reference) (f found, err er
 		return err
 	})
 	if err != nil {
-		return f, pullError(ref, err)
+		return f, manifestError(ref, err)
 	}
 	f.top = f.Digest
 	for depth := 0; oci.IsIndex(f.MediaType); depth++ {
@@ -269,7 +269,7 @@ func (p *pull) manifest(ctx context.Context, ref oci.Reference) (f found, err er
 			return f, err
 		}
 		if f.Manifest, err = p.child(ctx, d); err != nil {
-			return f, pullError(ref, err)
+			return f, manifestError(ref, err)
 		}
 	}
 	return f, nil

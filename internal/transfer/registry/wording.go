@@ -32,6 +32,14 @@ func pullError(ref oci.Reference, err error) error {
 	return err
 }
 
+// manifestError is pullError for an answer that may be no manifest: that error knows nothing of the name.
+func manifestError(ref oci.Reference, err error) error {
+	if _, ok := errors.AsType[*remote.Error](err); !ok && errors.Is(err, errs.Invalid) {
+		return errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)
+	}
+	return pullError(ref, err)
+}
+
 // pushError does the same for a push.
 func pushError(ref oci.Reference, err error) error {
 	e, ok := errors.AsType[*remote.Error](err)
