@@ -53,11 +53,9 @@ func tryProbe(root string, direct bool) (p probed, err error) {
 	if os.Geteuid() != 0 {
 		return p, errors.New("needs root")
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(root, &st); err != nil {
-		return p, fmt.Errorf("statfs %s: %w", root, err)
+	if p.fsType, err = mount.Kind(root); err != nil {
+		return p, err
 	}
-	p.fsType = fsName(int64(st.Type))
 	dir := durable.TempName(root)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return p, err
@@ -163,27 +161,4 @@ func probeStack(dir string, below mount.Layer) (err error) {
 		return fmt.Errorf("a layer reads as %q, want %q", got, probeText)
 	}
 	return nil
-}
-
-// fsName names the file systems that matter, as docker's info does.
-func fsName(magic int64) string {
-	switch magic {
-	case unix.EXT4_SUPER_MAGIC:
-		return "extfs"
-	case unix.XFS_SUPER_MAGIC:
-		return "xfs"
-	case unix.BTRFS_SUPER_MAGIC:
-		return "btrfs"
-	case unix.TMPFS_MAGIC:
-		return "tmpfs"
-	case unix.OVERLAYFS_SUPER_MAGIC:
-		return "overlayfs"
-	case 0x2fc12fc1:
-		return "zfs"
-	case unix.F2FS_SUPER_MAGIC:
-		return "f2fs"
-	case unix.FUSE_SUPER_MAGIC:
-		return "fuse"
-	}
-	return fmt.Sprintf("0x%x", magic)
 }

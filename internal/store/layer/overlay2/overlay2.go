@@ -51,20 +51,14 @@ type Driver struct {
 	root   string
 	layers string
 	opts   Options
+	locks  tree.Locks // keys; never two at once
 
 	mu      sync.Mutex // innermost: taken with object locks held
 	metas   map[oci.DiffID]*tree.Meta
-	locks   map[layer.Key]*keyLock // never two at once
-	targets map[string][]string    // mount point → object directories it stands on
+	targets map[string][]string // mount point → object directories it stands on
 }
 
 var _ layer.Driver = (*Driver)(nil)
-
-// keyLock keeps two from changing one object.
-type keyLock struct {
-	mu    sync.Mutex
-	users int
-}
 
 // Probe says whether root's file system can hold layers, and if not why.
 func Probe(root string) (bool, string) {
@@ -109,7 +103,7 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	}
 	d := &Driver{
 		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
-		metas: map[oci.DiffID]*tree.Meta{}, locks: map[layer.Key]*keyLock{}, targets: map[string][]string{},
+		metas: map[oci.DiffID]*tree.Meta{}, targets: map[string][]string{},
 	}
 	for _, dir := range []string{d.layers, d.roots()} {
 		if err := fsys.MkdirAll(dir, 0o711); err != nil {
@@ -135,48 +129,15 @@ func (d *Driver) Status() [][2]string {
 }
 
 func fsName(dir string) string {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	kind, err := mount.Kind(dir)
+	if err != nil {
 		return "unknown"
 	}
-	switch st.Type {
-	case unix.EXT4_SUPER_MAGIC:
-		return "extfs"
-	case unix.XFS_SUPER_MAGIC:
-		return "xfs"
-	case unix.BTRFS_SUPER_MAGIC:
-		return "btrfs"
-	case unix.TMPFS_MAGIC:
-		return "tmpfs"
-	case unix.OVERLAYFS_SUPER_MAGIC:
-		return "overlayfs"
-	}
-	return fmt.Sprintf("unknown (%#x)", st.Type)
+	return kind
 }
 
 // Close implements layer.Driver.
 func (d *Driver) Close() error { return nil }
-
-// lock keeps others from changing the object until unlock is called.
-func (d *Driver) lock(key layer.Key) (unlock func()) {
-	d.mu.Lock()
-	l := d.locks[key]
-	if l == nil {
-		l = &keyLock{}
-		d.locks[key] = l
-	}
-	l.users++
-	d.mu.Unlock()
-	l.mu.Lock()
-	return func() {
-		l.mu.Unlock()
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(d.locks, key)
-		}
-	}
-}
 
 const keyPrefix = "sha256-"
 
@@ -218,22 +179,18 @@ func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if _, serr := d.fsys.Lstat(dir); serr == nil {
-			return nil, damaged(id, err)
+			return nil, tree.Damaged(id, err)
 		}
 		return nil, errs.New(errs.NotFound, "layer %s: not held", id)
 	case err != nil:
-		return nil, damaged(id, err)
+		return nil, tree.Damaged(id, err)
 	case m.DiffID != id:
-		return nil, damaged(id, errors.New("is described as "+string(m.DiffID)))
+		return nil, tree.Damaged(id, errors.New("is described as "+string(m.DiffID)))
 	}
 	d.mu.Lock()
 	d.metas[id] = m
 	d.mu.Unlock()
 	return m, nil
-}
-
-func damaged(id oci.DiffID, err error) error {
-	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
 }
 
 func (d *Driver) forget(id oci.DiffID) {
@@ -284,30 +241,10 @@ func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 
 // Walk implements layer.Driver.
 func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.Time) error) error {
-	entries, err := d.fsys.ReadDir(d.layers)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		key := layer.Key(keyPrefix + e.Name())
-		if parseKey(key) != nil {
-			continue
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := visit(key, info.ModTime()); err != nil {
-			return err
-		}
-	}
-	return nil
+	return tree.Walk(ctx, d.fsys, d.layers, func(name string) (layer.Key, bool) {
+		key := layer.Key(keyPrefix + name)
+		return key, parseKey(key) == nil
+	}, visit)
 }
 
 // Remove implements layer.Driver.
@@ -315,7 +252,7 @@ func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
 	if err := parseKey(key); err != nil {
 		return err
 	}
-	defer d.lock(key)()
+	defer d.locks.Lock(string(key))()
 	dir := d.dir(key)
 	if _, err := d.fsys.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -346,7 +283,7 @@ func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error
 	}
 	r, err := d.rebuild(m)
 	if err != nil {
-		return nil, damaged(m.DiffID, err)
+		return nil, tree.Damaged(m.DiffID, err)
 	}
 	return r, nil
 }
@@ -371,7 +308,7 @@ func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 		return err
 	}
 	if err := d.verify(ctx, m); err != nil {
-		return damaged(m.DiffID, err)
+		return tree.Damaged(m.DiffID, err)
 	}
 	_, _, err = d.variant(ctx, chain)
 	return err

@@ -53,7 +53,7 @@ func (d *Driver) variant(ctx context.Context, chain oci.Chain) (dir string, has 
 	if err != nil {
 		return "", false, err
 	}
-	defer d.lock(key)()
+	defer d.locks.Lock(string(key))()
 	if v, err := d.variantMeta(dir); err == nil {
 		return dir, !v.Empty, nil
 	}
@@ -89,7 +89,7 @@ func (d *Driver) makeVariant(ctx context.Context, m *tree.Meta, dir string, base
 	}()
 	own, err := writable.OpenDir(filepath.Join(d.dir(baseKey(m.DiffID)), tree.FS))
 	if err != nil {
-		return false, damaged(m.DiffID, err)
+		return false, tree.Damaged(m.DiffID, err)
 	}
 	defer own.Close()
 	tmp := durable.TempName(d.layers)

@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"ply/internal/durable"
-	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tree"
@@ -13,55 +12,20 @@ import (
 
 // Create implements layer.Driver.
 func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
-	tmp := durable.TempName(d.layers)
-	w, err := tree.Create(ctx, d.fsys, tmp, d.opts.Limits)
-	if err != nil {
-		return nil, err
-	}
-	return &writer{Writer: w, d: d, tmp: tmp}, nil
-}
-
-type writer struct {
-	*tree.Writer
-	d    *Driver
-	tmp  string
-	over bool
-}
-
-// Commit implements layer.Writer.
-func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
-	if w.over {
-		return layer.Info{}, errs.New(errs.Precondition, "layer: was committed or given up already")
-	}
-	defer func() { err = errors.Join(err, w.Abort()) }()
-	m, err := w.Finish(want)
-	if err != nil {
-		return layer.Info{}, err
-	}
-	if err := w.d.publish(ctx, w.tmp, m); err != nil {
-		return layer.Info{}, err
-	}
-	chain := append(parents[:len(parents):len(parents)], m.DiffID)
-	if _, _, err := w.d.variant(ctx, chain); err != nil {
-		return layer.Info{}, err
-	}
-	return m.Info(), nil
-}
-
-// Abort implements layer.Writer.
-func (w *writer) Abort() error {
-	if w.over {
-		return nil
-	}
-	w.over = true
-	return w.Writer.Abort()
+	return tree.NewLayer(ctx, d.fsys, d.layers, d.opts.Limits, func(ctx context.Context, tmp string, parents oci.Chain, m *tree.Meta) error {
+		if err := d.publish(ctx, tmp, m); err != nil {
+			return err
+		}
+		_, _, err := d.variant(ctx, append(parents[:len(parents):len(parents)], m.DiffID))
+		return err
+	})
 }
 
 // publish makes the layer directory at tmp the one of its digest, unless a sound one is there. On a good end tmp is
 // gone or will be removed by the caller.
 func (d *Driver) publish(ctx context.Context, tmp string, m *tree.Meta) error {
 	key := baseKey(m.DiffID)
-	defer d.lock(key)()
+	defer d.locks.Lock(string(key))()
 	dir := d.dir(key)
 	if _, err := d.fsys.Lstat(dir); err == nil {
 		held, err := d.meta(m.DiffID)

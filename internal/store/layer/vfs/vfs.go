@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,14 +36,7 @@ type Driver struct {
 	root   string
 	layers string
 	opts   Options
-
-	mu    sync.Mutex // innermost
-	locks map[string]*keyLock
-}
-
-type keyLock struct {
-	mu    sync.Mutex
-	users int
+	locks  tree.Locks // object directories
 }
 
 var _ layer.Driver = (*Driver)(nil)
@@ -74,7 +66,6 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	}
 	d := &Driver{
 		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
-		locks: map[string]*keyLock{},
 	}
 	for _, dir := range []string{d.layers, d.emptyDir()} {
 		if err := fsys.MkdirAll(dir, 0o755); err != nil {
@@ -124,31 +115,6 @@ func (d *Driver) tree(chain oci.Chain) string {
 	return filepath.Join(d.dir(chain), tree.FS)
 }
 
-// lock keeps others from changing an object until unlock is called.
-func (d *Driver) lock(dir string) (unlock func()) {
-	d.mu.Lock()
-	l := d.locks[dir]
-	if l == nil {
-		l = &keyLock{}
-		d.locks[dir] = l
-	}
-	l.users++
-	d.mu.Unlock()
-	l.mu.Lock()
-	return func() {
-		l.mu.Unlock()
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(d.locks, dir)
-		}
-	}
-}
-
-func damaged(id oci.DiffID, err error) error {
-	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
-}
-
 // meta gives the description of the top layer of chain; errs.NotFound when it is not held, errs.DataLoss when
 // it is damaged. The empty chain is always held.
 func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
@@ -170,7 +136,7 @@ func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
 		err = errors.New("is described as " + string(m.DiffID))
 	}
 	if err != nil {
-		return nil, damaged(chain.Top(), err)
+		return nil, tree.Damaged(chain.Top(), err)
 	}
 	return m, nil
 }
@@ -196,29 +162,7 @@ func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) 
 
 // Walk implements layer.Driver.
 func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.Time) error) error {
-	entries, err := d.fsys.ReadDir(d.layers)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if !oci.IsHex64(e.Name()) {
-			continue
-		}
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := visit(layer.Key(keyPrefix+e.Name()), info.ModTime()); err != nil {
-			return err
-		}
-	}
-	return nil
+	return tree.Walk(ctx, d.fsys, d.layers, func(name string) (layer.Key, bool) { return layer.Key(keyPrefix + name), oci.IsHex64(name) }, visit)
 }
 
 // Remove implements layer.Driver.
@@ -228,7 +172,7 @@ func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
 		return err
 	}
 	dir := filepath.Join(d.layers, hex)
-	defer d.lock(dir)()
+	defer d.locks.Lock(dir)()
 	if _, err := d.fsys.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -273,7 +217,7 @@ func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error
 	}
 	r, err := tree.OpenTar(d.fsys, d.dir(chain), d.tree(chain), m)
 	if err != nil {
-		return nil, damaged(m.DiffID, err)
+		return nil, tree.Damaged(m.DiffID, err)
 	}
 	return tree.Verified(r, m.DiffID, m.TarSize), nil
 }
@@ -286,7 +230,7 @@ func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 	}
 	defer r.Close()
 	if err := tree.Check(ctx, r, d.tree(chain), d.opts.Limits); err != nil {
-		return damaged(chain.Top(), err)
+		return tree.Damaged(chain.Top(), err)
 	}
 	return nil
 }
@@ -306,57 +250,20 @@ func (d *Driver) Unmount(ctx context.Context, target string) error {
 
 // Create implements layer.Driver.
 func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
-	tmp := durable.TempName(d.layers)
-	w, err := tree.Create(ctx, d.fsys, tmp, d.opts.Limits)
-	if err != nil {
-		return nil, err
-	}
-	return &writer{Writer: w, d: d, tmp: tmp}, nil
+	return tree.NewLayer(ctx, d.fsys, d.layers, d.opts.Limits, d.publish)
 }
 
-type writer struct {
-	*tree.Writer
-	d    *Driver
-	tmp  string
-	over bool
-}
-
-// Commit implements layer.Writer.
-func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
-	if w.over {
-		return layer.Info{}, errs.New(errs.Precondition, "layer: was committed or given up already")
-	}
-	defer func() { err = errors.Join(err, w.Abort()) }()
-	m, err := w.Finish(want)
-	if err != nil {
-		return layer.Info{}, err
-	}
+// publish lays the layer at tmp over its parents and makes it an object, unless a sound one is there.
+func (d *Driver) publish(ctx context.Context, tmp string, parents oci.Chain, m *tree.Meta) error {
 	chain := append(parents[:len(parents):len(parents)], m.DiffID)
-	if err := w.d.publish(ctx, w.tmp, chain, m); err != nil {
-		return layer.Info{}, err
-	}
-	return m.Info(), nil
-}
-
-// Abort implements layer.Writer.
-func (w *writer) Abort() error {
-	if w.over {
-		return nil
-	}
-	w.over = true
-	return w.Writer.Abort()
-}
-
-// publish lays the layer at tmp over its parents and makes it the object of chain, unless a sound one is there.
-func (d *Driver) publish(ctx context.Context, tmp string, chain oci.Chain, m *tree.Meta) error {
 	dir := d.dir(chain)
-	defer d.lock(dir)()
+	defer d.locks.Lock(dir)()
 	_, err := d.fsys.Lstat(dir)
 	held := err == nil
 	if held && d.Verify(ctx, chain) == nil {
 		return nil
 	}
-	if err := d.stack(ctx, tmp, chain.Parent(), m); err != nil {
+	if err := d.stack(ctx, tmp, parents, m); err != nil {
 		return fmt.Errorf("layer %s: %w", m.DiffID, err)
 	}
 	if err := d.fsys.SyncFS(tmp); err != nil {
