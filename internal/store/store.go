@@ -220,11 +220,14 @@ func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, siz
 	}
 	s.mu.Unlock()
 
-	freed, failed := s.removeAll(ctx, dead, sizes)
-	if len(dead) > 0 {
-		failed = errors.Join(failed, s.forgetLayers())
+	if len(dead) == 0 {
+		return 0, nil
 	}
-	return freed, failed
+	// The transaction waits for the disk as long as the removal does; they need not wait for each other.
+	forgotten := make(chan error, 1)
+	go func() { forgotten <- s.forgetLayers() }()
+	freed, failed := s.removeAll(ctx, dead, sizes)
+	return freed, errors.Join(failed, <-forgotten)
 }
 
 // removers is how many objects are removed at a time: freeing a large file is work for the kernel, on some file
