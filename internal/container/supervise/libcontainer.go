@@ -17,12 +17,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/filter"
 	"ply/internal/container/shim"
 )
 
 // linked is the runtime that is linked in.
 type linked struct {
 	c         *libcontainer.Container
+	filter    *filter.Filter
 	privately bool // a pid namespace of its own
 }
 
@@ -42,7 +44,8 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	return &linked{c: c, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
+	return &linked{c: c, filter: filter.Find(cfg.StateDir+"-seccomp", config.Seccomp),
+		privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
 }
 
 // removeDead deletes the state of a container that has ended.
@@ -123,7 +126,11 @@ func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	if err != nil {
 		return child{}, err
 	}
-	if err := r.c.Start(lp); err != nil {
+	files, done := r.filter.Files()
+	lp.ExtraFiles = files
+	err = r.c.Start(lp)
+	done(err == nil)
+	if err != nil {
 		return child{}, programFailure(err)
 	}
 	pid, err := lp.Pid()
