@@ -65,15 +65,15 @@ type Engine struct {
 // Open brings the engine up: stores, services, then the containers that outlived the last plyd.
 func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 	cfg := opts.Config
-	e := &Engine{opts: opts, log: opts.Log, cfg: cfg, Events: &events.Bus{}}
-	if e.log == nil {
-		e.log = slog.New(slog.DiscardHandler)
-	}
 	if opts.FS == nil {
 		opts.FS = durable.OS
 	}
 	if opts.CertsDirs == nil {
 		opts.CertsDirs = []string{"/etc/ply/certs.d", "/etc/docker/certs.d"}
+	}
+	e := &Engine{opts: opts, log: opts.Log, cfg: cfg, Events: &events.Bus{}}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
 	}
 	defer func() {
 		if err != nil {

@@ -272,7 +272,11 @@ func (c *Client) transportError(ep *resolved, req *http.Request, err error) erro
 	}
 	if strings.Contains(err.Error(), "x509:") || strings.Contains(err.Error(), "tls: failed to verify") {
 		e = errs.New(errs.Precondition, "%s %q: %w", method, redact(req.URL), err)
-		return e.WithHint("Put the registry's CA into certs.d/%s/ca.crt, or add \"insecure-registries\": [%q] to %s.", req.URL.Host, req.URL.Host, c.opts.ConfigFile)
+		dir := "certs.d"
+		if len(c.opts.CertsDirs) > 0 {
+			dir = c.opts.CertsDirs[0]
+		}
+		return e.WithHint("Put the registry's CA into %s/%s/ca.crt, or add \"insecure-registries\": [%q] to %s.", dir, req.URL.Host, req.URL.Host, c.opts.ConfigFile)
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {

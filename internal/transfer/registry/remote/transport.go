@@ -25,22 +25,19 @@ type transportKey struct {
 	mirror   bool // short connect timeout
 }
 
-// pool is a connection pool and when its certificates were read.
+// pool is a connection pool and what its certificates' files looked like.
 type pool struct {
 	*http.Transport
-	made time.Time
+	certs string
 }
-
-// certsFor is how long certificates are used before their files are looked at again.
-const certsFor = time.Minute
 
 // transport gives the connection pool of an endpoint.
 func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	key := transportKey{e.host, e.insecure, e.nets != nil, e.mirror}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	old := c.transports[key]
-	if old != nil && time.Since(old.made) < certsFor {
+	old, certs := c.transports[key], c.certsSeen(e.host)
+	if old != nil && old.certs == certs {
 		return old.Transport, nil
 	}
 	conf, err := c.tlsConfig(e.host)
@@ -61,19 +58,28 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 		t.Proxy = nil // a proxy is not in those networks, and would not be held to them
 	}
 	if old != nil {
-		if conf.RootCAs == nil && conf.Certificates == nil && !old.special() {
-			old.made = time.Now()
-			return old.Transport, nil
-		}
 		old.CloseIdleConnections()
 	}
-	c.transports[key] = &pool{t, time.Now()}
+	c.transports[key] = &pool{t, certs}
 	return t, nil
 }
 
-// special tells whether the pool has certificates of its own.
-func (p *pool) special() bool {
-	return p.TLSClientConfig.RootCAs != nil || p.TLSClientConfig.Certificates != nil
+// certsSeen tells apart states of the files that tlsConfig reads, so that a new certificate counts at once.
+func (c *Client) certsSeen(host string) string {
+	var seen strings.Builder
+	for _, dir := range c.opts.CertsDirs {
+		dir = filepath.Join(dir, filepath.Base(host))
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // tlsConfig says so, where it is more than absence
+		}
+		for _, e := range entries {
+			if st, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
+				fmt.Fprintln(&seen, dir, e.Name(), st.Size(), st.ModTime().UnixNano())
+			}
+		}
+	}
+	return seen.String()
 }
 
 // elsewhere is the pool for redirect targets: system roots, no client certificates, no link-local addresses.
@@ -84,7 +90,7 @@ func (c *Client) elsewhere() *http.Transport {
 	t := c.transports[key]
 	if t == nil {
 		conf := &tls.Config{MinVersion: tls.VersionTLS12}
-		t = &pool{newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf), time.Now()}
+		t = &pool{newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf), ""}
 		c.transports[key] = t
 	}
 	return t.Transport
