@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"ply/internal/api/docker"
+	"ply/internal/api/listen"
 	"ply/internal/config"
 	"ply/internal/engine"
 	"ply/internal/errs"
@@ -189,7 +190,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	defer stop()
 
 	// The socket is opened first: a second plyd on it is told so before it touches a store.
-	listeners, hosts, err := listen(cfg)
+	listeners, hosts, err := openHosts(cfg)
 	if err != nil {
 		return err
 	}
@@ -207,7 +208,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	go e.Housekeeping(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
-	server := docker.NewServer(docker.New(e.API(hosts)), log)
+	server := listen.NewServer(docker.New(e.API(hosts)), log)
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
 	for _, l := range listeners {
@@ -235,10 +236,10 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	return err
 }
 
-func listen(cfg *config.Config) (all []net.Listener, hosts []string, err error) {
-	o := docker.ListenOptions{Group: cfg.Group, TLS: docker.TLS{CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, CAFile: cfg.TLSCACert, Verify: cfg.TLSVerify || cfg.TLS}}
+func openHosts(cfg *config.Config) (all []net.Listener, hosts []string, err error) {
+	o := listen.Options{Group: cfg.Group, TLS: listen.TLS{CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, CAFile: cfg.TLSCACert, Verify: cfg.TLSVerify || cfg.TLS}}
 	for _, h := range cfg.Hosts {
-		l, err := docker.Listen(h, o)
+		l, err := listen.Open(h, o)
 		if err != nil {
 			for _, l := range all {
 				l.Close()
@@ -248,7 +249,7 @@ func listen(cfg *config.Config) (all []net.Listener, hosts []string, err error) 
 		all = append(all, l...)
 	}
 	if cfg.TLSCert != "" {
-		if hosts, err = docker.CertificateHosts(cfg.TLSCert, cfg.TLSKey); err != nil {
+		if hosts, err = listen.CertificateHosts(cfg.TLSCert, cfg.TLSKey); err != nil {
 			return nil, nil, err
 		}
 	}

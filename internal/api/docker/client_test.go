@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/api/listen"
 	"ply/internal/events"
 )
 
@@ -25,11 +26,11 @@ func (w *world) serve(t *testing.T) string {
 		t.Fatal(err)
 	}
 	sock := filepath.Join(dir, "s")
-	listeners, err := Listen("unix://"+sock, ListenOptions{})
+	listeners, err := listen.Open("unix://"+sock, listen.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := NewServer(w.api, slog.New(slog.DiscardHandler))
+	srv := listen.NewServer(w.api, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(listeners[0]) }()
 	t.Cleanup(func() {
@@ -280,8 +281,8 @@ func TestPythonClients(t *testing.T) {
 
 func TestListenTwice(t *testing.T) {
 	sock := newWorld(t).serve(t)
-	if _, err := Listen("unix://"+sock, ListenOptions{}); err == nil || !strings.Contains(err.Error(), "another engine answers") {
-		t.Errorf("Listen on a socket that answers = %v", err)
+	if _, err := listen.Open("unix://"+sock, listen.Options{}); err == nil || !strings.Contains(err.Error(), "another engine answers") {
+		t.Errorf("Open on a socket that answers = %v", err)
 	}
 	if conn, err := net.Dial("unix", sock); err != nil {
 		t.Errorf("the first engine lost its socket: %v", err)

@@ -32,7 +32,7 @@ type Options struct {
 	// HTTP fetches what `import URL` names; nil means a client that gives up on a silent server.
 	HTTP *http.Client
 	// Hosts are the names, besides addresses and localhost, by which clients may call a TCP listener:
-	// see CertificateHosts.
+	// see listen.CertificateHosts.
 	Hosts []string
 }
 

@@ -8,184 +8,18 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"io"
-	"io/fs"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"ply/internal/errs"
+	"ply/internal/api/listen"
 )
-
-// shortDir is a directory whose path fits into a socket's address.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "l")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
-func TestUnixSocket(t *testing.T) {
-	path := filepath.Join(shortDir(t), "new", "dir", "s")
-	ls, err := Listen("unix://"+path, ListenOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if st.Mode().Perm() != 0o660 || st.Mode().Type() != fs.ModeSocket || st.Sys().(*syscall.Stat_t).Uid != 0 {
-		t.Errorf("socket = %v", st.Mode())
-	}
-	if err := ls[0].Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("after Close: %v, want no file", err)
-	}
-}
-
-func TestStaleSocketIsReplaced(t *testing.T) {
-	path := filepath.Join(shortDir(t), "s")
-	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	old.SetUnlinkOnClose(false)
-	if err := old.Close(); err != nil { // as a killed engine leaves it
-		t.Fatal(err)
-	}
-	ls, err := Listen("unix://"+path, ListenOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// An engine that took the path over keeps it when the first one closes.
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	next, err := Listen("unix://"+path, ListenOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := ls[0].Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Lstat(path); err != nil {
-		t.Errorf("the first engine removed the second one's socket: %v", err)
-	}
-	if err := next[0].Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestListenRefusals(t *testing.T) {
-	dir := shortDir(t)
-	file := filepath.Join(dir, "file")
-	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	link := filepath.Join(dir, "link")
-	if err := os.Symlink(file, link); err != nil {
-		t.Fatal(err)
-	}
-	for addr, want := range map[string]string{
-		"unix://" + file:               "not a socket",
-		"unix://" + link:               "not a socket",
-		"unix://relative":              "absolute path",
-		"unix:///a/../b":               "clean absolute path",
-		"unix://" + dir + "/s/../../x": "clean absolute path",
-		"tcp://127.0.0.1:0":            "needs TLS that verifies its clients",
-		"tcp://127.0.0.1":              "missing port",
-		"npipe:////./pipe/x":           "unknown scheme",
-		"/run/x.sock":                  "want unix://",
-		"fd://":                        "no sockets found via socket activation",
-	} {
-		if _, err := Listen(addr, ListenOptions{}); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("Listen(%s) = %v, want %q", addr, err, want)
-		}
-	}
-	if _, err := Listen("unix://"+filepath.Join(dir, "s"), ListenOptions{Group: "no-such-group"}); !errors.Is(err, errs.Invalid) {
-		t.Errorf("Listen with an unknown group = %v", err)
-	}
-	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
-		t.Errorf("the file = %q, %v", b, err)
-	}
-}
-
-// systemd hands sockets over as descriptors 3 and up; the child answers one request on each and leaves.
-func TestSocketActivation(t *testing.T) {
-	if os.Getenv("ACTIVATED") != "" {
-		activatedChild(t)
-		return
-	}
-	path := filepath.Join(shortDir(t), "s")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	file, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = tcp.Close() }()
-	tcpFile, err := tcp.(*net.TCPListener).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, files := range map[string][]*os.File{"unix": {file}, "tcp": {tcpFile}} {
-		cmd := exec.CommandContext(t.Context(), "sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run='^TestSocketActivation$'`, os.Args[0])
-		cmd.Env = append(os.Environ(), "ACTIVATED="+name, "LISTEN_FDS=1")
-		cmd.ExtraFiles = files
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", name, err, out)
-		}
-		for _, f := range files {
-			if err := f.Close(); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-}
-
-func activatedChild(t *testing.T) {
-	ls, err := Listen("fd://", ListenOptions{})
-	if os.Getenv("ACTIVATED") == "tcp" {
-		if err == nil || !strings.Contains(err.Error(), "needs TLS") {
-			t.Errorf("Listen on a TCP socket of systemd's without TLS = %v", err)
-		}
-		return
-	}
-	if err != nil || len(ls) != 1 {
-		t.Fatalf("Listen = %v, %v", ls, err)
-	}
-	srv := NewServer(newWorld(t).api, nil)
-	done := make(chan error, 1)
-	go func() { done <- srv.Serve(ls[0]) }()
-	if got := raw(t, ls[0].Addr().String(), "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n", "OK"); !strings.Contains(got, "OK") {
-		t.Errorf("answer %q", got)
-	}
-	if err := srv.Close(); err != nil {
-		t.Error(err)
-	}
-	<-done
-}
 
 // pair makes a certificate and key signed by parent (nil: by itself).
 func pair(t *testing.T, dir, name string, parent *tls.Certificate, hosts ...string) *tls.Certificate {
@@ -227,16 +61,16 @@ func TestTCPLetsInOnlyItsClients(t *testing.T) {
 	pair(t, dir, "server", ca, "engine.example", "Other.example")
 	mine := pair(t, dir, "client", ca)
 	foreign := pair(t, dir, "foreign", pair(t, dir, "ca2", nil))
-	opts := TLS{CertFile: filepath.Join(dir, "server.pem"), KeyFile: filepath.Join(dir, "server-key.pem"), CAFile: filepath.Join(dir, "ca.pem")}
-	if _, err := Listen("tcp://127.0.0.1:0", ListenOptions{TLS: opts}); err == nil {
-		t.Error("Listen without verification = nil")
+	opts := listen.TLS{CertFile: filepath.Join(dir, "server.pem"), KeyFile: filepath.Join(dir, "server-key.pem"), CAFile: filepath.Join(dir, "ca.pem")}
+	if _, err := listen.Open("tcp://127.0.0.1:0", listen.Options{TLS: opts}); err == nil {
+		t.Error("Open without verification = nil")
 	}
 	opts.Verify = true
-	ls, err := Listen("tcp://127.0.0.1:0", ListenOptions{TLS: opts})
+	ls, err := listen.Open("tcp://127.0.0.1:0", listen.Options{TLS: opts})
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := NewServer(newWorld(t).api, nil)
+	srv := listen.NewServer(newWorld(t).api, nil)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ls[0]) }()
 	t.Cleanup(func() { _ = srv.Close(); <-done })
@@ -295,7 +129,7 @@ func TestTCPLetsInOnlyItsClients(t *testing.T) {
 			t.Errorf("%s: %d %q %v, want %d %q", tc.name, status, body, err, tc.status, tc.want)
 		}
 	}
-	hosts, err := CertificateHosts(opts.CertFile, opts.KeyFile)
+	hosts, err := listen.CertificateHosts(opts.CertFile, opts.KeyFile)
 	if err != nil || strings.Join(hosts, " ") != "engine.example other.example" {
 		t.Errorf("CertificateHosts = %v, %v", hosts, err)
 	}

@@ -1,0 +1,146 @@
+// Package listen opens the doors of the API: unix sockets, sockets of systemd's, and TCP with TLS that knows its clients. It says who
+// may come in and how many at a time; what they may ask is package docker's business.
+package listen
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/coreos/go-systemd/v22/activation"
+
+	"ply/internal/errs"
+)
+
+// Options of Open.
+type Options struct {
+	Group string // owner group of a unix socket; "" is ply, where that group exists
+	TLS   TLS
+}
+
+// TLS says how a TCP listener proves itself and whom it lets in.
+type TLS struct {
+	CertFile, KeyFile string // the engine's own
+	CAFile            string // clients must show a certificate signed by it
+	Verify            bool   // tlsverify; without it no TCP listener is opened
+}
+
+// Open opens an address of the API: unix:///path, fd:// (all sockets that systemd hands over) or fd://N, tcp://host:port.
+// Each lets at most 1000 connections in at a time. TCP needs TLS that verifies clients: whoever reaches the API is root. Errors are errs.Invalid for an address that cannot
+// be, errs.Conflict when another engine answers there.
+func Open(addr string, o Options) ([]net.Listener, error) {
+	scheme, rest, ok := strings.Cut(addr, "://")
+	if !ok {
+		return nil, errs.New(errs.Invalid, "host %q: want unix://PATH, fd:// or tcp://HOST:PORT", addr)
+	}
+	var listeners []net.Listener
+	switch scheme {
+	case "unix":
+		l, err := listenUnix(rest, o.Group)
+		if err != nil {
+			return nil, err
+		}
+		listeners = []net.Listener{l}
+	case "fd":
+		var err error
+		if listeners, err = listenSystemd(rest, o.TLS); err != nil {
+			return nil, err
+		}
+	case "tcp":
+		l, err := listenTCP(addr, rest, o.TLS)
+		if err != nil {
+			return nil, err
+		}
+		listeners = []net.Listener{l}
+	default:
+		return nil, errs.New(errs.Invalid, "host %q: unknown scheme %q, want unix, fd or tcp", addr, scheme)
+	}
+	return listeners, nil
+}
+
+// listenSystemd takes the sockets that systemd opened for this process.
+func listenSystemd(which string, t TLS) ([]net.Listener, error) {
+	all, err := activation.Listeners()
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "host fd://%s: %w", which, err)
+	}
+	if len(all) == 0 {
+		return nil, errs.New(errs.Invalid, "host fd://%s: no sockets found via socket activation: make sure the service was started by systemd", which)
+	}
+	if which != "" && which != "*" {
+		n, err := strconv.Atoi(which)
+		if err != nil || n < 3 || n-3 >= len(all) {
+			return nil, errs.New(errs.Invalid, "host fd://%s: systemd handed over descriptors 3 to %d", which, 2+len(all))
+		}
+		all = all[n-3 : n-2]
+	}
+	for i, l := range all {
+		if l == nil {
+			return nil, errs.New(errs.Invalid, "host fd://%s: descriptor %d is not a listening socket", which, i+3)
+		}
+		all[i] = limit(l)
+		if l.Addr().Network() == "unix" {
+			continue
+		}
+		cfg, err := t.config(fmt.Sprintf("fd://%d", i+3))
+		if err != nil {
+			return nil, err
+		}
+		all[i] = tls.NewListener(all[i], cfg)
+	}
+	return all, nil
+}
+
+func listenTCP(addr, hostport string, t TLS) (net.Listener, error) {
+	if _, _, err := net.SplitHostPort(hostport); err != nil {
+		return nil, errs.New(errs.Invalid, "host %s: %w", addr, err)
+	}
+	cfg, err := t.config(addr)
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", hostport)
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "host %s: %w", addr, err)
+	}
+	return tls.NewListener(limit(l), cfg), nil
+}
+
+// config refuses what would let anybody in.
+func (t TLS) config(addr string) (*tls.Config, error) {
+	if !t.Verify || t.CertFile == "" || t.KeyFile == "" || t.CAFile == "" {
+		return nil, errs.New(errs.Invalid, "host %s: a TCP listener needs TLS that verifies its clients, because whoever reaches it is root", addr).
+			WithHint("Set tlsverify, tlscacert, tlscert and tlskey, or use a unix socket, for example through ssh.")
+	}
+	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "host %s: tlscert %s, tlskey %s: %w", addr, t.CertFile, t.KeyFile, err)
+	}
+	pem, err := os.ReadFile(t.CAFile)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "host %s: tlscacert: %w", addr, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errs.New(errs.Invalid, "host %s: tlscacert %s holds no certificate", addr, t.CAFile)
+	}
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"http/1.1"}}, nil
+}
+
+// CertificateHosts gives the DNS names of a certificate, in lower case: docker.Options.Hosts of a TCP listener.
+func CertificateHosts(certFile, keyFile string) ([]string, error) {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "tlscert %s, tlskey %s: %w", certFile, keyFile, err)
+	}
+	var hosts []string
+	for _, name := range cert.Leaf.DNSNames {
+		hosts = append(hosts, strings.ToLower(name))
+	}
+	return hosts, nil
+}

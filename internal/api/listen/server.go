@@ -1,0 +1,56 @@
+package listen
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// Limits of the HTTP server.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 120 * time.Second
+	maxHeader     = 64 << 10
+)
+
+// NewServer gives an HTTP server with the limits of the API, to Serve what Open opened. Its Shutdown does not wait for
+// connections that attach and exec took over.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/2 cannot be taken over
+		ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			logPeer(ctx, log, conn)
+			return ctx
+		},
+	}
+}
+
+// logPeer notes who speaks on a unix socket.
+func logPeer(ctx context.Context, log *slog.Logger, conn net.Conn) {
+	if !log.Enabled(ctx, slog.LevelDebug) {
+		return
+	}
+	sc, ok := conn.(syscall.Conn)
+	if !ok || conn.LocalAddr().Network() != "unix" {
+		return
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return
+	}
+	var cred *syscall.Ucred
+	if err := raw.Control(func(fd uintptr) {
+		cred, _ = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	}); err == nil && cred != nil {
+		log.Debug("connection", "pid", cred.Pid, "uid", cred.Uid, "gid", cred.Gid)
+	}
+}
