@@ -14,14 +14,12 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
-	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
@@ -45,10 +43,10 @@ type Filter struct {
 	file      *os.File // sealed, with the program; nil when there is none yet
 }
 
-// Find looks in dir for the program of a profile. A nil *Filter, which has no file, is for what has no profile or
-// cannot be remembered.
-func Find(dir string, profile *configs.Seccomp) *Filter {
-	if !replaceable || profile == nil || !private(dir) {
+// Find looks in dir, whose parent exists, for the program of a profile, which is given as libcontainer's JSON. A nil
+// *Filter, which has no file, is for what cannot be remembered.
+func Find(dir string, profile []byte) *Filter {
+	if !replaceable || !private(dir) {
 		return nil
 	}
 	name, err := key(profile)
@@ -127,7 +125,7 @@ func private(dir string) bool {
 }
 
 // key names all that a compiled program depends on.
-func key(profile *configs.Seccomp) (string, error) {
+func key(profile []byte) (string, error) {
 	boot, err := procid.Boot()
 	if err != nil {
 		return "", err
@@ -139,9 +137,7 @@ func key(profile *configs.Seccomp) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\x00%s\x00", library(), boot)
 	fmt.Fprintf(h, "%d %d %d %d %d\x00", exe.Dev, exe.Ino, exe.Size, exe.Mtim.Nano(), exe.Ctim.Nano())
-	if err := json.NewEncoder(h).Encode(profile); err != nil {
-		return "", err
-	}
+	h.Write(profile)
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
@@ -25,6 +27,7 @@ import (
 type linked struct {
 	c         *libcontainer.Container
 	filter    *filter.Filter
+	first     int  // the first process
 	privately bool // a pid namespace of its own
 }
 
@@ -44,8 +47,15 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
-	return &linked{c: c, filter: filter.Find(cfg.StateDir+"-seccomp", config.Seccomp),
-		privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
+	r := &linked{c: c, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}
+	if config.Seccomp != nil {
+		profile, err := json.Marshal(config.Seccomp)
+		if err != nil {
+			return nil, fmt.Errorf("seccomp profile: %w", err)
+		}
+		r.filter = filter.Find(cfg.StateDir+"-seccomp", profile)
+	}
+	return r, nil
 }
 
 // removeDead deletes the state of a container that has ended.
