@@ -26,17 +26,6 @@ var candidates = []candidate{
 	{"vfs", vfs.Probe, func(f durable.FS, r string) (layer.Driver, error) { return vfs.Open(f, r, vfs.Options{}) }},
 }
 
-// gone are the drivers that people ask for and that cannot be, with the reason.
-var gone = map[string]string{
-	"aufs":           "it was never part of the mainline kernel",
-	"devicemapper":   "Docker removed it in 2025, and overlayfs does its work better",
-	"zfs":            "it is not built in yet",
-	"btrfs":          "it is not built in yet; overlay2 and erofs work on a btrfs data root",
-	"overlay":        "overlay2 replaced it",
-	"fuse-overlayfs": "FUSE has no place in the read path here",
-	"windowsfilter":  "this is Linux",
-}
-
 // driverFile remembers which driver a data root was made with: layers of one are nothing to another.
 const driverFile = "driver"
 
@@ -51,9 +40,6 @@ func openDriver(fsys durable.FS, root, want string) (_ layer.Driver, notes [][2]
 		return nil, nil, errs.New(errs.Internal, "data root %s: %w", root, err)
 	}
 	have := strings.TrimSpace(string(made))
-	if why, ok := gone[want]; ok {
-		return nil, nil, errs.New(errs.Invalid, "storage driver %s: %s", want, why).WithHint("Use erofs, overlay2 or vfs, or leave it to the probe.")
-	}
 	if want != "" && have != "" && want != have {
 		return nil, nil, errs.New(errs.Precondition, "data root %s was made with storage driver %s, not %s", root, have, want).
 			WithHint("Use another --data-root, or save the images and load them there.")
