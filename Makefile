@@ -8,13 +8,16 @@ RUN_NEEDS   := nftables iproute2 procps
 TOUR_NEEDS  := mmdebstrap curl
 TEST_NEEDS  := docker.io docker-registry skopeo erofs-utils busybox-static strace apache2-utils xz-utils zstd tar libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs util-linux
 
+# A tree that git will not read, such as another user's, builds without its commit in the version.
+VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
+
 .PHONY: build tour test lint bench install uninstall
 
 build:
 	@test/setup/packages $(BUILD_NEEDS)
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
-	CGO_ENABLED=1 go build -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
-	CGO_ENABLED=1 go build -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim
+	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
+	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
+	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim
 
 tour: build
 	@test/setup/packages $(RUN_NEEDS) $(TOUR_NEEDS)

@@ -122,12 +122,13 @@ func identifiers(t *testing.T) map[string]bool {
 
 // providers says which Debian package brings a program that tests run; what every Debian has is under "".
 var providers = map[string][]string{
-	"":                {"sh", "bash", "cp", "sleep", "tar", "true", "make", "go"},
-	"util-linux":      {"unshare", "nsenter", "mount"},
+	"": {"sh", "bash", "cat", "chmod", "chown", "cp", "dd", "df", "diff", "du", "echo", "env", "find", "grep", "gzip", "id", "ln", "ls", "mkdir", "mkfifo",
+		"mknod", "mv", "printf", "rm", "sed", "sha256sum", "sleep", "stat", "sync", "tail", "tar", "timeout", "touch", "true", "truncate", "make", "go"},
+	"util-linux":      {"unshare", "nsenter", "mount", "umount", "losetup", "findmnt", "script"},
 	"e2fsprogs":       {"mkfs.ext4"},
-	"iproute2":        {"ip"},
+	"iproute2":        {"ip", "ss"},
 	"nftables":        {"nft"},
-	"procps":          {"pgrep", "pkill"},
+	"procps":          {"pgrep", "pkill", "ps"},
 	"docker.io":       {"docker", "dockerd", "runc"},
 	"docker-registry": {"docker-registry"},
 	"python3-docker":  {"python3"},

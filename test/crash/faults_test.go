@@ -27,7 +27,7 @@ import (
 
 // bed is a data root that can be put back to how it was prepared.
 type bed struct {
-	dir, saved, driver, flags string
+	dir, saved, driver string
 }
 
 func (b *bed) root() string { return filepath.Join(b.dir, "data") }

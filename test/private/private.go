@@ -130,7 +130,7 @@ func Shim() (string, error) {
 			return
 		}
 		shim.path = filepath.Join(dir, "ply-shim")
-		cmd := exec.Command("go", "build", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", shim.path, "ply/cmd/ply-shim")
+		cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", shim.path, "ply/cmd/ply-shim")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			shim.err = fmt.Errorf("build of ply-shim: %w: %s", err, out)
