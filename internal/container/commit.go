@@ -116,10 +116,10 @@ func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (
 	if base != nil {
 		cfg = base.Config
 		cfg.History = slices.Clone(cfg.History)
-	} else {
-		for range layers { // the history went with the image
-			cfg.History = append(cfg.History, oci.History{})
-		}
+	}
+	// The base's history went with its image, or never told of every layer: the new layer's entry must stand at its place.
+	for n := madeLayers(cfg.History); n < layers; n++ {
+		cfg.History = append(cfg.History, oci.History{})
 	}
 	if opts.Config != nil {
 		over := Spec{}
@@ -135,6 +135,17 @@ func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (
 	cfg.ContainerConfig, cfg.Parent, cfg.DockerVersion = nil, "", ""
 	cfg.History = append(cfg.History, oci.History{Created: &now, CreatedBy: by, Author: opts.Author, Comment: opts.Message})
 	return cfg, nil
+}
+
+// madeLayers counts the steps of a history that made a layer.
+func madeLayers(history []oci.History) int {
+	n := 0
+	for _, h := range history {
+		if !h.EmptyLayer {
+			n++
+		}
+	}
+	return n
 }
 
 // runConfig gives the part of a spec that an image keeps.

@@ -166,8 +166,8 @@ func checkDescriptor(d Descriptor, limit int64) error {
 	return nil
 }
 
-// DecodeConfig reads an image config: well formed, of type layers, with as many history entries that made a layer as
-// there are layers (when there is a history).
+// DecodeConfig reads an image config: well formed, of type layers. Its history may speak of more or fewer layers than
+// there are: builders leave it out or squash behind its back, and nothing but display hangs on it.
 func DecodeConfig(data []byte) (*Config, error) {
 	if len(data) > MaxConfig {
 		return nil, errs.New(errs.Invalid, "config is %d bytes, the limit is %d", len(data), MaxConfig)
@@ -186,15 +186,6 @@ func DecodeConfig(data []byte) (*Config, error) {
 		if err := checkDigest(string(d)); err != nil {
 			return nil, errs.New(errs.Invalid, "config: diff_id %d: %w", i, err)
 		}
-	}
-	made := 0
-	for _, h := range c.History {
-		if !h.EmptyLayer {
-			made++
-		}
-	}
-	if len(c.History) > 0 && made != len(c.RootFS.DiffIDs) {
-		return nil, errs.New(errs.Invalid, "config: history speaks of %d layers, rootfs of %d", made, len(c.RootFS.DiffIDs))
 	}
 	for _, e := range c.Config.Env {
 		if strings.IndexByte(e, 0) >= 0 {
