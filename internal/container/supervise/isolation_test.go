@@ -54,7 +54,7 @@ func TestSetuidAndNoNewPrivileges(t *testing.T) {
 		b.in.User, b.in.SecurityOpt = "user", c.opts
 		// busybox gives its rights back by itself, so this needs another program.
 		bin := filepath.Join(b.in.Rootfs, "bin/euid")
-		build := exec.Command("go", "build", "-o", bin, "./testdata/euid")
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "./testdata/euid")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
