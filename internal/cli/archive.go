@@ -80,7 +80,7 @@ func (a *App) output(ctx context.Context, what, path string, open func() (*http.
 }
 
 func (a *App) cmdSave() *cobra.Command {
-	var out, platform string
+	var out, platform, layout string
 	c := &cobra.Command{
 		Use: "save [OPTIONS] IMAGE [IMAGE...]", Short: "Save one or more images to a tar archive (streamed to STDOUT by default)", Args: minArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -93,6 +93,9 @@ func (a *App) cmdSave() *cobra.Command {
 				q = url.Values{}
 			}
 			q["names"] = args
+			if cmd.Flags().Changed("format") {
+				q.Set("format", layout)
+			}
 			return a.output(ctx, "save image", out, func() (*http.Response, error) {
 				api, err := a.engine(ctx)
 				if err != nil {
@@ -103,6 +106,7 @@ func (a *App) cmdSave() *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&out, "output", "o", "", "Write to a file, instead of STDOUT")
+	c.Flags().StringVar(&layout, "format", "hybrid", `Layout of the archive: "hybrid" (all at once), "oci", "docker", or "legacy" (only what the oldest clients read)`)
 	c.Flags().StringVar(&platform, "platform", "", `Save only the given platform variant. Formatted as "os[/arch[/variant]]" (e.g., "linux/amd64")`)
 	return c
 }
