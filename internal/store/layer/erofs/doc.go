@@ -11,6 +11,7 @@
 //	                       index-<chainID>…  the same for one chain of parents, when the layer depends on them:
 //	                       chain-<chainID>.data  with the files that its hard links reach below
 //	layers/roots/<attributes>/               empty directories that lie on top of views
+//	layers/inits/<number>/                   init layers of removed containers, for the next ones
 //	layers/quarantine/<diffID>/              a damaged layer and the reason
 //
 // Invariants: index.json is written last, so an index exists or does not; a layer directory appears by one

@@ -16,6 +16,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tarscan"
+	"ply/internal/store/layer/writable"
 )
 
 // Options of Open. The zero value is right for a machine of its own.
@@ -37,6 +38,7 @@ type Driver struct {
 	root   string
 	layers string // layers/sha256
 	roots  string // layers/roots, empty directories that views have on top
+	inits  *writable.Inits
 	quar   string // layers/quarantine
 	places string // layers/mounts, for kernels that want layers to have a place
 	kind   string // of the backing file system
@@ -82,6 +84,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 		}
 	}
 	if err := d.sweepTemps(); err != nil {
+		return nil, err
+	}
+	if d.inits, err = writable.OpenInits(fsys, filepath.Join(base, "inits")); err != nil {
 		return nil, err
 	}
 	p, err := probe(base, opts.Buffered)

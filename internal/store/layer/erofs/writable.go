@@ -17,7 +17,7 @@ func (d *Driver) CreateWritable(_ context.Context, dir string, chain oci.Chain) 
 // Mount implements layer.Driver.
 func (d *Driver) Mount(_ context.Context, dir string, chain oci.Chain, target string, opts layer.MountOptions) error {
 	return d.place(target, chain, func(base writable.Base) error {
-		return writable.Mount(d.fs, dir, base, target, opts)
+		return writable.Mount(d.fs, d.inits, dir, chain, base, target, opts)
 	})
 }
 
@@ -42,7 +42,7 @@ func (d *Driver) Usage(ctx context.Context, dir string, _ oci.Chain) (int64, err
 
 // RemoveWritable implements layer.Driver.
 func (d *Driver) RemoveWritable(_ context.Context, dir string) error {
-	return writable.Remove(d.fs, dir)
+	return writable.Remove(d.fs, d.inits, dir)
 }
 
 // with lends the layers of a chain.

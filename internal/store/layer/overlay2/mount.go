@@ -107,7 +107,7 @@ func (d *Driver) Mount(ctx context.Context, dir string, chain oci.Chain, target 
 	}
 	defer done()
 	d.use(target, chain)
-	return writable.Mount(d.fsys, dir, b, target, opts)
+	return writable.Mount(d.fsys, d.inits, dir, chain, b, target, opts)
 }
 
 // Unmount implements layer.Driver.
@@ -146,5 +146,5 @@ func (d *Driver) Usage(ctx context.Context, dir string, _ oci.Chain) (int64, err
 
 // RemoveWritable implements layer.Driver.
 func (d *Driver) RemoveWritable(ctx context.Context, dir string) error {
-	return writable.Remove(d.fsys, dir)
+	return writable.Remove(d.fsys, d.inits, dir)
 }

@@ -4,6 +4,7 @@
 //	<root>/layers/sha256/<diffID>/            a layer directory of package tree
 //	<root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
 //	<root>/roots/                             empty directories with root attributes, for views
+//	<root>/inits/                             init layers of removed containers, for the next ones
 //	<root>/layers/sha256/.tmp-*               what is being made or removed
 //
 // A layer is unpacked alone, so layers of an image come in parallel. What of it depends on the layers below
@@ -50,6 +51,7 @@ type Driver struct {
 	fsys   durable.FS
 	root   string
 	layers string
+	inits  *writable.Inits
 	opts   Options
 	locks  tree.Locks // keys; never two at once
 
@@ -113,7 +115,8 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 			return nil, err
 		}
 	}
-	return d, nil
+	d.inits, err = writable.OpenInits(fsys, filepath.Join(root, "inits"))
+	return d, err
 }
 
 func (d *Driver) roots() string { return filepath.Join(d.root, "roots") }

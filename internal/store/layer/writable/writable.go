@@ -1,15 +1,13 @@
 // Package writable makes the writable layer of a container over overlayfs, for every driver whose layers
 // are directories in overlay format, whether on disk or in mounts of their own.
 //
-// Below the directory that a container gives it keeps upper/ and work/ for overlayfs, and init/: a layer
-// between image and container with the mount points that a runtime needs (init.json tells which). What is only in
-// init/ is no change: look-ups for Changes and Diff start below it.
+// Below the directory that a container gives it keeps upper/ and work/ for overlayfs, and init.<digest>/: a layer
+// between image and container with the mount points that a runtime needs (the digest tells which). What is only in
+// there is no change: look-ups for Changes and Diff start below it.
 package writable
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -19,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
-	"ply/internal/errs"
 	"ply/internal/mount"
+	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/upper"
 )
@@ -158,9 +156,10 @@ func rootDir(fsys durable.FS, base Base, roots string) (string, error) {
 	return dir, nil
 }
 
-// Mount makes the writable in dir over base appear at target.
-func Mount(fsys durable.FS, dir string, base Base, target string, opts layer.MountOptions) error {
-	if err := makeInit(fsys, dir, base, opts.Init); err != nil {
+// Mount makes the writable in dir over base, the layers of chain, appear at target.
+func Mount(fsys durable.FS, inits *Inits, dir string, chain oci.Chain, base Base, target string, opts layer.MountOptions) error {
+	initDir, err := inits.place(dir, chain, base, opts.Init)
+	if err != nil {
 		return err
 	}
 	// A volatile mount leaves a mark here that forbids the next; whoever asked for it knew.
@@ -170,7 +169,6 @@ func Mount(fsys durable.FS, dir string, base Base, target string, opts layer.Mou
 	var open paths
 	defer open.close()
 	o := mount.Overlay{Volatile: opts.Volatile, Upper: filepath.Join(dir, upperName), Work: filepath.Join(dir, workName)}
-	initDir := filepath.Join(dir, initName)
 	for _, p := range []*string{&o.Upper, &o.Work, &initDir} {
 		var err error
 		if *p, err = open.short(*p); err != nil {
@@ -238,9 +236,9 @@ func withLower(base Base, do func(upper.Lower) error) error {
 }
 
 // Remove deletes a writable that is not mounted. What is not there is no error.
-func Remove(fsys durable.FS, dir string) error {
-	var all error
-	for _, name := range []string{upperName, workName, initName, initListName} {
+func Remove(fsys durable.FS, inits *Inits, dir string) error {
+	all := removeInits(fsys, dir, inits)
+	for _, name := range []string{upperName, workName} {
 		all = errors.Join(all, fsys.RemoveAll(filepath.Join(dir, name)))
 	}
 	return all
@@ -253,38 +251,6 @@ func OpenDir(path string) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// makeInit makes init/ for entries unless it is there already.
-func makeInit(fsys durable.FS, dir string, base Base, entries []layer.InitEntry) error {
-	list, err := json.Marshal(entries)
-	if err != nil {
-		return err
-	}
-	initDir, listFile := filepath.Join(dir, initName), filepath.Join(dir, initListName)
-	if had, err := durable.ReadFile(fsys, listFile, 1<<20); err == nil && bytes.Equal(had, list) {
-		if _, err := fsys.Lstat(initDir); err == nil {
-			return nil
-		}
-	}
-	tmp := durable.TempName(dir)
-	if err := fsys.Mkdir(tmp, 0o755); err != nil {
-		return err
-	}
-	err = BuildInit(tmp, base, entries)
-	err = errors.Join(err, ignoreAbsent(fsys.Remove(listFile)), fsys.RemoveAll(initDir))
-	if err == nil {
-		err = fsys.Rename(tmp, initDir)
-	}
-	if err != nil {
-		return errors.Join(errs.New(errs.Internal, "mount points of the runtime: %w", err), fsys.RemoveAll(tmp))
-	}
-	f, err := fsys.OpenFile(listFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(list)
-	return errors.Join(err, f.Close())
 }
 
 func ignoreAbsent(err error) error {
