@@ -14,35 +14,38 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestScripts runs the stories, each against a fresh plyd. A first line "# plyd: FLAGS" adds flags.
+// TestScripts runs the stories, each against a fresh plyd. A file plyd.flags in a story adds flags. The condition [docker28] holds where
+// the docker in PATH is the 28.2 client; Debian's own is docker20 everywhere.
 func TestScripts(t *testing.T) {
-	for _, driver := range []string{""} {
-		testscript.Run(t, testscript.Params{
-			Dir:                 filepath.Join("testdata", "script"),
-			UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
-			RequireExplicitExec: true,
-			Setup:               func(env *testscript.Env) error { return setup(env, driver) },
-			Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-				"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
-				"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "waitfor": cmdWaitFor, "pty": cmdPty,
-			},
-		})
-	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		RequireExplicitExec: true,
+		Setup:               setup,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
+			"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "waitfor": cmdWaitFor, "pty": cmdPty,
+		},
+		Condition: func(name string) (bool, error) {
+			if name != "docker28" {
+				return false, fmt.Errorf("unknown condition %q", name)
+			}
+			out, err := exec.Command("docker", "--version").Output()
+			return err == nil && strings.HasPrefix(string(out), "Docker version 28.2"), nil
+		},
+	})
 }
 
 type worldKey struct{}
 
 func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
 
-func setup(env *testscript.Env, driver string) error {
+func setup(env *testscript.Env) error {
 	t, ok := env.T().(testing.TB)
 	if !ok {
 		return fmt.Errorf("no testing.TB behind %T", env.T())
 	}
 	var flags []string
-	if driver != "" {
-		flags = append(flags, "--storage-driver", driver)
-	}
 	if b, err := os.ReadFile(filepath.Join(env.WorkDir, "plyd.flags")); err == nil {
 		flags = append(flags, strings.Fields(string(b))...)
 	}
