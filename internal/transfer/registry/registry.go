@@ -58,7 +58,7 @@ type Options struct {
 	DownloadAttempts       int // tries in a row without progress; 0 = 5
 
 	RetainBlobs  Retain // "" = RetainAuto
-	RetainBudget int64  // bytes of compressed layers kept by RetainAuto; 0 = 1 GiB
+	RetainBudget int64  // bytes of compressed layers kept by RetainAuto; 0 = a small part of what the layers take
 
 	UserAgent string
 	Log       *slog.Logger // nil = none
@@ -82,9 +82,6 @@ func (o *Options) setDefaults() {
 	}
 	if o.RetainBlobs == "" {
 		o.RetainBlobs = RetainAuto
-	}
-	if o.RetainBudget == 0 {
-		o.RetainBudget = 1 << 30
 	}
 }
 

@@ -81,7 +81,33 @@ func (c *Client) keeps(size int64) bool {
 	if err := unix.Statfs(c.st.Root, &fs); err != nil || fs.Bavail < fs.Blocks/10 {
 		return false // a cache does not fill the disk
 	}
-	return size <= c.opts.RetainBudget
+	return size <= c.budget()
+}
+
+// Bounds of what RetainAuto keeps when no budget is set.
+const (
+	retainShare = 25 // one part in so many of what the layers take
+	retainLeast = 64 << 20
+	retainMost  = 1 << 30
+)
+
+// budget is how many bytes of compressed layers are kept: a small part of what the layers themselves take, so that the cache
+// never makes images cost more disk than a directory tree of them would.
+func (c *Client) budget() int64 {
+	if c.opts.RetainBudget > 0 {
+		return c.opts.RetainBudget
+	}
+	var tars int64
+	err := c.st.Meta.View(func(tx *meta.Tx) error {
+		for _, l := range tx.Layers.All() {
+			tars += l.TarSize
+		}
+		return nil
+	})
+	if err != nil {
+		return 0
+	}
+	return min(max(tars/retainShare, retainLeast), retainMost)
 }
 
 // evict drops the least recently used compressed layers until the rest is within the budget.
@@ -123,8 +149,9 @@ func (c *Client) evict() {
 	})
 	c.mu.Unlock()
 	slices.SortFunc(all, func(a, b kept) int { return a.used.Compare(b.used) })
+	budget := c.budget()
 	for _, k := range all {
-		if total <= c.opts.RetainBudget {
+		if total <= budget {
 			return
 		}
 		if err := c.st.Blobs.Remove(k.digest); err != nil {
