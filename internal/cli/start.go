@@ -92,11 +92,11 @@ func (a *App) cmdAttach() *cobra.Command {
 			}
 			switch {
 			case !d.State.Running:
-				return errs.New(errs.Precondition, "cannot attach to a stopped container, start it first")
+				return errs.New(errs.Precondition, "You cannot attach to a stopped container, start it first")
 			case d.State.Paused:
-				return errs.New(errs.Precondition, "cannot attach to a paused container, unpause it first")
+				return errs.New(errs.Precondition, "You cannot attach to a paused container, unpause it first")
 			case d.State.Restarting:
-				return errs.New(errs.Precondition, "cannot attach to a restarting container, wait until it is running")
+				return errs.New(errs.Precondition, "You cannot attach to a restarting container, wait until it is running")
 			}
 			j := &job{app: a, api: api, id: d.ID, path: cmd.CommandPath(), tty: d.Config.Tty, keys: keys, started: true,
 				sigProxy: sigProxy && !d.Config.Tty, stdin: !noStdin && d.Config.OpenStdin, stdout: true, stderr: true}

@@ -156,9 +156,37 @@ func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	}, nil
 }
 
-func (r *linked) create(p *specs.Process, io ends) (child, error) { return r.begin(p, io, true) }
+func (r *linked) create(p *specs.Process, io ends) (child, error) {
+	c, err := r.begin(p, io, true)
+	r.first = c.pid
+	return c, err
+}
 
-func (r *linked) start() error { return r.c.Exec() }
+// start returns when the user's program is what runs: a signal sent before that would meet the runtime's own code, which
+// ends of SIGTERM with a status of its own.
+func (r *linked) start() error {
+	if err := r.c.Exec(); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(execLimit)
+	for pause := 50 * time.Microsecond; becoming(r.first) && time.Now().Before(deadline); pause = min(2*pause, 5*time.Millisecond) {
+		time.Sleep(pause)
+	}
+	return nil
+}
+
+// execLimit bounds the wait for an execve, which may read a program from a slow disk.
+const execLimit = 2 * time.Second
+
+// becoming reports whether a process is still the runtime's, about to become the user's program.
+func becoming(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return false
+	}
+	state, ours := bytes.CutPrefix(b, []byte(strconv.Itoa(pid)+" (runc:[2:INIT]) "))
+	return ours && len(state) > 0 && state[0] != 'Z' && state[0] != 'X'
+}
 
 func (r *linked) exec(_ string, p *specs.Process, io ends) (child, error) {
 	if st, err := r.c.Status(); err == nil && st == libcontainer.Paused {
