@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,38 @@ import (
 func copyOut(ctx context.Context, w io.Writer, r io.Reader) error {
 	_, err := io.Copy(w, r)
 	return endOf(ctx, err)
+}
+
+// stdin reads our standard input, from the first Read on, until ctx ends: a pipe into which nobody writes does not hold up a
+// signal.
+func (a *App) stdin(ctx context.Context) io.ReadCloser { return &input{ctx: ctx, from: a.In} }
+
+type input struct {
+	ctx  context.Context //nolint:containedctx // lives for one command
+	from io.Reader
+	once sync.Once
+	pipe *io.PipeReader
+}
+
+func (i *input) Read(p []byte) (int, error) {
+	i.once.Do(i.start)
+	return i.pipe.Read(p)
+}
+
+func (i *input) start() {
+	r, w := io.Pipe()
+	i.pipe = r
+	go func() {
+		_, err := io.CopyBuffer(w, struct{ io.Reader }{i.from}, make([]byte, 1<<20))
+		w.CloseWithError(err)
+	}()
+	context.AfterFunc(i.ctx, func() { w.CloseWithError(context.Cause(i.ctx)) })
+}
+
+// Close leaves the standard input open.
+func (i *input) Close() error {
+	i.once.Do(func() { i.pipe, _ = io.Pipe() })
+	return i.pipe.Close()
 }
 
 func endOf(ctx context.Context, err error) error {
@@ -144,16 +177,19 @@ func (a *App) cmdLoad() *cobra.Command {
 			if q == nil {
 				q = url.Values{}
 			}
-			r := a.In
-			if in != "" {
+			var body io.Reader
+			switch {
+			case in != "":
 				f, err := os.Open(in)
 				if err != nil {
 					return err
 				}
 				defer f.Close()
-				r = f
-			} else if a.InTerm != nil {
+				body = io.NopCloser(f)
+			case a.InTerm != nil:
 				return errs.New(errs.Invalid, "requested load from stdin, but stdin is empty")
+			default:
+				body = a.stdin(ctx)
 			}
 			if a.OutTerm == nil {
 				quiet = true
@@ -167,9 +203,9 @@ func (a *App) cmdLoad() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			resp, err := api.Open(ctx, client.Request{Method: "POST", Path: "/images/load", Query: q, Body: io.NopCloser(r)})
+			resp, err := api.Open(ctx, client.Request{Method: "POST", Path: "/images/load", Query: q, Body: body})
 			if err != nil {
-				return err
+				return endOf(ctx, err)
 			}
 			defer resp.Body.Close()
 			return a.showAnswer(ctx, resp, progress)
@@ -227,7 +263,7 @@ func (a *App) cmdImport() *cobra.Command {
 			var body any
 			switch {
 			case src == "-":
-				body = io.NopCloser(a.In)
+				body = a.stdin(ctx)
 			case strings.HasPrefix(src, "http://"), strings.HasPrefix(src, "https://"):
 				q.Set("fromSrc", src)
 			default:
@@ -244,7 +280,7 @@ func (a *App) cmdImport() *cobra.Command {
 			}
 			resp, err := api.Open(ctx, client.Request{Method: "POST", Path: "/images/create", Query: q, Body: body})
 			if err != nil {
-				return err
+				return endOf(ctx, err)
 			}
 			defer resp.Body.Close()
 			return a.showAnswer(ctx, resp, progress)

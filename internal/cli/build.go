@@ -23,9 +23,9 @@ func (a *App) build(ctx context.Context, f *buildFlags, source string) error {
 	if err != nil {
 		return err
 	}
-	bc, err := openContext(source, f.file, a.In)
+	bc, err := openContext(source, f.file, a.stdin(ctx))
 	if err != nil {
-		return err
+		return endOf(ctx, err)
 	}
 	defer bc.close()
 	if bc.remote != "" {

@@ -191,7 +191,7 @@ func (a *App) cpTo(ctx context.Context, api *client.Client, f *cpFlags, src, id,
 			return errs.New(errs.Invalid, "destination \"%s:%s\" must be a directory", id, dst)
 		}
 		q.Set("path", dstPath)
-		return api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: io.NopCloser(a.In)}, nil)
+		return endOf(ctx, api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: a.stdin(ctx)}, nil))
 	}
 	plan, err := packPlan(src, f.follow, dstPath, st != nil, dirDst)
 	if err != nil {

@@ -71,9 +71,9 @@ func (a *App) credentials(cmd *cobra.Command, server, user, pass string, fromStd
 		if user == "" {
 			return c, errs.New(errs.Invalid, "the --password-stdin option requires --username to be set")
 		}
-		b, err := io.ReadAll(io.LimitReader(a.In, 64<<10))
+		b, err := io.ReadAll(io.LimitReader(a.stdin(cmd.Context()), 64<<10))
 		if err != nil {
-			return c, err
+			return c, endOf(cmd.Context(), err)
 		}
 		c.Password = strings.TrimRight(string(b), "\r\n")
 		if c.Password == "" {

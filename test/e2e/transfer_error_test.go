@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"io/fs"
 	"net/http"
 	"os"
@@ -14,6 +15,25 @@ import (
 	"ply/internal/oci"
 	"ply/internal/transfer/registry/registrytest"
 )
+
+// temporaries lists the files that a transfer under way has made.
+func (w *world) temporaries(t *testing.T) []string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(filepath.Join(w.dir, "data"), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone while we looked
+		}
+		if err == nil && strings.HasPrefix(d.Name(), ".tmp-") {
+			list = append(list, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
 
 // leftovers lists what a failed transfer must not leave behind in the data root.
 func (w *world) leftovers(t *testing.T) (list []string) {
@@ -125,6 +145,7 @@ func TestTransferPullErrors(t *testing.T) {
 		"404 tag":   {r + ":none", nil, []string{"manifest for " + r + ":none not found: manifest unknown"}},
 		"404 repo":  {r + "x:1", refuse(404, "NAME_UNKNOWN"), []string{"repository " + r + "x not found"}},
 		"404 blob":  {r + ":1", blobs(func(w http.ResponseWriter, _ *http.Request) { registrytest.Refuse(w, 404, "BLOB_UNKNOWN", "no") }), []string{r + ":1", "has the manifest but not all that it names"}},
+		"429":       {r + ":1", patience("1"), []string{"toomanyrequests: slow down"}},
 		"429 long":  {r + ":1", patience("3600"), []string{"asks to wait 1h", "toomanyrequests"}},
 		"500":       {r + ":1", refuse(500, "UNKNOWN"), []string{"unknown: no"}},
 		"502 plain": {r + ":1", func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "<html>", 502); return true }, []string{"502 Bad Gateway"}},

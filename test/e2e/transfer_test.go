@@ -46,9 +46,17 @@ func (j *job) text() string {
 
 func (w *world) start(t *testing.T, args ...string) *job {
 	t.Helper()
+	return w.startFrom(t, nil, args...)
+}
+
+func (w *world) startFrom(t *testing.T, in *os.File, args ...string) *job {
+	t.Helper()
 	j := &job{t: t, cmd: exec.Command(w.program("ply"), args...), done: make(chan struct{})}
 	j.cmd.Env = append(os.Environ(), w.clientEnv()...)
 	j.cmd.Stdout, j.cmd.Stderr = j, j
+	if in != nil {
+		j.cmd.Stdin = in
+	}
 	if err := j.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +106,7 @@ type gate struct {
 	opened chan struct{}
 	open   func()
 	busy   atomic.Int32 // answers under way
+	held   atomic.Int32 // answers that wait at the mark
 	asked  atomic.Int64 // bytes that requests named
 }
 
@@ -130,6 +139,8 @@ func (g *gate) serve(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	_ = http.NewResponseController(w).Flush() // the client may have gone
+	g.held.Add(1)
+	defer g.held.Add(-1)
 	select {
 	case <-g.opened:
 		n, _ := w.Write(g.blob[stop:end])
@@ -179,7 +190,7 @@ func TestTransferResumesAfterCrash(t *testing.T) {
 	g := newGate(t, f, big.Blob, 13<<20)
 	ref := f.Addr() + "/team/app:1"
 	j := w.start(t, "pull", ref)
-	until(t, func() bool { return w.prefix(big.Digest) >= 9<<20 && g.busy.Load() == 4 }, func() string { return "no progress recorded:\n" + j.text() })
+	until(t, func() bool { return w.prefix(big.Digest) >= 9<<20 && g.held.Load() == 4 }, func() string { return "no progress recorded:\n" + j.text() })
 	w.kill9()
 	if code := j.end(); code != 1 {
 		t.Errorf("pull ended with %d when plyd died:\n%s", code, j.text())
