@@ -206,6 +206,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	go e.Housekeeping(ctx)
+	go rest(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
 	server := listen.NewServer(docker.New(e.API(hosts)), log)
