@@ -107,6 +107,15 @@ func TestTransferIndex(t *testing.T) {
 	}
 	w.content(t, top, 30, 4000)
 	wantAll(t, w.ply("pull", ref), "Image is up to date")
+
+	// Without an index there is no choice, but a platform that was asked for must be the image's, here or not.
+	f.AddManifest("multi", "arm", images[1].ManifestType, images[1].Manifest)
+	arm := f.Addr() + "/multi:arm"
+	for range 2 {
+		wantAll(t, w.fail(1, "pull", "--platform", "linux/amd64", arm), "does not match the specified platform: wanted linux/amd64, actual: linux/arm64")
+		w.ply("pull", arm)
+	}
+	wantAll(t, w.ply("pull", "--platform", "linux/arm64", arm), "Image is up to date")
 }
 
 // An image made here has the format of its base, or without one the format the engine is set to; the size that push prints

@@ -173,10 +173,10 @@ func (p *pull) fits(img *image.Image, top oci.Digest) bool {
 	if _, err := p.c.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest); err != nil {
 		return false
 	}
-	if img.Manifest.Digest == top {
+	got := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
+	if img.Manifest.Digest == top && (p.opts.Platform == "" || got.Architecture == "") {
 		return true // no choice to be made
 	}
-	got := oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant}
 	return matches(got, p.want)
 }
 
