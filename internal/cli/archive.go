@@ -27,6 +27,15 @@ func copyOut(ctx context.Context, w io.Writer, r io.Reader) error {
 	return endOf(ctx, err)
 }
 
+// openFile opens an archive; a directory is refused by name, before anything is sent.
+func openFile(path string) (*os.File, error) {
+	st, err := os.Stat(path)
+	if err == nil && st.IsDir() {
+		return nil, errs.New(errs.Invalid, "invalid input path: %q is a directory, not an archive", path)
+	}
+	return os.Open(path)
+}
+
 // stdin reads our standard input, from the first Read on, until ctx ends: a pipe into which nobody writes does not hold up a
 // signal.
 func (a *App) stdin(ctx context.Context) io.ReadCloser { return &input{ctx: ctx, from: a.In} }
@@ -180,7 +189,7 @@ func (a *App) cmdLoad() *cobra.Command {
 			var body io.Reader
 			switch {
 			case in != "":
-				f, err := os.Open(in)
+				f, err := openFile(in)
 				if err != nil {
 					return err
 				}
@@ -267,7 +276,7 @@ func (a *App) cmdImport() *cobra.Command {
 			case strings.HasPrefix(src, "http://"), strings.HasPrefix(src, "https://"):
 				q.Set("fromSrc", src)
 			default:
-				f, err := os.Open(src)
+				f, err := openFile(src)
 				if err != nil {
 					return err
 				}
