@@ -12,7 +12,7 @@ import (
 // Timestamp turns what users write behind --since and --until (a duration back from now, a date, a date and time with or
 // without zone, or seconds since 1970 with a fraction) into seconds with nine decimals, the API's form.
 func Timestamp(s string, now time.Time) (string, error) {
-	if d, err := time.ParseDuration(s); err == nil {
+	if d, err := time.ParseDuration(s); err == nil && s != "0" { // 0 is 1970, as to docker
 		t := now.Add(-d)
 		return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()), nil
 	}
