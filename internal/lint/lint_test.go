@@ -136,7 +136,6 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/moby/moby/api":                    {"ply/internal/api/", "ply/internal/cli"},
 		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/filter", "ply/cmd/ply-shim"},
 		"github.com/vishvananda/netlink":              {"ply/internal/network"},
-		"oras.land/oras-go":                           {"ply/internal/transfer/registry"},
 		"github.com/klauspost/compress":               {"ply/internal/compress"},
 		"github.com/klauspost/pgzip":                  {"ply/internal/compress"},
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},
