@@ -184,8 +184,28 @@ func becoming(pid int) bool {
 	if err != nil {
 		return false
 	}
-	state, ours := bytes.CutPrefix(b, []byte(strconv.Itoa(pid)+" (runc:[2:INIT]) "))
-	return ours && len(state) > 0 && state[0] != 'Z' && state[0] != 'X'
+	at := strconv.Itoa(pid)
+	state, ours := bytes.CutPrefix(b, []byte(at+" (runc:[2:INIT]) "))
+	if ours {
+		return len(state) > 0 && state[0] != 'Z' && state[0] != 'X'
+	}
+	state, ours = bytes.CutPrefix(b, []byte(at+" (docker-init) "))
+	return ours && len(state) > 0 && state[0] != 'Z' && state[0] != 'X' && childless("/proc/"+at+"/task")
+}
+
+// childless reports that no thread of a process has a child: the init of --init has not begun the program yet. A kernel
+// that does not tell is taken for no.
+func childless(tasks string) bool {
+	threads, err := os.ReadDir(tasks)
+	if err != nil {
+		return false
+	}
+	for _, t := range threads {
+		if b, err := os.ReadFile(filepath.Join(tasks, t.Name(), "children")); err != nil || len(b) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (r *linked) exec(_ string, p *specs.Process, io ends) (child, error) {
