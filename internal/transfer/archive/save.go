@@ -52,7 +52,13 @@ func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOpt
 	if err := layout(b, list); err != nil {
 		return err
 	}
-	return b.write(ctx, w)
+	if err := b.write(ctx, w); err != nil {
+		return err
+	}
+	for _, e := range list {
+		a.images.Publish("save", e.img.ID, "")
+	}
+	return nil
 }
 
 // entry is one file of the archive. Its size is known before its content is read.
