@@ -181,7 +181,7 @@ func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.Layer
 		}
 	}
 	for _, f := range forms {
-		if src := l.foreignSource(f); src != nil {
+		if src := l.foreignSource(ctx, f); src != nil {
 			err := l.upload(ctx, *src, &f)
 			if err == nil || ctx.Err() != nil {
 				return f, err
@@ -290,7 +290,7 @@ func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
 
 // foreignSource streams the layer from another registry that is known to have it; nil when there is none. No credentials are
 // at hand for it but the target's, so it is asked anonymously unless it is the target's own registry.
-func (l *layerPush) foreignSource(f meta.LayerBlob) *source {
+func (l *layerPush) foreignSource(ctx context.Context, f meta.LayerBlob) *source {
 	for _, name := range slices.Backward(f.Repositories) {
 		ref, err := oci.ParseReference(name)
 		if err != nil {
@@ -301,7 +301,7 @@ func (l *layerPush) foreignSource(f meta.LayerBlob) *source {
 			cred = l.opts.Credentials
 		}
 		from := l.c.remote.Session(ref, remote.Pull, cred)
-		return &source{size: f.Size, total: f.Size, open: func(ctx context.Context, off int64) (io.ReadCloser, error) {
+		src := &source{size: f.Size, total: f.Size, open: func(ctx context.Context, off int64) (io.ReadCloser, error) {
 			b, err := from.Blob(ctx, f.Digest, off, -1)
 			if err != nil {
 				return nil, err
@@ -311,6 +311,14 @@ func (l *layerPush) foreignSource(f meta.LayerBlob) *source {
 			}
 			return b, nil
 		}}
+		// A registry that knew the layer once may be gone: the next one is asked before anything is sent.
+		first, err := src.open(ctx, 0)
+		if err != nil {
+			l.c.opts.Log.Debug("layer is not there any more", "blob", f.Digest, "repository", name, "err", err)
+			continue
+		}
+		first.Close()
+		return src
 	}
 	return nil
 }

@@ -221,6 +221,13 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	if !l.has(digestLine("1", img.Manifest)) {
 		t.Errorf("digest changed:\n%s", l.text())
 	}
+	// The registry that was heard of last is gone: the one before still has it.
+	dst.Close()
+	next := registrytest.StartFake(t, false)
+	w.tag(src.Addr()+"/r:1", next.Addr()+"/r:1")
+	if l = w.mustPush(next.Addr()+"/r:1", transfer.Credentials{}); !l.has(digestLine("1", img.Manifest)) {
+		t.Errorf("digest changed:\n%s", l.text())
+	}
 
 	// And when nobody can, the user hears that the digest differs.
 	src.DropBlobs()
