@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -102,6 +103,9 @@ func TestDaemonIsKilled(t *testing.T) {
 }
 
 func TestSignalsAndUmaskAreDefaults(t *testing.T) {
+	// As under a shell that started plyd in the background; the shim inherits it from here.
+	signal.Ignore(unix.SIGINT, unix.SIGQUIT)
+	defer signal.Reset(unix.SIGINT, unix.SIGQUIT)
 	b := sh(t, "cat /proc/self/status; umask; stat -c %a /made; sleep 100")
 	b.in.Cwd = "/made/for/it"
 	b.launch().start()
