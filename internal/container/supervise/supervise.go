@@ -180,15 +180,8 @@ func (s *server) settle() error {
 	if err := os.Chdir(s.cfg.Bundle); err != nil {
 		return err
 	}
-	// Caught and thrown away, not ignored: what is ignored, the container's processes inherit.
-	thrown := []os.Signal{unix.SIGPIPE, unix.SIGHUP}
-	for sig := unix.Signal(1); sig < 32; sig++ {
-		if signal.Ignored(sig) { // a shell's background job has SIGINT and SIGQUIT ignored
-			thrown = append(thrown, sig)
-		}
-	}
-	signal.Notify(make(chan os.Signal, 1), thrown...)
-	// So is this; files of our own have explicit modes.
+	catchIgnored()
+	// The umask is inherited too; files of our own have explicit modes.
 	unix.Umask(0o022)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -106,6 +107,12 @@ func TestSignalsAndUmaskAreDefaults(t *testing.T) {
 	// As under a shell that started plyd in the background; the shim inherits it from here.
 	signal.Ignore(unix.SIGINT, unix.SIGQUIT)
 	defer signal.Reset(unix.SIGINT, unix.SIGQUIT)
+	act := [8]uintptr{1} // SIG_IGN, for one that os/signal does not reach
+	var was [8]uintptr
+	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, 32, uintptr(unsafe.Pointer(&act)), uintptr(unsafe.Pointer(&was)), 8, 0, 0); errno != 0 {
+		t.Fatal(errno)
+	}
+	defer unix.RawSyscall6(unix.SYS_RT_SIGACTION, 32, uintptr(unsafe.Pointer(&was)), 0, 8, 0, 0)
 	b := sh(t, "cat /proc/self/status; umask; stat -c %a /made; sleep 100")
 	b.in.Cwd = "/made/for/it"
 	b.launch().start()
