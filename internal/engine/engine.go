@@ -214,7 +214,7 @@ func (e *Engine) containerRuns(id string) bool {
 	return err == nil && (c.State.Status == container.StatusRunning || c.State.Status == container.StatusPaused || c.State.Status == container.StatusRestarting)
 }
 
-// Handler is the Engine API over the services.
+// API gives what the Engine API needs of the services; hosts are the names by which clients may call a TCP listener.
 func (e *Engine) API(hosts []string) docker.Options {
 	return docker.Options{
 		Images: e.Images, Mover: mover{e.Registry, e.Archive}, Containers: e.Containers, Volumes: e.Volumes, Networks: e.Networks,

@@ -2,7 +2,6 @@ package network
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -278,8 +277,7 @@ func (u *udpProxy) close() error {
 	return u.conn.Close()
 }
 
-// expand turns a range of container ports into single ones; bindings come in one port each already, this only
-// refuses what cannot be.
+// checkPorts refuses what cannot be bound, before anything is made: port 0, and one host port published twice.
 func checkPorts(ports []PortBinding) error {
 	for i, p := range ports {
 		if p.ContainerPort == 0 {
@@ -292,7 +290,7 @@ func checkPorts(ports []PortBinding) error {
 			return o.Proto == p.Proto && o.HostPort == p.HostPort && o.HostPortEnd == 0 && o.HostIP == p.HostIP
 		}
 		if p.HostPortEnd == 0 && slices.ContainsFunc(ports[:i], same) {
-			return errs.New(errs.Conflict, "%s", fmt.Sprintf("Bind for port %d/%s failed: it is published twice", p.HostPort, p.Proto))
+			return errs.New(errs.Conflict, "Bind for port %d/%s failed: it is published twice", p.HostPort, p.Proto)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -139,18 +140,13 @@ func (s *Store) RemoveStale(now time.Time) error {
 		if err != nil || now.Sub(fi.ModTime()) < PartialTTL {
 			continue
 		}
-		hex, _, _ := cutExt(e.Name())
+		hex := strings.TrimSuffix(e.Name(), ".json")
 		if s.open[oci.Digest("sha256:"+hex)] {
 			continue
 		}
 		all = errors.Join(all, ignoreNotExist(s.fs.Remove(filepath.Join(s.partial, e.Name()))))
 	}
 	return all
-}
-
-func cutExt(name string) (base, ext string, found bool) {
-	ext = filepath.Ext(name)
-	return name[:len(name)-len(ext)], ext, ext != ""
 }
 
 func ignoreNotExist(err error) error {
