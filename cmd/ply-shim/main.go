@@ -19,14 +19,14 @@ import (
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go's threads exist
 	"github.com/sirupsen/logrus"
 
-	"ply/internal/container/filter"
+	"ply/internal/container/seccomp"
 	"ply/internal/container/shim"
 	"ply/internal/container/supervise"
 )
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
-		filter.Adopt()
+		seccomp.Adopt()
 		libcontainer.Init() // does not return
 	}
 	if filepath.Base(os.Args[0]) == "docker-init" {

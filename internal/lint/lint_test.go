@@ -134,7 +134,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 	homes := map[string][]string{
 		"go.etcd.io/bbolt":                            {"ply/internal/store/meta"},
 		"github.com/moby/moby/api":                    {"ply/internal/api/", "ply/internal/cli"},
-		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/filter", "ply/cmd/ply-shim"},
+		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/seccomp", "ply/cmd/ply-shim"},
 		"github.com/vishvananda/netlink":              {"ply/internal/network"},
 		"github.com/klauspost/compress":               {"ply/internal/compress"},
 		"github.com/klauspost/pgzip":                  {"ply/internal/compress"},

@@ -19,14 +19,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"ply/internal/container/filter"
+	"ply/internal/container/seccomp"
 	"ply/internal/container/shim"
 )
 
 // linked is the runtime that is linked in.
 type linked struct {
 	c         *libcontainer.Container
-	filter    *filter.Filter
+	program   *seccomp.Program
 	first     int  // the first process
 	privately bool // a pid namespace of its own
 }
@@ -53,7 +53,7 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 		if err != nil {
 			return nil, fmt.Errorf("seccomp profile: %w", err)
 		}
-		r.filter = filter.Find(cfg.StateDir+"-seccomp", profile)
+		r.program = seccomp.Find(cfg.StateDir+"-seccomp", profile)
 	}
 	return r, nil
 }
@@ -136,7 +136,7 @@ func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	if err != nil {
 		return child{}, err
 	}
-	files, done := r.filter.Files()
+	files, done := r.program.Files()
 	lp.ExtraFiles = files
 	err = r.c.Start(lp)
 	done(err == nil)

@@ -1,6 +1,6 @@
 //go:build cgo && seccomp
 
-package filter
+package seccomp
 
 import (
 	"fmt"
@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The linker leads the calls of libseccomp's Go binding to the functions below.
+// The linker redirects two calls of libseccomp's Go binding to the functions below (-wrap).
 
 /*
 #cgo pkg-config: libseccomp
@@ -29,7 +29,7 @@ static int copy_to = -1;
 
 int __wrap_seccomp_rule_add_array(scmp_filter_ctx ctx, uint32_t action, int syscall, unsigned int n, const struct scmp_arg_cmp *args) {
 	if (program_len > 0)
-		return 0; // the program that takes this one's place has the rule
+		return 0; // the cached program already contains the rule
 	return __real_seccomp_rule_add_array(ctx, action, syscall, n, args);
 }
 
@@ -71,14 +71,14 @@ import "C"
 
 const replaceable = true
 
-// library names libseccomp and what it believes of the kernel.
+// library returns the version of libseccomp and the level of the kernel's interface that it found.
 func library() string {
 	major, minor, micro := libseccomp.GetLibraryVersion()
-	api, _ := libseccomp.GetAPI() // 0 when it does not know
+	api, _ := libseccomp.GetAPI() // 0 when it could not find out
 	return fmt.Sprintf("libseccomp %d.%d.%d %d", major, minor, micro, api)
 }
 
-// Adopt takes what Files handed over, if anything. Init calls it before libcontainer's own.
+// Adopt reads the memory file that Files returned, if there is one. Init calls it before it calls libcontainer.Init.
 func Adopt() {
 	seals, err := unix.FcntlInt(Descriptor, unix.F_GET_SEALS, 0)
 	if err != nil {
@@ -86,13 +86,13 @@ func Adopt() {
 	}
 	switch seals {
 	case sealedProgram:
-		C.read_program(Descriptor) // none or a bad one: libseccomp compiles
+		C.read_program(Descriptor) // on an error libseccomp compiles
 	case sealedEmpty:
 		C.use_copy(Descriptor)
 	default:
 		return
 	}
-	// It stays open until the container's program runs, so that no other file gets its number, which libcontainer
-	// would let the program have.
+	// The descriptor stays open until the container's program runs. Otherwise another file could get its number, and
+	// libcontainer would pass that file to the program as an extra file.
 	unix.CloseOnExec(Descriptor)
 }
