@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 )
 
 // BenchmarkRunRemoved is `run --rm box true` without client and network.
 func BenchmarkRunRemoved(b *testing.B) {
 	w := newWorld(b)
 	for b.Loop() {
-		spec := container.Spec{Image: "box", Cmd: []string{"true"}, NetworkMode: "host", AutoRemove: true}
+		spec := spec.Spec{Image: "box", Cmd: []string{"true"}, NetworkMode: "host", AutoRemove: true}
 		id := w.create(spec)
 		gone := w.wait(id, container.WaitRemoved)
 		w.start(id)
@@ -25,7 +26,7 @@ func BenchmarkRunRemoved(b *testing.B) {
 func BenchmarkCreateRemove(b *testing.B) {
 	w := newWorld(b)
 	for b.Loop() {
-		id := w.create(container.Spec{Image: "box", Cmd: []string{"true"}, NetworkMode: "host"})
+		id := w.create(spec.Spec{Image: "box", Cmd: []string{"true"}, NetworkMode: "host"})
 		if err := w.s.Remove(context.Background(), id, false, false, false); err != nil {
 			b.Fatal(err)
 		}

@@ -3,11 +3,11 @@ package container
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/image/change"
@@ -108,7 +108,7 @@ func (s *Service) baseImage(ctx context.Context, c *ctr) (*image.Image, error) {
 func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (cfg oci.Config, err error) {
 	c.mu.Lock()
 	r := &c.rec
-	run := runConfig(&r.Spec)
+	run := r.Spec.RunConfig()
 	by := strings.Join(append([]string{r.Path}, r.Args...), " ")
 	cfg.OS, cfg.Architecture, cfg.Variant = r.Platform.OS, r.Platform.Architecture, r.Platform.Variant
 	layers := len(r.Chain)
@@ -122,10 +122,10 @@ func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (
 		cfg.History = append(cfg.History, oci.History{})
 	}
 	if opts.Config != nil {
-		over := Spec{}
-		over.takeConfig(opts.Config)
-		over.merge(&run)
-		run = runConfig(&over)
+		over := spec.Spec{}
+		over.Take(opts.Config)
+		over.Merge(&run)
+		run = over.RunConfig()
 	}
 	if err := change.Apply(&run, opts.Changes); err != nil {
 		return cfg, err
@@ -146,35 +146,6 @@ func madeLayers(history []oci.History) int {
 		}
 	}
 	return n
-}
-
-// runConfig gives the part of a spec that an image keeps.
-func runConfig(s *Spec) oci.RunConfig {
-	return oci.RunConfig{
-		User: s.User, Env: slices.Clone(s.Env), Entrypoint: slices.Clone(s.Entrypoint), Cmd: slices.Clone(s.Cmd),
-		WorkingDir: s.WorkingDir, Labels: maps.Clone(s.Labels), StopSignal: s.StopSignal, StopTimeout: s.StopTimeout,
-		Shell: slices.Clone(s.Shell), Healthcheck: s.Healthcheck, ExposedPorts: set(s.ExposedPorts), Volumes: set(s.Volumes),
-	}
-}
-
-func set(list []string) map[string]struct{} {
-	if len(list) == 0 {
-		return nil
-	}
-	m := make(map[string]struct{}, len(list))
-	for _, v := range list {
-		m[v] = struct{}{}
-	}
-	return m
-}
-
-// takeConfig fills a spec from an image's config.
-func (s *Spec) takeConfig(r *oci.RunConfig) {
-	s.User, s.Env, s.Entrypoint, s.Cmd = r.User, r.Env, r.Entrypoint, r.Cmd
-	s.WorkingDir, s.Labels, s.StopSignal, s.StopTimeout = r.WorkingDir, r.Labels, r.StopSignal, r.StopTimeout
-	s.Shell, s.Healthcheck = r.Shell, r.Healthcheck
-	s.ExposedPorts = slices.Sorted(maps.Keys(r.ExposedPorts))
-	s.Volumes = slices.Sorted(maps.Keys(r.Volumes))
 }
 
 // commitLayer turns the writable layer into a stored one, in one pass: walked, hashed, indexed, synced.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -50,7 +51,7 @@ func TestCommitRunning(t *testing.T) {
 
 func commitRunning(t *testing.T, w *world) {
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) { s.Binds = []string{"data:/data"} })
+	id := w.up(func(s *spec.Spec) { s.Binds = []string{"data:/data"} })
 	w.exec(id, "sh", "-c", "echo added > /added; echo lost > /data/lost; rm -r /seeded")
 	name, err := oci.ParseReference("mhk/box:1.3")
 	if err != nil {
@@ -78,10 +79,10 @@ func commitRunning(t *testing.T, w *world) {
 	if !slices.Contains(c.Config.Env, "WHO=me") || !slices.Contains(c.Config.Env, "FROM=image") {
 		t.Errorf("env %v", c.Config.Env)
 	}
-	if code, out, errOut := w.run(container.Spec{Image: string(res.ID), NetworkMode: "none"}); code != 0 || out != "added\n" {
+	if code, out, errOut := w.run(spec.Spec{Image: string(res.ID), NetworkMode: "none"}); code != 0 || out != "added\n" {
 		t.Errorf("run of the commit: %d %q %q", code, out, errOut)
 	}
-	_, out, _ := w.run(container.Spec{Image: string(res.ID), NetworkMode: "none", Cmd: []string{"sh", "-c", "ls -d /seeded /data/lost; ls -A /data"}})
+	_, out, _ := w.run(spec.Spec{Image: string(res.ID), NetworkMode: "none", Cmd: []string{"sh", "-c", "ls -d /seeded /data/lost; ls -A /data"}})
 	if out != "" {
 		t.Errorf("what was deleted or in a volume is in the image: %q", out)
 	}

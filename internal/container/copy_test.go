@@ -14,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -55,7 +55,7 @@ func readTar(t testing.TB, r io.Reader) map[string]string {
 func TestCopy(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Binds = []string{"data:/data", "ro:/ro:ro"}
 		s.Tmpfs = map[string]string{"/mem": ""}
 	})
@@ -164,7 +164,7 @@ func TestCopyRace(t *testing.T) {
 		t.Fatal(err)
 	}
 	up := strings.Repeat("../", 30)
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Binds = []string{"vol:/vol"}
 		s.Cmd = []string{"sh", "-c", "mkdir -p /r/a /r/keep; echo in > /r/keep/f; ln -s " + up + canary + " /r/evil; echo ready; " +
 			"while :; do mv /r/a /r/b; mv /r/evil /r/a; mv /r/a /r/evil; mv /r/b /r/a; done"}
@@ -192,7 +192,7 @@ func TestCopyRace(t *testing.T) {
 
 func TestExport(t *testing.T) {
 	w := newWorld(t)
-	id := w.up(func(s *container.Spec) { s.Binds = []string{"vol:/vol"} })
+	id := w.up(func(s *spec.Spec) { s.Binds = []string{"vol:/vol"} })
 	w.exec(id, "sh", "-c", "echo x > /vol/in-volume; echo y > /made; rm /seeded/hard")
 	var b bytes.Buffer
 	if err := w.s.Export(context.Background(), id, &b); err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/names"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -29,7 +30,7 @@ func newID() oci.ContainerID {
 
 // Create makes a container of an image. On an error nothing of it remains. Errors: NotFound for an image,
 // Conflict for a name in use, Invalid for a spec that cannot run.
-func (s *Service) Create(ctx context.Context, spec Spec) (_ oci.ContainerID, warnings []string, err error) {
+func (s *Service) Create(ctx context.Context, spec spec.Spec) (_ oci.ContainerID, warnings []string, err error) {
 	if spec.Image == "" {
 		return "", nil, invalid("no image specified")
 	}
@@ -43,11 +44,11 @@ func (s *Service) Create(ctx context.Context, spec Spec) (_ oci.ContainerID, war
 	if err := checkPlatform(spec.Platform, &img.Config, spec.Image); err != nil {
 		return "", nil, err
 	}
-	spec.merge(&img.Config.Config)
+	spec.Merge(&img.Config.Config)
 	if warnings, err = s.check(&spec); err != nil {
 		return "", nil, err
 	}
-	path, args := spec.command()
+	path, args := spec.Command()
 	if path == "" {
 		return "", nil, invalid("no command specified")
 	}
@@ -107,7 +108,7 @@ func (s *Service) Create(ctx context.Context, spec Spec) (_ oci.ContainerID, war
 }
 
 // namesItself reports whether a container has a UTS namespace of its own to name.
-func namesItself(s *Spec) bool {
+func namesItself(s *spec.Spec) bool {
 	return s.UTSMode != "host" && s.NetworkMode != "host" && !isContainerMode(s.NetworkMode)
 }
 
@@ -273,7 +274,7 @@ func (s *Service) populate(ctx context.Context, c *ctr) (err error) {
 }
 
 // resolveShared replaces the references in container:<ref> modes by IDs, so that a later rename changes nothing.
-func (s *Service) resolveShared(c *ctr, spec *Spec) error {
+func (s *Service) resolveShared(c *ctr, spec *spec.Spec) error {
 	for _, mode := range []*string{&spec.NetworkMode, &spec.PidMode, &spec.IpcMode} {
 		if !isContainerMode(*mode) {
 			continue

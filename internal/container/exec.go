@@ -17,6 +17,7 @@ import (
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/volume"
@@ -29,7 +30,7 @@ const execMemory = 5 * time.Minute
 type execution struct {
 	id   string
 	c    *ctr
-	spec ExecSpec
+	spec spec.ExecSpec
 
 	mu      sync.Mutex // a leaf
 	started bool
@@ -60,7 +61,7 @@ func (s *Service) ready(c *ctr) (*life, error) {
 
 // ExecCreate registers a process to be run beside a container's first. Errors: NotFound, Conflict when the
 // container does not run, Invalid.
-func (s *Service) ExecCreate(ctx context.Context, ref string, spec ExecSpec) (string, error) {
+func (s *Service) ExecCreate(ctx context.Context, ref string, spec spec.ExecSpec) (string, error) {
 	c, err := s.find(ref)
 	if err != nil {
 		return "", err
@@ -69,10 +70,7 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, spec ExecSpec) (st
 	if err != nil {
 		return "", err
 	}
-	if len(spec.Cmd) == 0 {
-		return "", invalid("No exec command specified")
-	}
-	if err := errors.Join(checkDir(spec.WorkingDir), checkEnv(spec.Env)); err != nil {
+	if err := spec.Check(); err != nil {
 		return "", err
 	}
 	if _, err := parseDetachKeys(spec.DetachKeys); err != nil {
@@ -83,7 +81,7 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, spec ExecSpec) (st
 	return e.id, nil
 }
 
-func (s *Service) register(c *ctr, l *life, spec ExecSpec) *execution {
+func (s *Service) register(c *ctr, l *life, spec spec.ExecSpec) *execution {
 	e := &execution{id: newExecID(), c: c, spec: spec, life: l, done: make(chan struct{}), size: spec.ConsoleSize}
 	c.mu.Lock()
 	c.execs[e.id] = e
@@ -319,7 +317,7 @@ func (s *Service) execEnded(e *execution, code int) {
 }
 
 // execProcess makes the process of an exec from the spec that the container runs with.
-func (s *Service) execProcess(c *ctr, spec ExecSpec, size [2]uint) (*specs.Process, error) {
+func (s *Service) execProcess(c *ctr, spec spec.ExecSpec, size [2]uint) (*specs.Process, error) {
 	in, err := s.specInput(c, &prepared{files: c, mounts: []volume.Mount{}})
 	if err != nil {
 		return nil, err

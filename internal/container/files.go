@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
 )
@@ -80,9 +81,9 @@ func writePlain(path string, data []byte) error {
 }
 
 // hostsFile follows docker's: loopback names, --add-host, then the container's own addresses.
-func (s *Service) hostsFile(c *ctr, spec *Spec, p *prepared) ([]byte, error) {
+func (s *Service) hostsFile(c *ctr, sp *spec.Spec, p *prepared) ([]byte, error) {
 	var b bytes.Buffer
-	if spec.NetworkMode == "host" {
+	if sp.NetworkMode == "host" {
 		data, err := durable.ReadFile(durable.OS, hostHosts, maxHostFile)
 		if err == nil {
 			b.Write(data)
@@ -94,8 +95,8 @@ func (s *Service) hostsFile(c *ctr, spec *Spec, p *prepared) ([]byte, error) {
 		b.WriteString("127.0.0.1\tlocalhost\n")
 		b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
 	}
-	for _, h := range spec.ExtraHosts {
-		name, ip, _ := cutHost(h)
+	for _, h := range sp.ExtraHosts {
+		name, ip, _ := spec.CutHost(h)
 		if ip == "host-gateway" {
 			var err error
 			if ip, err = s.hostGateway(p); err != nil {
@@ -105,9 +106,9 @@ func (s *Service) hostsFile(c *ctr, spec *Spec, p *prepared) ([]byte, error) {
 		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(ip, "[]"), name)
 	}
 	for _, e := range p.att.Endpoints {
-		names := spec.Hostname
-		if spec.Domainname != "" {
-			names = spec.Hostname + "." + spec.Domainname + " " + spec.Hostname
+		names := sp.Hostname
+		if sp.Domainname != "" {
+			names = sp.Hostname + "." + sp.Domainname + " " + sp.Hostname
 		}
 		for _, ip := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if ip.IsValid() && names != "" {
@@ -132,7 +133,7 @@ func (s *Service) hostGateway(p *prepared) (string, error) {
 
 // resolvConf gives the container's resolvers: its own --dns, the daemon's, or the host's without those that live
 // on the host's loopback.
-func (s *Service) resolvConf(spec *Spec) ([]byte, error) {
+func (s *Service) resolvConf(spec *spec.Spec) ([]byte, error) {
 	host := readResolv(hostResolv)
 	if spec.NetworkMode != "host" && len(host.servers) > 0 && len(notLoopback(host.servers)) == 0 {
 		if alt := readResolv(systemdResolv); len(alt.servers) > 0 {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/events"
 	"ply/internal/image"
@@ -275,11 +276,11 @@ func (w *world) makeImage(name string, edit func(*oci.Config, *[]file)) oci.Imag
 	return id
 }
 
-func sh(line string) container.Spec {
-	return container.Spec{Image: "box", Cmd: []string{"sh", "-c", line}, NetworkMode: "none"}
+func sh(line string) spec.Spec {
+	return spec.Spec{Image: "box", Cmd: []string{"sh", "-c", line}, NetworkMode: "none"}
 }
 
-func (w *world) create(spec container.Spec) string {
+func (w *world) create(spec spec.Spec) string {
 	w.t.Helper()
 	id, _, err := w.s.Create(context.Background(), spec)
 	if err != nil {
@@ -296,7 +297,7 @@ func (w *world) start(id string) {
 }
 
 // up starts a container that stays.
-func (w *world) up(edit func(*container.Spec)) string {
+func (w *world) up(edit func(*spec.Spec)) string {
 	w.t.Helper()
 	spec := sh("trap 'exit 3' TERM; echo ready; while :; do sleep 1 & wait $!; done")
 	if edit != nil {
@@ -309,7 +310,7 @@ func (w *world) up(edit func(*container.Spec)) string {
 }
 
 // run runs a container to its end and gives exit code, stdout and stderr.
-func (w *world) run(spec container.Spec) (code int, stdout, stderr string) {
+func (w *world) run(spec spec.Spec) (code int, stdout, stderr string) {
 	w.t.Helper()
 	id := w.create(spec)
 	exit := w.wait(id, container.WaitNextExit)
@@ -384,10 +385,10 @@ func (w *world) get(id string) *container.Container {
 // exec runs a command beside the first process.
 func (w *world) exec(id string, cmd ...string) (code int, out string) {
 	w.t.Helper()
-	return w.execSpec(id, container.ExecSpec{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	return w.execSpec(id, spec.ExecSpec{Cmd: cmd, AttachStdout: true, AttachStderr: true})
 }
 
-func (w *world) execSpec(id string, spec container.ExecSpec) (code int, out string) {
+func (w *world) execSpec(id string, spec spec.ExecSpec) (code int, out string) {
 	w.t.Helper()
 	ctx := context.Background()
 	e, err := w.s.ExecCreate(ctx, id, spec)

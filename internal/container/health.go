@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/oci"
 )
 
@@ -131,7 +132,7 @@ func (s *Service) probe(ctx context.Context, c *ctr, l *life, h *oci.Healthcheck
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	out := &limitedBuffer{max: healthOutput}
-	code, err := s.runOnce(ctx, c, l, ExecSpec{Cmd: cmd}, out)
+	code, err := s.runOnce(ctx, c, l, spec.ExecSpec{Cmd: cmd}, out)
 	res.End, res.ExitCode, res.Output = time.Now().UTC(), code, out.String()
 	switch {
 	case ctx.Err() != nil:
@@ -147,7 +148,7 @@ func (s *Service) probe(ctx context.Context, c *ctr, l *life, h *oci.Healthcheck
 }
 
 // runOnce runs a process in the container with its output in out. When ctx ends first the process is killed.
-func (s *Service) runOnce(ctx context.Context, c *ctr, l *life, spec ExecSpec, out io.Writer) (int, error) {
+func (s *Service) runOnce(ctx context.Context, c *ctr, l *life, spec spec.ExecSpec, out io.Writer) (int, error) {
 	p, err := s.execProcess(c, spec, [2]uint{})
 	if err != nil {
 		return -1, err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/runspec"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/safepath"
 	"ply/internal/volume"
@@ -123,10 +124,10 @@ func isSeccomp(o string) bool {
 }
 
 // ulimits gives the container's limits over the daemon's defaults.
-func (s *Service) ulimits(sp *Spec) []Ulimit {
+func (s *Service) ulimits(sp *spec.Spec) []spec.Ulimit {
 	out := slices.Clone(sp.Ulimits)
 	for _, d := range s.opts.Ulimits {
-		if !slices.ContainsFunc(sp.Ulimits, func(u Ulimit) bool { return u.Name == d.Name }) {
+		if !slices.ContainsFunc(sp.Ulimits, func(u spec.Ulimit) bool { return u.Name == d.Name }) {
 			out = append(out, d)
 		}
 	}

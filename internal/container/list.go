@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
@@ -179,7 +180,7 @@ func (f *filter) parse(s *Service, k, v string) error {
 			f.since = &c.id
 		}
 	case "publish", "expose":
-		if _, _, _, err := parsePort(v); err != nil {
+		if _, _, _, err := spec.ParsePort(v); err != nil {
 			return err
 		}
 	}
@@ -279,7 +280,7 @@ func matchText(pattern, s string) bool {
 }
 
 func publishes(c *Container, v string) bool {
-	lo, hi, proto, err := parsePort(v)
+	lo, hi, proto, err := spec.ParsePort(v)
 	if err != nil {
 		return false
 	}
@@ -292,12 +293,12 @@ func publishes(c *Container, v string) bool {
 }
 
 func exposes(c *Container, v string) bool {
-	lo, hi, proto, err := parsePort(v)
+	lo, hi, proto, err := spec.ParsePort(v)
 	if err != nil {
 		return false
 	}
 	for _, e := range c.Spec.ExposedPorts {
-		elo, ehi, eproto, err := parsePort(e)
+		elo, ehi, eproto, err := spec.ParsePort(e)
 		if err == nil && eproto == proto && elo <= hi && lo <= ehi {
 			return true
 		}

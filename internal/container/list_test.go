@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -17,7 +18,7 @@ import (
 func TestListFilters(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	mk := func(name string, edit func(*container.Spec)) string {
+	mk := func(name string, edit func(*spec.Spec)) string {
 		s := sh("exit 2")
 		s.Name = name
 		if edit != nil {
@@ -25,12 +26,12 @@ func TestListFilters(t *testing.T) {
 		}
 		return w.create(s)
 	}
-	a := mk("aa", func(s *container.Spec) { s.Labels = map[string]string{"k": "v"}; s.ExposedPorts = []string{"80/tcp"} })
+	a := mk("aa", func(s *spec.Spec) { s.Labels = map[string]string{"k": "v"}; s.ExposedPorts = []string{"80/tcp"} })
 	exit := w.wait(a, container.WaitNextExit)
 	w.start(a)
 	recv(t, exit)
-	mk("bb", func(s *container.Spec) { s.Binds = []string{"vol:/vol"} })
-	w.up(func(s *container.Spec) {
+	mk("bb", func(s *spec.Spec) { s.Binds = []string{"vol:/vol"} })
+	w.up(func(s *spec.Spec) {
 		s.Name = "cc"
 		s.PublishAll = true
 		s.ExposedPorts = []string{"90/udp"}
@@ -98,9 +99,9 @@ func TestListFilters(t *testing.T) {
 func TestUpdate(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) { s.Resources.Memory = 64 << 20 })
+	id := w.up(func(s *spec.Spec) { s.Resources.Memory = 64 << 20 })
 	n := int64(40)
-	if _, err := w.s.Update(ctx, id, container.Resources{Memory: 96 << 20, PidsLimit: &n}, &container.RestartPolicy{Name: "on-failure", MaxRetries: 3}); err != nil {
+	if _, err := w.s.Update(ctx, id, spec.Resources{Memory: 96 << 20, PidsLimit: &n}, &spec.RestartPolicy{Name: "on-failure", MaxRetries: 3}); err != nil {
 		t.Fatal(err)
 	}
 	c := w.get(id)
@@ -114,9 +115,9 @@ func TestUpdate(t *testing.T) {
 	if st.Cgroup.MemoryLimit != 96<<20 || st.Cgroup.PidsLimit != 40 {
 		t.Errorf("limits in force %d %d", st.Cgroup.MemoryLimit, st.Cgroup.PidsLimit)
 	}
-	_, err := w.s.Update(ctx, id, container.Resources{Memory: 1 << 20}, nil)
+	_, err := w.s.Update(ctx, id, spec.Resources{Memory: 1 << 20}, nil)
 	wantErr(t, err, errs.Invalid, "Minimum memory limit allowed is 6MB")
-	_, err = w.s.Update(ctx, id, container.Resources{}, &container.RestartPolicy{Name: "sometimes"})
+	_, err = w.s.Update(ctx, id, spec.Resources{}, &spec.RestartPolicy{Name: "sometimes"})
 	wantErr(t, err, errs.Invalid, "invalid restart policy")
 }
 
@@ -165,29 +166,29 @@ func TestNetworkFailureUndoesStart(t *testing.T) {
 
 func TestCreateRefusals(t *testing.T) {
 	w := newWorld(t)
-	for text, edit := range map[string]func(*container.Spec){
-		"Minimum memory limit allowed is 6MB":                            func(s *container.Spec) { s.Resources.Memory = 1 << 20 },
-		"You should always set the Memory limit when using Memoryswap":   func(s *container.Spec) { s.Resources.MemorySwap = 1 << 30 },
-		"range for oom score adj is [-1000, 1000]":                       func(s *container.Spec) { s.OomScoreAdj = 2000 },
-		"can't create 'AutoRemove' container with restart policy":        func(s *container.Spec) { s.AutoRemove = true; s.RestartPolicy.Name = "always" },
-		"maximum retry count can only be used with 'on-failure'":         func(s *container.Spec) { s.RestartPolicy = container.RestartPolicy{Name: "always", MaxRetries: 1} },
-		"invalid signal: SIGNOPE":                                        func(s *container.Spec) { s.StopSignal = "SIGNOPE" },
-		"it needs to be an absolute path":                                func(s *container.Spec) { s.WorkingDir = "rel" },
-		"it names a process of the runtime":                              func(s *container.Spec) { s.WorkingDir = "/proc/self/fd/7" },
-		"invalid environment variable: =x":                               func(s *container.Spec) { s.Env = []string{"=x"} },
-		"unknown or invalid runtime name: kata":                          func(s *container.Spec) { s.Runtime = "kata" },
-		"--link: legacy links are not supported":                         func(s *container.Spec) { s.Links = []string{"a:b"} },
-		"--userns=keep-id":                                               func(s *container.Spec) { s.UsernsMode = "keep-id" },
-		`bad format for add-host: "nope"`:                                func(s *container.Spec) { s.ExtraHosts = []string{"nope"} },
-		"invalid PID mode: other":                                        func(s *container.Spec) { s.PidMode = "other" },
-		"No such container: nobody":                                      func(s *container.Spec) { s.PidMode = "container:nobody" },
-		"conflicting options: hostname and the network mode":             func(s *container.Spec) { s.NetworkMode = "container:x"; s.Hostname = "y" },
-		"unknown log opt":                                                func(s *container.Spec) { s.LogOpts = map[string]string{"colour": "red"} },
-		"invalid ulimit type: bogus":                                     func(s *container.Spec) { s.Ulimits = []container.Ulimit{{Name: "bogus"}} },
-		"Interval in Healthcheck cannot be less than 1ms":                func(s *container.Spec) { s.Healthcheck = &oci.Healthcheck{Interval: 1} },
-		"does not provide the specified platform (linux/s390x)":          func(s *container.Spec) { s.Platform = "linux/s390x" },
-		"invalid port specification":                                     func(s *container.Spec) { s.ExposedPorts = []string{"99999"} },
-		"Requested CPUs are not available - requested 900, available: 0": func(s *container.Spec) { s.Resources.CpusetCpus = "900" },
+	for text, edit := range map[string]func(*spec.Spec){
+		"Minimum memory limit allowed is 6MB":                            func(s *spec.Spec) { s.Resources.Memory = 1 << 20 },
+		"You should always set the Memory limit when using Memoryswap":   func(s *spec.Spec) { s.Resources.MemorySwap = 1 << 30 },
+		"range for oom score adj is [-1000, 1000]":                       func(s *spec.Spec) { s.OomScoreAdj = 2000 },
+		"can't create 'AutoRemove' container with restart policy":        func(s *spec.Spec) { s.AutoRemove = true; s.RestartPolicy.Name = "always" },
+		"maximum retry count can only be used with 'on-failure'":         func(s *spec.Spec) { s.RestartPolicy = spec.RestartPolicy{Name: "always", MaxRetries: 1} },
+		"invalid signal: SIGNOPE":                                        func(s *spec.Spec) { s.StopSignal = "SIGNOPE" },
+		"it needs to be an absolute path":                                func(s *spec.Spec) { s.WorkingDir = "rel" },
+		"it names a process of the runtime":                              func(s *spec.Spec) { s.WorkingDir = "/proc/self/fd/7" },
+		"invalid environment variable: =x":                               func(s *spec.Spec) { s.Env = []string{"=x"} },
+		"unknown or invalid runtime name: kata":                          func(s *spec.Spec) { s.Runtime = "kata" },
+		"--link: legacy links are not supported":                         func(s *spec.Spec) { s.Links = []string{"a:b"} },
+		"--userns=keep-id":                                               func(s *spec.Spec) { s.UsernsMode = "keep-id" },
+		`bad format for add-host: "nope"`:                                func(s *spec.Spec) { s.ExtraHosts = []string{"nope"} },
+		"invalid PID mode: other":                                        func(s *spec.Spec) { s.PidMode = "other" },
+		"No such container: nobody":                                      func(s *spec.Spec) { s.PidMode = "container:nobody" },
+		"conflicting options: hostname and the network mode":             func(s *spec.Spec) { s.NetworkMode = "container:x"; s.Hostname = "y" },
+		"unknown log opt":                                                func(s *spec.Spec) { s.LogOpts = map[string]string{"colour": "red"} },
+		"invalid ulimit type: bogus":                                     func(s *spec.Spec) { s.Ulimits = []spec.Ulimit{{Name: "bogus"}} },
+		"Interval in Healthcheck cannot be less than 1ms":                func(s *spec.Spec) { s.Healthcheck = &oci.Healthcheck{Interval: 1} },
+		"does not provide the specified platform (linux/s390x)":          func(s *spec.Spec) { s.Platform = "linux/s390x" },
+		"invalid port specification":                                     func(s *spec.Spec) { s.ExposedPorts = []string{"99999"} },
+		"Requested CPUs are not available - requested 900, available: 0": func(s *spec.Spec) { s.Resources.CpusetCpus = "900" },
 	} {
 		s := sh("true")
 		edit(&s)
@@ -195,7 +196,7 @@ func TestCreateRefusals(t *testing.T) {
 		wantErr(t, err, nil, text)
 	}
 	w.makeImage("nocmd", func(c *oci.Config, _ *[]file) { c.Config.Cmd = nil })
-	_, _, err := w.s.Create(context.Background(), container.Spec{Image: "nocmd"})
+	_, _, err := w.s.Create(context.Background(), spec.Spec{Image: "nocmd"})
 	wantErr(t, err, errs.Invalid, "no command specified")
 }
 
@@ -214,12 +215,12 @@ func TestMergeCommand(t *testing.T) {
 		{[]string{"printf"}, []string{"x"}, "printf x"},
 		{[]string{""}, []string{"true"}, "true"},
 	} {
-		id := w.create(container.Spec{Image: "entry", Entrypoint: c.entry, Cmd: c.cmd, NetworkMode: "none"})
+		id := w.create(spec.Spec{Image: "entry", Entrypoint: c.entry, Cmd: c.cmd, NetworkMode: "none"})
 		v := w.get(id)
 		if got := strings.Join(append([]string{v.Path}, v.Args...), " "); got != c.want {
 			t.Errorf("%v %v: %q, want %q", c.entry, c.cmd, got, c.want)
 		}
 	}
-	_, _, err := w.s.Create(context.Background(), container.Spec{Image: "entry", Entrypoint: []string{""}, NetworkMode: "none"})
+	_, _, err := w.s.Create(context.Background(), spec.Spec{Image: "entry", Entrypoint: []string{""}, NetworkMode: "none"})
 	wantErr(t, err, errs.Invalid, "no command specified")
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"ply/internal/container/runspec"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/events"
 )
@@ -67,7 +68,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) error {
 }
 
 // Update changes limits and the restart policy, of a running container at once. Zero fields stay as they are.
-func (s *Service) Update(ctx context.Context, ref string, r Resources, policy *RestartPolicy) (warnings []string, err error) {
+func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) (warnings []string, err error) {
 	c, err := s.find(ref)
 	if err != nil {
 		return nil, err
@@ -83,19 +84,19 @@ func (s *Service) Update(ctx context.Context, ref string, r Resources, policy *R
 	if st == StatusRemoving || st == StatusDead {
 		return nil, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", c.id)
 	}
-	next.overlay(r)
-	if warnings, err = checkResources(&next); err != nil {
+	next.Overlay(r)
+	if warnings, err = next.Check(); err != nil {
 		return nil, err
 	}
 	if policy != nil && policy.Name != "" {
-		if err := policy.check(); err != nil {
+		if err := policy.Check(); err != nil {
 			return nil, err
 		}
-		if auto && policy.restarts() {
+		if auto && policy.Restarts() {
 			return nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
 		}
 	}
-	if l != nil && r != (Resources{}) {
+	if l != nil && r != (spec.Resources{}) {
 		lr, more, err := runspec.LinuxResources(runspec.Resources(next))
 		if err != nil {
 			return nil, err
@@ -119,44 +120,6 @@ func (s *Service) Update(ctx context.Context, ref string, r Resources, policy *R
 	}
 	s.publish(c, "update")
 	return warnings, nil
-}
-
-// overlay takes over what r sets.
-func (r *Resources) overlay(n Resources) {
-	set := func(dst *int64, v int64) {
-		if v != 0 {
-			*dst = v
-		}
-	}
-	set(&r.Memory, n.Memory)
-	set(&r.MemoryReservation, n.MemoryReservation)
-	set(&r.MemorySwap, n.MemorySwap)
-	set(&r.CPUShares, n.CPUShares)
-	set(&r.CPURealtimePeriod, n.CPURealtimePeriod)
-	set(&r.CPURealtimeRuntime, n.CPURealtimeRuntime)
-	if n.NanoCPUs != 0 {
-		r.NanoCPUs, r.CPUPeriod, r.CPUQuota = n.NanoCPUs, 0, 0
-	}
-	if n.CPUPeriod != 0 || n.CPUQuota != 0 {
-		r.NanoCPUs = 0
-	}
-	set(&r.CPUPeriod, n.CPUPeriod)
-	set(&r.CPUQuota, n.CPUQuota)
-	if n.CpusetCpus != "" {
-		r.CpusetCpus = n.CpusetCpus
-	}
-	if n.CpusetMems != "" {
-		r.CpusetMems = n.CpusetMems
-	}
-	if n.PidsLimit != nil {
-		r.PidsLimit = n.PidsLimit
-	}
-	if n.MemorySwappiness != nil {
-		r.MemorySwappiness = n.MemorySwappiness
-	}
-	if n.BlkioWeight != 0 {
-		r.BlkioWeight = n.BlkioWeight
-	}
 }
 
 // Resize sets the size of the terminal. Errors: Conflict when it does not run.

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/volume"
@@ -20,7 +21,7 @@ func TestBindAndVolumesFrom(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
 	host := filepath.Join(w.dir, "host", "made")
-	u1 := w.up(func(s *container.Spec) { s.Name = "u1"; s.Binds = []string{host + ":/shared"} })
+	u1 := w.up(func(s *spec.Spec) { s.Name = "u1"; s.Binds = []string{host + ":/shared"} })
 	if code, out := w.exec(u1, "sh", "-c", "echo inside > /shared/a"); code != 0 {
 		t.Fatal(out)
 	}
@@ -41,8 +42,8 @@ func TestBindAndVolumesFrom(t *testing.T) {
 	if _, out := w.exec(u1, "cat", "/shared/a", "/shared/b"); out != "inside\noutside\n" {
 		t.Errorf("after a restart %q", out)
 	}
-	u2 := w.up(func(s *container.Spec) { s.VolumesFrom = []string{"u1"} })
-	u3 := w.up(func(s *container.Spec) { s.VolumesFrom = []string{"u1:ro"} })
+	u2 := w.up(func(s *spec.Spec) { s.VolumesFrom = []string{"u1"} })
+	u3 := w.up(func(s *spec.Spec) { s.VolumesFrom = []string{"u1:ro"} })
 	if _, out := w.exec(u2, "sh", "-c", "echo two > /shared/c; cat /shared/a"); out != "inside\n" {
 		t.Errorf("u2 sees %q", out)
 	}
@@ -63,7 +64,7 @@ func TestBindAndVolumesFrom(t *testing.T) {
 func TestVolumeCopyUp(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.create(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"true"}})
+	id := w.create(spec.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"true"}})
 	v, err := w.vols.Get(ctx, "named")
 	if err != nil {
 		t.Fatal(err)
@@ -83,11 +84,11 @@ func TestVolumeCopyUp(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(v.Mountpoint, "file"), []byte("changed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, out, _ := w.run(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"cat", "/seeded/file"}})
+	_, out, _ := w.run(spec.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"cat", "/seeded/file"}})
 	if out != "changed" {
 		t.Errorf("a volume with data was filled again: %q", out)
 	}
-	_, out, _ = w.run(container.Spec{Image: "box", NetworkMode: "none", Binds: []string{"empty:/seeded:nocopy"}, Cmd: []string{"ls", "-A", "/seeded"}})
+	_, out, _ = w.run(spec.Spec{Image: "box", NetworkMode: "none", Binds: []string{"empty:/seeded:nocopy"}, Cmd: []string{"ls", "-A", "/seeded"}})
 	if out != "" {
 		t.Errorf("nocopy copied %q", out)
 	}
@@ -141,31 +142,31 @@ func hasChange(ch []container.Change, path string) bool {
 func TestMountErrors(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	try := func(edit func(*container.Spec)) error {
+	try := func(edit func(*spec.Spec)) error {
 		s := sh("true")
 		edit(&s)
 		_, _, err := w.s.Create(ctx, s)
 		return err
 	}
 	for _, c := range []struct {
-		edit func(*container.Spec)
+		edit func(*spec.Spec)
 		text string
 	}{
-		{func(s *container.Spec) { s.Binds = []string{"/a:/x", "/b:/x"} }, "Duplicate mount point: /x"},
-		{func(s *container.Spec) { s.Binds = []string{"/a:/x"}; s.Tmpfs = map[string]string{"/x": ""} }, "Duplicate mount point: /x"},
-		{func(s *container.Spec) { s.Binds = []string{"/a:/"} }, "destination can't be '/'"},
-		{func(s *container.Spec) { s.Binds = []string{"/a:b"} }, "mount path must be absolute"},
-		{func(s *container.Spec) { s.Binds = []string{"/a:/b:wo"} }, "invalid mode: wo"},
-		{func(s *container.Spec) { s.Binds = []string{"fresh:/ok", "a:/b:ro:x"} }, "invalid volume specification: 'a:/b:ro:x'"},
-		{func(s *container.Spec) { s.Binds = []string{"./rel:/b"} }, "includes invalid characters for a local volume name"},
-		{func(s *container.Spec) {
+		{func(s *spec.Spec) { s.Binds = []string{"/a:/x", "/b:/x"} }, "Duplicate mount point: /x"},
+		{func(s *spec.Spec) { s.Binds = []string{"/a:/x"}; s.Tmpfs = map[string]string{"/x": ""} }, "Duplicate mount point: /x"},
+		{func(s *spec.Spec) { s.Binds = []string{"/a:/"} }, "destination can't be '/'"},
+		{func(s *spec.Spec) { s.Binds = []string{"/a:b"} }, "mount path must be absolute"},
+		{func(s *spec.Spec) { s.Binds = []string{"/a:/b:wo"} }, "invalid mode: wo"},
+		{func(s *spec.Spec) { s.Binds = []string{"fresh:/ok", "a:/b:ro:x"} }, "invalid volume specification: 'a:/b:ro:x'"},
+		{func(s *spec.Spec) { s.Binds = []string{"./rel:/b"} }, "includes invalid characters for a local volume name"},
+		{func(s *spec.Spec) {
 			s.Mounts = []volume.MountSpec{{Type: "bind", Source: "/no/such", Target: "/x"}}
 		}, `invalid mount config for type "bind": bind source path does not exist: /no/such`},
-		{func(s *container.Spec) {
+		{func(s *spec.Spec) {
 			s.Mounts = []volume.MountSpec{{Type: "image", Source: "box", Target: "/x"}}
 		}, "not supported"},
-		{func(s *container.Spec) { s.VolumesFrom = []string{"nobody"} }, "No such container: nobody"},
-		{func(s *container.Spec) { s.Tmpfs = map[string]string{"/x": "bogus=1"} }, `invalid tmpfs option "bogus=1"`},
+		{func(s *spec.Spec) { s.VolumesFrom = []string{"nobody"} }, "No such container: nobody"},
+		{func(s *spec.Spec) { s.Tmpfs = map[string]string{"/x": "bogus=1"} }, `invalid tmpfs option "bogus=1"`},
 	} {
 		wantErr(t, try(c.edit), nil, c.text)
 	}
@@ -176,30 +177,30 @@ func TestMountErrors(t *testing.T) {
 
 func TestTmpfsAndShm(t *testing.T) {
 	w := newWorld(t)
-	spec := sh("mount | grep -c 'on /scratch type tmpfs'; touch /scratch/x && echo ok")
-	spec.Cmd = []string{"sh", "-c", "while read d p t r; do test $p = /scratch && echo $t; done < /proc/mounts; touch /scratch/x && echo ok"}
-	spec.Tmpfs = map[string]string{"/scratch": "size=1m,mode=1777"}
-	if code, out, errOut := w.run(spec); code != 0 || out != "tmpfs\nok\n" {
+	sp := sh("mount | grep -c 'on /scratch type tmpfs'; touch /scratch/x && echo ok")
+	sp.Cmd = []string{"sh", "-c", "while read d p t r; do test $p = /scratch && echo $t; done < /proc/mounts; touch /scratch/x && echo ok"}
+	sp.Tmpfs = map[string]string{"/scratch": "size=1m,mode=1777"}
+	if code, out, errOut := w.run(sp); code != 0 || out != "tmpfs\nok\n" {
 		t.Errorf("%d %q %q", code, out, errOut)
 	}
-	donor := w.up(func(s *container.Spec) { s.IpcMode = "shareable" })
+	donor := w.up(func(s *spec.Spec) { s.IpcMode = "shareable" })
 	if code, out := w.exec(donor, "sh", "-c", "echo shared > /dev/shm/x"); code != 0 {
 		t.Fatal(out)
 	}
-	spec = sh("cat /dev/shm/x")
-	spec.IpcMode = "container:" + donor
-	if code, out, errOut := w.run(spec); code != 0 || out != "shared\n" {
+	sp = sh("cat /dev/shm/x")
+	sp.IpcMode = "container:" + donor
+	if code, out, errOut := w.run(sp); code != 0 || out != "shared\n" {
 		t.Errorf("ipc of a container: %d %q %q", code, out, errOut)
 	}
-	spec = sh("ls /proc | grep -c x")
-	spec.Cmd = []string{"sh", "-c", "cat /proc/1/cmdline"}
-	spec.PidMode = "container:" + donor
-	if _, out, errOut := w.run(spec); !strings.Contains(out, "echo ready") {
+	sp = sh("ls /proc | grep -c x")
+	sp.Cmd = []string{"sh", "-c", "cat /proc/1/cmdline"}
+	sp.PidMode = "container:" + donor
+	if _, out, errOut := w.run(sp); !strings.Contains(out, "echo ready") {
 		t.Errorf("pid of a container: %q %q", out, errOut)
 	}
-	spec = sh("ip link | head -1; hostname")
-	spec.NetworkMode = "container:" + donor
-	if code, _, errOut := w.run(spec); code != 0 {
+	sp = sh("ip link | head -1; hostname")
+	sp.NetworkMode = "container:" + donor
+	if code, _, errOut := w.run(sp); code != 0 {
 		t.Errorf("network of a container: %q", errOut)
 	}
 }

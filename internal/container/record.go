@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -28,7 +29,7 @@ type record struct {
 	Platform  oci.Platform                `json:"platform"`
 	Path      string                      `json:"path"`
 	Args      []string                    `json:"args,omitempty"`
-	Spec      Spec                        `json:"spec"` // with the image's defaults merged in
+	Spec      spec.Spec                   `json:"spec"` // with the image's defaults merged in
 	State     State                       `json:"state"`
 	Mounts    []volume.Mount              `json:"mounts,omitempty"`
 	Networks  map[string]network.Endpoint `json:"networks,omitempty"`

@@ -11,6 +11,7 @@ import (
 
 	"ply/internal/container"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/procid"
 	"ply/internal/store/meta"
 )
@@ -19,14 +20,14 @@ import (
 func TestRestoreLive(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /tmp/go; do sleep 0.05; done; echo gone; exit 6"}
 	})
 	frozen := w.up(nil)
 	if err := w.s.Pause(ctx, frozen); err != nil {
 		t.Fatal(err)
 	}
-	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	rm := w.up(func(s *spec.Spec) { s.AutoRemove = true })
 	pid := w.get(id).State.PID
 	w.close()
 	w.open()
@@ -58,7 +59,7 @@ func TestRestoreLive(t *testing.T) {
 // A container that ended while no engine was there has its exit code.
 func TestRestoreEnded(t *testing.T) {
 	w := newWorld(t)
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /data/go; do sleep 0.05; done; echo gone; exit 6"}
 		s.Binds = []string{filepath.Join(w.dir, "data-go") + ":/data"}
 	})
@@ -83,8 +84,8 @@ func TestRestoreEnded(t *testing.T) {
 func TestRestoreKilledShim(t *testing.T) {
 	w := newWorld(t)
 	id := w.up(nil)
-	again := w.up(func(s *container.Spec) { s.RestartPolicy.Name = "unless-stopped" })
-	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	again := w.up(func(s *spec.Spec) { s.RestartPolicy.Name = "unless-stopped" })
+	rm := w.up(func(s *spec.Spec) { s.AutoRemove = true })
 	pid := w.get(id).State.PID
 	w.close()
 	for _, id := range []string{id, again, rm} {
@@ -206,7 +207,7 @@ func TestRestorePolicies(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
 	mk := func(policy string) string {
-		return w.up(func(s *container.Spec) { s.RestartPolicy.Name = policy })
+		return w.up(func(s *spec.Spec) { s.RestartPolicy.Name = policy })
 	}
 	always, unless, shut := mk("always"), mk("unless-stopped"), mk("unless-stopped")
 	for _, id := range []string{always, unless} {
@@ -228,7 +229,7 @@ func TestRestorePolicies(t *testing.T) {
 	if st := w.get(unless).State.Status; st != container.StatusExited {
 		t.Errorf("a container that a user stopped is %s", st)
 	}
-	rm := w.up(func(s *container.Spec) { s.AutoRemove = true })
+	rm := w.up(func(s *spec.Spec) { s.AutoRemove = true })
 	if err := w.s.Restart(ctx, rm, "", nil); err != nil {
 		t.Fatal(err)
 	}

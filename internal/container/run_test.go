@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -44,7 +45,7 @@ func TestStartErrors(t *testing.T) {
 		{[]string{"/etc/passwd"}, 126, "permission denied"},
 		{[]string{"/no/such/file"}, 127, "no such file or directory"},
 	} {
-		id := w.create(container.Spec{Image: "box", Cmd: c.cmd, NetworkMode: "none"})
+		id := w.create(spec.Spec{Image: "box", Cmd: c.cmd, NetworkMode: "none"})
 		wantErr(t, w.s.Start(ctx, id), errs.Invalid, c.text)
 		st := w.get(id).State
 		if st.ExitCode != c.code || st.Status != container.StatusCreated || !strings.Contains(st.Error, c.text) {
@@ -99,7 +100,7 @@ func TestStartIsIdempotentAndStopToo(t *testing.T) {
 
 func TestStopKillsWhoDoesNotListen(t *testing.T) {
 	w := newWorld(t)
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Cmd = []string{"sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done"}
 	})
 	zero := 0
@@ -133,14 +134,14 @@ func TestAutoRemove(t *testing.T) {
 func TestNames(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	spec := sh("true")
-	spec.Name = "twice"
-	id := w.create(spec)
-	_, _, err := w.s.Create(ctx, spec)
+	sp := sh("true")
+	sp.Name = "twice"
+	id := w.create(sp)
+	_, _, err := w.s.Create(ctx, sp)
 	wantErr(t, err, errs.Conflict, `Conflict. The container name "/twice" is already in use by container "`+id+`". You have to remove (or rename) that container to be able to reuse that name.`)
 	for _, n := range []string{"a", "-x", "a b", "ä", "a/b", strings.Repeat("x", 300)} {
-		spec.Name = n
-		_, _, err := w.s.Create(ctx, spec)
+		sp.Name = n
+		_, _, err := w.s.Create(ctx, sp)
 		wantErr(t, err, errs.Invalid, "Invalid container name")
 	}
 	if err := w.s.Rename(ctx, "twice", "other"); err != nil {
@@ -159,14 +160,14 @@ func TestNames(t *testing.T) {
 		t.Errorf("invented name %q", n)
 	}
 	wantErr(t, w.s.Rename(ctx, id, "other"), errs.Invalid, "same name")
-	_, _, err = w.s.Create(ctx, container.Spec{Image: "absent"})
+	_, _, err = w.s.Create(ctx, spec.Spec{Image: "absent"})
 	wantErr(t, err, errs.NotFound, "No such image: absent")
 }
 
 func TestRemove(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) { s.Name = "busy" })
+	id := w.up(func(s *spec.Spec) { s.Name = "busy" })
 	wantErr(t, w.s.Remove(ctx, id, false, false, false), errs.Conflict, `cannot remove container "/busy": container is running: stop the container before removing or force remove`)
 	if err := w.s.Pause(ctx, id); err != nil {
 		t.Fatal(err)
@@ -194,7 +195,7 @@ func TestPauseAndTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantErr(t, w.s.Pause(ctx, id), errs.Conflict, "already paused")
-	_, err = w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"true"}})
+	_, err = w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
 	wantErr(t, err, errs.Conflict, "is paused, unpause the container before exec")
 	wantErr(t, w.s.Start(ctx, id), errs.Conflict, "cannot start a paused container, try unpause instead")
 	if err := w.s.Unpause(ctx, id); err != nil {
@@ -222,9 +223,9 @@ func TestPauseAndTop(t *testing.T) {
 func TestRestartPolicy(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	spec := sh("echo run; exit 5")
-	spec.RestartPolicy = container.RestartPolicy{Name: "on-failure", MaxRetries: 2}
-	id := w.create(spec)
+	sp := sh("echo run; exit 5")
+	sp.RestartPolicy = spec.RestartPolicy{Name: "on-failure", MaxRetries: 2}
+	id := w.create(sp)
 	w.start(id)
 	w.eventually("three runs", func() bool {
 		o, _ := w.logs(id)

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
@@ -59,7 +60,7 @@ type Options struct {
 	// Defaults for what a container's spec leaves open.
 	LogDriver    string // "" = json-file
 	LogOpts      map[string]string
-	Ulimits      []Ulimit
+	Ulimits      []spec.Ulimit
 	ShmSize      int64 // 0 = 64 MiB
 	CgroupParent string
 	Init         bool

@@ -279,7 +279,7 @@ func (s *Service) attachNetwork(ctx context.Context, c *ctr, p *prepared) (up bo
 	if spec.NetworkMode == "host" || isContainerMode(spec.NetworkMode) {
 		return false, nil
 	}
-	ports, err := publishedPorts(&spec)
+	ports, err := spec.PublishedPorts()
 	if err != nil {
 		return false, err
 	}
@@ -300,30 +300,6 @@ func (s *Service) attachNetwork(ctx context.Context, c *ctr, p *prepared) (up bo
 	c.rec.Networks, c.rec.Ports, c.rec.Netns = p.att.Endpoints, p.att.Ports, p.netns
 	c.mu.Unlock()
 	return true, nil
-}
-
-// publishedPorts gives -p and, with -P, every exposed port that no -p names.
-func publishedPorts(spec *Spec) ([]network.PortBinding, error) {
-	ports := append([]network.PortBinding(nil), spec.Ports...)
-	if !spec.PublishAll {
-		return ports, nil
-	}
-	for _, e := range spec.ExposedPorts {
-		first, last, proto, err := parsePort(e)
-		if err != nil {
-			return nil, err
-		}
-		for n := int(first); n <= int(last); n++ {
-			have := false
-			for _, b := range spec.Ports {
-				have = have || b.Proto == proto && int(b.ContainerPort) == n
-			}
-			if !have {
-				ports = append(ports, network.PortBinding{Proto: proto, ContainerPort: uint16(n)})
-			}
-		}
-	}
-	return ports, nil
 }
 
 // detachNetwork undoes attachNetwork; idempotent.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/procid"
 )
@@ -171,7 +172,7 @@ func (c *ctr) stopSignal(signal string) (unix.Signal, error) {
 	if signal == "" {
 		return unix.SIGTERM, nil
 	}
-	return ParseSignal(signal)
+	return spec.ParseSignal(signal)
 }
 
 // signal sends to the first process; a frozen one is thawed so that it can act on it. errs.Precondition when it has ended.
@@ -216,7 +217,7 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	sig := unix.SIGKILL
 	if signal != "" && signal != "0" {
 		var err error
-		if sig, err = ParseSignal(signal); err != nil {
+		if sig, err = spec.ParseSignal(signal); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -127,18 +128,18 @@ func TestDetachKeys(t *testing.T) {
 func TestExec(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
-	id := w.up(func(s *container.Spec) { s.Env = []string{"OF=container"}; s.WorkingDir = "/made/here" })
+	id := w.up(func(s *spec.Spec) { s.Env = []string{"OF=container"}; s.WorkingDir = "/made/here" })
 	for _, c := range []struct {
-		spec container.ExecSpec
+		spec spec.ExecSpec
 		code int
 		out  string
 	}{
-		{container.ExecSpec{Cmd: []string{"sh", "-c", "echo a; exit 9"}}, 9, "a\n"},
-		{container.ExecSpec{Cmd: []string{"sh", "-c", "echo $OF $MINE $FROM"}, Env: []string{"MINE=exec"}}, 0, "container exec image\n"},
-		{container.ExecSpec{Cmd: []string{"id", "-u"}, User: "user"}, 0, "1000\n"},
-		{container.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}}, 0, "/made/here\n"},
-		{container.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}, WorkingDir: "/tmp"}, 0, "/tmp\n"},
-		{container.ExecSpec{Cmd: []string{"sh", "-c", "test -t 1 && echo tty"}, Tty: true}, 0, "tty\r\n"},
+		{spec.ExecSpec{Cmd: []string{"sh", "-c", "echo a; exit 9"}}, 9, "a\n"},
+		{spec.ExecSpec{Cmd: []string{"sh", "-c", "echo $OF $MINE $FROM"}, Env: []string{"MINE=exec"}}, 0, "container exec image\n"},
+		{spec.ExecSpec{Cmd: []string{"id", "-u"}, User: "user"}, 0, "1000\n"},
+		{spec.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}}, 0, "/made/here\n"},
+		{spec.ExecSpec{Cmd: []string{"sh", "-c", "pwd"}, WorkingDir: "/tmp"}, 0, "/tmp\n"},
+		{spec.ExecSpec{Cmd: []string{"sh", "-c", "test -t 1 && echo tty"}, Tty: true}, 0, "tty\r\n"},
 	} {
 		c.spec.AttachStdout, c.spec.AttachStderr = true, true
 		if code, out := w.execSpec(id, c.spec); code != c.code || out != c.out {
@@ -149,10 +150,10 @@ func TestExec(t *testing.T) {
 		t.Errorf("missing program: %d %q", code, msg)
 	}
 	for _, dir := range []string{"/proc/self/fd/7", "/proc/1/cwd", "relative"} {
-		_, err := w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"true"}, WorkingDir: dir})
+		_, err := w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}, WorkingDir: dir})
 		wantErr(t, err, errs.Invalid, "the working directory")
 	}
-	e, err := w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"sh", "-c", "echo x > /tmp/detached"}})
+	e, err := w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"sh", "-c", "echo x > /tmp/detached"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +168,7 @@ func TestExec(t *testing.T) {
 	if err := w.s.Kill(ctx, id, "KILL"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.s.ExecCreate(ctx, id, container.ExecSpec{Cmd: []string{"true"}})
+	_, err = w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
 	wantErr(t, err, errs.Conflict, "is not running")
 	_, err = w.s.ExecGet(ctx, "nope")
 	wantErr(t, err, errs.NotFound, "No such exec instance: nope")
@@ -176,7 +177,7 @@ func TestExec(t *testing.T) {
 // A thousand short execs and aborted attaches leave no descriptor and no goroutine.
 func TestExecLeaksNothing(t *testing.T) {
 	w := newWorld(t)
-	id := w.up(func(s *container.Spec) { s.OpenStdin = true })
+	id := w.up(func(s *spec.Spec) { s.OpenStdin = true })
 	round := func() {
 		w.exec(id, "true")
 		ctx, cancel := context.WithCancel(context.Background())
@@ -273,7 +274,7 @@ func TestLogDriverNone(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	w := newWorld(t)
-	id := w.up(func(s *container.Spec) {
+	id := w.up(func(s *spec.Spec) {
 		s.Healthcheck = health("CMD-SHELL", "echo looked; test ! -e /tmp/ill")
 	})
 	w.eventually("healthy", func() bool { h := w.get(id).State.Health; return h != nil && h.Status == "healthy" })

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -52,7 +53,7 @@ func TestStress(t *testing.T) {
 		"copy":    func(n string) error { return w.s.CopyFrom(ctx, n, "/etc", io.Discard) },
 		"export":  func(n string) error { return w.s.Export(ctx, n, io.Discard) },
 		"exec": func(n string) error {
-			id, err := w.s.ExecCreate(ctx, n, container.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})
+			id, err := w.s.ExecCreate(ctx, n, spec.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})
 			if err != nil {
 				return err
 			}

@@ -17,6 +17,7 @@ import (
 	"ply/internal/api/docker"
 	"ply/internal/config"
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
@@ -179,7 +180,7 @@ func (e *Engine) openContainers() error {
 		o.Runtime = c.DefaultRuntime
 	}
 	for _, u := range c.DefaultUlimits {
-		o.Ulimits = append(o.Ulimits, container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+		o.Ulimits = append(o.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	var err error
 	e.Containers, err = container.New(o)

@@ -16,6 +16,7 @@ import (
 
 	"ply/internal/config"
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/durable/faultfs"
 	"ply/internal/engine"
@@ -86,7 +87,7 @@ func prepare(t *testing.T, driver string) *bed {
 		}
 		f.Close()
 	}
-	if _, _, err := e.Containers.Create(ctx, container.Spec{Name: "old", Image: "base:1", Cmd: []string{"sh", "-c", "echo changed >/new"}}); err != nil {
+	if _, _, err := e.Containers.Create(ctx, spec.Spec{Name: "old", Image: "base:1", Cmd: []string{"sh", "-c", "echo changed >/new"}}); err != nil {
 		t.Fatal(err)
 	}
 	runToEnd(t, e, "old")
@@ -234,7 +235,7 @@ func operations(t *testing.T) []op {
 			return nil
 		}},
 		{"run", func(t *testing.T, _ *bed, e *engine.Engine) error {
-			_, _, err := e.Containers.Create(context.Background(), container.Spec{Name: "fresh", Image: "base:1", Cmd: []string{"sh", "-c", "echo hi"}, NetworkMode: "none"})
+			_, _, err := e.Containers.Create(context.Background(), spec.Spec{Name: "fresh", Image: "base:1", Cmd: []string{"sh", "-c", "echo hi"}, NetworkMode: "none"})
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/api/docker/stream"
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -206,7 +207,7 @@ func (s *server) execCreate(c *call) error {
 	if len(body.Cmd) == 0 {
 		return errs.New(errs.Invalid, "No exec command specified")
 	}
-	spec := container.ExecSpec{Cmd: body.Cmd, Env: body.Env, User: body.User, WorkingDir: body.WorkingDir, Tty: body.Tty, Privileged: body.Privileged,
+	spec := spec.ExecSpec{Cmd: body.Cmd, Env: body.Env, User: body.User, WorkingDir: body.WorkingDir, Tty: body.Tty, Privileged: body.Privileged,
 		AttachStdin: body.AttachStdin, AttachStdout: body.AttachStdout, AttachStderr: body.AttachStderr, DetachKeys: body.DetachKeys}
 	if body.ConsoleSize != nil {
 		spec.ConsoleSize = *body.ConsoleSize

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/events"
 	"ply/internal/image"
 	"ply/internal/network"
@@ -63,7 +64,7 @@ type SearchResult = transfer.SearchResult
 // Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
 // prefix or a name; errs.NotFound says "No such container: REF".
 type Containers interface {
-	Create(ctx context.Context, spec container.Spec) (id oci.ContainerID, warnings []string, err error)
+	Create(ctx context.Context, spec spec.Spec) (id oci.ContainerID, warnings []string, err error)
 	Start(ctx context.Context, ref string) error
 	Stop(ctx context.Context, ref, signal string, timeout *int) error // timeout in seconds; nil = the container's
 	Restart(ctx context.Context, ref, signal string, timeout *int) error
@@ -72,7 +73,7 @@ type Containers interface {
 	Unpause(ctx context.Context, ref string) error
 	Remove(ctx context.Context, ref string, force, volumes, link bool) error
 	Rename(ctx context.Context, ref, name string) error
-	Update(ctx context.Context, ref string, r container.Resources, policy *container.RestartPolicy) ([]string, error)
+	Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) ([]string, error)
 	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
 	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
 	Logs(ctx context.Context, ref string, opts container.LogOptions, stdout, stderr io.Writer) error
@@ -90,7 +91,7 @@ type Containers interface {
 	PathStat(ctx context.Context, ref, path string) (container.PathStat, error)
 	CopyFrom(ctx context.Context, ref, path string, w io.Writer) (err error)
 	CopyTo(ctx context.Context, ref, path string, tar io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
-	ExecCreate(ctx context.Context, ref string, spec container.ExecSpec) (string, error)
+	ExecCreate(ctx context.Context, ref string, spec spec.ExecSpec) (string, error)
 	ExecStart(ctx context.Context, id string, opts container.AttachOptions, detach bool, consoleSize [2]uint) error
 	ExecResize(ctx context.Context, id string, height, width uint) error
 	ExecGet(ctx context.Context, id string) (*container.Exec, error)

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -83,7 +83,7 @@ func (r configRequest) runConfig() (*oci.RunConfig, error) {
 }
 
 // apply puts the config into a spec.
-func (cfg *containerConfig) apply(spec *container.Spec) error {
+func (cfg *containerConfig) apply(sp *spec.Spec) error {
 	ports, err := exposedPorts(cfg.ExposedPorts)
 	if err != nil {
 		return err
@@ -96,16 +96,16 @@ func (cfg *containerConfig) apply(spec *container.Spec) error {
 	case cfg.StopTimeout != nil && *cfg.StopTimeout < -1:
 		return errs.New(errs.Invalid, "StopTimeout: %d is neither seconds nor -1", *cfg.StopTimeout)
 	}
-	spec.Image, spec.Hostname, spec.Domainname, spec.User = cfg.Image, cfg.Hostname, cfg.Domainname, cfg.User
-	spec.AttachStdin, spec.AttachStdout, spec.AttachStderr = cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr
-	spec.Tty, spec.OpenStdin, spec.StdinOnce = cfg.Tty, cfg.OpenStdin, cfg.StdinOnce
-	spec.Env, spec.Cmd, spec.Entrypoint, spec.WorkingDir = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.WorkingDir
-	if len(spec.Entrypoint) == 1 && spec.Entrypoint[0] == "" { // how clients say "none"
-		spec.Entrypoint = []string{}
+	sp.Image, sp.Hostname, sp.Domainname, sp.User = cfg.Image, cfg.Hostname, cfg.Domainname, cfg.User
+	sp.AttachStdin, sp.AttachStdout, sp.AttachStderr = cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr
+	sp.Tty, sp.OpenStdin, sp.StdinOnce = cfg.Tty, cfg.OpenStdin, cfg.StdinOnce
+	sp.Env, sp.Cmd, sp.Entrypoint, sp.WorkingDir = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.WorkingDir
+	if len(sp.Entrypoint) == 1 && sp.Entrypoint[0] == "" { // how clients say "none"
+		sp.Entrypoint = []string{}
 	}
-	spec.ExposedPorts, spec.Volumes, spec.Labels = ports, sortedKeys(cfg.Volumes), cfg.Labels
-	spec.NetworkDisabled, spec.MacAddress = cfg.NetworkDisabled, cfg.MacAddress
-	spec.StopSignal, spec.StopTimeout, spec.Shell, spec.Healthcheck = cfg.StopSignal, cfg.StopTimeout, cfg.Shell, cfg.Healthcheck
+	sp.ExposedPorts, sp.Volumes, sp.Labels = ports, sortedKeys(cfg.Volumes), cfg.Labels
+	sp.NetworkDisabled, sp.MacAddress = cfg.NetworkDisabled, cfg.MacAddress
+	sp.StopSignal, sp.StopTimeout, sp.Shell, sp.Healthcheck = cfg.StopSignal, cfg.StopTimeout, cfg.Shell, cfg.Healthcheck
 	return checkHealth(cfg.Healthcheck)
 }
 
@@ -129,11 +129,11 @@ func checkHealth(h *oci.Healthcheck) error {
 }
 
 // containerConfigOf gives a spec back.
-func containerConfigOf(spec *container.Spec, v int) containerConfig {
-	cfg := containerConfig{Hostname: spec.Hostname, Domainname: spec.Domainname, User: spec.User, AttachStdin: spec.AttachStdin,
-		AttachStdout: spec.AttachStdout, AttachStderr: spec.AttachStderr, Tty: spec.Tty, OpenStdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
-		Env: notNil(spec.Env), Cmd: spec.Cmd, Healthcheck: spec.Healthcheck, Image: spec.Image, WorkingDir: spec.WorkingDir, Entrypoint: spec.Entrypoint,
-		NetworkDisabled: spec.NetworkDisabled, Labels: spec.Labels, StopSignal: spec.StopSignal, StopTimeout: spec.StopTimeout, Shell: spec.Shell}
+func containerConfigOf(sp *spec.Spec, v int) containerConfig {
+	cfg := containerConfig{Hostname: sp.Hostname, Domainname: sp.Domainname, User: sp.User, AttachStdin: sp.AttachStdin,
+		AttachStdout: sp.AttachStdout, AttachStderr: sp.AttachStderr, Tty: sp.Tty, OpenStdin: sp.OpenStdin, StdinOnce: sp.StdinOnce,
+		Env: notNil(sp.Env), Cmd: sp.Cmd, Healthcheck: sp.Healthcheck, Image: sp.Image, WorkingDir: sp.WorkingDir, Entrypoint: sp.Entrypoint,
+		NetworkDisabled: sp.NetworkDisabled, Labels: sp.Labels, StopSignal: sp.StopSignal, StopTimeout: sp.StopTimeout, Shell: sp.Shell}
 	if cfg.Labels == nil {
 		cfg.Labels = map[string]string{}
 	}
@@ -141,15 +141,15 @@ func containerConfigOf(spec *container.Spec, v int) containerConfig {
 		cfg.Entrypoint = nil
 	}
 	if v < 44 {
-		cfg.MacAddress = spec.MacAddress
+		cfg.MacAddress = sp.MacAddress
 	}
-	for _, p := range spec.ExposedPorts {
+	for _, p := range sp.ExposedPorts {
 		if cfg.ExposedPorts == nil {
 			cfg.ExposedPorts = map[string]struct{}{}
 		}
 		cfg.ExposedPorts[p] = struct{}{}
 	}
-	for _, p := range spec.Volumes {
+	for _, p := range sp.Volumes {
 		if cfg.Volumes == nil {
 			cfg.Volumes = map[string]struct{}{}
 		}

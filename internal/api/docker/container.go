@@ -8,6 +8,7 @@ import (
 
 	"ply/internal/api/docker/stream"
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -144,7 +145,7 @@ func (s *server) containerUpdate(c *call) error {
 	if err != nil {
 		return err
 	}
-	var policy *container.RestartPolicy
+	var policy *spec.RestartPolicy
 	if body.RestartPolicy.Name != "" {
 		p, err := body.RestartPolicy.policy()
 		if err != nil {

@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 )
@@ -50,15 +50,15 @@ func (s *server) containerCreate(c *call) error {
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	spec, err := body.spec()
+	sp, err := body.spec()
 	if err != nil {
 		return err
 	}
-	spec.Name = strings.TrimPrefix(c.get("name"), "/")
-	if spec.Platform, err = platformParam(c.get("platform")); err != nil {
+	sp.Name = strings.TrimPrefix(c.get("name"), "/")
+	if sp.Platform, err = platformParam(c.get("platform")); err != nil {
 		return err
 	}
-	id, warnings, err := s.Containers.Create(c.ctx(), spec)
+	id, warnings, err := s.Containers.Create(c.ctx(), sp)
 	if err != nil {
 		return err
 	}
@@ -69,14 +69,14 @@ func (s *server) containerCreate(c *call) error {
 }
 
 // spec maps the whole request; what the engine cannot do is an error that names the option.
-func (b *createRequest) spec() (container.Spec, error) {
-	var spec container.Spec
-	if err := b.containerConfig.apply(&spec); err != nil {
-		return spec, err
+func (b *createRequest) spec() (spec.Spec, error) {
+	var sp spec.Spec
+	if err := b.containerConfig.apply(&sp); err != nil {
+		return sp, err
 	}
 	if b.HostConfig != nil {
-		if err := b.HostConfig.apply(&spec); err != nil {
-			return spec, err
+		if err := b.HostConfig.apply(&sp); err != nil {
+			return sp, err
 		}
 	}
 	if b.NetworkingConfig != nil {
@@ -86,21 +86,21 @@ func (b *createRequest) spec() (container.Spec, error) {
 			}
 			ep, err := e.spec(name)
 			if err != nil {
-				return spec, err
+				return sp, err
 			}
-			if e.isDefault() && (name == "default" || name == spec.NetworkMode && isBuiltIn(name)) {
+			if e.isDefault() && (name == "default" || name == sp.NetworkMode && isBuiltIn(name)) {
 				continue // clients name the network also when they want nothing of it
 			}
 			if name == "default" {
 				name = "bridge"
 			}
-			if spec.Endpoints == nil {
-				spec.Endpoints = map[string]network.EndpointSpec{}
+			if sp.Endpoints == nil {
+				sp.Endpoints = map[string]network.EndpointSpec{}
 			}
-			spec.Endpoints[name] = ep
+			sp.Endpoints[name] = ep
 		}
 	}
-	return spec, checkMAC(&spec)
+	return sp, checkMAC(&sp)
 }
 
 func isBuiltIn(network string) bool {
@@ -148,18 +148,18 @@ func (e *endpointSettings) spec(name string) (network.EndpointSpec, error) {
 }
 
 // checkMAC: the old place of the MAC address and the new one must not disagree.
-func checkMAC(spec *container.Spec) error {
-	if spec.MacAddress == "" {
+func checkMAC(sp *spec.Spec) error {
+	if sp.MacAddress == "" {
 		return nil
 	}
-	if _, err := net.ParseMAC(spec.MacAddress); err != nil {
-		return errs.New(errs.Invalid, "MacAddress: %q is not a MAC address", clip(spec.MacAddress))
+	if _, err := net.ParseMAC(sp.MacAddress); err != nil {
+		return errs.New(errs.Invalid, "MacAddress: %q is not a MAC address", clip(sp.MacAddress))
 	}
-	ep, ok := spec.Endpoints[spec.NetworkMode]
+	ep, ok := sp.Endpoints[sp.NetworkMode]
 	if !ok {
-		ep, ok = spec.Endpoints["bridge"]
+		ep, ok = sp.Endpoints["bridge"]
 	}
-	if ok && ep.MAC != "" && !strings.EqualFold(ep.MAC, spec.MacAddress) {
+	if ok && ep.MAC != "" && !strings.EqualFold(ep.MAC, sp.MacAddress) {
 		return errs.New(errs.Invalid, "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left out")
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 
 	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -47,9 +48,9 @@ const fullRequest = `{
  "NetworkingConfig":{"EndpointsConfig":{"mine":{"IPAMConfig":{"IPv4Address":"10.9.0.5","IPv6Address":"fd00::5"},"Aliases":["al"],"Links":["p:q"],"MacAddress":"02:42:AC:11:00:09"},"second":{}}}
 }`
 
-func fullSpec() container.Spec {
+func fullSpec() spec.Spec {
 	v4 := netip.MustParseAddr("10.9.0.5")
-	return container.Spec{
+	return spec.Spec{
 		Name: "named", Image: "busybox", Platform: "linux/amd64", Hostname: "h", Domainname: "d", User: "u:g", Env: []string{"A=1", "B"}, Entrypoint: []string{"/e"}, Cmd: []string{"one word"},
 		WorkingDir: "/w", Labels: map[string]string{"l": "1"}, ExposedPorts: []string{"80/tcp", "443/tcp", "3000/udp", "3001/udp"}, Volumes: []string{"/v1", "/v2"}, StopSignal: "SIGINT", StopTimeout: ptr(7),
 		Shell: []string{"/bin/sh", "-c"}, MacAddress: "02:42:ac:11:00:09",
@@ -65,11 +66,11 @@ func fullSpec() container.Spec {
 		Endpoints:  map[string]network.EndpointSpec{"mine": {Aliases: []string{"al"}, IPv4: v4, IPv6: netip.MustParseAddr("fd00::5"), MAC: "02:42:AC:11:00:09", Links: []string{"p:q"}}, "second": {}},
 		Privileged: true, CapAdd: []string{"NET_ADMIN"}, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}, ReadonlyRootfs: true, MaskedPaths: []string{}, ReadonlyPaths: []string{"/proc/x"},
 		PidMode: "host", IpcMode: "host", UTSMode: "host", UsernsMode: "host", CgroupnsMode: "private", CgroupParent: "/cg", GroupAdd: []string{"audio"},
-		Devices: []container.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}, DeviceRules: []string{"c 1:3 r"}, Sysctls: map[string]string{"net.x": "1"},
-		Ulimits: []container.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun",
-		Resources: container.Resources{Memory: 1000000, MemoryReservation: 8, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
+		Devices: []spec.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}, DeviceRules: []string{"c 1:3 r"}, Sysctls: map[string]string{"net.x": "1"},
+		Ulimits: []spec.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun",
+		Resources: spec.Resources{Memory: 1000000, MemoryReservation: 8, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
 			CPURealtimePeriod: 1, CPURealtimeRuntime: 2, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(100)), BlkioWeight: 300},
-		RestartPolicy: container.RestartPolicy{Name: "on-failure", MaxRetries: 4}, LogDriver: "local", LogOpts: map[string]string{"max-size": "1m"}, ContainerIDFile: "/cid", Annotations: map[string]string{"an": "no"},
+		RestartPolicy: spec.RestartPolicy{Name: "on-failure", MaxRetries: 4}, LogDriver: "local", LogOpts: map[string]string{"max-size": "1m"}, ContainerIDFile: "/cid", Annotations: map[string]string{"an": "no"},
 	}
 }
 
@@ -235,19 +236,19 @@ func TestCreateRefusals(t *testing.T) {
 func TestCreateDefaults(t *testing.T) {
 	for name, tc := range map[string]struct {
 		body  string
-		check func(container.Spec) bool
+		check func(spec.Spec) bool
 	}{
-		"entrypoint none":       {`"Entrypoint":[""]`, func(s container.Spec) bool { return s.Entrypoint != nil && len(s.Entrypoint) == 0 }},
-		"entrypoint unset":      {`"Entrypoint":null`, func(s container.Spec) bool { return s.Entrypoint == nil }},
-		"swappiness -1":         {`"HostConfig":{"MemorySwappiness":-1}`, func(s container.Spec) bool { return s.Resources.MemorySwappiness == nil }},
-		"pids 0":                {`"HostConfig":{"PidsLimit":0}`, func(s container.Spec) bool { return s.Resources.PidsLimit == nil }},
-		"pids -1":               {`"HostConfig":{"PidsLimit":-1}`, func(s container.Spec) bool { return *s.Resources.PidsLimit == -1 }},
-		"default endpoint":      {`"NetworkingConfig":{"EndpointsConfig":{"default":{"IPAMConfig":null,"MacAddress":""}}}`, func(s container.Spec) bool { return s.Endpoints == nil }},
-		"bridge endpoint":       {`"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":null}}`, func(s container.Spec) bool { return s.Endpoints == nil }},
-		"local volume driver":   {`"HostConfig":{"VolumeDriver":"local"}`, func(s container.Spec) bool { return true }},
-		"empty device requests": {`"HostConfig":{"DeviceRequests":[],"StorageOpt":{},"BlkioDeviceReadBps":[]}`, func(s container.Spec) bool { return true }},
-		"bind without source":   {`"HostConfig":{"Binds":["/v","/a:/b"]}`, func(s container.Spec) bool { return len(s.Volumes) == 1 && len(s.Binds) == 1 }},
-		"chosen by engine":      {`"HostConfig":{"PortBindings":{"80":[{"HostPort":"0"}]}}`, func(s container.Spec) bool { return s.Ports[0].HostPort == 0 && s.Ports[0].Proto == "tcp" }},
+		"entrypoint none":       {`"Entrypoint":[""]`, func(s spec.Spec) bool { return s.Entrypoint != nil && len(s.Entrypoint) == 0 }},
+		"entrypoint unset":      {`"Entrypoint":null`, func(s spec.Spec) bool { return s.Entrypoint == nil }},
+		"swappiness -1":         {`"HostConfig":{"MemorySwappiness":-1}`, func(s spec.Spec) bool { return s.Resources.MemorySwappiness == nil }},
+		"pids 0":                {`"HostConfig":{"PidsLimit":0}`, func(s spec.Spec) bool { return s.Resources.PidsLimit == nil }},
+		"pids -1":               {`"HostConfig":{"PidsLimit":-1}`, func(s spec.Spec) bool { return *s.Resources.PidsLimit == -1 }},
+		"default endpoint":      {`"NetworkingConfig":{"EndpointsConfig":{"default":{"IPAMConfig":null,"MacAddress":""}}}`, func(s spec.Spec) bool { return s.Endpoints == nil }},
+		"bridge endpoint":       {`"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":null}}`, func(s spec.Spec) bool { return s.Endpoints == nil }},
+		"local volume driver":   {`"HostConfig":{"VolumeDriver":"local"}`, func(s spec.Spec) bool { return true }},
+		"empty device requests": {`"HostConfig":{"DeviceRequests":[],"StorageOpt":{},"BlkioDeviceReadBps":[]}`, func(s spec.Spec) bool { return true }},
+		"bind without source":   {`"HostConfig":{"Binds":["/v","/a:/b"]}`, func(s spec.Spec) bool { return len(s.Volumes) == 1 && len(s.Binds) == 1 }},
+		"chosen by engine":      {`"HostConfig":{"PortBindings":{"80":[{"HostPort":"0"}]}}`, func(s spec.Spec) bool { return s.Ports[0].HostPort == 0 && s.Ports[0].Proto == "tcp" }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -16,6 +16,7 @@ import (
 
 	"ply/internal/container"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/image"
@@ -232,11 +233,11 @@ func (f *fakeMover) Search(_ context.Context, term string, limit int, _ map[stri
 // fakeContainers runs nothing: its container repeats what it reads.
 type fakeContainers struct {
 	mu       sync.Mutex
-	specs    []container.Spec
+	specs    []spec.Spec
 	resizes  []string
 	commit   container.CommitOptions
-	limits   container.Resources
-	exec     container.ExecSpec
+	limits   spec.Resources
+	exec     spec.ExecSpec
 	attached chan struct{} // one message an attach that ended
 	release  chan struct{} // when set, a wait for the next exit ends with it
 	tty      bool
@@ -244,7 +245,7 @@ type fakeContainers struct {
 
 func (f *fakeContainers) web() *container.Container {
 	return &container.Container{ID: ctrWeb, Name: "web", Created: moment, Image: idBusybox, ImageName: "busybox", Path: "/entrypoint.sh", Args: []string{"/etc/docker/registry/config.yml", "a b"},
-		Spec: container.Spec{Image: "busybox", Hostname: "a1a1a1a1a1a1", Tty: f.tty, OpenStdin: true, Env: []string{"PATH=/bin"}, Cmd: []string{"/etc/docker/registry/config.yml", "a b"}, Entrypoint: []string{"/entrypoint.sh"},
+		Spec: spec.Spec{Image: "busybox", Hostname: "a1a1a1a1a1a1", Tty: f.tty, OpenStdin: true, Env: []string{"PATH=/bin"}, Cmd: []string{"/etc/docker/registry/config.yml", "a b"}, Entrypoint: []string{"/entrypoint.sh"},
 			ExposedPorts: []string{"80/tcp", "5000/tcp"}, Ports: []network.PortBinding{{Proto: "tcp", ContainerPort: 5000, HostPort: 5000}},
 			Binds: []string{"/etc/myHostData:/etc/myDockerData"}, Privileged: true, Labels: map[string]string{"tier": "web"}, NetworkMode: "default"},
 		State:  container.State{Status: container.StatusRunning, PID: 4711, Started: moment, Health: &container.Health{Status: "healthy"}},
@@ -257,7 +258,7 @@ func (f *fakeContainers) web() *container.Container {
 func (f *fakeContainers) old() *container.Container {
 	return &container.Container{ID: ctrOld, Name: "old_one", Created: moment.Add(-time.Hour), Image: idBare, ImageName: "busybox", Path: "true",
 		State: container.State{Status: container.StatusExited, Started: moment.Add(-time.Hour), Finished: moment.Add(-time.Hour)}, Driver: "erofs", SizeRw: 1, SizeRootFs: 2,
-		Spec: container.Spec{Image: "busybox", NetworkMode: "none"}}
+		Spec: spec.Spec{Image: "busybox", NetworkMode: "none"}}
 }
 
 func (f *fakeContainers) find(name string) (*container.Container, error) {
@@ -270,7 +271,7 @@ func (f *fakeContainers) find(name string) (*container.Container, error) {
 	return nil, errs.New(errs.NotFound, "No such container: %s", name)
 }
 
-func (f *fakeContainers) Create(_ context.Context, spec container.Spec) (oci.ContainerID, []string, error) {
+func (f *fakeContainers) Create(_ context.Context, spec spec.Spec) (oci.ContainerID, []string, error) {
 	if strings.HasPrefix(spec.Image, "absent") {
 		return "", nil, errs.New(errs.NotFound, "No such image: absent:latest")
 	}
@@ -331,7 +332,7 @@ func (f *fakeContainers) Rename(_ context.Context, name, _ string) error {
 	_, err := f.find(name)
 	return err
 }
-func (f *fakeContainers) Update(_ context.Context, name string, r container.Resources, _ *container.RestartPolicy) ([]string, error) {
+func (f *fakeContainers) Update(_ context.Context, name string, r spec.Resources, _ *spec.RestartPolicy) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.limits = r
@@ -491,7 +492,7 @@ const (
 	execBad  = "e200000000000000000000000000000000000000000000000000000000000000"
 )
 
-func (f *fakeContainers) ExecCreate(_ context.Context, name string, spec container.ExecSpec) (string, error) {
+func (f *fakeContainers) ExecCreate(_ context.Context, name string, spec spec.ExecSpec) (string, error) {
 	_, err := f.find(name)
 	if spec.Cmd[0] == "nosuch" {
 		return execBad, err
@@ -515,7 +516,7 @@ func (f *fakeContainers) ExecStart(ctx context.Context, id string, o container.A
 }
 func (f *fakeContainers) ExecResize(_ context.Context, id string, h, w uint) error { return nil }
 func (f *fakeContainers) ExecGet(_ context.Context, id string) (*container.Exec, error) {
-	e := &container.Exec{ID: id, Container: ctrWeb, Spec: container.ExecSpec{Cmd: []string{"sh", "-c", "x"}, AttachStdin: true, AttachStdout: true, AttachStderr: true, User: "root"}, ExitCode: new(int)}
+	e := &container.Exec{ID: id, Container: ctrWeb, Spec: spec.ExecSpec{Cmd: []string{"sh", "-c", "x"}, AttachStdin: true, AttachStdout: true, AttachStderr: true, User: "root"}, ExitCode: new(int)}
 	switch id {
 	case execGood:
 		f.mu.Lock()

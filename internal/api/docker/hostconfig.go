@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/volume"
@@ -227,20 +227,20 @@ func (r *resources) refuse(prefix string) error {
 }
 
 // apply puts the host config into a spec.
-func (h *hostConfig) apply(spec *container.Spec) (err error) {
+func (h *hostConfig) apply(sp *spec.Spec) (err error) {
 	if err := h.refuse(); err != nil {
 		return err
 	}
 	if h.ShmSize < 0 {
 		return errs.New(errs.Invalid, "SHM size can not be less than 0")
 	}
-	if spec.RestartPolicy, err = h.RestartPolicy.policy(); err != nil {
+	if sp.RestartPolicy, err = h.RestartPolicy.policy(); err != nil {
 		return err
 	}
-	if h.AutoRemove && spec.RestartPolicy.Name != "" && spec.RestartPolicy.Name != "no" {
+	if h.AutoRemove && sp.RestartPolicy.Name != "" && sp.RestartPolicy.Name != "no" {
 		return errs.New(errs.Invalid, "can't create 'AutoRemove' container with restart policy")
 	}
-	if spec.Ports, err = portBindings(h.PortBindings); err != nil {
+	if sp.Ports, err = portBindings(h.PortBindings); err != nil {
 		return err
 	}
 	for i := range h.Mounts {
@@ -248,7 +248,7 @@ func (h *hostConfig) apply(spec *container.Spec) (err error) {
 		if err != nil {
 			return err
 		}
-		spec.Mounts = append(spec.Mounts, m)
+		sp.Mounts = append(sp.Mounts, m)
 	}
 	for _, d := range h.DNS {
 		if _, err := netip.ParseAddr(d); err != nil {
@@ -257,44 +257,44 @@ func (h *hostConfig) apply(spec *container.Spec) (err error) {
 	}
 	for _, b := range h.Binds {
 		if filepath.IsAbs(b) && !strings.Contains(b, ":") { // no source: an anonymous volume
-			spec.Volumes = append(spec.Volumes, b)
+			sp.Volumes = append(sp.Volumes, b)
 		} else {
-			spec.Binds = append(spec.Binds, b)
+			sp.Binds = append(sp.Binds, b)
 		}
 	}
-	spec.VolumesFrom, spec.Tmpfs = h.VolumesFrom, h.Tmpfs
-	spec.ContainerIDFile, spec.LogDriver, spec.LogOpts = h.ContainerIDFile, h.LogConfig.Type, h.LogConfig.Config
-	spec.NetworkMode, spec.PublishAll, spec.Links = h.NetworkMode, h.PublishAllPorts, h.Links
-	spec.DNS, spec.DNSOptions, spec.DNSSearch, spec.ExtraHosts = h.DNS, h.DNSOptions, h.DNSSearch, h.ExtraHosts
-	spec.AutoRemove, spec.ConsoleSize, spec.Annotations = h.AutoRemove, h.ConsoleSize, h.Annotations
-	spec.Privileged, spec.CapAdd, spec.CapDrop, spec.SecurityOpt = h.Privileged, h.CapAdd, h.CapDrop, h.SecurityOpt
-	spec.ReadonlyRootfs, spec.MaskedPaths, spec.ReadonlyPaths = h.ReadonlyRootfs, h.MaskedPaths, h.ReadonlyPaths
-	spec.PidMode, spec.IpcMode, spec.UTSMode, spec.UsernsMode, spec.CgroupnsMode = h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode, h.CgroupnsMode
-	spec.GroupAdd, spec.Sysctls, spec.ShmSize, spec.OomScoreAdj = h.GroupAdd, h.Sysctls, h.ShmSize, h.OomScoreAdj
-	spec.Init, spec.Runtime = h.Init, h.Runtime
-	return h.resources.apply(spec)
+	sp.VolumesFrom, sp.Tmpfs = h.VolumesFrom, h.Tmpfs
+	sp.ContainerIDFile, sp.LogDriver, sp.LogOpts = h.ContainerIDFile, h.LogConfig.Type, h.LogConfig.Config
+	sp.NetworkMode, sp.PublishAll, sp.Links = h.NetworkMode, h.PublishAllPorts, h.Links
+	sp.DNS, sp.DNSOptions, sp.DNSSearch, sp.ExtraHosts = h.DNS, h.DNSOptions, h.DNSSearch, h.ExtraHosts
+	sp.AutoRemove, sp.ConsoleSize, sp.Annotations = h.AutoRemove, h.ConsoleSize, h.Annotations
+	sp.Privileged, sp.CapAdd, sp.CapDrop, sp.SecurityOpt = h.Privileged, h.CapAdd, h.CapDrop, h.SecurityOpt
+	sp.ReadonlyRootfs, sp.MaskedPaths, sp.ReadonlyPaths = h.ReadonlyRootfs, h.MaskedPaths, h.ReadonlyPaths
+	sp.PidMode, sp.IpcMode, sp.UTSMode, sp.UsernsMode, sp.CgroupnsMode = h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode, h.CgroupnsMode
+	sp.GroupAdd, sp.Sysctls, sp.ShmSize, sp.OomScoreAdj = h.GroupAdd, h.Sysctls, h.ShmSize, h.OomScoreAdj
+	sp.Init, sp.Runtime = h.Init, h.Runtime
+	return h.resources.apply(sp)
 }
 
 // apply puts the limits, devices and ulimits into a spec.
-func (r *resources) apply(spec *container.Spec) error {
-	spec.CgroupParent, spec.DeviceRules = r.CgroupParent, r.DeviceCgroupRules
-	spec.OomKillDisable = r.OomKillDisable != nil && *r.OomKillDisable
+func (r *resources) apply(sp *spec.Spec) error {
+	sp.CgroupParent, sp.DeviceRules = r.CgroupParent, r.DeviceCgroupRules
+	sp.OomKillDisable = r.OomKillDisable != nil && *r.OomKillDisable
 	for _, d := range r.Devices {
-		spec.Devices = append(spec.Devices, container.Device{HostPath: d.PathOnHost, ContainerPath: d.PathInContainer, Permissions: d.CgroupPermissions})
+		sp.Devices = append(sp.Devices, spec.Device{HostPath: d.PathOnHost, ContainerPath: d.PathInContainer, Permissions: d.CgroupPermissions})
 	}
 	for _, u := range r.Ulimits {
 		if u.Name == "" {
 			return errs.New(errs.Invalid, "HostConfig.Ulimits: a limit has no name")
 		}
-		spec.Ulimits = append(spec.Ulimits, container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+		sp.Ulimits = append(sp.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
 	var err error
-	spec.Resources, err = r.limits()
+	sp.Resources, err = r.limits()
 	return err
 }
 
 // limits checks the numbers that no kernel takes.
-func (r *resources) limits() (container.Resources, error) {
+func (r *resources) limits() (spec.Resources, error) {
 	swappiness := r.MemorySwappiness
 	if swappiness != nil && *swappiness == -1 { // clients say "not set" so
 		swappiness = nil
@@ -309,40 +309,40 @@ func (r *resources) limits() (container.Resources, error) {
 	}
 	switch {
 	case r.Memory < 0, r.MemoryReservation < 0, r.KernelMemory < 0:
-		return container.Resources{}, errs.New(errs.Invalid, "memory limits cannot be negative")
+		return spec.Resources{}, errs.New(errs.Invalid, "memory limits cannot be negative")
 	case r.MemorySwap < -1:
-		return container.Resources{}, errs.New(errs.Invalid, "MemorySwap: %d is neither bytes nor -1", r.MemorySwap)
+		return spec.Resources{}, errs.New(errs.Invalid, "MemorySwap: %d is neither bytes nor -1", r.MemorySwap)
 	case swappiness != nil && (*swappiness < 0 || *swappiness > 100):
-		return container.Resources{}, errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *swappiness)
+		return spec.Resources{}, errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *swappiness)
 	case r.NanoCPUs < 0:
-		return container.Resources{}, errs.New(errs.Invalid, "NanoCpus cannot be negative")
+		return spec.Resources{}, errs.New(errs.Invalid, "NanoCpus cannot be negative")
 	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return container.Resources{}, errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
+		return spec.Resources{}, errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
 	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
-		return container.Resources{}, errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
+		return spec.Resources{}, errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
 	}
-	return container.Resources{Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, KernelMemory: r.KernelMemory,
+	return spec.Resources{Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, KernelMemory: r.KernelMemory,
 		MemorySwappiness: swappiness, NanoCPUs: r.NanoCPUs, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
 		CPURealtimePeriod: r.CPURealtimePeriod, CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
 		PidsLimit: pids, BlkioWeight: r.BlkioWeight}, nil
 }
 
 // policy checks a restart policy; the words are docker's.
-func (p restartPolicy) policy() (container.RestartPolicy, error) {
+func (p restartPolicy) policy() (spec.RestartPolicy, error) {
 	switch p.Name {
 	case "":
 	case "no", "always", "unless-stopped":
 		if p.MaximumRetryCount != 0 {
-			return container.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count can only be used with 'on-failure'")
+			return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count can only be used with 'on-failure'")
 		}
 	case "on-failure":
 		if p.MaximumRetryCount < 0 {
-			return container.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count cannot be negative")
+			return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count cannot be negative")
 		}
 	default:
-		return container.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", clip(p.Name))
+		return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", clip(p.Name))
 	}
-	return container.RestartPolicy{Name: p.Name, MaxRetries: p.MaximumRetryCount}, nil
+	return spec.RestartPolicy{Name: p.Name, MaxRetries: p.MaximumRetryCount}, nil
 }
 
 // portBindings flattens docker's map, sorted by container port, so that the same request gives the same spec.

@@ -4,22 +4,22 @@ import (
 	"net/netip"
 	"strconv"
 
-	"ply/internal/container"
+	"ply/internal/container/spec"
 	"ply/internal/network"
 	"ply/internal/volume"
 )
 
 // hostConfigOf gives a spec back as docker's HostConfig.
-func hostConfigOf(spec *container.Spec) hostConfig {
-	h := hostConfig{Binds: spec.Binds, ContainerIDFile: spec.ContainerIDFile, LogConfig: logConfig{spec.LogDriver, spec.LogOpts},
-		NetworkMode: spec.NetworkMode, PortBindings: map[string][]portBinding{},
-		RestartPolicy: restartPolicy{spec.RestartPolicy.Name, spec.RestartPolicy.MaxRetries}, AutoRemove: spec.AutoRemove, VolumesFrom: spec.VolumesFrom,
-		ConsoleSize: spec.ConsoleSize, Annotations: spec.Annotations, CapAdd: spec.CapAdd, CapDrop: spec.CapDrop, CgroupnsMode: spec.CgroupnsMode,
-		DNS: notNil(spec.DNS), DNSOptions: notNil(spec.DNSOptions), DNSSearch: notNil(spec.DNSSearch), ExtraHosts: spec.ExtraHosts, GroupAdd: spec.GroupAdd,
-		IpcMode: spec.IpcMode, Links: spec.Links, OomScoreAdj: spec.OomScoreAdj, PidMode: spec.PidMode, Privileged: spec.Privileged,
-		PublishAllPorts: spec.PublishAll, ReadonlyRootfs: spec.ReadonlyRootfs, SecurityOpt: spec.SecurityOpt, Tmpfs: spec.Tmpfs, UTSMode: spec.UTSMode,
-		UsernsMode: spec.UsernsMode, ShmSize: spec.ShmSize, Sysctls: spec.Sysctls, Runtime: spec.Runtime, MaskedPaths: spec.MaskedPaths,
-		ReadonlyPaths: spec.ReadonlyPaths, Init: spec.Init}
+func hostConfigOf(sp *spec.Spec) hostConfig {
+	h := hostConfig{Binds: sp.Binds, ContainerIDFile: sp.ContainerIDFile, LogConfig: logConfig{sp.LogDriver, sp.LogOpts},
+		NetworkMode: sp.NetworkMode, PortBindings: map[string][]portBinding{},
+		RestartPolicy: restartPolicy{sp.RestartPolicy.Name, sp.RestartPolicy.MaxRetries}, AutoRemove: sp.AutoRemove, VolumesFrom: sp.VolumesFrom,
+		ConsoleSize: sp.ConsoleSize, Annotations: sp.Annotations, CapAdd: sp.CapAdd, CapDrop: sp.CapDrop, CgroupnsMode: sp.CgroupnsMode,
+		DNS: notNil(sp.DNS), DNSOptions: notNil(sp.DNSOptions), DNSSearch: notNil(sp.DNSSearch), ExtraHosts: sp.ExtraHosts, GroupAdd: sp.GroupAdd,
+		IpcMode: sp.IpcMode, Links: sp.Links, OomScoreAdj: sp.OomScoreAdj, PidMode: sp.PidMode, Privileged: sp.Privileged,
+		PublishAllPorts: sp.PublishAll, ReadonlyRootfs: sp.ReadonlyRootfs, SecurityOpt: sp.SecurityOpt, Tmpfs: sp.Tmpfs, UTSMode: sp.UTSMode,
+		UsernsMode: sp.UsernsMode, ShmSize: sp.ShmSize, Sysctls: sp.Sysctls, Runtime: sp.Runtime, MaskedPaths: sp.MaskedPaths,
+		ReadonlyPaths: sp.ReadonlyPaths, Init: sp.Init}
 	if h.LogConfig.Config == nil {
 		h.LogConfig.Config = map[string]string{}
 	}
@@ -29,24 +29,24 @@ func hostConfigOf(spec *container.Spec) hostConfig {
 	if h.RestartPolicy.Name == "" {
 		h.RestartPolicy.Name = "no"
 	}
-	for _, p := range spec.Ports {
+	for _, p := range sp.Ports {
 		key := portText(p.ContainerPort, p.Proto)
 		h.PortBindings[key] = append(h.PortBindings[key], bindingOf(p))
 	}
-	for _, m := range spec.Mounts {
+	for _, m := range sp.Mounts {
 		h.Mounts = append(h.Mounts, mountConfigOf(m))
 	}
-	r := spec.Resources
-	h.resources = resources{CPUShares: r.CPUShares, Memory: r.Memory, NanoCPUs: r.NanoCPUs, CgroupParent: spec.CgroupParent, BlkioWeight: r.BlkioWeight,
+	r := sp.Resources
+	h.resources = resources{CPUShares: r.CPUShares, Memory: r.Memory, NanoCPUs: r.NanoCPUs, CgroupParent: sp.CgroupParent, BlkioWeight: r.BlkioWeight,
 		BlkioWeightDevice: []weightDevice{}, BlkioDeviceReadBps: []rateDevice{}, BlkioDeviceWriteBps: []rateDevice{}, BlkioDeviceReadIOps: []rateDevice{},
 		BlkioDeviceWriteIOps: []rateDevice{}, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota, CPURealtimePeriod: r.CPURealtimePeriod,
 		CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Devices: []deviceMapping{},
-		DeviceCgroupRules: spec.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,
-		MemorySwappiness: r.MemorySwappiness, OomKillDisable: &spec.OomKillDisable, PidsLimit: r.PidsLimit, Ulimits: []ulimit{}}
-	for _, d := range spec.Devices {
+		DeviceCgroupRules: sp.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,
+		MemorySwappiness: r.MemorySwappiness, OomKillDisable: &sp.OomKillDisable, PidsLimit: r.PidsLimit, Ulimits: []ulimit{}}
+	for _, d := range sp.Devices {
 		h.Devices = append(h.Devices, deviceMapping{d.HostPath, d.ContainerPath, d.Permissions})
 	}
-	for _, u := range spec.Ulimits {
+	for _, u := range sp.Ulimits {
 		h.Ulimits = append(h.Ulimits, ulimit{u.Name, u.Hard, u.Soft})
 	}
 	return h

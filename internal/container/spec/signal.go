@@ -1,4 +1,4 @@
-package container
+package spec
 
 import (
 	"strconv"
@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ParseSignal takes a number or a name, with or without SIG, and SIGRTMIN+n. The error is docker's.
+// ParseSignal reads a number or a name, with or without SIG, and SIGRTMIN+n. The error is docker's.
 func ParseSignal(s string) (unix.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > 64 {
