@@ -50,7 +50,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 // floors orders the house from the ground up. A package may import packages of its own room and of lower floors;
 // those of its own floor only where beside allows it.
 var floors = [][]string{
-	{"errs", "durable", "safepath", "procid", "version"},
+	{"errs", "durable", "safepath", "procid", "version", "record"},
 	{"oci", "compress", "events", "mount"},
 	{"store"},
 	{"image", "container", "build", "transfer", "network", "volume", "config"},
@@ -63,6 +63,7 @@ var beside = map[string][]string{
 	"safepath":  {"errs"},
 	"durable":   {"errs"},
 	"procid":    {"errs"},
+	"record":    {"errs", "durable", "version"},
 	"mount":     {"oci"},
 	"container": {"image", "network", "volume"},
 	"transfer":  {"image"},
