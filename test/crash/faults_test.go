@@ -23,7 +23,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // bed is a data root that can be put back to how it was prepared.
@@ -178,8 +178,8 @@ func imageIfAcked(ref string) func(*testing.T, *bed, *engine.Engine, bool) error
 }
 
 func operations(t *testing.T) []op {
-	reg := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, registrytest.LayerSpec{}, registrytest.LayerSpec{})
+	reg := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, remotetest.LayerSpec{}, remotetest.LayerSpec{})
 	reg.Add("some/image", "1", img)
 	remote := strings.TrimPrefix(reg.URL, "http://") + "/some/image:1"
 	parse := func(s string) oci.Reference {

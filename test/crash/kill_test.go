@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // victim is a plyd that gets killed, and the clients' view of what it acknowledged.
@@ -187,8 +187,8 @@ func TestKill(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	reg := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatDocker, registrytest.LayerSpec{}, registrytest.LayerSpec{})
+	reg := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatDocker, remotetest.LayerSpec{}, remotetest.LayerSpec{})
 	for n := range 500 {
 		reg.Add("some/image", strconv.Itoa(n), img)
 	}

@@ -11,14 +11,14 @@ import (
 	"testing"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // plyd is told to stop while it pulls: it stops at once, and the next one goes on from there.
 func TestTransferStopWhilePulling(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, noise(100, 7<<20))
+	f := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, noise(100, 7<<20))
 	f.Add("team/app", "1", img)
 	layer := img.Layers[0]
 	g := newGate(t, f, layer.Blob, 6<<20)
@@ -88,9 +88,9 @@ func TestTransferCutLoad(t *testing.T) {
 // A push that is cancelled leaves no name in the registry; the next one sends what is missing.
 func TestTransferCancelPush(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	from := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, noise(110, 1000), noise(111, 9<<20))
+	f := remotetest.StartFake(t, false)
+	from := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, noise(110, 1000), noise(111, 9<<20))
 	from.Add("app", "1", img)
 	w.ply("pull", from.Addr()+"/app:1")
 	ref := f.Addr() + "/app:1"

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // smallDisk mounts a file system of 48 MB and gives a directory on it. It outlives the world that is made after it.
@@ -78,9 +78,9 @@ func fill(t *testing.T, dir string) (name string) {
 
 // A pull and a load that do not fit say so and leave nothing; a full disk can be emptied; then all goes on without restart.
 func TestTransferDiskFull(t *testing.T) {
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	for i, size := range map[uint64]int{90: 100_000, 91: 60 << 20, 92: 4 << 20} {
-		f.Add("size"+string(rune('0'+i-90)), "1", registrytest.Make(t, oci.FormatOCI, noise(i, size)))
+		f.Add("size"+string(rune('0'+i-90)), "1", remotetest.Make(t, oci.FormatOCI, noise(i, size)))
 	}
 	small, big, medium := f.Addr()+"/size0:1", f.Addr()+"/size1:1", f.Addr()+"/size2:1"
 	roomy := newWorld(t)

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // temporaries lists the files that a transfer under way has made.
@@ -60,7 +60,7 @@ func refuse(status int, code string) func(http.ResponseWriter, *http.Request) bo
 		if r.URL.Path == "/v2/" {
 			return false
 		}
-		registrytest.Refuse(w, status, code, "no")
+		remotetest.Refuse(w, status, code, "no")
 		return true
 	}
 }
@@ -90,8 +90,8 @@ func TestTransferPullErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.startPlyd()
-	f := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatDocker, registrytest.LayerSpec{Files: []registrytest.File{{Name: "a", Data: registrytest.Noise(70, 100_000)}}})
+	f := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatDocker, remotetest.LayerSpec{Files: []remotetest.File{{Name: "a", Data: remotetest.Noise(70, 100_000)}}})
 	layer := img.Layers[0]
 	f.Add("r", "1", img)
 	remake := func(tag string, edit func(cfg *oci.Config, m map[string]any)) {
@@ -118,15 +118,15 @@ func TestTransferPullErrors(t *testing.T) {
 	})
 	remake("windows", func(cfg *oci.Config, _ map[string]any) { cfg.OS = "windows" })
 	f.AddManifest("r", "html", "text/html", []byte("<html>Please log in to the hotel's network</html>"))
-	data, mediaType := registrytest.MakeIndex(t, []oci.Platform{{OS: "linux", Architecture: "riscv64"}}, []*registrytest.Image{img})
+	data, mediaType := remotetest.MakeIndex(t, []oci.Platform{{OS: "linux", Architecture: "riscv64"}}, []*remotetest.Image{img})
 	f.AddManifest("r", "index", mediaType, data)
 
 	r := f.Addr() + "/r"
-	down := registrytest.FreeAddr(t)
+	down := remotetest.FreeAddr(t)
 	wrong := append([]byte{layer.Blob[0] ^ 1}, layer.Blob[1:]...)
 	otherConfig := append([]byte{' '}, img.Config[1:]...)
 	half := func(rw http.ResponseWriter, r *http.Request) {
-		from, end := registrytest.Range(r, len(layer.Blob))
+		from, end := remotetest.Range(r, len(layer.Blob))
 		rw.Header().Set("Content-Length", strconv.Itoa(end-from))
 		if from > 0 {
 			rw.Header().Set("Content-Range", "bytes "+strconv.Itoa(from)+"-"+strconv.Itoa(end-1)+"/"+strconv.Itoa(len(layer.Blob)))
@@ -144,7 +144,7 @@ func TestTransferPullErrors(t *testing.T) {
 		"403":       {r + ":1", refuse(403, "DENIED"), []string{"pull access denied for " + r}},
 		"404 tag":   {r + ":none", nil, []string{"manifest for " + r + ":none not found: manifest unknown"}},
 		"404 repo":  {r + "x:1", refuse(404, "NAME_UNKNOWN"), []string{"repository " + r + "x not found"}},
-		"404 blob":  {r + ":1", blobs(func(w http.ResponseWriter, _ *http.Request) { registrytest.Refuse(w, 404, "BLOB_UNKNOWN", "no") }), []string{r + ":1", "has the manifest but not all that it names"}},
+		"404 blob":  {r + ":1", blobs(func(w http.ResponseWriter, _ *http.Request) { remotetest.Refuse(w, 404, "BLOB_UNKNOWN", "no") }), []string{r + ":1", "has the manifest but not all that it names"}},
 		"429":       {r + ":1", patience("1"), []string{"toomanyrequests: slow down"}},
 		"429 long":  {r + ":1", patience("3600"), []string{"asks to wait 1h", "toomanyrequests"}},
 		"500":       {r + ":1", refuse(500, "UNKNOWN"), []string{"unknown: no"}},
@@ -194,7 +194,7 @@ func TestTransferPullErrors(t *testing.T) {
 func patience(after string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Retry-After", after)
-		registrytest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
+		remotetest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
 		return true
 	}
 }
@@ -202,8 +202,8 @@ func patience(after string) func(http.ResponseWriter, *http.Request) bool {
 // A registry that asks for patience gets as much as it asks for, and a second answer counts.
 func TestTransferRetryAfter(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	f.Add("r", "1", registrytest.Make(t, oci.FormatOCI, noise(71, 1000)))
+	f := remotetest.StartFake(t, false)
+	f.Add("r", "1", remotetest.Make(t, oci.FormatOCI, noise(71, 1000)))
 	var asked []time.Time
 	f.Hook = func(rw http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/manifests/") || len(asked) == 2 {
@@ -227,8 +227,8 @@ func TestTransferPushErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.startPlyd()
-	f := registrytest.StartFake(t, false)
-	down := registrytest.FreeAddr(t)
+	f := remotetest.StartFake(t, false)
+	down := remotetest.FreeAddr(t)
 	ref := f.Addr() + "/r:1"
 	w.busybox()
 	w.ply("tag", "busybox", ref)

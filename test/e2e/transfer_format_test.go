@@ -12,13 +12,13 @@ import (
 
 	"ply/internal/compress"
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // served gives what a registry has under a name.
 func served(t *testing.T, addr, repo, ref string) (mediaType string, data []byte) {
 	t.Helper()
-	r := &registrytest.Registry{Addr: addr}
+	r := &remotetest.Registry{Addr: addr}
 	status, h, data := r.Get(t, "/v2/"+repo+"/manifests/"+ref, false, strings.Join([]string{
 		oci.MediaTypeDockerManifest, oci.MediaTypeOCIManifest, oci.MediaTypeDockerManifestList, oci.MediaTypeOCIIndex}, ", "))
 	if status != http.StatusOK {
@@ -36,7 +36,7 @@ func TestTransferKeepsDigest(t *testing.T) {
 				t.Fatal(err)
 			}
 			w.startPlyd()
-			from, to := registrytest.StartFake(t, false), w.registry("")
+			from, to := remotetest.StartFake(t, false), w.registry("")
 			for name, c := range map[string]struct {
 				format oci.Format
 				codec  compress.Codec
@@ -44,11 +44,11 @@ func TestTransferKeepsDigest(t *testing.T) {
 				"docker-gzip": {oci.FormatDocker, compress.Gzip}, "docker-plain": {oci.FormatDocker, compress.None},
 				"oci-gzip": {oci.FormatOCI, compress.Gzip}, "oci-zstd": {oci.FormatOCI, compress.Zstd}, "oci-plain": {oci.FormatOCI, compress.None},
 			} {
-				layers := []registrytest.LayerSpec{noise(20, 200_000), noise(21, 3000)}
+				layers := []remotetest.LayerSpec{noise(20, 200_000), noise(21, 3000)}
 				for i := range layers {
 					layers[i].Codec = c.codec
 				}
-				img := registrytest.Make(t, c.format, layers...)
+				img := remotetest.Make(t, c.format, layers...)
 				from.Add(name, "1", img)
 				w.ply("pull", from.Addr()+"/"+name+":1")
 				w.ply("tag", from.Addr()+"/"+name+":1", to+"/"+name+":1")
@@ -66,15 +66,15 @@ func TestTransferKeepsDigest(t *testing.T) {
 // An index: the platform decides, both images can be here, and the digest of the index survives an archive.
 func TestTransferIndex(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	platforms := []oci.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm64", Variant: "v8"}}
-	images := []*registrytest.Image{
-		registrytest.MakeFor(t, oci.FormatOCI, platforms[0], noise(30, 4000)), registrytest.MakeFor(t, oci.FormatDocker, platforms[1], noise(31, 4000)),
+	images := []*remotetest.Image{
+		remotetest.MakeFor(t, oci.FormatOCI, platforms[0], noise(30, 4000)), remotetest.MakeFor(t, oci.FormatDocker, platforms[1], noise(31, 4000)),
 	}
 	for _, img := range images {
 		f.Add("multi", "", img)
 	}
-	data, mediaType := registrytest.MakeIndex(t, platforms, images)
+	data, mediaType := remotetest.MakeIndex(t, platforms, images)
 	f.AddManifest("multi", "1", mediaType, data)
 	ref, top := f.Addr()+"/multi:1", f.Addr()+"/multi@"+string(oci.DigestOf(data))
 
@@ -127,8 +127,8 @@ func TestTransferMadeHere(t *testing.T) {
 	}
 	w.startPlyd()
 	addr := w.registry("")
-	f := registrytest.StartFake(t, false)
-	f.Add("base", "1", registrytest.Make(t, oci.FormatOCI, noise(40, 1000)))
+	f := remotetest.StartFake(t, false)
+	f.Add("base", "1", remotetest.Make(t, oci.FormatOCI, noise(40, 1000)))
 	derive := func(base, name string) {
 		id := w.ply("create", base, "/none")
 		w.ply("cp", "/etc/hostname", id+":/added")
@@ -167,13 +167,13 @@ func TestTransferMadeHere(t *testing.T) {
 // A registry of the time before OCI gets docker's format.
 func TestTransferRefusesOCI(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, noise(50, 1000), registrytest.LayerSpec{Files: []registrytest.File{{Name: "b", Data: []byte("b")}}})
+	f := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, noise(50, 1000), remotetest.LayerSpec{Files: []remotetest.File{{Name: "b", Data: []byte("b")}}})
 	f.Add("new", "1", img)
 	w.ply("pull", f.Addr()+"/new:1")
 	f.Hook = func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") && r.Header.Get("Content-Type") != oci.MediaTypeDockerManifest {
-			registrytest.Refuse(rw, http.StatusUnsupportedMediaType, "MANIFEST_INVALID", "manifest invalid")
+			remotetest.Refuse(rw, http.StatusUnsupportedMediaType, "MANIFEST_INVALID", "manifest invalid")
 			return true
 		}
 		return false
@@ -195,10 +195,10 @@ func TestTransferRefusesOCI(t *testing.T) {
 // A manifest that claims another blob for a layer that is here already is not believed when other images are pushed.
 func TestTransferDistrustsManifests(t *testing.T) {
 	w := newWorld(t)
-	from, to := registrytest.StartFake(t, false), registrytest.StartFake(t, false)
-	good := registrytest.Make(t, oci.FormatOCI, noise(60, 1000))
+	from, to := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
+	good := remotetest.Make(t, oci.FormatOCI, noise(60, 1000))
 	from.Add("good", "1", good)
-	lie := registrytest.Make(t, oci.FormatOCI, noise(61, 1000))
+	lie := remotetest.Make(t, oci.FormatOCI, noise(61, 1000))
 	m, err := oci.DecodeManifest(good.Manifest, good.ManifestType)
 	if err != nil {
 		t.Fatal(err)

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // withInput runs a program that reads its standard input.
@@ -43,14 +43,14 @@ func (w *world) withInput(t *testing.T, input, name string, args ...string) stri
 // A registry that sends people to a token server, as the hub does: both clients log in, push and pull; without login they may not.
 func TestTransferTokens(t *testing.T) {
 	w := newWorld(t)
-	tokens := registrytest.StartToken(t)
-	reg := registrytest.Start(t, registrytest.Options{Token: tokens})
+	tokens := remotetest.StartToken(t)
+	reg := remotetest.Start(t, remotetest.Options{Token: tokens})
 	ref := reg.Addr + "/mhk/hello:1"
 	w.busybox()
 	w.ply("tag", "busybox", ref)
 	wantAll(t, w.fail(1, "push", ref), "push access denied for "+reg.Addr+"/mhk/hello")
 	for _, program := range []string{"ply", "docker"} {
-		if out := w.withInput(t, registrytest.Password, program, "login", "-u", registrytest.User, "--password-stdin", reg.Addr); !strings.Contains(out, "Login Succeeded") {
+		if out := w.withInput(t, remotetest.Password, program, "login", "-u", remotetest.User, "--password-stdin", reg.Addr); !strings.Contains(out, "Login Succeeded") {
 			t.Errorf("%s login: %s", program, out)
 		}
 		for _, verb := range []string{"push", "pull"} {
@@ -67,10 +67,10 @@ func TestTransferTokens(t *testing.T) {
 		}
 	}
 	wantAll(t, w.fail(1, "pull", ref), "pull access denied for "+reg.Addr+"/mhk/hello")
-	w.fail(1, "login", "-u", registrytest.User, "-p", "wrong", reg.Addr)
+	w.fail(1, "login", "-u", remotetest.User, "-p", "wrong", reg.Addr)
 	asked := strings.Join(tokens.Asked(), "\n")
 	wantAll(t, asked, "repository:mhk/hello:pull", "push")
-	if log := w.tail(); strings.Contains(log, registrytest.Password) || strings.Contains(log, tokens.Identity) {
+	if log := w.tail(); strings.Contains(log, remotetest.Password) || strings.Contains(log, tokens.Identity) {
 		t.Errorf("a secret is in the log:\n%s", log)
 	}
 }
@@ -177,9 +177,9 @@ func emptyEtc(t *testing.T) string {
 // A registry with a certificate of a private CA, that wants one of its clients too: refused until certs.d has them, without restart.
 func TestTransferPrivateCA(t *testing.T) {
 	a := newAuthority(t)
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	addr := a.secure(f.Config.Handler, true)
-	f.Add("mhk/hello", "1", registrytest.Make(t, oci.FormatOCI, noise(80, 1000)))
+	f.Add("mhk/hello", "1", remotetest.Make(t, oci.FormatOCI, noise(80, 1000)))
 	etc := emptyEtc(t)
 	w := newWorld(t)
 	ref := addr + "/mhk/hello:1"

@@ -19,7 +19,7 @@ import (
 
 	"ply/internal/compress"
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // job is a ply that runs while the test goes on.
@@ -100,7 +100,7 @@ func until(t *testing.T, ok func() bool, what func() string) {
 
 // gate lets a blob's bytes pass up to a mark and holds the rest back until it is opened.
 type gate struct {
-	fake   *registrytest.Fake
+	fake   *remotetest.Fake
 	blob   []byte
 	mark   int
 	opened chan struct{}
@@ -110,7 +110,7 @@ type gate struct {
 	asked  atomic.Int64 // bytes that requests named
 }
 
-func newGate(t *testing.T, f *registrytest.Fake, blob []byte, mark int) *gate {
+func newGate(t *testing.T, f *remotetest.Fake, blob []byte, mark int) *gate {
 	c := make(chan struct{})
 	g := &gate{fake: f, blob: blob, mark: mark, opened: c, open: sync.OnceFunc(func() { close(c) })}
 	f.Hook = g.serve
@@ -125,7 +125,7 @@ func (g *gate) serve(w http.ResponseWriter, r *http.Request) bool {
 	}
 	g.busy.Add(1)
 	defer g.busy.Add(-1)
-	from, end := registrytest.Range(r, len(g.blob))
+	from, end := remotetest.Range(r, len(g.blob))
 	g.asked.Add(int64(end - from))
 	w.Header().Set("Content-Length", strconv.Itoa(end-from))
 	if v := r.Header.Get("Range"); v != "" {
@@ -150,8 +150,8 @@ func (g *gate) serve(w http.ResponseWriter, r *http.Request) bool {
 	return true
 }
 
-func noise(seed uint64, size int) registrytest.LayerSpec {
-	return registrytest.LayerSpec{Codec: compress.None, Files: []registrytest.File{{Name: "noise" + strconv.FormatUint(seed, 10), Data: registrytest.Noise(seed, size)}}}
+func noise(seed uint64, size int) remotetest.LayerSpec {
+	return remotetest.LayerSpec{Codec: compress.None, Files: []remotetest.File{{Name: "noise" + strconv.FormatUint(seed, 10), Data: remotetest.Noise(seed, size)}}}
 }
 
 // content checks that a file in an image has the bytes it was made with.
@@ -164,7 +164,7 @@ func (w *world) content(t *testing.T, image string, seed uint64, size int) {
 		t.Fatalf("cp: %v: %s%s", err, o, e)
 	}
 	b, err := os.ReadFile(filepath.Join(w.dir, "copied"))
-	if err != nil || !bytes.Equal(b, registrytest.Noise(seed, size)) {
+	if err != nil || !bytes.Equal(b, remotetest.Noise(seed, size)) {
 		t.Errorf("%s: the file differs from what was pushed: %v, %d bytes", image, err, len(b))
 	}
 }
@@ -182,9 +182,9 @@ func (w *world) prefix(d oci.Digest) int64 {
 // plyd dies in the middle of a large layer, which comes by several ranges at a time: what was there is not fetched again.
 func TestTransferResumesAfterCrash(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	const size = 20 << 20
-	img := registrytest.Make(t, oci.FormatOCI, noise(1, size), noise(2, 1000))
+	img := remotetest.Make(t, oci.FormatOCI, noise(1, size), noise(2, 1000))
 	f.Add("team/app", "1", img)
 	big := img.Layers[0]
 	g := newGate(t, f, big.Blob, 13<<20)
@@ -216,9 +216,9 @@ func TestTransferResumesAfterCrash(t *testing.T) {
 // The line breaks in the middle of a blob: the rest is asked for by Range, without a word to the user.
 func TestTransferResumesAfterDrop(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	const size = 3 << 20
-	img := registrytest.Make(t, oci.FormatOCI, noise(3, size))
+	img := remotetest.Make(t, oci.FormatOCI, noise(3, size))
 	f.Add("team/app", "1", img)
 	blob := img.Layers[0]
 	var mu sync.Mutex
@@ -233,7 +233,7 @@ func TestTransferResumesAfterDrop(t *testing.T) {
 		if len(ranges) > 2 {
 			return false
 		}
-		from, _ := registrytest.Range(r, len(blob.Blob))
+		from, _ := remotetest.Range(r, len(blob.Blob))
 		rw.Header().Set("Content-Length", strconv.Itoa(len(blob.Blob)-from))
 		if from > 0 {
 			rw.Header().Set("Content-Range", "bytes "+strconv.Itoa(from)+"-"+strconv.Itoa(len(blob.Blob)-1)+"/"+strconv.Itoa(len(blob.Blob)))
@@ -258,8 +258,8 @@ func TestTransferResumesAfterDrop(t *testing.T) {
 // Ctrl-C keeps the layers that are done and what came of the others.
 func TestTransferCancelKeepsLayers(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, noise(4, 1<<20), noise(5, 6<<20))
+	f := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, noise(4, 1<<20), noise(5, 6<<20))
 	f.Add("team/app", "1", img)
 	base, top := img.Layers[0], img.Layers[1]
 	g := newGate(t, f, top.Blob, 5<<20)
@@ -297,12 +297,12 @@ func TestTransferCancelKeepsLayers(t *testing.T) {
 // Three pulls at once of images over one base: it is fetched once, and the end of the one that began it does no harm.
 func TestTransferSharesDownloads(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	const size = 2 << 20
 	var refs []string
-	var base registrytest.Layer
+	var base remotetest.Layer
 	for i := range uint64(3) {
-		img := registrytest.Make(t, oci.FormatOCI, noise(6, size), noise(10+i, 1000))
+		img := remotetest.Make(t, oci.FormatOCI, noise(6, size), noise(10+i, 1000))
 		repo := "team/app" + strconv.FormatUint(i, 10)
 		f.Add(repo, "1", img)
 		base = img.Layers[0]
@@ -336,8 +336,8 @@ func TestTransferSharesDownloads(t *testing.T) {
 // On a terminal pull and push draw docker's bars; piped they print a line per change; json and quiet do as they say.
 func TestTransferProgress(t *testing.T) {
 	w := newWorld(t)
-	f := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, noise(7, 1000), noise(8, 7<<20))
+	f := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, noise(7, 1000), noise(8, 7<<20))
 	f.Add("team/app", "1", img)
 	top := img.Layers[1]
 	f.Hook = slowly(f, top.Blob)
@@ -398,7 +398,7 @@ func TestTransferProgress(t *testing.T) {
 }
 
 // slowly serves a blob in small steps.
-func slowly(f *registrytest.Fake, blob []byte) func(http.ResponseWriter, *http.Request) bool {
+func slowly(f *remotetest.Fake, blob []byte) func(http.ResponseWriter, *http.Request) bool {
 	digest := string(oci.DigestOf(blob))
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest) || r.Header.Get("Range") != "" {

@@ -13,19 +13,19 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 var (
-	good  = transfer.Credentials{Username: registrytest.User, Password: registrytest.Password}
-	wrong = transfer.Credentials{Username: registrytest.User, Password: "wrong"}
+	good  = transfer.Credentials{Username: remotetest.User, Password: remotetest.Password}
+	wrong = transfer.Credentials{Username: remotetest.User, Password: "wrong"}
 )
 
 // TestAuthBasic: a registry with htpasswd.
 func TestAuthBasic(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{Htpasswd: true})
-	img := registrytest.Make(t, oci.FormatDocker, files(1, 100), files(2, 2_000_000))
-	registrytest.Put(t, "http://"+reg.Addr, "r", "1", img, registrytest.User, registrytest.Password)
+	reg := remotetest.Start(t, remotetest.Options{Htpasswd: true})
+	img := remotetest.Make(t, oci.FormatDocker, files(1, 100), files(2, 2_000_000))
+	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, remotetest.User, remotetest.Password)
 	w := newWorld(t, Options{})
 	_, err := w.pull(reg.Addr+"/r:1", transfer.PullOptions{})
 	wantClass(t, err, errs.Unauthorized, "no basic auth credentials. Run 'ply login "+reg.Addr+"'")
@@ -41,16 +41,16 @@ func TestAuthBasic(t *testing.T) {
 		t.Errorf("push:\n%s", l.text())
 	}
 	testLogin(t, w, reg.Addr, "")
-	if strings.Contains(w.log.String(), registrytest.Password) {
+	if strings.Contains(w.log.String(), remotetest.Password) {
 		t.Error("password in log")
 	}
 }
 
 // TestAuthToken: a registry with a token server.
 func TestAuthToken(t *testing.T) {
-	tokens := registrytest.StartToken(t)
-	reg := registrytest.Start(t, registrytest.Options{Token: tokens})
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 100), files(2, 2_000_000))
+	tokens := remotetest.StartToken(t)
+	reg := remotetest.Start(t, remotetest.Options{Token: tokens})
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 100), files(2, 2_000_000))
 	w := newWorld(t, Options{})
 	w.made(reg.Addr+"/a/b:1", oci.FormatOCI, img)
 	w.mustPush(reg.Addr+"/a/b:1", good)
@@ -101,15 +101,15 @@ func testLogin(t *testing.T, w *world, addr, identity string) {
 	bad.ServerAddress = "a b"
 	_, _, err = w.c.Login(t.Context(), bad)
 	wantClass(t, err, errs.Invalid, "not a registry's host")
-	bad.ServerAddress = registrytest.FreeAddr(t)
+	bad.ServerAddress = remotetest.FreeAddr(t)
 	_, _, err = w.c.Login(t.Context(), bad)
 	wantClass(t, err, errs.Unavailable, "connection refused")
 }
 
 // TestPullTokenExpires: the registry takes no token older than six requests; the pull gets new ones and does not notice.
 func TestPullTokenExpires(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 100), files(2, 20<<20), files(3, 200_000))
-	reg := registrytest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 100), files(2, 20<<20), files(3, 200_000))
+	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
 	var issued, uses atomic.Int64
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
@@ -146,7 +146,7 @@ func TestTokenAnswers(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			reg := registrytest.StartFake(t, false)
+			reg := remotetest.StartFake(t, false)
 			reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 				if r.URL.Path == "/token" {
 					fmt.Fprint(w, c.answer)
@@ -164,7 +164,7 @@ func TestTokenAnswers(t *testing.T) {
 }
 
 func TestSearch(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	all := []transfer.SearchResult{
 		{Name: "mhk/ubuntu", Description: "a\x1b[31mred\nline", Stars: 3, Official: true},
 		{Name: "library/other", Stars: 1},
@@ -202,15 +202,15 @@ func TestSearch(t *testing.T) {
 	wantClass(t, err, errs.Invalid, "invalid filter 'x'")
 	_, err = w.c.Search(t.Context(), "ubuntu", 101, nil, transfer.Credentials{})
 	wantClass(t, err, errs.Invalid, "outside the range of [1, 100]")
-	real := registrytest.Start(t, registrytest.Options{})
+	real := remotetest.Start(t, remotetest.Options{})
 	_, err = w.c.Search(t.Context(), real.Addr+"/x", 5, nil, transfer.Credentials{})
 	wantClass(t, err, errs.Unimplemented, "registry "+real.Addr+": cannot be searched")
 }
 
 // TestMirrorPrefix: a mirror below a path, and what happens when all mirrors are down: the hub's own address is asked.
 func TestMirrorPrefix(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 100))
-	reg := registrytest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 100))
+	reg := remotetest.StartFake(t, false)
 	reg.Add("library/x", "latest", img)
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 		path, ok := strings.CutPrefix(r.URL.Path, "/hub")
@@ -221,8 +221,8 @@ func TestMirrorPrefix(t *testing.T) {
 		r.URL.Path = path
 		return false
 	}
-	n := registrytest.NewNet(t)
-	w := newWorld(t, Options{Mirrors: []string{"http://" + registrytest.FreeAddr(t), reg.URL + "/hub/"}})
+	n := remotetest.NewNet(t)
+	w := newWorld(t, Options{Mirrors: []string{"http://" + remotetest.FreeAddr(t), reg.URL + "/hub/"}})
 	w.mustPull("x")
 	w.holds("x", img)
 

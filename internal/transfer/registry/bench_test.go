@@ -13,7 +13,7 @@ import (
 	"ply/internal/store/layer/overlay2"
 	"ply/internal/store/layer/vfs"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // drivers opens every real driver on a root; those that do not work on this machine's temporary directory say why.
@@ -39,24 +39,24 @@ func realStore(t testing.TB, name string) *store.Store {
 
 // halfNoise is data that gzip makes about half as big, as the files of real images.
 func halfNoise(seed uint64, n int) []byte {
-	b := registrytest.Noise(seed, n)
+	b := remotetest.Noise(seed, n)
 	for i := range b {
 		b[i] &= 0x0f
 	}
 	return b
 }
 
-func benchImage(t testing.TB, layers, files, size int) *registrytest.Image {
+func benchImage(t testing.TB, layers, files, size int) *remotetest.Image {
 	t.Helper()
-	var specs []registrytest.LayerSpec
+	var specs []remotetest.LayerSpec
 	for l := range layers {
-		s := registrytest.LayerSpec{Files: []registrytest.File{{Name: fmt.Sprintf("d%d/", l)}}}
+		s := remotetest.LayerSpec{Files: []remotetest.File{{Name: fmt.Sprintf("d%d/", l)}}}
 		for f := range files {
-			s.Files = append(s.Files, registrytest.File{Name: fmt.Sprintf("d%d/f%d", l, f), Data: halfNoise(uint64(l*files+f), size)})
+			s.Files = append(s.Files, remotetest.File{Name: fmt.Sprintf("d%d/f%d", l, f), Data: halfNoise(uint64(l*files+f), size)})
 		}
 		specs = append(specs, s)
 	}
-	return registrytest.Make(t, oci.FormatDocker, specs...)
+	return remotetest.Make(t, oci.FormatDocker, specs...)
 }
 
 // BenchmarkPull is one pull of an image of 4 layers with 32 MiB of files each from a docker-registry on loopback into an empty store.
@@ -67,8 +67,8 @@ func BenchmarkPull(b *testing.B) {
 	for _, l := range img.Layers {
 		tars += int64(len(l.Tar))
 	}
-	reg := registrytest.Start(b, registrytest.Options{})
-	registrytest.Put(b, "http://"+reg.Addr, "bench", "1", img, "", "")
+	reg := remotetest.Start(b, remotetest.Options{})
+	remotetest.Put(b, "http://"+reg.Addr, "bench", "1", img, "", "")
 	for name := range drivers {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(tars)
@@ -105,7 +105,7 @@ func BenchmarkPush(b *testing.B) {
 	b.SetBytes(tars)
 	for b.Loop() {
 		b.StopTimer()
-		reg := registrytest.Start(b, registrytest.Options{})
+		reg := remotetest.Start(b, remotetest.Options{})
 		name := reg.Addr + "/bench:1"
 		w.tag("bench", name)
 		b.StartTimer()

@@ -12,7 +12,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/blob"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 const (

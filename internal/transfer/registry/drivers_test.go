@@ -11,17 +11,17 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // TestDrivers: pull, mount, push and pull again on every real driver; the image holds the same layer at two places.
 func TestDrivers(t *testing.T) {
-	dir := registrytest.LayerSpec{Files: []registrytest.File{{Name: "etc/"}, {Name: "etc/a", Data: []byte("a")}}}
+	dir := remotetest.LayerSpec{Files: []remotetest.File{{Name: "etc/"}, {Name: "etc/a", Data: []byte("a")}}}
 	zstd := files(3, 100_000)
 	zstd.Codec = compress.Zstd
-	img := registrytest.Make(t, oci.FormatOCI, dir, files(1, 2_000_000), dir, zstd)
-	reg := registrytest.Start(t, registrytest.Options{})
-	registrytest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
+	img := remotetest.Make(t, oci.FormatOCI, dir, files(1, 2_000_000), dir, zstd)
+	reg := remotetest.Start(t, remotetest.Options{})
+	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
 	for name := range drivers {
 		t.Run(name, func(t *testing.T) {
 			st := realStore(t, name)

@@ -21,7 +21,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // cutOff breaks a connection: with RST or as a clean end.
@@ -63,7 +63,7 @@ func drainOut(tcp *net.TCPConn) {
 }
 
 // isLayer tells whether a request is for a layer of the image.
-func isLayer(r *http.Request, img *registrytest.Image) *registrytest.Layer {
+func isLayer(r *http.Request, img *remotetest.Image) *remotetest.Layer {
 	for i := range img.Layers {
 		if r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, string(img.Layers[i].Digest)) {
 			return &img.Layers[i]
@@ -73,8 +73,8 @@ func isLayer(r *http.Request, img *registrytest.Image) *registrytest.Layer {
 }
 
 // serve sends n bytes of the range asked for, with the headers of all of it.
-func serveSome(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, n int) {
-	from, end := registrytest.Range(r, len(l.Blob))
+func serveSome(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, n int) {
+	from, end := remotetest.Range(r, len(l.Blob))
 	w.Header().Set("Content-Length", itoa(end-from))
 	if r.Header.Get("Range") != "" {
 		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, end-1, len(l.Blob)))
@@ -86,52 +86,52 @@ func serveSome(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *
 
 // TestPullFaults: the registry misbehaves for some requests; the pull ends with the right bytes and without fetching much twice.
 func TestPullFaults(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 18<<20))
-	type fault func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, rnd *rand.Rand) bool
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 18<<20))
+	type fault func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool
 	faults := map[string]struct {
 		fault  fault
 		times  int64
 		refuse float64 // how many times the layers' bytes may be sent
 	}{
-		"reset": {func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, rnd *rand.Rand) bool {
+		"reset": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			serveSome(f, w, r, l, rnd.IntN(len(l.Blob)))
 			cutOff(w, true)
 			return true
 		}, 6, 1.1},
-		"end": {func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, rnd *rand.Rand) bool {
+		"end": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			serveSome(f, w, r, l, rnd.IntN(len(l.Blob)))
 			cutOff(w, false)
 			return true
 		}, 6, 1.1},
-		"refused before the header": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer, _ *rand.Rand) bool {
+		"refused before the header": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer, _ *rand.Rand) bool {
 			cutOff(w, true)
 			return true
 		}, 3, 1.1},
-		"429 with seconds": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer, _ *rand.Rand) bool {
+		"429 with seconds": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer, _ *rand.Rand) bool {
 			w.Header().Set("Retry-After", "1")
-			registrytest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
+			remotetest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
 			return true
 		}, 2, 1.1},
-		"503": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer, _ *rand.Rand) bool {
+		"503": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer, _ *rand.Rand) bool {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		}, 3, 1.1},
-		"slow": {func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, _ *rand.Rand) bool {
-			from, _ := registrytest.Range(r, len(l.Blob))
+		"slow": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, _ *rand.Rand) bool {
+			from, _ := remotetest.Range(r, len(l.Blob))
 			serveSome(f, w, r, l, 10)
 			w.(http.Flusher).Flush()
 			time.Sleep(50 * time.Millisecond)
-			_, end := registrytest.Range(r, len(l.Blob))
+			_, end := remotetest.Range(r, len(l.Blob))
 			n, _ := w.Write(l.Blob[min(from+10, end):end])
 			f.CountServed(string(l.Digest), n)
 			return true
 		}, 3, 1.1},
-		"range ignored": {func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, rnd *rand.Rand) bool {
+		"range ignored": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			r.Header.Del("Range")
 			serveSome(f, w, r, l, len(l.Blob))
 			return true
 		}, 1 << 30, 1.6}, // one whole answer, and what the kernel took in for the others before they were hung up on
-		"range ignored and cut off": {func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, rnd *rand.Rand) bool {
+		"range ignored and cut off": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			r.Header.Del("Range")
 			if len(f.Log("GET /v2/r/blobs/"+string(l.Digest))) < 4 {
 				serveSome(f, w, r, l, len(l.Blob)/2+rnd.IntN(1000))
@@ -141,8 +141,8 @@ func TestPullFaults(t *testing.T) {
 			serveSome(f, w, r, l, len(l.Blob))
 			return true
 		}, 1 << 30, 4},
-		"empty answers": {func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer, _ *rand.Rand) bool {
-			from, end := registrytest.Range(r, len(l.Blob))
+		"empty answers": {func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, _ *rand.Rand) bool {
+			from, end := remotetest.Range(r, len(l.Blob))
 			if r.Header.Get("Range") != "" {
 				w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, end-1, len(l.Blob)))
 				w.WriteHeader(http.StatusPartialContent)
@@ -155,7 +155,7 @@ func TestPullFaults(t *testing.T) {
 		for seed := range uint64(3) {
 			t.Run(fmt.Sprintf("%s-%d", name, seed), func(t *testing.T) {
 				t.Parallel()
-				reg := registrytest.StartFake(t, false)
+				reg := remotetest.StartFake(t, false)
 				reg.Add("r", "1", img)
 				var n atomic.Int64
 				var mu sync.Mutex
@@ -185,44 +185,44 @@ func TestPullFaults(t *testing.T) {
 
 // TestPullHopeless: faults that do not end give a clear error, and nothing is visible.
 func TestPullHopeless(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 18<<20))
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 18<<20))
 	cases := map[string]struct {
-		hook  func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer)
+		hook  func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer)
 		class error
 		want  string
 	}{
-		"absurd patience": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer) {
+		"absurd patience": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
 			w.Header().Set("Retry-After", "86400")
-			registrytest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "rate limit")
+			remotetest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "rate limit")
 		}, errs.Unavailable, "asks to wait 24h0m0s before the next try: toomanyrequests: rate limit"},
-		"always 500": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer) {
+		"always 500": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
 			w.WriteHeader(http.StatusInternalServerError)
 		}, errs.Unavailable, "unexpected status 500"},
-		"always cut off at once": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer) {
+		"always cut off at once": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
 			cutOff(w, true)
 		}, errs.Unavailable, "Get \"http://"},
-		"wrong content range": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, l *registrytest.Layer) {
+		"wrong content range": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, l *remotetest.Layer) {
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes 5-%d/%d", len(l.Blob)-1, len(l.Blob)))
 			w.WriteHeader(http.StatusPartialContent)
 			_, _ = w.Write(l.Blob[5:])
 		}, errs.Invalid, "starts at byte 5"},
-		"size in range lies": {func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request, l *registrytest.Layer) {
-			from, end := registrytest.Range(r, len(l.Blob))
+		"size in range lies": {func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer) {
+			from, end := remotetest.Range(r, len(l.Blob))
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, end-1, 1<<40))
 			w.WriteHeader(http.StatusPartialContent)
 			_, _ = w.Write(l.Blob[from:end])
 		}, errs.Invalid, "the manifest says"},
-		"redirect loop": {func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request, _ *registrytest.Layer) {
+		"redirect loop": {func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request, _ *remotetest.Layer) {
 			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
 		}, errs.Invalid, "redirects more than"},
-		"forbidden": {func(_ *registrytest.Fake, w http.ResponseWriter, _ *http.Request, _ *registrytest.Layer) {
-			registrytest.Refuse(w, http.StatusForbidden, "DENIED", "requested access to the resource is denied")
+		"forbidden": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
+			remotetest.Refuse(w, http.StatusForbidden, "DENIED", "requested access to the resource is denied")
 		}, errs.Forbidden, "pull access denied"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			reg := registrytest.StartFake(t, false)
+			reg := remotetest.StartFake(t, false)
 			reg.Add("r", "1", img)
 			reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 				if l := isLayer(r, img); l != nil {
@@ -241,7 +241,7 @@ func TestPullHopeless(t *testing.T) {
 
 // TestPullRedirectToStorage: blobs at another host, which must not see the credentials.
 func TestPullRedirectToStorage(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(2, 18<<20))
+	img := remotetest.Make(t, oci.FormatOCI, files(2, 18<<20))
 	var leaked atomic.Bool
 	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "" {
@@ -250,10 +250,10 @@ func TestPullRedirectToStorage(t *testing.T) {
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(string(img.Layers[0].Blob)))
 	}))
 	defer storage.Close()
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
-		if u, _, ok := r.BasicAuth(); !ok || u != registrytest.User {
+		if u, _, ok := r.BasicAuth(); !ok || u != remotetest.User {
 			w.Header().Set("Www-Authenticate", `Basic realm="x"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return true
@@ -265,14 +265,14 @@ func TestPullRedirectToStorage(t *testing.T) {
 		return false
 	}
 	w := newWorld(t, Options{})
-	if _, err := w.pull(reg.Addr()+"/r:1", transfer.PullOptions{Credentials: transfer.Credentials{Username: registrytest.User, Password: registrytest.Password}}); err != nil {
+	if _, err := w.pull(reg.Addr()+"/r:1", transfer.PullOptions{Credentials: transfer.Credentials{Username: remotetest.User, Password: remotetest.Password}}); err != nil {
 		t.Fatal(err)
 	}
 	w.holds(reg.Addr()+"/r:1", img)
 	if leaked.Load() {
 		t.Error("Authorization went to the storage host")
 	}
-	if strings.Contains(w.log.String(), registrytest.Password) {
+	if strings.Contains(w.log.String(), remotetest.Password) {
 		t.Error("password in log")
 	}
 }
@@ -282,9 +282,9 @@ func TestPullResumes(t *testing.T) {
 	for _, mode := range []string{"cancel", "process"} {
 		for _, size := range []int{6 << 20, 60 << 20} {
 			t.Run(fmt.Sprintf("%s-%d", mode, size>>20), func(t *testing.T) {
-				img := registrytest.Make(t, oci.FormatOCI, files(1, 1000), files(2, size))
+				img := remotetest.Make(t, oci.FormatOCI, files(1, 1000), files(2, size))
 				big := img.Layers[1]
-				reg := registrytest.StartFake(t, false)
+				reg := remotetest.StartFake(t, false)
 				reg.Add("r", "1", img)
 				var limit atomic.Int64
 				limit.Store(big.Size * 2 / 3)
@@ -295,7 +295,7 @@ func TestPullResumes(t *testing.T) {
 					if l == nil || l.Digest != big.Digest {
 						return false
 					}
-					from, end := registrytest.Range(r, len(l.Blob))
+					from, end := remotetest.Range(r, len(l.Blob))
 					room := int(limit.Load()) - from
 					if room >= end-from {
 						return false
@@ -347,9 +347,9 @@ func TestPullResumes(t *testing.T) {
 
 // TestPullStaleProgress: a record that is ahead of its data costs a second download, not a wrong layer.
 func TestPullStaleProgress(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(2, 6<<20))
+	img := remotetest.Make(t, oci.FormatOCI, files(2, 6<<20))
 	l := img.Layers[0]
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
 	w := newWorld(t, Options{})
 	p, err := w.st.Blobs.Partial(l.Digest)
@@ -384,10 +384,10 @@ func (w *world) await(ok func() bool) {
 // TestPullSingleFlight: many pulls of images that share a layer fetch it once; cancelling some does not fail the others.
 func TestPullSingleFlight(t *testing.T) {
 	shared := files(1, 6<<20)
-	reg := registrytest.StartFake(t, false)
-	var imgs []*registrytest.Image
+	reg := remotetest.StartFake(t, false)
+	var imgs []*remotetest.Image
 	for i := range 20 {
-		img := registrytest.Make(t, oci.FormatOCI, shared, files(uint64(10+i), 1000))
+		img := remotetest.Make(t, oci.FormatOCI, shared, files(uint64(10+i), 1000))
 		reg.Add("r", itoa(i), img)
 		imgs = append(imgs, img)
 	}
@@ -447,8 +447,8 @@ func TestPullSingleFlight(t *testing.T) {
 
 // TestPullMirrorLies: wrong content from a mirror is fetched from the hub's next endpoint.
 func TestPullMirrorLies(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 100_000))
-	good, liar := registrytest.StartFake(t, false), registrytest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 100_000))
+	good, liar := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
 	good.Add("library/x", "latest", img)
 	liar.Add("library/x", "latest", img)
 	liar.Hook = func(w http.ResponseWriter, r *http.Request) bool {
@@ -468,10 +468,10 @@ func TestPullMirrorLies(t *testing.T) {
 
 // TestRetain: compressed layers are kept as the policy says.
 func TestRetain(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
-	var imgs []*registrytest.Image
+	reg := remotetest.StartFake(t, false)
+	var imgs []*remotetest.Image
 	for i := range 4 {
-		img := registrytest.Make(t, oci.FormatOCI, files(uint64(i+1), 400_000))
+		img := remotetest.Make(t, oci.FormatOCI, files(uint64(i+1), 400_000))
 		reg.Add("r", itoa(i), img)
 		imgs = append(imgs, img)
 	}

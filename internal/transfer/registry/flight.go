@@ -15,7 +15,7 @@ import (
 	"ply/internal/store/blob"
 	"ply/internal/store/layer"
 	"ply/internal/store/meta"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // flightKey is what a flight brings: one blob, unpacked as the top of one chain.

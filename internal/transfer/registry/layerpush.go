@@ -14,7 +14,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // layerPush sends one layer.

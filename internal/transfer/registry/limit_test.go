@@ -8,17 +8,17 @@ import (
 	"time"
 
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // TestLimits: not more layers at a time than allowed, and a layer that must wait says so.
 func TestLimits(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
-	var specs []registrytest.LayerSpec
+	reg := remotetest.StartFake(t, false)
+	var specs []remotetest.LayerSpec
 	for i := range 6 {
 		specs = append(specs, files(uint64(i+1), 1000))
 	}
-	img := registrytest.Make(t, oci.FormatOCI, specs...)
+	img := remotetest.Make(t, oci.FormatOCI, specs...)
 	reg.Add("r", "1", img)
 	var now, most atomic.Int64
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {

@@ -11,7 +11,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // verifyEvery is how often pulling an image that is up to date reads its layers again to find damage.

@@ -12,23 +12,23 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 func TestPullFormats(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
+	reg := remotetest.Start(t, remotetest.Options{})
 	plain, zstd := files(2, 3000), files(3, 4000)
 	plain.Codec, zstd.Codec = compress.None, compress.Zstd
-	cases := map[string]*registrytest.Image{
-		"docker":       registrytest.Make(t, oci.FormatDocker, files(1, 10, 200_000), plain),
-		"oci":          registrytest.Make(t, oci.FormatOCI, files(1, 10, 200_000), plain, zstd),
-		"no-layers":    registrytest.Make(t, oci.FormatOCI),
-		"twice":        registrytest.Make(t, oci.FormatDocker, files(5, 100), files(6, 100), files(5, 100)),
-		"large-ranged": registrytest.Make(t, oci.FormatOCI, files(7, 20<<20)),
+	cases := map[string]*remotetest.Image{
+		"docker":       remotetest.Make(t, oci.FormatDocker, files(1, 10, 200_000), plain),
+		"oci":          remotetest.Make(t, oci.FormatOCI, files(1, 10, 200_000), plain, zstd),
+		"no-layers":    remotetest.Make(t, oci.FormatOCI),
+		"twice":        remotetest.Make(t, oci.FormatDocker, files(5, 100), files(6, 100), files(5, 100)),
+		"large-ranged": remotetest.Make(t, oci.FormatOCI, files(7, 20<<20)),
 	}
 	for name, img := range cases {
 		t.Run(name, func(t *testing.T) {
-			registrytest.Put(t, "http://"+reg.Addr, "a/"+name, "1", img, "", "")
+			remotetest.Put(t, "http://"+reg.Addr, "a/"+name, "1", img, "", "")
 			w := newWorld(t, Options{})
 			l := w.mustPull(reg.Addr + "/a/" + name + ":1")
 			w.holds(reg.Addr+"/a/"+name+":1", img)
@@ -41,10 +41,10 @@ func TestPullFormats(t *testing.T) {
 }
 
 func TestPullLines(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	base := files(1, 1000)
-	first := registrytest.Make(t, oci.FormatDocker, base)
-	second := registrytest.Make(t, oci.FormatDocker, base, files(2, 500_000))
+	first := remotetest.Make(t, oci.FormatDocker, base)
+	second := remotetest.Make(t, oci.FormatDocker, base, files(2, 500_000))
 	reg.Add("library/mysql", "latest", first)
 	reg.Add("library/mysql", "2", second)
 	w := newWorld(t, Options{Mirrors: []string{reg.URL}})
@@ -84,14 +84,14 @@ func TestPullLines(t *testing.T) {
 }
 
 func TestPullIndex(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
+	reg := remotetest.Start(t, remotetest.Options{})
 	host, other := oci.HostPlatform(), oci.Platform{OS: "linux", Architecture: "s390x"}
-	mine, theirs := registrytest.MakeFor(t, oci.FormatOCI, host, files(1, 100)), registrytest.MakeFor(t, oci.FormatOCI, other, files(2, 100))
+	mine, theirs := remotetest.MakeFor(t, oci.FormatOCI, host, files(1, 100)), remotetest.MakeFor(t, oci.FormatOCI, other, files(2, 100))
 	base := "http://" + reg.Addr
-	registrytest.Put(t, base, "multi", "x", mine, "", "")
-	registrytest.Put(t, base, "multi", "y", theirs, "", "")
-	data, mediaType := registrytest.MakeIndex(t, []oci.Platform{other, host}, []*registrytest.Image{theirs, mine})
-	registrytest.PutManifest(t, base, "multi", "latest", mediaType, data)
+	remotetest.Put(t, base, "multi", "x", mine, "", "")
+	remotetest.Put(t, base, "multi", "y", theirs, "", "")
+	data, mediaType := remotetest.MakeIndex(t, []oci.Platform{other, host}, []*remotetest.Image{theirs, mine})
+	remotetest.PutManifest(t, base, "multi", "latest", mediaType, data)
 	w := newWorld(t, Options{})
 	l := w.mustPull(reg.Addr + "/multi")
 	w.holds(reg.Addr+"/multi:latest", mine)
@@ -122,10 +122,10 @@ func TestPullIndex(t *testing.T) {
 }
 
 func TestPullAllTags(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
-	a, b := registrytest.Make(t, oci.FormatOCI, files(1, 100)), registrytest.Make(t, oci.FormatOCI, files(1, 100), files(2, 100))
-	registrytest.Put(t, "http://"+reg.Addr, "r", "a", a, "", "")
-	registrytest.Put(t, "http://"+reg.Addr, "r", "b", b, "", "")
+	reg := remotetest.Start(t, remotetest.Options{})
+	a, b := remotetest.Make(t, oci.FormatOCI, files(1, 100)), remotetest.Make(t, oci.FormatOCI, files(1, 100), files(2, 100))
+	remotetest.Put(t, "http://"+reg.Addr, "r", "a", a, "", "")
+	remotetest.Put(t, "http://"+reg.Addr, "r", "b", b, "", "")
 	w := newWorld(t, Options{})
 	l, err := w.pull(reg.Addr+"/r", transfer.PullOptions{AllTags: true})
 	if err != nil {
@@ -139,8 +139,8 @@ func TestPullAllTags(t *testing.T) {
 }
 
 func TestPullHealsDamage(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 1000), files(2, 2000))
+	reg := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 1000), files(2, 2000))
 	reg.Add("r", "1", img)
 	w := newWorld(t, Options{RetainBlobs: RetainNever})
 	name := reg.Addr() + "/r:1"
@@ -167,9 +167,9 @@ func TestPullHealsDamage(t *testing.T) {
 }
 
 func TestPullErrors(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 1000))
-	registrytest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
+	reg := remotetest.Start(t, remotetest.Options{})
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 1000))
+	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
 	w := newWorld(t, Options{})
 	l, err := w.pull(reg.Addr+"/r:nope", transfer.PullOptions{})
 	if l.text() != "" {
@@ -178,7 +178,7 @@ func TestPullErrors(t *testing.T) {
 	wantClass(t, err, errs.NotFound, "manifest for "+reg.Addr+"/r:nope not found: manifest unknown: manifest unknown")
 	_, err = w.pull(reg.Addr+"/none", transfer.PullOptions{})
 	wantClass(t, err, errs.NotFound, reg.Addr+"/none")
-	_, err = w.pull(registrytest.FreeAddr(t)+"/none", transfer.PullOptions{})
+	_, err = w.pull(remotetest.FreeAddr(t)+"/none", transfer.PullOptions{})
 	wantClass(t, err, errs.Unavailable, "connection refused")
 	_, err = w.pull("nowhere.invalid/none", transfer.PullOptions{})
 	wantClass(t, err, errs.Unavailable, "lookup nowhere.invalid", "no such host")
@@ -186,13 +186,13 @@ func TestPullErrors(t *testing.T) {
 
 // TestPullHostile: a registry that serves what is not what it says. Nothing must be visible afterwards.
 func TestPullHostile(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 5000), files(2, 5000))
-	other := registrytest.Make(t, oci.FormatOCI, files(3, 5000), files(4, 5000))
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 5000), files(2, 5000))
+	other := remotetest.Make(t, oci.FormatOCI, files(3, 5000), files(4, 5000))
 	swap := func(old, new string) []byte { return []byte(strings.ReplaceAll(string(img.Manifest), old, new)) }
 	l0, l1 := img.Layers[0], img.Layers[1]
 	cases := map[string]struct {
 		manifest []byte
-		hook     func(f *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool
+		hook     func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool
 		want     string
 	}{
 		"both image and index": {manifest: []byte(strings.Replace(string(img.Manifest), `"layers"`, `"manifests": [], "layers"`, 1)), want: "an image and an index at once"},
@@ -203,7 +203,7 @@ func TestPullHostile(t *testing.T) {
 			": "+itoa(int(l0.Size)), ": "+itoa(int(l1.Size)), ": "+itoa(int(l1.Size)), ": "+itoa(int(l0.Size))).Replace(string(img.Manifest))), want: "digest"},
 		"config of another": {manifest: swap(string(oci.DigestOf(img.Config)), string(oci.DigestOf(other.Config))), want: "digest"},
 		"bad digest":        {manifest: swap(string(l0.Digest), "sha256:../../../../etc/passwd"), want: "invalid digest"},
-		"wrong digest header": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"wrong digest header": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") && r.Method == http.MethodGet {
 				w.Header().Set("Docker-Content-Digest", string(other.Digest()))
 				w.Header().Set("Content-Type", img.ManifestType)
@@ -212,7 +212,7 @@ func TestPullHostile(t *testing.T) {
 			}
 			return false
 		}, want: "has digest"},
-		"endless manifest": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"endless manifest": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") {
 				w.Header().Set("Content-Type", img.ManifestType)
 				for range 6 << 10 {
@@ -224,7 +224,7 @@ func TestPullHostile(t *testing.T) {
 			}
 			return false
 		}, want: "is longer than"},
-		"content type of an index": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"content type of an index": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.Contains(r.URL.Path, "/manifests/") {
 				w.Header().Set("Content-Type", oci.MediaTypeOCIIndex)
 				_, _ = w.Write(img.Manifest)
@@ -232,7 +232,7 @@ func TestPullHostile(t *testing.T) {
 			}
 			return false
 		}, want: "manifest"},
-		"wrong bytes": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"wrong bytes": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, string(l1.Digest)) {
 				b := append([]byte(nil), l1.Blob...)
 				b[len(b)/2] ^= 4
@@ -241,14 +241,14 @@ func TestPullHostile(t *testing.T) {
 			}
 			return false
 		}, want: "content has digest"},
-		"truncated layer": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"truncated layer": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, string(l1.Digest)) {
 				_, _ = w.Write(l1.Blob[:1000])
 				return true
 			}
 			return false
 		}, want: "bytes, the manifest says"},
-		"longer layer": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"longer layer": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, string(l1.Digest)) {
 				w.Header().Set("Content-Length", itoa(len(l1.Blob)+4))
 				_, _ = w.Write(append(append([]byte(nil), l1.Blob...), "more"...))
@@ -256,7 +256,7 @@ func TestPullHostile(t *testing.T) {
 			}
 			return false
 		}, want: "bytes, the manifest says"},
-		"wrong config": {hook: func(_ *registrytest.Fake, w http.ResponseWriter, r *http.Request) bool {
+		"wrong config": {hook: func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request) bool {
 			if strings.HasSuffix(r.URL.Path, string(oci.DigestOf(img.Config))) {
 				_, _ = w.Write([]byte(strings.Replace(string(img.Config), "linux", "Linux", 1)))
 				return true
@@ -266,7 +266,7 @@ func TestPullHostile(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			reg := registrytest.StartFake(t, false)
+			reg := remotetest.StartFake(t, false)
 			reg.Add("r", "1", img)
 			reg.AddBlob("r", other.Config)
 			if c.manifest != nil {
@@ -287,10 +287,10 @@ func TestPullHostile(t *testing.T) {
 
 // TestPullTruncatedGzip: the digest is right, the data is not whole.
 func TestPullTruncatedGzip(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 50_000))
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 50_000))
 	l := img.Layers[0]
 	short := l.Blob[:len(l.Blob)-100]
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
 	reg.AddBlob("r", short)
 	man := strings.Replace(string(img.Manifest), string(l.Digest), string(oci.DigestOf(short)), 1)
@@ -303,10 +303,10 @@ func TestPullTruncatedGzip(t *testing.T) {
 }
 
 func TestPullDiffIDMismatch(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 50_000))
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 50_000))
 	cfg := strings.Replace(string(img.Config), string(img.Layers[0].DiffID), string(oci.DigestOf([]byte("x"))), 1)
 	man := strings.Replace(string(img.Manifest), string(oci.DigestOf(img.Config)), string(oci.DigestOf([]byte(cfg))), 1)
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
 	reg.AddBlob("r", []byte(cfg))
 	reg.AddManifest("r", "1", img.ManifestType, []byte(man))

@@ -15,7 +15,7 @@ import (
 	"ply/internal/store/layer"
 	"ply/internal/store/meta"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // Push sends an image to the registry that its name says, or with AllTags every tag of the repository. What was pulled is sent

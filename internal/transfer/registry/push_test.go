@@ -17,7 +17,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // tag gives an image another name, as `tag` does.
@@ -29,7 +29,7 @@ func (w *world) tag(from, to string) {
 }
 
 // made puts an image into the store that no registry ever saw, as commit and build do.
-func (w *world) made(name string, format oci.Format, img *registrytest.Image) {
+func (w *world) made(name string, format oci.Format, img *remotetest.Image) {
 	w.t.Helper()
 	ctx := w.t.Context()
 	lease, err := w.st.Lease("test")
@@ -67,17 +67,17 @@ func digestLine(tag string, data []byte) string {
 // TestPushKeepsDigests: pull, push elsewhere, pull there: the same bytes, whatever the format and whether or not the
 // compressed layers were kept.
 func TestPushKeepsDigests(t *testing.T) {
-	src, dst := registrytest.Start(t, registrytest.Options{}), registrytest.Start(t, registrytest.Options{})
+	src, dst := remotetest.Start(t, remotetest.Options{}), remotetest.Start(t, remotetest.Options{})
 	zstd := files(3, 40_000)
 	zstd.Codec = compress.Zstd
-	for name, img := range map[string]*registrytest.Image{
-		"docker": registrytest.Make(t, oci.FormatDocker, files(1, 10, 2_000_000), files(2, 50)),
-		"oci":    registrytest.Make(t, oci.FormatOCI, files(1, 10, 200_000), zstd),
+	for name, img := range map[string]*remotetest.Image{
+		"docker": remotetest.Make(t, oci.FormatDocker, files(1, 10, 2_000_000), files(2, 50)),
+		"oci":    remotetest.Make(t, oci.FormatOCI, files(1, 10, 200_000), zstd),
 	} {
 		for _, retain := range []Retain{RetainAuto, RetainNever} {
 			t.Run(name+"-"+string(retain), func(t *testing.T) {
 				repo := name + "-" + string(retain)
-				registrytest.Put(t, "http://"+src.Addr, repo, "1", img, "", "")
+				remotetest.Put(t, "http://"+src.Addr, repo, "1", img, "", "")
 				w := newWorld(t, Options{RetainBlobs: retain})
 				w.mustPull(src.Addr + "/" + repo + ":1")
 				w.c.work.Wait()
@@ -106,8 +106,8 @@ func TestPushKeepsDigests(t *testing.T) {
 }
 
 func TestPushMade(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 50))
+	reg := remotetest.Start(t, remotetest.Options{})
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 3_000_000), files(2, 50))
 	for _, format := range []oci.Format{oci.FormatDocker, oci.FormatOCI} {
 		t.Run(string(format), func(t *testing.T) {
 			w := newWorld(t, Options{})
@@ -190,17 +190,17 @@ func TestDockerManifestBytes(t *testing.T) {
 }
 
 func TestPushSchema2WhenOCIRefused(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
+	reg := remotetest.StartFake(t, false)
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodPut && strings.Contains(r.Header.Get("Content-Type"), "oci") {
-			registrytest.Refuse(w, http.StatusBadRequest, "MANIFEST_INVALID", "manifest invalid")
+			remotetest.Refuse(w, http.StatusBadRequest, "MANIFEST_INVALID", "manifest invalid")
 			return true
 		}
 		return false
 	}
 	w := newWorld(t, Options{})
 	name := reg.Addr() + "/r:1"
-	w.made(name, oci.FormatOCI, registrytest.Make(t, oci.FormatOCI, files(1, 100)))
+	w.made(name, oci.FormatOCI, remotetest.Make(t, oci.FormatOCI, files(1, 100)))
 	l := w.mustPush(name, transfer.Credentials{})
 	mediaType, data := reg.Manifest("r", "1")
 	if mediaType != oci.MediaTypeDockerManifest || !l.has(digestLine("1", data)) {
@@ -210,8 +210,8 @@ func TestPushSchema2WhenOCIRefused(t *testing.T) {
 
 func TestPushRefetchesFromSource(t *testing.T) {
 	// Compressed elsewhere and not kept here: only the registry it came from can give the same bytes again.
-	src, dst := registrytest.StartFake(t, false), registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 3_000_000))
+	src, dst := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 3_000_000))
 	src.Add("r", "1", img)
 	w := newWorld(t, Options{RetainBlobs: RetainNever})
 	w.mustPull(src.Addr() + "/r:1")
@@ -223,7 +223,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	}
 	// The registry that was heard of last is gone: the one before still has it.
 	dst.Close()
-	next := registrytest.StartFake(t, false)
+	next := remotetest.StartFake(t, false)
 	w.tag(src.Addr()+"/r:1", next.Addr()+"/r:1")
 	if l = w.mustPush(next.Addr()+"/r:1", transfer.Credentials{}); !l.has(digestLine("1", img.Manifest)) {
 		t.Errorf("digest changed:\n%s", l.text())
@@ -231,7 +231,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 
 	// And when nobody can, the user hears that the digest differs.
 	src.DropBlobs()
-	third := registrytest.StartFake(t, false)
+	third := remotetest.StartFake(t, false)
 	w2 := newWorld(t, Options{RetainBlobs: RetainNever})
 	src.Add("r", "1", img)
 	w2.mustPull(src.Addr() + "/r:1")
@@ -253,7 +253,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 func TestPushResumes(t *testing.T) {
 	for name, retain := range map[string]Retain{"kept blob": RetainAlways, "compressed while sent": RetainNever} {
 		t.Run(name, func(t *testing.T) {
-			reg := registrytest.StartFake(t, false)
+			reg := remotetest.StartFake(t, false)
 			var breaks atomic.Int64
 			reg.Hook = func(_ http.ResponseWriter, r *http.Request) bool {
 				if r.Method == http.MethodPatch && breaks.Add(1) <= 3 {
@@ -263,10 +263,10 @@ func TestPushResumes(t *testing.T) {
 				return false
 			}
 			w := newWorld(t, Options{RetainBlobs: retain})
-			img := registrytest.Make(t, oci.FormatOCI, files(1, 8_000_000))
+			img := remotetest.Make(t, oci.FormatOCI, files(1, 8_000_000))
 			to := reg.Addr() + "/r:1"
 			if retain == RetainAlways {
-				src := registrytest.StartFake(t, false)
+				src := remotetest.StartFake(t, false)
 				src.Add("r", "1", img)
 				w.mustPull(src.Addr() + "/r:1")
 				w.c.work.Wait()
@@ -306,7 +306,7 @@ func (b *breakingBody) Read(p []byte) (int, error) {
 }
 
 func TestPushErrors(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{Htpasswd: true})
+	reg := remotetest.Start(t, remotetest.Options{Htpasswd: true})
 	w := newWorld(t, Options{})
 	push := func(name string, cred transfer.Credentials) error {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -314,13 +314,13 @@ func TestPushErrors(t *testing.T) {
 		return w.c.Push(ctx, ref(t, name), transfer.PushOptions{Credentials: cred}, transfer.Discard)
 	}
 	wantClass(t, push(reg.Addr+"/none:1", transfer.Credentials{}), errs.NotFound, "An image does not exist locally with the tag: "+reg.Addr+"/none")
-	w.made(reg.Addr+"/r:1", oci.FormatOCI, registrytest.Make(t, oci.FormatOCI, files(1, 100)))
+	w.made(reg.Addr+"/r:1", oci.FormatOCI, remotetest.Make(t, oci.FormatOCI, files(1, 100)))
 	wantClass(t, push(reg.Addr+"/r:1", transfer.Credentials{}), errs.Unauthorized, "no basic auth credentials", "ply login "+reg.Addr)
-	wantClass(t, push(reg.Addr+"/r:1", transfer.Credentials{Username: registrytest.User, Password: "wrong"}), errs.Unauthorized, "unauthorized")
-	if err := push(reg.Addr+"/r:1", transfer.Credentials{Username: registrytest.User, Password: registrytest.Password}); err != nil {
+	wantClass(t, push(reg.Addr+"/r:1", transfer.Credentials{Username: remotetest.User, Password: "wrong"}), errs.Unauthorized, "unauthorized")
+	if err := push(reg.Addr+"/r:1", transfer.Credentials{Username: remotetest.User, Password: remotetest.Password}); err != nil {
 		t.Error(err)
 	}
-	free := registrytest.FreeAddr(t)
+	free := remotetest.FreeAddr(t)
 	w.tag(reg.Addr+"/r:1", free+"/r:1")
 	wantClass(t, push(free+"/r:1", transfer.Credentials{}), errs.Unavailable, "connection refused")
 }

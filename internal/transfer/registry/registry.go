@@ -24,7 +24,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // Images is what this package needs of the images; image.Service has it.

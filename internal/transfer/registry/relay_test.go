@@ -8,14 +8,14 @@ import (
 
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // TestDeafListener: one client of a shared layer stops reading its progress; the other's pull ends all the same, and when the
 // first reads again it gets every state.
 func TestDeafListener(t *testing.T) {
-	reg := registrytest.StartFake(t, false)
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 3<<20), files(2, 100))
+	reg := remotetest.StartFake(t, false)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 3<<20), files(2, 100))
 	reg.Add("r", "1", img)
 	w := newWorld(t, Options{})
 	hear := make(chan struct{})

@@ -11,14 +11,14 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // TestRegistryRestarts: docker-registry dies amid a pull and amid a push and comes back.
 func TestRegistryRestarts(t *testing.T) {
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 24<<20))
-	reg := registrytest.Start(t, registrytest.Options{})
-	registrytest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 24<<20))
+	reg := remotetest.Start(t, remotetest.Options{})
+	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
 	restart := func(action, status string, do func(l *lines) error) {
 		t.Helper()
 		once := make(chan struct{}, 1)
@@ -39,7 +39,7 @@ func TestRegistryRestarts(t *testing.T) {
 		go func() { result <- do(l) }()
 		select {
 		case <-broken:
-			reg = registrytest.Start(t, registrytest.Options{Dir: reg.Dir, Addr: reg.Addr})
+			reg = remotetest.Start(t, remotetest.Options{Dir: reg.Dir, Addr: reg.Addr})
 		case err := <-result:
 			result <- err
 		}
@@ -57,7 +57,7 @@ func TestRegistryRestarts(t *testing.T) {
 	w.c.work.Wait()
 	// Into another registry, so that nothing can be mounted.
 	old := reg
-	reg = registrytest.Start(t, registrytest.Options{})
+	reg = remotetest.Start(t, remotetest.Options{})
 	old.Stop()
 	to := reg.Addr + "/copy:1"
 	w.tag(name, to)
@@ -81,7 +81,7 @@ func TestPushFaults(t *testing.T) {
 				return false
 			}
 			w.Header().Set("Retry-After", "1")
-			registrytest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
+			remotetest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "slow down")
 			return true
 		},
 		"reset on manifest": func(w http.ResponseWriter, r *http.Request) bool {
@@ -95,15 +95,15 @@ func TestPushFaults(t *testing.T) {
 			if r.Method != http.MethodPatch {
 				return false
 			}
-			registrytest.Refuse(w, http.StatusInternalServerError, "UNKNOWN", "oops")
+			remotetest.Refuse(w, http.StatusInternalServerError, "UNKNOWN", "oops")
 			return true
 		},
 	}
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 2_000_000), files(2, 100))
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 2_000_000), files(2, 100))
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			reg := registrytest.StartFake(t, false)
+			reg := remotetest.StartFake(t, false)
 			var n atomic.Int64
 			reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 				return n.Load() < 3 && fault(w, r) && n.Add(1) > 0
@@ -122,11 +122,11 @@ func TestPushFaults(t *testing.T) {
 
 // TestSkopeoReads: what we push, another client reads and verifies.
 func TestSkopeoReads(t *testing.T) {
-	reg := registrytest.Start(t, registrytest.Options{})
+	reg := remotetest.Start(t, remotetest.Options{})
 	for _, format := range []oci.Format{oci.FormatDocker, oci.FormatOCI} {
 		w := newWorld(t, Options{})
 		name := reg.Addr + "/s/" + string(format) + ":1"
-		w.made(name, format, registrytest.Make(t, oci.FormatOCI, files(1, 2_000_000), files(2, 100)))
+		w.made(name, format, remotetest.Make(t, oci.FormatOCI, files(1, 2_000_000), files(2, 100)))
 		w.mustPush(name, transfer.Credentials{})
 		out, err := exec.CommandContext(t.Context(), "skopeo", "copy", "--src-tls-verify=false", "docker://"+name, "dir:"+t.TempDir()).CombinedOutput()
 		if err != nil {
@@ -137,8 +137,8 @@ func TestSkopeoReads(t *testing.T) {
 
 // TestLoopbackTLS: a registry on loopback with a certificate that nobody knows is spoken to in TLS all the same.
 func TestLoopbackTLS(t *testing.T) {
-	reg := registrytest.StartFake(t, true)
-	img := registrytest.Make(t, oci.FormatOCI, files(1, 100))
+	reg := remotetest.StartFake(t, true)
+	img := remotetest.Make(t, oci.FormatOCI, files(1, 100))
 	reg.Add("r", "1", img)
 	w := newWorld(t, Options{})
 	w.mustPull(reg.Addr() + "/r:1")
@@ -147,8 +147,8 @@ func TestLoopbackTLS(t *testing.T) {
 
 // TestMirrorAndHubDown says what each of them answered.
 func TestMirrorAndHubDown(t *testing.T) {
-	n := registrytest.NewNet(t)
-	reg := registrytest.StartFake(t, false)
+	n := remotetest.NewNet(t)
+	reg := remotetest.StartFake(t, false)
 	n.Name("mirror.test", "203.0.113.7")
 	n.At("203.0.113.7:80", reg.Addr())
 	w := newWorld(t, Options{Mirrors: []string{"http://mirror.test"}, Dial: n.Dial, Lookup: n.Lookup})

@@ -11,7 +11,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // singleSize is up to which size a blob goes in the request that also ends its upload.

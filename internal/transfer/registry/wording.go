@@ -6,7 +6,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/transfer/registry/remote"
+	"ply/internal/transfer/remote"
 )
 
 // pullError says what a registry's refusal means for a pull, in docker's words. The class stays.

@@ -17,7 +17,7 @@ import (
 	"ply/internal/store"
 	"ply/internal/store/meta"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // world is an engine as far as this package needs one.
@@ -173,7 +173,7 @@ func (w *world) mustPush(name string, cred transfer.Credentials) *lines {
 }
 
 // holds checks that an image is here, as it was made, under a name.
-func (w *world) holds(name string, img *registrytest.Image) {
+func (w *world) holds(name string, img *remotetest.Image) {
 	w.t.Helper()
 	got, err := w.images.Get(w.t.Context(), name)
 	if err != nil {
@@ -208,10 +208,10 @@ func (w *world) lacks(name string) {
 	}
 }
 
-func files(seed uint64, sizes ...int) registrytest.LayerSpec {
-	var s registrytest.LayerSpec
+func files(seed uint64, sizes ...int) remotetest.LayerSpec {
+	var s remotetest.LayerSpec
 	for i, n := range sizes {
-		s.Files = append(s.Files, registrytest.File{Name: fmt.Sprintf("f%d-%d", seed, i), Data: registrytest.Noise(seed*100+uint64(i), n)})
+		s.Files = append(s.Files, remotetest.File{Name: fmt.Sprintf("f%d-%d", seed, i), Data: remotetest.Noise(seed*100+uint64(i), n)})
 	}
 	return s
 }

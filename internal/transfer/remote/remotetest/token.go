@@ -1,4 +1,4 @@
-package registrytest
+package remotetest
 
 import (
 	"crypto"
@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	tokenService = "registrytest"
-	tokenIssuer  = "registrytest-issuer"
+	tokenService = "remotetest"
+	tokenIssuer  = "remotetest-issuer"
 )
 
 // TokenServer gives out tokens that docker-registry accepts, for User and Password or for the identity token that it gives out

@@ -1,7 +1,7 @@
-// Package registrytest gives tests registries to talk to: Debian's docker-registry as a process on loopback, a token
+// Package remotetest gives tests registries to talk to: Debian's docker-registry as a process on loopback, a token
 // server for it, and an in-process fake that counts requests and breaks on demand. It also makes images and puts them into a
 // registry without help of the client that is tested.
-package registrytest
+package remotetest
 
 import (
 	"bytes"

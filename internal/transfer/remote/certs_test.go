@@ -10,12 +10,12 @@ import (
 
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // TestCertsDir: the registry's CA and our client certificate come from certs.d/<host:port>/.
 func TestCertsDir(t *testing.T) {
-	n := registrytest.NewNet(t)
+	n := remotetest.NewNet(t)
 	const host = "mutual.example.test:5443"
 	n.Name("mutual.example.test", "203.0.113.20")
 	c := New(Options{Dial: n.Dial, Lookup: n.Lookup, CertsDirs: []string{t.TempDir(), n.Certs}})

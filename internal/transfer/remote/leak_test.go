@@ -15,7 +15,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
-	"ply/internal/transfer/registry/registrytest"
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // capture is a server that remembers every request it got.
@@ -43,8 +43,8 @@ func (c *capture) all() string {
 
 // secrets are the forms in which the password could leak.
 var secrets = []string{
-	registrytest.Password,
-	base64.StdEncoding.EncodeToString([]byte(registrytest.User + ":" + registrytest.Password)),
+	remotetest.Password,
+	base64.StdEncoding.EncodeToString([]byte(remotetest.User + ":" + remotetest.Password)),
 }
 
 func holdsSecret(s string) bool {
@@ -57,7 +57,7 @@ func holdsSecret(s string) bool {
 }
 
 type scene struct {
-	net      *registrytest.Net
+	net      *remotetest.Net
 	registry *capture
 	evil     *capture
 	auth     *capture
@@ -76,8 +76,8 @@ const (
 func newScene(t *testing.T, opts Options) *scene {
 	t.Helper()
 	s := &scene{
-		net: registrytest.NewNet(t), registry: &capture{}, evil: &capture{}, auth: &capture{},
-		cred: transfer.Credentials{Username: registrytest.User, Password: registrytest.Password},
+		net: remotetest.NewNet(t), registry: &capture{}, evil: &capture{}, auth: &capture{},
+		cred: transfer.Credentials{Username: remotetest.User, Password: remotetest.Password},
 	}
 	s.net.Host(t, registryHost, registryIP, s.registry)
 	s.net.Host(t, "auth.example.test", authIP, s.auth)
@@ -194,7 +194,7 @@ func TestC1RealmAllowed(t *testing.T) {
 			if _, err := s.session(t, Pull).Manifest(t.Context(), "1"); err != nil {
 				t.Fatal(err)
 			}
-			if got := c.server(s).all(); !holdsSecret(got) || !strings.Contains(got, "repository%3Ar%3Apull") || !strings.Contains(got, "account="+registrytest.User) {
+			if got := c.server(s).all(); !holdsSecret(got) || !strings.Contains(got, "repository%3Ar%3Apull") || !strings.Contains(got, "account="+remotetest.User) {
 				t.Errorf("token request: %s", got)
 			}
 			if holdsSecret(s.log.String()) {
@@ -209,7 +209,7 @@ func TestC2AuthorizationStaysHome(t *testing.T) {
 	data := []byte("blob")
 	digest := oci.DigestOf(data)
 	authorized := func(w http.ResponseWriter, r *http.Request) bool {
-		if u, p, ok := r.BasicAuth(); ok && u == registrytest.User && p == registrytest.Password {
+		if u, p, ok := r.BasicAuth(); ok && u == remotetest.User && p == remotetest.Password {
 			return true
 		}
 		w.Header().Set("Www-Authenticate", `Basic realm="x"`)
@@ -346,7 +346,7 @@ func TestMirrorGetsNoCredentials(t *testing.T) {
 func TestPlainHTTPHint(t *testing.T) {
 	s := newScene(t, Options{ConfigFile: "/etc/docker/daemon.json"})
 	s.net.Name("plain.example.test", "203.0.113.5")
-	f := registrytest.StartFake(t, false)
+	f := remotetest.StartFake(t, false)
 	s.net.At("203.0.113.5:5000", f.Addr())
 	ref, err := oci.ParseReference("plain.example.test:5000/r")
 	if err != nil {
@@ -386,7 +386,7 @@ func TestPlainHTTPHint(t *testing.T) {
 // TestC3BadCertificate: no code path accepts one unasked.
 func TestC3BadCertificate(t *testing.T) {
 	s := newScene(t, Options{})
-	f := registrytest.StartFake(t, true)
+	f := remotetest.StartFake(t, true)
 	s.net.Name("tls.example.test", "203.0.113.6")
 	s.net.At("203.0.113.6:443", f.Addr())
 	ref, err := oci.ParseReference("tls.example.test/r")
