@@ -8,7 +8,7 @@
 // (the older, scripted form), `images --tree` (and -t, and the old -tree with its warning) draws parent layers,
 // `images inspect` shows layers, a forgotten `run` and Unicode dashes are named with the corrected line, --progress
 // chooses how transfers are shown, a cancelled pull says what is kept, inspect templates may join and index lists that
-// docker's refuse. TestTranscriptAgainstDocker prints every difference when PLY_DOCKER_CLI names a docker client.
+// docker's refuse. TestTranscriptAgainstDocker compares them with the docker client that PLY_DOCKER_CLI names.
 //
 // Exit codes: 0, 1 (the command failed), 125 (wrong usage, or run failed in the engine), 126 and 127 (the container's
 // command cannot be run, is not there), 128+n (ended by a signal), else the container's own.
