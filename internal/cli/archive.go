@@ -19,6 +19,7 @@ import (
 	"ply/internal/cli/opts"
 	"ply/internal/cli/ui"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // copyOut copies a stream to our output; an end by signal is its cause.
@@ -330,7 +331,7 @@ func (a *App) cmdCommit() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var out client.Created
+			var out wire.Created
 			if err := api.Do(cmd.Context(), client.Request{Method: "POST", Path: "/commit", Query: q, Body: json.RawMessage("{}")}, &out); err != nil {
 				return err
 			}

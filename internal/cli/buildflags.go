@@ -17,6 +17,7 @@ import (
 	"ply/internal/cli/opts"
 	"ply/internal/cli/ui"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // buildFlags are the flags of build.
@@ -186,7 +187,7 @@ type buildPrinter struct {
 	keep bool
 }
 
-func (p *buildPrinter) Print(m *client.Message) error {
+func (p *buildPrinter) Print(m *wire.Message) error {
 	if p.keep {
 		p.text.WriteString(m.Stream)
 	}
@@ -195,13 +196,13 @@ func (p *buildPrinter) Print(m *client.Message) error {
 
 // registryConfig is X-Registry-Config: every credential of the file, for the bases a Dockerfile names.
 func (a *App) registryConfig(ctx context.Context) string {
-	all := map[string]client.Auth{}
+	all := map[string]wire.Auth{}
 	for _, key := range a.config().Servers() {
 		c, err := a.config().Get(ctx, key)
 		if err != nil || c.Empty() {
 			continue
 		}
-		all[key] = client.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, ServerAddress: key}
+		all[key] = wire.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, ServerAddress: key}
 	}
 	b, err := json.Marshal(all)
 	if err != nil {

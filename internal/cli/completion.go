@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/version"
+	"ply/internal/wire"
 )
 
 func (a *App) cmdCompletion() *cobra.Command {
@@ -68,7 +69,7 @@ func (a *App) objects(ctx context.Context, kind string) (names []string) {
 	}
 	switch kind {
 	case "CONTAINER":
-		var list []client.Container
+		var list []wire.Container
 		get("/containers/json", &list)
 		for _, c := range list {
 			for _, n := range c.Names {
@@ -83,13 +84,13 @@ func (a *App) objects(ctx context.Context, kind string) (names []string) {
 			names = append(names, im.RepoTags...)
 		}
 	case "VOLUME":
-		var out struct{ Volumes []client.Volume }
+		var out struct{ Volumes []wire.Volume }
 		get("/volumes", &out)
 		for _, v := range out.Volumes {
 			names = append(names, v.Name)
 		}
 	case "NETWORK":
-		var list []client.Network
+		var list []wire.Network
 		get("/networks", &list)
 		for _, n := range list {
 			names = append(names, n.Name)

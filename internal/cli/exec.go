@@ -7,6 +7,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
+	"ply/internal/wire"
 )
 
 type execFlags struct {
@@ -48,7 +49,7 @@ func (a *App) exec(ctx context.Context, f *execFlags, container string, command 
 	if err != nil {
 		return err
 	}
-	body := client.ExecBody{User: f.user, Privileged: f.privileged, Tty: f.tty, Cmd: command, WorkingDir: f.workdir,
+	body := wire.ExecBody{User: f.user, Privileged: f.privileged, Tty: f.tty, Cmd: command, WorkingDir: f.workdir,
 		Env: append(env, f.env.Values...), DetachKeys: a.detachKeys(f.keys)}
 	if !f.detach {
 		body.AttachStdout, body.AttachStderr, body.AttachStdin = true, true, f.stdin
@@ -75,7 +76,7 @@ func (a *App) exec(ctx context.Context, f *execFlags, container string, command 
 		return err
 	}
 	path := "/exec/" + created.ID
-	start := client.ExecStart{Detach: f.detach, Tty: f.tty, ConsoleSize: body.ConsoleSize}
+	start := wire.ExecStart{Detach: f.detach, Tty: f.tty, ConsoleSize: body.ConsoleSize}
 	if f.detach {
 		return api.Do(ctx, client.Request{Method: "POST", Path: path + "/start", Body: start}, nil)
 	}
@@ -100,7 +101,7 @@ func (a *App) exec(ctx context.Context, f *execFlags, container string, command 
 
 // execStatus gives the exit code of a finished exec.
 func (a *App) execStatus(ctx context.Context, api *client.Client, path string, s *session) error {
-	var d client.ExecDetail
+	var d wire.ExecDetail
 	if err := api.Do(ctx, client.Request{Path: path + "/json"}, &d); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
+	"ply/internal/wire"
 )
 
 // imageRow is a row of images.
@@ -110,7 +111,7 @@ func (a *App) images(ctx context.Context, f *imagesFlags, args []string) error {
 	return format.Table(a.Out, ft, def, imageTitles, rows)
 }
 
-func listImages(ctx context.Context, api *client.Client, f opts.Filters, all bool) ([]client.Image, error) {
+func listImages(ctx context.Context, api *client.Client, f opts.Filters, all bool) ([]wire.Image, error) {
 	q := url.Values{}
 	if all {
 		q.Set("all", "1")
@@ -118,13 +119,13 @@ func listImages(ctx context.Context, api *client.Client, f opts.Filters, all boo
 	if err := filterQuery(q, f); err != nil {
 		return nil, err
 	}
-	var list []client.Image
+	var list []wire.Image
 	err := api.Do(ctx, client.Request{Path: "/images/json", Query: q}, &list)
 	return list, err
 }
 
 // imageRows gives one row for every tag of every image, or every digest when digests are shown.
-func imageRows(list []client.Image, f *imagesFlags) []imageRow {
+func imageRows(list []wire.Image, f *imagesFlags) []imageRow {
 	digests := f.digests || format.Uses(strings.TrimPrefix(f.format, "json"), "Digest") && f.format != "" && !strings.Contains(f.format, "json")
 	rows := []imageRow{}
 	for i := range list {
@@ -152,7 +153,7 @@ func imageRows(list []client.Image, f *imagesFlags) []imageRow {
 }
 
 // imageNames gives repository, tag and digest of every row of an image.
-func imageNames(im *client.Image, digests bool) [][3]string {
+func imageNames(im *wire.Image, digests bool) [][3]string {
 	const none = "<none>"
 	type repo struct {
 		tags, digests []string
@@ -230,7 +231,7 @@ func (a *App) cmdHistory() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var list []client.HistoryItem
+			var list []wire.HistoryItem
 			if err := api.Do(cmd.Context(), client.Request{Path: "/images/" + args[0] + "/history", Query: q}, &list); err != nil {
 				return err
 			}
@@ -257,7 +258,7 @@ func (a *App) cmdHistory() *cobra.Command {
 	return c
 }
 
-func historyRowOf(h *client.HistoryItem, human, trunc bool) historyRow {
+func historyRowOf(h *wire.HistoryItem, human, trunc bool) historyRow {
 	r := historyRow{ID: h.ID, Comment: h.Comment, CreatedBy: strings.ReplaceAll(h.CreatedBy, "\t", " ")}
 	created := time.Unix(h.Created, 0)
 	r.CreatedAt = created.Format(time.RFC3339)
@@ -325,7 +326,7 @@ func (a *App) cmdRmi() *cobra.Command {
 			}
 			fatal := false
 			err = each(ctx, args, func(ref string) error {
-				var out []client.Removed
+				var out []wire.Removed
 				if err := api.Do(ctx, client.Request{Method: "DELETE", Path: "/images/" + ref, Query: q}, &out); err != nil {
 					fatal = fatal || !client.IsNotFound(err)
 					return err

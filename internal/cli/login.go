@@ -18,6 +18,7 @@ import (
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // unencrypted is the warning about a password in config.json.
@@ -161,7 +162,7 @@ func (a *App) login(ctx context.Context, c config.Credentials) error {
 	if err != nil {
 		return err
 	}
-	body := client.Auth{Username: c.Username, Password: c.Password, ServerAddress: c.Server, IdentityToken: c.IdentityToken}
+	body := wire.Auth{Username: c.Username, Password: c.Password, ServerAddress: c.Server, IdentityToken: c.IdentityToken}
 	var out struct{ Status, IdentityToken string }
 	if err := api.Do(ctx, client.Request{Method: "POST", Path: "/auth", Body: body}, &out); err != nil {
 		return err

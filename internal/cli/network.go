@@ -14,6 +14,7 @@ import (
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 type networkRow struct {
@@ -46,11 +47,11 @@ func (a *App) cmdNetworkLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var list []client.Network
+			var list []wire.Network
 			if err := api.Do(cmd.Context(), client.Request{Path: "/networks", Query: q}, &list); err != nil {
 				return err
 			}
-			slices.SortFunc(list, func(x, y client.Network) int {
+			slices.SortFunc(list, func(x, y wire.Network) int {
 				if naturalLess(x.Name, y.Name) {
 					return -1
 				}
@@ -234,7 +235,7 @@ func ipamConfigs(subnets, ranges, gateways []string, aux map[string]string) ([]i
 }
 
 func (a *App) cmdNetworkConnect() *cobra.Command {
-	var ep client.EndpointSettings
+	var ep wire.EndpointSettings
 	var ip, ip6 string
 	var driverOpts, linkLocal []string
 	var links opts.List
@@ -244,7 +245,7 @@ func (a *App) cmdNetworkConnect() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ep.Links, ep.DriverOpts = links.Values, opts.KeyValues(driverOpts)
 			if ip != "" || ip6 != "" || len(linkLocal) > 0 {
-				ep.IPAMConfig = &client.EndpointIPAM{IPv4Address: ip, IPv6Address: ip6, LinkLocalIPs: linkLocal}
+				ep.IPAMConfig = &wire.EndpointIPAM{IPv4Address: ip, IPv6Address: ip6, LinkLocalIPs: linkLocal}
 			}
 			api, err := a.engine(cmd.Context())
 			if err != nil {

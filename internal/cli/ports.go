@@ -9,14 +9,14 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // displayPorts gives the PORTS column. Adjacent ports of one address are joined to a range. An IPv6 address is printed
 // without brackets (":::5000->5000/tcp"): the form that users and scripts know.
-func displayPorts(ports []client.Port) string {
-	ports = append([]client.Port(nil), ports...)
+func displayPorts(ports []wire.Port) string {
+	ports = append([]wire.Port(nil), ports...)
 	sort.Slice(ports, func(i, j int) bool { return lessPort(ports[i], ports[j]) })
 	type run struct{ first, last uint16 }
 	var result, mapped []string
@@ -62,7 +62,7 @@ func displayPorts(ports []client.Port) string {
 	return strings.Join(append(result, mapped...), ", ")
 }
 
-func lessPort(a, b client.Port) bool {
+func lessPort(a, b wire.Port) bool {
 	if a.PrivatePort != b.PrivatePort {
 		return a.PrivatePort < b.PrivatePort
 	}
@@ -76,7 +76,7 @@ func lessPort(a, b client.Port) bool {
 }
 
 // portLines answers `port`.
-func portLines(args []string, ports map[string][]client.PortBinding) ([]string, error) {
+func portLines(args []string, ports map[string][]wire.PortBinding) ([]string, error) {
 	var lines []string
 	if len(args) > 1 {
 		port, proto, _ := strings.Cut(args[1], "/")

@@ -12,12 +12,13 @@ import (
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // pruned is the answer of any prune.
 type pruned struct {
 	ContainersDeleted, VolumesDeleted, NetworksDeleted, CachesDeleted []string
-	ImagesDeleted                                                     []client.Removed
+	ImagesDeleted                                                     []wire.Removed
 	SpaceReclaimed                                                    int64
 }
 

@@ -14,6 +14,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
+	"ply/internal/wire"
 )
 
 // now is replaced in tests: human times in tables are relative to it.
@@ -118,7 +119,7 @@ func (a *App) ps(cmd *cobra.Command, f *psFlags) error {
 	if err != nil {
 		return err
 	}
-	var list []client.Container
+	var list []wire.Container
 	if err := api.Do(ctx, client.Request{Path: "/containers/json", Query: q}, &list); err != nil {
 		return err
 	}
@@ -140,7 +141,7 @@ func (a *App) ps(cmd *cobra.Command, f *psFlags) error {
 	return format.Table(a.Out, ft, def, psTitles, rows)
 }
 
-func psRowOf(c *client.Container, trunc bool) psRow {
+func psRowOf(c *wire.Container, trunc bool) psRow {
 	r := psRow{
 		ID: c.ID, Image: c.Image, CreatedAt: format.Stamp(c.Created), RunningFor: format.Ago(now(), time.Unix(c.Created, 0)),
 		Ports: displayPorts(c.Ports), State: c.State, Status: c.Status, Labels: strings.Join(opts.Pairs(c.Labels), ","), labels: c.Labels,
@@ -194,7 +195,7 @@ func psRowOf(c *client.Container, trunc bool) psRow {
 }
 
 // shownImage shortens an image given by ID; a name that now belongs to another image shows as the ID it has.
-func shownImage(c *client.Container) string {
+func shownImage(c *wire.Container) string {
 	if strings.HasPrefix(c.Image, "sha256:") || strings.HasPrefix(c.ImageID, "sha256:"+c.Image) && len(c.Image) == 64 {
 		return format.ShortID(c.Image)
 	}
@@ -231,7 +232,7 @@ func (a *App) cmdLogs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d client.ContainerDetail
+			var d wire.ContainerDetail
 			if err := api.Do(ctx, client.Request{Path: "/containers/" + args[0] + "/json"}, &d); err != nil {
 				return err
 			}

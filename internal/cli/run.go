@@ -16,6 +16,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 func (a *App) cmdRun() *cobra.Command {
@@ -120,7 +121,7 @@ func (a *App) run(sigctx context.Context, path string, r *runFlags, args []strin
 }
 
 // create pulls when it must and may, creates, writes the cidfile, prints warnings.
-func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body *client.CreateBody) (string, error) {
+func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body *wire.CreateBody) (string, error) {
 	if _, err := parseName(body.Image); err != nil && !isID(body.Image) {
 		return "", err
 	}
@@ -150,7 +151,7 @@ func (a *App) create(ctx context.Context, api *client.Client, r *runFlags, body 
 		q.Set("platform", r.platform)
 	}
 	req := client.Request{Method: "POST", Path: "/containers/create", Query: q, Body: body}
-	var out client.Created
+	var out wire.Created
 	err = api.Do(ctx, req, &out)
 	if client.IsNotFound(err) && r.pull != "never" && r.pull != "always" && missingImage(err) {
 		if !r.quiet {
@@ -293,7 +294,7 @@ func (j *job) detached(ctx context.Context, s *session) bool {
 	if s == nil || !s.detached.Load() {
 		return false
 	}
-	var d client.ContainerDetail
+	var d wire.ContainerDetail
 	if err := j.api.Do(ctx, client.Request{Path: "/containers/" + j.id + "/json"}, &d); err != nil {
 		return false
 	}
@@ -333,7 +334,7 @@ func attach(ctx context.Context, api *client.Client, id, keys string, stdin, std
 
 // ending is the end of a container, or why it is not known.
 type ending struct {
-	client.WaitResult
+	wire.WaitResult
 	err error
 }
 

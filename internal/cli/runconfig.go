@@ -7,9 +7,9 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 
-	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 func (r *runFlags) changed(name string) bool {
@@ -18,7 +18,7 @@ func (r *runFlags) changed(name string) bool {
 }
 
 // build turns the flags into the body of a create. proxies are set where the user did not set them.
-func (r *runFlags) build(image string, command []string, proxies map[string]string) (*client.CreateBody, error) {
+func (r *runFlags) build(image string, command []string, proxies map[string]string) (*wire.CreateBody, error) {
 	if err := r.refuse(); err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func (r *runFlags) build(image string, command []string, proxies map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	return &client.CreateBody{Config: cfg, HostConfig: host, NetworkingConfig: &client.NetworkingConfig{EndpointsConfig: nets}}, nil
+	return &wire.CreateBody{Config: cfg, HostConfig: host, NetworkingConfig: &wire.NetworkingConfig{EndpointsConfig: nets}}, nil
 }
 
 // refuse names what ply does not do at all; what an engine may or may not do is the engine's to answer.
@@ -70,7 +70,7 @@ func (r *runFlags) refuse() error {
 	return nil
 }
 
-func (r *runFlags) config(image string, command []string, proxies map[string]string) (*client.Config, error) {
+func (r *runFlags) config(image string, command []string, proxies map[string]string) (*wire.Config, error) {
 	env, err := opts.EnvFiles(r.envFile.Values)
 	if err != nil {
 		return nil, err
@@ -87,7 +87,7 @@ func (r *runFlags) config(image string, command []string, proxies map[string]str
 	if err != nil {
 		return nil, err
 	}
-	c := &client.Config{
+	c := &wire.Config{
 		Hostname: r.hostname, Domainname: r.domain, User: r.user, Tty: r.tty, OpenStdin: r.stdin,
 		Env: env, Cmd: command, Image: image, WorkingDir: r.cwd, StopSignal: r.stopSignal,
 		Labels: opts.KeyValues(append(labels, r.label.Values...)),
@@ -128,11 +128,11 @@ func (r *runFlags) attached() (stdin, stdout, stderr bool) {
 	return stdin, stdout, stderr
 }
 
-func (r *runFlags) health() *client.Health {
+func (r *runFlags) health() *wire.Health {
 	if r.noHealth {
-		return &client.Health{Test: []string{"NONE"}}
+		return &wire.Health{Test: []string{"NONE"}}
 	}
-	h := &client.Health{Interval: int64(r.healthInterval), Timeout: int64(r.healthTimeout), StartPeriod: int64(r.healthStart),
+	h := &wire.Health{Interval: int64(r.healthInterval), Timeout: int64(r.healthTimeout), StartPeriod: int64(r.healthStart),
 		StartInterval: int64(r.healthStartInterval), Retries: r.healthRetries}
 	if r.healthCmd != "" {
 		h.Test = []string{"CMD-SHELL", r.healthCmd}
@@ -143,7 +143,7 @@ func (r *runFlags) health() *client.Health {
 	return h
 }
 
-func (r *runFlags) hostConfig() (*client.HostConfig, error) {
+func (r *runFlags) hostConfig() (*wire.HostConfig, error) {
 	policy, err := opts.Restart(r.restart)
 	if err != nil {
 		return nil, err
@@ -168,13 +168,13 @@ func (r *runFlags) hostConfig() (*client.HostConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &client.HostConfig{
+	h := &wire.HostConfig{
 		ContainerIDFile: r.cidfile, OomScoreAdj: r.oomScore, AutoRemove: r.rm, Privileged: r.privileged, Links: r.link.Values,
 		PublishAllPorts: r.publishAll, DNS: list(r.dns.Values), DNSSearch: list(r.dnsSearch.Values), DNSOptions: list(r.dnsOption.Values),
 		ExtraHosts: r.addHost.Values, VolumesFrom: r.volumesFrom.Values, IpcMode: r.ipc, PidMode: r.pid, UTSMode: r.uts, UsernsMode: r.userns,
 		CgroupnsMode: r.cgroupns, CapAdd: opts.Capabilities(r.capAdd.Values), CapDrop: opts.Capabilities(r.capDrop.Values), GroupAdd: r.groupAdd.Values, RestartPolicy: policy,
 		SecurityOpt: security, StorageOpt: opts.KeyValues(r.storageOpt.Values), ReadonlyRootfs: r.readOnly,
-		LogConfig:    client.LogConfig{Type: r.logDriver, Config: opts.KeyValues(r.logOpt.Values)},
+		LogConfig:    wire.LogConfig{Type: r.logDriver, Config: opts.KeyValues(r.logOpt.Values)},
 		VolumeDriver: r.volDriver, Isolation: r.isolation, ShmSize: r.shmSize.N, Sysctls: r.sysctl.Values, Runtime: r.runtime,
 		Annotations: r.annotation.Values, Resources: res,
 	}
@@ -209,14 +209,14 @@ func list(l []string) []string {
 	return l
 }
 
-func (r *runFlags) resources() (res client.Resources, err error) {
-	res = client.Resources{
+func (r *runFlags) resources() (res wire.Resources, err error) {
+	res = wire.Resources{
 		CPUShares: r.cpuShares, Memory: r.memory.N, NanoCPUs: int64(r.cpus), CgroupParent: r.cgroupParent, BlkioWeight: r.blkioWeight,
 		CPUPeriod: r.cpuPeriod, CPUQuota: r.cpuQuota, CPURealtimePeriod: r.cpuRtPeriod, CPURealtimeRuntime: r.cpuRtRuntime,
 		CpusetCpus: r.cpusetCpus, CpusetMems: r.cpusetMems, DeviceCgroupRules: r.deviceRule.Values, DeviceRequests: r.gpus.List,
 		KernelMemory: r.kernelMemory.N, MemoryReservation: r.memReserve.N, MemorySwap: r.memSwap.N, MemorySwappiness: &r.swappy,
 		OomKillDisable: &r.oomDisable, PidsLimit: &r.pidsLimit, Ulimits: ulimits(r.ulimits.List),
-		Devices: []client.DeviceMapping{}, BlkioWeightDevice: []client.WeightDevice{},
+		Devices: []wire.DeviceMapping{}, BlkioWeightDevice: []wire.WeightDevice{},
 	}
 	var cdi []string
 	for _, s := range r.device.Values {
@@ -231,7 +231,7 @@ func (r *runFlags) resources() (res client.Resources, err error) {
 		res.Devices = append(res.Devices, d)
 	}
 	if len(cdi) > 0 {
-		res.DeviceRequests = append(res.DeviceRequests, client.DeviceRequest{Driver: "cdi", DeviceIDs: cdi})
+		res.DeviceRequests = append(res.DeviceRequests, wire.DeviceRequest{Driver: "cdi", DeviceIDs: cdi})
 	}
 	for _, s := range r.weightDev.Values {
 		w, err := opts.Weight(s)
@@ -243,12 +243,12 @@ func (r *runFlags) resources() (res client.Resources, err error) {
 	for _, t := range []struct {
 		from  []string
 		bytes bool
-		to    *[]client.ThrottleDevice
+		to    *[]wire.ThrottleDevice
 	}{
 		{r.readBps.Values, true, &res.BlkioDeviceReadBps}, {r.writeBps.Values, true, &res.BlkioDeviceWriteBps},
 		{r.readIOps.Values, false, &res.BlkioDeviceReadIOps}, {r.writeIOps.Values, false, &res.BlkioDeviceWriteIOps},
 	} {
-		*t.to = []client.ThrottleDevice{}
+		*t.to = []wire.ThrottleDevice{}
 		for _, s := range t.from {
 			d, err := opts.Throttle(s, t.bytes)
 			if err != nil {
@@ -260,15 +260,15 @@ func (r *runFlags) resources() (res client.Resources, err error) {
 	return res, nil
 }
 
-func ulimits(in []*units.Ulimit) []client.Ulimit {
-	out := []client.Ulimit{}
+func ulimits(in []*units.Ulimit) []wire.Ulimit {
+	out := []wire.Ulimit{}
 	for _, u := range in {
-		out = append(out, client.Ulimit{Name: u.Name, Hard: u.Hard, Soft: u.Soft})
+		out = append(out, wire.Ulimit{Name: u.Name, Hard: u.Hard, Soft: u.Soft})
 	}
 	return out
 }
 
-func (r *runFlags) storage(cfg *client.Config, host *client.HostConfig) error {
+func (r *runFlags) storage(cfg *wire.Config, host *wire.HostConfig) error {
 	binds, anonymous, err := opts.Volumes(r.volume.Values)
 	if err != nil {
 		return err
@@ -281,8 +281,8 @@ func (r *runFlags) storage(cfg *client.Config, host *client.HostConfig) error {
 }
 
 // endpoints makes the networks part; the first network is the container's mode and takes --ip, --network-alias, ….
-func (r *runFlags) endpoints(host *client.HostConfig) (map[string]*client.EndpointSettings, error) {
-	nets := map[string]*client.EndpointSettings{}
+func (r *runFlags) endpoints(host *wire.HostConfig) (map[string]*wire.EndpointSettings, error) {
+	nets := map[string]*wire.EndpointSettings{}
 	all := r.networks.List
 	if len(all) == 0 {
 		all = []opts.Network{{Name: "default"}}
@@ -299,9 +299,9 @@ func (r *runFlags) endpoints(host *client.HostConfig) (map[string]*client.Endpoi
 		return nil, err
 	}
 	for i, n := range all {
-		ep := &client.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, MacAddress: n.MAC, GwPriority: n.GwPriority}
+		ep := &wire.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, MacAddress: n.MAC, GwPriority: n.GwPriority}
 		if n.IPv4 != "" || n.IPv6 != "" || len(n.LinkLocalIPs) > 0 {
-			ep.IPAMConfig = &client.EndpointIPAM{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocalIPs}
+			ep.IPAMConfig = &wire.EndpointIPAM{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocalIPs}
 		}
 		if i == 0 && len(r.link.Values) > 0 && !predefined(n.Name) {
 			ep.Links = r.link.Values

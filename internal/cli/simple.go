@@ -14,6 +14,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // perContainer makes a command that posts to an endpoint of every named container and echoes the names.
@@ -230,9 +231,9 @@ func (a *App) cmdUpdate() *cobra.Command {
 				return err
 			}
 			body := struct {
-				client.Resources
-				RestartPolicy client.RestartPolicy
-			}{client.Resources{
+				wire.Resources
+				RestartPolicy wire.RestartPolicy
+			}{wire.Resources{
 				BlkioWeight: r.blkioWeight, CPUPeriod: r.cpuPeriod, CPUQuota: r.cpuQuota, CPURealtimePeriod: r.cpuRtPeriod,
 				CPURealtimeRuntime: r.cpuRtRuntime, CPUShares: r.cpuShares, NanoCPUs: int64(r.cpus), CpusetCpus: r.cpusetCpus,
 				CpusetMems: r.cpusetMems, Memory: r.memory.N, MemoryReservation: r.memReserve.N, MemorySwap: r.memSwap.N, PidsLimit: &r.pidsLimit,
@@ -253,7 +254,7 @@ func (a *App) update(ctx context.Context, args []string, body any) error {
 	err = each(ctx, args, func(id string) error {
 		r, _ := post(id, "update", nil)
 		r.Body = body
-		var out client.Created
+		var out wire.Created
 		if err := api.Do(ctx, r, &out); err != nil {
 			return err
 		}
@@ -331,7 +332,7 @@ func (a *App) cmdPort() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d client.ContainerDetail
+			var d wire.ContainerDetail
 			if err := api.Do(cmd.Context(), client.Request{Path: "/containers/" + args[0] + "/json"}, &d); err != nil {
 				return err
 			}

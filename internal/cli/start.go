@@ -8,6 +8,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 func (a *App) cmdStart() *cobra.Command {
@@ -61,7 +62,7 @@ func (a *App) startAll(ctx context.Context, api *client.Client, args []string) e
 }
 
 func (a *App) startAttached(ctx context.Context, api *client.Client, ref, keys string, stdin bool) error {
-	var d client.ContainerDetail
+	var d wire.ContainerDetail
 	if err := api.Do(ctx, client.Request{Path: "/containers/" + ref + "/json"}, &d); err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (a *App) cmdAttach() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d client.ContainerDetail
+			var d wire.ContainerDetail
 			if err := api.Do(ctx, client.Request{Path: "/containers/" + args[0] + "/json"}, &d); err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/format"
+	"ply/internal/wire"
 )
 
 // reading is one answer of /containers/ID/stats.
@@ -198,7 +199,7 @@ func (a *App) statsTargets(ctx context.Context, api *client.Client, f *statsFlag
 	if f.all {
 		q.Set("all", "1")
 	}
-	var list []client.Container
+	var list []wire.Container
 	if err := api.Do(ctx, client.Request{Path: "/containers/json", Query: q}, &list); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/format"
 	"ply/internal/version"
+	"ply/internal/wire"
 )
 
 // clientVersion is the client half of version and info.
@@ -223,9 +224,9 @@ func withClientInfo(raw json.RawMessage) json.RawMessage {
 // dfAnswer is /system/df.
 type dfAnswer struct {
 	LayersSize int64
-	Images     []client.Image
-	Containers []client.Container
-	Volumes    []client.Volume
+	Images     []wire.Image
+	Containers []wire.Container
+	Volumes    []wire.Volume
 	BuildCache []buildCache
 }
 
@@ -360,7 +361,7 @@ func (d *dfAnswer) writeVerbose(w io.Writer, ft string) error {
 	rows := []imageRow{}
 	for i := range d.Images { // one row per image, under its first name
 		im := &d.Images[i]
-		r := imageRows([]client.Image{*im}, &imagesFlags{})[0]
+		r := imageRows([]wire.Image{*im}, &imagesFlags{})[0]
 		if len(im.RepoTags) == 0 {
 			r.Repository, r.Tag = "<none>", "<none>"
 		}

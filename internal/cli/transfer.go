@@ -20,6 +20,7 @@ import (
 	"ply/internal/cli/ui"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 // splitName gives the familiar repository and the tag (latest when there is none) of a name for a new tag; a digest is
@@ -82,7 +83,7 @@ func (a *App) authHeader(ctx context.Context, domain string) http.Header {
 	if err != nil {
 		fmt.Fprintf(a.Err, "WARNING: %v\n", err)
 	}
-	auth := client.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken, ServerAddress: c.Server}
+	auth := wire.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken, ServerAddress: c.Server}
 	b, err := json.Marshal(auth)
 	if err != nil {
 		return nil

@@ -13,6 +13,7 @@ import (
 	"ply/internal/cli/format"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 // stack is an image with its layers, bottom first.
@@ -31,11 +32,11 @@ type stackLayer struct {
 
 // stackOf asks for an image's layers and what made them.
 func stackOf(ctx context.Context, api *client.Client, ref string) (*stack, error) {
-	var d client.ImageDetail
+	var d wire.ImageDetail
 	if err := api.Do(ctx, client.Request{Path: "/images/" + ref + "/json"}, &d); err != nil {
 		return nil, err
 	}
-	var h []client.HistoryItem
+	var h []wire.HistoryItem
 	if err := api.Do(ctx, client.Request{Path: "/images/" + d.ID + "/history"}, &h); err != nil {
 		return nil, err
 	}
@@ -62,8 +63,8 @@ func stackOf(ctx context.Context, api *client.Client, ref string) (*stack, error
 
 // layerSteps assigns history entries (newest first) to n layers, bottom first. Entries that made no layer are told by
 // their size and words; where that does not give n entries, those with a size are taken in order.
-func layerSteps(h []client.HistoryItem, n int) []*client.HistoryItem {
-	var sized, likely []*client.HistoryItem
+func layerSteps(h []wire.HistoryItem, n int) []*wire.HistoryItem {
+	var sized, likely []*wire.HistoryItem
 	for i := len(h) - 1; i >= 0; i-- {
 		e := &h[i]
 		if e.Size > 0 {
@@ -73,7 +74,7 @@ func layerSteps(h []client.HistoryItem, n int) []*client.HistoryItem {
 			likely = append(likely, e)
 		}
 	}
-	out := make([]*client.HistoryItem, n)
+	out := make([]*wire.HistoryItem, n)
 	from := likely
 	if len(likely) != n {
 		from = sized
@@ -185,7 +186,7 @@ func (n *node) child(chain string) *node {
 
 // layerTree answers `images --tree`: one line per stack of layers, indented below the stack it stands on. A stack that is
 // an image shows the image's ID, others the ID of the stack.
-func (a *App) layerTree(ctx context.Context, api *client.Client, list []client.Image, noTrunc bool) error {
+func (a *App) layerTree(ctx context.Context, api *client.Client, list []wire.Image, noTrunc bool) error {
 	root := &node{}
 	for i := range list {
 		s, err := stackOf(ctx, api, list[i].ID)

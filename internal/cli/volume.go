@@ -12,6 +12,7 @@ import (
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 type volumeRow struct {
@@ -44,11 +45,11 @@ func (a *App) cmdVolumeLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var out struct{ Volumes []client.Volume }
+			var out struct{ Volumes []wire.Volume }
 			if err := api.Do(cmd.Context(), client.Request{Path: "/volumes", Query: q}, &out); err != nil {
 				return err
 			}
-			slices.SortFunc(out.Volumes, func(x, y client.Volume) int {
+			slices.SortFunc(out.Volumes, func(x, y wire.Volume) int {
 				if naturalLess(x.Name, y.Name) {
 					return -1
 				}
@@ -70,7 +71,7 @@ func (a *App) cmdVolumeLs() *cobra.Command {
 	return c
 }
 
-func volumeRowOf(v *client.Volume) volumeRow {
+func volumeRowOf(v *wire.Volume) volumeRow {
 	r := volumeRow{Availability: "N/A", Group: "N/A", Status: "N/A", Driver: v.Driver, Name: v.Name, Mountpoint: v.Mountpoint, Scope: v.Scope,
 		Labels: strings.Join(opts.Pairs(v.Labels), ","), Links: "N/A", Size: "N/A", labels: v.Labels}
 	if v.UsageData != nil {
@@ -98,7 +99,7 @@ func (a *App) cmdVolumeCreate() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var v client.Volume
+			var v wire.Volume
 			if err := api.Do(cmd.Context(), client.Request{Method: "POST", Path: "/volumes/create", Body: body}, &v); err != nil {
 				return err
 			}

@@ -1,7 +1,7 @@
 // Package client speaks the Docker Engine API over a unix socket or TCP, with and without TLS.
 //
 // It knows requests, versions, errors and hijacked streams; it knows no command. Answers are decoded into the
-// small types of this package or handed on as raw JSON, so a newer engine's additional fields are never lost.
+// types of package wire or handed on as raw JSON, so a newer engine's additional fields are never lost.
 // A Client may be used by several goroutines at once.
 package client
 

@@ -12,8 +12,8 @@ import (
 
 	"github.com/docker/go-units"
 
-	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // ExtraHost checks --add-host: NAME:IP or NAME=IP, the engine's form is NAME:IP.
@@ -81,8 +81,8 @@ func Attach(s string) (string, error) {
 }
 
 // Device parses --device: a path on the host, perhaps another in the container, perhaps permissions.
-func Device(s string) (client.DeviceMapping, error) {
-	d := client.DeviceMapping{CgroupPermissions: "rwm"}
+func Device(s string) (wire.DeviceMapping, error) {
+	d := wire.DeviceMapping{CgroupPermissions: "rwm"}
 	parts := strings.Split(s, ":")
 	switch len(parts) {
 	case 3:
@@ -149,41 +149,41 @@ func deviceNumber(s string) bool {
 }
 
 // Weight parses --blkio-weight-device PATH:WEIGHT.
-func Weight(s string) (client.WeightDevice, error) {
+func Weight(s string) (wire.WeightDevice, error) {
 	dev, val, ok := strings.Cut(s, ":")
 	if !ok || !strings.HasPrefix(dev, "/dev/") {
-		return client.WeightDevice{}, errs.New(errs.Invalid, "bad format for device path: %s", s)
+		return wire.WeightDevice{}, errs.New(errs.Invalid, "bad format for device path: %s", s)
 	}
 	n, err := strconv.ParseUint(val, 10, 16)
 	if err != nil || n > 0 && (n < 10 || n > 1000) {
-		return client.WeightDevice{}, errs.New(errs.Invalid, "invalid weight for device: %s", s)
+		return wire.WeightDevice{}, errs.New(errs.Invalid, "invalid weight for device: %s", s)
 	}
-	return client.WeightDevice{Path: dev, Weight: uint16(n)}, nil
+	return wire.WeightDevice{Path: dev, Weight: uint16(n)}, nil
 }
 
 // Throttle parses --device-{read,write}-{bps,iops}.
-func Throttle(s string, bytes bool) (client.ThrottleDevice, error) {
+func Throttle(s string, bytes bool) (wire.ThrottleDevice, error) {
 	dev, val, ok := strings.Cut(s, ":")
 	if !ok || !strings.HasPrefix(dev, "/dev/") {
-		return client.ThrottleDevice{}, errs.New(errs.Invalid, "bad format for device path: %s", s)
+		return wire.ThrottleDevice{}, errs.New(errs.Invalid, "bad format for device path: %s", s)
 	}
 	if bytes {
 		n, err := units.RAMInBytes(val)
 		if err != nil || n < 0 {
-			return client.ThrottleDevice{}, errs.New(errs.Invalid, "invalid rate for device: %s. The correct format is <device-path>:<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb", s)
+			return wire.ThrottleDevice{}, errs.New(errs.Invalid, "invalid rate for device: %s. The correct format is <device-path>:<number>[<unit>]. Number must be a positive integer. Unit is optional and can be kb, mb, or gb", s)
 		}
-		return client.ThrottleDevice{Path: dev, Rate: uint64(n)}, nil
+		return wire.ThrottleDevice{Path: dev, Rate: uint64(n)}, nil
 	}
 	n, err := strconv.ParseUint(val, 10, 64)
 	if err != nil {
-		return client.ThrottleDevice{}, errs.New(errs.Invalid, "invalid rate for device: %s. The correct format is <device-path>:<number>. Number must be a positive integer", s)
+		return wire.ThrottleDevice{}, errs.New(errs.Invalid, "invalid rate for device: %s. The correct format is <device-path>:<number>. Number must be a positive integer", s)
 	}
-	return client.ThrottleDevice{Path: dev, Rate: n}, nil
+	return wire.ThrottleDevice{Path: dev, Rate: n}, nil
 }
 
 // Restart parses --restart.
-func Restart(s string) (client.RestartPolicy, error) {
-	p := client.RestartPolicy{}
+func Restart(s string) (wire.RestartPolicy, error) {
+	p := wire.RestartPolicy{}
 	if s == "" {
 		return p, nil
 	}
@@ -234,7 +234,7 @@ func Security(list []string) (out []string, unconfined bool, err error) {
 }
 
 // GPUs is the flag --gpus.
-type GPUs struct{ List []client.DeviceRequest }
+type GPUs struct{ List []wire.DeviceRequest }
 
 // String shows how many.
 func (g *GPUs) String() string {
@@ -253,7 +253,7 @@ func (g *GPUs) Set(s string) error {
 	if err != nil {
 		return err
 	}
-	r := client.DeviceRequest{Options: map[string]string{}}
+	r := wire.DeviceRequest{Options: map[string]string{}}
 	seen := map[string]bool{}
 	for _, f := range fields {
 		k, v, ok := strings.Cut(f, "=")

@@ -9,8 +9,8 @@ import (
 
 	"github.com/docker/go-units"
 
-	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // Volumes splits -v values into binds (handed to the engine as written) and anonymous volumes. A source that starts
@@ -60,7 +60,7 @@ func Tmpfs(list []string) map[string]string {
 }
 
 // Mounts is the flag --mount.
-type Mounts struct{ List []client.Mount }
+type Mounts struct{ List []wire.Mount }
 
 // String shows the targets.
 func (m *Mounts) String() string {
@@ -96,11 +96,11 @@ func (m *Mounts) Set(s string) error {
 }
 
 type mountBuilder struct {
-	m      client.Mount
-	bind   client.BindOptions
-	volume client.VolumeOptions
-	image  client.ImageOptions
-	tmpfs  client.TmpfsOptions
+	m      wire.Mount
+	bind   wire.BindOptions
+	volume wire.VolumeOptions
+	image  wire.ImageOptions
+	tmpfs  wire.TmpfsOptions
 	used   map[string]string // kind of option → key that was given
 }
 
@@ -219,14 +219,14 @@ func (b *mountBuilder) typed(key, val string) error {
 	return nil
 }
 
-func (b *mountBuilder) driver() *client.VolumeDriver {
+func (b *mountBuilder) driver() *wire.VolumeDriver {
 	if b.volume.DriverConfig == nil {
-		b.volume.DriverConfig = &client.VolumeDriver{}
+		b.volume.DriverConfig = &wire.VolumeDriver{}
 	}
 	return b.volume.DriverConfig
 }
 
-func (b *mountBuilder) done() (client.Mount, error) {
+func (b *mountBuilder) done() (wire.Mount, error) {
 	m := b.m
 	if m.Type == "" {
 		return m, errs.New(errs.Invalid, "type is required")

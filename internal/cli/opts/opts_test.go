@@ -8,27 +8,27 @@ import (
 	"testing"
 	"time"
 
-	"ply/internal/cli/client"
+	"ply/internal/wire"
 )
 
 func TestPorts(t *testing.T) {
-	pb := func(ip, p string) []client.PortBinding { return []client.PortBinding{{HostIP: ip, HostPort: p}} }
+	pb := func(ip, p string) []wire.PortBinding { return []wire.PortBinding{{HostIP: ip, HostPort: p}} }
 	for _, c := range []struct {
 		publish, expose string
-		bound           map[string][]client.PortBinding
+		bound           map[string][]wire.PortBinding
 		err             string
 	}{
-		{"80", "", map[string][]client.PortBinding{"80/tcp": pb("", "")}, ""},
-		{"5000:5000", "", map[string][]client.PortBinding{"5000/tcp": pb("", "5000")}, ""},
-		{"127.0.0.1:53:53/udp", "", map[string][]client.PortBinding{"53/udp": pb("127.0.0.1", "53")}, ""},
-		{"127.0.0.1::80", "", map[string][]client.PortBinding{"80/tcp": pb("127.0.0.1", "")}, ""},
-		{"[::1]:1:2", "", map[string][]client.PortBinding{"2/tcp": pb("::1", "1")}, ""},
-		{"::1:1:2", "", map[string][]client.PortBinding{"2/tcp": pb("::1", "1")}, ""},
-		{"8000-8001:80-81", "", map[string][]client.PortBinding{"80/tcp": pb("", "8000"), "81/tcp": pb("", "8001")}, ""},
-		{"8000-8009:80", "", map[string][]client.PortBinding{"80/tcp": pb("", "8000-8009")}, ""},
-		{"80-81", "", map[string][]client.PortBinding{"80/tcp": pb("", ""), "81/tcp": pb("", "")}, ""},
-		{"target=80,published=8080,protocol=udp", "", map[string][]client.PortBinding{"80/udp": pb("", "8080")}, ""},
-		{"", "7-8/sctp", map[string][]client.PortBinding{}, ""},
+		{"80", "", map[string][]wire.PortBinding{"80/tcp": pb("", "")}, ""},
+		{"5000:5000", "", map[string][]wire.PortBinding{"5000/tcp": pb("", "5000")}, ""},
+		{"127.0.0.1:53:53/udp", "", map[string][]wire.PortBinding{"53/udp": pb("127.0.0.1", "53")}, ""},
+		{"127.0.0.1::80", "", map[string][]wire.PortBinding{"80/tcp": pb("127.0.0.1", "")}, ""},
+		{"[::1]:1:2", "", map[string][]wire.PortBinding{"2/tcp": pb("::1", "1")}, ""},
+		{"::1:1:2", "", map[string][]wire.PortBinding{"2/tcp": pb("::1", "1")}, ""},
+		{"8000-8001:80-81", "", map[string][]wire.PortBinding{"80/tcp": pb("", "8000"), "81/tcp": pb("", "8001")}, ""},
+		{"8000-8009:80", "", map[string][]wire.PortBinding{"80/tcp": pb("", "8000-8009")}, ""},
+		{"80-81", "", map[string][]wire.PortBinding{"80/tcp": pb("", ""), "81/tcp": pb("", "")}, ""},
+		{"target=80,published=8080,protocol=udp", "", map[string][]wire.PortBinding{"80/udp": pb("", "8080")}, ""},
+		{"", "7-8/sctp", map[string][]wire.PortBinding{}, ""},
 		{"8000-8001:80-83", "", nil, "invalid ranges"},
 		{"x:80", "", nil, "invalid hostPort: x"},
 		{"80:", "", nil, "no port specified"},
@@ -120,11 +120,11 @@ func TestVolumes(t *testing.T) {
 
 func TestMounts(t *testing.T) {
 	for in, want := range map[string]any{
-		"type=bind,src=/a,dst=/b,ro,bind-propagation=rslave": client.Mount{Type: "bind", Source: "/a", Target: "/b", ReadOnly: true, BindOptions: &client.BindOptions{Propagation: "rslave"}},
-		"target=/d,volume-label=a=b,volume-opt=type=nfs":     client.Mount{Type: "volume", Target: "/d", VolumeOptions: &client.VolumeOptions{Labels: map[string]string{"a": "b"}, DriverConfig: &client.VolumeDriver{Options: map[string]string{"type": "nfs"}}}},
-		"type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=1770":    client.Mount{Type: "tmpfs", Target: "/t", TmpfsOptions: &client.TmpfsOptions{SizeBytes: 1 << 20, Mode: 0o1770}},
-		`type=bind,"src=/a,b",dst=/b,readonly=false`:         client.Mount{Type: "bind", Source: "/a,b", Target: "/b"},
-		"type=image,src=busybox,dst=/i,image-subpath=bin":    client.Mount{Type: "image", Source: "busybox", Target: "/i", ImageOptions: &client.ImageOptions{Subpath: "bin"}},
+		"type=bind,src=/a,dst=/b,ro,bind-propagation=rslave": wire.Mount{Type: "bind", Source: "/a", Target: "/b", ReadOnly: true, BindOptions: &wire.BindOptions{Propagation: "rslave"}},
+		"target=/d,volume-label=a=b,volume-opt=type=nfs":     wire.Mount{Type: "volume", Target: "/d", VolumeOptions: &wire.VolumeOptions{Labels: map[string]string{"a": "b"}, DriverConfig: &wire.VolumeDriver{Options: map[string]string{"type": "nfs"}}}},
+		"type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=1770":    wire.Mount{Type: "tmpfs", Target: "/t", TmpfsOptions: &wire.TmpfsOptions{SizeBytes: 1 << 20, Mode: 0o1770}},
+		`type=bind,"src=/a,b",dst=/b,readonly=false`:         wire.Mount{Type: "bind", Source: "/a,b", Target: "/b"},
+		"type=image,src=busybox,dst=/i,image-subpath=bin":    wire.Mount{Type: "image", Source: "busybox", Target: "/i", ImageOptions: &wire.ImageOptions{Subpath: "bin"}},
 		"type=bind,src=/a":                            "target is required",
 		"type=bind,dst=/a,volume-nocopy":              "cannot mix 'volume-*' options with mount type 'bind'",
 		"type=bind,dst=/a,foo=1":                      "unexpected key 'foo' in 'foo=1'",
@@ -179,7 +179,7 @@ func TestSmallValues(t *testing.T) {
 			t.Errorf("%s %q: %q %v, want %q", c.what, c.in, got, err, c.want)
 		}
 	}
-	for in, want := range map[string]client.DeviceMapping{
+	for in, want := range map[string]wire.DeviceMapping{
 		"/dev/a":         {PathOnHost: "/dev/a", PathInContainer: "/dev/a", CgroupPermissions: "rwm"},
 		"/dev/a:r":       {PathOnHost: "/dev/a", PathInContainer: "/dev/a", CgroupPermissions: "r"},
 		"/dev/a:/dev/b:": {},
@@ -188,7 +188,7 @@ func TestSmallValues(t *testing.T) {
 		"/dev/a:/b:rr":   {},
 	} {
 		got, err := Device(in)
-		if (err != nil) != (want == client.DeviceMapping{}) || err == nil && got != want {
+		if (err != nil) != (want == wire.DeviceMapping{}) || err == nil && got != want {
 			t.Errorf("Device(%q) = %+v, %v", in, got, err)
 		}
 	}

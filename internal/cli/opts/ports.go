@@ -6,14 +6,14 @@ import (
 	"strconv"
 	"strings"
 
-	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // Ports turns -p and --expose values into exposed ports and bindings.
-func Ports(publish, expose []string) (map[string]struct{}, map[string][]client.PortBinding, error) {
+func Ports(publish, expose []string) (map[string]struct{}, map[string][]wire.PortBinding, error) {
 	exposed := map[string]struct{}{}
-	bound := map[string][]client.PortBinding{}
+	bound := map[string][]wire.PortBinding{}
 	for _, p := range publish {
 		if strings.Contains(p, "=") {
 			var err error
@@ -105,7 +105,7 @@ func splitPort(s string) (ip, host, container string) {
 	return s[:i], s[i+1:], container
 }
 
-func publishPort(raw string, exposed map[string]struct{}, bound map[string][]client.PortBinding) error {
+func publishPort(raw string, exposed map[string]struct{}, bound map[string][]wire.PortBinding) error {
 	spec, proto := splitProto(raw)
 	ip, host, container := splitPort(spec)
 	if container == "" {
@@ -144,7 +144,7 @@ func publishPort(raw string, exposed map[string]struct{}, bound map[string][]cli
 			hp = strconv.Itoa(hlo + n - lo)
 		}
 		exposed[key] = struct{}{}
-		bound[key] = append(bound[key], client.PortBinding{HostIP: ip, HostPort: hp})
+		bound[key] = append(bound[key], wire.PortBinding{HostIP: ip, HostPort: hp})
 	}
 	return nil
 }

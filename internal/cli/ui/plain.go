@@ -6,13 +6,13 @@ import (
 	"io"
 	"strings"
 
-	"ply/internal/cli/client"
+	"ply/internal/wire"
 )
 
 // plain prints one line per change of state; the many messages that only move a bar are left out.
 type plain struct{ w io.Writer }
 
-func (p *plain) Print(m *client.Message) error {
+func (p *plain) Print(m *wire.Message) error {
 	if m.Stream != "" {
 		_, err := io.WriteString(p.w, m.Stream)
 		return err
@@ -29,7 +29,7 @@ func (p *plain) Close() error { return nil }
 // jsonLines prints every message as it came, one a line.
 type jsonLines struct{ w io.Writer }
 
-func (p *jsonLines) Print(m *client.Message) error {
+func (p *jsonLines) Print(m *wire.Message) error {
 	b, err := json.Marshal(m)
 	if err != nil {
 		return err
@@ -42,8 +42,8 @@ func (p *jsonLines) Close() error { return nil }
 
 type quiet struct{}
 
-func (quiet) Print(*client.Message) error { return nil }
-func (quiet) Close() error                { return nil }
+func (quiet) Print(*wire.Message) error { return nil }
+func (quiet) Close() error              { return nil }
 
 // clip cuts s to n cells (runes; the engine's texts are narrow).
 func clip(s string, n int) string {

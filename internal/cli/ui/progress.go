@@ -13,13 +13,13 @@ import (
 
 	"github.com/docker/go-units"
 
-	"ply/internal/cli/client"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // Printer draws messages. Close leaves the terminal in order.
 type Printer interface {
-	Print(m *client.Message) error
+	Print(m *wire.Message) error
 	Close() error
 }
 
@@ -64,7 +64,7 @@ func Show(r io.Reader, p Printer, aux func(json.RawMessage)) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	dec := json.NewDecoder(r)
 	for {
-		var m client.Message
+		var m wire.Message
 		if err := dec.Decode(&m); err != nil {
 			if err == io.EOF {
 				return nil
@@ -88,7 +88,7 @@ func Show(r io.Reader, p Printer, aux func(json.RawMessage)) (err error) {
 	}
 }
 
-func failure(m *client.Message) error {
+func failure(m *wire.Message) error {
 	if m.ErrorDetail != nil && m.ErrorDetail.Message != "" {
 		return &StreamError{Code: m.ErrorDetail.Code, Message: m.ErrorDetail.Message}
 	}
@@ -99,7 +99,7 @@ func failure(m *client.Message) error {
 }
 
 // bar draws docker's progress text for a terminal of the given width; "" when there is nothing to tell.
-func bar(m *client.Message, width int, now time.Time) string {
+func bar(m *wire.Message, width int, now time.Time) string {
 	d := m.Detail
 	if d == nil {
 		return m.Progress
@@ -139,7 +139,7 @@ func bar(m *client.Message, width int, now time.Time) string {
 }
 
 // text is what a message says, without its bar.
-func text(m *client.Message) string {
+func text(m *wire.Message) string {
 	if m.ID != "" {
 		return m.ID + ": " + m.Status
 	}

@@ -5,7 +5,7 @@ import (
 	"io"
 	"time"
 
-	"ply/internal/cli/client"
+	"ply/internal/wire"
 )
 
 // redrawEvery bounds how often a line whose state did not change is drawn again.
@@ -24,14 +24,14 @@ type tty struct {
 type shown struct {
 	text    string // without the bar
 	at      time.Time
-	pending *client.Message // newest message that was not drawn
+	pending *wire.Message // newest message that was not drawn
 }
 
 func newTTY(w io.Writer, size Size) *tty {
 	return &tty{w: w, size: size, now: time.Now, rows: map[string]int{}}
 }
 
-func (t *tty) Print(m *client.Message) error {
+func (t *tty) Print(m *wire.Message) error {
 	if m.Stream != "" {
 		t.endBlock()
 		_, err := io.WriteString(t.w, m.Stream)
@@ -60,7 +60,7 @@ func (t *tty) Print(m *client.Message) error {
 	return t.draw(row, m, now)
 }
 
-func (t *tty) draw(row int, m *client.Message, now time.Time) error {
+func (t *tty) draw(row int, m *wire.Message, now time.Time) error {
 	s := &t.last[row]
 	s.text, s.at, s.pending = text(m), now, nil
 	width, height := t.size()

@@ -9,12 +9,12 @@ import (
 	"testing"
 	"time"
 
-	"ply/internal/cli/client"
+	"ply/internal/wire"
 )
 
-func message(t *testing.T, s string) *client.Message {
+func message(t *testing.T, s string) *wire.Message {
 	t.Helper()
-	var m client.Message
+	var m wire.Message
 	if err := json.Unmarshal([]byte(s), &m); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,141 @@
+package wire
+
+import "encoding/json"
+
+// Config is the portable part of a container.
+type Config struct {
+	Hostname        string
+	Domainname      string
+	User            string
+	AttachStdin     bool
+	AttachStdout    bool
+	AttachStderr    bool
+	ExposedPorts    map[string]struct{} `json:",omitempty"`
+	Tty             bool
+	OpenStdin       bool
+	StdinOnce       bool
+	Env             []string
+	Cmd             []string
+	Healthcheck     *Health `json:",omitempty"`
+	Image           string
+	Volumes         map[string]struct{}
+	WorkingDir      string
+	Entrypoint      []string
+	NetworkDisabled bool   `json:",omitempty"`
+	MacAddress      string `json:",omitempty"`
+	OnBuild         []string
+	Labels          map[string]string
+	StopSignal      string   `json:",omitempty"`
+	StopTimeout     *int     `json:",omitempty"`
+	Shell           []string `json:",omitempty"`
+}
+
+// Health is a health check; durations in nanoseconds.
+type Health struct {
+	Test          []string `json:",omitempty"`
+	Interval      int64    `json:",omitempty"`
+	Timeout       int64    `json:",omitempty"`
+	StartPeriod   int64    `json:",omitempty"`
+	StartInterval int64    `json:",omitempty"`
+	Retries       int      `json:",omitempty"`
+}
+
+// NetworkingConfig is the networks part of a create.
+type NetworkingConfig struct {
+	EndpointsConfig map[string]*EndpointSettings
+}
+
+// EndpointSettings connects a container to one network.
+type EndpointSettings struct {
+	IPAMConfig *EndpointIPAM     `json:",omitempty"`
+	Links      []string          `json:",omitempty"`
+	Aliases    []string          `json:",omitempty"`
+	MacAddress string            `json:",omitempty"`
+	DriverOpts map[string]string `json:",omitempty"`
+	GwPriority int               `json:",omitempty"`
+}
+
+// EndpointIPAM asks for addresses.
+type EndpointIPAM struct {
+	IPv4Address  string   `json:",omitempty"`
+	IPv6Address  string   `json:",omitempty"`
+	LinkLocalIPs []string `json:",omitempty"`
+}
+
+// CreateBody is the body of a create.
+type CreateBody struct {
+	*Config
+	HostConfig       *HostConfig
+	NetworkingConfig *NetworkingConfig
+}
+
+// Created answers a create.
+type Created struct {
+	ID       string `json:"Id"`
+	Warnings []string
+}
+
+// Container is one row of /containers/json.
+type Container struct {
+	ID         string `json:"Id"`
+	Names      []string
+	Image      string
+	ImageID    string
+	Command    string
+	Created    int64
+	Ports      []Port
+	SizeRw     int64
+	SizeRootFs int64
+	Labels     map[string]string
+	State      string
+	Status     string
+	HostConfig struct{ NetworkMode string }
+	Networks   struct {
+		Networks map[string]json.RawMessage
+	} `json:"NetworkSettings"`
+	Mounts []MountPoint
+}
+
+// ContainerDetail is what the command line reads of a container inspect.
+type ContainerDetail struct {
+	ID    string `json:"Id"`
+	Name  string
+	Image string
+	State struct {
+		Status     string
+		Running    bool
+		Paused     bool
+		Restarting bool
+		Dead       bool
+		ExitCode   int
+		Error      string
+		Health     *struct{ Status string }
+	}
+	Config          Config
+	HostConfig      HostConfig
+	NetworkSettings struct {
+		Ports map[string][]PortBinding
+	}
+	Mounts []MountPoint
+}
+
+// Port is a port of a listed container.
+type Port struct {
+	IP          string
+	PrivatePort uint16
+	PublicPort  uint16
+	Type        string
+}
+
+// MountPoint is a mount of a listed or inspected container.
+type MountPoint struct {
+	Type, Name, Source, Destination, Driver, Mode string
+	RW                                            bool
+	Propagation                                   string
+}
+
+// WaitResult is the end of a container.
+type WaitResult struct {
+	StatusCode int
+	Error      *struct{ Message string }
+}
