@@ -58,15 +58,10 @@ func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (r
 		return res, err
 	}
 	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
-	lease, err := s.opts.Store.Lease("commit " + string(c.id))
-	if err != nil {
-		return res, err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
+	lease := s.opts.Store.Lease()
+	defer lease.Release()
 	chain := c.chain()
-	if err := lease.Layer(chain); err != nil {
-		return res, err
-	}
+	lease.Layer(chain)
 	diff, err := s.commitLayer(ctx, c, chain, lease, opts.Pause)
 	if err != nil {
 		return res, err
@@ -183,9 +178,7 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 	if err != nil {
 		return "", err
 	}
-	if err := lease.Layer(append(slices.Clone(chain), info.DiffID)); err != nil {
-		return "", err
-	}
+	lease.Layer(append(slices.Clone(chain), info.DiffID))
 	return info.DiffID, s.opts.Store.RecordLayer(info, nil)
 }
 

@@ -53,14 +53,9 @@ func (s *Service) Create(ctx context.Context, spec spec.Spec) (_ oci.ContainerID
 		return "", nil, invalid("no command specified")
 	}
 	// From here on the image's layers are held, whatever happens to its names.
-	lease, err := s.opts.Store.Lease("create container of " + spec.Image)
-	if err != nil {
-		return "", nil, err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := lease.Layer(img.Config.RootFS.DiffIDs); err != nil {
-		return "", nil, err
-	}
+	lease := s.opts.Store.Lease()
+	defer lease.Release()
+	lease.Layer(img.Config.RootFS.DiffIDs)
 	c := s.newCtr(newID())
 	c.rec = record{
 		Image: img.ID, Chain: img.Config.RootFS.DiffIDs, Created: time.Now().UTC(), ImageName: spec.Image,

@@ -264,10 +264,7 @@ func (w *world) makeImage(name string, edit func(*oci.Config, *[]file)) oci.Imag
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	lease, err := w.store.Lease("test")
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	lease := w.store.Lease()
 	defer lease.Release()
 	id, err := w.images.Create(ctx, lease, image.CreateOptions{Config: cfg, Name: ref.WithDefaultTag()})
 	if err != nil {

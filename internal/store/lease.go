@@ -6,70 +6,62 @@ import (
 	"ply/internal/oci"
 )
 
-// Lease protects objects from collection while an operation has no record of them yet. Safe for concurrent use.
+// Lease protects objects from collection while an operation has not yet recorded that it needs them. Safe for concurrent use.
 type Lease struct {
-	s     *Store
-	what  string
-	mu    sync.Mutex
-	nodes map[node]struct{}
+	s       *Store
+	mu      sync.Mutex
+	objects map[node]struct{}
 }
 
-// Lease begins a lease; what names the operation for people. The caller releases it.
-func (s *Store) Lease(what string) (*Lease, error) { return &Lease{s: s, what: what}, nil }
+// Lease begins a lease on nothing. The caller releases it.
+func (s *Store) Lease() *Lease { return &Lease{s: s, objects: map[node]struct{}{}} }
 
-// Blob protects blobs, there or still to come. It waits for a removal that is under way.
-func (l *Lease) Blob(digests ...oci.Digest) error {
+// Blob protects blobs, whether or not they exist yet. It waits for a removal that is under way.
+func (l *Lease) Blob(digests ...oci.Digest) {
 	for _, d := range digests {
-		l.hold(node{blob: d})
+		l.add(node{blob: d})
 	}
-	return nil
 }
 
-// Layer protects every layer of a chain, there or still to come. It waits for a removal that is under way.
-func (l *Lease) Layer(chain oci.Chain) error {
+// Layer protects every layer of a chain, whether or not it exists yet. It waits for a removal that is under way.
+func (l *Lease) Layer(chain oci.Chain) {
 	for _, d := range chain {
-		l.hold(node{record: d})
+		l.add(node{record: d})
 	}
 	for _, k := range l.s.Layers.Keys(chain) {
-		l.hold(node{layer: k})
+		l.add(node{layer: k})
 	}
-	return nil
 }
 
-func (l *Lease) hold(n node) {
+// add leases one object. When a collection is removing the object, add returns after the removal: the owner of the
+// lease then sees that the object is gone.
+func (l *Lease) add(n node) {
 	l.mu.Lock()
-	_, have := l.nodes[n]
-	if !have {
-		if l.nodes == nil {
-			l.nodes = map[node]struct{}{}
-		}
-		l.nodes[n] = struct{}{}
-	}
+	_, have := l.objects[n]
+	l.objects[n] = struct{}{}
 	l.mu.Unlock()
-	if have {
-		return
-	}
 	l.s.mu.Lock()
-	l.s.held[n]++
-	gone := l.s.dying[n]
+	if !have {
+		l.s.leased[n]++
+	}
+	removed := l.s.removing[n]
 	l.s.mu.Unlock()
-	if gone != nil {
-		<-gone
+	if removed != nil {
+		<-removed
 	}
 }
 
-// Release ends the lease; a second call does nothing.
-func (l *Lease) Release() error {
+// Release ends the lease. A second call does nothing.
+func (l *Lease) Release() {
 	l.mu.Lock()
-	nodes := l.nodes
-	l.nodes = nil
+	objects := l.objects
+	l.objects = map[node]struct{}{}
 	l.mu.Unlock()
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	for n := range nodes {
-		if l.s.held[n]--; l.s.held[n] <= 0 {
-			delete(l.s.held, n)
+	for n := range objects {
+		if l.s.leased[n]--; l.s.leased[n] <= 0 {
+			delete(l.s.leased, n)
 		}
 	}
-	return nil
 }

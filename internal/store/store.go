@@ -46,9 +46,9 @@ type Store struct {
 
 	grace time.Duration
 
-	mu    sync.Mutex // guards the two maps, never held over I/O
-	held  map[node]int
-	dying map[node]chan struct{} // being removed; closed when gone
+	mu       sync.Mutex // guards the two maps, never held over I/O
+	leased   map[node]int
+	removing map[node]chan struct{} // closed when the object is gone
 }
 
 // node is one object of the graph: a blob, a driver's object, or (in leases only) the record of a layer.
@@ -62,7 +62,7 @@ type node struct {
 func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
 	s := &Store{
 		Root: root, FS: opts.FS, Layers: driver, grace: opts.Grace,
-		held: map[node]int{}, dying: map[node]chan struct{}{},
+		leased: map[node]int{}, removing: map[node]chan struct{}{},
 	}
 	if s.FS == nil {
 		s.FS = durable.OS
@@ -122,12 +122,6 @@ func mergeForm(forms []meta.LayerBlob, f meta.LayerBlob) []meta.LayerBlob {
 		return forms
 	}
 	return append(forms, f)
-}
-
-// Chain gives an image's layers from its record.
-func (s *Store) Chain(tx *meta.Tx, id oci.ImageID) (oci.Chain, error) {
-	img, err := tx.Images.Get(id)
-	return img.Chain, err
 }
 
 // Collect removes whatever nothing refers to, nobody leases, and is older than the grace time. It returns the bytes of
@@ -214,9 +208,9 @@ func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, siz
 		s.mu.Unlock()
 		return 0, err
 	}
-	dead := gc.Sweep(all, live, func(n node) bool { return keep(n) || s.held[n] > 0 || s.dying[n] != nil })
+	dead := gc.Sweep(all, live, func(n node) bool { return keep(n) || s.leased[n] > 0 || s.removing[n] != nil })
 	for _, n := range dead {
-		s.dying[n] = make(chan struct{})
+		s.removing[n] = make(chan struct{})
 	}
 	s.mu.Unlock()
 
@@ -266,8 +260,8 @@ func (s *Store) remove(ctx context.Context, n node) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	close(s.dying[n])
-	delete(s.dying, n)
+	close(s.removing[n])
+	delete(s.removing, n)
 	return err
 }
 
@@ -340,7 +334,7 @@ func (s *Store) forgetLayers() error {
 		}
 		var gone []oci.DiffID
 		for id := range tx.Layers.All() {
-			if !live[id] && !s.isHeld(node{record: id}) {
+			if !live[id] && !s.isLeased(node{record: id}) {
 				gone = append(gone, id)
 			}
 		}
@@ -353,8 +347,8 @@ func (s *Store) forgetLayers() error {
 	})
 }
 
-func (s *Store) isHeld(n node) bool {
+func (s *Store) isLeased(n node) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held[n] > 0
+	return s.leased[n] > 0
 }

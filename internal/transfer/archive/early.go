@@ -80,9 +80,7 @@ func (e *early) commit(ctx context.Context, f *file) error {
 	if !ok || f.bad != nil || !e.ready(f.name) {
 		return nil
 	}
-	if err := e.c.lease.Layer(p.w.chain[:p.n+1]); err != nil {
-		return err
-	}
+	e.c.lease.Layer(p.w.chain[:p.n+1])
 	for i, id := range p.w.chain[:p.n+1].IDs() {
 		at := e.file(p.w, i)
 		if e.c.done[id] {

@@ -66,9 +66,7 @@ func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string
 			if err != nil {
 				return nil, err
 			}
-			if err := lease.Blob(oci.Digest(id)); err != nil {
-				return nil, err
-			}
+			lease.Blob(oci.Digest(id))
 			e := byID[id]
 			if e == nil {
 				img, err := a.images.Get(ctx, string(id))
@@ -83,9 +81,7 @@ func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string
 		}
 	}
 	for _, e := range list {
-		if err := lease.Layer(e.img.Chain); err != nil {
-			return nil, err
-		}
+		lease.Layer(e.img.Chain)
 	}
 	return list, nil
 }
@@ -132,9 +128,7 @@ func (e *export) name(name oci.Reference) {
 func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, plain bool) error {
 	forms := map[oci.DiffID]*layerFile{}
 	for _, e := range list {
-		if err := a.readManifests(lease, e); err != nil {
-			return err
-		}
+		a.readManifests(lease, e)
 		if !plain {
 			a.chooseManifest(e, forms)
 		}
@@ -161,11 +155,9 @@ func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, 
 }
 
 // readManifests loads the exact manifests that the store still has; a damaged one stays behind.
-func (a *Archive) readManifests(lease *store.Lease, e *export) error {
+func (a *Archive) readManifests(lease *store.Lease, e *export) {
 	for _, d := range e.img.Manifests {
-		if err := lease.Blob(d.Digest); err != nil {
-			return err
-		}
+		lease.Blob(d.Digest)
 		raw, err := a.st.Blobs.Bytes(d.Digest, oci.MaxManifest)
 		if err != nil {
 			a.opts.Log.Warn("save: manifest left out", "image", string(e.img.ID), "digest", string(d.Digest), "err", err)
@@ -173,7 +165,6 @@ func (a *Archive) readManifests(lease *store.Lease, e *export) error {
 		}
 		e.extra = append(e.extra, carried{d, raw})
 	}
-	return nil
 }
 
 // chooseManifest takes the youngest exact manifest whose layers are all in the blob store.

@@ -35,13 +35,10 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 	if message == "" {
 		message = "Imported from " + opts.From
 	}
-	lease, err := a.st.Lease("import")
-	if err != nil {
-		return "", err
-	}
+	lease := a.st.Lease()
 	var chain oci.Chain
 	defer func() {
-		err = errors.Join(err, lease.Release())
+		lease.Release()
 		if err != nil && chain != nil {
 			_, rerr := a.st.Reclaim(context.WithoutCancel(ctx), []oci.Chain{chain}, nil)
 			err = errors.Join(err, rerr)
@@ -106,9 +103,7 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		return "", errors.Join(err, w.Abort())
 	}
 	diff := oci.DiffID(oci.DigestOfHash(hash))
-	if err := lease.Layer(oci.Chain{diff}); err != nil {
-		return "", errors.Join(err, w.Abort())
-	}
+	lease.Layer(oci.Chain{diff})
 	info, err := w.Commit(ctx, nil, diff)
 	if err != nil {
 		return "", errors.Join(err, w.Abort())

@@ -37,12 +37,10 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	in := a.newIntake(show)
 	defer in.abort()
 	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, spent: map[*file]oci.Chain{}}
-	if c.lease, err = a.st.Lease("load"); err != nil {
-		return err
-	}
+	c.lease = a.st.Lease()
 	in.early = &early{in: in, c: c, platform: platform}
 	err = c.run(ctx, r, platform, progress)
-	err = errors.Join(err, c.lease.Release())
+	c.lease.Release()
 	if err != nil {
 		_, rerr := a.st.Reclaim(context.WithoutCancel(ctx), c.fresh, c.blobs)
 		return errors.Join(err, rerr)
@@ -82,9 +80,7 @@ func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, pr
 func (c *commit) all(ctx context.Context, list []*wanted) error {
 	for _, w := range list {
 		w.prove()
-		if err := c.lease.Layer(w.chain); err != nil {
-			return err
-		}
+		c.lease.Layer(w.chain)
 		for i, id := range w.chain.IDs() {
 			if c.done[id] {
 				continue
@@ -175,9 +171,7 @@ func (c *commit) manifests(w *wanted) error {
 		}
 		for _, raw := range docs {
 			d := oci.DigestOf(raw)
-			if err := c.lease.Blob(d); err != nil {
-				return err
-			}
+			c.lease.Blob(d)
 			c.blobs = append(c.blobs, d)
 			if _, err := c.a.st.Blobs.Put(raw); err != nil {
 				return err
@@ -205,9 +199,7 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 	if err != nil || f == nil {
 		return err // not in the archive: a push makes it again, or leaves it where it is
 	}
-	if err := c.lease.Blob(d.Digest); err != nil {
-		return err
-	}
+	c.lease.Blob(d.Digest)
 	c.blobs = append(c.blobs, d.Digest)
 	switch {
 	case f.blob != nil:

@@ -22,11 +22,8 @@ import (
 // all the same. Nothing is written before everything has been found; errs.DataLoss at the end of a layer that turns
 // out damaged spoils the archive.
 func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) (err error) {
-	lease, err := a.st.Lease("save")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
+	lease := a.st.Lease()
+	defer lease.Release()
 	var layout func(*builder, []*export) error
 	plain := true
 	switch opts.Format {

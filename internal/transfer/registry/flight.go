@@ -11,7 +11,6 @@ import (
 	"ply/internal/compress"
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/store"
 	"ply/internal/store/blob"
 	"ply/internal/store/layer"
 	"ply/internal/store/meta"
@@ -106,14 +105,10 @@ func (f *flight) run() {
 // bring fetches, unpacks and commits the layer under a lease of its own.
 func (f *flight) bring() (err error) {
 	c := f.c
-	lease, err := c.st.Lease("layer " + f.desc.Digest.Short())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := f.hold(lease); err != nil {
-		return err
-	}
+	lease := c.st.Lease()
+	defer lease.Release()
+	lease.Blob(f.desc.Digest)
+	lease.Layer(f.chain)
 	if !f.heal {
 		if info, err := c.st.Layers.Stat(f.ctx, f.chain); err == nil {
 			f.feed.say("Already exists", 0, 0)
@@ -136,13 +131,6 @@ func (f *flight) bring() (err error) {
 	c.mu.Unlock()
 	f.feed.say("Pull complete", 0, 0)
 	return nil
-}
-
-func (f *flight) hold(lease *store.Lease) error {
-	if err := lease.Blob(f.desc.Digest); err != nil {
-		return err
-	}
-	return lease.Layer(f.chain)
 }
 
 func (f *flight) form() *meta.LayerBlob {

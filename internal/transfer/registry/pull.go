@@ -97,11 +97,8 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	}
 	// Said once the registry knows the name: an error before that is the whole answer.
 	found := func() { p.progress(transfer.Progress{ID: id, Action: "Pulling from " + ref.Path()}) }
-	lease, err := p.c.st.Lease("pull " + ref.Familiar())
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
+	lease := p.c.st.Lease()
+	defer lease.Release()
 
 	if top, ok, err := p.current(ctx, ref, lease); err != nil {
 		return false, err
@@ -156,9 +153,7 @@ func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Leas
 		return "", false, nil
 	}
 	chain := img.Config.RootFS.DiffIDs
-	if err := lease.Layer(chain); err != nil {
-		return "", false, err
-	}
+	lease.Layer(chain)
 	if p.c.whole(ctx, chain) != nil {
 		return "", false, ctx.Err()
 	}
@@ -307,9 +302,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	default:
 		return "", errs.New(errs.Invalid, "%s: is not a container image: its config is %q", ref.Familiar(), man.Config.MediaType)
 	}
-	if err := lease.Blob(f.Digest, man.Config.Digest); err != nil {
-		return "", err
-	}
+	lease.Blob(f.Digest, man.Config.Digest)
 	raw, err := p.c.small(ctx, p.src, man.Config, oci.MaxConfig)
 	if err != nil {
 		return "", pullError(ref, err)
@@ -321,9 +314,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	if err := p.check(ref, cfg, man); err != nil {
 		return "", err
 	}
-	if err := lease.Layer(cfg.RootFS.DiffIDs); err != nil {
-		return "", err
-	}
+	lease.Layer(cfg.RootFS.DiffIDs)
 	if err := p.layers(ctx, cfg.RootFS.DiffIDs, man.Layers); err != nil {
 		return "", pullError(ref, err)
 	}
@@ -333,9 +324,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	}
 	blobs := [][]byte{f.Data, raw}
 	if f.index != nil {
-		if err := lease.Blob(f.index.Digest); err != nil {
-			return "", err
-		}
+		lease.Blob(f.index.Digest)
 		o.Index = &f.index.Descriptor
 		blobs = append(blobs, f.index.Data)
 	}

@@ -85,17 +85,10 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 	if err := p.checkPlatform(ref, img); err != nil {
 		return err
 	}
-	lease, err := p.c.st.Lease("push " + ref.Familiar())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lease.Release()) }()
-	if err := lease.Layer(img.Config.RootFS.DiffIDs); err != nil {
-		return err
-	}
-	if err := lease.Blob(oci.Digest(img.ID)); err != nil {
-		return err
-	}
+	lease := p.c.st.Lease()
+	defer lease.Release()
+	lease.Layer(img.Config.RootFS.DiffIDs)
+	lease.Blob(oci.Digest(img.ID))
 	exact, err := p.exact(lease, img)
 	if err != nil {
 		return err
@@ -147,9 +140,7 @@ func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, erro
 	if img.Manifest == nil {
 		return nil, nil //nolint:nilnil // an image made here has none
 	}
-	if err := lease.Blob(img.Manifest.Digest); err != nil {
-		return nil, err
-	}
+	lease.Blob(img.Manifest.Digest)
 	data, err := p.c.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest)
 	if err != nil {
 		p.line(fmt.Sprintf("The manifest %s is lost or damaged here; a new one is made.", img.Manifest.Digest))
@@ -306,9 +297,7 @@ func refusesType(err error) bool {
 
 // record writes down what the push has taught: the name with the digest, the manifest, where the layers are.
 func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, sent oci.Descriptor) error {
-	if err := lease.Blob(sent.Digest); err != nil {
-		return err
-	}
+	lease.Blob(sent.Digest)
 	_, err := p.c.images.Put(ctx, lease, image.PutOptions{
 		Config: img.Raw, Format: img.Format, Manifest: &sent, Parent: img.Parent,
 		Names: []oci.Reference{ref.Repository().WithDigest(sent.Digest)},

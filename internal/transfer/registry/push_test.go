@@ -32,10 +32,7 @@ func (w *world) tag(from, to string) {
 func (w *world) made(name string, format oci.Format, img *remotetest.Image) {
 	w.t.Helper()
 	ctx := w.t.Context()
-	lease, err := w.st.Lease("test")
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	lease := w.st.Lease()
 	defer lease.Release()
 	var chain oci.Chain
 	for _, l := range img.Layers {
