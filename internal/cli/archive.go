@@ -17,7 +17,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
-	"ply/internal/cli/ui"
+	"ply/internal/cli/progress"
 	"ply/internal/errs"
 	"ply/internal/wire"
 )
@@ -230,15 +230,15 @@ func (a *App) cmdLoad() *cobra.Command {
 }
 
 // showAnswer shows a progress stream, or copies an answer that is none.
-func (a *App) showAnswer(ctx context.Context, resp *http.Response, progress string) error {
+func (a *App) showAnswer(ctx context.Context, resp *http.Response, mode string) error {
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
 		return copyOut(ctx, a.Out, resp.Body)
 	}
-	p, err := ui.New(progress, a.Out, a.size())
+	p, err := progress.New(mode, a.Out, a.size())
 	if err != nil {
 		return err
 	}
-	if err := ui.Show(resp.Body, p, nil); err != nil {
+	if err := progress.Show(resp.Body, p, nil); err != nil {
 		return endOf(ctx, streamed(err))
 	}
 	return nil

@@ -15,7 +15,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/opts"
-	"ply/internal/cli/ui"
+	"ply/internal/cli/progress"
 	"ply/internal/errs"
 	"ply/internal/wire"
 )
@@ -142,7 +142,7 @@ func (a *App) sendBuild(ctx context.Context, b *buildFlags, q url.Values, bc *bu
 	if b.quiet {
 		mode = "quiet"
 	}
-	p, err := ui.New(mode, a.Out, a.size())
+	p, err := progress.New(mode, a.Out, a.size())
 	if err != nil {
 		return "", err
 	}
@@ -158,7 +158,7 @@ func (a *App) sendBuild(ctx context.Context, b *buildFlags, q url.Values, bc *bu
 	defer resp.Body.Close()
 	id := ""
 	var text strings.Builder
-	err = ui.Show(resp.Body, &buildPrinter{Printer: p, text: &text, keep: b.quiet}, func(raw json.RawMessage) {
+	err = progress.Show(resp.Body, &buildPrinter{Printer: p, text: &text, keep: b.quiet}, func(raw json.RawMessage) {
 		var aux struct{ ID string }
 		if json.Unmarshal(raw, &aux) == nil && aux.ID != "" {
 			id = aux.ID
@@ -168,7 +168,7 @@ func (a *App) sendBuild(ctx context.Context, b *buildFlags, q url.Values, bc *bu
 		if b.quiet {
 			a.Err.Write([]byte(text.String()))
 		}
-		var se *ui.StreamError
+		var se *progress.StreamError
 		if errors.As(err, &se) && se.Code > 0 {
 			return "", &exitError{se.Code, se.Message}
 		}
@@ -182,7 +182,7 @@ func (a *App) sendBuild(ctx context.Context, b *buildFlags, q url.Values, bc *bu
 
 // buildPrinter keeps the text of a quiet build, for the case that it fails.
 type buildPrinter struct {
-	ui.Printer
+	progress.Printer
 	text *strings.Builder
 	keep bool
 }

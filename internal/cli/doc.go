@@ -1,6 +1,6 @@
 // Package cli is the command line: docker's verbs and flags, spoken to any Docker Engine API.
 //
-// One file holds one command (or the few that are one idea); client talks HTTP, ui shows progress, format makes tables
+// One file holds one command (or the few that are one idea); client talks HTTP, progress shows progress streams, format makes tables
 // and templates, opts parses flag values, config keeps credentials, terminal handles the tty. No engine code is linked
 // (a test checks it). Every command is a constructor on App that tests call with their own streams and host.
 //

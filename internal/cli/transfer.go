@@ -17,7 +17,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/config"
-	"ply/internal/cli/ui"
+	"ply/internal/cli/progress"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/wire"
@@ -171,8 +171,8 @@ func (a *App) pull(ctx context.Context, f *transferFlags, name string) error {
 	return nil
 }
 
-func (a *App) pullImage(ctx context.Context, api *client.Client, ref oci.Reference, all bool, platform, mode string, w io.Writer, size ui.Size) error {
-	p, err := ui.New(mode, w, size)
+func (a *App) pullImage(ctx context.Context, api *client.Client, ref oci.Reference, all bool, platform, mode string, w io.Writer, size progress.Size) error {
+	p, err := progress.New(mode, w, size)
 	if err != nil {
 		return err
 	}
@@ -188,13 +188,13 @@ func (a *App) pullImage(ctx context.Context, api *client.Client, ref oci.Referen
 		return a.cancelled(ctx, err)
 	}
 	defer resp.Body.Close()
-	err = ui.Show(resp.Body, p, nil)
+	err = progress.Show(resp.Body, p, nil)
 	return a.cancelled(ctx, streamed(err))
 }
 
 // streamed gives an error that came inside a stream the form of any other answer of the engine.
 func streamed(err error) error {
-	var se *ui.StreamError
+	var se *progress.StreamError
 	if errors.As(err, &se) {
 		return errors.New(se.Message)
 	}
@@ -220,7 +220,7 @@ func (a *App) pullForRun(ctx context.Context, api *client.Client, r *runFlags, i
 	if r.quiet {
 		mode = "quiet"
 	}
-	var size ui.Size
+	var size progress.Size
 	if a.ErrTerm != nil {
 		size = a.ErrTerm.Size
 	}
@@ -273,7 +273,7 @@ func (a *App) push(ctx context.Context, f *transferFlags, name string) error {
 	if f.quiet {
 		mode = "quiet"
 	}
-	p, err := ui.New(mode, a.Out, a.size())
+	p, err := progress.New(mode, a.Out, a.size())
 	if err != nil {
 		return err
 	}
@@ -286,7 +286,7 @@ func (a *App) push(ctx context.Context, f *transferFlags, name string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if err := ui.Show(resp.Body, p, nil); err != nil {
+	if err := progress.Show(resp.Body, p, nil); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

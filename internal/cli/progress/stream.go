@@ -1,7 +1,7 @@
-// Package ui shows the progress of long work: a core that reads the engine's message stream and keeps one line
+// Package progress shows the progress of long work: a core that reads the engine's message stream and keeps one line
 // per object, and printers that draw it — tty (live lines with bars), plain (one line per change of state),
 // json (the messages themselves, one a line) and quiet.
-package ui
+package progress
 
 import (
 	"encoding/json"

@@ -1,4 +1,4 @@
-package ui
+package progress
 
 import (
 	"encoding/json"
