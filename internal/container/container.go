@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
+	"ply/internal/filter"
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
@@ -80,12 +81,12 @@ type Container struct {
 	SizeRw, SizeRootFs                      int64 // -1 when not asked for
 }
 
-// ListOptions of List. Filters: id name label exited status ancestor before since volume network publish expose health is-task.
+// ListOptions are the options of List; ListFilters lists the filters.
 type ListOptions struct {
 	All     bool
 	Limit   int // newest N, whatever their state; 0 = no limit
 	Size    bool
-	Filters map[string][]string
+	Filters filter.Args
 }
 
 // AttachOptions of Attach and ExecStart. Streams are nil when not wanted.

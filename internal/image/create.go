@@ -323,3 +323,11 @@ func EncodeConfig(cfg oci.Config) ([]byte, error) {
 	}
 	return out, nil
 }
+
+// clip bounds what an error repeats of an image.
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "…"
+	}
+	return s
+}

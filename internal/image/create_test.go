@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
 	"ply/internal/oci"
@@ -125,7 +126,7 @@ func TestPutMovesNames(t *testing.T) {
 	if img, err := f.Images.Get(t.Context(), "x"); err != nil || img.ID != id {
 		t.Errorf("x is %v %v", img, err)
 	}
-	list, err := f.Images.List(t.Context(), image.ListOptions{Filters: image.Filters{"dangling": {"true"}}})
+	list, err := f.Images.List(t.Context(), image.ListOptions{Filters: filter.Args{"dangling": {"true"}}})
 	if err != nil || len(list) != 1 || list[0].ID != old {
 		t.Errorf("dangling: %v %v", list, err)
 	}

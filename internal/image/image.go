@@ -8,6 +8,7 @@ package image
 import (
 	"time"
 
+	"ply/internal/filter"
 	"ply/internal/oci"
 )
 
@@ -52,15 +53,12 @@ type HistoryEntry struct {
 	Tags      []oci.Reference
 }
 
-// ListOptions of List. Filters as docker names them: dangling, label, before, since, until, reference.
+// ListOptions are the options of List; ListFilters lists the filters.
 type ListOptions struct {
 	All     bool // intermediate images too
-	Filters Filters
+	Filters filter.Args
 	Shared  bool // compute Image.Shared
 }
-
-// Filters maps a filter's name to its values; any of the values of one name may match, every name must.
-type Filters map[string][]string
 
 // CreateOptions of Create: everything that a new image needs; the layers are in the store already.
 type CreateOptions struct {
@@ -93,7 +91,7 @@ type Removed struct {
 	Deleted  oci.ImageID // an image or, after its image, the ChainID of a stack that no image needs any more
 }
 
-// PruneOptions of Prune. Filters: dangling, until, label, label!, unused.
+// PruneOptions are the options of Prune; PruneFilters lists the filters.
 type PruneOptions struct {
-	Filters Filters
+	Filters filter.Args
 }

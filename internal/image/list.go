@@ -10,7 +10,7 @@ import (
 	"ply/internal/oci"
 )
 
-// List gives the images that match, newest first. Without opts.All, an image that has no name and that others
+// List returns the images that match, newest first. Without opts.All, an image that has no name and that others
 // were made from is left out. With a reference filter, Names and Digests hold only what matched.
 // An image whose config is damaged is listed with an empty Config. errs.Invalid names a bad filter.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) {
@@ -18,7 +18,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 	if err != nil {
 		return nil, err
 	}
-	f, err := s.parseFilters(c, opts.Filters, listFilters)
+	sel, err := s.selection(opts.Filters)
 	if err != nil {
 		return nil, err
 	}
@@ -29,13 +29,13 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 			return nil, err
 		}
 		img := build(id, rec, c.names[id], c.size(rec.Chain))
-		if len(f.references) > 0 {
-			img.Names, img.Digests = f.matching(img.Names), f.matching(img.Digests)
+		if len(sel.references) > 0 {
+			img.Names, img.Digests = sel.matching(img.Names), sel.matching(img.Digests)
 			if len(img.Names)+len(img.Digests) == 0 {
 				continue
 			}
 		}
-		if !f.wantNames(img, opts.All || !parents[id], parents[id]) {
+		if !sel.wantNames(img, opts.All || !parents[id], parents[id]) {
 			continue
 		}
 		img.Config, img.Raw, err = s.config(id)
@@ -45,7 +45,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 		if err != nil {
 			s.opts.Log.Warn("damaged image", "image", string(id), "err", err)
 		}
-		if f.match(img) {
+		if sel.wants(img) {
 			list = append(list, img)
 		}
 	}

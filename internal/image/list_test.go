@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
 	"ply/internal/oci"
@@ -50,23 +51,23 @@ func TestList(t *testing.T) {
 	}{
 		{"plain hides intermediate", image.ListOptions{}, "dangling other top base"},
 		{"all", image.ListOptions{All: true}, "dangling other top mid base"},
-		{"dangling", image.ListOptions{Filters: image.Filters{"dangling": {"true"}}}, "dangling"},
-		{"not dangling", image.ListOptions{Filters: image.Filters{"dangling": {"false"}}}, "other top base"},
-		{"label", image.ListOptions{Filters: image.Filters{"label": {"kind"}}}, "top base"},
-		{"label value", image.ListOptions{Filters: image.Filters{"label": {"kind=top"}}}, "top"},
-		{"labels all", image.ListOptions{Filters: image.Filters{"label": {"kind=base", "x"}}}, "base"},
-		{"label not", image.ListOptions{Filters: image.Filters{"label!": {"kind=base"}}}, "dangling other top"},
-		{"before", image.ListOptions{Filters: image.Filters{"before": {topID}}}, "base"},
-		{"since", image.ListOptions{Filters: image.Filters{"since": {topID}}}, "dangling other"},
-		{"since by digest", image.ListOptions{Filters: image.Filters{"since": {otherID}}}, "dangling"},
-		{"until date", image.ListOptions{Filters: image.Filters{"until": {afterOther.Format(time.RFC3339)}}}, "other top base"},
-		{"until duration", image.ListOptions{Filters: image.Filters{"until": {now.Sub(afterOther).String()}}}, "other top base"},
-		{"until unix", image.ListOptions{Filters: image.Filters{"until": {"1704164645.000000001"}}}, "base"},
-		{"reference", image.ListOptions{Filters: image.Filters{"reference": {"top"}}}, "top"},
-		{"reference glob", image.ListOptions{Filters: image.Filters{"reference": {"*:v*"}}}, "other"},
-		{"reference with path", image.ListOptions{Filters: image.Filters{"reference": {"h:5000/*/other"}}}, "other"},
-		{"references any", image.ListOptions{Filters: image.Filters{"reference": {"top:latest", "base:*"}}}, "top base"},
-		{"reference none", image.ListOptions{Filters: image.Filters{"reference": {"nope"}}}, ""},
+		{"dangling", image.ListOptions{Filters: filter.Args{"dangling": {"true"}}}, "dangling"},
+		{"not dangling", image.ListOptions{Filters: filter.Args{"dangling": {"false"}}}, "other top base"},
+		{"label", image.ListOptions{Filters: filter.Args{"label": {"kind"}}}, "top base"},
+		{"label value", image.ListOptions{Filters: filter.Args{"label": {"kind=top"}}}, "top"},
+		{"labels all", image.ListOptions{Filters: filter.Args{"label": {"kind=base", "x"}}}, "base"},
+		{"label not", image.ListOptions{Filters: filter.Args{"label!": {"kind=base"}}}, "dangling other top"},
+		{"before", image.ListOptions{Filters: filter.Args{"before": {topID}}}, "base"},
+		{"since", image.ListOptions{Filters: filter.Args{"since": {topID}}}, "dangling other"},
+		{"since by digest", image.ListOptions{Filters: filter.Args{"since": {otherID}}}, "dangling"},
+		{"until date", image.ListOptions{Filters: filter.Args{"until": {afterOther.Format(time.RFC3339)}}}, "other top base"},
+		{"until duration", image.ListOptions{Filters: filter.Args{"until": {now.Sub(afterOther).String()}}}, "other top base"},
+		{"until unix", image.ListOptions{Filters: filter.Args{"until": {"1704164645.000000001"}}}, "base"},
+		{"reference", image.ListOptions{Filters: filter.Args{"reference": {"top"}}}, "top"},
+		{"reference glob", image.ListOptions{Filters: filter.Args{"reference": {"*:v*"}}}, "other"},
+		{"reference with path", image.ListOptions{Filters: filter.Args{"reference": {"h:5000/*/other"}}}, "other"},
+		{"references any", image.ListOptions{Filters: filter.Args{"reference": {"top:latest", "base:*"}}}, "top base"},
+		{"reference none", image.ListOptions{Filters: filter.Args{"reference": {"nope"}}}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			list, err := f.Images.List(t.Context(), c.opts)
@@ -86,7 +87,7 @@ func TestList(t *testing.T) {
 
 func TestListKeepsMatchingNamesOnly(t *testing.T) {
 	f, _ := gallery(t)
-	list, err := f.Images.List(t.Context(), image.ListOptions{Filters: image.Filters{"reference": {"other:v2"}}})
+	list, err := f.Images.List(t.Context(), image.ListOptions{Filters: filter.Args{"reference": {"other:v2"}}})
 	if err != nil || len(list) != 1 {
 		t.Fatal(list, err)
 	}
@@ -113,7 +114,7 @@ func TestListSizes(t *testing.T) {
 
 func TestListRefusesFilters(t *testing.T) {
 	f, _ := gallery(t)
-	for want, filters := range map[string]image.Filters{
+	for want, filters := range map[string]filter.Args{
 		"invalid filter 'nope'":            {"nope": {"1"}},
 		"invalid filter 'dangling=maybe'":  {"dangling": {"maybe"}},
 		"invalid filter 'dangling=0,1'":    {"dangling": {"0", "1"}},

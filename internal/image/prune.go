@@ -5,24 +5,29 @@ import (
 	"slices"
 	"time"
 
+	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
 
 // Prune removes images that no container uses: without filters those that have no tag, with dangling=false all.
-// Filters: dangling, label, label!, until (made before), unused (not used since). All in one transaction; the
-// second result is the space freed, in bytes.
+// PruneFilters lists the filters. All images are removed in one transaction; the second result is the space freed, in bytes.
 func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int64, error) {
 	c, err := s.read()
 	if err != nil {
 		return nil, 0, err
 	}
-	f, err := s.parseFilters(c, opts.Filters, pruneFilters)
+	match, err := PruneFilters.Compile(opts.Filters)
 	if err != nil {
 		return nil, 0, err
 	}
-	all := f.dangling != nil && !*f.dangling
-	candidates, err := s.prunable(ctx, c, f, all)
+	dangling, err := danglingOf(opts.Filters)
+	if err != nil {
+		return nil, 0, err
+	}
+	all := dangling != nil && !*dangling
+	needsConfig := opts.Filters.Has("until", "label", "label!")
+	candidates, err := s.prunable(ctx, c, match, needsConfig, all)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -43,8 +48,9 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int6
 	return r.out, freed, err
 }
 
-// prunable gives the images that the filters choose, children before what they were made from.
-func (s *Service) prunable(ctx context.Context, c *catalog, f *filter, all bool) ([]oci.ImageID, error) {
+// prunable returns the images that the filters choose, children before what they were made from. With needsConfig an
+// image whose config is damaged is kept: whether it matches is unknown.
+func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*Image], needsConfig, all bool) ([]oci.ImageID, error) {
 	parents := c.parents()
 	type candidate struct {
 		id      oci.ImageID
@@ -62,11 +68,11 @@ func (s *Service) prunable(ctx context.Context, c *catalog, f *filter, all bool)
 		}
 		img := build(id, rec, n, 0)
 		cfg, _, err := s.config(id)
-		if err != nil && f.needsConfig() {
-			continue // damaged: unknown means keep
+		if err != nil && needsConfig {
+			continue
 		}
 		img.Config = cfg
-		if f.match(img) {
+		if match(img) {
 			found = append(found, candidate{id, rec.Created, len(withParents(c, id))})
 		}
 	}
@@ -96,10 +102,6 @@ func compareIDs(a, b oci.ImageID) int {
 	return 0
 }
 
-func (f *filter) needsConfig() bool {
-	return f.until != nil || len(f.labels) > 0 || len(f.notLabels) > 0
-}
-
 func withParents(c *catalog, id oci.ImageID) map[oci.ImageID]bool {
 	seen := map[oci.ImageID]bool{}
 	for id != "" && !seen[id] {
@@ -109,7 +111,7 @@ func withParents(c *catalog, id oci.ImageID) map[oci.ImageID]bool {
 	return seen
 }
 
-// prune removes one image if it is still what was chosen and nobody uses it.
+// prune removes one image if it is still what was chosen and no container uses it.
 func (r *remover) prune(id oci.ImageID, all bool) error {
 	if _, ok := r.c.images[id]; !ok || r.used(id).by != "" {
 		return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
 	"ply/internal/oci"
@@ -222,19 +223,19 @@ func TestRemoveKeepsSharedLayersAndLeases(t *testing.T) {
 func TestPrune(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		filters image.Filters
+		filters filter.Args
 		inUse   string
 		want    string
 	}{
 		{"dangling", nil, "", "dangling layer"},
-		{"dangling, said", image.Filters{"dangling": {"true"}}, "", "dangling layer"},
+		{"dangling, said", filter.Args{"dangling": {"true"}}, "", "dangling layer"},
 		{"dangling in use", nil, "dangling", ""},
-		{"all", image.Filters{"dangling": {"false"}}, "", "-top:latest top mid layer dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer -base:1 base layer"},
-		{"all but what is used", image.Filters{"dangling": {"false"}}, "top", "dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer -base:1"},
-		{"label", image.Filters{"dangling": {"0"}, "label": {"kind=top"}}, "", "-top:latest top mid layer"},
-		{"label not", image.Filters{"dangling": {"0"}, "label!": {"kind"}}, "", "dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer"},
-		{"until", image.Filters{"dangling": {"0"}, "until": {imagetest.Day.Add(150 * time.Minute).Format(time.RFC3339)}}, "", "-top:latest top mid layer -base:1 base layer"},
-		{"unused", image.Filters{"dangling": {"0"}, "unused": {"24h"}}, "", "-top:latest top mid layer"},
+		{"all", filter.Args{"dangling": {"false"}}, "", "-top:latest top mid layer dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer -base:1 base layer"},
+		{"all but what is used", filter.Args{"dangling": {"false"}}, "top", "dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer -base:1"},
+		{"label", filter.Args{"dangling": {"0"}, "label": {"kind=top"}}, "", "-top:latest top mid layer"},
+		{"label not", filter.Args{"dangling": {"0"}, "label!": {"kind"}}, "", "dangling layer -h:5000/team/other:v1 -other:v2 -h:5000/team/other@ other layer"},
+		{"until", filter.Args{"dangling": {"0"}, "until": {imagetest.Day.Add(150 * time.Minute).Format(time.RFC3339)}}, "", "-top:latest top mid layer -base:1 base layer"},
+		{"unused", filter.Args{"dangling": {"0"}, "unused": {"24h"}}, "", "-top:latest top mid layer"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f, names := gallery(t)
@@ -261,7 +262,7 @@ func TestPrune(t *testing.T) {
 		})
 	}
 	f, _ := gallery(t)
-	if _, _, err := f.Images.Prune(t.Context(), image.PruneOptions{Filters: image.Filters{"reference": {"x"}}}); !errors.Is(err, errs.Invalid) {
+	if _, _, err := f.Images.Prune(t.Context(), image.PruneOptions{Filters: filter.Args{"reference": {"x"}}}); !errors.Is(err, errs.Invalid) {
 		t.Errorf("reference: %v", err)
 	}
 }

@@ -51,7 +51,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 // those of its own floor only where beside allows it.
 var floors = [][]string{
 	{"errs", "durable", "safepath", "procid", "version", "record"},
-	{"oci", "compress", "events", "mount", "wire"},
+	{"oci", "compress", "events", "mount", "wire", "filter"},
 	{"store"},
 	{"image", "container", "build", "transfer", "network", "volume", "config"},
 	{"engine", "api", "cli"},

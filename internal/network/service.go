@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
@@ -271,12 +271,11 @@ func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
 	return found, nil
 }
 
-// List gives the networks that fit the filters name, id, driver, type, scope, label, dangling; another filter is errs.Invalid.
-func (s *Service) List(_ context.Context, filters map[string][]string) ([]*Network, error) {
-	for k := range filters {
-		if !slices.Contains([]string{"name", "id", "driver", "type", "scope", "label", "dangling"}, k) {
-			return nil, errs.New(errs.Invalid, "invalid filter '%s'", k)
-		}
+// List returns the networks that match; ListFilters lists the filters.
+func (s *Service) List(_ context.Context, filters filter.Args) ([]*Network, error) {
+	match, err := ListFilters.Compile(filters)
+	if err != nil {
+		return nil, err
 	}
 	var out []*Network
 	for _, n := range defaultNetworks {
@@ -295,37 +294,11 @@ func (s *Service) List(_ context.Context, filters map[string][]string) ([]*Netwo
 			}
 		}
 		s.mu.Unlock()
-		if matches(net, filters) {
+		if match(net) {
 			out = append(out, net)
 		}
 	}
 	return out, nil
-}
-
-func matches(n *Network, filters map[string][]string) bool {
-	for k, values := range filters {
-		ok := slices.ContainsFunc(values, func(v string) bool {
-			switch k {
-			case "name":
-				return strings.Contains(n.Name, v)
-			case "id":
-				return strings.HasPrefix(n.ID, v)
-			case "driver":
-				return n.Driver == v
-			case "type":
-				return v == "builtin"
-			case "scope":
-				return v == "local"
-			case "dangling": // the default networks never dangle
-				return v == "false" || v == "0"
-			}
-			return false
-		})
-		if !ok {
-			return false
-		}
-	}
-	return true
 }
 
 func (s *Service) saveEndpoint(f endpointFile) error {

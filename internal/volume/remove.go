@@ -9,6 +9,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/store/meta"
 )
 
@@ -71,17 +72,10 @@ func (s *Service) unlink(name string) (tmp string, err error) {
 	return tmp, nil
 }
 
-// Prune removes volumes that no container refers to: anonymous ones, all with the filter all=true.
-// Filters: label, label!, all. It gives what was removed and the bytes that came free.
-func (s *Service) Prune(ctx context.Context, filters map[string][]string) (names []string, reclaimed int64, err error) {
-	for k := range filters {
-		switch k {
-		case "label", "label!", "all":
-		default:
-			return nil, 0, errs.New(errs.Invalid, "invalid filter '%s'", k)
-		}
-	}
-	all, err := boolFilter(filters, "all")
+// Prune removes volumes that no container refers to: anonymous ones, or all with the filter all=true. PruneFilters lists the
+// filters. It returns the names of what was removed and how many bytes became free.
+func (s *Service) Prune(ctx context.Context, filters filter.Args) (names []string, reclaimed int64, err error) {
+	match, err := PruneFilters.Compile(filters)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -93,10 +87,7 @@ func (s *Service) Prune(ctx context.Context, filters map[string][]string) (names
 		if ctx.Err() != nil {
 			return names, reclaimed, ctx.Err()
 		}
-		switch {
-		case v.RefCount > 0, !v.Anonymous && (all == nil || !*all),
-			!MatchLabels(filters["label"], v.Labels),
-			len(filters["label!"]) > 0 && MatchLabels(filters["label!"], v.Labels):
+		if v.RefCount > 0 || !v.Anonymous && !filters.Has("all") || !match(v) {
 			continue
 		}
 		size, sizeErr := s.Size(ctx, v.Name)

@@ -13,13 +13,13 @@ import (
 	"regexp"
 	"slices"
 	"sort"
-	"strings"
 	"sync"
 	"time"
 
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/meta"
@@ -255,16 +255,9 @@ func (s *Service) record(name string) (rec meta.Volume, err error) {
 	return rec, err
 }
 
-// List gives the volumes that pass the filters, sorted by name. Filters: dangling, driver, label, name.
-func (s *Service) List(ctx context.Context, filters map[string][]string) ([]*Volume, error) {
-	for k := range filters {
-		switch k {
-		case "dangling", "driver", "label", "name":
-		default:
-			return nil, errs.New(errs.Invalid, "invalid filter '%s'", k)
-		}
-	}
-	dangling, err := boolFilter(filters, "dangling")
+// List returns the volumes that match, sorted by name; ListFilters lists the filters.
+func (s *Service) List(ctx context.Context, filters filter.Args) ([]*Volume, error) {
+	match, err := ListFilters.Compile(filters)
 	if err != nil {
 		return nil, err
 	}
@@ -282,66 +275,12 @@ func (s *Service) List(ctx context.Context, filters map[string][]string) ([]*Vol
 	defer s.mu.Unlock()
 	var out []*Volume
 	for n, r := range recs {
-		if !matchAny(filters["name"], n) || !oneOf(filters["driver"], r.Driver) || !MatchLabels(filters["label"], r.Labels) {
-			continue
+		if v := s.volume(n, r); match(v) {
+			out = append(out, v)
 		}
-		v := s.volume(n, r)
-		if dangling != nil && *dangling != (v.RefCount == 0) {
-			continue
-		}
-		out = append(out, v)
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Name < out[j].Name })
 	return out, nil
-}
-
-func boolFilter(filters map[string][]string, key string) (*bool, error) {
-	var out *bool
-	for _, v := range filters[key] {
-		var b bool
-		switch strings.ToLower(v) {
-		case "1", "true":
-			b = true
-		case "0", "false":
-		default:
-			return nil, errs.New(errs.Invalid, "invalid filter '%s=%s'", key, v)
-		}
-		if out != nil && *out != b {
-			return nil, errs.New(errs.Invalid, "invalid filter '%s=%v'", key, filters[key])
-		}
-		out = &b
-	}
-	return out, nil
-}
-
-// matchAny reports whether one of the patterns (text or regular expression, as docker takes them) is in s; none means yes.
-func matchAny(patterns []string, s string) bool {
-	if len(patterns) == 0 {
-		return true
-	}
-	for _, p := range patterns {
-		if strings.Contains(s, p) {
-			return true
-		}
-		if re, err := regexp.Compile(p); err == nil && re.MatchString(s) {
-			return true
-		}
-	}
-	return false
-}
-
-func oneOf(values []string, s string) bool { return len(values) == 0 || slices.Contains(values, s) }
-
-// MatchLabels reports whether labels satisfy every "key" or "key=value".
-func MatchLabels(want []string, labels map[string]string) bool {
-	for _, w := range want {
-		k, v, hasValue := strings.Cut(w, "=")
-		got, ok := labels[k]
-		if !ok || (hasValue && got != v) {
-			return false
-		}
-	}
-	return true
 }
 
 // Size sums the allocated sizes of a volume's files in bytes; a hard link counts once.

@@ -56,7 +56,3 @@ func (s *server) absentRoutes(add adder) {
 		return unavailable("looking at an image in its registry", "pull it, then inspect it")
 	})
 }
-
-func invalidFilter(name, value string) error {
-	return errs.New(errs.Invalid, "invalid filter '%s=%s'", name, clip(value))
-}

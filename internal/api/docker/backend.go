@@ -24,6 +24,7 @@ import (
 	"ply/internal/container"
 	"ply/internal/container/spec"
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -55,7 +56,7 @@ type Mover interface {
 	Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (oci.ImageID, error)
 	// Login checks credentials; status is "Login Succeeded"; token is an identity token or "".
 	Login(ctx context.Context, cred transfer.Credentials) (status, token string, err error)
-	Search(ctx context.Context, term string, limit int, filters map[string][]string, cred transfer.Credentials) ([]SearchResult, error)
+	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]SearchResult, error)
 }
 
 // SearchResult is transfer.SearchResult: the registry client makes it, and it may not import this package.
@@ -87,7 +88,7 @@ type Containers interface {
 	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
 	// Stats sends a reading now and, when stream, every second until ctx ends.
 	Stats(ctx context.Context, ref string, stream bool, send func(container.Stats) error) error
-	Prune(ctx context.Context, filters map[string][]string) ([]oci.ContainerID, int64, error)
+	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
 	PathStat(ctx context.Context, ref, path string) (container.PathStat, error)
 	CopyFrom(ctx context.Context, ref, path string, w io.Writer) (err error)
 	CopyTo(ctx context.Context, ref, path string, tar io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
@@ -104,17 +105,17 @@ type Change = container.Change
 type Volumes interface {
 	Create(ctx context.Context, name, driver string, labels, options map[string]string) (*volume.Volume, error)
 	Get(ctx context.Context, name string) (*volume.Volume, error)
-	List(ctx context.Context, filters map[string][]string) ([]*volume.Volume, error)
+	List(ctx context.Context, filters filter.Args) ([]*volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	// Size sums what a volume holds, in bytes: a walk through its files.
 	Size(ctx context.Context, name string) (int64, error)
-	Prune(ctx context.Context, filters map[string][]string) (names []string, reclaimed int64, err error)
+	Prune(ctx context.Context, filters filter.Args) (names []string, reclaimed int64, err error)
 }
 
 // Networks is what the network endpoints need; network.Service has it.
 type Networks interface {
 	Get(ctx context.Context, ref string) (*network.Network, error)
-	List(ctx context.Context, filters map[string][]string) ([]*network.Network, error)
+	List(ctx context.Context, filters filter.Args) ([]*network.Network, error)
 }
 
 // Events is what /events needs; *events.Bus has it.

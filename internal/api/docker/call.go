@@ -9,12 +9,12 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 )
 
 // maxBody bounds a JSON body; streams (tars) are bounded by whoever reads them.
@@ -112,68 +112,8 @@ func (c *call) time(key string) (time.Time, error) {
 	return time.Time{}, errs.New(errs.Invalid, "parameter %s: %q is neither seconds since 1970 nor an RFC 3339 time", key, clip(s))
 }
 
-// filters reads the filters parameter: {"name":["value"]} or docker's older {"name":{"value":true}}. A name that is
-// not among allowed is an error.
-func (c *call) filters(allowed ...string) (map[string][]string, error) {
-	s := c.q.Get("filters")
-	if s == "" {
-		return map[string][]string{}, nil
-	}
-	var raw map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(s), &raw); err != nil {
-		return nil, errs.New(errs.Invalid, "invalid filters %q: %w", clip(s), err)
-	}
-	filters := make(map[string][]string, len(raw))
-	for name, b := range raw {
-		values, err := filterValues(b)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "invalid filter '%s': want a list of strings", clip(name))
-		}
-		ok := false
-		for _, a := range allowed {
-			ok = ok || a == name
-		}
-		if !ok {
-			return nil, errs.New(errs.Invalid, "invalid filter '%s'", clip(name))
-		}
-		filters[name] = values
-	}
-	return filters, nil
-}
-
-func filterValues(b json.RawMessage) ([]string, error) {
-	var list []string
-	if err := json.Unmarshal(b, &list); err == nil {
-		return list, nil
-	}
-	var set map[string]bool
-	if err := json.Unmarshal(b, &set); err != nil {
-		return nil, err
-	}
-	for v, on := range set {
-		if on {
-			list = append(list, v)
-		}
-	}
-	sort.Strings(list)
-	return list, nil
-}
-
-// truth reads a filter of one truth value, such as dangling.
-func truth(filters map[string][]string, name string) (value, set bool, err error) {
-	values, ok := filters[name]
-	if !ok || len(values) == 0 {
-		return false, false, nil
-	}
-	for i, s := range values {
-		v, err := strconv.ParseBool(s)
-		if err != nil || i > 0 && v != value {
-			return false, false, errs.New(errs.Invalid, "invalid filter '%s=%s'", name, clip(s))
-		}
-		value = v
-	}
-	return value, true, nil
-}
+// filters reads the parameter filters. Who applies them checks keys and values.
+func (c *call) filters() (filter.Args, error) { return filter.Parse(c.q.Get("filters")) }
 
 // hasBody reports whether the request may carry a body.
 func (c *call) hasBody() bool {

@@ -172,7 +172,7 @@ func (s *server) containerResize(c *call) error {
 }
 
 func (s *server) containerPrune(c *call) error {
-	filters, err := c.filters("until", "label", "label!")
+	filters, err := c.filters()
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/oci"
 )
 
@@ -50,8 +51,11 @@ func (s *server) events(c *call) error {
 	if err != nil {
 		return err
 	}
-	filters, err := c.filters("config", "container", "daemon", "event", "image", "label", "network", "node", "plugin",
-		"scope", "secret", "service", "type", "volume")
+	filters, err := c.filters()
+	if err != nil {
+		return err
+	}
+	matches, err := eventFilters.Compile(filters)
 	if err != nil {
 		return err
 	}
@@ -60,7 +64,7 @@ func (s *server) events(c *call) error {
 	c.w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(c.w)
 	send := func(e events.Event) error {
-		if !eventMatches(e, filters) || !until.IsZero() && e.Time.After(until) {
+		if !matches(e) || !until.IsZero() && e.Time.After(until) {
 			return nil
 		}
 		b, err := encode(eventOf(e))
@@ -105,54 +109,40 @@ func (s *server) events(c *call) error {
 	}
 }
 
-// eventMatches: of each filter one value must fit.
-func eventMatches(e events.Event, filters map[string][]string) bool {
-	for name, values := range filters {
-		if len(values) == 0 {
-			continue
-		}
-		ok := false
-		for _, v := range values {
-			ok = ok || eventFits(e, name, v)
-		}
-		if name == "label" { // all labels must fit
-			ok = true
-			for _, v := range values {
-				ok = ok && eventFits(e, name, v)
-			}
-		}
-		if !ok {
-			return false
-		}
-	}
-	return true
+// eventFilters are the conditions of GET /events.
+var eventFilters = filter.Table[events.Event]{
+	"type":  filter.Exact(func(e events.Event) string { return e.Type }),
+	"event": filter.Any(func(e events.Event, v string) bool { return e.Action == v || strings.HasPrefix(e.Action, v+":") }),
+	"scope": filter.Exact(func(events.Event) string { return "local" }),
+	"label": filter.Labels(func(e events.Event) map[string]string { return e.Attributes }),
+	"image": filter.Any(ofImage),
+
+	"container": filter.Any(ofObject("container")),
+	"daemon":    filter.Any(ofObject("daemon")),
+	"network":   filter.Any(ofObject("network")),
+	"volume":    filter.Any(ofObject("volume")),
+
+	// Docker knows these kinds of objects; this engine has none of them.
+	"config":  filter.Any(ofObject("config")),
+	"node":    filter.Any(ofObject("node")),
+	"plugin":  filter.Any(ofObject("plugin")),
+	"secret":  filter.Any(ofObject("secret")),
+	"service": filter.Any(ofObject("service")),
 }
 
-func eventFits(e events.Event, filter, v string) bool {
-	switch filter {
-	case "type":
-		return e.Type == v
-	case "event":
-		return e.Action == v || strings.HasPrefix(e.Action, v+":")
-	case "scope":
-		return v == "local"
-	case "label":
-		key, want, hasValue := strings.Cut(v, "=")
-		got, ok := e.Attributes[key]
-		return ok && (!hasValue || got == want)
-	case "image":
-		name := e.Attributes["image"]
-		if e.Type == "image" {
-			name = e.Attributes["name"]
-			if e.ID == v || strings.HasPrefix(strings.TrimPrefix(e.ID, "sha256:"), v) {
-				return true
-			}
-		}
-		return sameImage(name, v)
-	case "container", "volume", "network", "daemon":
-		return e.Type == filter && (e.ID == v || e.Attributes["name"] == v || isPrefix(e.ID, v))
+// ofObject returns whether an event is about the object of one type that a name, an ID or a prefix of it means.
+func ofObject(kind string) func(events.Event, string) bool {
+	return func(e events.Event, v string) bool {
+		return e.Type == kind && (e.ID == v || e.Attributes["name"] == v || isPrefix(e.ID, v))
 	}
-	return false // kinds of a cluster that this engine never has
+}
+
+// ofImage reports whether an event is about an image, or about a container of that image.
+func ofImage(e events.Event, v string) bool {
+	if e.Type != "image" {
+		return sameImage(e.Attributes["image"], v)
+	}
+	return e.ID == v || strings.HasPrefix(strings.TrimPrefix(e.ID, "sha256:"), v) || sameImage(e.Attributes["name"], v)
 }
 
 // isPrefix reports whether v is a usable prefix of a hex ID.

@@ -36,9 +36,14 @@ func TestEventFilters(t *testing.T) {
 		{map[string][]string{"plugin": {"x"}}, ""},
 		{map[string][]string{"type": {"container"}, "event": {"start"}}, "s"},
 	} {
+		match, err := eventFilters.Compile(tc.filters)
+		if err != nil {
+			t.Errorf("%v: %v", tc.filters, err)
+			continue
+		}
 		got := ""
 		for name, e := range map[string]events.Event{"s": eventStart, "i": image, "l": labelled} {
-			if eventMatches(e, tc.filters) {
+			if match(e) {
 				got += name
 			}
 		}

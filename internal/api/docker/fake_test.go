@@ -19,6 +19,7 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -79,6 +80,9 @@ func (f *fakeImages) Get(_ context.Context, name string) (*image.Image, error) {
 }
 
 func (f *fakeImages) List(_ context.Context, o image.ListOptions) ([]*image.Image, error) {
+	if _, err := image.ListFilters.Compile(o.Filters); err != nil {
+		return nil, err
+	}
 	bare := &image.Image{ID: idBare, Parent: idBusybox, Size: 1, Config: oci.Config{OS: "linux", Architecture: "amd64"}}
 	if r := o.Filters["reference"]; len(r) > 0 && r[0] == "busybox" {
 		return []*image.Image{f.busybox()}, nil
@@ -126,7 +130,10 @@ func (f *fakeImages) Remove(_ context.Context, name string, o image.RemoveOption
 	return []image.Removed{{Untagged: "busybox:latest"}, {Deleted: idBusybox}}, nil
 }
 
-func (f *fakeImages) Prune(context.Context, image.PruneOptions) ([]image.Removed, int64, error) {
+func (f *fakeImages) Prune(_ context.Context, o image.PruneOptions) ([]image.Removed, int64, error) {
+	if _, err := image.PruneFilters.Compile(o.Filters); err != nil {
+		return nil, 0, err
+	}
 	return []image.Removed{{Deleted: idBare}}, 1, nil
 }
 
@@ -226,7 +233,7 @@ func (f *fakeMover) Login(_ context.Context, c transfer.Credentials) (string, st
 	return "Login Succeeded", "", nil
 }
 
-func (f *fakeMover) Search(_ context.Context, term string, limit int, _ map[string][]string, _ transfer.Credentials) ([]SearchResult, error) {
+func (f *fakeMover) Search(_ context.Context, term string, limit int, _ filter.Args, _ transfer.Credentials) ([]SearchResult, error) {
 	return []SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
 }
 
@@ -343,6 +350,9 @@ func (f *fakeContainers) Get(_ context.Context, name string, _ bool) (*container
 	return f.find(name)
 }
 func (f *fakeContainers) List(_ context.Context, o container.ListOptions) ([]*container.Container, error) {
+	if _, err := container.ListFilters.Compile(o.Filters); err != nil {
+		return nil, err
+	}
 	if !o.All {
 		return []*container.Container{f.web()}, nil
 	}
@@ -463,7 +473,10 @@ func (f *fakeContainers) Stats(ctx context.Context, name string, follow bool, se
 		}
 	}
 }
-func (f *fakeContainers) Prune(context.Context, map[string][]string) ([]oci.ContainerID, int64, error) {
+func (f *fakeContainers) Prune(_ context.Context, filters filter.Args) ([]oci.ContainerID, int64, error) {
+	if _, err := container.PruneFilters.Compile(filters); err != nil {
+		return nil, 0, err
+	}
 	return []oci.ContainerID{ctrOld}, 1, nil
 }
 func (f *fakeContainers) PathStat(_ context.Context, name, path string) (container.PathStat, error) {
@@ -551,7 +564,10 @@ func (f fakeVolumes) Get(_ context.Context, name string) (*volume.Volume, error)
 	}
 	return f.vol(), nil
 }
-func (f fakeVolumes) List(context.Context, map[string][]string) ([]*volume.Volume, error) {
+func (f fakeVolumes) List(_ context.Context, filters filter.Args) ([]*volume.Volume, error) {
+	if _, err := volume.ListFilters.Compile(filters); err != nil {
+		return nil, err
+	}
 	return []*volume.Volume{f.vol()}, nil
 }
 func (f fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
@@ -564,7 +580,10 @@ func (f fakeVolumes) Size(_ context.Context, name string) (int64, error) {
 	}
 	return 77, nil
 }
-func (f fakeVolumes) Prune(context.Context, map[string][]string) ([]string, int64, error) {
+func (f fakeVolumes) Prune(_ context.Context, filters filter.Args) ([]string, int64, error) {
+	if _, err := volume.PruneFilters.Compile(filters); err != nil {
+		return nil, 0, err
+	}
 	return []string{"data"}, 77, nil
 }
 
@@ -577,7 +596,10 @@ func (fakeNetworks) Get(_ context.Context, name string) (*network.Network, error
 	return &network.Network{ID: netID, Name: "bridge", Driver: "bridge", Created: moment, Subnet: netip.MustParsePrefix("172.17.0.0/16"), Gateway: netip.MustParseAddr("172.17.0.1"),
 		Endpoints: map[string]network.Endpoint{string(ctrWeb): {ID: strings.Repeat("d4", 32), IPv4: netip.MustParsePrefix("172.17.0.6/16"), MAC: "02:42:ac:11:00:06"}}}, nil
 }
-func (f fakeNetworks) List(ctx context.Context, _ map[string][]string) ([]*network.Network, error) {
+func (f fakeNetworks) List(ctx context.Context, filters filter.Args) ([]*network.Network, error) {
+	if _, err := network.ListFilters.Compile(filters); err != nil {
+		return nil, err
+	}
 	n, err := f.Get(ctx, "bridge")
 	return []*network.Network{n}, err
 }

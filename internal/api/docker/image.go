@@ -79,11 +79,8 @@ func familiars(refs []oci.Reference) []string {
 }
 
 func (s *server) imageList(c *call) error {
-	filters, err := c.filters("dangling", "label", "before", "since", "until", "reference")
+	filters, err := c.filters()
 	if err != nil {
-		return err
-	}
-	if _, _, err := truth(filters, "dangling"); err != nil {
 		return err
 	}
 	if old := c.get("filter"); old != "" { // before 1.28 the one filter by name
@@ -380,11 +377,8 @@ func (s *server) imageRemove(c *call) error {
 }
 
 func (s *server) imagePrune(c *call) error {
-	filters, err := c.filters("dangling", "until", "label", "label!")
+	filters, err := c.filters()
 	if err != nil {
-		return err
-	}
-	if _, _, err := truth(filters, "dangling"); err != nil {
 		return err
 	}
 	removed, freed, err := s.Images.Prune(c.ctx(), image.PruneOptions{Filters: filters})
@@ -398,7 +392,7 @@ func (s *server) imagePrune(c *call) error {
 }
 
 func (s *server) imageSearch(c *call) error {
-	filters, err := c.filters("is-official", "is-automated", "stars")
+	filters, err := c.filters()
 	if err != nil {
 		return err
 	}

@@ -254,15 +254,9 @@ type portSummary struct {
 }
 
 func (s *server) containerList(c *call) error {
-	filters, err := c.filters("ancestor", "annotation", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name",
-		"network", "publish", "since", "status", "volume")
+	filters, err := c.filters()
 	if err != nil {
 		return err
-	}
-	for _, st := range filters["status"] {
-		if !slices.Contains([]string{"created", "running", "paused", "restarting", "removing", "exited", "dead"}, st) {
-			return invalidFilter("status", st)
-		}
 	}
 	limit, _, err := c.int("limit")
 	if err != nil {

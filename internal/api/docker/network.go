@@ -77,7 +77,7 @@ func networkOf(n *network.Network, v int) networkAnswer {
 }
 
 func (s *server) networkList(c *call) error {
-	filters, err := c.filters("dangling", "driver", "id", "label", "name", "scope", "type")
+	filters, err := c.filters()
 	if err != nil {
 		return err
 	}
@@ -129,7 +129,11 @@ func (s *server) networkRemove(c *call) error {
 
 // networkPrune finds nothing: the pre-defined networks are never pruned.
 func (s *server) networkPrune(c *call) error {
-	if _, err := c.filters("until", "label", "label!"); err != nil {
+	filters, err := c.filters()
+	if err != nil {
+		return err
+	}
+	if _, err := network.PruneFilters.Compile(filters); err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, struct{ NetworksDeleted []string }{})

@@ -37,7 +37,7 @@ func (s *server) diskUsage(c *call) error {
 		for _, ctr := range containers {
 			uses[ctr.Image]++
 		}
-		images, err := s.Images.List(c.ctx(), image.ListOptions{Shared: true, Filters: image.Filters{}})
+		images, err := s.Images.List(c.ctx(), image.ListOptions{Shared: true})
 		if err != nil {
 			return err
 		}

@@ -2,10 +2,10 @@ package registry
 
 import (
 	"context"
-	"strconv"
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/transfer"
 )
 
@@ -24,9 +24,9 @@ const (
 	maxSearch     = 100
 )
 
-// Search finds repositories on the hub, or on the registry whose host starts term. Limit 0 means 25. Filters: is-official,
-// is-automated (true or false), stars (at least).
-func (c *Client) Search(ctx context.Context, term string, limit int, filters map[string][]string, cred transfer.Credentials) ([]transfer.SearchResult, error) {
+// Search finds repositories on the hub, or on the registry whose host starts term. Limit 0 means 25. searchFilters
+// lists the filters.
+func (c *Client) Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error) {
 	if limit == 0 {
 		limit = defaultSearch
 	}
@@ -36,7 +36,7 @@ func (c *Client) Search(ctx context.Context, term string, limit int, filters map
 	if strings.TrimSpace(term) == "" || strings.Contains(term, "://") {
 		return nil, errs.New(errs.Invalid, "invalid repository name (%s): want a word, or host/word", term)
 	}
-	keep, err := searchFilter(filters)
+	match, err := searchFilters.Compile(filters)
 	if err != nil {
 		return nil, err
 	}
@@ -46,46 +46,16 @@ func (c *Client) Search(ctx context.Context, term string, limit int, filters map
 	}
 	var results []transfer.SearchResult
 	for _, r := range all {
-		if keep(r) {
+		if match(r) {
 			results = append(results, r)
 		}
 	}
 	return results, nil
 }
 
-func searchFilter(filters map[string][]string) (func(transfer.SearchResult) bool, error) {
-	var tests []func(transfer.SearchResult) bool
-	for name, values := range filters {
-		for _, v := range values {
-			switch name {
-			case "is-official", "is-automated":
-				want, err := strconv.ParseBool(v)
-				if err != nil {
-					return nil, errs.New(errs.Invalid, "invalid filter '%s=[%s]'", name, v)
-				}
-				tests = append(tests, func(r transfer.SearchResult) bool {
-					if name == "is-official" {
-						return r.Official == want
-					}
-					return r.Automated == want
-				})
-			case "stars":
-				n, err := strconv.Atoi(v)
-				if err != nil {
-					return nil, errs.New(errs.Invalid, "invalid filter 'stars=[%s]'", v)
-				}
-				tests = append(tests, func(r transfer.SearchResult) bool { return r.Stars >= n })
-			default:
-				return nil, errs.New(errs.Invalid, "invalid filter '%s'", name)
-			}
-		}
-	}
-	return func(r transfer.SearchResult) bool {
-		for _, t := range tests {
-			if !t(r) {
-				return false
-			}
-		}
-		return true
-	}, nil
+// searchFilters are the conditions of Search.
+var searchFilters = filter.Table[transfer.SearchResult]{
+	"is-official":  filter.Bool(func(r transfer.SearchResult, want bool) bool { return r.Official == want }),
+	"is-automated": filter.Bool(func(r transfer.SearchResult, want bool) bool { return r.Automated == want }),
+	"stars":        filter.Every(filter.Number, func(r transfer.SearchResult, least int) bool { return r.Stars >= least }),
 }

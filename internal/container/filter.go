@@ -1,0 +1,196 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"ply/internal/container/spec"
+	"ply/internal/errs"
+	"ply/internal/filter"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+	"ply/internal/volume"
+)
+
+// ListFilters are the conditions of List.
+var ListFilters = filter.Table[*Container]{
+	"id":     filter.Text(func(c *Container) []string { return []string{string(c.ID)} }),
+	"name":   filter.Text(func(c *Container) []string { return []string{c.Name, "/" + c.Name} }),
+	"label":  filter.Labels(labelsOf),
+	"status": filter.Any(func(c *Container, v string) bool { return v == string(c.State.Status) }, statusNames...),
+	"exited": filter.Parsed(filter.Number, func(c *Container, code int) bool {
+		return c.State.Status == StatusExited && c.State.ExitCode == code
+	}),
+	"health":    filter.Any(func(c *Container, v string) bool { return v == healthOf(c) }, "none", "starting", "healthy", "unhealthy"),
+	"volume":    filter.Any(hasMount),
+	"network":   filter.Any(isAttached),
+	"publish":   filter.Parsed(parsePorts, publishes),
+	"expose":    filter.Parsed(parsePorts, exposes),
+	"isolation": filter.Any(func(_ *Container, v string) bool { return v == "" || v == "default" }),
+	"is-task":   filter.Bool(func(_ *Container, task bool) bool { return !task }), // no container is a task of a swarm
+
+	"ancestor": filter.ByCaller[*Container](nil), // an image
+	"before":   filter.ByCaller[*Container](nil), // a container
+	"since":    filter.ByCaller[*Container](nil), // a container
+}
+
+// PruneFilters are the conditions of Prune.
+var PruneFilters = filter.Table[*Container]{
+	"until":  filter.Until(func(c *Container) time.Time { return c.Created }),
+	"label":  filter.Labels(labelsOf),
+	"label!": filter.NotAllLabels(labelsOf),
+}
+
+// statusNames are the values of the filter status.
+var statusNames = []string{
+	string(StatusCreated), string(StatusRunning), string(StatusPaused), string(StatusRestarting), string(StatusRemoving),
+	string(StatusExited), string(StatusDead),
+}
+
+func labelsOf(c *Container) map[string]string { return c.Spec.Labels }
+
+func healthOf(c *Container) string {
+	if c.State.Health == nil {
+		return "none"
+	}
+	return c.State.Health.Status
+}
+
+// hasMount reports whether v names a volume, the source or the target of one of the container's mounts.
+func hasMount(c *Container, v string) bool {
+	return slices.ContainsFunc(c.Mounts, func(m volume.Mount) bool { return m.Name == v || m.Source == v || m.Target == v })
+}
+
+// isAttached reports whether v names a network of the container, or is the prefix of the ID of one.
+func isAttached(c *Container, v string) bool {
+	if v == c.Spec.NetworkMode {
+		return true
+	}
+	for n, e := range c.Networks {
+		if n == v || strings.HasPrefix(e.NetworkID, v) {
+			return true
+		}
+	}
+	return false
+}
+
+// ports is a range of container ports of one protocol.
+type ports struct {
+	first, last uint16
+	proto       string
+}
+
+func parsePorts(v string) (p ports, err error) {
+	p.first, p.last, p.proto, err = spec.ParsePort(v)
+	return p, err
+}
+
+func (p ports) holds(port uint16) bool { return port >= p.first && port <= p.last }
+
+// publishes reports whether a published port of the container lies in the range, on either end.
+func publishes(c *Container, want ports) bool {
+	for _, p := range c.Ports {
+		if p.Proto == want.proto && p.HostPort != 0 && (want.holds(p.ContainerPort) || want.holds(p.HostPort)) {
+			return true
+		}
+	}
+	return false
+}
+
+func exposes(c *Container, want ports) bool {
+	return slices.ContainsFunc(c.Spec.ExposedPorts, func(e string) bool {
+		p, err := parsePorts(e)
+		return err == nil && p.proto == want.proto && p.first <= want.last && want.first <= p.last
+	})
+}
+
+// selection is the filters of one List.
+type selection struct {
+	match         filter.Match[*Container]
+	ancestors     map[oci.ImageID]bool // nil = every image
+	before, since oci.ContainerID      // "" = none
+}
+
+func (s *Service) selection(ctx context.Context, args filter.Args) (*selection, error) {
+	match, err := ListFilters.Compile(args)
+	if err != nil {
+		return nil, err
+	}
+	sel := &selection{match: match}
+	if sel.before, err = s.lastOf(args["before"]); err != nil {
+		return nil, err
+	}
+	if sel.since, err = s.lastOf(args["since"]); err != nil {
+		return nil, err
+	}
+	if args.Has("ancestor") {
+		if sel.ancestors, err = s.descendants(ctx, args["ancestor"]); err != nil {
+			return nil, err
+		}
+	}
+	return sel, nil
+}
+
+// lastOf returns the ID of the last of the named containers, or "". All of them must exist.
+func (s *Service) lastOf(refs []string) (id oci.ContainerID, err error) {
+	for _, ref := range refs {
+		c, err := s.find(ref)
+		if err != nil {
+			return "", err
+		}
+		id = c.id
+	}
+	return id, nil
+}
+
+func (sel *selection) wants(c *Container) bool {
+	return (sel.ancestors == nil || sel.ancestors[c.Image]) && sel.match(c)
+}
+
+// descendants returns the named images and all that were made from them.
+func (s *Service) descendants(ctx context.Context, names []string) (map[oci.ImageID]bool, error) {
+	roots := map[oci.ImageID]bool{}
+	for _, n := range names {
+		img, err := s.opts.Images.Get(ctx, n)
+		if errors.Is(err, errs.NotFound) {
+			continue // as in Docker: no match, no error
+		}
+		if err != nil {
+			return nil, err
+		}
+		roots[img.ID] = true
+	}
+	out := map[oci.ImageID]bool{}
+	err := s.opts.Store.Meta.View(func(tx *meta.Tx) error {
+		var chains []oci.Chain
+		for id, rec := range tx.Images.All() {
+			if roots[id] {
+				out[id] = true
+				chains = append(chains, rec.Chain)
+			}
+		}
+		for id, rec := range tx.Images.All() {
+			for p, depth := rec.Parent, 0; p != "" && depth < 1000; depth++ {
+				if roots[p] {
+					out[id] = true
+					break
+				}
+				up, err := tx.Images.Get(p)
+				if err != nil {
+					break
+				}
+				p = up.Parent
+			}
+			for _, c := range chains {
+				if len(c) > 0 && len(rec.Chain) >= len(c) && slices.Equal(rec.Chain[:len(c)], c) {
+					out[id] = true // as in Docker, an image with the same lower layers is an ancestor
+				}
+			}
+		}
+		return nil
+	})
+	return out, err
+}

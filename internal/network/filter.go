@@ -1,0 +1,28 @@
+package network
+
+import (
+	"strings"
+	"time"
+
+	"ply/internal/filter"
+)
+
+// ListFilters are the conditions of List.
+var ListFilters = filter.Table[*Network]{
+	"name":     filter.Any(func(n *Network, v string) bool { return strings.Contains(n.Name, v) }),
+	"id":       filter.Any(func(n *Network, v string) bool { return strings.HasPrefix(n.ID, v) }),
+	"driver":   filter.Exact(func(n *Network) string { return n.Driver }),
+	"type":     filter.Exact(func(*Network) string { return "builtin" }),
+	"scope":    filter.Exact(func(*Network) string { return "local" }),
+	"label":    filter.Labels(labelsOf),
+	"dangling": filter.Bool(func(_ *Network, dangling bool) bool { return !dangling }), // the default networks never dangle
+}
+
+// PruneFilters are the conditions of a prune.
+var PruneFilters = filter.Table[*Network]{
+	"until":  filter.Until(func(n *Network) time.Time { return n.Created }),
+	"label":  filter.Labels(labelsOf),
+	"label!": filter.NotAllLabels(labelsOf),
+}
+
+func labelsOf(n *Network) map[string]string { return n.Labels }
