@@ -82,7 +82,7 @@ func source(t *testing.T, tests bool, visit func(path string, f *ast.File)) {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || (strings.HasSuffix(path, "_test.go") && !tests) {
 				return err
 			}
-			f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution|parser.ParseComments)
 			if err == nil {
 				visit(path, f)
 			}
