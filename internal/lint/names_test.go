@@ -124,6 +124,8 @@ func identifiers(t *testing.T) map[string]bool {
 var providers = map[string][]string{
 	"": {"sh", "bash", "cat", "chmod", "chown", "cp", "dd", "df", "diff", "du", "echo", "env", "find", "grep", "gzip", "id", "ln", "ls", "mkdir", "mkfifo",
 		"mknod", "mv", "printf", "rm", "sed", "sha256sum", "sleep", "stat", "sync", "tail", "tar", "timeout", "touch", "true", "truncate", "make", "go"},
+	"git":             {"git"},
+	"patch":           {"patch"},
 	"util-linux":      {"unshare", "nsenter", "mount", "umount", "losetup", "findmnt", "script"},
 	"e2fsprogs":       {"mkfs.ext4"},
 	"iproute2":        {"ip", "ss"},
