@@ -1,0 +1,59 @@
+package meta
+
+import (
+	"testing"
+	"time"
+
+	"ply/internal/oci"
+	"ply/internal/record/recordtest"
+)
+
+var (
+	when   = time.Date(2026, 8, 1, 12, 30, 0, 123456789, time.UTC)
+	digest = oci.Digest("sha256:" + hex("d1"))
+	form   = oci.Descriptor{
+		MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: digest, Size: 5, URLs: []string{"https://example.com/layer"},
+		Annotations: map[string]string{"a": "b"}, ArtifactType: "application/example",
+		Platform: &oci.Platform{Architecture: "arm64", OS: "linux", OSVersion: "6.1", OSFeatures: []string{"f"}, Variant: "v8"},
+	}
+
+	goldenName  = Name{Image: oci.ImageID(digest), Updated: when}
+	goldenImage = Image{
+		Parent: oci.ImageID("sha256:" + hex("aa")), Format: oci.FormatOCI, Chain: oci.Chain{oci.DiffID("sha256:" + hex("bb"))},
+		Manifests: []oci.Descriptor{form}, Created: when, LastUsed: when.Add(time.Hour),
+	}
+	goldenLayer = Layer{Size: 7, TarSize: 10240, Blobs: []LayerBlob{
+		{Descriptor: form, Codec: "gzip level=6", Repositories: []string{"docker.io/library/busybox"}},
+	}}
+	goldenVolume = Volume{
+		Driver: "local", Labels: map[string]string{"k": "v"}, Options: map[string]string{"type": "tmpfs"}, Created: when, Anonymous: true,
+	}
+)
+
+func hex(pair string) string {
+	s := ""
+	for range 32 {
+		s += pair
+	}
+	return s
+}
+
+// The form in which each record is stored. Records of container.Service and network.Service have their golden files there.
+func TestGoldenRecords(t *testing.T) {
+	golden(t, "name", names, goldenName)
+	golden(t, "image", images, goldenImage)
+	golden(t, "layer", layers, goldenLayer)
+	golden(t, "volume", volumes, goldenVolume)
+}
+
+func golden[V any](t *testing.T, name string, tab table, v V) {
+	t.Helper()
+	recordtest.Filled(t, v)
+	data, err := Bucket[string, V]{nil, tab}.encode("key", v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recordtest.Golden(t, name+".v1.json", data)
+	recordtest.Decodes(t, name+".v1.json", tab.version, v)
+	recordtest.Decodes(t, name+".unversioned.json", tab.version, v) // as builds before the first release wrote it
+}
