@@ -89,7 +89,7 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.notes = notes
-	if e.Store, err = store.Open(cfg.DataRoot, driver, store.Options{FS: opts.FS}); err != nil {
+	if e.Store, err = store.Open(cfg.DataRoot, driver, store.Options{FS: opts.FS, Retain: store.Retain(cfg.RetainBlobs)}); err != nil {
 		return nil, errors.Join(err, driver.Close())
 	}
 	if e.id, err = e.identity(); err != nil {
@@ -189,16 +189,12 @@ func (e *Engine) openContainers() error {
 
 func (e *Engine) openTransfer() error {
 	c := e.cfg
-	retain, err := registry.CheckRetain(c.RetainBlobs)
-	if err != nil {
-		return err
-	}
 	e.Registry = registry.New(e.Store, e.Images, registry.Options{
 		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, AuthRealms: c.AuthRealms, CertsDirs: e.opts.CertsDirs, ConfigFile: e.opts.ConfigFile,
 		MaxConcurrentDownloads: c.MaxConcurrentDownloads, MaxConcurrentUploads: c.MaxConcurrentUploads,
-		DownloadAttempts: c.MaxDownloadAttempts, RetainBlobs: retain, UserAgent: "ply/" + version.Version, Log: e.log,
+		DownloadAttempts: c.MaxDownloadAttempts, UserAgent: "ply/" + version.Version, Log: e.log,
 	})
-	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log, DropBlobs: retain == registry.RetainNever})
+	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log})
 	return nil
 }
 

@@ -34,6 +34,9 @@ type Options struct {
 	FS    durable.FS    // nil = the real one
 	Grace time.Duration // 0 = DefaultGrace
 	Meta  meta.Options
+
+	Retain       Retain // "" = RetainAuto
+	RetainBudget int64  // bytes of compressed layers that RetainAuto keeps; 0 = a small part of what the layers take
 }
 
 // Store is an open data root. Safe for concurrent use.
@@ -43,6 +46,9 @@ type Store struct {
 	Meta   *meta.DB
 	Blobs  *blob.Store
 	Layers layer.Driver
+
+	Retention *Retention
+	Health    *Health
 
 	grace time.Duration
 
@@ -64,6 +70,11 @@ func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
 		Root: root, FS: opts.FS, Layers: driver, grace: opts.Grace,
 		leased: map[node]int{}, removing: map[node]chan struct{}{},
 	}
+	s.Health = newHealth(s)
+	var err error
+	if s.Retention, err = newRetention(s, opts.Retain, opts.RetainBudget); err != nil {
+		return nil, err
+	}
 	if s.FS == nil {
 		s.FS = durable.OS
 	}
@@ -73,7 +84,6 @@ func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
 	if err := s.FS.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
-	var err error
 	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
 		return nil, err
 	}

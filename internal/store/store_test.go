@@ -22,6 +22,39 @@ type memLayers struct {
 	mu      sync.Mutex
 	objects map[layer.Key]time.Time
 	remove  func(layer.Key) error
+	verify  func(oci.DiffID) error
+	damaged map[oci.DiffID]bool
+}
+
+func (m *memLayers) Stat(_ context.Context, c oci.Chain) (layer.Info, error) {
+	if !m.has(c.Top()) {
+		return layer.Info{}, errs.New(errs.NotFound, "layer %s: not here", c.Top())
+	}
+	return layer.Info{DiffID: c.Top()}, nil
+}
+
+func (m *memLayers) Verify(_ context.Context, c oci.Chain) error {
+	if m.verify != nil {
+		return m.verify(c.Top())
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.damaged[c.Top()] {
+		return errs.New(errs.DataLoss, "layer %s: damaged", c.Top())
+	}
+	return nil
+}
+
+func (m *memLayers) damage(d oci.DiffID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.damaged[d] = true
+}
+
+func (m *memLayers) repair(d oci.DiffID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.damaged, d)
 }
 
 func (m *memLayers) Keys(c oci.Chain) []layer.Key {
@@ -72,9 +105,14 @@ type world struct {
 
 func newWorld(t *testing.T, grace time.Duration) *world {
 	t.Helper()
-	w := &world{t: t, layers: &memLayers{objects: map[layer.Key]time.Time{}}}
+	return newWorldWith(t, Options{Grace: grace})
+}
+
+func newWorldWith(t *testing.T, opts Options) *world {
+	t.Helper()
+	w := &world{t: t, layers: &memLayers{objects: map[layer.Key]time.Time{}, damaged: map[oci.DiffID]bool{}}}
 	var err error
-	if w.s, err = Open(t.TempDir(), w.layers, Options{Grace: grace}); err != nil {
+	if w.s, err = Open(t.TempDir(), w.layers, opts); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -32,13 +32,19 @@ type Fixture struct {
 // New opens an empty store below a temporary directory.
 func New(t testing.TB) *Fixture {
 	t.Helper()
+	return NewWith(t, store.Options{})
+}
+
+// NewWith is New with options for the store.
+func NewWith(t testing.TB, opts store.Options) *Fixture {
+	t.Helper()
 	root := t.TempDir()
 	layers := filepath.Join(root, "layers")
 	if err := os.Mkdir(layers, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	d := NewDriver(layers)
-	f := On(t, root, d)
+	f := on(t, root, d, opts)
 	f.Driver = d
 	return f
 }
@@ -46,9 +52,14 @@ func New(t testing.TB) *Fixture {
 // On opens an empty store in root on a real driver; Fixture.Driver is nil.
 func On(t testing.TB, root string, driver layer.Driver) *Fixture {
 	t.Helper()
+	return on(t, root, driver, store.Options{})
+}
+
+func on(t testing.TB, root string, driver layer.Driver, opts store.Options) *Fixture {
+	t.Helper()
 	f := &Fixture{t: t, Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
 	var err error
-	if f.Store, err = store.Open(root, driver, store.Options{}); err != nil {
+	if f.Store, err = store.Open(root, driver, opts); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

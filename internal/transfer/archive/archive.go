@@ -20,11 +20,8 @@ import (
 
 // Options of New. The zero value works.
 type Options struct {
-	Log *slog.Logger // nil discards
-	// DropBlobs makes load forget the compressed form of layers: their manifests stay known, the bytes are made
-	// again when a push needs them.
-	DropBlobs bool
-	Limits    Limits
+	Log    *slog.Logger // nil discards
+	Limits Limits
 }
 
 // Limits bound what an archive may cost. Zero fields mean the defaults.

@@ -21,6 +21,7 @@ import (
 
 	"ply/internal/image"
 	"ply/internal/image/imagetest"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/archive"
 )
@@ -36,6 +37,12 @@ type side struct {
 func newSide(t testing.TB, opts archive.Options) side {
 	f := imagetest.New(t)
 	return side{f, archive.New(f.Store, f.Images, opts)}
+}
+
+// newDroppingSide is a side that keeps no compressed layers.
+func newDroppingSide(t testing.TB) side {
+	f := imagetest.NewWith(t, store.Options{Retain: store.RetainNever})
+	return side{f, archive.New(f.Store, f.Images, archive.Options{})}
 }
 
 func (s side) save(t testing.TB, format string, refs ...string) []byte {

@@ -254,7 +254,7 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 	if err != nil {
 		return err
 	}
-	if compress.Sniff(head) != compress.None && !in.a.opts.DropBlobs {
+	if compress.Sniff(head) != compress.None && !in.a.st.Retention.None() {
 		if f.blob, err = in.a.st.Blobs.Create(); err != nil {
 			return err
 		}

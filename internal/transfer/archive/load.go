@@ -208,7 +208,7 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 		if _, _, err := b.Commit(d.Digest); err != nil {
 			return err
 		}
-	case f.data != nil && !c.a.opts.DropBlobs:
+	case f.data != nil && !c.a.st.Retention.None():
 		if _, err := c.a.st.Blobs.Put(f.data); err != nil {
 			return err
 		}

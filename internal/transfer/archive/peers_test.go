@@ -259,7 +259,7 @@ func TestSharedImages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{DropBlobs: true})
+			s, d := newSide(t, archive.Options{}), newDroppingSide(t)
 			lines := s.load(t, data)
 			name := strings.TrimPrefix(lines[0], "Loaded image: ")
 			img := s.image(t, name)

@@ -23,14 +23,14 @@ var drivers = map[string]func(root string) (layer.Driver, error){
 	"vfs":      func(root string) (layer.Driver, error) { return vfs.Open(durable.OS, root, vfs.Options{}) },
 }
 
-func realStore(t testing.TB, name string) *store.Store {
+func realStore(t testing.TB, name string, opts store.Options) *store.Store {
 	t.Helper()
 	root := t.TempDir()
 	d, err := drivers[name](root)
 	if err != nil {
 		t.Fatalf("driver %s: %v", name, err)
 	}
-	st, err := store.Open(root, d, store.Options{})
+	st, err := store.Open(root, d, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func BenchmarkPull(b *testing.B) {
 			b.SetBytes(tars)
 			for b.Loop() {
 				b.StopTimer()
-				st := realStore(b, name)
+				st := realStore(b, name, store.Options{})
 				c := New(st, image.New(st, image.Options{}), Options{})
 				b.StartTimer()
 				if err := c.Pull(b.Context(), ref(b, reg.Addr+"/bench:1"), transfer.PullOptions{}, transfer.Discard); err != nil {

@@ -10,6 +10,7 @@ import (
 	"ply/internal/compress"
 	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
@@ -24,14 +25,14 @@ func TestDrivers(t *testing.T) {
 	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, "", "")
 	for name := range drivers {
 		t.Run(name, func(t *testing.T) {
-			st := realStore(t, name)
+			st := realStore(t, name, store.Options{Retain: store.RetainNever})
 			defer func() {
 				if err := st.Close(); err != nil {
 					t.Error(err)
 				}
 			}()
 			images := image.New(st, image.Options{})
-			c := New(st, images, Options{RetainBlobs: RetainNever})
+			c := New(st, images, Options{})
 			defer c.Close()
 			from := ref(t, reg.Addr+"/r:1")
 			if err := c.Pull(t.Context(), from, transfer.PullOptions{}, transfer.Discard); err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
@@ -475,8 +476,8 @@ func TestRetain(t *testing.T) {
 		reg.Add("r", itoa(i), img)
 		imgs = append(imgs, img)
 	}
-	for policy, want := range map[Retain]int{RetainNever: 0, RetainAlways: 4, RetainAuto: 2} {
-		w := newWorld(t, Options{RetainBlobs: policy, RetainBudget: 1_000_000})
+	for policy, want := range map[store.Retain]int{store.RetainNever: 0, store.RetainAlways: 4, store.RetainAuto: 2} {
+		w := newWorld(t, Options{}, store.Options{Retain: policy, RetainBudget: 1_000_000})
 		for i := range imgs {
 			w.mustPull(reg.Addr() + "/r:" + itoa(i))
 			w.c.work.Wait()
@@ -485,7 +486,7 @@ func TestRetain(t *testing.T) {
 		for i, img := range imgs {
 			if _, err := w.st.Blobs.Stat(img.Layers[0].Digest); err == nil {
 				kept++
-				if policy == RetainAuto && i < 2 {
+				if policy == store.RetainAuto && i < 2 {
 					t.Errorf("auto kept the older layer %d", i)
 				}
 			}

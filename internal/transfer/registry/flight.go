@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"time"
 
 	"ply/internal/compress"
 	"ply/internal/errs"
@@ -97,7 +96,7 @@ func (f *flight) run() {
 	}
 	close(f.done)
 	if f.err == nil {
-		f.c.settle(f.desc)
+		f.c.decide(f.desc)
 	}
 	f.cancel(nil)
 }
@@ -126,9 +125,7 @@ func (f *flight) bring() (err error) {
 	if err := c.st.RecordLayer(info, f.form()); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	delete(c.damaged, f.key.chain)
-	c.mu.Unlock()
+	c.st.Health.Replaced(f.key.chain)
 	f.feed.say("Pull complete", 0, 0)
 	return nil
 }
@@ -168,7 +165,7 @@ func (f *flight) fromBlob() (layer.Writer, error) {
 		return nil, err
 	}
 	defer r.Close()
-	f.c.touch(f.desc.Digest)
+	f.c.st.Retention.Touch(f.desc.Digest)
 	w, err := f.pour(f.ctx, io.LimitReader(r, f.desc.Size+1))
 	if errors.Is(err, errs.Invalid) {
 		err = errors.Join(err, f.c.st.Blobs.Remove(f.desc.Digest))
@@ -188,7 +185,7 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 		w, source, err := f.stream(part)
 		switch {
 		case err == nil:
-			return w, part.Keep() // settle decides what becomes of it
+			return w, part.Keep() // Retention decides later whether it stays
 		case errors.Is(err, errs.Exhausted):
 			return nil, errors.Join(err, part.Discard()) // give the room back
 		case !errors.Is(err, errs.Invalid) || f.ctx.Err() != nil:
@@ -357,11 +354,4 @@ func (f *flight) wait(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// touch notes that a kept blob was of use.
-func (c *Client) touch(d oci.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.used[d] = time.Now()
 }

@@ -204,7 +204,7 @@ type source struct {
 
 // keptSource reads a compressed layer from the blob store.
 func (l *layerPush) keptSource(f meta.LayerBlob) source {
-	l.c.touch(f.Digest)
+	l.c.st.Retention.Touch(f.Digest)
 	return source{size: f.Size, total: f.Size, open: func(_ context.Context, from int64) (io.ReadCloser, error) {
 		r, err := l.c.st.Blobs.Open(f.Digest)
 		if err != nil {

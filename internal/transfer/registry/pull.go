@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	"ply/internal/errs"
 	"ply/internal/image"
@@ -13,9 +12,6 @@ import (
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote"
 )
-
-// verifyEvery is how often pulling an image that is up to date reads its layers again to find damage.
-const verifyEvery = time.Hour
 
 // Pull brings an image, or with AllTags every image of a repository, and names it. A reference without tag and digest means
 // latest. Progress is in docker's order and words. Errors: errs.NotFound for a manifest, repository or platform that is not
@@ -154,7 +150,10 @@ func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Leas
 	}
 	chain := img.Config.RootFS.DiffIDs
 	lease.Layer(chain)
-	if p.c.whole(ctx, chain) != nil {
+	if err := p.c.st.Health.Check(ctx, chain); err != nil {
+		if errors.Is(err, errs.DataLoss) {
+			p.c.opts.Log.Warn("image has a damaged layer", "image", ref.Familiar(), "err", err)
+		}
 		return "", false, ctx.Err()
 	}
 	return top, true, nil
@@ -179,58 +178,6 @@ func (p *pull) fits(img *image.Image, top oci.Digest) bool {
 func matches(got, want oci.Platform) bool {
 	return got.OS == want.OS && got.Architecture == want.Architecture &&
 		(got.Variant == want.Variant || got.Variant == "" || want.Variant == "")
-}
-
-// whole checks that every layer of a chain is here, and now and then that none is damaged.
-func (c *Client) whole(ctx context.Context, chain oci.Chain) error {
-	var mu sync.Mutex
-	var all error
-	var group sync.WaitGroup
-	for i := range chain {
-		sub := chain[:i+1]
-		if _, err := c.st.Layers.Stat(ctx, sub); err != nil {
-			return err
-		}
-		group.Go(func() {
-			if err := c.verify(ctx, sub); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				all = errors.Join(all, err)
-			}
-		})
-	}
-	group.Wait()
-	return all
-}
-
-// verify reads the top layer of a chain again, unless that was done lately.
-func (c *Client) verify(ctx context.Context, chain oci.Chain) error {
-	id := chain.ID()
-	c.mu.Lock()
-	at := c.verified[id]
-	c.mu.Unlock()
-	if time.Since(at) < verifyEvery {
-		return nil
-	}
-	release, err := c.down.Load().acquire(ctx, func() {})
-	if err != nil {
-		return err
-	}
-	defer release()
-	err = c.st.Layers.Verify(ctx, chain)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		c.opts.Log.Warn("layer is damaged", "layer", chain.Top(), "err", err)
-		delete(c.verified, id)
-		c.damaged[id] = true
-		return err
-	}
-	c.verified[id] = time.Now()
-	return nil
 }
 
 // found is the manifest that a name leads to, and how.
@@ -394,14 +341,14 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 	var below *flight
 	for i, desc := range descs {
 		sub := chain[:i+1]
-		missing, heal := p.c.missing(ctx, sub)
-		if !missing {
+		state := p.c.st.Health.State(ctx, sub)
+		if state == store.LayerPresent {
 			p.progress(transfer.Progress{ID: desc.Digest.Short(), Action: "Already exists"})
 			below = nil
 			continue
 		}
 		p.progress(transfer.Progress{ID: desc.Digest.Short(), Action: "Pulling fs layer"})
-		f, leader := p.c.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, heal)
+		f, leader := p.c.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, state == store.LayerDamaged)
 		defer p.c.leave(f) // after all have ended: flights above hold on to it until then
 		shared = shared || !leader
 		quiet := f.feed.join(desc.Digest.Short(), p.progress)
@@ -415,12 +362,4 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 	}
 	group.Wait()
 	return shared, context.Cause(ctx)
-}
-
-// missing tells whether a layer must be brought, and whether that is because what is held is damaged.
-func (c *Client) missing(ctx context.Context, chain oci.Chain) (missing, heal bool) {
-	_, err := c.st.Layers.Stat(ctx, chain)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return err != nil || c.damaged[chain.ID()], err == nil && c.damaged[chain.ID()]
 }

@@ -11,6 +11,7 @@ import (
 	"ply/internal/compress"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
@@ -142,7 +143,7 @@ func TestPullHealsDamage(t *testing.T) {
 	reg := remotetest.StartFake(t, false)
 	img := remotetest.Make(t, oci.FormatOCI, files(1, 1000), files(2, 2000))
 	reg.Add("r", "1", img)
-	w := newWorld(t, Options{RetainBlobs: RetainNever})
+	w := newWorld(t, Options{}, store.Options{Retain: store.RetainNever})
 	name := reg.Addr() + "/r:1"
 	w.mustPull(name)
 	path := w.driver.path(img.Layers[0].DiffID)

@@ -16,6 +16,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
@@ -71,11 +72,11 @@ func TestPushKeepsDigests(t *testing.T) {
 		"docker": remotetest.Make(t, oci.FormatDocker, files(1, 10, 2_000_000), files(2, 50)),
 		"oci":    remotetest.Make(t, oci.FormatOCI, files(1, 10, 200_000), zstd),
 	} {
-		for _, retain := range []Retain{RetainAuto, RetainNever} {
+		for _, retain := range []store.Retain{store.RetainAuto, store.RetainNever} {
 			t.Run(name+"-"+string(retain), func(t *testing.T) {
 				repo := name + "-" + string(retain)
 				remotetest.Put(t, "http://"+src.Addr, repo, "1", img, "", "")
-				w := newWorld(t, Options{RetainBlobs: retain})
+				w := newWorld(t, Options{}, store.Options{Retain: retain})
 				w.mustPull(src.Addr + "/" + repo + ":1")
 				w.c.work.Wait()
 				w.tag(src.Addr+"/"+repo+":1", dst.Addr+"/"+repo+":2")
@@ -210,7 +211,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	src, dst := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
 	img := remotetest.Make(t, oci.FormatOCI, files(1, 3_000_000))
 	src.Add("r", "1", img)
-	w := newWorld(t, Options{RetainBlobs: RetainNever})
+	w := newWorld(t, Options{}, store.Options{Retain: store.RetainNever})
 	w.mustPull(src.Addr() + "/r:1")
 	w.c.work.Wait()
 	w.tag(src.Addr()+"/r:1", dst.Addr()+"/r:1")
@@ -229,7 +230,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	// And when nobody can, the user hears that the digest differs.
 	src.DropBlobs()
 	third := remotetest.StartFake(t, false)
-	w2 := newWorld(t, Options{RetainBlobs: RetainNever})
+	w2 := newWorld(t, Options{}, store.Options{Retain: store.RetainNever})
 	src.Add("r", "1", img)
 	w2.mustPull(src.Addr() + "/r:1")
 	w2.c.work.Wait()
@@ -248,7 +249,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 
 // TestPushResumes: the connection breaks amid uploads; what the registry has is not sent again.
 func TestPushResumes(t *testing.T) {
-	for name, retain := range map[string]Retain{"kept blob": RetainAlways, "compressed while sent": RetainNever} {
+	for name, retain := range map[string]store.Retain{"kept blob": store.RetainAlways, "compressed while sent": store.RetainNever} {
 		t.Run(name, func(t *testing.T) {
 			reg := remotetest.StartFake(t, false)
 			var breaks atomic.Int64
@@ -259,10 +260,10 @@ func TestPushResumes(t *testing.T) {
 				}
 				return false
 			}
-			w := newWorld(t, Options{RetainBlobs: retain})
+			w := newWorld(t, Options{}, store.Options{Retain: retain})
 			img := remotetest.Make(t, oci.FormatOCI, files(1, 8_000_000))
 			to := reg.Addr() + "/r:1"
-			if retain == RetainAlways {
+			if retain == store.RetainAlways {
 				src := remotetest.StartFake(t, false)
 				src.Add("r", "1", img)
 				w.mustPull(src.Addr() + "/r:1")

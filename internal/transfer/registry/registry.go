@@ -35,16 +35,6 @@ type Images interface {
 	Publish(action string, id oci.ImageID, name string)
 }
 
-// Retain says what becomes of a compressed layer after it was unpacked.
-type Retain string
-
-// The policies.
-const (
-	RetainAuto   Retain = "auto"   // kept within RetainBudget, the least recently used go first
-	RetainAlways Retain = "always" // kept
-	RetainNever  Retain = "never"  // dropped
-)
-
 // Options of New; the zero value works.
 type Options struct {
 	Mirrors    []string // base URLs of mirrors of the hub, tried in order before it
@@ -56,9 +46,6 @@ type Options struct {
 	MaxConcurrentDownloads int // layers at a time; 0 = three a processor
 	MaxConcurrentUploads   int // 0 = 5
 	DownloadAttempts       int // tries in a row without progress; 0 = 5
-
-	RetainBlobs  Retain // "" = RetainAuto
-	RetainBudget int64  // bytes of compressed layers kept by RetainAuto; 0 = a small part of what the layers take
 
 	UserAgent string
 	Log       *slog.Logger // nil = none
@@ -79,9 +66,6 @@ func (o *Options) setDefaults() {
 	}
 	if o.DownloadAttempts <= 0 {
 		o.DownloadAttempts = 5
-	}
-	if o.RetainBlobs == "" {
-		o.RetainBlobs = RetainAuto
 	}
 }
 
@@ -105,15 +89,12 @@ type Client struct {
 	locks    keyed[oci.Digest] // held while a blob's bytes come in
 
 	// mu guards flights and their counts. It is taken after no other lock.
-	mu       sync.Mutex
-	flights  map[flightKey]*flight
-	verified map[oci.ChainID]time.Time
-	damaged  map[oci.ChainID]bool // found by verify; the next pull brings them anew
-	used     map[oci.Digest]time.Time
+	mu      sync.Mutex
+	flights map[flightKey]*flight
 
 	idle     []chan struct{} // closed when no flight is left
 	closing  chan struct{}   // closed by Close
-	settling sync.Mutex      // one compressed layer is made durable at a time
+	deciding sync.Mutex      // serializes decisions about compressed layers: one is made durable at a time
 
 	work sync.WaitGroup // flights and what they do after their pull is done
 }
@@ -130,12 +111,9 @@ func New(st *store.Store, images Images, opts Options) *Client {
 			CertsDirs: opts.CertsDirs, ConfigFile: opts.ConfigFile,
 			UserAgent: opts.UserAgent, Log: opts.Log, Dial: opts.Dial, Lookup: opts.Lookup,
 		}),
-		retry:    retryPolicy{base: 250 * time.Millisecond, max: 15 * time.Second, giveUp: 2 * time.Minute, maxAfter: 2 * time.Minute},
-		flights:  map[flightKey]*flight{},
-		verified: map[oci.ChainID]time.Time{},
-		damaged:  map[oci.ChainID]bool{},
-		used:     map[oci.Digest]time.Time{},
-		closing:  make(chan struct{}),
+		retry:   retryPolicy{base: 250 * time.Millisecond, max: 15 * time.Second, giveUp: 2 * time.Minute, maxAfter: 2 * time.Minute},
+		flights: map[flightKey]*flight{},
+		closing: make(chan struct{}),
 	}
 	c.down.Store(newLimiter(opts.MaxConcurrentDownloads))
 	c.up.Store(newLimiter(opts.MaxConcurrentUploads))
@@ -161,15 +139,6 @@ func (c *Client) SetLimits(downloads, uploads, attempts int) {
 		c.up.Store(newLimiter(o.MaxConcurrentUploads))
 	}
 	c.attempts.Store(int64(o.DownloadAttempts))
-}
-
-// CheckRetain parses the value of the retain-blobs setting.
-func CheckRetain(s string) (Retain, error) {
-	switch r := Retain(s); r {
-	case "", RetainAuto, RetainAlways, RetainNever:
-		return r, nil
-	}
-	return "", errs.New(errs.Invalid, "retain-blobs %q: unknown", s).WithHint("Use auto, always or never.")
 }
 
 // Close ends what is under way, as far as it can be taken up again, and waits for it.

@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
@@ -47,7 +48,7 @@ func TestRegistryRestarts(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", action, err, l.text())
 		}
 	}
-	w := newWorld(t, Options{RetainBlobs: RetainAlways, DownloadAttempts: 50})
+	w := newWorld(t, Options{DownloadAttempts: 50}, store.Options{Retain: store.RetainAlways})
 	w.c.retry.base, w.c.retry.max = 20*time.Millisecond, 100*time.Millisecond
 	name := reg.Addr + "/r:1"
 	restart("pull", "Downloading", func(l *lines) error {

@@ -30,6 +30,7 @@ type world struct {
 	c      *Client
 	log    *syncBuffer
 	opts   Options
+	stOpts store.Options
 }
 
 type syncBuffer struct {
@@ -49,9 +50,12 @@ func (s *syncBuffer) String() string {
 	return s.b.String()
 }
 
-func newWorld(t testing.TB, opts Options) *world {
+func newWorld(t testing.TB, opts Options, st ...store.Options) *world {
 	t.Helper()
 	w := &world{t: t, root: t.TempDir(), log: &syncBuffer{}, opts: opts}
+	if len(st) > 0 {
+		w.stOpts = st[0]
+	}
 	w.open()
 	t.Cleanup(func() { w.close() })
 	return w
@@ -61,7 +65,7 @@ func (w *world) open() {
 	w.t.Helper()
 	w.driver = newTarDriver(w.t, w.root)
 	var err error
-	if w.st, err = store.Open(w.root, w.driver, store.Options{}); err != nil {
+	if w.st, err = store.Open(w.root, w.driver, w.stOpts); err != nil {
 		w.t.Fatal(err)
 	}
 	w.images = image.New(w.st, image.Options{})
