@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"ply/internal/store/layer/drivers"
 )
 
 // check looks at the meaning of every setting and normalises what docker normalises.
@@ -30,20 +32,9 @@ func (c *Config) check(path string) ([]Warning, error) {
 	return warnings, nil
 }
 
-// goneDrivers are storage drivers that people ask for and that there are not, with the reason.
-var goneDrivers = map[string]string{
-	"aufs":           "it was never part of the mainline kernel",
-	"devicemapper":   "Docker removed it in 2025, and overlayfs does its work better",
-	"zfs":            "it is not built in; overlay2 works on a zfs data root of OpenZFS 2.2 or later",
-	"btrfs":          "it is not built in; erofs and overlay2 work on a btrfs data root",
-	"overlay":        "overlay2 replaced it",
-	"fuse-overlayfs": "FUSE has no place in the read path here",
-	"windowsfilter":  "this is Linux",
-}
-
 func (c *Config) checkChoices(func(string, string, ...any)) error {
-	if why, ok := goneDrivers[c.StorageDriver]; ok {
-		return fmt.Errorf("storage-driver: there is no %s: %s; use erofs, overlay2 or vfs, or leave it to the probe", c.StorageDriver, why)
+	if err := drivers.Check(c.StorageDriver); err != nil {
+		return fmt.Errorf("storage-driver: %w", err)
 	}
 	for _, k := range []struct {
 		key, value string
@@ -54,7 +45,6 @@ func (c *Config) checkChoices(func(string, string, ...any)) error {
 		{"log-driver", c.LogDriver, []string{"json-file", "local", "none"}},
 		{"image-format", c.ImageFormat, []string{"oci", "docker"}},
 		{"retain-blobs", c.RetainBlobs, []string{"auto", "always", "never"}},
-		{"storage-driver", c.StorageDriver, []string{"", "erofs", "overlay2", "vfs"}},
 		{"default-cgroupns-mode", c.DefaultCgroupnsMode, []string{"", "host", "private"}},
 		{"default-ipc-mode", c.DefaultIpcMode, []string{"shareable", "private"}},
 	} {

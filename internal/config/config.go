@@ -25,7 +25,7 @@ type Config struct {
 	Group    string   `json:"group" flag:"group,G" use:"group of the unix socket"`
 
 	// Storage.
-	StorageDriver string `json:"storage-driver" flag:"storage-driver,s" use:"storage driver: erofs, overlay2, btrfs or vfs"`
+	StorageDriver string `json:"storage-driver" flag:"storage-driver,s" use:"storage driver: {drivers}"`
 	ImageFormat   string `json:"image-format" flag:"image-format" use:"manifest format of images made without a base: oci or docker"`
 	RetainBlobs   string `json:"retain-blobs" flag:"retain-blobs" use:"keep compressed layers after a pull: auto, always or never"`
 

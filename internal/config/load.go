@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/store/layer/drivers"
 )
 
 // maxFile bounds daemon.json.
@@ -37,7 +38,8 @@ func fields() []field {
 	list := make([]field, 0, t.NumField())
 	for i := range t.NumField() {
 		tag := t.Field(i).Tag
-		f := field{index: i, key: tag.Get("json"), ignored: tag.Get("ignored"), refused: tag.Get("refused"), live: tag.Get("live") != "", use: tag.Get("use")}
+		f := field{index: i, key: tag.Get("json"), ignored: tag.Get("ignored"), refused: tag.Get("refused"), live: tag.Get("live") != "",
+			use: strings.ReplaceAll(tag.Get("use"), "{drivers}", drivers.List())}
 		f.flag, f.short, _ = strings.Cut(tag.Get("flag"), ",")
 		list = append(list, f)
 	}

@@ -26,6 +26,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer/drivers"
 	"ply/internal/transfer/archive"
 	"ply/internal/transfer/registry"
 	"ply/internal/version"
@@ -84,7 +85,7 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 	if err := privateExecRoot(cfg.ExecRoot); err != nil {
 		return nil, err
 	}
-	driver, notes, err := openDriver(opts.FS, cfg.DataRoot, cfg.StorageDriver)
+	driver, notes, err := drivers.Open(opts.FS, cfg.DataRoot, cfg.StorageDriver)
 	if err != nil {
 		return nil, err
 	}
