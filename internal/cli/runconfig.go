@@ -9,6 +9,7 @@ import (
 
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/oci"
 	"ply/internal/wire"
 )
 
@@ -128,16 +129,16 @@ func (r *runFlags) attached() (stdin, stdout, stderr bool) {
 	return stdin, stdout, stderr
 }
 
-func (r *runFlags) health() *wire.Health {
+func (r *runFlags) health() *oci.Healthcheck {
 	if r.noHealth {
-		return &wire.Health{Test: []string{"NONE"}}
+		return &oci.Healthcheck{Test: []string{"NONE"}}
 	}
-	h := &wire.Health{Interval: int64(r.healthInterval), Timeout: int64(r.healthTimeout), StartPeriod: int64(r.healthStart),
-		StartInterval: int64(r.healthStartInterval), Retries: r.healthRetries}
+	h := &oci.Healthcheck{Interval: r.healthInterval, Timeout: r.healthTimeout, StartPeriod: r.healthStart,
+		StartInterval: r.healthStartInterval, Retries: r.healthRetries}
 	if r.healthCmd != "" {
 		h.Test = []string{"CMD-SHELL", r.healthCmd}
 	}
-	if h.Test == nil && h.Interval|h.Timeout|h.StartPeriod|h.StartInterval|int64(h.Retries) == 0 {
+	if h.Test == nil && h.Interval|h.Timeout|h.StartPeriod|h.StartInterval == 0 && h.Retries == 0 {
 		return nil
 	}
 	return h
@@ -299,7 +300,10 @@ func (r *runFlags) endpoints(host *wire.HostConfig) (map[string]*wire.EndpointSe
 		return nil, err
 	}
 	for i, n := range all {
-		ep := &wire.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, MacAddress: n.MAC, GwPriority: n.GwPriority}
+		ep := &wire.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, MacAddress: n.MAC}
+		if n.GwPriority != 0 {
+			ep.GwPriority = &n.GwPriority
+		}
 		if n.IPv4 != "" || n.IPv6 != "" || len(n.LinkLocalIPs) > 0 {
 			ep.IPAMConfig = &wire.EndpointIPAM{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocalIPs}
 		}

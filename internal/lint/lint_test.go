@@ -65,6 +65,7 @@ var beside = map[string][]string{
 	"procid":    {"errs"},
 	"record":    {"errs", "durable", "version"},
 	"mount":     {"oci"},
+	"wire":      {"oci"},
 	"container": {"image", "network", "volume"},
 	"transfer":  {"image"},
 	"engine":    {"api"},

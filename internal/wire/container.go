@@ -1,6 +1,26 @@
 package wire
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"ply/internal/oci"
+)
+
+// Words is a list of strings that old clients also write as one string.
+type Words []string
+
+// UnmarshalJSON reads a list, or one string as a list of one.
+func (w *Words) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		var one string
+		if err := json.Unmarshal(b, &one); err != nil {
+			return err
+		}
+		*w = Words{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(w))
+}
 
 // Config is the portable part of a container.
 type Config struct {
@@ -15,12 +35,13 @@ type Config struct {
 	OpenStdin       bool
 	StdinOnce       bool
 	Env             []string
-	Cmd             []string
-	Healthcheck     *Health `json:",omitempty"`
+	Cmd             Words
+	Healthcheck     *oci.Healthcheck `json:",omitempty"`
+	ArgsEscaped     bool             `json:",omitempty"`
 	Image           string
 	Volumes         map[string]struct{}
 	WorkingDir      string
-	Entrypoint      []string
+	Entrypoint      Words
 	NetworkDisabled bool   `json:",omitempty"`
 	MacAddress      string `json:",omitempty"`
 	OnBuild         []string
@@ -30,29 +51,28 @@ type Config struct {
 	Shell           []string `json:",omitempty"`
 }
 
-// Health is a health check; durations in nanoseconds.
-type Health struct {
-	Test          []string `json:",omitempty"`
-	Interval      int64    `json:",omitempty"`
-	Timeout       int64    `json:",omitempty"`
-	StartPeriod   int64    `json:",omitempty"`
-	StartInterval int64    `json:",omitempty"`
-	Retries       int      `json:",omitempty"`
-}
-
 // NetworkingConfig is the networks part of a create.
 type NetworkingConfig struct {
 	EndpointsConfig map[string]*EndpointSettings
 }
 
-// EndpointSettings connects a container to one network.
+// EndpointSettings is a container's connection to one network: as asked for at create, and with what came of it in inspect.
 type EndpointSettings struct {
-	IPAMConfig *EndpointIPAM     `json:",omitempty"`
-	Links      []string          `json:",omitempty"`
-	Aliases    []string          `json:",omitempty"`
-	MacAddress string            `json:",omitempty"`
-	DriverOpts map[string]string `json:",omitempty"`
-	GwPriority int               `json:",omitempty"`
+	IPAMConfig          *EndpointIPAM
+	Links               []string
+	Aliases             []string
+	MacAddress          string
+	DriverOpts          map[string]string
+	GwPriority          *int `json:",omitempty"` // since 1.48
+	NetworkID           string
+	EndpointID          string
+	Gateway             string
+	IPAddress           string
+	IPPrefixLen         int
+	IPv6Gateway         string
+	GlobalIPv6Address   string
+	GlobalIPv6PrefixLen int
+	DNSNames            []string `json:",omitempty"` // since 1.44
 }
 
 // EndpointIPAM asks for addresses.
@@ -67,6 +87,12 @@ type CreateBody struct {
 	*Config
 	HostConfig       *HostConfig
 	NetworkingConfig *NetworkingConfig
+}
+
+// UpdateBody is the body of an update.
+type UpdateBody struct {
+	Resources
+	RestartPolicy RestartPolicy
 }
 
 // Created answers a create.

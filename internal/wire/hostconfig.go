@@ -1,6 +1,7 @@
 package wire
 
-// HostConfig is the part of a container that belongs to this host.
+// HostConfig is the part of a container that belongs to this host. All of Docker's fields for Linux and Windows are declared, so that the
+// server can refuse by name what it does not have.
 type HostConfig struct {
 	Binds           []string
 	ContainerIDFile string
@@ -13,8 +14,8 @@ type HostConfig struct {
 	VolumesFrom     []string
 	ConsoleSize     [2]uint
 	Annotations     map[string]string `json:",omitempty"`
-	CapAdd          []string
-	CapDrop         []string
+	CapAdd          Words
+	CapDrop         Words
 	CgroupnsMode    string
 	DNS             []string `json:"Dns"`
 	DNSOptions      []string `json:"DnsOptions"`
@@ -42,7 +43,8 @@ type HostConfig struct {
 	Mounts        []Mount `json:",omitempty"`
 	MaskedPaths   []string
 	ReadonlyPaths []string
-	Init          *bool `json:",omitempty"`
+	Init          *bool   `json:",omitempty"`
+	Umask         *uint32 `json:",omitempty"`
 }
 
 // Resources are the limits of a container; also the body of update.
@@ -67,12 +69,17 @@ type Resources struct {
 	DeviceCgroupRules    []string
 	DeviceRequests       []DeviceRequest
 	KernelMemory         int64 `json:",omitempty"`
+	KernelMemoryTCP      int64 `json:",omitempty"`
 	MemoryReservation    int64
 	MemorySwap           int64
 	MemorySwappiness     *int64
 	OomKillDisable       *bool
 	PidsLimit            *int64
 	Ulimits              []Ulimit
+	CPUCount             int64 `json:"CpuCount"`
+	CPUPercent           int64 `json:"CpuPercent"`
+	IOMaximumIOps        uint64
+	IOMaximumBandwidth   uint64
 }
 
 // PortBinding is one host end of a published port.
@@ -93,13 +100,13 @@ type LogConfig struct {
 	Config map[string]string
 }
 
-// WeightDevice and ThrottleDevice are block I/O limits of one device.
+// WeightDevice is the block I/O weight of one device.
 type WeightDevice struct {
 	Path   string
 	Weight uint16
 }
 
-// ThrottleDevice limits one device.
+// ThrottleDevice limits the rate of one device, in bytes or operations per second.
 type ThrottleDevice struct {
 	Path string
 	Rate uint64

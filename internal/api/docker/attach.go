@@ -12,6 +12,7 @@ import (
 	"ply/internal/container"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // line is a connection that will be taken over from HTTP once the service is ready; until then its reads wait. It
@@ -199,7 +200,7 @@ func (s *server) execCreate(c *call) error {
 		DetachKeys                              string
 		Env                                     []string
 		WorkingDir                              string
-		Cmd                                     words
+		Cmd                                     wire.Words
 	}
 	if err := c.body(&body, false); err != nil {
 		return err

@@ -181,7 +181,8 @@ func (c *call) jsonType() error {
 func bodyError(err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		field := strings.NewReplacer("resources.", "", "containerConfig.", "").Replace(wrong.Field) // embedded here, flat in JSON
+		// Config and Resources are embedded in the Go types and flat in JSON.
+		field := strings.ReplaceAll(strings.TrimPrefix(wrong.Field, "Config."), "Resources.", "")
 		return errs.New(errs.Invalid, "request body: %s: want %s, got %s", clip(field), wrong.Type, wrong.Value)
 	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {

@@ -1,71 +1,21 @@
 package docker
 
 import (
-	"encoding/json"
 	"reflect"
 	"slices"
 	"sort"
-	"strconv"
-	"strings"
 
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
-// words is a list of strings that old clients also write as one string.
-type words []string
-
-func (w *words) UnmarshalJSON(b []byte) error {
-	if len(b) > 0 && b[0] == '"' {
-		var one string
-		if err := json.Unmarshal(b, &one); err != nil {
-			return err
-		}
-		*w = words{one}
-		return nil
-	}
-	return json.Unmarshal(b, (*[]string)(w))
-}
-
-// containerConfig is docker's Config of a container: what create takes and inspect gives back.
-type containerConfig struct {
-	Hostname        string
-	Domainname      string
-	User            string
-	AttachStdin     bool
-	AttachStdout    bool
-	AttachStderr    bool
-	ExposedPorts    map[string]struct{} `json:",omitempty"`
-	Tty             bool
-	OpenStdin       bool
-	StdinOnce       bool
-	Env             []string
-	Cmd             words
-	Healthcheck     *oci.Healthcheck `json:",omitempty"`
-	ArgsEscaped     bool             `json:",omitempty"`
-	Image           string
-	Volumes         map[string]struct{}
-	WorkingDir      string
-	Entrypoint      words
-	NetworkDisabled bool   `json:",omitempty"`
-	MacAddress      string `json:",omitempty"`
-	OnBuild         []string
-	Labels          map[string]string
-	StopSignal      string   `json:",omitempty"`
-	StopTimeout     *int     `json:",omitempty"`
-	Shell           []string `json:",omitempty"`
-}
-
-// configRequest is the Config that commit takes.
-type configRequest struct{ containerConfig }
-
-// runConfig gives nil when nothing is set: clients send an empty object to say nothing.
-func (r configRequest) runConfig() (*oci.RunConfig, error) {
-	if reflect.DeepEqual(r, configRequest{}) {
+// runConfig returns the config that a commit asks for; nil when nothing is set: clients send an empty object to say nothing.
+func runConfig(cfg *wire.Config) (*oci.RunConfig, error) {
+	if reflect.DeepEqual(*cfg, wire.Config{}) {
 		return nil, nil
 	}
-	cfg := r.containerConfig
 	ports, err := exposedPorts(cfg.ExposedPorts)
 	if err != nil {
 		return nil, err
@@ -82,8 +32,8 @@ func (r configRequest) runConfig() (*oci.RunConfig, error) {
 	return rc, nil
 }
 
-// apply puts the config into a spec.
-func (cfg *containerConfig) apply(sp *spec.Spec) error {
+// applyConfig puts the config into a spec.
+func applyConfig(cfg *wire.Config, sp *spec.Spec) error {
 	ports, err := exposedPorts(cfg.ExposedPorts)
 	if err != nil {
 		return err
@@ -128,9 +78,9 @@ func checkHealth(h *oci.Healthcheck) error {
 	return nil
 }
 
-// containerConfigOf gives a spec back.
-func containerConfigOf(sp *spec.Spec, v int) containerConfig {
-	cfg := containerConfig{Hostname: sp.Hostname, Domainname: sp.Domainname, User: sp.User, AttachStdin: sp.AttachStdin,
+// configOf returns the Config of a spec.
+func configOf(sp *spec.Spec, v int) wire.Config {
+	cfg := wire.Config{Hostname: sp.Hostname, Domainname: sp.Domainname, User: sp.User, AttachStdin: sp.AttachStdin,
 		AttachStdout: sp.AttachStdout, AttachStderr: sp.AttachStderr, Tty: sp.Tty, OpenStdin: sp.OpenStdin, StdinOnce: sp.StdinOnce,
 		Env: notNil(sp.Env), Cmd: sp.Cmd, Healthcheck: sp.Healthcheck, Image: sp.Image, WorkingDir: sp.WorkingDir, Entrypoint: sp.Entrypoint,
 		NetworkDisabled: sp.NetworkDisabled, Labels: sp.Labels, StopSignal: sp.StopSignal, StopTimeout: sp.StopTimeout, Shell: sp.Shell}
@@ -168,72 +118,6 @@ func sortedKeys[V any](m map[string]V) []string {
 		return nil
 	}
 	return keys
-}
-
-// exposedPorts normalises to number/protocol, one a port, sorted by number.
-func exposedPorts(set map[string]struct{}) ([]string, error) {
-	type port struct {
-		num   uint16
-		proto string
-	}
-	var ports []port
-	for key := range set {
-		first, last, proto, err := parsePort(key)
-		if err != nil {
-			return nil, err
-		}
-		for n := int(first); n <= int(last); n++ {
-			ports = append(ports, port{uint16(n), proto})
-		}
-	}
-	slices.SortFunc(ports, func(a, b port) int {
-		if a.num != b.num {
-			return int(a.num) - int(b.num)
-		}
-		return strings.Compare(a.proto, b.proto)
-	})
-	var list []string
-	for _, p := range slices.Compact(ports) {
-		list = append(list, portText(p.num, p.proto))
-	}
-	return list, nil
-}
-
-func portText(num uint16, proto string) string { return strconv.Itoa(int(num)) + "/" + proto }
-
-// parsePort reads number[-number][/protocol].
-func parsePort(s string) (first, last uint16, proto string, err error) {
-	bad := func() (uint16, uint16, string, error) {
-		return 0, 0, "", errs.New(errs.Invalid, "invalid port %q: want a number from 1 to 65535, perhaps a range, and /tcp, /udp or /sctp", clip(s))
-	}
-	numbers, proto, hasProto := strings.Cut(s, "/")
-	proto = strings.ToLower(proto)
-	if !hasProto {
-		proto = "tcp"
-	}
-	if proto != "tcp" && proto != "udp" && proto != "sctp" {
-		return bad()
-	}
-	first, last, ok := parseRange(numbers)
-	if !ok || first == 0 {
-		return bad()
-	}
-	return first, last, proto, nil
-}
-
-func parseRange(s string) (first, last uint16, ok bool) {
-	from, to, isRange := strings.Cut(s, "-")
-	a, err := strconv.ParseUint(from, 10, 16)
-	if err != nil {
-		return 0, 0, false
-	}
-	b := a
-	if isRange {
-		if b, err = strconv.ParseUint(to, 10, 16); err != nil || b < a {
-			return 0, 0, false
-		}
-	}
-	return uint16(a), uint16(b), true
 }
 
 // unsupported is the error for an option that a client set and this engine does not have.

@@ -10,6 +10,7 @@ import (
 	"ply/internal/container"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 func (s *server) containerRoutes(add adder) {
@@ -122,14 +123,11 @@ func (s *server) containerRename(c *call) error {
 }
 
 func (s *server) containerUpdate(c *call) error {
-	var body struct {
-		resources
-		RestartPolicy restartPolicy
-	}
+	var body wire.UpdateBody
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	if err := body.refuse(""); err != nil {
+	if err := refuseResources(&body.Resources, ""); err != nil {
 		return err
 	}
 	for _, o := range []struct {
@@ -141,13 +139,13 @@ func (s *server) containerUpdate(c *call) error {
 			return unsupported(o.name, "it cannot be changed after create")
 		}
 	}
-	limits, err := body.limits()
+	limits, err := limits(&body.Resources)
 	if err != nil {
 		return err
 	}
 	var policy *spec.RestartPolicy
 	if body.RestartPolicy.Name != "" {
-		p, err := body.RestartPolicy.policy()
+		p, err := restartPolicy(body.RestartPolicy)
 		if err != nil {
 			return err
 		}

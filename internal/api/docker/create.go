@@ -9,48 +9,15 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
+	"ply/internal/wire"
 )
 
-// createRequest is the body of POST /containers/create.
-type createRequest struct {
-	containerConfig
-	HostConfig       *hostConfig
-	NetworkingConfig *struct {
-		EndpointsConfig map[string]*endpointSettings
-	}
-}
-
-// endpointSettings is docker's place of a container in a network, as it is asked for and as inspect shows it.
-type endpointSettings struct {
-	IPAMConfig          *endpointIPAM
-	Links               []string
-	Aliases             []string
-	MacAddress          string
-	DriverOpts          map[string]string
-	GwPriority          *int `json:",omitempty"` // since 1.48
-	NetworkID           string
-	EndpointID          string
-	Gateway             string
-	IPAddress           string
-	IPPrefixLen         int
-	IPv6Gateway         string
-	GlobalIPv6Address   string
-	GlobalIPv6PrefixLen int
-	DNSNames            []string `json:",omitempty"` // since 1.44
-}
-
-type endpointIPAM struct {
-	IPv4Address  string   `json:",omitempty"`
-	IPv6Address  string   `json:",omitempty"`
-	LinkLocalIPs []string `json:",omitempty"`
-}
-
 func (s *server) containerCreate(c *call) error {
-	var body createRequest
+	var body wire.CreateBody
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	sp, err := body.spec()
+	sp, err := createSpec(&body)
 	if err != nil {
 		return err
 	}
@@ -62,33 +29,34 @@ func (s *server) containerCreate(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusCreated, struct {
-		ID       string `json:"Id"`
-		Warnings []string
-	}{string(id), notNil(warnings)})
+	return c.json(http.StatusCreated, wire.Created{ID: string(id), Warnings: notNil(warnings)})
 }
 
-// spec maps the whole request; what the engine cannot do is an error that names the option.
-func (b *createRequest) spec() (spec.Spec, error) {
+// createSpec maps the whole request; what the engine cannot do is an error that names the option.
+func createSpec(b *wire.CreateBody) (spec.Spec, error) {
 	var sp spec.Spec
-	if err := b.containerConfig.apply(&sp); err != nil {
+	cfg := b.Config
+	if cfg == nil {
+		cfg = &wire.Config{}
+	}
+	if err := applyConfig(cfg, &sp); err != nil {
 		return sp, err
 	}
 	if b.HostConfig != nil {
-		if err := b.HostConfig.apply(&sp); err != nil {
+		if err := applyHost(b.HostConfig, &sp); err != nil {
 			return sp, err
 		}
 	}
 	if b.NetworkingConfig != nil {
 		for name, e := range b.NetworkingConfig.EndpointsConfig {
 			if e == nil {
-				e = &endpointSettings{}
+				e = &wire.EndpointSettings{}
 			}
-			ep, err := e.spec(name)
+			ep, err := endpointSpec(e, name)
 			if err != nil {
 				return sp, err
 			}
-			if e.isDefault() && (name == "default" || name == sp.NetworkMode && isBuiltIn(name)) {
+			if wantsNothing(e) && (name == "default" || name == sp.NetworkMode && isBuiltIn(name)) {
 				continue // clients name the network also when they want nothing of it
 			}
 			if name == "default" {
@@ -107,12 +75,12 @@ func isBuiltIn(network string) bool {
 	return network == "bridge" || network == "host" || network == "none" || network == "default"
 }
 
-// isDefault: nothing was asked for.
-func (e *endpointSettings) isDefault() bool {
+// wantsNothing reports whether a client named a network without asking for anything in it.
+func wantsNothing(e *wire.EndpointSettings) bool {
 	return e.IPAMConfig == nil && len(e.Links) == 0 && len(e.Aliases) == 0 && e.MacAddress == ""
 }
 
-func (e *endpointSettings) spec(name string) (network.EndpointSpec, error) {
+func endpointSpec(e *wire.EndpointSettings, name string) (network.EndpointSpec, error) {
 	bad := func(what, value string) (network.EndpointSpec, error) {
 		return network.EndpointSpec{}, errs.New(errs.Invalid, "network %s: invalid %s %q", clip(name), what, clip(value))
 	}

@@ -20,6 +20,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/volume"
+	"ply/internal/wire"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -95,12 +96,12 @@ func TestInspectGivesTheRequestBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var again createRequest
+	var again wire.CreateBody
 	if err := json.Unmarshal(b, &again); err != nil {
 		t.Fatal(err)
 	}
-	again.containerConfig = a.Config
-	got, err := again.spec()
+	again.Config = &a.Config
+	got, err := createSpec(&again)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,12 +145,12 @@ func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,
 		"BlkioWeightDevice": `[{"Path":"/dev/sda","Weight":10}]`, "MemorySwappiness": `5`, "BlkioWeight": `20`, "MemorySwap": `5`, "PidsLimit": `5`, "Isolation": `"hyperv"`, "MaskedPaths": `["/x"]`,
 		"BlkioDeviceReadBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceReadIOps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteIOps": `[{"Path":"/dev/sda","Rate":1}]`}
-	empty, err := (&createRequest{containerConfig: containerConfig{Image: "a"}, HostConfig: &hostConfig{}}).spec()
+	empty, err := createSpec(&wire.CreateBody{Config: &wire.Config{Image: "a"}, HostConfig: &wire.HostConfig{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := json.Marshal(&hostConfig{Annotations: map[string]string{"a": "b"}, StorageOpt: map[string]string{"a": "b"}, Tmpfs: map[string]string{"a": "b"}, Sysctls: map[string]string{"a": "b"}, Runtime: "x",
-		Mounts: []mountConfig{{}}, Init: ptr(true), Umask: ptr(uint32(1)), resources: resources{KernelMemory: 1, KernelMemoryTCP: 1}})
+	b, err := json.Marshal(&wire.HostConfig{Annotations: map[string]string{"a": "b"}, StorageOpt: map[string]string{"a": "b"}, Tmpfs: map[string]string{"a": "b"}, Sysctls: map[string]string{"a": "b"}, Runtime: "x",
+		Mounts: []wire.Mount{{}}, Init: ptr(true), Umask: ptr(uint32(1)), Resources: wire.Resources{KernelMemory: 1, KernelMemoryTCP: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,12 +165,12 @@ func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 		}
 		seen := false
 		for _, value := range tries {
-			var req createRequest
+			var req wire.CreateBody
 			if json.Unmarshal([]byte(`{"Image":"a","HostConfig":{"`+key+`":`+value+`}}`), &req) != nil {
 				continue
 			}
 			seen = true
-			spec, err := req.spec()
+			spec, err := createSpec(&req)
 			switch {
 			case err != nil && !errors.Is(err, errs.Invalid):
 				t.Errorf("%s=%s: %v: want class Invalid", key, value, err)

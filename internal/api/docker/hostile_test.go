@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"ply/internal/wire"
 )
 
 // message is the text of an error answer; it fails when the answer is none.
@@ -111,7 +113,7 @@ func TestHostileRequests(t *testing.T) {
 
 // Every field of a create request with a value of every wrong type gives 400 or is accepted; nothing panics.
 func TestWrongTypesInEveryField(t *testing.T) {
-	whole := createRequest{HostConfig: &hostConfig{}}
+	whole := wire.CreateBody{Config: &wire.Config{}, HostConfig: &wire.HostConfig{}}
 	b, err := json.Marshal(whole)
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"ply/internal/container"
 	"ply/internal/network"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 // inspectAnswer is GET /containers/{id}/json.
@@ -36,12 +37,12 @@ type inspectAnswer struct {
 	ProcessLabel    string
 	AppArmorProfile string
 	ExecIDs         []string
-	HostConfig      hostConfig
+	HostConfig      wire.HostConfig
 	GraphDriver     graphDriver
 	SizeRw          *int64 `json:",omitempty"`
 	SizeRootFs      *int64 `json:",omitempty"`
 	Mounts          []mountPoint
-	Config          containerConfig
+	Config          wire.Config
 	NetworkSettings networkSettings
 }
 
@@ -82,7 +83,7 @@ type networkSettings struct {
 	Bridge                 string
 	SandboxID              string
 	SandboxKey             string
-	Ports                  map[string][]portBinding
+	Ports                  map[string][]wire.PortBinding
 	HairpinMode            bool
 	LinkLocalIPv6Address   string
 	LinkLocalIPv6PrefixLen int
@@ -96,7 +97,7 @@ type networkSettings struct {
 	IPPrefixLen            int
 	IPv6Gateway            string
 	MacAddress             string
-	Networks               map[string]*endpointSettings
+	Networks               map[string]*wire.EndpointSettings
 }
 
 func (s *server) containerInspect(c *call) error {
@@ -113,7 +114,7 @@ func inspectOf(ctr *container.Container, v int, size bool) inspectAnswer {
 		Image: ctr.Image.String(), ResolvConfPath: ctr.ResolvConfPath, HostnamePath: ctr.HostnamePath, HostsPath: ctr.HostsPath,
 		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux",
 		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: graphDriver{nil, ctr.Driver}, Mounts: mountPoints(ctr),
-		Config: containerConfigOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
+		Config: configOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
 	if len(a.ExecIDs) == 0 {
 		a.ExecIDs = nil
 	}
@@ -162,7 +163,7 @@ func mountPoints(ctr *container.Container) []mountPoint {
 }
 
 func networkSettingsOf(ctr *container.Container, v int) networkSettings {
-	ns := networkSettings{Ports: map[string][]portBinding{}, Networks: map[string]*endpointSettings{}}
+	ns := networkSettings{Ports: map[string][]wire.PortBinding{}, Networks: map[string]*wire.EndpointSettings{}}
 	if alive(ctr.State.Status) {
 		for _, p := range ctr.Spec.ExposedPorts {
 			ns.Ports[p] = nil
@@ -170,7 +171,7 @@ func networkSettingsOf(ctr *container.Container, v int) networkSettings {
 		for _, p := range ctr.Ports {
 			key := portText(p.ContainerPort, p.Proto)
 			for _, addr := range boundAddresses(p) {
-				ns.Ports[key] = append(ns.Ports[key], portBinding{addr.String(), strconv.Itoa(int(p.HostPort))})
+				ns.Ports[key] = append(ns.Ports[key], wire.PortBinding{HostIP: addr.String(), HostPort: strconv.Itoa(int(p.HostPort))})
 			}
 		}
 	}
@@ -190,11 +191,11 @@ func alive(st container.Status) bool {
 }
 
 // endpointOf shows a place in a network: what was asked for and what came of it. Names are resolved on networks of users only.
-func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *endpointSettings {
-	e := &endpointSettings{Links: asked.Links, Aliases: asked.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
+func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *wire.EndpointSettings {
+	e := &wire.EndpointSettings{Links: asked.Links, Aliases: asked.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
 		Gateway: addrText(ep.Gateway), IPv6Gateway: addrText(ep.Gateway6)}
 	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
-		e.IPAMConfig = &endpointIPAM{IPv4Address: addrText(asked.IPv4), IPv6Address: addrText(asked.IPv6)}
+		e.IPAMConfig = &wire.EndpointIPAM{IPv4Address: addrText(asked.IPv4), IPv6Address: addrText(asked.IPv6)}
 	}
 	if ep.IPv4.IsValid() {
 		e.IPAddress, e.IPPrefixLen = ep.IPv4.Addr().String(), ep.IPv4.Bits()
@@ -241,7 +242,7 @@ type containerSummary struct {
 		Annotations map[string]string `json:",omitempty"`
 	}
 	NetworkSettings struct {
-		Networks map[string]*endpointSettings
+		Networks map[string]*wire.EndpointSettings
 	}
 	Mounts []mountPoint
 }
@@ -304,7 +305,7 @@ func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Tim
 	if v >= 46 {
 		a.HostConfig.Annotations = ctr.Spec.Annotations
 	}
-	a.NetworkSettings.Networks = map[string]*endpointSettings{}
+	a.NetworkSettings.Networks = map[string]*wire.EndpointSettings{}
 	for name, ep := range ctr.Networks {
 		a.NetworkSettings.Networks[name] = endpointOf(ep, ctr.Spec.Endpoints[name], v)
 	}

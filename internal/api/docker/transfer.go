@@ -16,6 +16,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
+	"ply/internal/wire"
 )
 
 // authHeader carries a client's credentials for a registry.
@@ -295,11 +296,11 @@ func (s *server) commit(c *call) error {
 		}
 		opts.Name = name.WithDefaultTag()
 	}
-	var body configRequest
+	var body wire.Config
 	if err := c.body(&body, true); err != nil {
 		return err
 	}
-	rc, err := body.runConfig()
+	rc, err := runConfig(&body)
 	if err != nil {
 		return err
 	}

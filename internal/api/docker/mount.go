@@ -1,0 +1,82 @@
+package docker
+
+import (
+	"fmt"
+
+	"ply/internal/errs"
+	"ply/internal/volume"
+	"ply/internal/wire"
+)
+
+// mountSpec checks a --mount and turns it into the engine's.
+func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
+	s := volume.MountSpec{Type: m.Type, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
+	bad := func(format string, args ...any) (volume.MountSpec, error) {
+		return volume.MountSpec{}, errs.New(errs.Invalid, "invalid mount config for type %q: %s", clip(m.Type), fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	switch m.Consistency {
+	case "", "default", "consistent", "cached", "delegated": // all the same where host and container share a kernel
+	default:
+		return bad("unknown Consistency %q", clip(m.Consistency))
+	}
+	for _, o := range []struct {
+		set        bool
+		name, kind string
+	}{{m.BindOptions != nil, "BindOptions", "bind"}, {m.VolumeOptions != nil, "VolumeOptions", "volume"}, {m.TmpfsOptions != nil, "TmpfsOptions", "tmpfs"}} {
+		if o.set && m.Type != o.kind {
+			return bad("field %s must not be specified", o.name)
+		}
+	}
+	switch m.Type {
+	case "bind":
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if o := m.BindOptions; o != nil {
+			if o.ReadOnlyNonRecursive || o.ReadOnlyForceRecursive {
+				return bad("ReadOnlyNonRecursive and ReadOnlyForceRecursive are not supported")
+			}
+			s.Propagation, s.NonRecursive, s.CreateSource = o.Propagation, o.NonRecursive, o.CreateMountpoint
+		}
+	case "volume":
+		if o := m.VolumeOptions; o != nil {
+			s.NoCopy, s.Labels, s.Subpath = o.NoCopy, o.Labels, o.Subpath
+			if o.DriverConfig != nil {
+				s.Driver, s.DriverOpts = o.DriverConfig.Name, o.DriverConfig.Options
+			}
+		}
+	case "tmpfs":
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		if o := m.TmpfsOptions; o != nil {
+			if len(o.Options) > 0 {
+				return bad("TmpfsOptions.Options is not supported: use --tmpfs")
+			}
+			s.TmpfsSize, s.TmpfsMode = o.SizeBytes, o.Mode
+		}
+	default:
+		return bad("mount type unknown: want bind, volume or tmpfs")
+	}
+	return s, nil
+}
+
+// mountOf returns a mount as it was asked for.
+func mountOf(m volume.MountSpec) wire.Mount {
+	c := wire.Mount{Type: m.Type, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
+	switch {
+	case m.Type == "bind" && (m.Propagation != "" || m.NonRecursive || m.CreateSource):
+		c.BindOptions = &wire.BindOptions{Propagation: m.Propagation, NonRecursive: m.NonRecursive, CreateMountpoint: m.CreateSource}
+	case m.Type == "volume" && (m.NoCopy || len(m.Labels) > 0 || m.Subpath != "" || m.Driver != "" || len(m.DriverOpts) > 0):
+		c.VolumeOptions = &wire.VolumeOptions{NoCopy: m.NoCopy, Labels: m.Labels, Subpath: m.Subpath}
+		if m.Driver != "" || len(m.DriverOpts) > 0 {
+			c.VolumeOptions.DriverConfig = &wire.VolumeDriver{Name: m.Driver, Options: m.DriverOpts}
+		}
+	case m.Type == "tmpfs" && (m.TmpfsSize != 0 || m.TmpfsMode != 0):
+		c.TmpfsOptions = &wire.TmpfsOptions{SizeBytes: m.TmpfsSize, Mode: m.TmpfsMode}
+	}
+	return c
+}

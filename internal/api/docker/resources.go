@@ -1,0 +1,106 @@
+package docker
+
+import (
+	"ply/internal/container/spec"
+	"ply/internal/errs"
+	"ply/internal/wire"
+)
+
+// refuseResources is refuseHost for the limits; prefix is where they stand in the body.
+func refuseResources(r *wire.Resources, prefix string) error {
+	if len(r.DeviceRequests) > 0 {
+		d := r.DeviceRequests[0]
+		return errs.New(errs.Invalid, "could not select device driver %q with capabilities: %v: %sDeviceRequests (--gpus) is not supported", clip(d.Driver), d.Capabilities, prefix)
+	}
+	for _, o := range []struct {
+		set  bool
+		name string
+		why  string
+	}{
+		{len(r.BlkioWeightDevice) > 0, "BlkioWeightDevice", "only BlkioWeight is"},
+		{len(r.BlkioDeviceReadBps) > 0, "BlkioDeviceReadBps", "block devices cannot be throttled one by one"},
+		{len(r.BlkioDeviceWriteBps) > 0, "BlkioDeviceWriteBps", "block devices cannot be throttled one by one"},
+		{len(r.BlkioDeviceReadIOps) > 0, "BlkioDeviceReadIOps", "block devices cannot be throttled one by one"},
+		{len(r.BlkioDeviceWriteIOps) > 0, "BlkioDeviceWriteIOps", "block devices cannot be throttled one by one"},
+		{r.KernelMemoryTCP != 0, "KernelMemoryTCP", "the kernel no longer has it"},
+		{r.CPUCount != 0, "CpuCount", "it belongs to Windows; use NanoCpus"},
+		{r.CPUPercent != 0, "CpuPercent", "it belongs to Windows; use NanoCpus"},
+		{r.IOMaximumIOps != 0, "IOMaximumIOps", "it belongs to Windows"},
+		{r.IOMaximumBandwidth != 0, "IOMaximumBandwidth", "it belongs to Windows"},
+	} {
+		if o.set {
+			return unsupported(prefix+o.name, o.why)
+		}
+	}
+	return nil
+}
+
+// applyResources puts the limits, devices and ulimits into a spec.
+func applyResources(r *wire.Resources, sp *spec.Spec) error {
+	sp.CgroupParent, sp.DeviceRules = r.CgroupParent, r.DeviceCgroupRules
+	sp.OomKillDisable = r.OomKillDisable != nil && *r.OomKillDisable
+	for _, d := range r.Devices {
+		sp.Devices = append(sp.Devices, spec.Device{HostPath: d.PathOnHost, ContainerPath: d.PathInContainer, Permissions: d.CgroupPermissions})
+	}
+	for _, u := range r.Ulimits {
+		if u.Name == "" {
+			return errs.New(errs.Invalid, "HostConfig.Ulimits: a limit has no name")
+		}
+		sp.Ulimits = append(sp.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	var err error
+	sp.Resources, err = limits(r)
+	return err
+}
+
+// limits checks the numbers that no kernel takes.
+func limits(r *wire.Resources) (spec.Resources, error) {
+	swappiness := r.MemorySwappiness
+	if swappiness != nil && *swappiness == -1 { // clients say "not set" so
+		swappiness = nil
+	}
+	pids := r.PidsLimit
+	if pids != nil && *pids <= 0 {
+		none := int64(-1)
+		pids = &none
+		if *r.PidsLimit == 0 {
+			pids = nil
+		}
+	}
+	switch {
+	case r.Memory < 0, r.MemoryReservation < 0, r.KernelMemory < 0:
+		return spec.Resources{}, errs.New(errs.Invalid, "memory limits cannot be negative")
+	case r.MemorySwap < -1:
+		return spec.Resources{}, errs.New(errs.Invalid, "MemorySwap: %d is neither bytes nor -1", r.MemorySwap)
+	case swappiness != nil && (*swappiness < 0 || *swappiness > 100):
+		return spec.Resources{}, errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *swappiness)
+	case r.NanoCPUs < 0:
+		return spec.Resources{}, errs.New(errs.Invalid, "NanoCpus cannot be negative")
+	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+		return spec.Resources{}, errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
+	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
+		return spec.Resources{}, errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
+	}
+	return spec.Resources{Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, KernelMemory: r.KernelMemory,
+		MemorySwappiness: swappiness, NanoCPUs: r.NanoCPUs, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
+		CPURealtimePeriod: r.CPURealtimePeriod, CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
+		PidsLimit: pids, BlkioWeight: r.BlkioWeight}, nil
+}
+
+// resourcesOf returns the limits, devices and ulimits of a spec.
+func resourcesOf(sp *spec.Spec) wire.Resources {
+	r := sp.Resources
+	out := wire.Resources{CPUShares: r.CPUShares, Memory: r.Memory, NanoCPUs: r.NanoCPUs, CgroupParent: sp.CgroupParent, BlkioWeight: r.BlkioWeight,
+		BlkioWeightDevice: []wire.WeightDevice{}, BlkioDeviceReadBps: []wire.ThrottleDevice{}, BlkioDeviceWriteBps: []wire.ThrottleDevice{}, BlkioDeviceReadIOps: []wire.ThrottleDevice{},
+		BlkioDeviceWriteIOps: []wire.ThrottleDevice{}, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota, CPURealtimePeriod: r.CPURealtimePeriod,
+		CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Devices: []wire.DeviceMapping{},
+		DeviceCgroupRules: sp.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,
+		MemorySwappiness: r.MemorySwappiness, OomKillDisable: &sp.OomKillDisable, PidsLimit: r.PidsLimit, Ulimits: []wire.Ulimit{}}
+	for _, d := range sp.Devices {
+		out.Devices = append(out.Devices, wire.DeviceMapping{PathOnHost: d.HostPath, PathInContainer: d.ContainerPath, CgroupPermissions: d.Permissions})
+	}
+	for _, u := range sp.Ulimits {
+		out.Ulimits = append(out.Ulimits, wire.Ulimit{Name: u.Name, Hard: u.Hard, Soft: u.Soft})
+	}
+	return out
+}
