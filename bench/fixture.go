@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// layersOf lists what each layer above the base system holds: about 1.4 GB unpacked.
+// layersOf lists the packages of each layer above the base system, about 1.4 GB unpacked in all.
 var layersOf = []string{
 	"gcc-12 g++-12 cpp-12 libgcc-12-dev libstdc++-12-dev binutils-x86-64-linux-gnu libbinutils libc6-dev linux-libc-dev",
 	"llvm-14 llvm-14-dev libllvm14 llvm-14-tools",
@@ -36,7 +36,7 @@ func sh(dir, script string, args ...string) error {
 	return nil
 }
 
-// makeImage leaves an OCI layout in cache/oci and a root file system with a shell in cache/small.tar.
+// makeImage writes an OCI layout to cache/oci and a root file system with a shell to cache/small.tar.
 func makeImage(cache string) error {
 	if _, err := os.Stat(filepath.Join(cache, "oci", "index.json")); err == nil {
 		return nil

@@ -1,9 +1,9 @@
-// Command bench prints the table of ply's budgets: whole commands, side by side with Debian's docker.io in one run,
-// medians of several rounds in which the two take turns.
+// Command bench prints the table of ply's budgets. It times whole commands of ply and of Debian's docker.io in the same run and
+// prints medians of several rounds, in which the two take turns.
 //
-// It works in a network and mount namespace of its own, on loopback, with both engines on fresh data roots below one
-// directory, and needs root, docker.io, docker-registry, skopeo and mmdebstrap. The image is made of real Debian packages
-// and kept between runs in -cache.
+// It runs in a network and mount namespace of its own, on loopback, with both engines on empty data roots below one directory. It
+// needs root, docker.io, docker-registry, skopeo and mmdebstrap. The image consists of real Debian packages and is kept between runs
+// in -cache.
 package main
 
 import (
@@ -43,14 +43,14 @@ func main() {
 	}
 }
 
-// enterNamespaces runs this program again in a network of its own.
+// enterNamespaces runs this program again in new network and mount namespaces.
 func enterNamespaces() int {
 	self, err := os.Executable()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}
-	// The image is made before the network goes away.
+	// The image needs the network, which the new namespace lacks.
 	if err := makeImage(flag.Lookup("cache").Value.String()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: make the image:", err)
 		return 1
@@ -70,7 +70,7 @@ func enterNamespaces() int {
 	return 0
 }
 
-// row is one line of the table; seconds unless unit says otherwise.
+// row is one line of the table; values are seconds unless unit is set.
 type row struct {
 	what   string
 	ply    float64

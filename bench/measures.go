@@ -20,7 +20,8 @@ import (
 	"ply/internal/compress"
 )
 
-// turns runs a measurement of each engine in turn, rounds times, after a sync so that neither pays for the other's writes.
+// turns runs a measurement of each engine in turn, rounds times. It syncs before each, so that no engine waits for the writes of the
+// other.
 func (w *world) turns(rounds int, f func(e engine, round int) (float64, error)) (ply, docker []float64, err error) {
 	for r := range rounds {
 		for i, e := range w.both() {
@@ -46,7 +47,7 @@ func against(what string, ply, docker []float64, share float64) row {
 	return row{what: what, ply: p, docker: d, unit: "s", budget: fmt.Sprintf("<= %.2g of docker", share), met: p <= d*share}
 }
 
-// pull measures pulling the image to runnable, and what removing it takes.
+// pull measures pulling the image until it can run, and removing it.
 func (w *world) pull() ([]row, error) {
 	name := w.registry + "/" + bigName
 	var rmi, rmiDocker []float64
@@ -95,8 +96,8 @@ func (w *world) pull() ([]row, error) {
 	}, nil
 }
 
-// rmiJournaled measures removal on an ext4 that has a journal, on a loop device: without one, and with the mount option discard,
-// the kernel discards every freed block before unlink returns, and that is all that removal then takes.
+// rmiJournaled measures removal on an ext4 with a journal, on a loop device. Without a journal and with the mount option discard, the
+// kernel discards every freed block before unlink returns, and the measurement would show only that.
 func (w *world) rmiJournaled() (rows []row, err error) {
 	disk, at := filepath.Join(w.dir, "ext4.img"), filepath.Join(w.dir, "ext4")
 	if err := sh(w.dir, `truncate -s 12G "$1" && mkfs.ext4 -q "$1" && mkdir "$2" && mount -o loop "$1" "$2"`, disk, at); err != nil {
@@ -137,7 +138,7 @@ func (w *world) rmiJournaled() (rows []row, err error) {
 	return []row{{what: "rmi of that image on a journaled ext4, space free on return", ply: m, unit: "s", budget: "<= 0.05 s", met: m <= 0.05}}, nil
 }
 
-// barePass fetches, hashes, decompresses, hashes and writes every layer, two at a time, and does nothing else.
+// barePass fetches every layer, hashes, decompresses, hashes and writes it, two at a time. No pull can be faster.
 func (w *world) barePass(name string) (float64, error) {
 	base := "http://" + w.registry + "/v2/" + strings.TrimSuffix(bigName, ":1")
 	req, err := http.NewRequest(http.MethodGet, base+"/manifests/1", nil)
@@ -204,7 +205,7 @@ func bareLayer(url, name string) error {
 	return f.Sync()
 }
 
-// run measures starting and ending a container.
+// run measures a container that starts and ends at once.
 func (w *world) run() ([]row, error) {
 	ply, docker, err := w.turns(max(w.rounds, 10), func(e engine, _ int) (float64, error) {
 		took, _, err := e.cmd("run", "--rm", "busybox", "true")
@@ -216,7 +217,7 @@ func (w *world) run() ([]row, error) {
 	return []row{against("run --rm busybox true", ply, docker, 0.25)}, nil
 }
 
-// commit measures an image made of 220 MB of changes in 2,200 files.
+// commit measures a commit of 220 MB of changes in 2,200 files.
 func (w *world) commit() ([]row, error) {
 	for _, e := range w.both() {
 		_, _, err := e.cmd("run", "--name", "change", "busybox", "sh", "-c",
@@ -243,7 +244,7 @@ func (w *world) commit() ([]row, error) {
 	return []row{against("commit of a 220 MB change", ply, docker, 0.25)}, nil
 }
 
-// push measures sending the image to a registry that has nothing.
+// push measures a push to an empty registry.
 func (w *world) push() ([]row, error) {
 	from := w.registry + "/" + bigName
 	for _, e := range w.both() {
@@ -280,7 +281,7 @@ func (w *world) push() ([]row, error) {
 	return []row{against("push of that image to an empty registry", ply, docker, 0.25)}, nil
 }
 
-// disk measures ten images on one base.
+// disk measures the space that ten images on one base take.
 func (w *world) disk() ([]row, error) {
 	from := w.registry + "/" + bigName
 	var used [2]float64
@@ -324,7 +325,7 @@ func (w *world) disk() ([]row, error) {
 	return []row{{what: "disk for 10 images on one base", ply: used[0], docker: used[1], unit: "MB", budget: "<= docker's overlay2", met: used[0] <= used[1]}}, nil
 }
 
-// idle measures memory with 100 images and 20 stopped containers, and what a shim costs.
+// idle measures the memory of an engine with 100 images and 20 stopped containers, and that of a shim.
 func (w *world) idle() ([]row, error) {
 	for _, e := range w.both() {
 		for n := range 100 {
@@ -389,7 +390,7 @@ func kilobytes(b []byte, key string) (float64, error) {
 	return 0, fmt.Errorf("no %s", key)
 }
 
-// pssOf gives the mean proportional set size of the processes of a program whose command line names mark.
+// pssOf returns the mean proportional set size of the processes of a program whose command line contains mark.
 func pssOf(program, mark string) (float64, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {

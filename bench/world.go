@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// world is the two engines and a registry, all on loopback.
+// world holds the two engines and a registry, all on loopback.
 type world struct {
 	options
 	dir      string
@@ -23,7 +23,7 @@ type world struct {
 	port     int
 }
 
-// engine is one of the two, driven by its own command line.
+// engine is one of the two engines, driven by its own command line.
 type engine struct {
 	name string
 	cli  []string
@@ -31,7 +31,7 @@ type engine struct {
 	root string
 }
 
-// cmd runs a command line and gives its wall time in seconds.
+// cmd runs a command line and returns its wall time in seconds.
 func (e engine) cmd(args ...string) (float64, string, error) {
 	c := exec.Command(e.cli[0], append(append([]string(nil), e.cli[1:]...), args...)...)
 	var out bytes.Buffer

@@ -20,8 +20,7 @@ import (
 	"ply/internal/store/layer/erofs"
 )
 
-// fanotify is the price of asking a process before a range of a layer is read: what lazy pull would cost a range that
-// is there already.
+// fanotify measures a read that waits for a process to allow it: what lazy pull would cost for a range that is already there.
 func (b *bench) fanotify() error {
 	return b.withDriver(erofs.Options{IdleMounts: -1}, func(d *erofs.Driver, root string) error {
 		chain, err := put(d, nil, 11, []file{{"big", b.size}})
@@ -55,7 +54,8 @@ func (b *bench) fanotify() error {
 	})
 }
 
-// readApart reads random pieces of the cold layer in another process: the one that answers must not wait for itself.
+// readApart reads random pieces of the cold layer in another process, because the process that allows a read must not wait for
+// itself.
 func (b *bench) readApart(d *erofs.Driver, root, hex, tar string) (time.Duration, error) {
 	if err := dropFile(tar); err != nil {
 		return 0, err
@@ -81,7 +81,7 @@ func (b *bench) readApart(d *erofs.Driver, root, hex, tar string) (time.Duration
 	return time.Duration(ns), err
 }
 
-// readPieces is the other process.
+// readPieces runs in that other process.
 func readPieces(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
@@ -168,7 +168,7 @@ func (w *watcher) serve(f *os.File) error {
 	}
 }
 
-// stop ends the watch: without a group nobody is asked any more.
+// stop closes the group; from then on the kernel asks no one.
 func (w *watcher) stop() error {
 	if w.fd < 0 {
 		return nil

@@ -19,13 +19,13 @@ import (
 	"ply/internal/store/layer/erofs"
 )
 
-// file is one entry of a layer made here.
+// file is one entry of a layer.
 type file struct {
 	name string
 	size int
 }
 
-// put commits a layer of files with content that does not repeat.
+// put commits a layer of files whose content does not repeat.
 func put(d *erofs.Driver, parents oci.Chain, seed uint64, files []file) (oci.Chain, error) {
 	ctx := context.Background()
 	w, err := d.Create(ctx)
@@ -65,7 +65,7 @@ func stack(d *erofs.Driver, n int) (oci.Chain, error) {
 	return chain, nil
 }
 
-// mountCost is what the first container of an image pays and what each next one pays.
+// mountCost measures the mounts for the first container of an image and for each further one.
 func (b *bench) mountCost() error {
 	var rows [][]string
 	for _, n := range []int{1, 10, 60, 100, 300} {
@@ -98,7 +98,7 @@ func (b *bench) mountCost() error {
 	return nil
 }
 
-// mountOnce mounts a fresh writable, runs within while it is there, and unmounts it.
+// mountOnce mounts a new writable layer, calls within, and unmounts it.
 func (b *bench) mountOnce(d *erofs.Driver, chain oci.Chain, within func() error) (on, off time.Duration, err error) {
 	ctx := context.Background()
 	dir, err := b.sub("rw")
@@ -126,7 +126,7 @@ func (b *bench) mountOnce(d *erofs.Driver, chain oci.Chain, within func() error)
 	return on, off, errors.Join(err, d.RemoveWritable(ctx, dir))
 }
 
-// depth is what look-ups cost under N layers.
+// depth measures look-ups under N layers.
 func (b *bench) depth() error {
 	var rows [][]string
 	for _, n := range []int{1, 10, 60, 100, 300} {
@@ -188,7 +188,7 @@ func show(d time.Duration) string {
 	return fmt.Sprintf("%.1f ms", float64(d)/1e6)
 }
 
-// dropFile takes a file's clean pages out of the page cache.
+// dropFile drops a file's clean pages from the page cache.
 func dropFile(name string) error {
 	f, err := os.Open(name)
 	if err != nil {

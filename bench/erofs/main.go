@@ -1,10 +1,10 @@
-// Command erofs measures what the design of the erofs driver stands on, with the driver's own code: mount
-// cost, look-up cost by depth, page cache with many containers, direct against buffered reads, and the price of a
-// fanotify pre-content round trip. It prints the tables of docs/MEASUREMENTS.md. Run it as root:
+// Command erofs measures what the design of the erofs driver depends on, with the driver's own code: the cost of mounts, the cost
+// of look-ups by depth, the page cache with many containers, direct and buffered reads, and the round trip of a fanotify
+// pre-content event. It prints the tables of docs/MEASUREMENTS.md. Run it as root:
 //
 //	go run ./bench/erofs [-dir directory on the file system to measure] [-mib size of the big file]
 //
-// It empties no cache but that of its own files.
+// It drops only its own files from the page cache.
 package main
 
 import (
@@ -86,7 +86,7 @@ func (b *bench) sub(name string) (string, error) {
 	return d, os.Mkdir(d, 0o755)
 }
 
-// withDriver lends a driver on a root of its own.
+// withDriver calls f with a driver on a root of its own.
 func (b *bench) withDriver(opts erofs.Options, do func(d *erofs.Driver, root string) error) error {
 	root, err := b.sub("store")
 	if err != nil {
@@ -103,7 +103,7 @@ func (b *bench) withDriver(opts erofs.Options, do func(d *erofs.Driver, root str
 	return err
 }
 
-// table prints a table of docs/MEASUREMENTS.md.
+// table prints one table of docs/MEASUREMENTS.md.
 func table(title string, head []string, rows [][]string) {
 	fmt.Printf("\n%s\n\n| %s |\n|%s\n", title, strings.Join(head, " | "), strings.Repeat(" --- |", len(head)))
 	for _, r := range rows {

@@ -22,7 +22,7 @@ import (
 
 const pieces = 3000
 
-// cold mounts a chain with nothing of its layers cached and gives where.
+// cold mounts a chain whose layers are not in the page cache and returns the mount point.
 func (b *bench) cold(d *erofs.Driver, root string, chain oci.Chain) (string, error) {
 	for _, id := range chain {
 		if err := dropFile(filepath.Join(root, "layers/sha256", id.Hex(), "layer.tar")); err != nil {
@@ -36,7 +36,7 @@ func (b *bench) cold(d *erofs.Driver, root string, chain oci.Chain) (string, err
 	return target, d.View(context.Background(), chain, target)
 }
 
-// reads compares direct and buffered layers with a plain file.
+// reads compares layers read directly and through the page cache with a plain file.
 func (b *bench) reads() error {
 	var rows [][]string
 	plain := filepath.Join(b.dir, "plain")
@@ -154,7 +154,7 @@ func mapped(name string) (time.Duration, error) {
 	return took, unix.Munmap(m)
 }
 
-// memory is what the page cache holds when 50 containers of one image read the same files.
+// memory measures the page cache after 50 containers of one image have read the same files.
 func (b *bench) memory() error {
 	const containers = 50
 	files := make([]file, 400)
@@ -234,7 +234,7 @@ func (b *bench) startContainer(d *erofs.Driver, chain oci.Chain) (string, error)
 	return target, d.Mount(context.Background(), dir, chain, target, layer.MountOptions{})
 }
 
-// meminfo is in KiB.
+// meminfo returns values in KiB.
 type meminfo struct{ cached, slab int }
 
 func readMeminfo() (m meminfo, err error) {

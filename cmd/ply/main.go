@@ -1,4 +1,4 @@
-// Command ply is the command line of ply: docker's words, spoken to the engine's API. It holds no engine code.
+// Command ply is the command line: docker's commands, sent to the engine's API. It links no engine code.
 package main
 
 import (

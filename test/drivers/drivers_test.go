@@ -12,7 +12,7 @@ import (
 	"ply/internal/store/layer/vfs"
 )
 
-// TestSameTrees runs the same random scripts on all drivers and wants the same trees and the same failures.
+// TestSameTrees runs the same random scripts on all drivers; the trees and the failures must be the same.
 func TestSameTrees(t *testing.T) {
 	layertest.RunTogether(t, map[string]layertest.Open{
 		"erofs": func(t *testing.T, root string) layer.Driver {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// drawn reads the code blocks of docs/DISK.md: the data root's paths, then the exec root's.
+// drawn reads the code blocks of docs/DISK.md: the paths of the data root, then those of the exec root.
 func drawn(t *testing.T) (roots [2][]*regexp.Regexp) {
 	t.Helper()
 	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "DISK.md"))

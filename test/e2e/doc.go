@@ -1,6 +1,6 @@
-// Package e2e tells the story of the command line with the real programs: ply and docker's own client against a real plyd,
-// its shims, its drivers and a real registry, in a network and mount namespace of their own.
+// Package e2e tests the command line with the real programs: ply and docker's own clients against a real plyd, its shims, its
+// drivers and a real registry, in a network and mount namespace of their own.
 //
-// testdata/script holds one txtar a story. Each gets a fresh plyd (see world.go); besides testscript's own commands it
-// may use: ply, docker (28), docker20, registry, plyd, http, waitfor, pty. $IMAGES holds root file systems.
+// testdata/script holds one txtar file per story. Each story has a plyd of its own (see world_test.go). Besides testscript's own
+// commands it may use ply, docker (28), docker20, registry, plyd, http, waitfor and pty. $IMAGES holds root file systems.
 package e2e

@@ -10,7 +10,7 @@ import (
 	"ply/test/private"
 )
 
-// bin is where ply, plyd and ply-shim are; images holds root file systems for tests.
+// bin is the directory of ply, plyd and ply-shim; images holds root file systems for tests.
 var bin, images string
 
 func TestMain(m *testing.M) {

@@ -14,7 +14,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestScripts runs the stories, each against a fresh plyd. A file plyd.flags in a story adds flags. The condition [docker28] holds where
+// TestScripts runs the stories, each against a plyd of its own. A file plyd.flags in a story adds flags. The condition [docker28] holds where
 // the docker in PATH is the 28.2 client; Debian's own is docker20 everywhere.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -64,7 +64,7 @@ func setup(env *testscript.Env) error {
 	return nil
 }
 
-// program runs ply or a docker client with the engine's environment.
+// program runs ply or a docker client in the environment of the engine.
 func program(name string) func(ts *testscript.TestScript, neg bool, args []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
 		err := ts.Exec(worldOf(ts).program(name), args...)

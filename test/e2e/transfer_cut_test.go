@@ -14,7 +14,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// plyd is told to stop while it pulls: it stops at once, and the next one goes on from there.
+// A plyd that is told to stop while it pulls stops at once, and the next one resumes the pull.
 func TestTransferStopWhilePulling(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -41,7 +41,7 @@ func TestTransferStopWhilePulling(t *testing.T) {
 	w.content(t, ref, 100, 7<<20)
 }
 
-// A load whose input stops, and then its client, leaves nothing; so does one whose client is killed.
+// A load leaves nothing when its input stops and its client ends, or when its client is killed.
 func TestTransferCutLoad(t *testing.T) {
 	w := newWorld(t)
 	w.busybox()
@@ -85,7 +85,7 @@ func TestTransferCutLoad(t *testing.T) {
 	w.ply("run", "--rm", "busybox", "true")
 }
 
-// A push that is cancelled leaves no name in the registry; the next one sends what is missing.
+// A cancelled push leaves no name in the registry; the next push sends what is missing.
 func TestTransferCancelPush(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)

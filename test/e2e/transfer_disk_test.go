@@ -15,7 +15,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// smallDisk mounts a file system of 48 MB and gives a directory on it. It outlives the world that is made after it.
+// smallDisk mounts a file system of 48 MB and returns a directory on it. It is unmounted after the world that is made later ends.
 func smallDisk(t *testing.T, kind string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "ply-disk.")
@@ -76,7 +76,8 @@ func fill(t *testing.T, dir string) (name string) {
 	return name
 }
 
-// A pull and a load that do not fit say so and leave nothing; a full disk can be emptied; then all goes on without restart.
+// A pull and a load that do not fit say so and leave nothing. Images can be removed from a full disk, and then everything works
+// again without a restart.
 func TestTransferDiskFull(t *testing.T) {
 	f := remotetest.StartFake(t, false)
 	for i, size := range map[uint64]int{90: 100_000, 91: 60 << 20, 92: 4 << 20} {
@@ -127,7 +128,7 @@ func TestTransferDiskFull(t *testing.T) {
 	}
 }
 
-// wantFull checks that an error tells of a full disk: the kernel refused, or the reserve that keeps removing possible was reached.
+// wantFull checks that an error reports a full disk: the kernel refused a write, or the reserve that removal needs was reached.
 func wantFull(t *testing.T, text string) {
 	t.Helper()
 	for _, words := range []string{"no space left on device", "are kept in reserve", "bytes free. Free some space"} {
@@ -152,7 +153,7 @@ func listing(dir string) string {
 	return string(out)
 }
 
-// Which storage driver is used, why no better one is, and which are refused.
+// info says which storage driver is used and why no better one is; unusable drivers are refused.
 func TestTransferDrivers(t *testing.T) {
 	for name, why := range map[string]string{
 		"aufs": "it was never part of the mainline kernel", "devicemapper": "Docker removed it", "nosuch": "is none of erofs, overlay2, vfs",

@@ -16,7 +16,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// temporaries lists the files that a transfer under way has made.
+// temporaries lists the files of a running transfer.
 func (w *world) temporaries(t *testing.T) []string {
 	t.Helper()
 	var list []string
@@ -65,7 +65,7 @@ func refuse(status int, code string) func(http.ResponseWriter, *http.Request) bo
 	}
 }
 
-// blobs answers for blobs instead of the registry.
+// blobs answers requests for blobs in place of the registry.
 func blobs(f func(w http.ResponseWriter, r *http.Request)) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
@@ -76,14 +76,14 @@ func blobs(f func(w http.ResponseWriter, r *http.Request)) func(http.ResponseWri
 	}
 }
 
-// layerOnly leaves the config alone.
+// layerOnly passes requests for the config on to the registry.
 func layerOnly(digest oci.Digest, f func(w http.ResponseWriter, r *http.Request)) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		return strings.HasSuffix(r.URL.Path, string(digest)) && blobs(f)(w, r)
 	}
 }
 
-// Every way in which a pull can go wrong: the right words, exit code 1, and nothing half-done.
+// A pull that fails, in each way that is known, says why, exits with 1 and leaves nothing half-done.
 func TestTransferPullErrors(t *testing.T) {
 	w := prepareWorld(t)
 	if err := os.WriteFile(filepath.Join(w.dir, "daemon.json"), []byte(`{"max-download-attempts": 2}`), 0o644); err != nil {
@@ -190,7 +190,7 @@ func TestTransferPullErrors(t *testing.T) {
 	w.ply("pull", r+":1") // none of it did harm
 }
 
-// patience asks for it as 429 does.
+// patience answers 429 and asks the client to wait.
 func patience(after string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		w.Header().Set("Retry-After", after)
@@ -199,7 +199,7 @@ func patience(after string) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
-// A registry that asks for patience gets as much as it asks for, and a second answer counts.
+// A registry that asks a client to wait gets as much time as it asks for, and its second answer counts.
 func TestTransferRetryAfter(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -220,7 +220,7 @@ func TestTransferRetryAfter(t *testing.T) {
 	}
 }
 
-// A push that fails says why, leaves the image as it was, and succeeds when the reason is gone.
+// A push that fails says why, does not change the image, and succeeds once the reason is gone.
 func TestTransferPushErrors(t *testing.T) {
 	w := prepareWorld(t)
 	if err := os.WriteFile(filepath.Join(w.dir, "daemon.json"), []byte(`{"max-download-attempts": 2}`), 0o644); err != nil {

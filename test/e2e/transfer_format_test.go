@@ -15,7 +15,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// served gives what a registry has under a name.
+// served returns the manifest that a registry has under a name.
 func served(t *testing.T, addr, repo, ref string) (mediaType string, data []byte) {
 	t.Helper()
 	r := &remotetest.Registry{Addr: addr}
@@ -27,7 +27,7 @@ func served(t *testing.T, addr, repo, ref string) (mediaType string, data []byte
 	return h.Get("Content-Type"), data
 }
 
-// What was pulled in any form goes to another registry as the same bytes, whether its compressed layers were kept or not.
+// What was pulled, in any format, is pushed to another registry as the same bytes, whether its compressed layers were kept or not.
 func TestTransferKeepsDigest(t *testing.T) {
 	for _, retain := range []string{"auto", "never"} {
 		t.Run(retain, func(t *testing.T) {
@@ -63,7 +63,7 @@ func TestTransferKeepsDigest(t *testing.T) {
 	}
 }
 
-// An index: the platform decides, both images can be here, and the digest of the index survives an archive.
+// With an index, the platform decides which image is pulled, both images can be here, and the digest of the index survives an archive.
 func TestTransferIndex(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -118,8 +118,8 @@ func TestTransferIndex(t *testing.T) {
 	wantAll(t, w.ply("pull", "--platform", "linux/arm64", arm), "Image is up to date")
 }
 
-// An image made here has the format of its base, or without one the format the engine is set to; the size that push prints
-// is the manifest's.
+// An image made here has the format of its base or, without a base, the format of the configuration. The size that push prints is
+// that of the manifest.
 func TestTransferMadeHere(t *testing.T) {
 	w := prepareWorld(t)
 	if err := os.WriteFile(filepath.Join(w.dir, "daemon.json"), []byte(`{"image-format": "docker"}`), 0o644); err != nil {
@@ -150,13 +150,13 @@ func TestTransferMadeHere(t *testing.T) {
 		t.Errorf("with image-format docker an imported image was pushed as %s", mediaType)
 	}
 	wantAll(t, out, "1.3: digest: "+string(oci.DigestOf(data))+" size: "+strconv.Itoa(len(data)))
-	// The seed prints 741 for two layers. Config, base and change have 4, 8 and 8 digits in their sizes there.
+	// Docker prints 741 for an image of two layers when the sizes of config, base and change have 4, 8 and 8 digits.
 	digits := 0
 	for _, m := range regexp.MustCompile(`"size": (\d+)`).FindAllStringSubmatch(string(data), -1) {
 		digits += len(m[1])
 	}
 	if got := len(data) - digits + 4 + 8 + 8; got != 741 {
-		t.Errorf("the manifest would have %d bytes with the seed's sizes, want 741:\n%s", got, data)
+		t.Errorf("the manifest would have %d bytes with those sizes, want 741:\n%s", got, data)
 	}
 	var m oci.Manifest
 	if err := json.Unmarshal(data, &m); err != nil || len(m.Layers) != 2 {
@@ -164,7 +164,7 @@ func TestTransferMadeHere(t *testing.T) {
 	}
 }
 
-// A registry of the time before OCI gets docker's format.
+// A registry that predates OCI gets docker's format.
 func TestTransferRefusesOCI(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -192,7 +192,7 @@ func TestTransferRefusesOCI(t *testing.T) {
 	}
 }
 
-// A manifest that claims another blob for a layer that is here already is not believed when other images are pushed.
+// A manifest that names another blob for a layer that is already here has no influence on pushes of other images.
 func TestTransferDistrustsManifests(t *testing.T) {
 	w := newWorld(t)
 	from, to := remotetest.StartFake(t, false), remotetest.StartFake(t, false)

@@ -40,7 +40,8 @@ func (w *world) withInput(t *testing.T, input, name string, args ...string) stri
 	return string(out)
 }
 
-// A registry that sends people to a token server, as the hub does: both clients log in, push and pull; without login they may not.
+// With a registry that refers clients to a token server, as the hub does, both clients log in, push and pull; without a login they
+// are refused.
 func TestTransferTokens(t *testing.T) {
 	w := newWorld(t)
 	tokens := remotetest.StartToken(t)
@@ -75,7 +76,7 @@ func TestTransferTokens(t *testing.T) {
 	}
 }
 
-// authority is a private CA.
+// authority is a private certificate authority.
 type authority struct {
 	t    *testing.T
 	key  *ecdsa.PrivateKey
@@ -110,7 +111,7 @@ func (a *authority) sign(c, parent *x509.Certificate, key *ecdsa.PrivateKey) *x5
 	return cert
 }
 
-// pair gives a certificate and its key in PEM.
+// pair returns a certificate and its key in PEM.
 func (a *authority) pair(c *x509.Certificate) (cert, key []byte) {
 	a.t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -124,7 +125,7 @@ func (a *authority) pair(c *x509.Certificate) (cert, key []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.sign(c, a.cert, k).Raw}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
 }
 
-// secure serves a handler by TLS at an address that is not loopback: loopback registries may have any certificate.
+// secure serves a handler over TLS at an address that is not loopback, because loopback registries may have any certificate.
 func (a *authority) secure(h http.Handler, clients bool) (addr string) {
 	t := a.t
 	const link, host = "cert0", "198.51.100.33"
@@ -155,7 +156,7 @@ func (a *authority) secure(h http.Handler, clients bool) (addr string) {
 	return l.Addr().String()
 }
 
-// emptyEtc hides /etc/ply behind an empty file system of this namespace.
+// emptyEtc mounts an empty file system over /etc/ply of this namespace.
 func emptyEtc(t *testing.T) string {
 	t.Helper()
 	const dir = "/etc/ply"
@@ -174,7 +175,8 @@ func emptyEtc(t *testing.T) string {
 	return dir
 }
 
-// A registry with a certificate of a private CA, that wants one of its clients too: refused until certs.d has them, without restart.
+// A registry with a certificate of a private CA that asks for client certificates is refused until certs.d has the files; no restart
+// is needed.
 func TestTransferPrivateCA(t *testing.T) {
 	a := newAuthority(t)
 	f := remotetest.StartFake(t, false)

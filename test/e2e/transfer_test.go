@@ -22,7 +22,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// job is a ply that runs while the test goes on.
+// job is a ply that runs in the background.
 type job struct {
 	t    *testing.T
 	cmd  *exec.Cmd
@@ -77,7 +77,7 @@ func (j *job) await(text string) {
 	until(j.t, func() bool { return strings.Contains(j.text(), text) }, func() string { return "never saw " + text + " in:\n" + j.text() })
 }
 
-// end waits for the job's end and gives its exit code.
+// end waits for the end of the job and returns its exit code.
 func (j *job) end() int {
 	j.t.Helper()
 	select {
@@ -98,7 +98,7 @@ func until(t *testing.T, ok func() bool, what func() string) {
 	}
 }
 
-// gate lets a blob's bytes pass up to a mark and holds the rest back until it is opened.
+// gate passes a blob's bytes up to an offset, and the rest once it is opened.
 type gate struct {
 	fake   *remotetest.Fake
 	blob   []byte
@@ -154,7 +154,7 @@ func noise(seed uint64, size int) remotetest.LayerSpec {
 	return remotetest.LayerSpec{Codec: compress.None, Files: []remotetest.File{{Name: "noise" + strconv.FormatUint(seed, 10), Data: remotetest.Noise(seed, size)}}}
 }
 
-// content checks that a file in an image has the bytes it was made with.
+// content checks that a file in an image has the bytes that it was made with.
 func (w *world) content(t *testing.T, image string, seed uint64, size int) {
 	t.Helper()
 	id := w.ply("create", image, "/none")
@@ -169,7 +169,7 @@ func (w *world) content(t *testing.T, image string, seed uint64, size int) {
 	}
 }
 
-// prefix is what an unfinished download has recorded.
+// prefix returns how much an unfinished download has recorded.
 func (w *world) prefix(d oci.Digest) int64 {
 	b, err := os.ReadFile(filepath.Join(w.dir, "data", "partial", d.Hex()+".json"))
 	var s struct{ Prefix int64 }
@@ -179,7 +179,8 @@ func (w *world) prefix(d oci.Digest) int64 {
 	return s.Prefix
 }
 
-// plyd dies in the middle of a large layer, which comes by several ranges at a time: what was there is not fetched again.
+// plyd is killed in the middle of a large layer that is fetched in several ranges at a time; the next pull does not fetch again what
+// was there.
 func TestTransferResumesAfterCrash(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -213,7 +214,7 @@ func TestTransferResumesAfterCrash(t *testing.T) {
 	w.content(t, ref, 1, size)
 }
 
-// The line breaks in the middle of a blob: the rest is asked for by Range, without a word to the user.
+// When the connection breaks in the middle of a blob, the rest is requested by Range, and the user sees nothing of it.
 func TestTransferResumesAfterDrop(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -255,7 +256,7 @@ func TestTransferResumesAfterDrop(t *testing.T) {
 	w.content(t, ref, 3, size)
 }
 
-// Ctrl-C keeps the layers that are done and what came of the others.
+// Ctrl-C keeps the finished layers and the verified prefixes of the others.
 func TestTransferCancelKeepsLayers(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -294,7 +295,7 @@ func TestTransferCancelKeepsLayers(t *testing.T) {
 	w.content(t, ref, 5, 6<<20)
 }
 
-// Three pulls at once of images over one base: it is fetched once, and the end of the one that began it does no harm.
+// Three concurrent pulls of images on one base fetch it once, and go on when the pull that began it is cancelled.
 func TestTransferSharesDownloads(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -333,7 +334,7 @@ func TestTransferSharesDownloads(t *testing.T) {
 	}
 }
 
-// On a terminal pull and push draw docker's bars; piped they print a line per change; json and quiet do as they say.
+// On a terminal pull and push draw docker's bars; to a pipe they print one line per change; json and quiet are as documented.
 func TestTransferProgress(t *testing.T) {
 	w := newWorld(t)
 	f := remotetest.StartFake(t, false)
@@ -417,7 +418,7 @@ func slowly(f *remotetest.Fake, blob []byte) func(http.ResponseWriter, *http.Req
 	}
 }
 
-// slowBody takes an upload in in small steps.
+// slowBody reads an upload in small steps.
 type slowBody struct{ io.ReadCloser }
 
 func (b *slowBody) Read(p []byte) (int, error) {

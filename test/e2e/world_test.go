@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// world is one plyd with its roots, and the registries beside it. It ends with its test and checks that nothing is left.
+// world is one plyd with its roots, and its registries. It ends with its test and checks that nothing is left.
 type world struct {
 	t        testing.TB
 	dir      string
@@ -33,7 +33,7 @@ type world struct {
 
 var worlds atomic.Int32
 
-// newWorld starts a plyd; further flags are dockerd's.
+// newWorld starts a plyd with further flags.
 func newWorld(t testing.TB, flags ...string) *world {
 	t.Helper()
 	w := prepareWorld(t, flags...)
@@ -41,7 +41,7 @@ func newWorld(t testing.TB, flags ...string) *world {
 	return w
 }
 
-// prepareWorld makes the directories and starts nothing.
+// prepareWorld makes the directories only.
 func prepareWorld(t testing.TB, flags ...string) *world {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "ply-e2e.")
@@ -124,7 +124,7 @@ func (w *world) tail() string {
 	return string(b)
 }
 
-// kill9 ends plyd as a crash would; the containers run on.
+// kill9 kills plyd; the containers run on.
 func (w *world) kill9() {
 	w.t.Helper()
 	if w.plyd == nil {
@@ -135,7 +135,7 @@ func (w *world) kill9() {
 	w.plyd = nil
 }
 
-// stopPlyd ends plyd as a service manager would.
+// stopPlyd ends plyd as a service manager does.
 func (w *world) stopPlyd() {
 	w.t.Helper()
 	if w.plyd == nil {
@@ -157,7 +157,7 @@ func (w *world) stopPlyd() {
 	w.plyd = nil
 }
 
-// registry starts Debian's docker-registry on loopback; more is added to its configuration.
+// registry starts Debian's docker-registry on loopback; more is appended to its configuration.
 func (w *world) registry(more string) (addr string) {
 	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -194,12 +194,12 @@ func (w *world) registry(more string) (addr string) {
 	}
 }
 
-// env is what client programs need to reach this plyd.
+// env returns the environment in which client programs reach this plyd.
 func (w *world) clientEnv() []string {
 	return []string{"DOCKER_HOST=unix://" + w.sock, "DOCKER_CONFIG=" + filepath.Join(w.dir, "config"), "DOCKER_CLI_HINTS=false", "TERM=xterm"}
 }
 
-// run runs a program against this plyd and gives its standard output and error.
+// run runs a program against this plyd and returns its standard output and error.
 func (w *world) run(name string, args ...string) (stdout, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -221,7 +221,7 @@ func (w *world) program(name string) string {
 	return name
 }
 
-// ply must succeed; it gives the trimmed output.
+// ply runs ply, which must succeed, and returns the trimmed output.
 func (w *world) ply(args ...string) string {
 	w.t.Helper()
 	o, e, err := w.run("ply", args...)
@@ -231,7 +231,7 @@ func (w *world) ply(args ...string) string {
 	return strings.TrimSpace(o)
 }
 
-// fail must fail with the exit code; it gives what was printed on both streams.
+// fail runs a program that must exit with the code, and returns what it printed on both streams.
 func (w *world) fail(code int, args ...string) string {
 	w.t.Helper()
 	o, e, err := w.run("ply", args...)
@@ -242,13 +242,13 @@ func (w *world) fail(code int, args ...string) string {
 	return o + e
 }
 
-// busybox imports the test image and gives its ID.
+// busybox imports the test image and returns its ID.
 func (w *world) busybox() string {
 	w.t.Helper()
 	return w.ply("import", "-c", `CMD ["sh"]`, filepath.Join(images, "busybox.tar"), "busybox")
 }
 
-// close ends everything and checks that nothing is left: processes, mounts, interfaces.
+// close ends everything and checks that no process, mount or interface is left.
 func (w *world) close() {
 	w.t.Helper()
 	if w.plyd == nil {

@@ -1,2 +1,2 @@
-// Package house tests what stands around the programs: installation, completion, manuals, and how plyd comes to life.
+// Package house tests what surrounds the programs: installation, completion, manual pages, and the ways in which plyd is started.
 package house

@@ -11,13 +11,13 @@ import (
 	"testing"
 )
 
-// install runs make install into a directory; what is built already is not built again.
+// install runs make install into a directory, with the binaries that are already built.
 func install(t *testing.T, dest, prefix string) {
 	t.Helper()
 	must(t, "make", "-C", root, "-o", "build", "install", "BIN="+bin, "DESTDIR="+dest, "PREFIX="+prefix)
 }
 
-// files lists what is below a directory, by relative path; directories are left out.
+// files lists the files below a directory by relative path, without the directories.
 func files(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -103,7 +103,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// units looks at the systemd units; opt is where /opt of the installation is.
+// units checks the systemd units; opt is the directory that stands for /opt of the installation.
 func units(t *testing.T, at, opt string) {
 	dir := filepath.Join(at, "lib/systemd/system")
 	service, socket := read(t, filepath.Join(dir, "ply.service")), read(t, filepath.Join(dir, "ply.socket"))
@@ -115,7 +115,7 @@ func units(t *testing.T, at, opt string) {
 	if !strings.Contains(service, "\nExecStart=/opt/ply/bin/plyd -H fd://\n") {
 		t.Errorf("the prefix is not in ExecStart:\n%s", service)
 	}
-	// What containers outlive, and what plyd says when it is ready.
+	// Containers outlive plyd, and plyd reports when it is ready.
 	for _, line := range []string{"Type=notify", "KillMode=process", "Delegate=yes", "Requires=ply.socket"} {
 		if !strings.Contains(service, "\n"+line+"\n") {
 			t.Errorf("ply.service does not say %s", line)
@@ -132,7 +132,7 @@ func units(t *testing.T, at, opt string) {
 	}
 }
 
-// bash completes words as a shell would have it done; _get_comp_words_by_ref is what the package bash-completion brings.
+// bash completes words as the shell does; _get_comp_words_by_ref comes with the package bash-completion.
 func bash(t *testing.T, at string) {
 	script := filepath.Join(at, "share/bash-completion/completions/ply")
 	must(t, "bash", "-n", script)
@@ -161,7 +161,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 	}
 }
 
-// manuals wants a page for each command, without complaints of the typesetter.
+// manuals checks that each command has a manual page that groff formats without a warning.
 func manuals(t *testing.T, at string) {
 	pages, err := filepath.Glob(filepath.Join(at, "share/man/man1/*.1"))
 	if err != nil {

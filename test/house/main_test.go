@@ -11,7 +11,7 @@ import (
 	"ply/test/private"
 )
 
-// bin is where ply, plyd and ply-shim are; root is the source tree; scratch goes away at the end.
+// bin is the directory of ply, plyd and ply-shim, root the source tree; scratch is removed at the end.
 var bin, root, scratch string
 
 func TestMain(m *testing.M) {
@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// command is a program in an environment that says nothing about engines, nor about the make that runs this test.
+// command returns a program whose environment names no engine, and holds nothing of the make that runs this test.
 func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
 	c := exec.CommandContext(t.Context(), name, args...)
@@ -41,7 +41,7 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	return c
 }
 
-// must gives what a program prints on both streams; it must succeed.
+// must runs a program, which must succeed, and returns what it prints on both streams.
 func must(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	out, err := command(t, name, args...).CombinedOutput()
@@ -51,7 +51,7 @@ func must(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// fresh puts an empty directory of the disk over a path of this mount namespace until the test ends.
+// fresh mounts an empty directory over a path of this mount namespace until the test ends.
 func fresh(t *testing.T, path string) {
 	t.Helper()
 	dir, err := os.MkdirTemp(scratch, "fresh.")
@@ -64,7 +64,7 @@ func fresh(t *testing.T, path string) {
 	over(t, dir, path)
 }
 
-// over binds dir over a path of this mount namespace until the test ends.
+// over bind-mounts dir over a path of this mount namespace until the test ends.
 func over(t *testing.T, dir, path string) {
 	t.Helper()
 	if err := syscall.Mount(dir, path, "", syscall.MS_BIND, ""); err != nil {

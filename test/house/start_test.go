@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// home gives plyd its default places, empty: sockets and pid file, data root, log and configuration.
+// home makes plyd's default paths empty: sockets and pid file, data root, log and configuration.
 func home(t *testing.T) {
 	t.Helper()
 	for _, dir := range []string{"/run", "/var/lib", "/var/log", "/etc/ply"} {
@@ -26,7 +26,7 @@ func home(t *testing.T) {
 	}
 }
 
-// peer gives the process that listens at a socket.
+// peer returns the process that listens on a socket.
 func peer(t *testing.T, path string) int {
 	t.Helper()
 	c, err := net.Dial("unix", path)
@@ -45,7 +45,7 @@ func peer(t *testing.T, path string) int {
 	return int(cred.Pid)
 }
 
-// end asks a process to end, and waits until it has.
+// end asks a process to end and waits for it.
 func end(t *testing.T, pid int) {
 	t.Helper()
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -70,7 +70,7 @@ func end(t *testing.T, pid int) {
 	}
 }
 
-// On a machine where nothing runs yet, the first command starts plyd with its defaults, and the second finds it.
+// On a machine where nothing runs yet, the first command starts plyd with its defaults, and the second one uses it.
 func TestFirstCommandStartsPlyd(t *testing.T) {
 	home(t)
 	rootfs := filepath.Join(t.TempDir(), "box.tar")
@@ -112,7 +112,7 @@ func TestFirstCommandStartsPlyd(t *testing.T) {
 	}
 }
 
-// plyd takes the socket that a service manager listens at, says when it is ready, and leaves the socket where it is.
+// plyd takes over the socket of a service manager, reports when it is ready, and does not remove the socket.
 func TestSocketActivation(t *testing.T) {
 	home(t)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "/run/ply.sock", Net: "unix"})
@@ -131,7 +131,7 @@ func TestSocketActivation(t *testing.T) {
 	}
 	defer notify.Close()
 
-	// The client comes first, as it does where the socket is what starts the service.
+	// The client connects first, as it does when the socket starts the service.
 	client := command(t, filepath.Join(bin, "ply"), "version", "--format", "{{.Server.Version}}")
 	var answer strings.Builder
 	client.Stdout, client.Stderr = &answer, &answer
@@ -181,7 +181,7 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// Without descriptors plyd says so, and touches nothing.
+// Without descriptors plyd says so and changes nothing.
 func TestNoSocketToActivate(t *testing.T) {
 	home(t)
 	out, err := command(t, filepath.Join(bin, "plyd"), "-H", "fd://").CombinedOutput()
