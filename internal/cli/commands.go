@@ -4,62 +4,118 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"ply/internal/cli/command"
+	"ply/internal/cli/command/builder"
+	"ply/internal/cli/command/container"
+	"ply/internal/cli/command/image"
+	"ply/internal/cli/command/network"
+	"ply/internal/cli/command/registry"
+	"ply/internal/cli/command/run"
+	"ply/internal/cli/command/system"
+	"ply/internal/cli/command/volume"
 )
 
-// addCommands hangs every command into the tree: the plain verb, and the same below its management command.
-func (a *App) addCommands(root *cobra.Command) {
-	group := func(name string, makers ...func() *cobra.Command) {
-		for _, mk := range makers {
-			c := mk()
-			c.Annotations = annotate(c.Annotations, "group", name)
-			root.AddCommand(c)
-		}
-	}
-	group("common", a.cmdRun, a.cmdExec, a.cmdPs, a.cmdBuild, a.cmdPull, a.cmdPush, a.cmdImages, a.cmdLogin, a.cmdLogout, a.cmdSearch, a.cmdVersion, a.cmdInfo)
-	group("management", a.manageBuilder, a.manageContainer, a.manageImage, a.manageNetwork, a.manageSystem, a.manageVolume)
-	group("", a.cmdAttach, a.cmdCommit, a.cmdCp, a.cmdCreate, a.cmdDiff, a.cmdEvents, a.cmdExport, a.cmdHistory, a.cmdImport, a.cmdInspect,
-		a.cmdKill, a.cmdLoad, a.cmdLogs, a.cmdPause, a.cmdPort, a.cmdRename, a.cmdRestart, a.cmdRm, a.cmdRmi, a.cmdSave, a.cmdStart,
-		a.cmdStats, a.cmdStop, a.cmdTag, a.cmdTop, a.cmdUnpause, a.cmdUpdate, a.cmdWait, a.cmdCompletion, a.cmdMan)
-	for name, why := range refused {
-		root.AddCommand(refusal(name, why))
-	}
-	noteAliases(root)
-	a.completeArgs(root)
+// maker makes one command. Every place in the tree gets a command of its own.
+type maker func(*command.Invocation) *cobra.Command
+
+// entry is one line of the table of commands: a verb that stands below ply, below a noun such as "container", or at both places.
+type entry struct {
+	group string // of the plain verb in the help of ply
+	plain maker  // makes the plain verb; nil when there is none
+	nouns string // below which it stands, separated by blanks; the help of the plain verb names the last one
+	noun  maker  // makes it below a noun
 }
 
-func (a *App) manageBuilder() *cobra.Command {
-	return manage("builder", "Manage builds", a.cmdBuild(), a.cmdBuilderPrune())
+// Groups of the help.
+const (
+	common     = "common"
+	management = "management"
+	other      = ""
+)
+
+// nouns are the management commands.
+var nouns = map[string]string{
+	"builder":   "Manage builds",
+	"container": "Manage containers",
+	"image":     "Manage images",
+	"network":   "Manage networks",
+	"system":    "Manage ply",
+	"volume":    "Manage volumes",
 }
 
-func (a *App) manageContainer() *cobra.Command {
-	ls := named(a.cmdPs(), "ls [OPTIONS]", "list", "ps")
-	rm := named(a.cmdRm(), "", "remove")
-	return manage("container", "Manage containers", a.cmdAttach(), a.cmdCommit(), a.cmdCp(), a.cmdCreate(), a.cmdDiff(), a.cmdExec(), a.cmdExport(),
-		a.cmdContainerInspect(), a.cmdKill(), a.cmdLogs(), ls, a.cmdPause(), a.cmdPort(), a.cmdContainerPrune(), a.cmdRename(), a.cmdRestart(), rm,
-		a.cmdRun(), a.cmdStart(), a.cmdStats(), a.cmdStop(), a.cmdTop(), a.cmdUnpause(), a.cmdUpdate(), a.cmdWait())
+// table has all commands, by noun. A new command is one line here.
+var table = []entry{
+	{common, builder.Build, "builder image", builder.Build},
+	{other, nil, "builder", builder.Prune},
+
+	{other, run.Attach, "container", run.Attach},
+	{other, container.Commit, "container", container.Commit},
+	{other, container.Cp, "container", container.Cp},
+	{other, run.Create, "container", run.Create},
+	{other, container.Diff, "container", container.Diff},
+	{common, run.Exec, "container", run.Exec},
+	{other, container.Export, "container", container.Export},
+	{other, nil, "container", container.Inspect},
+	{other, container.Kill, "container", container.Kill},
+	{other, container.Logs, "container", container.Logs},
+	{common, container.Ps, "container", container.Ls},
+	{other, container.Pause, "container", container.Pause},
+	{other, container.Port, "container", container.Port},
+	{other, nil, "container", container.Prune},
+	{other, container.Rename, "container", container.Rename},
+	{other, container.Restart, "container", container.Restart},
+	{other, container.Rm, "container", container.Rm},
+	{common, run.Run, "container", run.Run},
+	{other, run.Start, "container", run.Start},
+	{other, container.Stats, "container", container.Stats},
+	{other, container.Stop, "container", container.Stop},
+	{other, container.Top, "container", container.Top},
+	{other, container.Unpause, "container", container.Unpause},
+	{other, run.Update, "container", run.Update},
+	{other, container.Wait, "container", container.Wait},
+
+	{other, image.History, "image", image.History},
+	{other, image.Import, "image", image.Import},
+	{other, nil, "image", image.Inspect},
+	{other, image.Load, "image", image.Load},
+	{common, image.Images, "image", image.Ls},
+	{other, nil, "image", image.Prune},
+	{common, image.Pull, "image", image.Pull},
+	{common, image.Push, "image", image.Push},
+	{other, image.Rmi, "image", image.Rm},
+	{other, image.Save, "image", image.Save},
+	{other, image.Tag, "image", image.Tag},
+
+	{other, nil, "network", network.Connect},
+	{other, nil, "network", network.Create},
+	{other, nil, "network", network.Disconnect},
+	{other, nil, "network", network.Inspect},
+	{other, nil, "network", network.Ls},
+	{other, nil, "network", network.Prune},
+	{other, nil, "network", network.Rm},
+
+	{other, nil, "system", system.Df},
+	{other, system.Events, "system", system.Events},
+	{common, system.Info, "system", system.Info},
+	{other, nil, "system", system.Prune},
+
+	{other, nil, "volume", volume.Create},
+	{other, nil, "volume", volume.Inspect},
+	{other, nil, "volume", volume.Ls},
+	{other, nil, "volume", volume.Prune},
+	{other, nil, "volume", volume.Rm},
+
+	{common, registry.Login, "", nil},
+	{common, registry.Logout, "", nil},
+	{common, registry.Search, "", nil},
+	{other, system.Inspect, "", nil},
+	{common, system.Version, "", nil},
+	{other, newCompletion, "", nil},
+	{other, newMan, "", nil},
 }
 
-func (a *App) manageImage() *cobra.Command {
-	ls := named(a.cmdImageLs(), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list")
-	rm := named(a.cmdRmi(), "rm [OPTIONS] IMAGE [IMAGE...]", "remove")
-	return manage("image", "Manage images", a.cmdBuild(), a.cmdHistory(), a.cmdImport(), a.cmdImageInspect(), a.cmdLoad(), ls, a.cmdImagePrune(),
-		a.cmdPull(), a.cmdPush(), rm, a.cmdSave(), a.cmdTag())
-}
-
-func (a *App) manageSystem() *cobra.Command {
-	return manage("system", "Manage ply", a.cmdDf(), a.cmdEvents(), a.cmdInfo(), a.cmdSystemPrune())
-}
-
-func (a *App) manageVolume() *cobra.Command {
-	return manage("volume", "Manage volumes", a.cmdVolumeCreate(), a.cmdVolumeInspect(), a.cmdVolumeLs(), a.cmdVolumePrune(), a.cmdVolumeRm())
-}
-
-func (a *App) manageNetwork() *cobra.Command {
-	return manage("network", "Manage networks", a.cmdNetworkConnect(), a.cmdNetworkCreate(), a.cmdNetworkDisconnect(), a.cmdNetworkInspect(),
-		a.cmdNetworkLs(), a.cmdNetworkPrune(), a.cmdNetworkRm())
-}
-
-// refused are docker's commands that ply does not have, and what to do instead.
+// refused are the commands of docker that ply does not have, and what to do instead.
 var refused = map[string]string{
 	"context": "name the engine with -H, PLY_HOST or DOCKER_HOST",
 	"plugin":  "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
@@ -68,82 +124,72 @@ var refused = map[string]string{
 	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
 }
 
-func refusal(name, why string) *cobra.Command {
+// addCommands adds the table of commands to root.
+func addCommands(root *cobra.Command, inv *command.Invocation) {
+	below := map[string]*cobra.Command{}
+	for name, short := range nouns {
+		below[name] = newNoun(name, short)
+		root.AddCommand(below[name])
+	}
+	for _, e := range table {
+		var plain *cobra.Command
+		if e.plain != nil {
+			plain = e.plain(inv)
+			plain.Aliases = nil // they are names below a noun
+			command.Annotate(plain, "group", e.group)
+			root.AddCommand(plain)
+		}
+		for noun := range strings.FieldsSeq(e.nouns) {
+			c := e.noun(inv)
+			below[noun].AddCommand(c)
+			noteNames(c, plain)
+		}
+	}
+	for name, why := range refused {
+		root.AddCommand(newRefusal(name, why))
+	}
+}
+
+// noteNames notes for the help under which names the command c below a noun can be called. plain is the verb for it; it may be nil.
+func noteNames(c, plain *cobra.Command) {
+	names := []string{c.CommandPath()}
+	for _, alias := range c.Aliases {
+		names = append(names, c.Parent().CommandPath()+" "+alias)
+	}
+	if plain != nil {
+		names = append(names, plain.CommandPath())
+	}
+	if len(names) == 1 {
+		return
+	}
+	text := strings.Join(names, ", ")
+	command.Annotate(c, "aliases", text)
+	if plain != nil {
+		command.Annotate(plain, "aliases", text)
+	}
+}
+
+// newNoun returns a management command, which only groups others.
+func newNoun(name, short string) *cobra.Command {
+	c := &cobra.Command{
+		Use: name + " COMMAND", Short: short, Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return unknownCommand(cmd, args)
+		},
+	}
+	command.Annotate(c, "group", management)
+	return c
+}
+
+// newRefusal returns a command that only says what to do instead.
+func newRefusal(name, why string) *cobra.Command {
 	return &cobra.Command{
 		Use: name, Hidden: true, DisableFlagParsing: true, Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return &exitError{1, "ply: '" + cmd.CommandPath() + "' is not supported: " + why}
+			return &command.ExitError{Code: 1, Text: "ply: '" + cmd.CommandPath() + "' is not supported: " + why}
 		},
-	}
-}
-
-func manage(name, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: name + " COMMAND", Short: short}
-	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return cmd.Help()
-		}
-		return unknownCommand(cmd, args)
-	}
-	c.Args = cobra.ArbitraryArgs
-	c.AddCommand(subs...)
-	return c
-}
-
-// named gives a command another name below a management command.
-func named(c *cobra.Command, use string, aliases ...string) *cobra.Command {
-	if use != "" {
-		c.Use = use
-	}
-	c.Aliases = aliases
-	return c
-}
-
-func annotate(m map[string]string, k, v string) map[string]string {
-	if m == nil {
-		m = map[string]string{}
-	}
-	m[k] = v
-	return m
-}
-
-// noInterspersed stops flag parsing at the first argument: what follows belongs to the container's command.
-func noInterspersed(c *cobra.Command) {
-	c.Flags().SetInterspersed(false)
-	c.Annotations = annotate(c.Annotations, "interspersed", "no")
-}
-
-// otherNames are verbs whose plain form has another name than the one below the management command.
-var otherNames = map[string]string{"container ls": "ps", "image ls": "images", "image rm": "rmi"}
-
-// noManaged are plain verbs that only look like the managed one.
-var noManaged = map[string]bool{"container inspect": true, "image inspect": true, "container prune": true, "image prune": true}
-
-func noteAliases(root *cobra.Command) {
-	for _, mgr := range root.Commands() {
-		for _, sub := range mgr.Commands() {
-			key := mgr.Name() + " " + sub.Name()
-			paths := []string{"ply " + key}
-			for _, al := range sub.Aliases {
-				paths = append(paths, "ply "+mgr.Name()+" "+al)
-			}
-			plain := sub.Name()
-			if o, ok := otherNames[key]; ok {
-				plain = o
-			}
-			top, _, err := root.Find([]string{plain})
-			hasPlain := err == nil && top != root && !noManaged[key] && mgr.Name() != "volume" && mgr.Name() != "network"
-			if hasPlain {
-				paths = append(paths, "ply "+plain)
-			}
-			if len(paths) == 1 {
-				continue
-			}
-			text := strings.Join(paths, ", ")
-			sub.Annotations = annotate(sub.Annotations, "aliases", text)
-			if hasPlain {
-				top.Annotations = annotate(top.Annotations, "aliases", text)
-			}
-		}
 	}
 }

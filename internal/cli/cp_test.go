@@ -16,12 +16,12 @@ import (
 	"testing"
 )
 
-type entry struct {
+type tarEntry struct {
 	name, body, link string
 	kind             byte
 }
 
-func archiveOf(t *testing.T, list ...entry) []byte {
+func archiveOf(t *testing.T, list ...tarEntry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	tw := tar.NewWriter(&b)
@@ -39,6 +39,13 @@ func archiveOf(t *testing.T, list ...entry) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// pathStat is what an engine says about a path, in X-Docker-Container-Path-Stat.
+type pathStat struct {
+	Name       string      `json:"name"`
+	Mode       fs.FileMode `json:"mode"`
+	LinkTarget string      `json:"linkTarget"`
 }
 
 // container answers archive requests: GET gives data with st, HEAD finds what stats holds, PUT keeps what came.
@@ -97,12 +104,12 @@ func treeOf(t *testing.T, dir string) []string {
 }
 
 func TestCopyFromContainer(t *testing.T) {
-	whole := []entry{{"t/", "", "", tar.TypeDir}, {"t/f", "hi", "", tar.TypeReg}, {"t/h", "", "t/f", tar.TypeLink}, {"t/l", "", "f", tar.TypeSymlink}}
-	contents := []entry{{"./", "", "", tar.TypeDir}, {"./f", "hi", "", tar.TypeReg}}
+	whole := []tarEntry{{"t/", "", "", tar.TypeDir}, {"t/f", "hi", "", tar.TypeReg}, {"t/h", "", "t/f", tar.TypeLink}, {"t/l", "", "f", tar.TypeSymlink}}
+	contents := []tarEntry{{"./", "", "", tar.TypeDir}, {"./f", "hi", "", tar.TypeReg}}
 	dir := pathStat{Name: "t", Mode: fs.ModeDir | 0o750}
 	for _, c := range []struct {
 		src, dst string
-		list     []entry
+		list     []tarEntry
 		want     []string
 	}{
 		{"c:/t", "new", whole, []string{"new drwxr-x---", "new/f -rw-r-----", "new/h -rw-r-----", "new/l Lrwxrwxrwx"}},
@@ -124,7 +131,7 @@ func TestCopyFromContainer(t *testing.T) {
 
 // An engine, or an image behind it, that sends names which lead out of the destination writes nothing there.
 func TestCopyStaysInside(t *testing.T) {
-	for name, list := range map[string][]entry{
+	for name, list := range map[string][]tarEntry{
 		"dots":        {{"t/", "", "", tar.TypeDir}, {"t/../../out", "x", "", tar.TypeReg}, {"../out", "x", "", tar.TypeReg}},
 		"through":     {{"t/", "", "", tar.TypeDir}, {"t/l", "", "../..", tar.TypeSymlink}, {"t/l/out", "x", "", tar.TypeReg}},
 		"absolute":    {{"t/", "", "", tar.TypeDir}, {"t/l", "", "/", tar.TypeSymlink}, {"t/l/out", "x", "", tar.TypeReg}},

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/cli/daemon"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -54,14 +56,14 @@ func must(n int, err error) int {
 }
 
 // daemonWorld puts a plyd into PATH that this test binary plays.
-func daemonWorld(t *testing.T, sock string) daemonPaths {
+func daemonWorld(t *testing.T, sock string) daemon.Paths {
 	t.Helper()
 	dir := t.TempDir()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := daemonPaths{"unix://" + filepath.Join(dir, sock), filepath.Join(dir, "log"), filepath.Join(dir, "lock")}
+	d := daemon.Paths{Host: "unix://" + filepath.Join(dir, sock), Log: filepath.Join(dir, "log"), Lock: filepath.Join(dir, "lock")}
 	script := fmt.Sprintf("#!/bin/sh\nPLY_TEST_DAEMON=%s exec %s\n", filepath.Join(dir, sock), self)
 	if err := os.WriteFile(filepath.Join(dir, "plyd"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
@@ -87,10 +89,11 @@ func daemonWorld(t *testing.T, sock string) daemonPaths {
 	return d
 }
 
-func runWith(d daemonPaths, args ...string) result {
+func runWith(d daemon.Paths, args ...string) result {
 	var out, errw bytes.Buffer
-	a := &App{In: strings.NewReader(""), Out: &out, Err: &errw, daemon: d}
-	code := a.Run(context.Background(), args)
+	inv := invocation(strings.NewReader(""), &out, &errw)
+	inv.Daemon = d
+	code := Run(context.Background(), inv, args)
 	return result{out.String(), errw.String(), code}
 }
 
@@ -110,7 +113,7 @@ func TestDaemonIsStarted(t *testing.T) {
 		}
 		said += strings.Count(r.err, "starting")
 	}
-	log, err := os.ReadFile(d.log)
+	log, err := os.ReadFile(d.Log)
 	if err != nil || strings.Count(string(log), "started") != 1 || said != 1 {
 		t.Errorf("%d said that they start it; log %q %v", said, log, err)
 	}
@@ -126,7 +129,7 @@ func TestDaemonIsStarted(t *testing.T) {
 func TestDaemonThatEnds(t *testing.T) {
 	d := daemonWorld(t, "broken")
 	r := runWith(d, "ps")
-	if r.code != 1 || !strings.Contains(r.err, "plyd ended at start (exit status 1): level=ERROR msg=\"data root: no space left on device\"") || !strings.Contains(r.err, d.log) {
+	if r.code != 1 || !strings.Contains(r.err, "plyd ended at start (exit status 1): level=ERROR msg=\"data root: no space left on device\"") || !strings.Contains(r.err, d.Log) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -137,14 +140,14 @@ func TestDaemonIsNotStarted(t *testing.T) {
 	if r := runWith(d, "-H", "unix:///nonexistent/s", "ps"); r.code != 1 || r.err != "Cannot connect to the ply daemon at unix:///nonexistent/s. Is the ply daemon running?\n" {
 		t.Errorf("named: %+v", r)
 	}
-	if r := runWith(d, "-H", d.host, "ps"); r.code != 1 || !strings.HasPrefix(r.err, "Cannot connect to the ply daemon at "+d.host) {
+	if r := runWith(d, "-H", d.Host, "ps"); r.code != 1 || !strings.HasPrefix(r.err, "Cannot connect to the ply daemon at "+d.Host) {
 		t.Errorf("named by its own name: %+v", r)
 	}
 	t.Setenv("PATH", "/nonexistent")
 	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in PATH") {
 		t.Errorf("no plyd: %+v", r)
 	}
-	if _, err := os.Stat(d.log); err == nil {
+	if _, err := os.Stat(d.Log); err == nil {
 		t.Error("something was started")
 	}
 }

@@ -1,15 +1,22 @@
-// Package cli is the command line: docker's verbs and flags, spoken to any Docker Engine API.
+// Package cli is the command line of ply: docker's commands and flags, for any Docker Engine API. This package holds the frame: Main and
+// Run, the root command, the table of all commands (commands.go), help, completion and manual pages.
 //
-// One file holds one command (or the few that are one idea); client talks HTTP, progress shows progress streams, format makes tables
-// and templates, opts parses flag values, config keeps credentials, terminal handles the tty. No engine code is linked
-// (a test checks it). Every command is a constructor on App that tests call with their own streams and host.
+// Every command is a file with its name below command/, in the package of its noun. It is a function that takes a command.Invocation,
+// which holds the streams, the configuration and the connection to the engine; tests pass one of their own. What commands share stands
+// beside: client speaks HTTP, config keeps config.json and the credentials, daemon starts plyd, opts parses the values of flags, format
+// prints tables and templates, table makes the rows that several commands print, progress shows progress streams, attach connects the
+// terminal to a container, tarstream copies local files, terminal handles the tty. No code of the engine is linked; a test checks that.
 //
-// Output is docker's, byte for byte, where it is not better on purpose: published IPv6 ports print as ":::5000->5000/tcp"
-// (the older, scripted form), `images --tree` (and -t, and the old -tree with its warning) draws parent layers,
-// `images inspect` shows layers, a forgotten `run` and Unicode dashes are named with the corrected line, --progress
-// chooses how transfers are shown, a cancelled pull says what is kept, inspect templates may join and index lists that
-// docker's refuse. TestTranscriptAgainstDocker compares them with the docker client that PLY_DOCKER_CLI names.
+// The output is docker's, byte for byte, with these exceptions, which are improvements:
 //
-// Exit codes: 0, 1 (the command failed), 125 (wrong usage, or run failed in the engine), 126 and 127 (the container's
-// command cannot be run, is not there), 128+n (ended by a signal), else the container's own.
+//   - Published IPv6 ports print as ":::5000->5000/tcp", the older form, on which scripts rely.
+//   - `images --tree` (also -t, and the old -tree with its warning) draws parent layers, and `images inspect` shows layers.
+//   - For a command line without its `run`, and for Unicode dashes, the error shows the corrected line.
+//   - --progress selects how transfers are shown, and a cancelled pull says what is kept.
+//   - Templates of inspect may join and index lists that docker's refuse.
+//
+// TestTranscriptAgainstDocker compares the output with the docker client that PLY_DOCKER_CLI names.
+//
+// Exit codes: 0; 1 when the command failed; 125 for wrong usage, or when run failed in the engine; 126 and 127 when the command of the
+// container cannot be run or does not exist; 128+n after signal n; else the exit code of the container.
 package cli

@@ -15,6 +15,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ply/internal/cli/command"
+	"ply/internal/cli/terminal"
 )
 
 // fake is an engine that answers from a table. Keys are "METHOD /path" without the version; values are a string (sent as
@@ -131,16 +134,24 @@ func (f *fake) run(stdin string, args ...string) result {
 	f.t.Helper()
 	var out, errw bytes.Buffer
 	f.env()
-	a := &App{In: strings.NewReader(stdin), Out: &out, Err: &errw}
-	code := a.Run(context.Background(), args)
+	inv := invocation(strings.NewReader(stdin), &out, &errw)
+	code := Run(context.Background(), inv, args)
 	return result{out.String(), errw.String(), code}
 }
 
-// at makes now stand still.
+// clock is the clock of the invocations that tests make; nil means time.Now.
+var clock func() time.Time
+
+// at stops the clock at a time until the test ends.
 func at(t testing.TB, when time.Time) {
-	old := now
-	now = func() time.Time { return when }
-	t.Cleanup(func() { now = old })
+	old := clock
+	clock = func() time.Time { return when }
+	t.Cleanup(func() { clock = old })
+}
+
+// invocation returns an invocation on streams that are not terminals.
+func invocation(in io.Reader, out, errw io.Writer) *command.Invocation {
+	return &command.Invocation{Streams: terminal.Streams{In: in, Out: out, Err: errw}, Clock: clock}
 }
 
 func ago(base time.Time, d time.Duration) int64 { return base.Add(-d).Unix() }

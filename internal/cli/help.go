@@ -6,22 +6,23 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"ply/internal/cli/command"
 )
 
-// useLine is the usage of a command, without cobra's additions.
-func useLine(cmd *cobra.Command) string {
-	if cmd.HasParent() {
-		parent := cmd.Parent().CommandPath() + " "
-		return parent + strings.ReplaceAll(cmd.Use, "\n", "\n\t"+parent)
+// helpWidth returns the width to which help texts are wrapped.
+func helpWidth(inv *command.Invocation) int {
+	if w, _ := inv.OutTerm.Size(); w > 20 {
+		return w
 	}
-	return cmd.Use + " [ARG...]"
+	return 80
 }
 
 // writeHelp prints the help of a command in docker's layout.
 func writeHelp(w io.Writer, cmd *cobra.Command, width int) {
 	use := cmd.Use
 	if cmd.HasParent() {
-		use = useLine(cmd)
+		use = command.UseLine(cmd)
 	}
 	fmt.Fprintf(w, "Usage:  %s\n\n", use)
 	text := cmd.Long
@@ -47,8 +48,9 @@ func writeHelp(w io.Writer, cmd *cobra.Command, width int) {
 	}
 }
 
+// writeCommands lists the commands below cmd, by group.
 func writeCommands(w io.Writer, cmd *cobra.Command) {
-	groups := []struct{ id, title string }{{"common", "Common Commands"}, {"management", "Management Commands"}, {"", "Commands"}}
+	groups := []struct{ id, title string }{{common, "Common Commands"}, {management, "Management Commands"}, {other, "Commands"}}
 	for _, g := range groups {
 		first := true
 		for _, sub := range cmd.Commands() {

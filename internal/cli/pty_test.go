@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/cli/command"
 	"ply/internal/cli/terminal"
 )
 
@@ -94,9 +95,12 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("%s: not within 5 s", what)
 }
 
-func (p *pty) app() *App {
+// invocation returns an invocation whose streams are all the terminal.
+func (p *pty) invocation() *command.Invocation {
+	inv := invocation(p.slave, p.slave, p.slave)
 	term := terminal.Of(p.slave)
-	return &App{In: p.slave, Out: p.slave, Err: p.slave, InTerm: term, OutTerm: term, ErrTerm: term}
+	inv.InTerm, inv.OutTerm, inv.ErrTerm = term, term, term
+	return inv
 }
 
 // hijacked answers an attach: it echoes what it reads in upper case and ends at "exit\r".
@@ -147,7 +151,9 @@ func TestRunInteractive(t *testing.T) {
 	}))
 	f.env()
 	code := make(chan int, 1)
-	go func() { code <- p.app().Run(context.Background(), []string{"run", "--rm", "-it", "alpine", "sh"}) }()
+	go func() {
+		code <- Run(context.Background(), p.invocation(), []string{"run", "--rm", "-it", "alpine", "sh"})
+	}()
 	p.until(t, "/ # ")
 	// raw mode: a carriage return goes through as it is, nothing is echoed here
 	io.WriteString(p.master, "hello\r")
@@ -203,7 +209,7 @@ func TestDetachKeys(t *testing.T) {
 	f.env()
 	code := make(chan int, 1)
 	go func() {
-		code <- p.app().Run(context.Background(), []string{"run", "-it", "alpine"})
+		code <- Run(context.Background(), p.invocation(), []string{"run", "-it", "alpine"})
 	}()
 	p.until(t, "ready")
 	io.WriteString(p.master, "\x10\x11")
@@ -250,7 +256,7 @@ func TestPullOnTerminal(t *testing.T) {
 	p := newPTY(t, 24, 120)
 	f := newFake(t, world(time.Now()))
 	f.env()
-	if code := p.app().Run(context.Background(), []string{"pull", "mysql:8"}); code != 0 {
+	if code := Run(context.Background(), p.invocation(), []string{"pull", "mysql:8"}); code != 0 {
 		t.Fatal(code, p.text())
 	}
 	p.until(t, "docker.io/library/mysql:8")
@@ -281,9 +287,9 @@ func TestPullCancelled(t *testing.T) {
 	f.env()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	var out, errw bytes.Buffer
-	a := &App{In: strings.NewReader(""), Out: &out, Err: &errw}
+	inv := invocation(strings.NewReader(""), &out, &errw)
 	code := make(chan int, 1)
-	go func() { code <- a.Run(ctx, []string{"pull", "mysql:8"}) }()
+	go func() { code <- Run(ctx, inv, []string{"pull", "mysql:8"}) }()
 	<-started
 	cancel(&signalError{unix.SIGINT})
 	if got := <-code; got != 130 || !strings.Contains(errw.String(), "Finished layers are kept") {

@@ -32,8 +32,8 @@ func TestLogin(t *testing.T) {
 	dir := os.Getenv("DOCKER_CONFIG")
 	call := func(stdin string, args ...string) result {
 		var out, errw bytes.Buffer
-		a := &App{In: strings.NewReader(stdin), Out: &out, Err: &errw}
-		return result{code: a.Run(context.Background(), args), out: out.String(), err: errw.String()}
+		inv := invocation(strings.NewReader(stdin), &out, &errw)
+		return result{code: Run(context.Background(), inv, args), out: out.String(), err: errw.String()}
 	}
 	r := call("s3cret\n", "login", "-u", "mhk", "--password-stdin", "h:5000")
 	if r.code != 0 || r.out != "\nLogin Succeeded\n" || !strings.Contains(r.err, "stored unencrypted in '"+dir+"/config.json'") {
@@ -70,7 +70,7 @@ func TestLoginPrompt(t *testing.T) {
 	f := newFake(t, map[string]any{"POST /auth": `{"Status":"Login Succeeded"}`})
 	f.env()
 	code := make(chan int, 1)
-	go func() { code <- p.app().Run(context.Background(), []string{"login", "h:5000"}) }()
+	go func() { code <- Run(context.Background(), p.invocation(), []string{"login", "h:5000"}) }()
 	p.until(t, "Username: ")
 	io.WriteString(p.master, "mhk\n")
 	p.until(t, "Password: ")
@@ -117,8 +117,8 @@ func TestSignalsAreForwarded(t *testing.T) {
 	code := make(chan int, 1)
 	f.env()
 	go func() {
-		a := &App{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}
-		code <- a.Run(context.Background(), []string{"run", "alpine"})
+		inv := invocation(strings.NewReader(""), io.Discard, io.Discard)
+		code <- Run(context.Background(), inv, []string{"run", "alpine"})
 	}()
 	eventually(t, "started", func() bool { return f.seen("POST /containers/"+cid1+"/start") != "" })
 	if err := unix.Kill(os.Getpid(), unix.SIGUSR1); err != nil {
@@ -213,7 +213,7 @@ func TestSaveToFile(t *testing.T) {
 		t.Errorf("left behind %q", left)
 	}
 	p := newPTY(t, 24, 80)
-	if code := p.app().Run(context.Background(), []string{"save", "a"}); code != 1 {
+	if code := Run(context.Background(), p.invocation(), []string{"save", "a"}); code != 1 {
 		t.Errorf("wrote to a terminal, code %d", code)
 	}
 	p.until(t, "cowardly refusing to save to a terminal")

@@ -11,8 +11,8 @@ import (
 func BenchmarkStart(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		a := &App{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}
-		if code := a.Run(context.Background(), []string{"run", "--help"}); code != 0 {
+		inv := invocation(strings.NewReader(""), io.Discard, io.Discard)
+		if code := Run(context.Background(), inv, []string{"run", "--help"}); code != 0 {
 			b.Fatal(code)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/docker/go-units"
 )
 
-// ShortID cuts "sha256:" and all but 12 digits.
+// ShortID returns the first 12 digits of an ID, without "sha256:".
 func ShortID(id string) string {
 	if i := strings.IndexByte(id, ':'); i >= 0 {
 		id = id[i+1:]
@@ -19,7 +19,7 @@ func ShortID(id string) string {
 	return id
 }
 
-// Ellipsis cuts s to width runes, the last of them being the ellipsis.
+// Ellipsis shortens s to width runes. The last one is then an ellipsis.
 func Ellipsis(s string, width int) string {
 	if width <= 0 {
 		return ""
@@ -34,17 +34,25 @@ func Ellipsis(s string, width int) string {
 	return string(r[:width-1]) + "…"
 }
 
-// Size is a size with three significant digits, as the images table shows it.
+// Size returns a size with three significant digits, as the table of images shows it.
 func Size(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 
-// Size4 is a size with four significant digits.
+// Size4 returns a size with four significant digits.
 func Size4(n int64) string { return units.HumanSize(float64(n)) }
 
-// IEC is a size in powers of 1024.
+// IEC returns a size in units that are powers of 1024.
 func IEC(n float64) string { return units.BytesSize(n) }
 
-// Ago is the human time since t.
+// Ago returns the time from t to now in words.
 func Ago(now, t time.Time) string { return units.HumanDuration(now.Sub(t)) + " ago" }
 
-// Stamp is a Unix time as docker prints it in CreatedAt columns.
+// Stamp returns a Unix time as docker prints it in columns named CreatedAt.
 func Stamp(unix int64) string { return time.Unix(unix, 0).String() }
+
+// Plural returns word for n = 1, and with an s for any other n.
+func Plural(word string, n int) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}

@@ -1,8 +1,8 @@
-// Package format turns rows and JSON documents into what the user asked for: docker's tables, Go templates with
-// docker's functions, JSON lines, and re-indented JSON.
+// Package format prints rows and JSON documents in the form that the user asked for: docker's tables, Go templates with docker's
+// functions, JSON lines, and indented JSON.
 //
-// A row is a struct whose exported string fields (and methods) are the template's fields; the table's titles are a
-// Titles map with the same keys.
+// A row is a struct. Its exported fields and methods are the fields of the template, and a Titles map with the same keys holds the
+// titles of the columns.
 package format
 
 import (
@@ -22,22 +22,22 @@ import (
 // Titles maps a field of a row to its column title.
 type Titles map[string]string
 
-// Label is the title of a column made with .Label "key".
+// Label returns the title of a column that is made with .Label "key".
 func (t Titles) Label(name string) string {
 	parts := strings.Split(name, ".")
 	return strings.NewReplacer("-", " ", "_", " ").Replace(parts[len(parts)-1])
 }
 
-// Row marks a struct as a row: it is JSON-encoded as docker does, by field name in alphabetical order.
+// Row is a struct that embeds RowMark. It is encoded as JSON by field name, in alphabetical order, as docker does.
 type Row interface{ IsRow() }
 
-// RowMark is embedded in row structs.
+// RowMark makes the struct that embeds it a Row.
 type RowMark struct{}
 
-// IsRow marks.
+// IsRow does nothing.
 func (RowMark) IsRow() {}
 
-// Funcs are docker's template functions.
+// funcs returns docker's template functions, and the extra ones.
 func funcs(extra template.FuncMap) template.FuncMap {
 	m := template.FuncMap{
 		"json":     func(v any) (string, error) { return encodeJSON(v) },
@@ -55,7 +55,7 @@ func funcs(extra template.FuncMap) template.FuncMap {
 	return m
 }
 
-// titleFuncs leave titles alone where docker's header functions do.
+// titleFuncs take the place of docker's functions in the line of titles, which they do not change.
 var titleFuncs = template.FuncMap{
 	"json":     func(v any) string { return fmt.Sprint(v) },
 	"split":    func(v any, _ string) any { return v },
@@ -93,7 +93,7 @@ func truncate(s string, n int) string {
 	return string(r[:n])
 }
 
-// Parse makes a template with docker's functions; the error is docker's.
+// Parse parses a template that uses docker's functions. The error is docker's.
 func Parse(text string) (*template.Template, error) { return parse(text, nil) }
 
 func parse(text string, extra template.FuncMap) (*template.Template, error) {
@@ -107,13 +107,14 @@ func parse(text string, extra template.FuncMap) (*template.Template, error) {
 // unescape turns the two-character forms \t and \n, as typed in a shell, into the characters.
 var unescape = strings.NewReplacer(`\t`, "\t", `\n`, "\n")
 
-// Uses reports whether a format names a field, so that costly fields are only asked for when shown.
+// Uses reports whether a template names a field, so that the engine computes expensive fields only when they are shown. A format
+// that prints whole rows as JSON does not count.
 func Uses(format, field string) bool {
-	return strings.Contains(format, "."+field) || strings.Contains(format, "json")
+	return strings.Contains(format, "."+field) && !strings.Contains(format, "json")
 }
 
-// Table writes rows. format is "" or "table" (which both use def), "table TEMPLATE", "json" or TEMPLATE; def is a
-// template without the word table. Rows are structs that embed RowMark.
+// Table writes rows. format is the value of --format: "" or "table", which both use the template def, or "table TEMPLATE", "json" or
+// TEMPLATE.
 func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) error {
 	body, isTable := def, true
 	switch {
@@ -130,10 +131,10 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 	if err != nil {
 		return errs.New(errs.Invalid, "failed to parse template: %w", errors.Unwrap(err))
 	}
-	if len(rows) == 0 { // a wrong field is told even when there is nothing to show
+	if len(rows) == 0 { // a wrong field is an error even when there is nothing to show
 		var zero T
 		if err := t.Execute(io.Discard, &zero); err != nil {
-			return errs.New(errs.Invalid, "failed to execute template: %w", err)
+			return rowError[T](err)
 		}
 	}
 	var buf bytes.Buffer
@@ -149,7 +150,7 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 	}
 	for i := range rows {
 		if err := t.Execute(&buf, &rows[i]); err != nil {
-			return errs.New(errs.Invalid, "failed to execute template: %w", err)
+			return rowError[T](err)
 		}
 		buf.WriteByte('\n')
 	}
@@ -164,7 +165,15 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 	return tw.Flush()
 }
 
-// encodeJSON encodes without HTML escapes, but a row as docker's own marshaller does.
+// rowError returns the error of a template that does not fit its row. Package text/template puts the Go type of the row into the
+// text, which users see: it always reads cli.psRow, cli.imageRow and so on, wherever the type is declared.
+func rowError[T Row](err error) error {
+	t := reflect.TypeFor[T]()
+	name := "cli." + strings.ToLower(t.Name()[:1]) + t.Name()[1:]
+	return errs.New(errs.Invalid, "failed to execute template: %s", strings.ReplaceAll(err.Error(), t.String(), name))
+}
+
+// encodeJSON encodes v without HTML escapes. A row it encodes as docker does: by field name in order, and with the escapes.
 func encodeJSON(v any) (string, error) {
 	if v == nil {
 		return "null", nil

@@ -12,7 +12,7 @@ import (
 	"ply/internal/errs"
 )
 
-// stringMaps and stringLists are the fields that are null in JSON when empty, and that templates join and index.
+// stringMaps and stringList name the fields that are null in JSON when they are empty, and that templates index and join.
 var (
 	stringMaps = set("Labels", "Options", "Opts", "DriverOpts", "Sysctls", "Annotations", "StorageOpt", "Tmpfs", "Data")
 	stringList = set("Cmd", "Entrypoint", "Env", "Args", "RepoTags", "RepoDigests", "Binds", "VolumesFrom", "CapAdd", "CapDrop",
@@ -28,8 +28,8 @@ func set(names ...string) map[string]bool {
 	return m
 }
 
-// Document decodes one JSON document for templates: numbers become int64 or float64, lists of strings []string, maps
-// of strings map[string]string, and null fields that are lists or maps stay so.
+// Document decodes one JSON document for templates. Numbers become int64 or float64, and lists of strings []string. The fields
+// that stringMaps and stringList name become map[string]string and []string, also when they are null.
 func Document(raw []byte) (any, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -103,50 +103,53 @@ func refineMap(name string, m map[string]any) any {
 	return m
 }
 
-// texts maps an object or list to its JSON source, so that {{json .X}} keeps the engine's order of keys.
-type texts map[place]string
+// sources maps a decoded object or list to its JSON source, so that {{json .X}} keeps the engine's order of keys.
+type sources map[identity]string
 
-// place is what a decoded object or list is known by: where it is, and a list's length, as a part of it begins there too.
-type place struct {
+// identity identifies a decoded object or list: its address, and the length of a list, because a part of the list may have the
+// same address.
+type identity struct {
 	at  uintptr
 	len int
 }
 
-func placeOf(v any) (p place, ok bool) {
+func identityOf(v any) (id identity, ok bool) {
 	switch x := v.(type) {
 	case map[string]any:
-		return place{at: reflect.ValueOf(x).Pointer()}, true
+		return identity{at: reflect.ValueOf(x).Pointer()}, true
 	case []any:
-		return place{reflect.ValueOf(x).Pointer(), len(x)}, len(x) > 0
+		return identity{reflect.ValueOf(x).Pointer(), len(x)}, len(x) > 0
 	}
-	return p, false
+	return id, false
 }
 
-func (t texts) encode(v any) (string, error) {
-	if p, ok := placeOf(v); ok {
-		if s, ok := t[p]; ok {
-			return s, nil
+// encode encodes v as JSON: from its source when there is one.
+func (s sources) encode(v any) (string, error) {
+	if id, ok := identityOf(v); ok {
+		if text, ok := s[id]; ok {
+			return text, nil
 		}
 	}
 	return encodeJSON(v)
 }
 
-func (t texts) note(v any, raw []byte) {
+// add records the source of v.
+func (s sources) add(v any, raw []byte) {
 	var c bytes.Buffer
-	if p, ok := placeOf(v); ok && json.Compact(&c, raw) == nil {
-		t[p] = unescapeHTML(c.String())
+	if id, ok := identityOf(v); ok && json.Compact(&c, raw) == nil {
+		s[id] = unescapeHTML(c.String())
 	}
 }
 
-// index walks source and decoded value side by side and notes the source of every object and list.
-func index(raw []byte, v any, into texts) {
+// index walks a document and its decoded value side by side, and records the source of every object and list.
+func index(raw []byte, v any, into sources) {
 	switch x := v.(type) {
 	case map[string]any:
 		var parts map[string]json.RawMessage
 		if json.Unmarshal(raw, &parts) != nil {
 			return
 		}
-		into.note(v, raw)
+		into.add(v, raw)
 		for k, p := range parts {
 			index(p, x[k], into)
 		}
@@ -155,20 +158,20 @@ func index(raw []byte, v any, into texts) {
 		if json.Unmarshal(raw, &parts) != nil || len(parts) != len(x) {
 			return
 		}
-		into.note(v, raw)
+		into.add(v, raw)
 		for i := range parts {
 			index(parts[i], x[i], into)
 		}
 	}
 }
 
-// Execute renders one JSON document with a template as docker's inspect does.
+// Execute prints one JSON document with a template, as docker's inspect does.
 func Execute(w io.Writer, t *template.Template, raw []byte) error {
 	v, err := Document(raw)
 	if err != nil {
 		return err
 	}
-	source := texts{}
+	source := sources{}
 	index(raw, v, source)
 	if m, ok := v.(map[string]any); ok {
 		if id, has := m["Id"]; has {
@@ -192,7 +195,8 @@ func Execute(w io.Writer, t *template.Template, raw []byte) error {
 	return err
 }
 
-// missingInStrings reports a missing key of a map of strings, such as a label: that is no error, unlike a missing field.
+// missingInStrings reports whether err is about a missing key of a map of strings, such as a label. Unlike a missing field, that is
+// not an error.
 func missingInStrings(err error) bool {
 	text := err.Error()
 	if !strings.Contains(text, "map has no entry for key") {
@@ -206,7 +210,8 @@ func missingInStrings(err error) bool {
 	return false
 }
 
-// Inspect writes documents as `inspect` does: an indented array, one line of it for "json", or a template per document.
+// Inspect writes documents as `inspect` does: as an indented array, for "json" as an array on one line, or with a template per
+// document.
 func Inspect(w io.Writer, format string, docs []json.RawMessage) error {
 	switch format {
 	case "":
@@ -253,7 +258,7 @@ func indentArray(w io.Writer, docs []json.RawMessage) error {
 	return err
 }
 
-// unescapeHTML undoes the escapes of <, > and & that Go's encoder makes, in JSON text.
+// unescapeHTML replaces the escapes of <, > and & in JSON text, which Go's encoder makes, by the characters.
 func unescapeHTML(s string) string {
 	if !strings.Contains(s, `\u00`) {
 		return s

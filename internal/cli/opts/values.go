@@ -11,6 +11,7 @@ import (
 	"github.com/docker/go-units"
 
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // List is a flag that may be given often. Check, when set, validates and may rewrite a value.
@@ -217,6 +218,15 @@ func (u *Ulimits) Set(s string) error {
 	}
 	u.List = append(u.List, l)
 	return nil
+}
+
+// Wire returns the limits in the form of the API.
+func (u *Ulimits) Wire() []wire.Ulimit {
+	out := []wire.Ulimit{}
+	for _, l := range u.List {
+		out = append(out, wire.Ulimit{Name: l.Name, Hard: l.Hard, Soft: l.Soft})
+	}
+	return out
 }
 
 // String shows the limits.

@@ -12,10 +12,16 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
 
 	"ply/internal/errs"
 	"ply/internal/wire"
 )
+
+// Flag defines --progress on fs.
+func Flag(fs *pflag.FlagSet, mode *string) {
+	fs.StringVar(mode, "progress", "auto", "Set type of progress output (\"auto\", \"tty\", \"plain\", \"json\")")
+}
 
 // Printer draws messages. Close leaves the terminal in order.
 type Printer interface {

@@ -1,4 +1,5 @@
-// Package terminal is what the command line needs of a terminal: is it one, its size, raw mode, changes of size.
+// Package terminal provides what the command line needs of a terminal: whether a stream is one, its size, raw mode, and a
+// notice when its size changes.
 package terminal
 
 import (
@@ -10,14 +11,14 @@ import (
 	"golang.org/x/term"
 )
 
-// Term is a file descriptor that is a terminal.
+// Term is a file descriptor that is a terminal. The methods Size, Raw and Restore accept a nil Term and then do nothing.
 type Term struct {
 	fd    int
 	mu    sync.Mutex
-	saved *term.State
+	saved *term.State // the mode before Raw; nil while the terminal is not in raw mode
 }
 
-// Of gives f's terminal, or nil when f is none.
+// Of returns the terminal behind f, or nil when f is not a terminal.
 func Of(f *os.File) *Term {
 	if f == nil || !term.IsTerminal(int(f.Fd())) {
 		return nil
@@ -25,7 +26,7 @@ func Of(f *os.File) *Term {
 	return &Term{fd: int(f.Fd())}
 }
 
-// Size in cells; zeros when the terminal does not say.
+// Size returns the size in cells, or zeros when the terminal does not report it.
 func (t *Term) Size() (width, height int) {
 	if t == nil {
 		return 0, 0
@@ -37,7 +38,7 @@ func (t *Term) Size() (width, height int) {
 	return w, h
 }
 
-// Raw switches to raw mode. Call Restore on every way out; it may be called often.
+// Raw switches to raw mode. The caller must call Restore on every way out.
 func (t *Term) Raw() error {
 	if t == nil || os.Getenv("NORAW") != "" {
 		return nil
@@ -55,7 +56,7 @@ func (t *Term) Raw() error {
 	return nil
 }
 
-// Restore undoes Raw.
+// Restore undoes Raw. It may be called more than once.
 func (t *Term) Restore() {
 	if t == nil {
 		return
@@ -63,7 +64,7 @@ func (t *Term) Restore() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.saved != nil {
-		_ = term.Restore(t.fd, t.saved) // nothing better can be done with the terminal gone
+		_ = term.Restore(t.fd, t.saved) // it fails only when the terminal is gone, and then there is nothing to restore
 		t.saved = nil
 	}
 }
@@ -74,7 +75,7 @@ func (t *Term) ReadPassword() (string, error) {
 	return string(b), err
 }
 
-// Resized gives a channel that gets a value at every change of size until stop is called.
+// Resized returns a channel that receives a value at every change of the terminal's size, until stop is called.
 func Resized() (c <-chan os.Signal, stop func()) {
 	ch := make(chan os.Signal, 1)
 	signal.Notify(ch, unix.SIGWINCH)

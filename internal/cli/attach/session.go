@@ -1,0 +1,115 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+
+	"ply/internal/cli/client"
+	"ply/internal/cli/terminal"
+)
+
+// Session is one attached stream: a connection that was taken over from HTTP, joined to the local streams.
+type Session struct {
+	Local                 *terminal.Streams
+	Conn                  *client.Conn
+	TTY                   bool   // the container or exec has a terminal
+	Stdin, Stdout, Stderr bool   // which streams are attached
+	Keys                  []byte // the input at which the engine detaches; empty means none
+
+	detached atomic.Bool
+}
+
+// Detached reports whether the last input was the detach keys. When the stream has ended, and the container still runs, that
+// was the reason.
+func (s *Session) Detached() bool { return s.detached.Load() }
+
+// Run copies both ways until the engine ends the stream, or until ctx ends, which is an error. The end of the input is passed
+// on as a half-close. While Run runs, a local terminal with an attached input is in raw mode.
+func (s *Session) Run(ctx context.Context) error {
+	if s.TTY && s.Stdin && s.Local.InTerm != nil {
+		if err := s.Local.InTerm.Raw(); err != nil {
+			return err
+		}
+		defer s.Local.InTerm.Restore()
+	}
+	out := make(chan error, 1)
+	go func() { out <- s.output() }()
+	in := make(chan error, 1)
+	go func() {
+		if s.Stdin {
+			_, err := io.Copy(s.Conn, &watcher{r: s.Local.In, keys: s.Keys, seen: &s.detached})
+			if err != nil && !closed(err) {
+				in <- err
+				return
+			}
+		}
+		in <- s.Conn.CloseWrite()
+	}()
+	for {
+		select {
+		case err := <-out:
+			if closed(err) {
+				return nil
+			}
+			return err
+		case err := <-in:
+			in = nil // the input ends once
+			if err != nil && !closed(err) {
+				return err
+			}
+			if !s.Stdout && !s.Stderr {
+				return nil
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// output copies what the engine sends to the attached streams.
+func (s *Session) output() error {
+	stdout, stderr := io.Writer(io.Discard), io.Writer(io.Discard)
+	if s.Stdout {
+		stdout = s.Local.Out
+	}
+	if s.Stderr {
+		stderr = s.Local.Err
+	}
+	if s.TTY {
+		_, err := io.Copy(stdout, s.Conn)
+		return err
+	}
+	return client.Demux(stdout, stderr, s.Conn)
+}
+
+// watcher reads the input and notes in seen whether its last bytes are the detach keys. The engine acts on the keys; this side
+// only has to know why the stream ended.
+type watcher struct {
+	r    io.Reader
+	keys []byte
+	tail []byte
+	seen *atomic.Bool
+}
+
+func (w *watcher) Read(p []byte) (int, error) {
+	n, err := w.r.Read(p)
+	if n > 0 && len(w.keys) > 0 {
+		w.tail = append(w.tail, p[:n]...)
+		if extra := len(w.tail) - len(w.keys); extra > 0 {
+			w.tail = append(w.tail[:0], w.tail[extra:]...)
+		}
+		w.seen.Store(bytes.Equal(w.tail, w.keys))
+	}
+	return n, err
+}
+
+// closed reports whether err means that the stream ended because one side closed it, which is not a failure.
+func closed(err error) bool {
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed)
+}

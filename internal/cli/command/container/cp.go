@@ -1,0 +1,217 @@
+package container
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"ply/internal/cli/client"
+	"ply/internal/cli/command"
+	"ply/internal/cli/format"
+	"ply/internal/cli/tarstream"
+	"ply/internal/errs"
+)
+
+type cpFlags struct{ archive, follow, quiet bool }
+
+// Cp returns the command cp.
+func Cp(inv *command.Invocation) *cobra.Command {
+	f := &cpFlags{}
+	c := &cobra.Command{
+		Use:   "cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\ncp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH",
+		Short: "Copy files/folders between a container and the local filesystem",
+		Long: "Copy files/folders between a container and the local filesystem\n\n" +
+			"Use '-' as the source to read a tar archive from stdin\nand extract it to a directory destination in a container.\n" +
+			"Use '-' as the destination to stream a tar archive of a\ncontainer source to stdout.",
+		Args: command.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[0] == "" {
+				return errs.New(errs.Invalid, "source can not be empty")
+			}
+			if args[1] == "" {
+				return errs.New(errs.Invalid, "destination can not be empty")
+			}
+			return cp(cmd.Context(), inv, f, args[0], args[1])
+		},
+	}
+	c.Flags().BoolVarP(&f.archive, "archive", "a", false, "Archive mode (copy all uid/gid information)")
+	c.Flags().BoolVarP(&f.follow, "follow-link", "L", false, "Always follow symbol link in SRC_PATH")
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "Suppress progress output during copy. Progress output is automatically suppressed if no terminal is attached")
+	return c
+}
+
+// splitCp splits CONTAINER:PATH. container is empty for a local path: one without a colon, or one that begins with "." or "/".
+func splitCp(arg string) (container, p string) {
+	if filepath.IsAbs(arg) {
+		return "", arg
+	}
+	container, p, ok := strings.Cut(arg, ":")
+	if !ok || strings.HasPrefix(container, ".") {
+		return "", arg
+	}
+	return container, p
+}
+
+func cp(ctx context.Context, inv *command.Invocation, f *cpFlags, src, dst string) error {
+	srcC, srcP := splitCp(src)
+	dstC, dstP := splitCp(dst)
+	switch {
+	case srcC != "" && dstC != "":
+		return errs.New(errs.Unimplemented, "copying between containers is not supported")
+	case srcC == "" && dstC == "":
+		return errs.New(errs.Invalid, "must specify at least one container source")
+	}
+	api, err := inv.Engine(ctx)
+	if err != nil {
+		return err
+	}
+	if srcC != "" {
+		return command.EndOf(ctx, copyFrom(ctx, inv, api, f, srcC, srcP, dstP))
+	}
+	return command.EndOf(ctx, copyTo(ctx, inv, api, f, srcP, dstC, dstP))
+}
+
+// pathStat is the header X-Docker-Container-Path-Stat.
+type pathStat struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	Mode       fs.FileMode `json:"mode"`
+	LinkTarget string      `json:"linkTarget"`
+}
+
+// statHeader reads pathStat from an answer.
+func statHeader(resp *http.Response) (pathStat, error) {
+	var st pathStat
+	b, err := base64.StdEncoding.DecodeString(resp.Header.Get("X-Docker-Container-Path-Stat"))
+	if err == nil {
+		err = json.Unmarshal(b, &st)
+	}
+	if err != nil {
+		return st, errs.New(errs.Invalid, "unable to decode container path stat header: %w", err)
+	}
+	return st, nil
+}
+
+// statContainer returns the pathStat of a path in a container.
+func statContainer(ctx context.Context, api *client.Client, id, p string) (pathStat, error) {
+	resp, err := api.Open(ctx, client.Request{Method: http.MethodHead, Path: "/containers/" + id + "/archive", Query: url.Values{"path": {p}}})
+	if err != nil {
+		var ce *client.Error
+		if errors.As(err, &ce) && ce.Status == http.StatusNotFound { // the answer to HEAD has no body that could hold the error
+			return pathStat{}, &client.Error{Status: 404, Message: "Could not find the file " + p + " in container " + id}
+		}
+		return pathStat{}, err
+	}
+	resp.Body.Close()
+	return statHeader(resp)
+}
+
+// followIn resolves a symbolic link at the end of a path in the container by one step, as docker does. It returns the resulting path
+// and its pathStat.
+func followIn(ctx context.Context, api *client.Client, id, p string) (string, *pathStat, error) {
+	st, err := statContainer(ctx, api, id, p)
+	if err != nil {
+		return p, nil, err
+	}
+	if st.Mode&fs.ModeSymlink == 0 {
+		return p, &st, nil
+	}
+	target := st.LinkTarget
+	if !path.IsAbs(target) {
+		target = path.Join(path.Dir(strings.TrimSuffix(p, "/")), target)
+	}
+	st, err = statContainer(ctx, api, id, target)
+	if err != nil {
+		return target, nil, err
+	}
+	return target, &st, nil
+}
+
+// copyFrom copies src in the container id to the local path dst, or to the output when dst is "-".
+func copyFrom(ctx context.Context, inv *command.Invocation, api *client.Client, f *cpFlags, id, src, dst string) error {
+	rebase := ""
+	if f.follow {
+		if target, _, err := followIn(ctx, api, id, src); err == nil && target != src {
+			rebase = path.Base(src)
+			src = target
+		}
+	}
+	resp, err := api.Open(ctx, client.Request{Path: "/containers/" + id + "/archive", Query: url.Values{"path": {src}}})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if dst == "-" {
+		if inv.OutTerm != nil {
+			return errs.New(errs.Invalid, "cowardly refusing to write a tar archive to a terminal: redirect the output")
+		}
+		return command.CopyOut(ctx, inv.Out, resp.Body)
+	}
+	st, err := statHeader(resp)
+	if err != nil {
+		return err
+	}
+	target, err := tarstream.ExtractTo(src, rebase, st.Mode.IsDir(), dst)
+	if err != nil {
+		return err
+	}
+	n := &counter{}
+	done := f.showCount(inv, "Copying from container - ", n)
+	err = target.Extract(io.TeeReader(resp.Body, n), f.archive)
+	done()
+	if err == nil && f.shows(inv) {
+		fmt.Fprintf(inv.Err, "Successfully copied %s to %s\n", format.Size4(n.total()), target.Shown)
+	}
+	return err
+}
+
+// copyTo copies the local path src, or the input when src is "-", to dst in the container id.
+func copyTo(ctx context.Context, inv *command.Invocation, api *client.Client, f *cpFlags, src, id, dst string) error {
+	dstPath := dst
+	target, st, err := followIn(ctx, api, id, dst)
+	if err != nil && !client.IsNotFound(err) {
+		return err
+	}
+	if err == nil {
+		dstPath = target
+	}
+	dirDst := st != nil && st.Mode.IsDir()
+	q := url.Values{"noOverwriteDirNonDir": {"true"}}
+	if f.archive {
+		q.Set("copyUIDGID", "true")
+	}
+	if src == "-" {
+		if st == nil || !dirDst {
+			return errs.New(errs.Invalid, "destination \"%s:%s\" must be a directory", id, dst)
+		}
+		q.Set("path", dstPath)
+		return command.EndOf(ctx, api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: inv.Input(ctx)}, nil))
+	}
+	plan, err := tarstream.PackFrom(src, f.follow, dstPath, st != nil, dirDst)
+	if err != nil {
+		return err
+	}
+	q.Set("path", plan.Into)
+	pr, pw := io.Pipe()
+	n := &counter{}
+	go func() { pw.CloseWithError(plan.Write(io.MultiWriter(pw, n))) }()
+	done := f.showCount(inv, "Copying to container - ", n)
+	err = api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: pr}, nil)
+	pr.Close()
+	done()
+	if err == nil && f.shows(inv) {
+		fmt.Fprintf(inv.Err, "Successfully copied %s to %s:%s\n", format.Size4(n.total()), id, dst)
+	}
+	return err
+}

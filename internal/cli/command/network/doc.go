@@ -1,0 +1,2 @@
+// Package network has the commands on networks.
+package network

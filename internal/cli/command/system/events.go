@@ -1,0 +1,117 @@
+package system
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ply/internal/cli/client"
+	"ply/internal/cli/command"
+	"ply/internal/cli/format"
+	"ply/internal/cli/opts"
+)
+
+// event is one line of /events.
+type event struct {
+	Type, Action string
+	Actor        struct {
+		ID         string
+		Attributes map[string]string
+	}
+	Status   string `json:"status"`
+	ID       string `json:"id"`
+	Time     int64  `json:"time"`
+	TimeNano int64  `json:"timeNano"`
+}
+
+// line returns the line that is printed without --format.
+func (e *event) line() string {
+	t := time.Unix(e.Time, 0)
+	if e.TimeNano != 0 {
+		t = time.Unix(0, e.TimeNano)
+	}
+	s := fmt.Sprintf("%s %s %s %s", t.Format("2006-01-02T15:04:05.000000000Z07:00"), e.Type, e.Action, e.Actor.ID)
+	if len(e.Actor.Attributes) > 0 {
+		attrs := opts.Pairs(e.Actor.Attributes)
+		slices.Sort(attrs)
+		s += " (" + strings.Join(attrs, ", ") + ")"
+	}
+	return s
+}
+
+// Events returns the command events.
+func Events(inv *command.Invocation) *cobra.Command {
+	var tmpl, since, until string
+	var filters opts.Filters
+	c := &cobra.Command{
+		Use: "events [OPTIONS]", Short: "Get real time events from the server", Args: command.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx := cmd.Context()
+			q := url.Values{}
+			for name, v := range map[string]string{"since": since, "until": until} {
+				if v == "" {
+					continue
+				}
+				ts, err := opts.Timestamp(v, inv.Now())
+				if err != nil {
+					return err
+				}
+				q.Set(name, ts)
+			}
+			if err := filters.Query(q); err != nil {
+				return err
+			}
+			if tmpl == "json" {
+				tmpl = "{{json .}}"
+			}
+			parsed, err := format.Parse(tmpl)
+			if err != nil {
+				return &command.ExitError{Code: 64, Text: err.Error()}
+			}
+			api, err := inv.Engine(ctx)
+			if err != nil {
+				return err
+			}
+			resp, err := api.Open(ctx, client.Request{Path: "/events", Query: q})
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			dec := json.NewDecoder(resp.Body)
+			for {
+				var raw json.RawMessage
+				if err := dec.Decode(&raw); err != nil {
+					if errors.Is(err, io.EOF) {
+						return nil
+					}
+					return command.EndOf(ctx, err)
+				}
+				if tmpl != "" {
+					if err := format.Execute(inv.Out, parsed, raw); err != nil {
+						return err
+					}
+					continue
+				}
+				var e event
+				if err := json.Unmarshal(raw, &e); err != nil {
+					return err
+				}
+				if _, err := fmt.Fprintln(inv.Out, e.line()); err != nil {
+					return err
+				}
+			}
+		},
+	}
+	c.Flags().VarP(&filters, "filter", "f", "Filter output based on conditions provided")
+	c.Flags().StringVar(&tmpl, "format", "", format.DocumentHelp)
+	c.Flags().StringVar(&since, "since", "", "Show all events created since timestamp")
+	c.Flags().StringVar(&until, "until", "", "Stream events until this timestamp")
+	return c
+}

@@ -1,0 +1,2 @@
+// Package volume has the commands on volumes.
+package volume

@@ -1,0 +1,58 @@
+package format
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+)
+
+// Columns writes rows in aligned columns, with docker's spacing.
+func Columns(w io.Writer, minWidth int, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, minWidth, 1, 3, ' ', 0)
+	for _, r := range rows {
+		fmt.Fprintln(tw, strings.Join(r, "\t"))
+	}
+	return tw.Flush()
+}
+
+// Natural compares strings so that the numbers in them count as numbers: v9 comes before v10.
+func Natural(a, b string) int {
+	switch {
+	case naturalLess(a, b):
+		return -1
+	case naturalLess(b, a):
+		return 1
+	}
+	return 0
+}
+
+func naturalLess(a, b string) bool {
+	for a != "" && b != "" {
+		an, bn := digits(a), digits(b)
+		if an > 0 && bn > 0 {
+			x, _ := strconv.ParseUint(a[:an], 10, 64)
+			y, _ := strconv.ParseUint(b[:bn], 10, 64)
+			if x != y {
+				return x < y
+			}
+			a, b = a[an:], b[bn:]
+			continue
+		}
+		if a[0] != b[0] {
+			return a[0] < b[0]
+		}
+		a, b = a[1:], b[1:]
+	}
+	return len(a) < len(b)
+}
+
+// digits returns how many decimal digits s begins with, at most 18.
+func digits(s string) int {
+	n := 0
+	for n < len(s) && n < 18 && s[n] >= '0' && s[n] <= '9' {
+		n++
+	}
+	return n
+}
