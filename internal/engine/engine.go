@@ -24,6 +24,8 @@ import (
 	"ply/internal/image"
 	"ply/internal/mount"
 	"ply/internal/network"
+	"ply/internal/network/bridge"
+	"ply/internal/network/ipam"
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/layer/drivers"
@@ -139,26 +141,26 @@ func privateExecRoot(dir string) error {
 
 func (e *Engine) openNetwork(ctx context.Context) error {
 	c := e.cfg
-	o := network.Options{
-		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Bridge: c.Bridge, MTU: c.MTU,
-		NoICC: !c.ICC, NoMasq: !c.IPMasq, NoRules: !c.IPTables, NoForward: !c.IPForward, NoProxy: !c.UserlandProxy,
-		Events: e.Events, Log: e.log,
-	}
+	bridged := network.Config{Bridge: c.Bridge, MTU: c.MTU, NoICC: !c.ICC, NoMasq: !c.IPMasq}
+	driver := bridge.Options{NoRules: !c.IPTables, NoForward: !c.IPForward, NoProxy: !c.UserlandProxy, Log: e.log}
 	// The values were checked by config.Load.
 	if c.BIP != "" {
-		o.Address = netip.MustParsePrefix(c.BIP)
+		bridged.Address = netip.MustParsePrefix(c.BIP)
 	}
 	if c.FixedCIDR != "" {
-		o.Fixed = netip.MustParsePrefix(c.FixedCIDR)
+		bridged.Fixed = netip.MustParsePrefix(c.FixedCIDR)
 	}
 	if c.IP != "" {
-		o.HostIP = netip.MustParseAddr(c.IP)
+		driver.HostIP = netip.MustParseAddr(c.IP)
 	}
 	for _, p := range c.DefaultAddressPools {
-		o.Pools = append(o.Pools, network.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)
+		bridged.Pools = append(bridged.Pools, ipam.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)
 	}
 	var err error
-	e.Networks, err = network.Open(ctx, o)
+	e.Networks, err = network.Open(ctx, network.Options{
+		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged,
+		Drivers: map[string]network.Driver{"bridge": bridge.New(driver)}, Events: e.Events, Log: e.log,
+	})
 	return err
 }
 

@@ -1,7 +1,10 @@
-// Package network gives containers their network: bridges, addresses, published ports, names.
+// Package network gives containers their network: a namespace, an interface with an address, published ports.
 //
-// The default network is bridge ply0 on the first free of Docker's address pools. Rules are one nftables
-// table of our own, made once; a published port is an element in a map. A container without -p touches no rule.
+// The Service keeps the networks and their endpoints and allocates addresses; a Driver per kind of network makes what
+// they need on the host. The default network is the bridge ply0 on the first free one of Docker's address pools.
+//
+// The packages below stand in this order: ipam and namespace know nothing of the others, network imports them, ports
+// and bridge import network, and bridge imports ports. The engine hands the drivers to the Service.
 package network
 
 import (
@@ -11,36 +14,39 @@ import (
 	"ply/internal/oci"
 )
 
-// PortBinding publishes a container's port.
+// PortBinding publishes a container's port. Containers store it, so its JSON names must not change.
 type PortBinding struct {
-	Proto         string // tcp, udp, sctp
-	ContainerPort uint16
-	HostIP        netip.Addr // invalid = all addresses, both families
-	HostPort      uint16     // 0 = choose a free one
-	HostPortEnd   uint16     // a range to choose from; 0 = none
+	Proto         string     `json:"Proto"` // tcp, udp, sctp
+	ContainerPort uint16     `json:"ContainerPort"`
+	HostIP        netip.Addr `json:"HostIP"`      // invalid = all addresses of both families
+	HostPort      uint16     `json:"HostPort"`    // 0 = choose a free one
+	HostPortEnd   uint16     `json:"HostPortEnd"` // last port of a range to choose from; 0 = no range
 }
 
-// EndpointSpec is what a user asks of a container's place in a network.
+// EndpointSpec is what a user asks of a container's endpoint in a network. Containers store it, so its JSON names must
+// not change.
 type EndpointSpec struct {
-	Aliases    []string
-	IPv4, IPv6 netip.Addr
-	MAC        string
-	Links      []string
+	Aliases []string   `json:"Aliases"`
+	IPv4    netip.Addr `json:"IPv4"`
+	IPv6    netip.Addr `json:"IPv6"`
+	MAC     string     `json:"MAC"`
+	Links   []string   `json:"Links"`
 }
 
-// Endpoint is a container's place in a network.
+// Endpoint is a container's interface and addresses in a network. Containers store it, so its JSON names must not
+// change.
 type Endpoint struct {
-	Network   string // name
-	NetworkID string // 64 hex
-	ID        string // 64 hex
-	IPv4      netip.Prefix
-	IPv6      netip.Prefix
-	Gateway   netip.Addr
-	Gateway6  netip.Addr
-	MAC       string // 02:42 and the IPv4 address by default
-	Aliases   []string
-	Interface string // in the container, eth0
-	HostIf    string
+	Network   string       `json:"Network"`   // name
+	NetworkID string       `json:"NetworkID"` // 64 hex digits
+	ID        string       `json:"ID"`        // 64 hex digits
+	IPv4      netip.Prefix `json:"IPv4"`
+	IPv6      netip.Prefix `json:"IPv6"`
+	Gateway   netip.Addr   `json:"Gateway"`
+	Gateway6  netip.Addr   `json:"Gateway6"`
+	MAC       string       `json:"MAC"` // by default 02:42 and the bytes of the IPv4 address
+	Aliases   []string     `json:"Aliases"`
+	Interface string       `json:"Interface"` // in the container, eth0
+	HostIf    string       `json:"HostIf"`    // on the host
 }
 
 // Network is one network as list and inspect show it.
@@ -49,7 +55,7 @@ type Network struct {
 	Name      string
 	Driver    string // bridge, host, null
 	Created   time.Time
-	Subnet    netip.Prefix
+	Subnet    netip.Prefix // invalid until the network is made on this host, and when it has no addresses
 	Gateway   netip.Addr
 	Internal  bool
 	Labels    map[string]string
@@ -67,7 +73,7 @@ type Counters struct {
 type AttachRequest struct {
 	ID        oci.ContainerID
 	Mode      string // "bridge", "none", or a network's name or ID
-	NetnsPath string // where the namespace is to be bound; made by Attach
+	NetnsPath string // where Attach binds the namespace that it makes
 	Spec      EndpointSpec
 	Ports     []PortBinding
 	Hostname  string
@@ -77,5 +83,5 @@ type AttachRequest struct {
 // Attachment is what Attach made.
 type Attachment struct {
 	Endpoints map[string]Endpoint // by network name
-	Ports     []PortBinding       // as bound: host address and port filled in, one entry a family
+	Ports     []PortBinding       // as bound: one binding per family, with host address and port
 }

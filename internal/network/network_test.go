@@ -1,4 +1,4 @@
-package network
+package network_test
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -18,6 +17,9 @@ import (
 	"github.com/vishvananda/netns"
 
 	"ply/internal/errs"
+	"ply/internal/network"
+	"ply/internal/network/bridge"
+	"ply/internal/network/namespace"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 	"ply/test/private"
@@ -32,7 +34,7 @@ type world struct {
 	t   *testing.T
 	dir string
 	db  *meta.DB
-	s   *Service
+	s   *network.Service
 }
 
 func newWorld(t *testing.T) *world {
@@ -59,17 +61,21 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) open() {
 	w.t.Helper()
-	s, err := Open(w.t.Context(), Options{Meta: w.db, StateDir: filepath.Join(w.dir, "net")})
+	s, err := network.Open(w.t.Context(), options(w.db, w.dir))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.s = s
 }
 
+func options(db *meta.DB, dir string) network.Options {
+	return network.Options{Meta: db, StateDir: filepath.Join(dir, "net"), Drivers: map[string]network.Driver{"bridge": bridge.New(bridge.Options{})}}
+}
+
 func (w *world) ns(id oci.ContainerID) string { return filepath.Join(w.dir, "netns", string(id)) }
 
-func (w *world) attach(id oci.ContainerID, mode string, ports ...PortBinding) (Attachment, error) {
-	return w.s.Attach(w.t.Context(), AttachRequest{ID: id, Mode: mode, NetnsPath: w.ns(id), Ports: ports})
+func (w *world) attach(id oci.ContainerID, mode string, ports ...network.PortBinding) (network.Attachment, error) {
+	return w.s.Attach(w.t.Context(), network.AttachRequest{ID: id, Mode: mode, NetnsPath: w.ns(id), Ports: ports})
 }
 
 // inside runs f on a thread in the container's namespace.
@@ -90,7 +96,8 @@ func (w *world) inside(id oci.ContainerID, f func() error) error {
 	return <-done
 }
 
-// answer listens in the container and greets every connection; it returns when it listens.
+// answer listens in the container and answers every connection with the word and the client's address. It returns when
+// it listens.
 func (w *world) answer(id oci.ContainerID, port int, word string) {
 	w.t.Helper()
 	err := w.inside(id, func() error {
@@ -139,7 +146,7 @@ func links(t *testing.T) string {
 	return strings.Join(names, " ")
 }
 
-// Row 27: addresses, MAC and broadcast as the seed shows them; containers reach each other and the host.
+// Addresses, MAC and broadcast are those that Docker chooses; containers reach each other and the host.
 func TestBridge(t *testing.T) {
 	w := newWorld(t)
 	a, err := w.attach(idA, "bridge")
@@ -173,7 +180,7 @@ func TestBridge(t *testing.T) {
 	}
 }
 
-// Row 28: a published port answers on loopback, on a host address, over IPv6, and to another container by the host's address.
+// A published port answers on loopback, on a host address, over IPv6, and to another container by the host's address.
 func TestPublishedPort(t *testing.T) {
 	w := newWorld(t)
 	if err := exec.Command("ip", "link", "add", "ext0", "type", "bridge").Run(); err != nil {
@@ -183,7 +190,7 @@ func TestPublishedPort(t *testing.T) {
 	if out, err := exec.Command("sh", "-c", "ip addr add 198.51.100.7/24 dev ext0 && ip link set ext0 up").CombinedOutput(); err != nil {
 		t.Fatal(err, string(out))
 	}
-	a, err := w.attach(idA, "bridge", PortBinding{Proto: "tcp", ContainerPort: 5000, HostPort: 5000})
+	a, err := w.attach(idA, "bridge", network.PortBinding{Proto: "tcp", ContainerPort: 5000, HostPort: 5000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,19 +211,19 @@ func TestPublishedPort(t *testing.T) {
 			t.Errorf("container %s by the host's address: %v", id.Short(), err)
 		}
 	}
-	// The kernel carries it, not the proxy: it works when plyd is gone.
+	// The kernel redirects the connection, not the proxy, so it works while plyd is not running.
 	if err := w.s.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := greet("127.0.0.1:5000"); err != nil || !strings.HasPrefix(got, "registry ") {
 		t.Errorf("without plyd: %q, %v", got, err)
 	}
-	// A new plyd takes the endpoint up: the address is taken, the port held.
+	// A new plyd takes over the endpoint: its address is in use, its port is reserved.
 	w.open()
 	if err := w.s.Detach(t.Context(), idB, w.ns(idB)); err != nil {
 		t.Error(err)
 	}
-	if _, err := w.attach(idB, "bridge", PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 5000}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "port is already allocated") {
+	if _, err := w.attach(idB, "bridge", network.PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 5000}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "port is already allocated") {
 		t.Errorf("second use of the port: %v", err)
 	}
 	if err := w.s.Detach(t.Context(), idA, w.ns(idA)); err != nil {
@@ -238,17 +245,19 @@ func TestPortInUseLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	_, err = w.attach(idA, "bridge", PortBinding{Proto: "udp", ContainerPort: 53, HostPort: 6001}, PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 6000})
+	_, err = w.attach(idA, "bridge", network.PortBinding{Proto: "udp", ContainerPort: 53, HostPort: 6001}, network.PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 6000})
 	if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "0.0.0.0:6000") {
 		t.Fatalf("error = %v", err)
 	}
-	w.s.background.Wait()
-	if isNamespace(w.ns(idA)) || strings.Contains(links(t), "veth") {
-		t.Errorf("left behind: namespace %v, links %s", isNamespace(w.ns(idA)), links(t))
+	if err := w.s.Close(); err != nil { // waits until the interfaces are deleted
+		t.Fatal(err)
+	}
+	if namespace.Exists(w.ns(idA)) || strings.Contains(links(t), "veth") {
+		t.Errorf("left behind: namespace %v, links %s", namespace.Exists(w.ns(idA)), links(t))
 	}
 	u, err := net.ListenPacket("udp4", "0.0.0.0:6001")
 	if err != nil {
-		t.Errorf("the other port is still held: %v", err)
+		t.Errorf("the other port is still reserved: %v", err)
 	} else {
 		u.Close()
 	}
@@ -263,7 +272,7 @@ func TestRangeAndEphemeralPorts(t *testing.T) {
 	defer l.Close()
 	lo := netip.MustParseAddr("127.0.0.1")
 	a, err := w.attach(idA, "bridge",
-		PortBinding{Proto: "tcp", ContainerPort: 80, HostIP: lo, HostPort: 7000, HostPortEnd: 7005}, PortBinding{Proto: "tcp", ContainerPort: 81})
+		network.PortBinding{Proto: "tcp", ContainerPort: 80, HostIP: lo, HostPort: 7000, HostPortEnd: 7005}, network.PortBinding{Proto: "tcp", ContainerPort: 81})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,7 +283,7 @@ func TestRangeAndEphemeralPorts(t *testing.T) {
 
 func TestNoneAndUnknown(t *testing.T) {
 	w := newWorld(t)
-	a, err := w.attach(idA, "none", PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 80})
+	a, err := w.attach(idA, "none", network.PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 80})
 	if err != nil || a.Endpoints["none"].IPv4.IsValid() || len(a.Ports) != 0 {
 		t.Errorf("none = %+v, %v", a, err)
 	}
@@ -291,7 +300,7 @@ func TestNoneAndUnknown(t *testing.T) {
 		t.Errorf("unknown network: %v", err)
 	}
 	if strings.Contains(links(t), "ply0") {
-		t.Error("a bridge was made although nobody needed one")
+		t.Error("a bridge was made although no container needs one")
 	}
 }
 
@@ -307,58 +316,6 @@ func TestPoolAvoidsHostNetworks(t *testing.T) {
 	}
 }
 
-func TestIPAM(t *testing.T) {
-	i := newIPAM(netip.MustParsePrefix("10.0.0.1/29"), netip.MustParsePrefix("10.0.0.0/29"), netip.MustParseAddr("10.0.0.1"))
-	var got []string
-	for {
-		a, err := i.take(netip.Addr{})
-		if err != nil {
-			if !errors.Is(err, errs.Exhausted) {
-				t.Error(err)
-			}
-			break
-		}
-		got = append(got, a.String())
-	}
-	if want := "10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6"; strings.Join(got, " ") != want {
-		t.Errorf("addresses = %v, want %s", got, want)
-	}
-	i.giveBack(netip.MustParseAddr("10.0.0.3"))
-	if a, err := i.take(netip.MustParseAddr("10.0.0.4")); !errors.Is(err, errs.Conflict) {
-		t.Errorf("take of a taken address = %v, %v", a, err)
-	}
-	if _, err := i.take(netip.MustParseAddr("10.9.0.4")); !errors.Is(err, errs.Invalid) {
-		t.Errorf("take outside the subnet: %v", err)
-	}
-	if a, err := i.take(netip.Addr{}); err != nil || a.String() != "10.0.0.3" {
-		t.Errorf("take after giveBack = %v, %v", a, err)
-	}
-}
-
-func TestRulesGolden(t *testing.T) {
-	r := rules{table: "ply-ply0", bridge: "ply0", subnet: netip.MustParsePrefix("172.17.0.1/16"), masq: true, icc: true}
-	got := r.render() + r.elements("add", netip.MustParseAddr("172.17.0.2"), []PortBinding{
-		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
-		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv6Unspecified(), HostPort: 5000},
-		{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353},
-	})
-	name := filepath.Join("testdata", "rules.nft")
-	if os.Getenv("UPDATE_GOLDEN") != "" {
-		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name)
-	if err != nil || got != string(want) {
-		t.Errorf("rules differ from %s (%v):\n%s", name, err, got)
-	}
-	cmd := exec.Command("nft", "-c", "-f", "-")
-	cmd.Stdin = strings.NewReader(got)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("nft -c: %v\n%s", err, out)
-	}
-}
-
 func BenchmarkAttachDetach(b *testing.B) {
 	dir := b.TempDir()
 	db, err := meta.Open(filepath.Join(dir, "meta.db"), meta.Options{})
@@ -366,13 +323,13 @@ func BenchmarkAttachDetach(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	s, err := Open(b.Context(), Options{Meta: db, StateDir: filepath.Join(dir, "net")})
+	s, err := network.Open(b.Context(), options(db, dir))
 	if err != nil {
 		b.Fatal(err)
 	}
 	path := filepath.Join(dir, "ns")
 	for b.Loop() {
-		if _, err := s.Attach(b.Context(), AttachRequest{ID: idA, Mode: "bridge", NetnsPath: path}); err != nil {
+		if _, err := s.Attach(b.Context(), network.AttachRequest{ID: idA, Mode: "bridge", NetnsPath: path}); err != nil {
 			b.Fatal(err)
 		}
 		if err := s.Detach(b.Context(), idA, path); err != nil {

@@ -1,4 +1,8 @@
-package network
+// Package namespace makes network namespaces that live as long as a mount.
+//
+// A namespace is bound at a path, so it exists before the first process of a container and after the last one, and
+// survives a restart of the engine. Every network driver works in one.
+package namespace
 
 import (
 	"errors"
@@ -15,10 +19,10 @@ import (
 	"ply/internal/errs"
 )
 
-// makeNamespace makes a network namespace that lives as long as the mount at path, with lo up. It is safe against an
-// earlier namespace at the same path.
-func makeNamespace(path string) (err error) {
-	if err := removeNamespace(path); err != nil {
+// Make makes a network namespace bound at path, with the interface lo up. A namespace that an earlier run left at the
+// same path is removed.
+func Make(path string) (err error) {
+	if err := Remove(path); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
@@ -31,12 +35,12 @@ func makeNamespace(path string) (err error) {
 	f.Close()
 	done := make(chan error, 1)
 	go func() {
-		// The thread is left in the new namespace and locked, so the runtime ends it with the goroutine.
+		// The thread stays in the new namespace. It stays locked, so the runtime ends it with the goroutine.
 		runtime.LockOSThread()
 		done <- enterNew(path)
 	}()
 	if err := <-done; err != nil {
-		return errors.Join(errs.New(errs.Internal, "network namespace %s: %w", path, err), os.Remove(path))
+		return errors.Join(errs.New(errs.Internal, "network namespace %s: %w", path, err), Remove(path))
 	}
 	return nil
 }
@@ -49,7 +53,8 @@ func enterNew(path string) error {
 	if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
-	// No network here has an IPv6 subnet, and link-local addresses on eth0 would only mislead. A kernel without IPv6 has no such file.
+	// No network has an IPv6 subnet, so interfaces get no link-local IPv6 addresses either. A kernel without IPv6 has
+	// no such file.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -65,8 +70,8 @@ func enterNew(path string) error {
 	return h.LinkSetUp(lo)
 }
 
-// removeNamespace undoes makeNamespace; nothing there is no error.
-func removeNamespace(path string) error {
+// Remove unmounts the namespace at path and removes the file. A path that does not exist is no error.
+func Remove(path string) error {
 	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return errs.New(errs.Internal, "network namespace %s: unmount: %w", path, err)
 	}
@@ -76,14 +81,14 @@ func removeNamespace(path string) error {
 	return nil
 }
 
-// isNamespace reports whether a namespace is bound at path.
-func isNamespace(path string) bool {
+// Exists reports whether a namespace is bound at path.
+func Exists(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// inNamespace opens the namespace and a netlink handle in it; the caller closes both.
-func inNamespace(path string) (netns.NsHandle, *netlink.Handle, error) {
+// Open opens the namespace at path and a netlink handle in it. The caller closes both.
+func Open(path string) (netns.NsHandle, *netlink.Handle, error) {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		return ns, nil, errs.New(errs.Internal, "network namespace %s: open: %w", path, err)

@@ -1,0 +1,125 @@
+// Package ipam manages IPv4 addresses: which subnet a network gets, and which address of it an endpoint gets.
+//
+// The package touches neither the host nor the disk. The caller says which subnets the host uses, and allocates the
+// addresses of restored endpoints again.
+package ipam
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+
+	"ply/internal/errs"
+)
+
+// DefaultPools returns the subnets to try for the default bridge, in Docker's order.
+func DefaultPools() []netip.Prefix {
+	var pools []netip.Prefix
+	for b := 17; b <= 31; b++ {
+		pools = append(pools, netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(b), 0, 0}), 16))
+	}
+	for c := 0; c < 256; c += 16 {
+		pools = append(pools, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, byte(c), 0}), 20))
+	}
+	return pools
+}
+
+// maxSubnets is how many subnets one pool is divided into at most.
+const maxSubnets = 256
+
+// Subnets divides a pool into subnets with prefixes of the given length and returns the first 256 of them.
+func Subnets(pool netip.Prefix, bits int) []netip.Prefix {
+	var out []netip.Prefix
+	a := pool.Masked().Addr()
+	for len(out) < maxSubnets && a.IsValid() && pool.Contains(a) {
+		p := netip.PrefixFrom(a, bits)
+		out = append(out, p)
+		a = Broadcast(p).Next()
+	}
+	return out
+}
+
+// FreePool returns the first pool that overlaps none of the used subnets. The error's class is errs.Exhausted when
+// there is none.
+func FreePool(pools, used []netip.Prefix) (netip.Prefix, error) {
+next:
+	for _, p := range pools {
+		for _, u := range used {
+			if p.Overlaps(u) {
+				continue next
+			}
+		}
+		return p, nil
+	}
+	return netip.Prefix{}, errs.New(errs.Exhausted, "network: every address pool overlaps a network of this host").
+		WithHint("Set \"bip\" or \"default-address-pools\" in daemon.json to a free range.")
+}
+
+// Broadcast returns the last address of an IPv4 subnet.
+func Broadcast(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	var last [4]byte
+	binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(b[:])|(uint32(1)<<(32-p.Bits())-1))
+	return netip.AddrFrom4(last)
+}
+
+// Allocator allocates the addresses of one subnet in rising order. An address that was freed is not the next one to
+// be allocated, because peers may still have its MAC address cached. Safe for concurrent use.
+type Allocator struct {
+	mu     sync.Mutex
+	subnet netip.Prefix
+	pool   netip.Prefix // the part of subnet to choose from
+	next   netip.Addr
+	used   map[netip.Addr]bool
+}
+
+// NewAllocator returns an allocator that chooses addresses from pool, which lies in subnet. The subnet's first and
+// last address and the reserved ones are never allocated.
+func NewAllocator(subnet, pool netip.Prefix, reserved ...netip.Addr) *Allocator {
+	a := &Allocator{subnet: subnet.Masked(), pool: pool.Masked(), used: map[netip.Addr]bool{}}
+	a.used[a.subnet.Addr()] = true
+	a.used[Broadcast(a.subnet)] = true
+	for _, r := range reserved {
+		a.used[r] = true
+	}
+	a.next = a.pool.Addr()
+	return a
+}
+
+// Allocate returns want when it is valid, else the next unused address of the pool. The error's class is errs.Invalid
+// for an address outside the subnet, errs.Conflict for one that is in use and errs.Exhausted when none is left.
+func (a *Allocator) Allocate(want netip.Addr) (netip.Addr, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if want.IsValid() {
+		if !a.subnet.Contains(want) {
+			return want, errs.New(errs.Invalid, "address %s is not in the network's subnet %s", want, a.subnet)
+		}
+		if a.used[want] {
+			return want, errs.New(errs.Conflict, "address %s is already in use", want)
+		}
+		a.used[want] = true
+		return want, nil
+	}
+	start := a.next
+	for {
+		addr := a.next
+		if a.next = addr.Next(); !a.pool.Contains(a.next) {
+			a.next = a.pool.Addr()
+		}
+		if !a.used[addr] {
+			a.used[addr] = true
+			return addr, nil
+		}
+		if a.next == start {
+			return netip.Addr{}, errs.New(errs.Exhausted, "no address is left in %s", a.pool)
+		}
+	}
+}
+
+// Free makes an allocated address available again.
+func (a *Allocator) Free(addr netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.used, addr)
+}
