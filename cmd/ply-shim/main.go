@@ -1,11 +1,11 @@
-// Command ply-shim owns one container: it creates it, holds its streams and writes its log and exit file. plyd starts
-// it; it outlives plyd.
+// Command ply-shim owns one container: it creates the container, holds its streams, and writes its log and its exit file.
+// plyd starts it, and it keeps running when plyd ends.
 //
-//	ply-shim -bundle DIR            run the container of a bundle (descriptor 3 gets the answer)
+//	ply-shim -bundle DIR            run the container of a bundle; the response is written to descriptor 3
 //	ply-shim -bundle DIR -cleanup   remove what a killed shim left
-//	docker-init -- PROGRAM ARG…     be a container's first process (the binary mounted at /sbin/docker-init)
+//	docker-init -- PROGRAM ARG…     run as a container's first process (this binary is mounted at /sbin/docker-init)
 //
-// Run as "ply-shim init" it is the container's first process before it becomes the user's program.
+// libcontainer runs "ply-shim init" inside the container, where it becomes the user's program.
 package main
 
 import (

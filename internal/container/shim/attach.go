@@ -12,25 +12,25 @@ import (
 	"ply/internal/errs"
 )
 
-// Stream is an attached client's connection to a process. Read and Write may run in two goroutines; Close may be
-// called from any and ends both.
+// Stream is a client's connection to the streams of a process. One goroutine may call Read while another calls Write.
+// Close may be called from any goroutine and ends both calls.
 //
-// A client that takes nothing for the shim's stall limit (two minutes) while the process has output for it is cut
-// off, so that a dead client never stops a container; until then its slowness is the process' own, as in a pipe.
+// A slow reader slows the process down, as with a pipe. When a reader takes nothing for the shim's stall limit (two
+// minutes) while there is output for it, the shim closes its connection, so that a dead client does not stop the container.
 type Stream struct {
 	conn *net.UnixConn
 	stop func() bool
 
-	stream byte // of the chunk being read
-	left   int
-	ended  bool
+	stream byte // stream of the chunk that is being read
+	left   int  // bytes of the chunk that were not read yet
+	ended  bool // the last chunk was read
 
 	wmu  sync.Mutex
-	head []byte
+	head []byte // reused by Write
 }
 
-// Attach connects to the streams of a process. Output from the moment of return arrives, earlier output is in
-// the log. The stream lives until Close, the end of the process, or the end of ctx.
+// Attach connects to the streams of a process. The stream carries the output from the moment Attach returns; earlier
+// output is in the log. It ends with Close, with the process, or with ctx.
 func (c *Client) Attach(ctx context.Context, process string, args AttachArgs) (*Stream, error) {
 	raw, err := json.Marshal(args)
 	if err != nil {
@@ -43,8 +43,8 @@ func (c *Client) Attach(ctx context.Context, process string, args AttachArgs) (*
 	return &Stream{conn: conn, stop: stop}, nil
 }
 
-// Read fills p with bytes of one stream, Stdout or Stderr (a terminal's are all Stdout). io.EOF when the process
-// has ended and everything was delivered; errs.Unavailable when the shim cut the connection or went away.
+// Read reads bytes of one stream, Stdout or Stderr, into p. All output of a terminal is Stdout. Read returns io.EOF when
+// the process has ended and all output was read, and errs.Unavailable when the shim closed the connection or is gone.
 func (s *Stream) Read(p []byte) (stream byte, n int, err error) {
 	for s.left == 0 {
 		if s.ended {
@@ -71,7 +71,7 @@ func (s *Stream) broken(err error) error {
 	return errs.New(errs.Unavailable, "attach: connection to the container was cut: %w", noEOF(err))
 }
 
-// Write sends bytes to the process' stdin. errs.Unavailable when the process no longer reads.
+// Write sends bytes to the process' stdin. It returns errs.Unavailable when the connection is closed.
 func (s *Stream) Write(p []byte) (n int, err error) {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
@@ -86,9 +86,9 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// CloseWrite says that no more input comes. The process sees end of file when it is an exec or the container was
-// made with StdinOnce; otherwise its stdin stays open for the next client, as with docker. A terminal is never
-// closed by it.
+// CloseWrite tells the shim that this client sends no more input. The process then reads end of file if it is an exec or
+// if the container was created with StdinOnce. Otherwise its stdin stays open for the next client, as with docker. A
+// terminal stays open in every case.
 func (s *Stream) CloseWrite() error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
@@ -98,7 +98,7 @@ func (s *Stream) CloseWrite() error {
 	return nil
 }
 
-// Close detaches.
+// Close detaches from the process.
 func (s *Stream) Close() error {
 	s.stop()
 	return s.conn.Close()

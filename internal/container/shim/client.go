@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"path/filepath"
 	"time"
@@ -13,17 +12,16 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/procid"
+	"ply/internal/record"
 )
 
-// ProgramError says that a container or exec could not be made because of the program it names: docker's
-// words in Msg, the exit code that a user sees in Code (127 not found, 126 not executable).
-// It is of class errs.Invalid.
+// ProgramError reports that a container or exec could not be created because of the program to run. Its class is
+// errs.Invalid.
 type ProgramError struct {
-	Code int
-	Msg  string
+	Code int    // exit code that the user sees: 127 for not found, 126 for not executable
+	Msg  string // in docker's words
 }
 
 func (e *ProgramError) Error() string { return e.Msg }
@@ -31,25 +29,27 @@ func (e *ProgramError) Error() string { return e.Msg }
 // Is reports whether target is the error's class.
 func (e *ProgramError) Is(target error) bool { return target == errs.Invalid }
 
-// Client speaks with the shim of one container. Every call makes a connection of its own, so a Client is safe
-// for concurrent use and holds nothing that must be closed.
+// Client sends requests to the shim of one container. Every call makes its own connection, so a Client is safe for
+// concurrent use and need not be closed.
 //
-// Errors: errs.Unavailable when the shim has gone (then the exit file tells how the container ended, and Cleanup
-// removes what a killed shim left), errs.NotFound for an unknown exec, errs.Conflict when the state forbids it,
-// errs.Precondition when the process has ended.
+// The classes of its errors: errs.Unavailable when the shim is gone (the exit file then says how the container ended, and
+// Cleanup removes what a killed shim left), errs.NotFound for an unknown exec, errs.Conflict when the container's state
+// forbids the operation, errs.Precondition when the process has ended, errs.Unimplemented when this plyd or the shim is
+// too old for the operation.
 type Client struct {
 	cfg  Config
 	self Identity
+	peer record.Header // the version that the shim speaks, and its release
 }
 
-// Connect finds the shim of a bundle again. errs.NotFound when none lives: never started, ended, killed, or from
-// before a reboot.
+// Connect finds the running shim of a bundle. It returns errs.NotFound when there is none: it was never started, has
+// ended, was killed, or ran before a reboot. A shim of a newer version is no error; see Newer.
 func Connect(bundle string) (*Client, error) {
-	cfg, err := readJSON[Config](filepath.Join(bundle, ConfigFile))
+	cfg, err := ReadConfigCore(bundle)
 	if err != nil {
 		return nil, err
 	}
-	id, err := readJSON[Identity](filepath.Join(bundle, PidFile))
+	id, peer, err := readFile[Identity](filepath.Join(bundle, PidFile))
 	if err != nil {
 		return nil, err
 	}
@@ -57,8 +57,8 @@ func Connect(bundle string) (*Client, error) {
 		return nil, errs.New(errs.NotFound, "shim of %s: process %d has ended", bundle, id.PID)
 	}
 	cfg.Bundle = bundle
-	c := &Client{cfg: cfg, self: id}
-	// The pid file is written before the socket listens; a shim that never got that far is not there.
+	c := &Client{cfg: cfg, self: id, peer: peer}
+	// The shim writes its pid file before it listens. One that does not listen yet has created nothing.
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	conn, err := c.dial(ctx)
@@ -68,51 +68,42 @@ func Connect(bundle string) (*Client, error) {
 	return c, conn.Close()
 }
 
-// ReadExit reads an exit file. errs.NotFound when the container has not ended under a shim's eyes.
-func ReadExit(path string) (Exit, error) { return readJSON[Exit](path) }
-
-// ReadIdentity reads PidFile or InitFile of a bundle.
-func ReadIdentity(path string) (Identity, error) { return readJSON[Identity](path) }
-
-func readJSON[T any](path string) (v T, err error) {
-	data, err := durable.ReadFile(durable.OS, path, MaxFrame)
-	if errors.Is(err, fs.ErrNotExist) {
-		return v, errs.New(errs.NotFound, "shim: %w", err)
-	}
-	if err != nil {
-		return v, fmt.Errorf("shim: %w", err)
-	}
-	if err := json.Unmarshal(data, &v); err != nil {
-		return v, errs.New(errs.DataLoss, "shim: %s: %w", path, err)
-	}
-	return v, nil
-}
-
-// Config gives the configuration that the shim was launched with.
+// Config returns the configuration that the shim was launched with.
 func (c *Client) Config() Config { return c.cfg }
 
-// Identity names the shim's process.
+// Identity returns the name of the shim's process.
 func (c *Client) Identity() Identity { return c.self }
 
-// Start runs a created process: "" is the container's first, otherwise an exec's ID.
+// Newer returns nil unless the shim speaks a newer version of the protocol than this build. Then it returns the error,
+// of class errs.Unimplemented, that every operation outside the core returns: it names the shim's version and release.
+func (c *Client) Newer() error {
+	if c.peer.Version <= Version {
+		return nil
+	}
+	return newer(errs.Unimplemented, "container "+c.cfg.ID+": the protocol of its shim", c.peer,
+		"The container can be stopped, killed and removed; a later ply is needed for everything else.")
+}
+
+// Start runs a created process: the container's first for "", otherwise the exec with that ID.
 func (c *Client) Start(ctx context.Context, process string) error {
 	_, err := call[struct{}, struct{}](ctx, c, OpStart, process, nil)
 	return err
 }
 
-// State tells what the container (process "") or an exec does.
+// State returns the state of the container (process "") or of an exec.
 func (c *Client) State(ctx context.Context, process string) (StateReply, error) {
 	return call[struct{}, StateReply](ctx, c, OpState, process, nil)
 }
 
-// Kill sends a signal to a process, or to every process of the container. errs.Precondition when it has ended.
+// Kill sends a signal to a process, or to every process of the container. It returns errs.Precondition when the process
+// has ended.
 func (c *Client) Kill(ctx context.Context, process string, args KillArgs) error {
 	_, err := call[KillArgs, struct{}](ctx, c, OpKill, process, &args)
 	return err
 }
 
-// Wait waits until a process has ended and its output is in the log. For the first process it also answers from
-// the exit file when the shim goes away meanwhile.
+// Wait waits until a process has ended and its output is in the log. If the shim goes away meanwhile, Wait returns the
+// content of the exit file for the first process.
 func (c *Client) Wait(ctx context.Context, process string) (Exit, error) {
 	e, err := call[struct{}, Exit](ctx, c, OpWait, process, nil)
 	if err != nil && process == "" && ctx.Err() == nil {
@@ -123,7 +114,8 @@ func (c *Client) Wait(ctx context.Context, process string) (Exit, error) {
 	return e, err
 }
 
-// Resize sets the size of a process' terminal, also before it is started. errs.Invalid without a terminal.
+// Resize sets the size of a process' terminal, also before the process is started. It returns errs.Invalid for a process
+// without a terminal.
 func (c *Client) Resize(ctx context.Context, process string, height, width uint) error {
 	_, err := call[ResizeArgs, struct{}](ctx, c, OpResize, process, &ResizeArgs{Height: height, Width: width})
 	return err
@@ -135,20 +127,20 @@ func (c *Client) Pause(ctx context.Context) error {
 	return err
 }
 
-// Resume thaws it.
+// Resume thaws every process of the container.
 func (c *Client) Resume(ctx context.Context) error {
 	_, err := call[struct{}, struct{}](ctx, c, OpResume, "", nil)
 	return err
 }
 
-// ExecOptions of Exec.
+// ExecOptions are the options of Exec.
 type ExecOptions struct {
-	Stdin  bool // keep stdin open for attachers until the first leaves
-	Detach bool // output goes nowhere
+	Stdin  bool // keep stdin open until the first attached client leaves
+	Detach bool // discard the output
 }
 
-// Exec creates a process beside the container's first; Start(id) runs it, Attach may come before. p.Terminal and
-// p.ConsoleSize say whether it gets a terminal of its own. The ID must be new: errs.Exists.
+// Exec creates a further process in the container. Start(id) runs it; Attach may be called before. p.Terminal and
+// p.ConsoleSize say whether it gets a terminal. Exec returns errs.Exists when the ID is in use.
 func (c *Client) Exec(ctx context.Context, id string, p *specs.Process, o ExecOptions) error {
 	raw, err := json.Marshal(p)
 	if err != nil {
@@ -158,7 +150,7 @@ func (c *Client) Exec(ctx context.Context, id string, p *specs.Process, o ExecOp
 	return err
 }
 
-// Update changes limits; nil fields stay as they are.
+// Update changes limits. Fields of r that are nil keep their limit.
 func (c *Client) Update(ctx context.Context, r *specs.LinuxResources) error {
 	raw, err := json.Marshal(r)
 	if err != nil {
@@ -168,19 +160,18 @@ func (c *Client) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return err
 }
 
-// Stats reads the container's cgroups.
+// Stats returns the counters of the container's cgroups.
 func (c *Client) Stats(ctx context.Context) (StatsReply, error) {
 	return call[struct{}, StatsReply](ctx, c, OpStats, "", nil)
 }
 
-// Pids lists the container's processes in the host's pid namespace.
+// Pids returns the container's processes by their pids in the host's namespace.
 func (c *Client) Pids(ctx context.Context) ([]int, error) {
 	return call[struct{}, []int](ctx, c, OpPids, "", nil)
 }
 
-// Shutdown deletes the runtime state of a container that has ended, or that was created and never started, and
-// ends the shim; it returns when the shim's process is gone. A shim that is gone already is no error.
-// errs.Conflict while the container runs.
+// Shutdown deletes the runtime state of a container that has ended or was never started, and ends the shim. It returns
+// when the shim's process is gone, and nil when it was gone before. It returns errs.Conflict while the container runs.
 func (c *Client) Shutdown(ctx context.Context) error {
 	_, err := call[struct{}, struct{}](ctx, c, OpStop, "", nil)
 	if err != nil && !errors.Is(err, errs.Unavailable) {
@@ -228,9 +219,13 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 	return conn.(*net.UnixConn), nil
 }
 
-// open sends a request and reads the response; the connection is the caller's when there is no error. A done
-// context breaks the connection until stop is called.
+// open sends a request and reads the response. The caller closes the connection unless there is an error. Until stop is
+// called, the end of ctx breaks the connection.
 func (c *Client) open(ctx context.Context, req Request) (conn *net.UnixConn, body json.RawMessage, stop func() bool, err error) {
+	if err := c.Newer(); err != nil && !req.Op.isCore() {
+		return nil, nil, nil, err
+	}
+	req.Version = max(1, min(c.peer.Version, Version))
 	conn, err = c.dial(ctx)
 	if err != nil {
 		return nil, nil, nil, err
@@ -266,26 +261,15 @@ func call[A, R any](ctx context.Context, c *Client, op Op, process string, args 
 		return r, err
 	}
 	stop()
-	defer conn.Close() // everything was received
+	defer conn.Close() // everything was received, so an error means nothing
 	if len(body) == 0 {
 		return r, nil
 	}
 	if err := json.Unmarshal(body, &r); err != nil {
-		return r, errs.New(errs.Internal, "container %s: %s: bad answer of the shim: %w", c.cfg.ID, op, err)
+		return r, errs.New(errs.Internal, "container %s: %s: bad response of the shim: %w", c.cfg.ID, op, err)
 	}
 	return r, nil
 }
-
-// Classes of a Response.
-const (
-	ClassProgramNotFound = "notfound" // the program to run
-	ClassNotExecutable   = "notexec"  // the program to run
-	ClassConflict        = "conflict"
-	ClassGone            = "gone"    // the process has ended
-	ClassInvalid         = "invalid" // the request
-	ClassUnknown         = "unknown" // no such exec
-	ClassExists          = "exists"  // exec ID in use
-)
 
 func responseError(id string, r Response) error {
 	if r.Error == "" {
@@ -306,6 +290,9 @@ func responseError(id string, r Response) error {
 		return errs.New(errs.NotFound, "%s", r.Error)
 	case ClassExists:
 		return errs.New(errs.Exists, "%s", r.Error)
+	case ClassUnsupported:
+		return errs.New(errs.Unimplemented, "container %s: %s", id, r.Error).
+			WithHint("Start the container again to give it the shim that is installed now.")
 	}
 	return errs.New(errs.Internal, "container %s: %s", id, r.Error)
 }

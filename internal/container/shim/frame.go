@@ -16,18 +16,18 @@ import (
 	"ply/internal/errs"
 )
 
-// MaxChunk bounds the bytes of one chunk of an attach stream.
+// MaxChunk bounds one chunk of an attach stream, in bytes.
 const MaxChunk = 1 << 20
 
-// Streams of a chunk header.
+// Streams in the header of a chunk.
 const (
 	Stdin  byte = 0
 	Stdout byte = 1
 	Stderr byte = 2
-	Ended  byte = 3 // empty: the process has ended and all its output was sent
+	Ended  byte = 3 // an empty chunk: the process has ended and all its output was sent
 )
 
-// WriteFrame sends one value. An error leaves the connection unusable.
+// WriteFrame sends one value. After an error the connection cannot be used any more.
 func WriteFrame[T any](w io.Writer, v T) error {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -42,7 +42,7 @@ func WriteFrame[T any](w io.Writer, v T) error {
 	return err
 }
 
-// ReadFrame receives one value; io.EOF when the peer closed before it.
+// ReadFrame receives one value. It returns io.EOF when the peer closed the connection before it.
 func ReadFrame[T any](r io.Reader) (v T, err error) {
 	var head [4]byte
 	if _, err = io.ReadFull(r, head[:]); err != nil {
@@ -67,7 +67,7 @@ func AppendChunkHeader(b []byte, stream byte, n int) []byte {
 	return binary.BigEndian.AppendUint32(append(b, stream, 0, 0, 0), uint32(n))
 }
 
-// ReadChunkHeader receives a chunk's header. io.EOF means that the peer closed between chunks.
+// ReadChunkHeader receives a chunk's header. It returns io.EOF when the peer closed the connection between two chunks.
 func ReadChunkHeader(r io.Reader) (stream byte, n int, err error) {
 	var head [8]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -80,6 +80,7 @@ func ReadChunkHeader(r io.Reader) (stream byte, n int, err error) {
 	return head[0], int(size), nil
 }
 
+// noEOF turns the end of a connection in the middle of a message into an error.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
@@ -87,8 +88,8 @@ func noEOF(err error) error {
 	return err
 }
 
-// Listen makes the socket of a bundle, mode 0600. The path of a unix socket is limited to 107 bytes by the
-// kernel, a bundle's is not, so the directory is reached through a descriptor.
+// Listen creates the socket of a bundle with mode 0600. The kernel limits the path of a unix socket to 107 bytes, and a
+// bundle's path may be longer, so the socket is named by way of a descriptor of the directory.
 func Listen(bundle string) (*net.UnixListener, error) {
 	old := unix.Umask(0o177)
 	defer unix.Umask(old)
@@ -103,10 +104,11 @@ func Listen(bundle string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("shim socket of %s: %w", bundle, err)
 	}
-	l.SetUnlinkOnClose(false) // its name went with the descriptor
+	l.SetUnlinkOnClose(false) // the name was valid only while the descriptor was open
 	return l, nil
 }
 
+// viaDir calls use with a short path of the bundle's socket, which is valid during the call.
 func viaDir(bundle string, use func(path string) error) error {
 	fd, err := unix.Open(bundle, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {

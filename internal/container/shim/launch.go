@@ -19,22 +19,25 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/procid"
+	"ply/internal/record"
 )
 
-// LogFile in a bundle takes what a shim says on its stderr: warnings, and the trace of a panic.
+// LogFile is the file in a bundle that holds a shim's standard error: warnings and the trace of a panic.
 const LogFile = "shim.log"
 
-// ReadyFD is the descriptor on which a new shim tells, with one Response, that the container is created.
+// ReadyFD is the descriptor on which a new shim reports, with one Response, that the container is created or could not be.
+// The response's body has the content of PidFile.
 const ReadyFD = 3
 
+// cancelGrace is how long a shim may take to end after SIGTERM when a launch is cancelled.
 const cancelGrace = 10 * time.Second
 
-// Launch writes the bundle's files, starts a shim that outlives the caller, and waits until the container is
-// created or could not be: its namespaces, mounts and cgroups are then made and its program found, nothing of it
-// has run. The bundle directory must exist. binary is an absolute path.
+// Launch writes the bundle's files, starts a shim that outlives the caller, and waits until the shim has created the
+// container or has failed to. A created container has its namespaces, mounts and cgroups, and its program was found, but
+// nothing of it has run. The bundle directory must exist, and binary must be an absolute path.
 //
-// Errors: *ProgramError for a program that is missing or not executable; after any error nothing of the container
-// is left but the bundle's files. A done ctx stops the creation.
+// The error is a *ProgramError when the program is missing or cannot be executed. After any error only the bundle's files
+// are left of the container. The end of ctx stops the creation.
 func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*Client, error) {
 	if err := checkConfig(binary, cfg); err != nil {
 		return nil, err
@@ -51,12 +54,12 @@ func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*
 	if err = errors.Join(err, theirs.Close()); err != nil {
 		return nil, fmt.Errorf("container %s: start %s: %w", cfg.ID, binary, err)
 	}
-	// The shim is a child as long as we live; somebody must take its status when it ends.
+	// The shim is a child of this process, which must wait for it, or it would stay a zombie when it ends.
 	ended := make(chan struct{})
-	go func() { defer close(ended); _ = cmd.Wait() }() // its status says nothing that the ready pipe did not
+	go func() { defer close(ended); _ = cmd.Wait() }() // the response says more than the exit status
 
 	stop := context.AfterFunc(ctx, func() {
-		_ = cmd.Process.Signal(unix.SIGTERM) // a shim with nothing running gives up on it
+		_ = cmd.Process.Signal(unix.SIGTERM) // a shim whose container was not started ends then
 		select {
 		case <-ended:
 		case <-time.After(cancelGrace):
@@ -70,7 +73,7 @@ func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*
 	}
 	var resp Response
 	if err != nil || json.Unmarshal(answer, &resp) != nil {
-		_ = cmd.Process.Kill() // it is ending or mad
+		_ = cmd.Process.Kill() // it is ending, or it sent something else than a response
 		<-ended
 		return nil, errs.New(errs.Internal, "container %s: shim ended during create: %s", cfg.ID, lastWords(cfg.Bundle))
 	}
@@ -78,24 +81,24 @@ func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*
 		<-ended
 		return nil, err
 	}
-	var id Identity
-	if err := json.Unmarshal(resp.Body, &id); err != nil {
-		return nil, errs.New(errs.Internal, "container %s: shim's answer: %w", cfg.ID, err)
+	id, peer, err := decode[Identity]("response of the shim", resp.Body)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "container %s: %w", cfg.ID, err)
 	}
-	return &Client{cfg: cfg, self: id}, nil
+	return &Client{cfg: cfg, self: id, peer: peer}, nil
 }
 
-// Cleanup removes what a shim that was killed left: it ends the container's processes, deletes its cgroups and
-// runtime state, and writes the exit file (code 137) when there is none. Call it after Connect said errs.NotFound;
-// it is safe to repeat, and it does nothing to a container whose shim lives (errs.Conflict).
+// Cleanup removes what a killed shim left: it ends the container's processes, deletes its cgroups and runtime state, and
+// writes the exit file (code 137) if there is none. Call it after Connect has returned errs.NotFound. It may be called
+// again. If the shim is running, Cleanup does nothing and returns errs.Conflict.
 func Cleanup(ctx context.Context, binary, bundle string) (Exit, error) {
-	cfg, err := readJSON[Config](filepath.Join(bundle, ConfigFile))
+	cfg, err := ReadConfigCore(bundle)
 	if err != nil {
 		return Exit{}, err
 	}
-	id, err := readJSON[Identity](filepath.Join(bundle, PidFile))
+	id, err := ReadIdentity(filepath.Join(bundle, PidFile))
 	if err == nil && procid.Alive(procid.ID(id)) {
-		return Exit{}, errs.New(errs.Conflict, "container %s: its shim (process %d) lives", cfg.ID, id.PID)
+		return Exit{}, errs.New(errs.Conflict, "container %s: its shim (process %d) is running", cfg.ID, id.PID)
 	}
 	cmd := exec.CommandContext(ctx, binary, "-bundle", bundle, "-cleanup")
 	cmd.Env = shimEnv()
@@ -123,7 +126,7 @@ func checkConfig(binary string, cfg Config) error {
 	return nil
 }
 
-// writeBundle writes without fsync: a bundle's processes do not survive what its files would not.
+// writeBundle writes the bundle's files. They are not synced: a crash that loses them also ends the container.
 func writeBundle(cfg Config, spec *specs.Spec) error {
 	for _, name := range []string{SocketFile, PidFile, InitFile, ErrorFile, ExitFile} {
 		if err := os.Remove(filepath.Join(cfg.Bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -137,7 +140,7 @@ func writeBundle(cfg Config, spec *specs.Spec) error {
 	if err != nil {
 		return fmt.Errorf("runtime spec: %w", err)
 	}
-	rawConfig, err := json.Marshal(cfg)
+	rawConfig, err := record.Marshal(Version, cfg)
 	if err != nil {
 		return fmt.Errorf("shim config: %w", err)
 	}
@@ -146,8 +149,8 @@ func writeBundle(cfg Config, spec *specs.Spec) error {
 		os.WriteFile(filepath.Join(cfg.Bundle, ConfigFile), rawConfig, 0o600))
 }
 
-// shimEnv is the whole environment of a shim: nothing of the daemon's, which may hold secrets. The collector is
-// off until the container is created; one processor is enough for copying bytes.
+// shimEnv returns the whole environment of a shim. It contains nothing of plyd's environment, which may hold secrets. The
+// garbage collector is off until the container is created.
 func shimEnv() []string {
 	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOGC=off", "GOTRACEBACK=single"}
 }
@@ -157,7 +160,7 @@ func startShim(binary, bundle string, ready *os.File) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer words.Close() // nothing is written through it here
+	defer words.Close() // this process writes nothing to it
 	cmd := exec.Command(binary, "-bundle", bundle)
 	cmd.Dir = bundle
 	cmd.Env = shimEnv()
@@ -167,7 +170,7 @@ func startShim(binary, bundle string, ready *os.File) (*exec.Cmd, error) {
 	return cmd, cmd.Start()
 }
 
-// lastWords gives the end of what the shim said.
+// lastWords returns the end of what the shim wrote for people.
 func lastWords(bundle string) string {
 	for _, name := range []string{ErrorFile, LogFile} {
 		b, err := durable.ReadFile(durable.OS, filepath.Join(bundle, name), 1<<20)
@@ -175,5 +178,5 @@ func lastWords(bundle string) string {
 			return s[max(0, len(s)-2000):]
 		}
 	}
-	return "it said nothing"
+	return "it wrote no error message"
 }

@@ -1,10 +1,3 @@
-// Package shim is the wire between plyd and ply-shim, the process that owns one container: launching it,
-// finding it again, and speaking with it.
-//
-// A shim serves a unix socket in its bundle. A connection starts with one request frame and gets one
-// response frame; Attach then turns the connection into a stream of chunks. A frame is a 4-byte big-endian
-// length (at most MaxFrame) and JSON; a chunk is Docker's 8-byte header (stream, 0, 0, 0, length) and bytes.
-// The shim outlives plyd; its exit file, written by temp+fsync+rename, is the truth when the socket is gone.
 package shim
 
 import (
@@ -12,7 +5,10 @@ import (
 	"time"
 )
 
-// MaxFrame bounds a frame's JSON.
+// Version is the version of the protocol that this build speaks. The package comment says when to raise it.
+const Version = 1
+
+// MaxFrame bounds a frame's JSON, in bytes.
 const MaxFrame = 4 << 20
 
 // Names of files in a bundle directory.
@@ -27,107 +23,126 @@ const (
 	RootfsDir  = "rootfs"
 )
 
-// Config tells a shim what to run. It is data of plyd, never of an image.
+// Config says what a shim runs. All of it comes from plyd, none of it from an image.
 type Config struct {
 	ID        string `json:"id"`
 	Bundle    string `json:"bundle"`
 	StateDir  string `json:"stateDir"`          // libcontainer's root
-	Runtime   string `json:"runtime,omitempty"` // path of another OCI runtime; "" = libcontainer
+	Runtime   string `json:"runtime,omitempty"` // path of another OCI runtime; "" means libcontainer
 	Tty       bool   `json:"tty"`
-	Stdin     bool   `json:"stdin"`     // keep stdin open for attachers
-	StdinOnce bool   `json:"stdinOnce"` // close stdin when the first attacher leaves
+	Stdin     bool   `json:"stdin"`     // keep stdin open for attached clients
+	StdinOnce bool   `json:"stdinOnce"` // close stdin when the first attached client leaves
 	Height    uint   `json:"height,omitempty"`
 	Width     uint   `json:"width,omitempty"`
 	Log       Log    `json:"log"`
-	ExitPath  string `json:"exitPath"` // absolute path of the exit file; on durable storage
+	ExitPath  string `json:"exitPath"` // absolute path of the exit file, on durable storage
 }
 
-// Log says where output goes.
+// Log says where the container's output is stored.
 type Log struct {
-	Driver   string `json:"driver"` // json-file, local, none
+	Driver   string `json:"driver"` // json-file, local or none
 	Path     string `json:"path"`
-	MaxSize  int64  `json:"maxSize"` // bytes; 0 = no rotation
+	MaxSize  int64  `json:"maxSize"` // bytes; 0 means no rotation
 	MaxFiles int    `json:"maxFiles"`
 	Compress bool   `json:"compress,omitempty"`
 }
 
-// Identity names a process for ever: a bare pid does not.
+// Identity names one process. Unlike a pid, it is never reused.
 type Identity struct {
 	Boot  string `json:"boot"`
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // field 22 of /proc/PID/stat
 }
 
-// Exit is how a process ended.
+// Exit says how a process ended.
 type Exit struct {
 	Code      int       `json:"code"` // 128+n for signal n
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	At        time.Time `json:"at"`
 }
 
-// Op names a request.
+// Op names an operation.
 type Op string
 
-// The requests. Process "" is the container's first process, otherwise an exec's ID.
+// The operations. The arrow shows the type of the result.
 const (
-	OpStart  Op = "start"  // run the created container
+	OpStart  Op = "start"  // run the created process
 	OpState  Op = "state"  // → StateReply
 	OpKill   Op = "kill"   // KillArgs
-	OpWait   Op = "wait"   // WaitArgs → Exit, sent when the process has ended and its output is in the log
+	OpWait   Op = "wait"   // → Exit, sent when the process has ended and its output is in the log
 	OpResize Op = "resize" // ResizeArgs
 	OpPause  Op = "pause"
 	OpResume Op = "resume"
-	OpExec   Op = "exec"     // ExecArgs: create an exec; it starts with OpStart of its ID
-	OpAttach Op = "attach"   // AttachArgs; then chunks both ways
+	OpExec   Op = "exec"     // ExecArgs: create an exec; OpStart with its ID runs it
+	OpAttach Op = "attach"   // AttachArgs; then chunks in both directions
 	OpUpdate Op = "update"   // UpdateArgs
 	OpStats  Op = "stats"    // → StatsReply
 	OpPids   Op = "pids"     // → []int, pids in the host's namespace
-	OpStop   Op = "shutdown" // the container has ended: delete its runtime state and leave
+	OpStop   Op = "shutdown" // the container has ended: delete its runtime state and exit
 )
+
+// isCore reports whether an operation has the same form in every version.
+func (o Op) isCore() bool {
+	return o == OpState || o == OpKill || o == OpWait || o == OpStop
+}
 
 // Request is the first frame of a connection.
 type Request struct {
+	Version int             `json:"version,omitempty"` // that the request is written in; 0 means 1
 	Op      Op              `json:"op"`
-	Process string          `json:"process,omitempty"`
+	Process string          `json:"process,omitempty"` // ID of an exec; "" is the container's first process
 	Args    json.RawMessage `json:"args,omitempty"`
 }
 
-// Response answers it.
+// Response answers a request.
 type Response struct {
-	Error string          `json:"error,omitempty"`
-	Class string          `json:"class,omitempty"` // "notfound", "notexec", "conflict", "gone", "invalid", ""
-	Body  json.RawMessage `json:"body,omitempty"`
+	Version int             `json:"version,omitempty"` // that the shim speaks; 0 means 1
+	Error   string          `json:"error,omitempty"`
+	Class   string          `json:"class,omitempty"` // of the error; "" for an error without a class
+	Body    json.RawMessage `json:"body,omitempty"`
 }
 
-// StateReply tells what the container does.
+// Classes of errors in a Response.
+const (
+	ClassProgramNotFound = "notfound" // the program to run is missing
+	ClassNotExecutable   = "notexec"  // the program to run cannot be executed
+	ClassConflict        = "conflict"
+	ClassGone            = "gone"        // the process has ended
+	ClassInvalid         = "invalid"     // the request is wrong
+	ClassUnknown         = "unknown"     // there is no such exec
+	ClassExists          = "exists"      // the exec's ID is in use
+	ClassUnsupported     = "unsupported" // the shim does not know the operation or the version of the request
+)
+
+// StateReply is the state of the container or of an exec.
 type StateReply struct {
-	Status string `json:"status"` // created, running, paused, stopped
+	Status string `json:"status"` // created, running, paused or stopped
 	PID    int    `json:"pid"`
 	Exit   *Exit  `json:"exit,omitempty"`
 }
 
-// KillArgs of OpKill.
+// KillArgs are the arguments of OpKill.
 type KillArgs struct {
 	Signal int  `json:"signal"`
-	All    bool `json:"all,omitempty"`
+	All    bool `json:"all,omitempty"` // every process of the container
 }
 
-// ResizeArgs of OpResize.
+// ResizeArgs are the arguments of OpResize.
 type ResizeArgs struct {
 	Height uint `json:"height"`
 	Width  uint `json:"width"`
 }
 
-// ExecArgs of OpExec: Process of the runtime spec as JSON.
+// ExecArgs are the arguments of OpExec.
 type ExecArgs struct {
 	ID      string          `json:"id"`
-	Process json.RawMessage `json:"process"`
+	Process json.RawMessage `json:"process"` // Process of the runtime spec
 	Stdin   bool            `json:"stdin"`
-	Detach  bool            `json:"detach"` // output goes nowhere
+	Detach  bool            `json:"detach"` // discard the output
 }
 
-// AttachArgs of OpAttach. The shim sends output chunks (stream 1, 2) from the moment of its response, and an
-// empty chunk of stream 3 when the process has ended and all is sent; the client sends stream 0 chunks, an
+// AttachArgs are the arguments of OpAttach. After its response the shim sends output chunks (streams 1 and 2), and an
+// empty chunk of stream 3 when the process has ended and all output was sent. The client sends chunks of stream 0; an
 // empty one closes stdin.
 type AttachArgs struct {
 	Stdin  bool `json:"stdin"`
@@ -135,19 +150,19 @@ type AttachArgs struct {
 	Stderr bool `json:"stderr"`
 }
 
-// UpdateArgs of OpUpdate: LinuxResources of the runtime spec as JSON.
+// UpdateArgs are the arguments of OpUpdate.
 type UpdateArgs struct {
-	Resources json.RawMessage `json:"resources"`
+	Resources json.RawMessage `json:"resources"` // LinuxResources of the runtime spec
 }
 
-// StatsReply is what cgroups tell; bytes and nanoseconds.
+// StatsReply holds the counters of the container's cgroups, in bytes and nanoseconds.
 type StatsReply struct {
 	Read          time.Time         `json:"read"`
 	CPUTotal      uint64            `json:"cpuTotal"`
 	CPUUser       uint64            `json:"cpuUser"`
 	CPUSystem     uint64            `json:"cpuSystem"`
 	PerCPU        []uint64          `json:"perCPU,omitempty"`
-	Throttled     [3]uint64         `json:"throttled"` // periods, throttled periods, time
+	Throttled     [3]uint64         `json:"throttled"` // periods, throttled periods, throttled time
 	MemoryUsage   uint64            `json:"memoryUsage"`
 	MemoryMax     uint64            `json:"memoryMax"`
 	MemoryLimit   uint64            `json:"memoryLimit"`
@@ -158,9 +173,10 @@ type StatsReply struct {
 	Blkio         []BlkioEntry      `json:"blkio,omitempty"`
 }
 
-// BlkioEntry is one line of io_service_bytes.
+// BlkioEntry is one line of io_service_bytes. Its names are the capitalised ones that the first builds sent.
 type BlkioEntry struct {
-	Major, Minor uint64
-	Op           string
-	Value        uint64
+	Major uint64 `json:"Major"`
+	Minor uint64 `json:"Minor"`
+	Op    string `json:"Op"`
+	Value uint64 `json:"Value"`
 }

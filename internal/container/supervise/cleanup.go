@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,28 +13,32 @@ import (
 	"ply/internal/container/shim"
 	"ply/internal/durable"
 	"ply/internal/procid"
+	"ply/internal/record"
 )
 
-// killedExit is the status of a container whose shim was killed: nobody saw how it ended.
+// killedExit is the exit code that is recorded when the shim was killed, because how the container ended is not known.
 const killedExit = 137
 
-// endTime is how long killed processes may take to go.
+// endTime is how long processes may take to end after SIGKILL.
 const endTime = 10 * time.Second
 
-// Cleanup removes what a killed shim left: see shim.Cleanup, which runs it.
+// Cleanup removes what a killed shim left. It is the part of shim.Cleanup that runs in ply-shim. The killed shim may have
+// been of a newer version.
 func Cleanup(bundle string) error {
-	var s server
-	if err := s.load(bundle); err != nil {
+	cfg, err := shim.ReadConfigCore(bundle)
+	if err != nil {
 		return err
 	}
-	if s.cfg.Runtime != "" {
-		if err := deleteByCommand(s.cfg); err != nil {
-			return err
-		}
-	} else if err := cleanLinked(s.cfg); err != nil {
+	cfg.Bundle = bundle
+	if cfg.Runtime != "" {
+		err = deleteByCommand(cfg)
+	} else {
+		err = cleanLinked(cfg)
+	}
+	if err != nil {
 		return err
 	}
-	// The first process by its full name, in case the runtime knew nothing of it.
+	// The shim may have been killed before the runtime stored its state: kill the first process by its identity too.
 	if id, err := shim.ReadIdentity(filepath.Join(bundle, shim.InitFile)); err == nil {
 		if err := procid.Kill(procid.ID(id), unix.SIGKILL); err != nil && !errors.Is(err, procid.ErrGone) {
 			return err
@@ -44,16 +47,13 @@ func Cleanup(bundle string) error {
 	if err := os.Remove(filepath.Join(bundle, shim.SocketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if _, err := shim.ReadExit(s.cfg.ExitPath); err == nil {
+	if _, err := shim.ReadExit(cfg.ExitPath); err == nil {
 		return nil
 	}
-	data, err := json.Marshal(shim.Exit{Code: killedExit, At: time.Now().UTC()})
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(durable.OS, s.cfg.ExitPath, data, 0o600)
+	return record.WriteFile(durable.OS, cfg.ExitPath, shim.Version, shim.Exit{Code: killedExit, At: time.Now().UTC()}, 0o600)
 }
 
+// cleanLinked ends the container's processes and deletes its state with libcontainer.
 func cleanLinked(cfg shim.Config) error {
 	c, err := libcontainer.Load(cfg.StateDir, cfg.ID)
 	if errors.Is(err, libcontainer.ErrNotExist) {
@@ -73,6 +73,6 @@ func cleanLinked(cfg shim.Config) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("container %s: %w", cfg.ID, err)
 		}
-		time.Sleep(20 * time.Millisecond) // processes need a moment to die
+		time.Sleep(20 * time.Millisecond) // until the killed processes have ended
 	}
 }

@@ -13,7 +13,8 @@ import (
 	"ply/internal/container/shim"
 )
 
-// maxQueue is how much output waits in memory for one client; then the process waits, as on a pipe.
+// maxQueue bounds the output that waits in memory for one client, in bytes. When it is reached, the process has to wait,
+// as with a full pipe.
 const maxQueue = 256 << 10
 
 // client is one attached connection.
@@ -24,12 +25,12 @@ type client struct {
 
 	mu       sync.Mutex
 	queue    []byte
-	moved    time.Time // when the client last took something
-	ended    bool
-	cut      bool
-	work     chan struct{} // something to send
-	room     chan struct{} // something was sent
-	finished chan struct{} // writer has left
+	moved    time.Time     // when the client last read something
+	ended    bool          // the last chunk is queued or sent
+	cut      bool          // the connection was given up
+	work     chan struct{} // signals that there is something to send
+	room     chan struct{} // signals that something was sent
+	finished chan struct{} // closed when write has returned
 }
 
 func newClient(conn *net.UnixConn, a shim.AttachArgs) *client {
@@ -37,6 +38,7 @@ func newClient(conn *net.UnixConn, a shim.AttachArgs) *client {
 		work: make(chan struct{}, 1), room: make(chan struct{}, 1), finished: make(chan struct{})}
 }
 
+// poke signals on a channel with room for one signal.
 func poke(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -44,7 +46,7 @@ func poke(c chan struct{}) {
 	}
 }
 
-// send queues output. It waits for room as long as the client takes something now and then.
+// send queues output. When the queue is full it waits, until the client has read nothing for the stall limit.
 func (c *client) send(stream byte, data []byte) {
 	if stream == shim.Stdout && !c.stdout || stream == shim.Stderr && !c.stderr {
 		return
@@ -80,7 +82,7 @@ func (c *client) send(stream byte, data []byte) {
 	}
 }
 
-// end queues the last chunk.
+// end queues the chunk that tells the client that the process has ended.
 func (c *client) end() {
 	c.mu.Lock()
 	if !c.ended && !c.cut {
@@ -91,17 +93,17 @@ func (c *client) end() {
 	poke(c.work)
 }
 
-// drop cuts the client off.
+// drop closes the client's connection and discards what is queued.
 func (c *client) drop() {
 	c.mu.Lock()
 	c.cut = true
 	c.queue = nil
 	c.mu.Unlock()
-	_ = c.conn.Close() // it is given up
+	_ = c.conn.Close() // it is not used any more
 	poke(c.work)
 }
 
-// write sends the queue until the end or until the connection breaks.
+// write sends what is queued until the last chunk is sent or the connection breaks.
 func (c *client) write() {
 	defer close(c.finished)
 	for range c.work {
@@ -116,7 +118,7 @@ func (c *client) write() {
 			}
 			if len(data) == 0 {
 				if last {
-					_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // no more input either
+					_ = c.conn.SetReadDeadline(time.Unix(1, 0)) // ends input
 					return
 				}
 				break
@@ -137,7 +139,7 @@ func (c *client) write() {
 	}
 }
 
-// broadcast gives output to everybody attached.
+// broadcast sends output to all attached clients.
 func (p *process) broadcast(stream byte, data []byte) {
 	p.mu.Lock()
 	clients := make([]*client, 0, len(p.clients))
@@ -150,18 +152,18 @@ func (p *process) broadcast(stream byte, data []byte) {
 	}
 }
 
-// attach serves one client until the process ends or the client leaves. answer sends the response: output
-// after it belongs to the client.
-func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func() error) {
+// attach serves one client until the process has ended or the client is gone. answer sends the response to the attach
+// request; the client gets all output that the process writes after it.
+func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(error) error) {
 	c := newClient(conn, a)
 	p.mu.Lock()
 	if p.exit != nil {
 		p.mu.Unlock()
-		_ = shim.WriteFrame(conn, response(p.gone())) // the client sees the connection end anyway
+		_ = answer(p.gone()) // after an error the client sees that the connection is closed
 		return
 	}
-	// The response goes first into the connection; nobody else writes to it yet.
-	if err := answer(); err != nil {
+	// The response must be the first thing on the connection. While mu is held, no output is sent.
+	if err := answer(nil); err != nil {
 		p.mu.Unlock()
 		return
 	}
@@ -184,7 +186,7 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func() er
 	<-c.finished
 }
 
-// input carries what the client sends until it leaves.
+// input passes what the client sends to the process until the client is gone. It discards it unless wanted is true.
 func (p *process) input(c *client, wanted bool) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -205,15 +207,15 @@ func (p *process) input(c *client, wanted bool) {
 			}
 			n -= len(part)
 			if wanted && !p.feed(c, part) {
-				wanted = false // the process reads no more; the client may still listen
+				wanted = false // the process has closed its stdin; the client may still read
 			}
 		}
 	}
 }
 
-// feed writes to the process' stdin; false when nothing reads it. It gives up when the client leaves meanwhile.
+// feed writes to the process' stdin. It returns false when the process no longer reads it or the client is gone.
 func (p *process) feed(c *client, data []byte) bool {
-	for p.tty { // its terminal may not be there yet
+	for p.tty { // wait until the runtime has created the terminal
 		select {
 		case <-p.ready:
 		case <-p.done:
@@ -236,7 +238,7 @@ func (p *process) feed(c *client, data []byte) bool {
 			p.stdinMu.Unlock()
 			return false
 		}
-		_ = f.SetWriteDeadline(time.Now().Add(patience)) // pipes and terminals have deadlines
+		_ = f.SetWriteDeadline(time.Now().Add(patience)) // never fails for pipes and terminals
 		n, err := f.Write(data)
 		p.stdinMu.Unlock()
 		data = data[n:]
@@ -253,13 +255,14 @@ func (p *process) feed(c *client, data []byte) bool {
 	return true
 }
 
+// closeStdin lets the process read end of file.
 func (p *process) closeStdin() {
 	if p.tty {
 		return
 	}
 	p.stdinMu.Lock()
 	defer p.stdinMu.Unlock()
-	_ = closeAll(&p.io.stdin) // a pipe: nothing is buffered
+	_ = closeAll(&p.io.stdin) // closing a pipe loses nothing
 }
 
 // hungUp reports whether the peer has closed its connection.

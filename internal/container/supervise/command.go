@@ -21,16 +21,16 @@ import (
 	"ply/internal/container/shim"
 )
 
-// consoleTime bounds how long a runtime may take to send the terminal.
+// consoleTime is how long a runtime may take to send the terminal.
 const consoleTime = 10 * time.Second
 
-// command is another OCI runtime, by its command line. What it starts becomes a child of this process, the
-// subreaper, when the runtime's own process leaves.
+// command runs a container with another OCI runtime, by that runtime's command line. The processes that the runtime
+// starts become children of this process, which is a subreaper, when the runtime's own process ends.
 type command struct {
 	cfg       shim.Config
-	privately bool
+	privately bool // the container has its own pid namespace
 	first     *os.Process
-	memory    string // the container's memory events file
+	memory    string // path of the container's memory events file
 }
 
 func newCommand(cfg shim.Config, spec *specs.Spec) (runtime, error) {
@@ -39,9 +39,10 @@ func newCommand(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 
 func (r *command) logName() string { return filepath.Join(r.cfg.Bundle, "runtime.log") }
 
-// run calls the runtime. Its error is the last one in its log.
+// run runs the runtime's command and returns its output, unless std names files for it. The error is the last one in
+// the runtime's log.
 func (r *command) run(std ends, args ...string) ([]byte, error) {
-	_ = os.Remove(r.logName()) // only this call's words count
+	_ = os.Remove(r.logName()) // errors of earlier commands
 	cmd := exec.Command(r.cfg.Runtime, append([]string{"--root", r.cfg.StateDir, "--log", r.logName(), "--log-format", "json"}, args...)...)
 	cmd.Dir = r.cfg.Bundle
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
@@ -61,6 +62,7 @@ func (r *command) run(std ends, args ...string) ([]byte, error) {
 	return nil, fmt.Errorf("%s %s: %w", r.cfg.Runtime, args[0], err)
 }
 
+// lastError returns the last error in the runtime's log.
 func (r *command) lastError() string {
 	f, err := os.Open(r.logName())
 	if err != nil {
@@ -79,18 +81,18 @@ func (r *command) lastError() string {
 	}
 }
 
-// begin runs create or exec, which leave a process behind, and takes its terminal.
+// begin runs the command create or exec, which starts a process, and receives its terminal.
 func (r *command) begin(std ends, verb string, args ...string) (*os.Process, error) {
 	pidFile := filepath.Join(r.cfg.Bundle, "runtime.pid")
-	_ = os.Remove(pidFile) // an earlier exec's
+	_ = os.Remove(pidFile) // of an earlier command
 	args = append([]string{verb, "--pid-file", pidFile}, args...)
 	var terminal func() error
 	if std.console != nil {
-		path, take, err := r.consoleSocket(std.console)
+		path, receive, err := r.consoleSocket(std.console)
 		if err != nil {
 			return nil, err
 		}
-		terminal = take
+		terminal = receive
 		args = append(args[:1:1], append([]string{"--console-socket", path}, args[1:]...)...)
 		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 		if err != nil {
@@ -119,15 +121,16 @@ func (r *command) begin(std ends, verb string, args ...string) (*os.Process, err
 	return os.FindProcess(pid)
 }
 
-// consoleSocket listens for the runtime's terminal; take passes it on to where the shim expects it.
-func (r *command) consoleSocket(to *os.File) (path string, take func() error, err error) {
+// consoleSocket listens on a socket at path, to which the runtime sends the terminal. receive waits for the terminal and
+// sends it to the socket to, from which receiveConsole reads it.
+func (r *command) consoleSocket(to *os.File) (path string, receive func() error, err error) {
 	dir, err := os.Open(r.cfg.Bundle)
 	if err != nil {
 		return "", nil, err
 	}
-	// By way of a descriptor: a socket's path is short, a bundle's may not be.
+	// The path goes by way of a descriptor, because the kernel limits a socket's path and a bundle's may be longer.
 	path = fmt.Sprintf("/proc/%d/fd/%d/console.sock", os.Getpid(), dir.Fd())
-	_ = os.Remove(path) // an earlier one
+	_ = os.Remove(path) // of an earlier command
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return "", nil, errors.Join(err, dir.Close())
@@ -151,15 +154,16 @@ func (r *command) consoleSocket(to *os.File) (path string, take func() error, er
 		if err != nil {
 			return err
 		}
-		defer master.Close() // a copy goes on
+		defer master.Close() // the message carries a copy
 		return unix.Sendmsg(int(to.Fd()), []byte("console"), unix.UnixRights(int(master.Fd())), nil, 0)
 	}, nil
 }
 
+// asChild returns the child for a process that the runtime left to this subreaper.
 func asChild(p *os.Process) child {
 	return child{pid: p.Pid,
 		wait: func() int {
-			st, _ := p.Wait() // without a status, 255
+			st, _ := p.Wait() // exitCode returns 255 for no status
 			return exitCode(st)
 		},
 		signal: func(sig unix.Signal) error { return p.Signal(syscall.Signal(sig)) },
@@ -179,7 +183,7 @@ func (r *command) create(p *specs.Process, std ends) (child, error) {
 	return asChild(first), nil
 }
 
-// rewriteSpec puts the process as the shim wants it (terminal, size) into the bundle's spec.
+// rewriteSpec replaces the process in the bundle's spec by p, in which the shim has set terminal and size.
 func (r *command) rewriteSpec(p *specs.Process) error {
 	name := filepath.Join(r.cfg.Bundle, shim.SpecFile)
 	b, err := os.ReadFile(name)
@@ -225,7 +229,7 @@ func (r *command) signal(sig unix.Signal) error {
 		return err
 	}
 	if sig == unix.SIGKILL {
-		_, _ = r.run(ends{}, "resume", r.cfg.ID) // a frozen process does not die on cgroup v1
+		_, _ = r.run(ends{}, "resume", r.cfg.ID) // with cgroup v1 a frozen process does not end; it fails if none is frozen
 	}
 	return nil
 }
@@ -258,7 +262,7 @@ func (r *command) update(res *specs.LinuxResources) error {
 	return err
 }
 
-// runtimeStats is what "events --stats" prints.
+// runtimeStats is the output of "events --stats".
 type runtimeStats struct {
 	Data struct {
 		CPU struct {
@@ -274,7 +278,11 @@ type runtimeStats struct {
 		}
 		Pids  struct{ Current, Limit uint64 }
 		Blkio struct {
-			IoServiceBytesRecursive []shim.BlkioEntry
+			IoServiceBytesRecursive []struct {
+				Major, Minor uint64
+				Op           string
+				Value        uint64
+			}
 		}
 	}
 }
@@ -295,7 +303,10 @@ func (r *command) stats() (shim.StatsReply, error) {
 		Throttled:   [3]uint64{d.CPU.Throttling.Periods, d.CPU.Throttling.ThrottledPeriods, d.CPU.Throttling.ThrottledTime},
 		MemoryUsage: d.Memory.Usage.Usage, MemoryMax: d.Memory.Usage.Max, MemoryLimit: d.Memory.Usage.Limit,
 		MemoryFailcnt: d.Memory.Usage.Failcnt, MemoryStats: d.Memory.Raw,
-		PidsCurrent: d.Pids.Current, PidsLimit: d.Pids.Limit, Blkio: d.Blkio.IoServiceBytesRecursive,
+		PidsCurrent: d.Pids.Current, PidsLimit: d.Pids.Limit,
+	}
+	for _, e := range d.Blkio.IoServiceBytesRecursive {
+		out.Blkio = append(out.Blkio, shim.BlkioEntry{Major: e.Major, Minor: e.Minor, Op: e.Op, Value: e.Value})
 	}
 	if out.MemoryLimit >= noLimit {
 		out.MemoryLimit = 0
@@ -328,13 +339,14 @@ func (r *command) oomKilled() bool { return r.memory != "" && counted(r.memory, 
 
 func (r *command) destroy() error { return deleteByCommand(r.cfg) }
 
+// deleteByCommand ends the container's processes and deletes its state with another runtime.
 func deleteByCommand(cfg shim.Config) error {
 	r := &command{cfg: cfg}
 	_, err := r.run(ends{}, "delete", "--force", cfg.ID)
 	return err
 }
 
-// memoryEvents finds the file that counts a process' OOM kills.
+// memoryEvents returns the path of the file that counts the OOM kills in a process' cgroup, "" if there is none.
 func memoryEvents(pid int) string {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 	if err != nil {

@@ -23,12 +23,12 @@ import (
 	"ply/internal/container/shim"
 )
 
-// linked is the runtime that is linked in.
+// linked runs a container with libcontainer, which is linked into this program.
 type linked struct {
 	c         *libcontainer.Container
 	program   *seccomp.Program
-	first     int  // the first process
-	privately bool // a pid namespace of its own
+	first     int  // pid of the first process
+	privately bool // the container has its own pid namespace
 }
 
 func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
@@ -38,7 +38,7 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 	}
 	c, err := libcontainer.Create(cfg.StateDir, cfg.ID, config)
 	if errors.Is(err, libcontainer.ErrExist) {
-		// A shim that was killed left its state. What runs by it is somebody's: only a dead one is removed.
+		// A shim that was killed left its state. The state is deleted only if no process of the container runs.
 		if err := removeDead(cfg); err != nil {
 			return nil, err
 		}
@@ -58,11 +58,11 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 	return r, nil
 }
 
-// removeDead deletes the state of a container that has ended.
+// removeDead deletes the state of an ended container. It returns a conflict if the container runs.
 func removeDead(cfg shim.Config) error {
 	old, err := libcontainer.Load(cfg.StateDir, cfg.ID)
 	if errors.Is(err, libcontainer.ErrNotExist) {
-		// No state was written: the container never came to be.
+		// libcontainer wrote no state, so it had not created the container.
 		return os.RemoveAll(filepath.Join(cfg.StateDir, cfg.ID))
 	}
 	if err != nil {
@@ -78,6 +78,7 @@ func removeDead(cfg shim.Config) error {
 	return old.Destroy()
 }
 
+// process converts a process of the runtime spec.
 func (r *linked) process(p *specs.Process, io ends, first bool) (*libcontainer.Process, error) {
 	lp := &libcontainer.Process{
 		Args: p.Args, Env: p.Env, UID: int(p.User.UID), GID: int(p.User.GID), Cwd: p.Cwd,
@@ -100,7 +101,7 @@ func (r *linked) process(p *specs.Process, io ends, first bool) (*libcontainer.P
 	for _, l := range p.Rlimits {
 		t, ok := rlimits[l.Type]
 		if !ok {
-			return nil, fmt.Errorf("rlimit %s: not known", l.Type)
+			return nil, fmt.Errorf("rlimit %s: unknown", l.Type)
 		}
 		lp.Rlimits = append(lp.Rlimits, capped(configs.Rlimit{Type: t, Soft: l.Soft, Hard: l.Hard}, l.Type))
 	}
@@ -116,14 +117,14 @@ var rlimits = map[string]int{
 	"RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING, "RLIMIT_STACK": unix.RLIMIT_STACK,
 }
 
-// capped lowers a limit that this process cannot raise: the spec was made in plyd, which may have had more.
+// capped lowers a limit to what this process may set. plyd built the spec and may be allowed more.
 func capped(l configs.Rlimit, name string) configs.Rlimit {
 	var own unix.Rlimit
 	if unix.Getrlimit(l.Type, &own) != nil || l.Hard <= own.Max {
 		return l
 	}
 	if unix.Prlimit(0, l.Type, &unix.Rlimit{Cur: own.Cur, Max: l.Hard}, nil) == nil {
-		_ = unix.Prlimit(0, l.Type, &own, nil) // lowering back is always allowed
+		_ = unix.Prlimit(0, l.Type, &own, nil) // lowering it again is always allowed
 		return l
 	}
 	fmt.Fprintf(os.Stderr, "warning: %s: this host does not allow more than %d, which is used\n", name, own.Max)
@@ -131,6 +132,7 @@ func capped(l configs.Rlimit, name string) configs.Rlimit {
 	return l
 }
 
+// begin starts the container's first process or an exec.
 func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	lp, err := r.process(p, io, first)
 	if err != nil {
@@ -149,7 +151,7 @@ func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	}
 	return child{pid: pid,
 		wait: func() int {
-			st, _ := lp.Wait() // an exit status that is not 0 is an error to it
+			st, _ := lp.Wait() // Wait returns an error for every exit code but 0
 			return exitCode(st)
 		},
 		signal: func(sig unix.Signal) error { return lp.Signal(sig) },
@@ -162,8 +164,8 @@ func (r *linked) create(p *specs.Process, io ends) (child, error) {
 	return c, err
 }
 
-// start returns when the user's program is what runs: a signal sent before that would meet the runtime's own code, which
-// ends of SIGTERM with a status of its own.
+// start runs the first process and returns when it has become the user's program. A signal that is sent earlier would
+// reach the runtime's code, and SIGTERM would end it with the runtime's exit code.
 func (r *linked) start() error {
 	if err := r.c.Exec(); err != nil {
 		return err
@@ -175,10 +177,10 @@ func (r *linked) start() error {
 	return nil
 }
 
-// execLimit bounds the wait for an execve, which may read a program from a slow disk.
+// execLimit is how long start waits for the execve, which may have to read the program from a slow disk.
 const execLimit = 2 * time.Second
 
-// becoming reports whether a process is still the runtime's, about to become the user's program.
+// becoming reports whether a process still runs the runtime's code and has not become the user's program yet.
 func becoming(pid int) bool {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
@@ -193,8 +195,8 @@ func becoming(pid int) bool {
 	return ours && len(state) > 0 && state[0] != 'Z' && state[0] != 'X' && childless("/proc/"+at+"/task")
 }
 
-// childless reports that no thread of a process has a child: the init of --init has not begun the program yet. A kernel
-// that does not tell is taken for no.
+// childless reports whether no thread of a process has a child. For the first process of --init it means that the program
+// was not started yet. childless returns false on a kernel that does not list children.
 func childless(tasks string) bool {
 	threads, err := os.ReadDir(tasks)
 	if err != nil {
@@ -242,7 +244,7 @@ func (r *linked) ended() error {
 	if r.privately {
 		return nil // the kernel killed them with their first process
 	}
-	// Twice: a process may have forked between the look and the signal.
+	// Twice, because a process may have forked after the processes were listed.
 	for range 2 {
 		if err := r.signalAll(unix.SIGKILL); err != nil {
 			return err
@@ -251,7 +253,7 @@ func (r *linked) ended() error {
 	return nil
 }
 
-// oomKilled asks the kernel's own count, so that no event can be missed.
+// oomKilled reads the kernel's counter, because an event could be missed.
 func (r *linked) oomKilled() bool {
 	st, err := r.c.State()
 	if err != nil {
@@ -263,7 +265,7 @@ func (r *linked) oomKilled() bool {
 	return counted(filepath.Join(st.CgroupPaths["memory"], "memory.oom_control"), "oom_kill")
 }
 
-// counted reports whether a key of a flat keyed file is above zero.
+// counted reports whether the value of a key in a flat keyed file is above zero.
 func counted(name, key string) bool {
 	f, err := os.Open(name)
 	if err != nil {
@@ -283,7 +285,7 @@ func (r *linked) destroy() error {
 	return r.c.Destroy()
 }
 
-// update changes what r names and keeps the rest.
+// update changes the limits that res sets and keeps the others.
 func (r *linked) update(res *specs.LinuxResources) error {
 	config := r.c.Config()
 	have, err := json.Marshal(config.Cgroups.Resources)
@@ -324,15 +326,16 @@ func (r *linked) update(res *specs.LinuxResources) error {
 	if b := res.BlockIO; b != nil && b.Weight != nil {
 		next.BlkioWeight = *b.Weight
 	}
-	next.SkipDevices = true // they did not change
+	next.SkipDevices = true // the device rules do not change
 	cg := *config.Cgroups
 	cg.Resources = &next
 	config.Cgroups = &cg
 	err = r.c.Set(config)
-	next.SkipDevices = false // the container keeps next, and a process can only start with devices
+	next.SkipDevices = false // libcontainer keeps next, and an exec needs the device rules
 	return err
 }
 
+// set assigns a value that is present.
 func set[T any](to *T, from *T) {
 	if from != nil {
 		*to = *from

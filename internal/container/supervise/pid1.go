@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PID1 is the first process of a container made with --init: it runs a program, passes signals on to it, takes the
-// status of orphans, and ends as the program does. It returns the exit code.
+// PID1 is the first process of a container that was created with --init. It runs a program, forwards signals to it, waits
+// for orphans, and returns the program's exit code when the program has ended.
 func PID1(args []string) int {
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
@@ -31,7 +31,7 @@ func PID1(args []string) int {
 		}
 		return 126
 	}
-	// The program leads a process group of its own, which has the terminal when there is one.
+	// The program leads its own process group, in the foreground of the terminal if there is one.
 	attr := &syscall.ProcAttr{Files: []uintptr{0, 1, 2}, Env: os.Environ(), Sys: &syscall.SysProcAttr{Setpgid: true}}
 	if _, err := unix.IoctlGetInt(0, unix.TIOCGPGRP); err == nil {
 		attr.Sys.Foreground, attr.Sys.Ctty = true, 0
@@ -47,15 +47,16 @@ func PID1(args []string) int {
 			if code, done := takeChildren(pid); done {
 				return code
 			}
-		case unix.SIGURG, unix.SIGTTIN, unix.SIGTTOU: // Go's own, and those of having given the terminal away
+		case unix.SIGURG, unix.SIGTTIN, unix.SIGTTOU: // sent by Go's scheduler, or because this process is in the background of the terminal
 		default:
-			_ = syscall.Kill(pid, sig.(syscall.Signal)) // it may have ended: the next signal says so
+			_ = syscall.Kill(pid, sig.(syscall.Signal)) // it fails when the program has ended; SIGCHLD follows
 		}
 	}
 	return 255
 }
 
-// takeChildren waits for all that have ended and says how the program did, if it was among them.
+// takeChildren waits for all children that have ended. done reports whether the program was among them, and code is its
+// exit code.
 func takeChildren(program int) (code int, done bool) {
 	for {
 		var ws unix.WaitStatus

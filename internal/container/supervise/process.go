@@ -16,14 +16,14 @@ import (
 	"ply/internal/container/shim"
 )
 
-// After the end of a process its own output is taken whole. Others may hold its pipe open (a daemon that an exec
-// left behind); theirs is taken until it pauses, and no longer than outputGrace.
+// When a process has ended, all of its own output is read. Child processes may still hold the pipe open, such as a daemon
+// that an exec started. Their output is read until none comes for outputPause, and for outputGrace at most.
 const (
 	outputPause = 100 * time.Millisecond
 	outputGrace = 2 * time.Second
 )
 
-// process is the container's first process or an exec, with who is attached to it.
+// process is the container's first process or an exec, with the clients that are attached to it.
 type process struct {
 	id        string
 	spec      *specs.Process
@@ -32,29 +32,30 @@ type process struct {
 	io        *stdio
 	sources   []*source
 
-	stdinMu sync.Mutex // one chunk of input at a time
+	stdinMu sync.Mutex // guards io.stdin; held while a chunk is written to it
 
 	mu      sync.Mutex
-	started bool // asked to run
-	child   *child
-	exit    *shim.Exit
+	started bool       // OpStart was received
+	child   *child     // nil until the process exists
+	exit    *shim.Exit // nil until it has ended
 	clients map[*client]struct{}
-	size    *unix.Winsize // wanted before there is a terminal
+	size    *unix.Winsize // of the terminal, as last requested; nil if it was not
 	ready   chan struct{} // closed when the process and its terminal exist
 	done    chan struct{} // closed when exit is set
 }
 
-// source is one output stream on its way to the log and the clients.
+// source is one output stream of a process. Its data goes to the log and to the clients.
 type source struct {
 	stream  byte
-	f       *os.File
-	log     *logfile.Stream
-	total   atomic.Int64 // bytes read
-	reading atomic.Bool  // waiting in read
-	discard atomic.Bool  // the process' own output is through
-	done    chan struct{}
+	f       *os.File        // a terminal's is nil until it exists
+	log     *logfile.Stream // nil for an exec
+	total   atomic.Int64    // bytes read and passed on
+	reading atomic.Bool     // a read is in progress
+	discard atomic.Bool     // drop what is read from now on
+	done    chan struct{}   // closed when nothing is read any more
 }
 
+// newProcess creates the streams of a process that is not started yet.
 func newProcess(id string, spec *specs.Process, stdin, once, discard bool, log *logfile.Writer) (*process, error) {
 	io, err := newStdio(spec.Terminal, stdin, discard)
 	if err != nil {
@@ -70,7 +71,7 @@ func newProcess(id string, spec *specs.Process, stdin, once, discard bool, log *
 		p.sources = append(p.sources, src)
 	}
 	if p.tty {
-		add(shim.Stdout, nil) // the terminal comes later
+		add(shim.Stdout, nil) // receiveConsole sets the file
 	} else if !discard {
 		add(shim.Stdout, io.stdout)
 		add(shim.Stderr, io.stderr)
@@ -78,7 +79,7 @@ func newProcess(id string, spec *specs.Process, stdin, once, discard bool, log *
 	return p, nil
 }
 
-// receiveConsole takes the terminal that the runtime made, and gives it the wanted size before a byte flows.
+// receiveConsole receives the terminal from the runtime and sets its size before anything is read or written.
 func (p *process) receiveConsole() error {
 	master, err := receiveFD(int(p.io.consoleSock.Fd()))
 	if err = errors.Join(err, closeAll(&p.io.consoleSock)); err != nil {
@@ -97,6 +98,7 @@ func (p *process) receiveConsole() error {
 	return nil
 }
 
+// setSize sets the size of the terminal; mu is held.
 func (p *process) setSize(ws unix.Winsize) error {
 	c, err := console.ConsoleFromFile(p.io.console)
 	if err != nil {
@@ -105,6 +107,7 @@ func (p *process) setSize(ws unix.Winsize) error {
 	return c.Resize(console.WinSize{Height: ws.Row, Width: ws.Col})
 }
 
+// resize sets the size of the terminal, or the size that it will get.
 func (p *process) resize(height, width uint) error {
 	if !p.tty {
 		return &failure{shim.ClassInvalid, "cannot resize: the process has no terminal"}
@@ -124,11 +127,12 @@ func (p *process) resize(height, width uint) error {
 	return p.setSize(*p.size)
 }
 
+// gone returns the error for requests that come after the end.
 func (p *process) gone() error {
 	return &failure{shim.ClassGone, "process has ended"}
 }
 
-// run starts to carry output; the process exists from now on.
+// run records that the process exists, and starts to read its output.
 func (p *process) run(c child) {
 	p.mu.Lock()
 	p.child = &c
@@ -139,6 +143,7 @@ func (p *process) run(c child) {
 	}
 }
 
+// carry passes the output of one source to the log and the clients until its end.
 func (p *process) carry(s *source) {
 	defer close(s.done)
 	buf := make([]byte, 32<<10)
@@ -148,28 +153,29 @@ func (p *process) carry(s *source) {
 		s.reading.Store(false)
 		if n > 0 && !s.discard.Load() {
 			if s.log != nil {
-				_, _ = s.log.Write(buf[:n]) // counts what it loses
+				_, _ = s.log.Write(buf[:n]) // never fails: the log counts what it could not store
 			}
 			p.broadcast(s.stream, buf[:n])
 		}
 		s.total.Add(int64(n))
 		if err != nil {
-			return // end of file; EIO is a terminal's
+			return // end of file, or EIO for a terminal
 		}
 	}
 }
 
-// drain waits until the output of an ended process is carried.
+// drain waits until the output of an ended process is in the log and was passed to the clients.
 func (p *process) drain() {
 	for _, s := range p.sources {
-		s.settle()
+		s.drain()
 		if s.log != nil {
 			_ = s.log.Close() // never fails
 		}
 	}
 }
 
-func (s *source) settle() {
+// drain waits until the process' own output was read, and then for that of its children as outputPause says.
+func (s *source) drain() {
 	ended := time.Now()
 	own := s.total.Load() + int64(s.pending())
 	var quiet time.Time
@@ -191,23 +197,24 @@ func (s *source) settle() {
 			return
 		}
 		if s.total.Load() >= own && time.Since(ended) > outputGrace {
-			s.discard.Store(true) // its heirs go on printing to nobody
+			s.discard.Store(true) // child processes that still hold the pipe keep writing; that output is discarded
 			return
 		}
 	}
 }
 
+// pending returns the number of bytes that can be read at once.
 func (s *source) pending() int {
 	n := 0
 	rc, err := s.f.SyscallConn()
 	if err != nil {
 		return 0
 	}
-	_ = rc.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) // none where it cannot be asked
+	_ = rc.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) // 0 where the kernel does not say
 	return n
 }
 
-// finish tells everybody. The streams must be drained.
+// finish records the end and tells the clients. The streams must be drained.
 func (p *process) finish(e shim.Exit) {
 	p.mu.Lock()
 	p.exit = &e
@@ -218,9 +225,10 @@ func (p *process) finish(e shim.Exit) {
 		c.end()
 	}
 	close(p.done)
-	// A source that heirs hold open still reads, to nobody; the rest is closed now.
+	// Stdin is closed now. An output that child processes hold open is read until they close it, so that they do not
+	// block or get SIGPIPE.
 	p.stdinMu.Lock()
-	_ = closeAll(&p.io.stdin) // the reader is gone
+	_ = closeAll(&p.io.stdin) // closing a pipe loses nothing
 	p.stdinMu.Unlock()
 	go func() {
 		for _, s := range p.sources {
@@ -230,16 +238,18 @@ func (p *process) finish(e shim.Exit) {
 		defer p.stdinMu.Unlock()
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		_ = p.io.closeOurs() // only read from
+		_ = p.io.closeOurs() // nothing is written to them any more
 	}()
 }
 
+// begun reports whether the process was asked to run.
 func (p *process) begun() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.started
 }
 
+// running reports whether the process exists; it may not have been asked to run yet.
 func (p *process) running() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -10,31 +10,32 @@ import (
 	"ply/internal/container/shim"
 )
 
-// runtime runs one container. Calls that fork are made under server.forks.
+// runtime creates and controls one container. During its calls server.forks is locked.
 type runtime interface {
-	// create makes the container; its first process waits for start.
+	// create creates the container and its first process, which waits for start.
 	create(p *specs.Process, io ends) (child, error)
 	start() error
 	// exec starts a process in the container.
 	exec(id string, p *specs.Process, io ends) (child, error)
-	// signal reaches the first process; SIGKILL also when the container is paused.
+	// signal sends a signal to the first process. SIGKILL also ends a paused one.
 	signal(sig unix.Signal) error
+	// signalAll sends a signal to every process of the container.
 	signalAll(sig unix.Signal) error
 	pause() error
 	resume() error
 	update(r *specs.LinuxResources) error
 	stats() (shim.StatsReply, error)
 	pids() ([]int, error)
-	// ended is called once, when the first process has ended: whatever of the container still runs is killed.
+	// ended kills what still runs of the container. It is called once, when the first process has ended.
 	ended() error
 	oomKilled() bool
-	// destroy removes the runtime state of a container that has ended or never came to be.
+	// destroy deletes the runtime state of a container that has ended or could not be created.
 	destroy() error
-	// orphans says that processes of the container may become children of this one.
+	// orphans reports whether processes of the container can become children of this process.
 	orphans() bool
 }
 
-// failure is an error with its class in the protocol.
+// failure is an error with a class of the protocol.
 type failure struct {
 	class string
 	msg   string
@@ -42,8 +43,8 @@ type failure struct {
 
 func (f *failure) Error() string { return f.msg }
 
-// programFailure finds out of a runtime's error whether the program to run was at fault, and gives docker's
-// words for it.
+// programFailure returns a failure with docker's words if a runtime's error says that the program to run was at fault,
+// otherwise the error itself.
 func programFailure(err error) error {
 	if err == nil {
 		return nil
@@ -70,6 +71,7 @@ func programFailure(err error) error {
 	return err
 }
 
+// inNamespaceOfOthers reports whether the container joins an existing namespace of type t.
 func inNamespaceOfOthers(spec *specs.Spec, t specs.LinuxNamespaceType) bool {
 	for _, ns := range spec.Linux.Namespaces {
 		if ns.Type == t {

@@ -12,14 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
+	"ply/internal/version"
 )
 
-// requestTime is how long a connection may take to say what it wants.
+// requestTime is how long a connection may take to send its request.
 const requestTime = 10 * time.Second
 
 // maxSignal is the highest real-time signal.
 const maxSignal = 64
 
+// response returns the response for a request that ended with err.
 func response(err error) shim.Response {
 	var f *failure
 	switch {
@@ -33,6 +35,7 @@ func response(err error) shim.Response {
 	return shim.Response{Error: err.Error()}
 }
 
+// serve accepts connections until the shim ends.
 func (s *server) serve() {
 	for {
 		conn, err := s.l.AcceptUnix()
@@ -43,15 +46,16 @@ func (s *server) serve() {
 			default:
 			}
 			fmt.Fprintln(os.Stderr, "accept:", err)
-			time.Sleep(100 * time.Millisecond) // descriptors are short; they come back
+			time.Sleep(100 * time.Millisecond) // out of descriptors or memory, which may pass
 			continue
 		}
 		go s.handle(conn)
 	}
 }
 
+// handle serves one connection.
 func (s *server) handle(conn *net.UnixConn) {
-	defer conn.Close() // the peer learns nothing from it
+	defer conn.Close() // an error would mean nothing to the peer
 	if !samePeer(conn) {
 		return
 	}
@@ -61,20 +65,25 @@ func (s *server) handle(conn *net.UnixConn) {
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	if req.Op == shim.OpAttach {
+	if req.Op == shim.OpAttach && req.Version <= s.version {
 		s.attach(conn, req)
 		return
 	}
 	body, err := s.dispatch(conn, req)
-	resp := response(err)
-	resp.Body = body
-	_ = shim.WriteFrame(conn, resp) // who left does not want it
+	s.reply(conn, body, err)
 	if req.Op == shim.OpStop && err == nil {
 		s.leave()
 	}
 }
 
-// samePeer lets only our own user and root in; the socket's mode says the same.
+// reply sends a response. It fails only when the client is gone.
+func (s *server) reply(conn *net.UnixConn, body json.RawMessage, err error) {
+	resp := response(err)
+	resp.Version, resp.Body = s.version, body
+	_ = shim.WriteFrame(conn, resp)
+}
+
+// samePeer reports whether the peer runs as root or as the shim's own user. The mode of the socket admits no others either.
 func samePeer(conn *net.UnixConn) bool {
 	rc, err := conn.SyscallConn()
 	if err != nil {
@@ -88,6 +97,7 @@ func samePeer(conn *net.UnixConn) bool {
 	return ok && err == nil
 }
 
+// arguments decodes the arguments of a request.
 func arguments[T any](req shim.Request) (v T, err error) {
 	if err := json.Unmarshal(req.Args, &v); err != nil {
 		return v, &failure{shim.ClassInvalid, fmt.Sprintf("%s: bad arguments: %v", req.Op, err)}
@@ -95,6 +105,7 @@ func arguments[T any](req shim.Request) (v T, err error) {
 	return v, nil
 }
 
+// find returns the container's first process for "", otherwise an exec.
 func (s *server) find(id string) (*process, error) {
 	if id == "" {
 		return s.init, nil
@@ -114,13 +125,22 @@ func (s *server) attach(conn *net.UnixConn, req shim.Request) {
 		p, err = s.find(req.Process)
 	}
 	if err != nil {
-		_ = shim.WriteFrame(conn, response(err)) // who left does not want it
+		s.reply(conn, nil, err)
 		return
 	}
-	p.attach(conn, a, func() error { return shim.WriteFrame(conn, shim.Response{}) })
+	p.attach(conn, a, func(err error) error {
+		resp := response(err)
+		resp.Version = s.version
+		return shim.WriteFrame(conn, resp)
+	})
 }
 
+// dispatch runs one request.
 func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage, error) {
+	if req.Version > s.version {
+		return nil, &failure{shim.ClassUnsupported, fmt.Sprintf("%s: the request has version %d; this shim is of ply %s and speaks version %d",
+			req.Op, req.Version, version.Version, s.version)}
+	}
 	p, err := s.find(req.Process)
 	if err != nil && req.Op != shim.OpExec {
 		return nil, err
@@ -167,9 +187,10 @@ func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage
 	case shim.OpStop:
 		return nil, s.shutdown()
 	}
-	return nil, &failure{shim.ClassInvalid, fmt.Sprintf("unknown request %q", req.Op)}
+	return nil, &failure{shim.ClassUnsupported, fmt.Sprintf("unknown request %q; this shim is of ply %s", req.Op, version.Version)}
 }
 
+// startProcess runs a created process.
 func (s *server) startProcess(p *process) error {
 	p.mu.Lock()
 	if p.started {
@@ -188,6 +209,7 @@ func (s *server) startProcess(p *process) error {
 	return s.startExec(p)
 }
 
+// state returns what OpState reports of a process.
 func (s *server) state(p *process) shim.StateReply {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -210,6 +232,7 @@ func (s *server) state(p *process) shim.StateReply {
 	return r
 }
 
+// kill sends a signal.
 func (s *server) kill(p *process, req shim.Request) error {
 	a, err := arguments[shim.KillArgs](req)
 	if err != nil {
@@ -229,7 +252,7 @@ func (s *server) kill(p *process, req shim.Request) error {
 		err = s.rt.signal(sig)
 		if err == nil && sig == unix.SIGKILL {
 			s.mu.Lock()
-			s.paused = false // it was thawed to die
+			s.paused = false // the runtime thawed it, so that it could die
 			s.mu.Unlock()
 		}
 	default:
@@ -241,13 +264,13 @@ func (s *server) kill(p *process, req shim.Request) error {
 	return err
 }
 
-// wait answers when the process has ended, or gives up when the asker leaves.
+// wait returns the process' Exit when it has ended, or an error when the client is gone.
 func (s *server) wait(conn *net.UnixConn, p *process) (json.RawMessage, error) {
 	left := make(chan struct{})
 	go func() {
 		defer close(left)
 		var b [1]byte
-		_, _ = conn.Read(b[:]) // returns when the asker leaves, or when we close
+		_, _ = conn.Read(b[:]) // returns when either side closes the connection
 	}()
 	select {
 	case <-p.done:
@@ -255,10 +278,11 @@ func (s *server) wait(conn *net.UnixConn, p *process) (json.RawMessage, error) {
 		defer p.mu.Unlock()
 		return json.Marshal(p.exit)
 	case <-left:
-		return nil, errors.New("the asker left")
+		return nil, errors.New("the client is gone")
 	}
 }
 
+// freeze pauses or resumes the container.
 func (s *server) freeze(on bool) error {
 	if !s.init.running() {
 		return s.init.gone()
@@ -280,6 +304,7 @@ func (s *server) freeze(on bool) error {
 	return nil
 }
 
+// update changes limits.
 func (s *server) update(req shim.Request) error {
 	a, err := arguments[shim.UpdateArgs](req)
 	if err != nil {
@@ -292,11 +317,12 @@ func (s *server) update(req shim.Request) error {
 	if err := json.Unmarshal(a.Resources, &r); err != nil {
 		return &failure{shim.ClassInvalid, fmt.Sprintf("update: %v", err)}
 	}
-	s.forks.Lock() // nothing may start on half the limits
+	s.forks.Lock() // a process must not start while only some limits are set
 	defer s.forks.Unlock()
 	return s.rt.update(&r)
 }
 
+// newExec creates an exec, which startExec runs.
 func (s *server) newExec(req shim.Request) error {
 	a, err := arguments[shim.ExecArgs](req)
 	if err != nil {
@@ -325,9 +351,10 @@ func (s *server) newExec(req shim.Request) error {
 	return nil
 }
 
+// startExec runs an exec.
 func (s *server) startExec(p *process) error {
 	p.mu.Lock()
-	if p.size != nil { // nothing holds an exec back until its terminal is here: it is made in the right size
+	if p.size != nil { // an exec runs at once, so its terminal is created with the size that it should have
 		p.spec.ConsoleSize = &specs.Box{Height: uint(p.size.Row), Width: uint(p.size.Col)}
 	}
 	p.mu.Unlock()
@@ -356,7 +383,7 @@ func (s *server) startExec(p *process) error {
 	return nil
 }
 
-// failExec ends an exec that could not be started: waiters and clients learn it as its end.
+// failExec records that an exec could not be started. Its clients see that it has ended.
 func (s *server) failExec(p *process, err error) {
 	code := 255
 	var f *failure
@@ -369,13 +396,13 @@ func (s *server) failExec(p *process, err error) {
 		}
 	}
 	for _, src := range p.sources {
-		close(src.done) // nothing carries them
+		close(src.done) // no goroutine reads it
 	}
 	p.finish(shim.Exit{Code: code, At: time.Now().UTC()})
 	s.forget(p)
 }
 
-// forget drops the oldest of the ended execs when there are many.
+// forget counts p among the ended execs and drops the state of the oldest one when there are too many.
 func (s *server) forget(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,11 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// slimAfter is when a shim whose container was created is at rest, most likely.
+// slimAfter is how long after the container's creation slim is called. Usually the container was started by then, and the
+// shim has nothing more to do.
 const slimAfter = time.Second
 
-// slim gives back the memory that creating a container took. From here on memory counts more than time: there is a
-// shim for every container.
+// slim returns the memory that creating the container needed to the kernel, and makes the garbage collector prefer a small
+// heap, because there is one shim per container.
 func slim() {
 	debug.SetGCPercent(20)
 	debug.SetMemoryLimit(16 << 20)
@@ -23,8 +24,9 @@ func slim() {
 	shedCode()
 }
 
-// shedCode unmaps the pages of our own code and constants: most of what creating needed is never used again, and the
-// kernel maps what is from the page cache. A part that was ever written to (relocated) is left alone.
+// shedCode unmaps the pages of the program's code and constants. Most of what creating a container needed is not used
+// again, and the kernel maps the pages that are from the page cache. A mapping that was written to (by relocation) is
+// left as it is.
 func shedCode() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -49,7 +51,7 @@ func shedCode() {
 		}
 		var written int
 		if n, _ := fmt.Sscanf(line, "Anonymous: %d kB", &written); n == 1 && written == 0 && to != 0 {
-			// An error leaves the pages where they are.
+			// After an error the pages stay mapped.
 			_, _, _ = unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED)
 		}
 	}

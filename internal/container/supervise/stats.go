@@ -9,6 +9,7 @@ import (
 	"ply/internal/container/shim"
 )
 
+// stats returns the counters of the container's cgroups.
 func (r *linked) stats() (shim.StatsReply, error) {
 	st, err := r.c.Stats()
 	if err != nil {
@@ -17,10 +18,10 @@ func (r *linked) stats() (shim.StatsReply, error) {
 	return statsReply(st.CgroupStats), nil
 }
 
-// noLimit is the kernel's number for no memory limit.
+// noLimit is the memory limit that cgroup v1 reports when there is none, in bytes.
 const noLimit = math.MaxInt64 &^ 0xfff
 
-// statsReply translates; a limit that is none is 0, and memory usage is as the kernel counts it, with the cache.
+// statsReply converts the counters. No limit is 0. The memory usage includes the page cache, as the kernel counts it.
 func statsReply(s *cgroups.Stats) shim.StatsReply {
 	cpu, mem := &s.CpuStats, &s.MemoryStats
 	out := shim.StatsReply{

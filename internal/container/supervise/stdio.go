@@ -8,21 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ends are what a runtime gives to a process: three files, or a socket by which it sends the terminal it makes.
+// ends are the files that a runtime passes to a process, or the socket to which it sends the terminal that it creates.
 type ends struct {
 	stdin, stdout, stderr *os.File
 	console               *os.File
 }
 
-// stdio is both ends of a process' streams.
+// stdio holds both ends of a process' streams.
 type stdio struct {
 	child ends
-	// Our ends; nil where there is none. With a terminal only console is set.
+	// The shim's ends; nil where there is none. With a terminal only consoleSock and console are set.
 	stdin, stdout, stderr *os.File
 	consoleSock           *os.File
 	console               *os.File
 }
 
+// newStdio creates the streams of a process. With discard its output goes to /dev/null.
 func newStdio(tty, wantStdin, discard bool) (io *stdio, err error) {
 	io = &stdio{}
 	defer func() {
@@ -62,6 +63,7 @@ func newStdio(tty, wantStdin, discard bool) (io *stdio, err error) {
 
 func (io *stdio) childEnds() ends { return io.child }
 
+// closeAll closes the files that are not nil and sets them to nil.
 func closeAll(files ...**os.File) (err error) {
 	for _, f := range files {
 		if *f != nil {
@@ -72,12 +74,13 @@ func closeAll(files ...**os.File) (err error) {
 	return err
 }
 
-// closeChild closes what the child has now for itself.
+// closeChild closes the child's ends, of which the child has copies.
 func (io *stdio) closeChild() error {
 	c := &io.child
 	return closeAll(&c.stdin, &c.stdout, &c.stderr, &c.console)
 }
 
+// closeOurs closes the shim's ends.
 func (io *stdio) closeOurs() error {
 	return closeAll(&io.stdin, &io.stdout, &io.stderr, &io.consoleSock, &io.console)
 }

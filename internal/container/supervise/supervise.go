@@ -1,9 +1,10 @@
-// Package supervise is the server side of a shim: one process that owns one container. It creates the container
-// at launch, holds its terminal and pipes, writes its log and its exit file, and serves the protocol of package shim.
+// Package supervise is the server side of the shim protocol: the process that owns one container. It creates the
+// container when it starts, holds its terminal and pipes, writes its log and its exit file, and answers the requests of
+// package shim.
 //
-// Invariants: the exit file is durable, and all that the process printed is in the log, before anybody is told that
-// it ended; no client, slow, dead or hostile, stops the container for longer than the stall limit; nothing of plyd
-// is needed once the container is created. Only cmd/ply-shim imports this package: it links libcontainer.
+// Invariants: before any client learns that the process has ended, its exit file is durable and all its output is in the
+// log; no client, whether slow, dead or hostile, stops the container for longer than the stall limit; once the container
+// is created, the shim does not need plyd. Only cmd/ply-shim imports this package, because it links libcontainer.
 package supervise
 
 import (
@@ -26,37 +27,40 @@ import (
 	"ply/internal/container/shim"
 	"ply/internal/durable"
 	"ply/internal/procid"
+	"ply/internal/record"
 )
 
-// StallLimit is how long a client may take nothing while the process has output for it, before it is cut off.
+// StallLimit is how long a client may read nothing while there is output for it. Then its connection is closed.
 const StallLimit = 2 * time.Minute
 
-// maxFinished bounds how many ended execs are remembered.
+// maxFinished bounds the number of ended execs whose state is kept.
 const maxFinished = 256
 
+// server is the state of a shim.
 type server struct {
 	cfg     shim.Config
+	version int // of the protocol, as plyd asked for in shim.json
 	spec    *specs.Spec
 	rt      runtime
 	log     *logfile.Writer
 	init    *process
 	l       *net.UnixListener
-	removed chan struct{} // closed when the runtime state was deleted after the end
+	removed chan struct{} // closed when the container has ended and its runtime state is deleted
 	stop    sync.Once
-	stopped chan struct{} // closed to leave
+	stopped chan struct{} // closed to end the shim
 
 	mu       sync.Mutex
 	paused   bool
 	execs    map[string]*process
-	finished []string // ended execs, oldest first
-	forks    sync.RWMutex
-	known    sync.Map // pid → nothing: children that somebody waits for
+	finished []string     // ended execs, oldest first
+	forks    sync.RWMutex // read-locked while a runtime may have children of its own; see guarded
+	known    sync.Map     // keys: pids of children whose status another goroutine waits for
 }
 
-// Run is the life of a shim: it returns the process' exit status. ready gets one Response when the container is
-// created or could not be.
+// Run runs a shim until it is told to end, and returns the exit status of the process. It writes one Response to ready
+// when the container is created or could not be created.
 func Run(bundle string, ready *os.File) int {
-	// Caught from the beginning: to end in the midst of creating would leave half a container.
+	// The signals are caught before anything is created: ending halfway would leave a part of a container.
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT)
 	closeInherited(int(ready.Fd()))
@@ -64,28 +68,28 @@ func Run(bundle string, ready *os.File) int {
 	if err != nil {
 		resp := response(err)
 		fmt.Fprintln(os.Stderr, err)
-		// People look here when the answer is lost; the answer itself goes to who launched us.
+		// The file is for people, in case plyd is gone and the response is lost.
 		_ = os.WriteFile(filepath.Join(bundle, shim.ErrorFile), []byte(err.Error()+"\n"), 0o600)
-		_ = json.NewEncoder(ready).Encode(resp) // nobody listens: nobody needs it
+		_ = json.NewEncoder(ready).Encode(resp) // it fails only when plyd is gone
 		return 1
 	}
-	self, err := procid.Self()
-	body, merr := json.Marshal(self)
-	if err = errors.Join(err, merr); err != nil {
+	body, err := os.ReadFile(filepath.Join(bundle, shim.PidFile))
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	go s.onTerminate(terminate)
 	go s.serve()
-	_ = json.NewEncoder(ready).Encode(shim.Response{Body: body}) // plyd may have died: the container waits for its next life
+	// If plyd is gone, the created container waits until the next plyd connects.
+	_ = json.NewEncoder(ready).Encode(shim.Response{Version: s.version, Body: body})
 	_ = ready.Close()
-	time.AfterFunc(slimAfter, slim) // not now: the container is just about to start
+	time.AfterFunc(slimAfter, slim) // later, because the container is about to start
 	<-s.stopped
 	return 0
 }
 
-// closeInherited closes what our parent left open by mistake. What is ours is marked close-on-exec, except the ready
-// descriptor, which becomes so.
+// closeInherited closes the descriptors that the parent process passed on by mistake: all but the standard streams that
+// are not marked close-on-exec. The ready descriptor is meant for this process and gets that mark first.
 func closeInherited(ready int) {
 	unix.CloseOnExec(ready)
 	entries, err := os.ReadDir("/proc/self/fd")
@@ -98,12 +102,13 @@ func closeInherited(ready int) {
 			continue
 		}
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
-			_ = unix.Close(fd) // not ours
+			_ = unix.Close(fd) // an error would mean that it is closed
 		}
 	}
 }
 
-// onTerminate gives up on a container that never ran. A running one is only ended by its owner's request.
+// onTerminate ends the shim on SIGTERM or SIGINT if its container was never started. Once the container runs, only
+// requests end it.
 func (s *server) onTerminate(c <-chan os.Signal) {
 	for range c {
 		if s.init.begun() {
@@ -116,17 +121,23 @@ func (s *server) onTerminate(c <-chan os.Signal) {
 	}
 }
 
+// leave makes Run return.
 func (s *server) leave() { s.stop.Do(func() { close(s.stopped) }) }
 
+// start reads the bundle and creates the container.
 func start(bundle string) (*server, error) {
 	s := &server{removed: make(chan struct{}), stopped: make(chan struct{}), execs: map[string]*process{}}
-	if err := s.load(bundle); err != nil {
-		return nil, err
-	}
-	if err := s.settle(); err != nil {
-		return nil, err
-	}
 	var err error
+	if s.cfg, s.version, err = shim.ReadConfig(bundle); err != nil {
+		return nil, err
+	}
+	s.cfg.Bundle = bundle
+	if s.spec, err = readSpec(bundle); err != nil {
+		return nil, err
+	}
+	if err := s.prepareProcess(); err != nil {
+		return nil, err
+	}
 	if s.log, err = logfile.Create(s.cfg.Log); err != nil {
 		return nil, err
 	}
@@ -148,56 +159,53 @@ func start(bundle string) (*server, error) {
 	if err := s.create(); err != nil {
 		return nil, err
 	}
-	s.spec = nil // with its seccomp profile it is big, and not needed any more
+	s.spec = nil // it is large, with its seccomp profile, and not needed any more
 	if s.rt.orphans() {
 		go s.reap()
 	}
 	return s, nil
 }
 
-func (s *server) load(bundle string) error {
-	for name, to := range map[string]func([]byte) error{
-		shim.ConfigFile: func(b []byte) error { return json.Unmarshal(b, &s.cfg) },
-		shim.SpecFile:   func(b []byte) error { return json.Unmarshal(b, &s.spec) },
-	} {
-		data, err := durable.ReadFile(durable.OS, filepath.Join(bundle, name), 64<<20)
-		if err == nil {
-			err = to(data)
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+// readSpec reads the runtime spec of a bundle.
+func readSpec(bundle string) (*specs.Spec, error) {
+	data, err := durable.ReadFile(durable.OS, filepath.Join(bundle, shim.SpecFile), 64<<20)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", shim.SpecFile, err)
 	}
-	if s.spec == nil || s.spec.Process == nil || s.spec.Linux == nil {
-		return errors.New("config.json: no process")
+	var spec *specs.Spec
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, fmt.Errorf("%s: %w", shim.SpecFile, err)
 	}
-	s.cfg.Bundle = bundle
-	return nil
+	if spec == nil || spec.Process == nil || spec.Linux == nil {
+		return nil, fmt.Errorf("%s: no process", shim.SpecFile)
+	}
+	return spec, nil
 }
 
-// settle makes this process fit to live long beside the container.
-func (s *server) settle() error {
+// prepareProcess sets the attributes that a shim needs: working directory, signals, umask, subreaper and OOM score.
+func (s *server) prepareProcess() error {
 	if err := os.Chdir(s.cfg.Bundle); err != nil {
 		return err
 	}
 	catchIgnored()
-	// The umask is inherited too; files of our own have explicit modes.
+	// The container inherits the umask. The shim's own files have explicit modes.
 	unix.Umask(0o022)
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become subreaper: %w", err)
 	}
-	// The shim should outlive its container when memory is short. Lowering needs a right that not every host
-	// gives; then it is as likely a victim as plyd.
+	// When memory is short, the kernel should kill the container and not its shim. Some hosts do not allow a lower score;
+	// then the shim keeps plyd's.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
 	return nil
 }
 
+// writeIdentity writes PidFile or InitFile.
 func (s *server) writeIdentity(name string, pid int) error {
 	id, err := procid.Of(pid)
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(id)
+	data, err := record.Marshal(s.version, shim.Identity(id))
 	if err != nil {
 		return err
 	}
@@ -208,7 +216,7 @@ func (s *server) writeIdentity(name string, pid int) error {
 	return os.Rename(tmp, filepath.Join(s.cfg.Bundle, name))
 }
 
-// create makes the container and its first process, which waits for OpStart.
+// create creates the container and its first process, which waits for OpStart.
 func (s *server) create() (err error) {
 	p := s.spec.Process
 	if p.ConsoleSize == nil && s.cfg.Height > 0 && s.cfg.Width > 0 {
@@ -239,7 +247,8 @@ func (s *server) create() (err error) {
 	return nil
 }
 
-// watchInit waits for the end of the container and records it.
+// watchInit waits for the end of the container, and then drains its output into the log, writes the exit file and answers
+// the clients, in this order.
 func (s *server) watchInit(c child) {
 	code := c.wait()
 	s.known.Delete(c.pid)
@@ -263,31 +272,34 @@ func (s *server) watchInit(c child) {
 	close(s.removed)
 }
 
+// writeExit writes the exit file.
 func (s *server) writeExit(e shim.Exit) {
-	data, err := json.Marshal(e)
+	err := record.WriteFile(durable.OS, s.cfg.ExitPath, s.version, e, 0o600)
 	if err == nil {
-		err = durable.WriteFile(durable.OS, s.cfg.ExitPath, data, 0o600)
+		return
+	}
+	// The disk is full or gone. The shim itself still answers; a copy in the bundle, which is in memory, is for people.
+	fmt.Fprintln(os.Stderr, "exit file:", err)
+	data, err := record.Marshal(s.version, e)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(s.cfg.Bundle, shim.ExitFile), data, 0o600)
 	}
 	if err != nil {
-		// The disk is full or gone. While this shim lives it answers; a copy lies where disks are seldom full.
 		fmt.Fprintln(os.Stderr, "exit file:", err)
-		if err := os.WriteFile(filepath.Join(s.cfg.Bundle, shim.ExitFile), data, 0o600); err != nil {
-			fmt.Fprintln(os.Stderr, "exit file:", err)
-		}
 	}
 }
 
-// shutdown ends a container that is not running and waits until nothing is left of it.
+// shutdown ends a container that was never started, and waits until the runtime state of an ended one is deleted.
 func (s *server) shutdown() error {
 	if s.init.running() {
 		if s.init.begun() {
 			return &failure{shim.ClassConflict, fmt.Sprintf("container %s is running", s.cfg.ID)}
 		}
-		err := s.rt.signal(unix.SIGKILL) // fails as well when it is just ending
+		err := s.rt.signal(unix.SIGKILL) // it also fails when the process is ending by itself
 		select {
 		case <-s.removed:
 		case <-time.After(endTime):
-			return errors.Join(fmt.Errorf("container %s: it does not end", s.cfg.ID), err)
+			return errors.Join(fmt.Errorf("container %s: its first process does not end after SIGKILL", s.cfg.ID), err)
 		}
 	}
 	<-s.removed
@@ -297,20 +309,20 @@ func (s *server) shutdown() error {
 	return nil
 }
 
-// reap takes the status of orphans, which become children of this process when the container shares the host's
-// process numbers.
+// reap waits for orphans of the container. They become children of this process when the container shares another pid
+// namespace, where no first process of its own adopts them.
 func (s *server) reap() {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGCHLD)
 	for range c {
-		s.forks.Lock() // not while a runtime forks: those children are its own
+		s.forks.Lock() // a runtime waits for the children that it forks
 		for {
 			pid, err := firstZombie()
 			if err != nil || pid == 0 {
 				break
 			}
 			if _, waited := s.known.Load(pid); waited {
-				time.AfterFunc(10*time.Millisecond, func() { // look again when its waiter took it
+				time.AfterFunc(10*time.Millisecond, func() { // look again when its waiter has run
 					select {
 					case c <- syscall.SIGCHLD:
 					default:

@@ -10,18 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// child is a process that was started for us. wait is called once; it blocks until the end and gives docker's exit
-// code, 128+n for a signal.
+// child is a process that a runtime started.
 type child struct {
-	pid  int
+	pid int
+	// wait blocks until the process has ended and returns docker's exit code, 128+n for signal n. It is called once.
 	wait func() int
-	// signal reaches exactly this process; os.ErrProcessDone when it has ended.
+	// signal sends a signal to this process and no other. It returns os.ErrProcessDone when the process has ended.
 	signal func(unix.Signal) error
 }
 
+// exitCode returns docker's exit code.
 func exitCode(st *os.ProcessState) int {
 	if st == nil {
-		return 255 // somebody else took the status, which a reaper that knows its children does not do
+		return 255 // the status is lost; reap leaves known children alone, so this should not happen
 	}
 	if ws := st.Sys().(syscall.WaitStatus); ws.Signaled() {
 		return 128 + int(ws.Signal())
@@ -29,7 +30,7 @@ func exitCode(st *os.ProcessState) int {
 	return st.ExitCode()
 }
 
-// firstZombie gives a child that has ended and was not waited for; 0 for none.
+// firstZombie returns the pid of a child that has ended and was not waited for, 0 if there is none.
 func firstZombie() (int, error) {
 	var info unix.Siginfo
 	for {
@@ -40,13 +41,13 @@ func firstZombie() (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		// si_pid is the first of the union, which is aligned as a pointer.
+		// si_pid is the first field of the union, which is aligned like a pointer.
 		off := (3*4 + unsafe.Sizeof(uintptr(0)) - 1) &^ (unsafe.Sizeof(uintptr(0)) - 1)
 		return int(*(*int32)(unsafe.Add(unsafe.Pointer(&info), off))), nil
 	}
 }
 
-// receiveFD takes one descriptor from a socket.
+// receiveFD receives one descriptor from a socket.
 func receiveFD(sock int) (*os.File, error) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	name := make([]byte, 4096)
