@@ -16,7 +16,6 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/safepath"
-	"ply/internal/volume"
 )
 
 // hostFacts asks the machine once: they do not change while we live.
@@ -66,7 +65,8 @@ func (s *Service) makeWorkdir(c *ctr) error {
 	return errs.New(errs.Internal, "working directory %s: %w", dir, err)
 }
 
-// specInput translates a container for runspec.
+// specInput returns what the runtime spec of a prepared container is made from: the container's options with the daemon's defaults
+// in place of those that are not set, and what was resolved for this run.
 func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	host, err := hostFacts()
 	if err != nil {
@@ -74,46 +74,36 @@ func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	}
 	hostname, domainname := p.files.hostname() // of the container whose network it joins, or its own
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	sp := &c.rec.Spec
+	sp := c.rec.Spec
+	c.mu.Unlock()
 	in := runspec.Input{
 		ID: string(c.id), Rootfs: c.rootfsDir(), Host: &host,
-		Args: append([]string{c.rec.Path}, c.rec.Args...), Env: sp.Env, Cwd: sp.WorkingDir, User: sp.User, GroupAdd: sp.GroupAdd,
-		Hostname: hostname, Domainname: domainname, Tty: sp.Tty, Height: sp.ConsoleSize[0], Width: sp.ConsoleSize[1],
-		Net:      runspec.Namespace{Host: sp.NetworkMode == "host", Path: p.netns},
-		PID:      runspec.Namespace{Host: sp.PidMode == "host", Path: p.pidns},
-		IPC:      runspec.Namespace{Host: sp.IpcMode == "host", Path: p.ipcns},
-		UTS:      runspec.Namespace{Host: sp.UTSMode == "host" || sp.UTSMode == "" && sp.NetworkMode == "host" && sp.Hostname == ""},
-		Cgroupns: sp.CgroupnsMode, Userns: sp.UsernsMode,
+		Net:       runspec.Namespace{Host: sp.NetworkMode == "host", Path: p.netns},
+		PID:       runspec.Namespace{Host: sp.PidMode == "host", Path: p.pidns},
+		IPC:       runspec.Namespace{Host: sp.IpcMode == "host", Path: p.ipcns},
+		UTS:       runspec.Namespace{Host: sp.UTSMode == "host" || sp.UTSMode == "" && sp.NetworkMode == "host" && sp.Hostname == ""},
 		HostsPath: p.files.hostsPath(), HostnamePath: p.files.hostPath(), ResolvConfPath: p.files.resolvPath(),
-		ShmSize: sp.ShmSize, ShmPath: p.shm, NoShm: sp.IpcMode == "none", ReadonlyRootfs: sp.ReadonlyRootfs,
-		Privileged: sp.Privileged, CapAdd: sp.CapAdd, CapDrop: sp.CapDrop, SecurityOpt: slices.Clone(sp.SecurityOpt),
-		MaskedPaths: sp.MaskedPaths, ReadonlyPaths: sp.ReadonlyPaths, DeviceRules: sp.DeviceRules, Sysctls: sp.Sysctls,
-		Resources: runspec.Resources(sp.Resources), OomScoreAdj: sp.OomScoreAdj, OomKillDisable: sp.OomKillDisable,
-		CgroupParent: sp.CgroupParent, Annotations: sp.Annotations,
+		ShmPath: p.shm, Mounts: p.mounts,
 	}
-	if in.CgroupParent == "" {
-		in.CgroupParent = s.opts.CgroupParent
+	sp.Hostname, sp.Domainname = hostname, domainname
+	if sp.CgroupParent == "" {
+		sp.CgroupParent = s.opts.CgroupParent
 	}
-	if in.ShmSize == 0 {
-		in.ShmSize = s.opts.ShmSize
+	if sp.ShmSize == 0 {
+		sp.ShmSize = s.opts.ShmSize
 	}
-	for _, d := range sp.Devices {
-		in.Devices = append(in.Devices, runspec.Device(d))
-	}
-	for _, u := range s.ulimits(sp) {
-		in.Ulimits = append(in.Ulimits, runspec.Ulimit(u))
-	}
-	if wantInit := s.opts.Init; sp.Init != nil && *sp.Init || sp.Init == nil && wantInit {
+	sp.Ulimits = s.ulimits(&sp)
+	if sp.Init != nil && *sp.Init || sp.Init == nil && s.opts.Init {
 		in.InitBinary = s.opts.InitPath
 	}
-	if s.opts.NoNewPrivs && !slices.ContainsFunc(in.SecurityOpt, isNoNewPrivs) {
-		in.SecurityOpt = append(in.SecurityOpt, "no-new-privileges")
+	sp.SecurityOpt = slices.Clone(sp.SecurityOpt)
+	if s.opts.NoNewPrivs && !slices.ContainsFunc(sp.SecurityOpt, isNoNewPrivs) {
+		sp.SecurityOpt = append(sp.SecurityOpt, "no-new-privileges")
 	}
-	if s.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(in.SecurityOpt, isSeccomp) {
-		in.SecurityOpt = append(in.SecurityOpt, s.seccomp)
+	if s.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(sp.SecurityOpt, isSeccomp) {
+		sp.SecurityOpt = append(sp.SecurityOpt, s.seccomp)
 	}
-	in.Mounts = userMounts(p.mounts)
+	in.Spec = sp
 	return in, nil
 }
 
@@ -130,17 +120,6 @@ func (s *Service) ulimits(sp *spec.Spec) []spec.Ulimit {
 		if !slices.ContainsFunc(sp.Ulimits, func(u spec.Ulimit) bool { return u.Name == d.Name }) {
 			out = append(out, d)
 		}
-	}
-	return out
-}
-
-func userMounts(ms []volume.Mount) []runspec.Mount {
-	var out []runspec.Mount
-	for _, m := range ms {
-		out = append(out, runspec.Mount{
-			Type: m.Type, Source: m.Source, Target: m.Target, ReadOnly: !m.RW,
-			NonRecursive: m.NonRecursive, Propagation: m.Propagation, Options: m.Options,
-		})
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,9 +86,13 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 		return nil, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", c.id)
 	}
 	next.Overlay(r)
-	if warnings, err = next.Check(); err != nil {
+	if err := next.Check(); err != nil {
 		return nil, err
 	}
+	if err := next.CheckCPUs(runtime.NumCPU()); err != nil {
+		return nil, err
+	}
+	warnings = next.Reduce()
 	if policy != nil && policy.Name != "" {
 		if err := policy.Check(); err != nil {
 			return nil, err
@@ -97,7 +102,7 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 		}
 	}
 	if l != nil && r != (spec.Resources{}) {
-		lr, more, err := runspec.LinuxResources(runspec.Resources(next))
+		lr, more, err := runspec.LinuxResources(next)
 		if err != nil {
 			return nil, err
 		}

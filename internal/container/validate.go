@@ -3,6 +3,7 @@ package container
 import (
 	"path/filepath"
 	"regexp"
+	"runtime"
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/spec"
@@ -28,16 +29,17 @@ func (s *Service) check(sp *spec.Spec) (warnings []string, err error) {
 	if warnings, err = sp.Check(); err != nil {
 		return nil, err
 	}
+	if err := sp.Resources.CheckCPUs(runtime.NumCPU()); err != nil {
+		return nil, err
+	}
 	if err := s.checkLog(sp); err != nil {
 		return nil, err
 	}
 	if _, err := s.runtimePath(sp.Runtime); err != nil {
 		return nil, err
 	}
-	if err := runspec.CheckSecurityOpt(sp.SecurityOpt); err != nil {
-		return nil, err
-	}
-	return warnings, nil
+	more, err := runspec.Check(sp)
+	return append(warnings, more...), err
 }
 
 func (s *Service) checkLog(sp *spec.Spec) error {

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"reflect"
-	"slices"
 	"sort"
 
 	"ply/internal/container/spec"
@@ -43,8 +42,6 @@ func applyConfig(cfg *wire.Config, sp *spec.Spec) error {
 		return errs.New(errs.Invalid, "no image specified: config.Image is empty")
 	case len(cfg.OnBuild) > 0:
 		return unsupported("OnBuild", "it belongs to images, not to containers")
-	case cfg.StopTimeout != nil && *cfg.StopTimeout < -1:
-		return errs.New(errs.Invalid, "StopTimeout: %d is neither seconds nor -1", *cfg.StopTimeout)
 	}
 	sp.Image, sp.Hostname, sp.Domainname, sp.User = cfg.Image, cfg.Hostname, cfg.Domainname, cfg.User
 	sp.AttachStdin, sp.AttachStdout, sp.AttachStderr = cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr
@@ -56,25 +53,6 @@ func applyConfig(cfg *wire.Config, sp *spec.Spec) error {
 	sp.ExposedPorts, sp.Volumes, sp.Labels = ports, sortedKeys(cfg.Volumes), cfg.Labels
 	sp.NetworkDisabled, sp.MacAddress = cfg.NetworkDisabled, cfg.MacAddress
 	sp.StopSignal, sp.StopTimeout, sp.Shell, sp.Healthcheck = cfg.StopSignal, cfg.StopTimeout, cfg.Shell, cfg.Healthcheck
-	return checkHealth(cfg.Healthcheck)
-}
-
-// checkHealth refuses what no health check can mean; the words are docker's.
-func checkHealth(h *oci.Healthcheck) error {
-	if h == nil {
-		return nil
-	}
-	if len(h.Test) > 0 && !slices.Contains([]string{"NONE", "CMD", "CMD-SHELL"}, h.Test[0]) {
-		return errs.New(errs.Invalid, "Unknown type %q in Healthcheck: want NONE, CMD or CMD-SHELL", clip(h.Test[0]))
-	}
-	for name, d := range map[string]int64{"Interval": int64(h.Interval), "Timeout": int64(h.Timeout), "StartPeriod": int64(h.StartPeriod), "StartInterval": int64(h.StartInterval)} {
-		if d != 0 && d < 1_000_000 {
-			return errs.New(errs.Invalid, "%s in Healthcheck cannot be less than 1ms", name)
-		}
-	}
-	if h.Retries < 0 {
-		return errs.New(errs.Invalid, "Retries in Healthcheck cannot be negative")
-	}
 	return nil
 }
 

@@ -139,19 +139,12 @@ func (s *server) containerUpdate(c *call) error {
 			return unsupported(o.name, "it cannot be changed after create")
 		}
 	}
-	limits, err := limits(&body.Resources)
-	if err != nil {
-		return err
-	}
 	var policy *spec.RestartPolicy
 	if body.RestartPolicy.Name != "" {
-		p, err := restartPolicy(body.RestartPolicy)
-		if err != nil {
-			return err
-		}
+		p := restartPolicy(body.RestartPolicy)
 		policy = &p
 	}
-	warnings, err := s.Containers.Update(c.ctx(), c.vars["id"], limits, policy)
+	warnings, err := s.Containers.Update(c.ctx(), c.vars["id"], limits(&body.Resources), policy)
 	if err != nil {
 		return err
 	}

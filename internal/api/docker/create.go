@@ -68,7 +68,10 @@ func createSpec(b *wire.CreateBody) (spec.Spec, error) {
 			sp.Endpoints[name] = ep
 		}
 	}
-	return sp, checkMAC(&sp)
+	if err := checkMAC(&sp); err != nil {
+		return sp, err
+	}
+	return sp, sp.CheckValues()
 }
 
 func isBuiltIn(network string) bool {

@@ -39,8 +39,8 @@ const fullRequest = `{
   "CapAdd":["NET_ADMIN"],"CapDrop":"ALL","CgroupnsMode":"private","Dns":["10.0.0.1"],"DnsOptions":["ndots:1"],"DnsSearch":["x.example"],"ExtraHosts":["a:1.2.3.4"],
   "GroupAdd":["audio"],"IpcMode":"host","Links":["x:y"],"OomScoreAdj":5,"PidMode":"host","Privileged":true,"PublishAllPorts":true,"ReadonlyRootfs":true,
   "SecurityOpt":["no-new-privileges"],"Tmpfs":{"/t":"size=1m"},"UTSMode":"host","UsernsMode":"host","ShmSize":1048576,"Sysctls":{"net.x":"1"},"Runtime":"crun","Isolation":"default",
-  "CpuShares":10,"Memory":1000000,"NanoCpus":500000000,"CgroupParent":"/cg","BlkioWeight":300,"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
-  "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"KernelMemory":9000000,"MemoryReservation":8,"MemorySwap":-1,
+  "CpuShares":10,"Memory":10000000,"NanoCpus":500000000,"CgroupParent":"/cg","BlkioWeight":300,"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
+  "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"KernelMemory":9000000,"MemoryReservation":8000000,"MemorySwap":-1,
   "MemorySwappiness":60,"OomKillDisable":true,"PidsLimit":100,"Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],
   "Mounts":[{"Type":"bind","Source":"/s","Target":"/t1","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true,"CreateMountpoint":true}},
    {"Type":"volume","Source":"vv","Target":"/t2","VolumeOptions":{"NoCopy":true,"Labels":{"k":"v"},"Subpath":"sub","DriverConfig":{"Name":"local","Options":{"o":"p"}}}},
@@ -69,7 +69,7 @@ func fullSpec() spec.Spec {
 		PidMode: "host", IpcMode: "host", UTSMode: "host", UsernsMode: "host", CgroupnsMode: "private", CgroupParent: "/cg", GroupAdd: []string{"audio"},
 		Devices: []spec.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}, DeviceRules: []string{"c 1:3 r"}, Sysctls: map[string]string{"net.x": "1"},
 		Ulimits: []spec.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun",
-		Resources: spec.Resources{Memory: 1000000, MemoryReservation: 8, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
+		Resources: spec.Resources{Memory: 10000000, MemoryReservation: 8000000, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
 			CPURealtimePeriod: 1, CPURealtimeRuntime: 2, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(100)), BlkioWeight: 300},
 		RestartPolicy: spec.RestartPolicy{Name: "on-failure", MaxRetries: 4}, LogDriver: "local", LogOpts: map[string]string{"max-size": "1m"}, ContainerIDFile: "/cid", Annotations: map[string]string{"an": "no"},
 	}
@@ -143,7 +143,7 @@ func TestAnswersFitDockersTypes(t *testing.T) {
 func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 	samples := map[string]string{"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
 		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,
-		"BlkioWeightDevice": `[{"Path":"/dev/sda","Weight":10}]`, "MemorySwappiness": `5`, "BlkioWeight": `20`, "MemorySwap": `5`, "PidsLimit": `5`, "Isolation": `"hyperv"`, "MaskedPaths": `["/x"]`,
+		"BlkioWeightDevice": `[{"Path":"/dev/sda","Weight":10}]`, "MemorySwappiness": `5`, "BlkioWeight": `20`, "MemorySwap": `-1`, "Memory": `10000000`, "MemoryReservation": `10000000`, "CpuPeriod": `1000`, "CpuQuota": `1000`, "CpusetCpus": `"0"`, "CpusetMems": `"0"`, "PidsLimit": `5`, "Isolation": `"hyperv"`, "MaskedPaths": `["/x"]`,
 		"BlkioDeviceReadBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceReadIOps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteIOps": `[{"Path":"/dev/sda","Rate":1}]`}
 	empty, err := createSpec(&wire.CreateBody{Config: &wire.Config{Image: "a"}, HostConfig: &wire.HostConfig{}})
 	if err != nil {
@@ -208,7 +208,7 @@ func TestCreateRefusals(t *testing.T) {
 		"tmpfs options":         {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["noexec"]]}}]}`, "TmpfsOptions.Options"},
 		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs"}`, "HostConfig.VolumeDriver nfs is not supported"},
 		"swappiness":            {`"HostConfig":{"MemorySwappiness":101}`, "valid memory swappiness range is 0-100"},
-		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "conflicting options"},
+		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},
 		"shm":                   {`"HostConfig":{"ShmSize":-1}`, "SHM size can not be less than 0"},
 		"dns":                   {`"HostConfig":{"Dns":["ns"]}`, "not an IP address"},
 		"gateway priority":      {`"NetworkingConfig":{"EndpointsConfig":{"x":{"GwPriority":5}}}`, "GwPriority"},

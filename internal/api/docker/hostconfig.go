@@ -36,15 +36,6 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 	if err := refuseHost(h); err != nil {
 		return err
 	}
-	if h.ShmSize < 0 {
-		return errs.New(errs.Invalid, "SHM size can not be less than 0")
-	}
-	if sp.RestartPolicy, err = restartPolicy(h.RestartPolicy); err != nil {
-		return err
-	}
-	if h.AutoRemove && sp.RestartPolicy.Name != "" && sp.RestartPolicy.Name != "no" {
-		return errs.New(errs.Invalid, "can't create 'AutoRemove' container with restart policy")
-	}
 	if sp.Ports, err = portBindings(h.PortBindings); err != nil {
 		return err
 	}
@@ -76,26 +67,12 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 	sp.ReadonlyRootfs, sp.MaskedPaths, sp.ReadonlyPaths = h.ReadonlyRootfs, h.MaskedPaths, h.ReadonlyPaths
 	sp.PidMode, sp.IpcMode, sp.UTSMode, sp.UsernsMode, sp.CgroupnsMode = h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode, h.CgroupnsMode
 	sp.GroupAdd, sp.Sysctls, sp.ShmSize, sp.OomScoreAdj = h.GroupAdd, h.Sysctls, h.ShmSize, h.OomScoreAdj
-	sp.Init, sp.Runtime = h.Init, h.Runtime
+	sp.Init, sp.Runtime, sp.RestartPolicy = h.Init, h.Runtime, restartPolicy(h.RestartPolicy)
 	return applyResources(&h.Resources, sp)
 }
 
-// wire.RestartPolicy checks a restart policy; the words are docker's.
-func restartPolicy(p wire.RestartPolicy) (spec.RestartPolicy, error) {
-	switch p.Name {
-	case "":
-	case "no", "always", "unless-stopped":
-		if p.MaximumRetryCount != 0 {
-			return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count can only be used with 'on-failure'")
-		}
-	case "on-failure":
-		if p.MaximumRetryCount < 0 {
-			return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: maximum retry count cannot be negative")
-		}
-	default:
-		return spec.RestartPolicy{}, errs.New(errs.Invalid, "invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", clip(p.Name))
-	}
-	return spec.RestartPolicy{Name: p.Name, MaxRetries: p.MaximumRetryCount}, nil
+func restartPolicy(p wire.RestartPolicy) spec.RestartPolicy {
+	return spec.RestartPolicy{Name: p.Name, MaxRetries: p.MaximumRetryCount}
 }
 
 // hostConfigOf returns a spec as docker's HostConfig.

@@ -48,13 +48,12 @@ func applyResources(r *wire.Resources, sp *spec.Spec) error {
 		}
 		sp.Ulimits = append(sp.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
-	var err error
-	sp.Resources, err = limits(r)
-	return err
+	sp.Resources = limits(r)
+	return nil
 }
 
-// limits checks the numbers that no kernel takes.
-func limits(r *wire.Resources) (spec.Resources, error) {
+// limits returns the limits of a request.
+func limits(r *wire.Resources) spec.Resources {
 	swappiness := r.MemorySwappiness
 	if swappiness != nil && *swappiness == -1 { // clients say "not set" so
 		swappiness = nil
@@ -67,24 +66,10 @@ func limits(r *wire.Resources) (spec.Resources, error) {
 			pids = nil
 		}
 	}
-	switch {
-	case r.Memory < 0, r.MemoryReservation < 0, r.KernelMemory < 0:
-		return spec.Resources{}, errs.New(errs.Invalid, "memory limits cannot be negative")
-	case r.MemorySwap < -1:
-		return spec.Resources{}, errs.New(errs.Invalid, "MemorySwap: %d is neither bytes nor -1", r.MemorySwap)
-	case swappiness != nil && (*swappiness < 0 || *swappiness > 100):
-		return spec.Resources{}, errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *swappiness)
-	case r.NanoCPUs < 0:
-		return spec.Resources{}, errs.New(errs.Invalid, "NanoCpus cannot be negative")
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return spec.Resources{}, errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period or Quota cannot both be set")
-	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
-		return spec.Resources{}, errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
-	}
 	return spec.Resources{Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, KernelMemory: r.KernelMemory,
 		MemorySwappiness: swappiness, NanoCPUs: r.NanoCPUs, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
 		CPURealtimePeriod: r.CPURealtimePeriod, CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
-		PidsLimit: pids, BlkioWeight: r.BlkioWeight}, nil
+		PidsLimit: pids, BlkioWeight: r.BlkioWeight}
 }
 
 // resourcesOf returns the limits, devices and ulimits of a spec.

@@ -31,7 +31,7 @@ func rule(allow bool, kind string, major, minor int64, access string) specs.Linu
 func (b *builder) devices() error {
 	r := &specs.LinuxResources{}
 	b.spec.Linux.Resources = r
-	if b.in.Privileged {
+	if b.in.Spec.Privileged {
 		r.Devices = []specs.LinuxDeviceCgroup{rule(true, "", -1, -1, "rwm")}
 		nodes, err := hostDevices(b.host.DevDir, b.host.DevDir, "/dev")
 		if err != nil {
@@ -49,7 +49,7 @@ func (b *builder) devices() error {
 	if err := b.userDevices(true); err != nil {
 		return err
 	}
-	for _, s := range b.in.DeviceRules {
+	for _, s := range b.in.Spec.DeviceRules {
 		parsed, err := parseRule(s)
 		if err != nil {
 			return err
@@ -60,7 +60,7 @@ func (b *builder) devices() error {
 }
 
 func (b *builder) userDevices(rules bool) error {
-	for _, d := range b.in.Devices {
+	for _, d := range b.in.Spec.Devices {
 		access := d.Permissions
 		if access == "" {
 			access = "rwm"

@@ -8,6 +8,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -21,18 +22,15 @@ var rlimitNumbers = map[string]int{
 
 func (b *builder) rlimits() ([]specs.POSIXRlimit, error) {
 	var out []specs.POSIXRlimit
-	for _, u := range b.in.Ulimits {
-		name := strings.ToUpper(u.Name)
-		if _, ok := rlimitNumbers[name]; !ok {
-			return nil, errs.New(errs.Invalid, "invalid ulimit type: %s", u.Name)
+	for _, u := range b.in.Spec.Ulimits {
+		if err := u.Check(); err != nil {
+			return nil, err
 		}
+		name := strings.ToUpper(u.Name)
 		if slices.ContainsFunc(out, func(r specs.POSIXRlimit) bool { return r.Type == "RLIMIT_"+name }) {
 			return nil, errs.New(errs.Invalid, "ulimit %s: given twice", u.Name)
 		}
 		soft, hard := limitValue(u.Soft), limitValue(u.Hard)
-		if soft > hard {
-			return nil, errs.New(errs.Invalid, "ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
-		}
 		if most, ok := b.host.HardLimits[name]; ok && hard > most && !b.host.SysResource {
 			b.warn("ulimit %s: this host does not allow more than %d, which is used", u.Name, most)
 			hard, soft = most, min(soft, most)
@@ -50,12 +48,12 @@ func limitValue(v int64) uint64 {
 }
 
 func (b *builder) resources() error {
-	r, warnings, err := linuxResources(b.in.Resources, b.host)
+	r, warnings, err := linuxResources(b.in.Spec.Resources, b.host)
 	if err != nil {
 		return err
 	}
 	b.warnings = append(b.warnings, warnings...)
-	if b.in.OomKillDisable {
+	if b.in.Spec.OomKillDisable {
 		if b.host.OOMKillDisable {
 			disable := true
 			if r.Memory == nil {
@@ -72,7 +70,7 @@ func (b *builder) resources() error {
 }
 
 // LinuxResources translates limits for a shim's Update. Warnings as of Build; errors are errs.Invalid.
-func LinuxResources(r Resources) (*specs.LinuxResources, []string, error) {
+func LinuxResources(r spec.Resources) (*specs.LinuxResources, []string, error) {
 	host, err := ProbeHost()
 	if err != nil {
 		return nil, nil, err
@@ -80,9 +78,9 @@ func LinuxResources(r Resources) (*specs.LinuxResources, []string, error) {
 	return linuxResources(r, &host)
 }
 
-func linuxResources(r Resources, host *Host) (*specs.LinuxResources, []string, error) {
+func linuxResources(r spec.Resources, host *Host) (*specs.LinuxResources, []string, error) {
 	out := &specs.LinuxResources{}
-	if err := checkResources(r); err != nil {
+	if err := r.Check(); err != nil {
 		return nil, nil, err
 	}
 	var warnings []string
@@ -110,9 +108,6 @@ func linuxResources(r Resources, host *Host) (*specs.LinuxResources, []string, e
 		}
 		out.Memory = m
 	}
-	if r.KernelMemory > 0 {
-		warnings = append(warnings, "Specifying a kernel memory limit is deprecated and has no effect on this kernel. Kernel memory limit discarded.")
-	}
 	out.CPU = cpuLimits(r)
 	if r.PidsLimit != nil && *r.PidsLimit != 0 {
 		limit := max(*r.PidsLimit, -1)
@@ -125,7 +120,7 @@ func linuxResources(r Resources, host *Host) (*specs.LinuxResources, []string, e
 	return out, warnings, nil
 }
 
-func cpuLimits(r Resources) *specs.LinuxCPU {
+func cpuLimits(r spec.Resources) *specs.LinuxCPU {
 	c := specs.LinuxCPU{Cpus: r.CpusetCpus, Mems: r.CpusetMems}
 	empty := c
 	if r.CPUShares > 0 {
@@ -159,39 +154,4 @@ func positive(v int64) *int64 {
 		return nil
 	}
 	return &v
-}
-
-// MinMemory is the least memory limit docker accepts, in bytes.
-const MinMemory = 6 << 20
-
-func checkResources(r Resources) error {
-	switch {
-	case r.Memory < 0:
-		return errs.New(errs.Invalid, "invalid memory limit %d", r.Memory)
-	case r.Memory > 0 && r.Memory < MinMemory:
-		return errs.New(errs.Invalid, "Minimum memory limit allowed is 6MB")
-	case r.MemorySwap < -1:
-		return errs.New(errs.Invalid, "invalid memory+swap limit %d", r.MemorySwap)
-	case r.MemorySwap > 0 && r.Memory == 0:
-		return errs.New(errs.Invalid, "You should always set the Memory limit when using Memoryswap limit, see usage")
-	case r.MemorySwap > 0 && r.MemorySwap < r.Memory:
-		return errs.New(errs.Invalid, "Minimum memoryswap limit should be larger than memory limit, see usage")
-	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
-		return errs.New(errs.Invalid, "invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
-	case r.MemoryReservation > 0 && r.MemoryReservation < MinMemory:
-		return errs.New(errs.Invalid, "Minimum memory reservation allowed is 6MB")
-	case r.Memory > 0 && r.MemoryReservation > r.Memory:
-		return errs.New(errs.Invalid, "Minimum memory limit can not be less than memory reservation limit, see usage")
-	case r.NanoCPUs < 0 || r.CPUShares < 0:
-		return errs.New(errs.Invalid, "cpu limits must not be negative")
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return errs.New(errs.Invalid, "conflicting options: Nano CPUs and CPU Period cannot both be set")
-	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000):
-		return errs.New(errs.Invalid, "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-	case r.CPUQuota > 0 && r.CPUQuota < 1000:
-		return errs.New(errs.Invalid, "CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
-		return errs.New(errs.Invalid, "range of blkio weight is from 10 to 1000")
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"ply/internal/errs"
+	"ply/internal/volume"
 )
 
 const defaultShm = 64 << 20
@@ -26,13 +27,13 @@ func (b *builder) defaultMounts() []specs.Mount {
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 	}
 	switch {
-	case in.NoShm:
+	case in.Spec.IpcMode == "none":
 	case in.IPC.Host && in.ShmPath == "":
 		m = append(m, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}})
 	case in.ShmPath != "":
 		m = append(m, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: in.ShmPath, Options: []string{"rbind", "rprivate"}})
 	default:
-		size := in.ShmSize
+		size := in.Spec.ShmSize
 		if size == 0 {
 			size = defaultShm
 		}
@@ -44,7 +45,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 
 func (b *builder) mounts() error {
 	in := &b.in
-	if in.ShmSize < 0 {
+	if in.Spec.ShmSize < 0 {
 		return errs.New(errs.Invalid, "SHM size can not be less than 0")
 	}
 	user, err := b.userMounts()
@@ -61,7 +62,7 @@ func (b *builder) mounts() error {
 			taken["/sys"] && strings.HasPrefix(m.Destination, "/sys/") {
 			continue
 		}
-		writable := in.Privileged && !in.ReadonlyRootfs
+		writable := in.Spec.Privileged && !in.Spec.ReadonlyRootfs
 		if writable && (m.Destination == "/sys" || m.Destination == "/sys/fs/cgroup") {
 			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
 		}
@@ -74,7 +75,7 @@ func (b *builder) mounts() error {
 			continue
 		}
 		opts := []string{"rbind", "rprivate"}
-		if in.ReadonlyRootfs {
+		if in.Spec.ReadonlyRootfs {
 			opts = append(opts, "ro")
 		}
 		all = append(all, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: opts})
@@ -123,7 +124,7 @@ func (b *builder) userMounts() ([]specs.Mount, error) {
 	return out, nil
 }
 
-func (b *builder) bindMount(m Mount) (specs.Mount, error) {
+func (b *builder) bindMount(m volume.Mount) (specs.Mount, error) {
 	if !path.IsAbs(m.Source) {
 		return specs.Mount{}, errs.New(errs.Invalid, "mount %s: source %q is not an absolute path", m.Target, m.Source)
 	}
@@ -132,9 +133,9 @@ func (b *builder) bindMount(m Mount) (specs.Mount, error) {
 		opts = []string{"bind"}
 	}
 	switch {
-	case m.ReadOnly && b.host.RecursiveRO && !m.NonRecursive:
+	case !m.RW && b.host.RecursiveRO && !m.NonRecursive:
 		opts = append(opts, "rro")
-	case m.ReadOnly:
+	case !m.RW:
 		opts = append(opts, "ro")
 	}
 	prop := m.Propagation
@@ -161,7 +162,7 @@ var opposites = map[string]string{
 	"noexec": "exec", "nosuid": "suid", "nodev": "dev",
 }
 
-func tmpfsMount(m Mount) (specs.Mount, error) {
+func tmpfsMount(m volume.Mount) (specs.Mount, error) {
 	opts := []string{"noexec", "nosuid", "nodev"}
 	for _, o := range m.Options {
 		name, value, valued := strings.Cut(o, "=")
@@ -185,7 +186,7 @@ func tmpfsMount(m Mount) (specs.Mount, error) {
 		})
 		opts = append(opts, o)
 	}
-	if m.ReadOnly {
+	if !m.RW {
 		opts = append(opts, "ro")
 	}
 	return specs.Mount{Type: "tmpfs", Source: "tmpfs", Options: opts}, nil

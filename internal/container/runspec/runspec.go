@@ -16,7 +16,9 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/volume"
 )
 
 // DefaultPath is the PATH of a process whose image sets none.
@@ -28,63 +30,26 @@ const InitTarget = "/sbin/docker-init"
 // DefaultCgroupParent holds the cgroups of containers that name no parent.
 const DefaultCgroupParent = "/ply"
 
-// Input is everything a runtime spec is made of, resolved: image defaults are merged in, volumes are host
-// paths, other containers are namespace paths.
+// Input is everything a runtime spec is made of: the options, and what the service resolved of them.
 type Input struct {
 	ID     string
-	Rootfs string // absolute host path of the mounted root; users are looked up in it
-	Host   *Host  // facts of this machine; nil = ProbeHost
+	Rootfs string    // absolute host path of the mounted root; users are looked up in it
+	Host   *Host     // facts of this machine; nil = ProbeHost
+	Spec   spec.Spec // with the defaults of the image and of the daemon merged in
 
-	// What to run.
-	Args       []string
-	Env        []string // later entries win; an entry without "=" removes a variable
-	Cwd        string   // "" = "/"
-	User       string   // user[:group], names or numbers; "" = root
-	GroupAdd   []string // names or numbers
-	Hostname   string
-	Domainname string
-	Tty        bool
-	Height     uint
-	Width      uint
-	InitBinary string // host path of an init program to run Args under; "" = none
+	InitBinary string // host path of an init program to run the command under; "" = none
 
 	// Namespaces; the zero value is a new private one.
-	Net      Namespace
-	PID      Namespace
-	IPC      Namespace
-	UTS      Namespace
-	Cgroupns string // "" = docker's default (private on cgroup v2, host on v1), "private", "host"
-	Userns   string // "" or "host"; others are errs.Unimplemented
+	Net Namespace
+	PID Namespace
+	IPC Namespace
+	UTS Namespace
 
-	// Mounts.
-	Mounts         []Mount
-	HostsPath      string // host files mounted at /etc/hosts …; "" = none
+	Mounts         []volume.Mount // of users; sources are host paths
+	HostsPath      string         // host files mounted at /etc/hosts …; "" = none
 	HostnamePath   string
 	ResolvConfPath string
-	ShmSize        int64  // bytes; 0 = 64 MiB
 	ShmPath        string // host directory to use as /dev/shm: IPC shareable or of another container
-	NoShm          bool   // IPC mode "none": no /dev/shm
-	ReadonlyRootfs bool
-
-	// Rights.
-	Privileged    bool
-	CapAdd        []string
-	CapDrop       []string
-	SecurityOpt   []string
-	MaskedPaths   []string // nil = default
-	ReadonlyPaths []string // nil = default
-	Devices       []Device
-	DeviceRules   []string
-	Sysctls       map[string]string
-
-	// Limits.
-	Resources      Resources
-	Ulimits        []Ulimit
-	OomScoreAdj    int
-	OomKillDisable bool
-	CgroupParent   string // "" = DefaultCgroupParent
-
-	Annotations map[string]string
 }
 
 // Namespace says which namespace to use. The zero value makes a new one.
@@ -97,40 +62,6 @@ type Namespace struct {
 }
 
 func (n Namespace) private() bool { return !n.Host && n.Path == "" }
-
-// Mount is one mount of a user.
-type Mount struct {
-	Type         string // bind, volume, tmpfs
-	Source       string // host path; of a tmpfs: ignored
-	Target       string // absolute path in the container
-	ReadOnly     bool
-	NonRecursive bool     // bind without what is mounted below the source
-	Propagation  string   // "" = rprivate
-	Options      []string // tmpfs: size=…, mode=…, exec, …
-}
-
-// Device, Ulimit and Resources have the fields of their namesakes in package container, so those convert.
-type Device struct {
-	HostPath, ContainerPath, Permissions string
-}
-
-// Ulimit is one rlimit: a name without "RLIMIT_"; -1 is unlimited.
-type Ulimit struct {
-	Name       string
-	Soft, Hard int64
-}
-
-// Resources are cgroup limits; zero means none. Memory in bytes, swap (memory+swap) -1 = unlimited.
-type Resources struct {
-	Memory, MemoryReservation, MemorySwap, KernelMemory int64
-	MemorySwappiness                                    *int64
-	NanoCPUs                                            int64
-	CPUShares, CPUPeriod, CPUQuota                      int64
-	CPURealtimePeriod, CPURealtimeRuntime               int64
-	CpusetCpus, CpusetMems                              string
-	PidsLimit                                           *int64
-	BlkioWeight                                         uint16
-}
 
 // Build makes the runtime spec. Warnings are for the user: what was capped or left out on this host. Errors are of
 // class errs.Invalid for a bad input, errs.NotFound for a device that is not there, errs.Unimplemented for an option that
@@ -169,17 +100,17 @@ func (b *builder) build() error {
 		return errs.New(errs.Invalid, "root file system %q: not an absolute path", in.Rootfs)
 	}
 	var err error
-	if b.sec, err = parseSecurity(in.SecurityOpt, b.host); err != nil {
+	if b.sec, err = parseSecurity(in.Spec.SecurityOpt, b.host); err != nil {
 		return err
 	}
 	b.spec = &specs.Spec{
 		Version:     specs.Version,
-		Root:        &specs.Root{Path: in.Rootfs, Readonly: in.ReadonlyRootfs},
-		Annotations: in.Annotations,
-		Linux:       &specs.Linux{CgroupsPath: cgroupPath(in.CgroupParent, in.ID)},
+		Root:        &specs.Root{Path: in.Rootfs, Readonly: in.Spec.ReadonlyRootfs},
+		Annotations: in.Spec.Annotations,
+		Linux:       &specs.Linux{CgroupsPath: cgroupPath(in.Spec.CgroupParent, in.ID)},
 	}
 	if !in.UTS.Host && in.UTS.Path == "" {
-		b.spec.Hostname, b.spec.Domainname = in.Hostname, in.Domainname
+		b.spec.Hostname, b.spec.Domainname = in.Spec.Hostname, in.Spec.Domainname
 	}
 	for _, step := range []func() error{
 		b.namespaces, b.process, b.devices, b.mounts, b.resources, b.sysctls, b.seccomp,
@@ -201,8 +132,8 @@ func cgroupPath(parent, id string) string {
 
 func (b *builder) namespaces() error {
 	in := &b.in
-	if in.Userns != "" && in.Userns != "host" {
-		return errs.New(errs.Unimplemented, "userns mode %q: only \"host\" is supported", in.Userns)
+	if in.Spec.UsernsMode != "" && in.Spec.UsernsMode != "host" {
+		return errs.New(errs.Unimplemented, "userns mode %q: only \"host\" is supported", in.Spec.UsernsMode)
 	}
 	add := func(t specs.LinuxNamespaceType, n Namespace) {
 		if !n.Host {
@@ -214,36 +145,38 @@ func (b *builder) namespaces() error {
 	add(specs.UTSNamespace, in.UTS)
 	add(specs.PIDNamespace, in.PID)
 	add(specs.IPCNamespace, in.IPC)
-	switch in.Cgroupns {
+	switch in.Spec.CgroupnsMode {
 	case "":
-		if b.host.CgroupV2 && !in.Privileged {
+		if b.host.CgroupV2 && !in.Spec.Privileged {
 			add(specs.CgroupNamespace, Namespace{})
 		}
 	case "private":
 		add(specs.CgroupNamespace, Namespace{})
 	case "host":
 	default:
-		return errs.New(errs.Invalid, "invalid cgroup namespace mode: %s", in.Cgroupns)
+		return errs.New(errs.Invalid, "invalid cgroup namespace mode: %s", in.Spec.CgroupnsMode)
 	}
 	return nil
 }
 
 func (b *builder) process() error {
 	in := &b.in
-	if len(in.Args) == 0 {
+	name, args := in.Spec.Command()
+	if name == "" {
 		return errs.New(errs.Invalid, "no command specified")
 	}
-	args := slices.Clone(in.Args)
+	args = append([]string{name}, args...)
 	if in.InitBinary != "" && in.PID.private() {
 		args = append([]string{InitTarget, "--"}, args...)
 	}
 	p, err := b.newProcess(processInput{
-		args: args, cwd: in.Cwd, user: in.User, groups: in.GroupAdd, tty: in.Tty, height: in.Height, width: in.Width,
+		args: args, cwd: in.Spec.WorkingDir, user: in.Spec.User, groups: in.Spec.GroupAdd, tty: in.Spec.Tty,
+		height: in.Spec.ConsoleSize[0], width: in.Spec.ConsoleSize[1],
 	})
 	if err != nil {
 		return err
 	}
-	caps, err := capabilities(in.Privileged, in.CapAdd, in.CapDrop, b.host)
+	caps, err := capabilities(in.Spec.Privileged, in.Spec.CapAdd, in.Spec.CapDrop, b.host)
 	if err != nil {
 		return err
 	}
@@ -253,9 +186,9 @@ func (b *builder) process() error {
 	if p.Rlimits, err = b.rlimits(); err != nil {
 		return err
 	}
-	adj := in.OomScoreAdj
-	if adj < -1000 || adj > 1000 {
-		return errs.New(errs.Invalid, "invalid value %d, range for oom score adj is [-1000, 1000]", adj)
+	adj := in.Spec.OomScoreAdj
+	if err := spec.CheckOomScoreAdj(adj); err != nil {
+		return err
 	}
 	if adj < b.host.OOMScoreAdj && !b.host.SysResource {
 		b.warn("oom score adjustment %d: this host does not allow less than %d, which is used", adj, b.host.OOMScoreAdj)
@@ -294,11 +227,11 @@ func (b *builder) newProcess(in processInput) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	base := []string{"PATH=" + DefaultPath, "HOSTNAME=" + b.in.Hostname}
+	base := []string{"PATH=" + DefaultPath, "HOSTNAME=" + b.in.Spec.Hostname}
 	if in.tty {
 		base = append(base, "TERM=xterm")
 	}
-	merged, err := mergeEnv(slices.Concat(base, b.in.Env, in.env))
+	merged, err := mergeEnv(slices.Concat(base, b.in.Spec.Env, in.env))
 	if err != nil {
 		return nil, err
 	}
@@ -387,17 +320,17 @@ func Exec(in Input, spec *specs.Spec, e ExecInput) (*specs.Process, []string, er
 	b := &builder{in: in, host: host}
 	user, cwd := e.User, e.Cwd
 	if user == "" {
-		user = in.User
+		user = in.Spec.User
 	}
 	if cwd == "" {
 		cwd = spec.Process.Cwd
 	}
 	p, err := b.newProcess(processInput{args: e.Args, env: e.Env, cwd: cwd, user: user,
-		groups: in.GroupAdd, tty: e.Tty, height: e.Height, width: e.Width})
+		groups: in.Spec.GroupAdd, tty: e.Tty, height: e.Height, width: e.Width})
 	if err != nil {
 		return nil, nil, err
 	}
-	caps, err := capabilities(in.Privileged || e.Privileged, in.CapAdd, in.CapDrop, host)
+	caps, err := capabilities(in.Spec.Privileged || e.Privileged, in.Spec.CapAdd, in.Spec.CapDrop, host)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -13,7 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/volume"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -45,8 +47,9 @@ func testRoot(t *testing.T) string {
 }
 
 func input(t *testing.T) Input {
-	return Input{ID: strings.Repeat("ab", 32), Rootfs: testRoot(t), Host: testHost(t), Args: []string{"/bin/sh", "-c", "true"},
-		Hostname: "abababababab", HostsPath: "/c/hosts", HostnamePath: "/c/hostname", ResolvConfPath: "/c/resolv.conf"}
+	return Input{ID: strings.Repeat("ab", 32), Rootfs: testRoot(t), Host: testHost(t),
+		Spec:      spec.Spec{Cmd: []string{"/bin/sh", "-c", "true"}, Hostname: "abababababab"},
+		HostsPath: "/c/hosts", HostnamePath: "/c/hostname", ResolvConfPath: "/c/resolv.conf"}
 }
 
 func TestGolden(t *testing.T) {
@@ -54,41 +57,41 @@ func TestGolden(t *testing.T) {
 	for name, change := range map[string]func(*Input){
 		"plain": func(*Input) {},
 		"tty": func(in *Input) {
-			in.Tty, in.Height, in.Width = true, 24, 80
-			in.Env = []string{"A=1", "PATH=/bin", "A=2"}
+			in.Spec.Tty, in.Spec.ConsoleSize = true, [2]uint{24, 80}
+			in.Spec.Env = []string{"A=1", "PATH=/bin", "A=2"}
 		},
 		"privileged": func(in *Input) {
-			in.Privileged = true
-			in.SecurityOpt = []string{"label=disable"}
+			in.Spec.Privileged = true
+			in.Spec.SecurityOpt = []string{"label=disable"}
 		},
 		"limits": func(in *Input) {
-			in.Resources = Resources{Memory: 64 << 20, MemoryReservation: 32 << 20, MemorySwappiness: &swappiness, NanoCPUs: 1_500_000_000,
+			in.Spec.Resources = spec.Resources{Memory: 64 << 20, MemoryReservation: 32 << 20, MemorySwappiness: &swappiness, NanoCPUs: 1_500_000_000,
 				CPUShares: 512, CpusetCpus: "0-1", CpusetMems: "0", PidsLimit: &limit, BlkioWeight: 300}
-			in.Ulimits = []Ulimit{{"nofile", 1000, 2000}, {"core", 0, -1}}
-			in.OomScoreAdj = 500
-			in.CgroupParent = "/a/../b"
+			in.Spec.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 1000, Hard: 2000}, {Name: "core", Soft: 0, Hard: -1}}
+			in.Spec.OomScoreAdj = 500
+			in.Spec.CgroupParent = "/a/../b"
 		},
 		"v1": func(in *Input) {
 			in.Host.CgroupV2, in.Host.SwapLimit, in.Host.OOMKillDisable = false, false, true
-			in.OomKillDisable = true
-			in.Resources = Resources{Memory: 64 << 20}
+			in.Spec.OomKillDisable = true
+			in.Spec.Resources = spec.Resources{Memory: 64 << 20}
 		},
 		"mounts": func(in *Input) {
-			in.ReadonlyRootfs, in.ShmSize = true, 1<<20
-			in.Mounts = []Mount{
-				{Type: "volume", Source: "/v/deep", Target: "/a/b/c"}, {Type: "bind", Source: "/v", Target: "/a/", ReadOnly: true, Propagation: "rslave"},
-				{Type: "tmpfs", Target: "/t", Options: []string{"exec", "size=10m", "ro"}}, {Type: "bind", Source: "/h", Target: "/etc/hosts"},
+			in.Spec.ReadonlyRootfs, in.Spec.ShmSize = true, 1<<20
+			in.Mounts = []volume.Mount{
+				{Type: "volume", Source: "/v/deep", Target: "/a/b/c", RW: true}, {Type: "bind", Source: "/v", Target: "/a/", Propagation: "rslave"},
+				{Type: "tmpfs", Target: "/t", Options: []string{"exec", "size=10m", "ro"}, RW: true}, {Type: "bind", Source: "/h", Target: "/etc/hosts", RW: true},
 			}
 		},
 		"shared": func(in *Input) {
 			in.Net, in.PID, in.IPC, in.UTS = Namespace{Path: "/run/ns/x", Joined: true}, Namespace{Host: true}, Namespace{Path: "/proc/9/ns/ipc"}, Namespace{Host: true}
-			in.ShmPath, in.Cgroupns = "/c/shm", "host"
-			in.CapAdd, in.CapDrop = []string{"net_admin"}, []string{"ALL"}
-			in.User = "web"
-			in.SecurityOpt = []string{"no-new-privileges:true", "seccomp=unconfined", "systempaths=unconfined"}
-			in.DeviceRules = []string{"c 1:* rw"}
-			in.Sysctls = map[string]string{"net.core.somaxconn": "5"}
-			in.Annotations = map[string]string{"k": "v"}
+			in.ShmPath, in.Spec.CgroupnsMode = "/c/shm", "host"
+			in.Spec.CapAdd, in.Spec.CapDrop = []string{"net_admin"}, []string{"ALL"}
+			in.Spec.User = "web"
+			in.Spec.SecurityOpt = []string{"no-new-privileges:true", "seccomp=unconfined", "systempaths=unconfined"}
+			in.Spec.DeviceRules = []string{"c 1:* rw"}
+			in.Spec.Sysctls = map[string]string{"net.core.somaxconn": "5"}
+			in.Spec.Annotations = map[string]string{"k": "v"}
 		},
 		"init": func(in *Input) { in.InitBinary = "/usr/libexec/ply-shim" },
 	} {
@@ -170,43 +173,49 @@ func TestBuildRefuses(t *testing.T) {
 		class  error
 		words  string
 	}{
-		"no command":      {func(in *Input) { in.Args = nil }, errs.Invalid, "no command specified"},
-		"NUL in argument": {func(in *Input) { in.Args = []string{"a\x00b"} }, errs.Invalid, "NUL"},
-		"NUL in env":      {func(in *Input) { in.Env = []string{"A=a\x00b"} }, errs.Invalid, "NUL"},
-		"nameless env":    {func(in *Input) { in.Env = []string{"=x"} }, errs.Invalid, "invalid environment variable: =x"},
-		"cwd descriptor":  {func(in *Input) { in.Cwd = "/proc/self/fd/7" }, errs.Invalid, "working directory"},
-		"cwd relative":    {func(in *Input) { in.Cwd = "proc/self/fd/7" }, errs.Invalid, "working directory"},
-		"cwd climbing":    {func(in *Input) { in.Cwd = "/x/../proc//thread-self/./fd/7" }, errs.Invalid, "working directory"},
-		"cwd by task":     {func(in *Input) { in.Cwd = "/proc/1/task/1/cwd" }, errs.Invalid, "working directory"},
-		"userns":          {func(in *Input) { in.Userns = "private" }, errs.Unimplemented, "userns"},
-		"cap":             {func(in *Input) { in.CapAdd = []string{"FLY"} }, errs.Invalid, `invalid capability: "FLY"`},
-		"cap of others":   {func(in *Input) { in.CapAdd = []string{"SYS_BOOT"} }, errs.Invalid, "CAP_SYS_BOOT"},
-		"security":        {func(in *Input) { in.SecurityOpt = []string{"magic=1"} }, errs.Invalid, "magic=1"},
-		"apparmor":        {func(in *Input) { in.SecurityOpt = []string{"apparmor=x"} }, errs.Invalid, "AppArmor"},
-		"label":           {func(in *Input) { in.SecurityOpt = []string{"label=type:x"} }, errs.Unimplemented, "label"},
-		"seccomp":         {func(in *Input) { in.SecurityOpt = []string{"seccomp={"} }, errs.Invalid, "seccomp"},
-		"ulimit":          {func(in *Input) { in.Ulimits = []Ulimit{{"x", 1, 1}} }, errs.Invalid, "invalid ulimit type: x"},
-		"ulimit order":    {func(in *Input) { in.Ulimits = []Ulimit{{"core", 2, 1}} }, errs.Invalid, "soft limit"},
-		"oom score":       {func(in *Input) { in.OomScoreAdj = 1001 }, errs.Invalid, "oom score adj"},
-		"memory":          {func(in *Input) { in.Resources.Memory = 1 }, errs.Invalid, "6MB"},
-		"swap alone":      {func(in *Input) { in.Resources.MemorySwap = 1 << 30 }, errs.Invalid, "Memoryswap"},
-		"sysctl":          {func(in *Input) { in.Sysctls = map[string]string{"kernel.panic": "1"} }, errs.Invalid, "kernel.panic"},
-		"sysctl path":     {func(in *Input) { in.Sysctls = map[string]string{"net.../x": "1"} }, errs.Invalid, "sysctl"},
+		"no command":      {func(in *Input) { in.Spec.Cmd = nil }, errs.Invalid, "no command specified"},
+		"NUL in argument": {func(in *Input) { in.Spec.Cmd = []string{"a\x00b"} }, errs.Invalid, "NUL"},
+		"NUL in env":      {func(in *Input) { in.Spec.Env = []string{"A=a\x00b"} }, errs.Invalid, "NUL"},
+		"nameless env":    {func(in *Input) { in.Spec.Env = []string{"=x"} }, errs.Invalid, "invalid environment variable: =x"},
+		"cwd descriptor":  {func(in *Input) { in.Spec.WorkingDir = "/proc/self/fd/7" }, errs.Invalid, "working directory"},
+		"cwd relative":    {func(in *Input) { in.Spec.WorkingDir = "proc/self/fd/7" }, errs.Invalid, "working directory"},
+		"cwd climbing":    {func(in *Input) { in.Spec.WorkingDir = "/x/../proc//thread-self/./fd/7" }, errs.Invalid, "working directory"},
+		"cwd by task":     {func(in *Input) { in.Spec.WorkingDir = "/proc/1/task/1/cwd" }, errs.Invalid, "working directory"},
+		"userns":          {func(in *Input) { in.Spec.UsernsMode = "private" }, errs.Unimplemented, "userns"},
+		"cap":             {func(in *Input) { in.Spec.CapAdd = []string{"FLY"} }, errs.Invalid, `invalid capability: "FLY"`},
+		"cap of others":   {func(in *Input) { in.Spec.CapAdd = []string{"SYS_BOOT"} }, errs.Invalid, "CAP_SYS_BOOT"},
+		"security":        {func(in *Input) { in.Spec.SecurityOpt = []string{"magic=1"} }, errs.Invalid, "magic=1"},
+		"apparmor":        {func(in *Input) { in.Spec.SecurityOpt = []string{"apparmor=x"} }, errs.Invalid, "AppArmor"},
+		"label":           {func(in *Input) { in.Spec.SecurityOpt = []string{"label=type:x"} }, errs.Unimplemented, "label"},
+		"seccomp":         {func(in *Input) { in.Spec.SecurityOpt = []string{"seccomp={"} }, errs.Invalid, "seccomp"},
+		"ulimit":          {func(in *Input) { in.Spec.Ulimits = []spec.Ulimit{{Name: "x", Soft: 1, Hard: 1}} }, errs.Invalid, "invalid ulimit type: x"},
+		"ulimit order":    {func(in *Input) { in.Spec.Ulimits = []spec.Ulimit{{Name: "core", Soft: 2, Hard: 1}} }, errs.Invalid, "soft limit"},
+		"oom score":       {func(in *Input) { in.Spec.OomScoreAdj = 1001 }, errs.Invalid, "oom score adj"},
+		"memory":          {func(in *Input) { in.Spec.Resources.Memory = 1 }, errs.Invalid, "6MB"},
+		"swap alone":      {func(in *Input) { in.Spec.Resources.MemorySwap = 1 << 30 }, errs.Invalid, "Memoryswap"},
+		"sysctl":          {func(in *Input) { in.Spec.Sysctls = map[string]string{"kernel.panic": "1"} }, errs.Invalid, "kernel.panic"},
+		"sysctl path":     {func(in *Input) { in.Spec.Sysctls = map[string]string{"net.../x": "1"} }, errs.Invalid, "sysctl"},
 		"sysctl hostnet": {func(in *Input) {
 			in.Net.Host = true
-			in.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
+			in.Spec.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
 		}, errs.Invalid, "host network"},
-		"device":      {func(in *Input) { in.Devices = []Device{{HostPath: "/dev/nosuch"}} }, errs.NotFound, "/dev/nosuch"},
-		"device file": {func(in *Input) { in.Devices = []Device{{HostPath: "/etc/passwd"}} }, errs.Invalid, "not a device node"},
-		"device mode": {func(in *Input) { in.Devices = []Device{{"/dev/null", "/dev/x", "q"}} }, errs.Invalid, "invalid device mode: q"},
-		"device rule": {func(in *Input) { in.DeviceRules = []string{"c 1:3 x"} }, errs.Invalid, "device cgroup rule"},
-		"mount root":  {func(in *Input) { in.Mounts = []Mount{{Type: "bind", Source: "/x", Target: "/a/.."}} }, errs.Invalid, "destination can't be '/'"},
+		"device":      {func(in *Input) { in.Spec.Devices = []spec.Device{{HostPath: "/dev/nosuch"}} }, errs.NotFound, "/dev/nosuch"},
+		"device file": {func(in *Input) { in.Spec.Devices = []spec.Device{{HostPath: "/etc/passwd"}} }, errs.Invalid, "not a device node"},
+		"device mode": {func(in *Input) {
+			in.Spec.Devices = []spec.Device{{HostPath: "/dev/null", ContainerPath: "/dev/x", Permissions: "q"}}
+		}, errs.Invalid, "invalid device mode: q"},
+		"device rule": {func(in *Input) { in.Spec.DeviceRules = []string{"c 1:3 x"} }, errs.Invalid, "device cgroup rule"},
+		"mount root":  {func(in *Input) { in.Mounts = []volume.Mount{{Type: "bind", Source: "/x", Target: "/a/.."}} }, errs.Invalid, "destination can't be '/'"},
 		"mount twice": {func(in *Input) {
-			in.Mounts = []Mount{{Type: "bind", Source: "/x", Target: "/a"}, {Type: "tmpfs", Target: "/a/"}}
+			in.Mounts = []volume.Mount{{Type: "bind", Source: "/x", Target: "/a"}, {Type: "tmpfs", Target: "/a/"}}
 		}, errs.Invalid, "Duplicate mount point: /a"},
-		"mount relative": {func(in *Input) { in.Mounts = []Mount{{Type: "bind", Source: "/x", Target: "a"}} }, errs.Invalid, "absolute"},
-		"propagation":    {func(in *Input) { in.Mounts = []Mount{{Type: "bind", Source: "/x", Target: "/a", Propagation: "x,rw"}} }, errs.Invalid, "propagation"},
-		"tmpfs option":   {func(in *Input) { in.Mounts = []Mount{{Type: "tmpfs", Target: "/a", Options: []string{"lowerdir=/"}}} }, errs.Invalid, "lowerdir"},
+		"mount relative": {func(in *Input) { in.Mounts = []volume.Mount{{Type: "bind", Source: "/x", Target: "a"}} }, errs.Invalid, "absolute"},
+		"propagation": {func(in *Input) {
+			in.Mounts = []volume.Mount{{Type: "bind", Source: "/x", Target: "/a", Propagation: "x,rw"}}
+		}, errs.Invalid, "propagation"},
+		"tmpfs option": {func(in *Input) {
+			in.Mounts = []volume.Mount{{Type: "tmpfs", Target: "/a", Options: []string{"lowerdir=/"}}}
+		}, errs.Invalid, "lowerdir"},
 	} {
 		in := input(t)
 		c.change(&in)
@@ -220,7 +229,7 @@ func TestBuildRefuses(t *testing.T) {
 func TestCapping(t *testing.T) {
 	in := input(t)
 	in.Host.SysResource, in.Host.OOMScoreAdj = false, 100
-	in.Ulimits = []Ulimit{{"nofile", -1, -1}}
+	in.Spec.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: -1, Hard: -1}}
 	spec, warnings, err := Build(in)
 	if err != nil {
 		t.Fatal(err)
@@ -238,10 +247,10 @@ func TestCapping(t *testing.T) {
 
 func TestExecTakesTheContainersRights(t *testing.T) {
 	in := input(t)
-	in.Env = []string{"A=1"}
-	in.User, in.GroupAdd = "web", []string{"staff"}
-	in.SecurityOpt = []string{"no-new-privileges"}
-	in.Cwd = "/srv"
+	in.Spec.Env = []string{"A=1"}
+	in.Spec.User, in.Spec.GroupAdd = "web", []string{"staff"}
+	in.Spec.SecurityOpt = []string{"no-new-privileges"}
+	in.Spec.WorkingDir = "/srv"
 	spec, _, err := Build(in)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
 
@@ -71,20 +72,24 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 	return s, nil
 }
 
-// CheckSecurityOpt tells at create time whether Build would take the options.
-func CheckSecurityOpt(opts []string) error {
+// Check reports what Build would say of a spec on this host: an error for security options that it refuses, a warning for each
+// limit that it leaves out.
+func Check(sp *spec.Spec) (warnings []string, err error) {
 	host, err := ProbeHost()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = parseSecurity(opts, &host)
-	return err
+	if _, err := parseSecurity(sp.SecurityOpt, &host); err != nil {
+		return nil, err
+	}
+	_, warnings, err = linuxResources(sp.Resources, &host)
+	return warnings, err
 }
 
 func (b *builder) seccomp() error {
 	var err error
 	switch {
-	case b.in.Privileged && b.sec.seccomp == "", b.sec.seccomp == "unconfined":
+	case b.in.Spec.Privileged && b.sec.seccomp == "", b.sec.seccomp == "unconfined":
 	case b.sec.seccomp == "":
 		if b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec); err == nil {
 			// x32 is off in nearly every kernel, and its third of the rules would take a tenth of a container's
@@ -126,14 +131,14 @@ func DefaultReadonlyPaths() []string {
 }
 
 func (b *builder) paths() {
-	if b.in.Privileged || b.sec.systemPaths {
+	if b.in.Spec.Privileged || b.sec.systemPaths {
 		return
 	}
-	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = b.in.MaskedPaths, b.in.ReadonlyPaths
-	if b.in.MaskedPaths == nil {
+	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = b.in.Spec.MaskedPaths, b.in.Spec.ReadonlyPaths
+	if b.in.Spec.MaskedPaths == nil {
 		b.spec.Linux.MaskedPaths = DefaultMaskedPaths(b.host.CPUs)
 	}
-	if b.in.ReadonlyPaths == nil {
+	if b.in.Spec.ReadonlyPaths == nil {
 		b.spec.Linux.ReadonlyPaths = DefaultReadonlyPaths()
 	}
 }
@@ -145,7 +150,7 @@ func (b *builder) sysctls() error {
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}
-	for _, k := range slices.Sorted(maps.Keys(b.in.Sysctls)) {
+	for _, k := range slices.Sorted(maps.Keys(b.in.Spec.Sysctls)) {
 		if strings.ContainsAny(k, " \x00") || strings.Contains(k, "..") || k == "" {
 			return errs.New(errs.Invalid, "sysctl %q: not a sysctl's name", k)
 		}
@@ -166,7 +171,7 @@ func (b *builder) sysctls() error {
 		default:
 			return errs.New(errs.Invalid, "sysctl %q is not in a separate kernel namespace", k)
 		}
-		out[k] = b.in.Sysctls[k]
+		out[k] = b.in.Spec.Sysctls[k]
 	}
 	if len(out) > 0 {
 		b.spec.Linux.Sysctl = out

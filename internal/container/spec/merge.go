@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"ply/internal/network"
 	"ply/internal/oci"
 )
 
@@ -140,66 +139,4 @@ func (s *Spec) Take(r *oci.RunConfig) {
 	s.Shell, s.Healthcheck = r.Shell, r.Healthcheck
 	s.ExposedPorts = slices.Sorted(maps.Keys(r.ExposedPorts))
 	s.Volumes = slices.Sorted(maps.Keys(r.Volumes))
-}
-
-// Overlay takes over what r sets.
-func (r *Resources) Overlay(n Resources) {
-	set := func(dst *int64, v int64) {
-		if v != 0 {
-			*dst = v
-		}
-	}
-	set(&r.Memory, n.Memory)
-	set(&r.MemoryReservation, n.MemoryReservation)
-	set(&r.MemorySwap, n.MemorySwap)
-	set(&r.CPUShares, n.CPUShares)
-	set(&r.CPURealtimePeriod, n.CPURealtimePeriod)
-	set(&r.CPURealtimeRuntime, n.CPURealtimeRuntime)
-	if n.NanoCPUs != 0 {
-		r.NanoCPUs, r.CPUPeriod, r.CPUQuota = n.NanoCPUs, 0, 0
-	}
-	if n.CPUPeriod != 0 || n.CPUQuota != 0 {
-		r.NanoCPUs = 0
-	}
-	set(&r.CPUPeriod, n.CPUPeriod)
-	set(&r.CPUQuota, n.CPUQuota)
-	if n.CpusetCpus != "" {
-		r.CpusetCpus = n.CpusetCpus
-	}
-	if n.CpusetMems != "" {
-		r.CpusetMems = n.CpusetMems
-	}
-	if n.PidsLimit != nil {
-		r.PidsLimit = n.PidsLimit
-	}
-	if n.MemorySwappiness != nil {
-		r.MemorySwappiness = n.MemorySwappiness
-	}
-	if n.BlkioWeight != 0 {
-		r.BlkioWeight = n.BlkioWeight
-	}
-}
-
-// PublishedPorts returns -p and, with -P, every exposed port that no -p names.
-func (s *Spec) PublishedPorts() ([]network.PortBinding, error) {
-	ports := append([]network.PortBinding(nil), s.Ports...)
-	if !s.PublishAll {
-		return ports, nil
-	}
-	for _, e := range s.ExposedPorts {
-		first, last, proto, err := ParsePort(e)
-		if err != nil {
-			return nil, err
-		}
-		for n := int(first); n <= int(last); n++ {
-			have := false
-			for _, b := range s.Ports {
-				have = have || b.Proto == proto && int(b.ContainerPort) == n
-			}
-			if !have {
-				ports = append(ports, network.PortBinding{Proto: proto, ContainerPort: uint16(n)})
-			}
-		}
-	}
-	return ports, nil
 }

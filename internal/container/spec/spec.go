@@ -3,6 +3,11 @@
 package spec
 
 import (
+	"path"
+	"regexp"
+	"strings"
+
+	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/volume"
@@ -11,124 +16,217 @@ import (
 // Spec is everything a user can say about a new container. api/docker maps Docker's Config, HostConfig and
 // NetworkingConfig onto it and back; an option with no field here is an error that names it.
 type Spec struct {
-	Name     string // "" lets the service invent one: adjective_surname
-	Image    string // as the user wrote it
-	Platform string
+	Name     string `json:"Name"`  // "" lets the service invent one: adjective_surname
+	Image    string `json:"Image"` // as the user wrote it
+	Platform string `json:"Platform"`
 
 	// What to run; nil or "" takes the image's.
-	Hostname     string
-	Domainname   string
-	User         string
-	Env          []string
-	Entrypoint   []string // nil = image's; an empty non-nil slice resets it
-	Cmd          []string
-	WorkingDir   string
-	Labels       map[string]string
-	ExposedPorts []string // "5000/tcp"
-	Volumes      []string // anonymous volumes: container paths
-	StopSignal   string
-	StopTimeout  *int // seconds
-	Shell        []string
-	Healthcheck  *oci.Healthcheck
-	MacAddress   string
+	Hostname     string            `json:"Hostname"`
+	Domainname   string            `json:"Domainname"`
+	User         string            `json:"User"`
+	Env          []string          `json:"Env"`
+	Entrypoint   []string          `json:"Entrypoint"` // nil = image's; an empty non-nil slice resets it
+	Cmd          []string          `json:"Cmd"`
+	WorkingDir   string            `json:"WorkingDir"`
+	Labels       map[string]string `json:"Labels"`
+	ExposedPorts []string          `json:"ExposedPorts"` // "5000/tcp"
+	Volumes      []string          `json:"Volumes"`      // anonymous volumes: container paths
+	StopSignal   string            `json:"StopSignal"`
+	StopTimeout  *int              `json:"StopTimeout"` // seconds
+	Shell        []string          `json:"Shell"`
+	Healthcheck  *oci.Healthcheck  `json:"Healthcheck"`
+	MacAddress   string            `json:"MacAddress"`
 
 	// Streams.
-	Tty          bool
-	OpenStdin    bool
-	StdinOnce    bool
-	AttachStdin  bool
-	AttachStdout bool
-	AttachStderr bool
-	ConsoleSize  [2]uint // height, width
+	Tty          bool    `json:"Tty"`
+	OpenStdin    bool    `json:"OpenStdin"`
+	StdinOnce    bool    `json:"StdinOnce"`
+	AttachStdin  bool    `json:"AttachStdin"`
+	AttachStdout bool    `json:"AttachStdout"`
+	AttachStderr bool    `json:"AttachStderr"`
+	ConsoleSize  [2]uint `json:"ConsoleSize"` // height, width
 
 	// Mounts.
-	Binds       []string // -v as written: src:dst[:mode], or a volume's name
-	Mounts      []volume.MountSpec
-	VolumesFrom []string // name[:ro|rw]
-	Tmpfs       map[string]string
+	Binds       []string           `json:"Binds"` // -v as written: src:dst[:mode], or a volume's name
+	Mounts      []volume.MountSpec `json:"Mounts"`
+	VolumesFrom []string           `json:"VolumesFrom"` // name[:ro|rw]
+	Tmpfs       map[string]string  `json:"Tmpfs"`
 
 	// Network.
-	NetworkMode     string // "", "default", "bridge", "host", "none", "container:<id>" or a network's name
-	Ports           []network.PortBinding
-	PublishAll      bool
-	DNS             []string
-	DNSOptions      []string
-	DNSSearch       []string
-	ExtraHosts      []string
-	Links           []string
-	NetworkDisabled bool
-	Endpoints       map[string]network.EndpointSpec
+	NetworkMode     string                          `json:"NetworkMode"` // "", "default", "bridge", "host", "none", "container:<id>" or a network's name
+	Ports           []network.PortBinding           `json:"Ports"`
+	PublishAll      bool                            `json:"PublishAll"`
+	DNS             []string                        `json:"DNS"`
+	DNSOptions      []string                        `json:"DNSOptions"`
+	DNSSearch       []string                        `json:"DNSSearch"`
+	ExtraHosts      []string                        `json:"ExtraHosts"`
+	Links           []string                        `json:"Links"`
+	NetworkDisabled bool                            `json:"NetworkDisabled"`
+	Endpoints       map[string]network.EndpointSpec `json:"Endpoints"`
 
 	// Rights and isolation.
-	Privileged     bool
-	CapAdd         []string
-	CapDrop        []string
-	SecurityOpt    []string // seccomp=…, no-new-privileges, apparmor=…, label=…, systempaths=unconfined
-	ReadonlyRootfs bool
-	MaskedPaths    []string // nil = default
-	ReadonlyPaths  []string // nil = default
-	PidMode        string
-	IpcMode        string
-	UTSMode        string
-	UsernsMode     string
-	CgroupnsMode   string
-	CgroupParent   string
-	GroupAdd       []string
-	Devices        []Device
-	DeviceRules    []string // device cgroup rules
-	Sysctls        map[string]string
-	Ulimits        []Ulimit
-	ShmSize        int64
-	OomScoreAdj    int
-	OomKillDisable bool
-	Init           *bool
-	Runtime        string
+	Privileged     bool              `json:"Privileged"`
+	CapAdd         []string          `json:"CapAdd"`
+	CapDrop        []string          `json:"CapDrop"`
+	SecurityOpt    []string          `json:"SecurityOpt"` // seccomp=…, no-new-privileges, apparmor=…, label=…, systempaths=unconfined
+	ReadonlyRootfs bool              `json:"ReadonlyRootfs"`
+	MaskedPaths    []string          `json:"MaskedPaths"`   // nil = default
+	ReadonlyPaths  []string          `json:"ReadonlyPaths"` // nil = default
+	PidMode        string            `json:"PidMode"`
+	IpcMode        string            `json:"IpcMode"`
+	UTSMode        string            `json:"UTSMode"`
+	UsernsMode     string            `json:"UsernsMode"`
+	CgroupnsMode   string            `json:"CgroupnsMode"`
+	CgroupParent   string            `json:"CgroupParent"`
+	GroupAdd       []string          `json:"GroupAdd"`
+	Devices        []Device          `json:"Devices"`
+	DeviceRules    []string          `json:"DeviceRules"` // device cgroup rules
+	Sysctls        map[string]string `json:"Sysctls"`
+	Ulimits        []Ulimit          `json:"Ulimits"`
+	ShmSize        int64             `json:"ShmSize"`
+	OomScoreAdj    int               `json:"OomScoreAdj"`
+	OomKillDisable bool              `json:"OomKillDisable"`
+	Init           *bool             `json:"Init"`
+	Runtime        string            `json:"Runtime"`
 
-	Resources       Resources
-	RestartPolicy   RestartPolicy
-	AutoRemove      bool
-	LogDriver       string // "" = daemon's default; json-file, local, none
-	LogOpts         map[string]string
-	ContainerIDFile string
-	Annotations     map[string]string
+	Resources       Resources         `json:"Resources"`
+	RestartPolicy   RestartPolicy     `json:"RestartPolicy"`
+	AutoRemove      bool              `json:"AutoRemove"`
+	LogDriver       string            `json:"LogDriver"` // "" = daemon's default; json-file, local, none
+	LogOpts         map[string]string `json:"LogOpts"`
+	ContainerIDFile string            `json:"ContainerIDFile"`
+	Annotations     map[string]string `json:"Annotations"`
 }
 
 // Device is a host device given to a container.
 type Device struct {
-	HostPath, ContainerPath, Permissions string
+	HostPath      string `json:"HostPath"`
+	ContainerPath string `json:"ContainerPath"`
+	Permissions   string `json:"Permissions"`
 }
 
-// Ulimit is one rlimit.
-type Ulimit struct {
-	Name       string
-	Soft, Hard int64
+// CheckValues refuses the values that docker refuses whatever the other options and the image are, in docker's words.
+func (s *Spec) CheckValues() error {
+	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits} {
+		if err := f(s); err != nil {
+			return err
+		}
+	}
+	if err := CheckHealth(s.Healthcheck); err != nil {
+		return err
+	}
+	if err := s.Resources.Check(); err != nil {
+		return err
+	}
+	if err := CheckOomScoreAdj(s.OomScoreAdj); err != nil {
+		return err
+	}
+	if s.ShmSize < 0 {
+		return invalid("SHM size can not be less than 0")
+	}
+	return nil
 }
 
-// Resources are cgroup limits; zero means none. Memory in bytes, swap -1 = unlimited.
-type Resources struct {
-	Memory, MemoryReservation, MemorySwap, KernelMemory int64
-	MemorySwappiness                                    *int64
-	NanoCPUs                                            int64
-	CPUShares, CPUPeriod, CPUQuota                      int64
-	CPURealtimePeriod, CPURealtimeRuntime               int64
-	CpusetCpus, CpusetMems                              string
-	PidsLimit                                           *int64
-	BlkioWeight                                         uint16
+// CheckOomScoreAdj refuses what the kernel does not take.
+func CheckOomScoreAdj(adj int) error {
+	if adj < -1000 || adj > 1000 {
+		return invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", adj)
+	}
+	return nil
 }
 
-// RestartPolicy: "", "no", "always", "unless-stopped", "on-failure".
-type RestartPolicy struct {
-	Name       string
-	MaxRetries int
+// Check is CheckValues, and refuses options that contradict each other. It cleans what can be cleaned and returns warnings for the
+// user. The log driver, the runtime and the security options are checked where they are known.
+func (s *Spec) Check() (warnings []string, err error) {
+	if err := s.CheckValues(); err != nil {
+		return nil, err
+	}
+	for _, f := range []func(*Spec) error{checkNamespaces, checkHosts, checkPorts} {
+		if err := f(s); err != nil {
+			return nil, err
+		}
+	}
+	if s.WorkingDir != "" {
+		s.WorkingDir = path.Clean(s.WorkingDir)
+	}
+	warnings = s.Resources.Reduce()
+	if s.OomKillDisable && s.Resources.Memory == 0 {
+		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
+	}
+	return warnings, nil
 }
 
-// ExecSpec says what to run beside a container's first process.
-type ExecSpec struct {
-	Cmd                                     []string
-	Env                                     []string
-	User, WorkingDir                        string
-	Tty, Privileged                         bool
-	AttachStdin, AttachStdout, AttachStderr bool
-	DetachKeys                              string
-	ConsoleSize                             [2]uint
+// maxEnv bounds all variables together, in bytes.
+const maxEnv = 4 << 20
+
+var procSelf = regexp.MustCompile(`^/proc/(self|thread-self|[0-9]+)(/|$)`)
+
+// checkDir refuses working directories that name descriptors of the runtime instead of a directory of the container.
+func checkDir(dir string) error {
+	switch {
+	case dir == "":
+		return nil
+	case strings.IndexByte(dir, 0) >= 0 || len(dir) > 4096:
+		return invalid("the working directory '%q' is invalid", clip(dir))
+	case !path.IsAbs(dir):
+		return invalid("the working directory '%s' is invalid, it needs to be an absolute path", dir)
+	case procSelf.MatchString(path.Clean(dir)):
+		return invalid("the working directory '%s' is invalid, it names a process of the runtime", dir)
+	}
+	return nil
+}
+
+func checkEnv(env []string) error {
+	total := 0
+	for _, e := range env {
+		total += len(e)
+		if strings.HasPrefix(e, "=") || e == "" {
+			return invalid("invalid environment variable: %s", clip(e))
+		}
+		if strings.IndexByte(e, 0) >= 0 {
+			return invalid("invalid environment variable: %q", clip(e))
+		}
+	}
+	if total > maxEnv {
+		return invalid("environment of %d bytes is larger than the %d allowed", total, maxEnv)
+	}
+	return nil
+}
+
+func checkProcess(s *Spec) error {
+	if err := checkDir(s.WorkingDir); err != nil {
+		return err
+	}
+	if err := checkEnv(s.Env); err != nil {
+		return err
+	}
+	if s.StopSignal != "" {
+		if _, err := ParseSignal(s.StopSignal); err != nil {
+			return err
+		}
+	}
+	if s.StopTimeout != nil && *s.StopTimeout < -1 {
+		return invalid("StopTimeout: %d is neither seconds nor -1, which waits for ever", *s.StopTimeout)
+	}
+	if len(s.Hostname) > 64 || strings.ContainsAny(s.Hostname, "\x00\n /") {
+		return invalid("invalid hostname %q", clip(s.Hostname))
+	}
+	if strings.ContainsAny(s.Domainname, "\x00\n /") {
+		return invalid("invalid domain name %q", clip(s.Domainname))
+	}
+	for k, v := range s.Labels {
+		if strings.IndexByte(k+v, 0) >= 0 {
+			return invalid("label %q holds a NUL", clip(k))
+		}
+	}
+	return nil
+}
+
+func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
+
+func clip(s string) string {
+	if len(s) > 200 {
+		return s[:200] + "…"
+	}
+	return s
 }

@@ -24,7 +24,7 @@ func BenchmarkCreateStartWait(b *testing.B) {
 	for _, tty := range []bool{false, true} {
 		b.Run(fmt.Sprintf("tty=%v", tty), func(b *testing.B) {
 			x := newBox(b, "/bin/true")
-			x.cfg.Tty, x.in.Tty = tty, tty
+			x.cfg.Tty, x.in.Spec.Tty = tty, tty
 			for b.Loop() {
 				spec, _, err := runspec.Build(x.in)
 				if err != nil {

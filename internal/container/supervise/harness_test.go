@@ -20,6 +20,7 @@ import (
 	"ply/internal/container/logfile"
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/test/private"
 )
 
@@ -90,7 +91,7 @@ func newBox(t testing.TB, args ...string) *box {
 	dir := t.TempDir()
 	b := &box{t: t}
 	name := hex.EncodeToString(id[:])
-	b.in = runspec.Input{ID: name, Rootfs: newRoot(t), Args: args, Hostname: name[:12], CgroupParent: "/ply-test"}
+	b.in = runspec.Input{ID: name, Rootfs: newRoot(t), Spec: spec.Spec{Cmd: args, Hostname: name[:12], CgroupParent: "/ply-test"}}
 	// As in life: what does not survive a reboot lies in memory.
 	run, err := os.MkdirTemp("/dev/shm", "ply-test-")
 	if err != nil {
@@ -116,7 +117,7 @@ func (b *box) launchErr() error {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.in.Tty = b.cfg.Tty
+	b.in.Spec.Tty = b.cfg.Tty
 	b.spec, b.warned, err = runspec.Build(b.in)
 	if err != nil {
 		b.t.Fatal(err)

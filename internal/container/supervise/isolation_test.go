@@ -14,6 +14,8 @@ import (
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
+	"ply/internal/volume"
 	"ply/test/private"
 )
 
@@ -32,8 +34,8 @@ func TestDefaultCapsAndSeccomp(t *testing.T) {
 
 func TestUserHasNoCaps(t *testing.T) {
 	b := sh(t, "id; grep -E '^Cap(Prm|Eff|Bnd)|^NoNew' /proc/self/status; echo $HOME")
-	b.in.User = "user"
-	b.in.SecurityOpt = []string{"no-new-privileges"}
+	b.in.Spec.User = "user"
+	b.in.Spec.SecurityOpt = []string{"no-new-privileges"}
 	out, _ := b.run()
 	for _, want := range []string{
 		"uid=1000(user) gid=1000(user) groups=1000(user),2000(extra)", "CapPrm:\t0000000000000000", "CapEff:\t0000000000000000",
@@ -51,7 +53,7 @@ func TestSetuidAndNoNewPrivileges(t *testing.T) {
 		want string
 	}{{nil, "0"}, {[]string{"no-new-privileges"}, "1000"}} {
 		b := newBox(t, "/bin/euid")
-		b.in.User, b.in.SecurityOpt = "user", c.opts
+		b.in.Spec.User, b.in.Spec.SecurityOpt = "user", c.opts
 		// busybox gives its rights back by itself, so this needs another program.
 		bin := filepath.Join(b.in.Rootfs, "bin/euid")
 		build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "./testdata/euid")
@@ -70,7 +72,7 @@ func TestSetuidAndNoNewPrivileges(t *testing.T) {
 
 func TestPrivileged(t *testing.T) {
 	b := sh(t, "grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; ls /dev/loop-control /dev/null; mount -t tmpfs none /tmp && echo mounted; touch /sys/fs/cgroup 2>/dev/null; grep ' /sys ' /proc/mounts; [ -w /proc/sys/kernel/hostname ] && echo procsys")
-	b.in.Privileged = true
+	b.in.Spec.Privileged = true
 	out, _ := b.run()
 	own, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -169,7 +171,7 @@ func TestShimHoldsNothingOfItsParent(t *testing.T) {
 
 func TestMemoryLimitKills(t *testing.T) {
 	b := sh(t, "x=$(yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 200000000); echo survived")
-	b.in.Resources = runspec.Resources{Memory: 16 << 20}
+	b.in.Spec.Resources = spec.Resources{Memory: 16 << 20}
 	out, e := b.run()
 	if !e.OOMKilled || strings.Contains(out, "survived") {
 		t.Errorf("exit %+v, output %q", e, out)
@@ -182,7 +184,7 @@ func TestMemoryLimitKills(t *testing.T) {
 func TestPidsLimit(t *testing.T) {
 	b := sh(t, "i=0; while [ $i -lt 30 ]; do sleep 5 & i=$((i+1)); done; echo all")
 	limit := int64(10)
-	b.in.Resources = runspec.Resources{PidsLimit: &limit}
+	b.in.Spec.Resources = spec.Resources{PidsLimit: &limit}
 	out, _ := b.run()
 	if strings.Contains(out, "all") {
 		t.Errorf("30 processes under a limit of 10: %q", out)
@@ -192,7 +194,7 @@ func TestPidsLimit(t *testing.T) {
 func TestLimitsAreInCgroups(t *testing.T) {
 	b := sh(t, "sleep 100")
 	limit := int64(77)
-	b.in.Resources = runspec.Resources{Memory: 64 << 20, CPUShares: 512, NanoCPUs: 500_000_000, PidsLimit: &limit, CpusetCpus: "0"}
+	b.in.Spec.Resources = spec.Resources{Memory: 64 << 20, CPUShares: 512, NanoCPUs: 500_000_000, PidsLimit: &limit, CpusetCpus: "0"}
 	b.launch().start()
 	st, err := b.c.Stats(t.Context())
 	if err != nil {
@@ -201,7 +203,7 @@ func TestLimitsAreInCgroups(t *testing.T) {
 	if st.MemoryLimit != 64<<20 || st.PidsLimit != 77 || st.PidsCurrent == 0 || st.CPUTotal == 0 || st.MemoryUsage == 0 {
 		t.Errorf("stats %+v", st)
 	}
-	next, _, err := runspec.LinuxResources(runspec.Resources{Memory: 96 << 20})
+	next, _, err := runspec.LinuxResources(spec.Resources{Memory: 96 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +254,7 @@ func TestPause(t *testing.T) {
 
 func TestUlimitIsCapped(t *testing.T) {
 	b := sh(t, "ulimit -n; ulimit -c")
-	b.in.Ulimits = []runspec.Ulimit{{Name: "nofile", Soft: 1 << 30, Hard: 1 << 30}, {Name: "core", Soft: 0, Hard: 0}}
+	b.in.Spec.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 1 << 30, Hard: 1 << 30}, {Name: "core", Soft: 0, Hard: 0}}
 	out, e := b.run()
 	host, err := runspec.ProbeHost()
 	if err != nil {
@@ -292,7 +294,7 @@ func TestPlantedLinksStayInside(t *testing.T) {
 				target = filepath.Join(canary, "null")
 			}
 			if name == "work" {
-				b.in.Cwd = "/work/sub"
+				b.in.Spec.WorkingDir = "/work/sub"
 			}
 			if err := os.Symlink("../../../../../../../../../../../.."+target, link); err != nil {
 				t.Fatal(err)
@@ -329,7 +331,7 @@ func treeOf(t *testing.T, dir string) string {
 
 func TestWorkdir(t *testing.T) {
 	b := sh(t, "pwd")
-	b.in.Cwd = "/made/for/it"
+	b.in.Spec.WorkingDir = "/made/for/it"
 	if out, _ := b.run(); out != "/made/for/it\n" {
 		t.Errorf("cwd %q", out)
 	}
@@ -339,7 +341,7 @@ func TestWorkdir(t *testing.T) {
 		if err := os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), filepath.Join(b.in.Rootfs, "work")); err != nil {
 			t.Fatal(err)
 		}
-		b.in.Cwd = "/work"
+		b.in.Spec.WorkingDir = "/work"
 		if err := b.launchErr(); err != nil {
 			continue
 		}
@@ -379,13 +381,13 @@ func TestMounts(t *testing.T) {
 	if err := os.WriteFile(b.in.HostsPath, []byte("10.0.0.1 here\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	b.in.ShmSize = 32 << 20
-	b.in.Mounts = []runspec.Mount{
-		{Type: "bind", Source: src, Target: "/data"}, {Type: "bind", Source: src, Target: "/ro", ReadOnly: true},
-		{Type: "tmpfs", Target: "/tmpfs", Options: []string{"size=1m", "exec"}},
+	b.in.Spec.ShmSize = 32 << 20
+	b.in.Mounts = []volume.Mount{
+		{Type: "bind", Source: src, Target: "/data", RW: true}, {Type: "bind", Source: src, Target: "/ro"},
+		{Type: "tmpfs", Target: "/tmpfs", Options: []string{"size=1m", "exec"}, RW: true},
 	}
 	out, _ := b.run()
-	for _, w := range []string{"from host\n", "readonly\n", "tmpfs /tmpfs tmpfs rw,nosuid,nodev,", "size=1024k", "10.0.0.1 here", "32768", b.in.Hostname} {
+	for _, w := range []string{"from host\n", "readonly\n", "tmpfs /tmpfs tmpfs rw,nosuid,nodev,", "size=1024k", "10.0.0.1 here", "32768", b.in.Spec.Hostname} {
 		if !strings.Contains(out, w) {
 			t.Errorf("no %q in\n%s", w, out)
 		}
@@ -397,7 +399,7 @@ func TestMounts(t *testing.T) {
 
 func TestReadonlyRootfs(t *testing.T) {
 	b := sh(t, "touch /x 2>/dev/null || echo ro; touch /dev/shm/x && echo shm")
-	b.in.ReadonlyRootfs = true
+	b.in.Spec.ReadonlyRootfs = true
 	if out, _ := b.run(); out != "ro\nshm\n" {
 		t.Errorf("%q", out)
 	}
@@ -436,8 +438,8 @@ func TestNetworkNamespaceIsEmpty(t *testing.T) {
 
 func TestLeastMemory(t *testing.T) {
 	b := sh(t, "echo ran")
-	b.in.Resources = runspec.Resources{Memory: runspec.MinMemory}
+	b.in.Spec.Resources = spec.Resources{Memory: 6 << 20}
 	if out, e := b.run(); out != "ran\n" || e.OOMKilled {
-		t.Errorf("with %d bytes: %q, %+v", runspec.MinMemory, out, e)
+		t.Errorf("with %d bytes: %q, %+v", 6<<20, out, e)
 	}
 }

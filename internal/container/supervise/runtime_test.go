@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
+	"ply/internal/container/spec"
 	"ply/internal/procid"
 	"ply/test/private"
 )
@@ -61,7 +62,7 @@ func TestOtherRuntime(t *testing.T) {
 	t.Run("exec, pause, stats, kill", func(t *testing.T) {
 		b := sh(t, "sleep 100")
 		b.cfg.Runtime = runc
-		b.in.Resources = runspec.Resources{Memory: 64 << 20}
+		b.in.Spec.Resources = spec.Resources{Memory: 64 << 20}
 		b.launch().start()
 		for _, tty := range []bool{false, true} {
 			p, _, err := runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: []string{"/bin/sh", "-c", "echo hi; exit 8"}, Tty: tty})
@@ -89,7 +90,7 @@ func TestOtherRuntime(t *testing.T) {
 		if pids, err := b.c.Pids(t.Context()); err != nil || len(pids) == 0 {
 			t.Errorf("pids %v, %v", pids, err)
 		}
-		next, _, err := runspec.LinuxResources(runspec.Resources{Memory: 96 << 20})
+		next, _, err := runspec.LinuxResources(spec.Resources{Memory: 96 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}

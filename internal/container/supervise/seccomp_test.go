@@ -22,7 +22,7 @@ func TestCompiledSeccompIsRemembered(t *testing.T) {
 		t.Helper()
 		b := sh(t, probe)
 		b.cfg.StateDir = first.cfg.StateDir
-		b.in.SecurityOpt = security
+		b.in.Spec.SecurityOpt = security
 		b.launch().start()
 		b.wait()
 		return b.output()

@@ -114,7 +114,7 @@ func TestSignalsAndUmaskAreDefaults(t *testing.T) {
 	}
 	defer unix.RawSyscall6(unix.SYS_RT_SIGACTION, 32, uintptr(unsafe.Pointer(&was)), 0, 8, 0, 0)
 	b := sh(t, "cat /proc/self/status; umask; stat -c %a /made; sleep 100")
-	b.in.Cwd = "/made/for/it"
+	b.in.Spec.WorkingDir = "/made/for/it"
 	b.launch().start()
 	b.logged("755")
 	p := execProcess(b, "/bin/sh", "-c", "cat /proc/self/status; umask")

@@ -1,0 +1,160 @@
+package spec
+
+import (
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ply/internal/errs"
+	"ply/internal/network"
+)
+
+func checkNamespaces(s *Spec) error {
+	oneOf := func(what, v string, allowed ...string) error {
+		if slices.Contains(allowed, v) {
+			return nil
+		}
+		if name, ok := strings.CutPrefix(v, "container:"); ok && name != "" && slices.Contains(allowed, "container:") {
+			return nil
+		}
+		return invalid("invalid %s mode: %s", what, v)
+	}
+	for _, c := range []error{
+		oneOf("PID", s.PidMode, "", "host", "private", "container:"),
+		oneOf("IPC", s.IpcMode, "", "none", "private", "shareable", "host", "container:"),
+		oneOf("UTS", s.UTSMode, "", "host", "private"),
+		oneOf("CGROUP", s.CgroupnsMode, "", "host", "private"),
+	} {
+		if c != nil {
+			return c
+		}
+	}
+	if s.UsernsMode != "" && s.UsernsMode != "host" {
+		return errs.New(errs.Unimplemented, "--userns=%s: user namespaces of containers are not supported yet", s.UsernsMode)
+	}
+	if s.UTSMode == "host" && s.Hostname != "" {
+		return invalid("conflicting options: hostname and the UTS mode")
+	}
+	isContainer := strings.HasPrefix(s.NetworkMode, "container:")
+	if isContainer {
+		switch {
+		case s.Hostname != "":
+			return invalid("conflicting options: hostname and the network mode")
+		case len(s.Links) > 0:
+			return invalid("conflicting options: container type network can't be used with links. This would result in undefined behavior")
+		case len(s.DNS) > 0:
+			return invalid("conflicting options: dns and the network mode")
+		case len(s.ExtraHosts) > 0:
+			return invalid("conflicting options: custom host-to-IP mapping and the network mode")
+		case len(s.Ports) > 0 || s.PublishAll:
+			return invalid("conflicting options: port publishing and the container type network mode")
+		}
+	}
+	if len(s.Links) > 0 {
+		return errs.New(errs.Unimplemented, "--link: legacy links are not supported").WithHint("Use a network and --add-host.")
+	}
+	if s.NetworkMode == "host" && s.MacAddress != "" || isContainer && s.MacAddress != "" {
+		return invalid("conflicting options: mac-address and the network mode")
+	}
+	return nil
+}
+
+func checkHosts(s *Spec) error {
+	for _, h := range s.ExtraHosts {
+		name, ip, ok := CutHost(h)
+		if !ok || name == "" || strings.ContainsAny(name, " \t\n\x00") {
+			return invalid("bad format for add-host: %q", clip(h))
+		}
+		if ip == "host-gateway" {
+			continue
+		}
+		if _, err := netip.ParseAddr(strings.Trim(ip, "[]")); err != nil {
+			return invalid("invalid IP address in add-host: %q", ip)
+		}
+	}
+	for _, d := range s.DNS {
+		if _, err := netip.ParseAddr(d); err != nil {
+			return invalid("bad nameserver address %s", clip(d))
+		}
+	}
+	for _, d := range append(slices.Clone(s.DNSSearch), s.DNSOptions...) {
+		if strings.ContainsAny(d, " \t\n\x00") || d == "" {
+			return invalid("bad DNS search domain or option %q", clip(d))
+		}
+	}
+	return nil
+}
+
+// CutHost splits name:ip and name=ip.
+func CutHost(h string) (name, ip string, ok bool) {
+	if name, ip, ok = strings.Cut(h, "="); ok {
+		return name, ip, true
+	}
+	return strings.Cut(h, ":")
+}
+
+func checkPorts(s *Spec) error {
+	for _, p := range s.ExposedPorts {
+		if _, _, _, err := ParsePort(p); err != nil {
+			return err
+		}
+	}
+	for _, p := range s.Ports {
+		switch p.Proto {
+		case "tcp", "udp", "sctp":
+		default:
+			return invalid("invalid proto: %s", clip(p.Proto))
+		}
+		if p.ContainerPort == 0 {
+			return invalid("invalid containerPort: 0")
+		}
+		if p.HostPortEnd != 0 && p.HostPortEnd < p.HostPort {
+			return invalid("invalid port range: %d-%d", p.HostPort, p.HostPortEnd)
+		}
+	}
+	return nil
+}
+
+// ParsePort reads "80", "80/tcp" and "7000-7010/udp".
+func ParsePort(p string) (first, last uint16, proto string, err error) {
+	ports, proto, ok := strings.Cut(p, "/")
+	if !ok || proto == "" {
+		proto = "tcp"
+	}
+	proto = strings.ToLower(proto)
+	a, b, isRange := strings.Cut(ports, "-")
+	if !isRange {
+		b = a
+	}
+	lo, err1 := strconv.ParseUint(a, 10, 16)
+	hi, err2 := strconv.ParseUint(b, 10, 16)
+	if err1 != nil || err2 != nil || lo == 0 || hi < lo || (proto != "tcp" && proto != "udp" && proto != "sctp") {
+		return 0, 0, "", invalid("invalid port specification: %q", clip(p))
+	}
+	return uint16(lo), uint16(hi), proto, nil
+}
+
+// PublishedPorts returns -p and, with -P, every exposed port that no -p names.
+func (s *Spec) PublishedPorts() ([]network.PortBinding, error) {
+	ports := append([]network.PortBinding(nil), s.Ports...)
+	if !s.PublishAll {
+		return ports, nil
+	}
+	for _, e := range s.ExposedPorts {
+		first, last, proto, err := ParsePort(e)
+		if err != nil {
+			return nil, err
+		}
+		for n := int(first); n <= int(last); n++ {
+			have := false
+			for _, b := range s.Ports {
+				have = have || b.Proto == proto && int(b.ContainerPort) == n
+			}
+			if !have {
+				ports = append(ports, network.PortBinding{Proto: proto, ContainerPort: uint16(n)})
+			}
+		}
+	}
+	return ports, nil
+}

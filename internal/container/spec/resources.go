@@ -1,0 +1,152 @@
+package spec
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Resources are cgroup limits; zero means none. Memory in bytes, swap -1 = unlimited.
+type Resources struct {
+	Memory             int64  `json:"Memory"`
+	MemoryReservation  int64  `json:"MemoryReservation"`
+	MemorySwap         int64  `json:"MemorySwap"`
+	KernelMemory       int64  `json:"KernelMemory"`
+	MemorySwappiness   *int64 `json:"MemorySwappiness"`
+	NanoCPUs           int64  `json:"NanoCPUs"`
+	CPUShares          int64  `json:"CPUShares"`
+	CPUPeriod          int64  `json:"CPUPeriod"`
+	CPUQuota           int64  `json:"CPUQuota"`
+	CPURealtimePeriod  int64  `json:"CPURealtimePeriod"`
+	CPURealtimeRuntime int64  `json:"CPURealtimeRuntime"`
+	CpusetCpus         string `json:"CpusetCpus"`
+	CpusetMems         string `json:"CpusetMems"`
+	PidsLimit          *int64 `json:"PidsLimit"`
+	BlkioWeight        uint16 `json:"BlkioWeight"`
+}
+
+// minMemory is the least memory limit that docker accepts, in bytes.
+const minMemory = 6 << 20
+
+// Check refuses the limits that docker refuses on every host, in its words.
+func (r *Resources) Check() error {
+	switch {
+	case r.MemoryReservation < 0 || r.KernelMemory < 0:
+		return invalid("memory limits can not be negative")
+	case r.Memory != 0 && r.Memory < minMemory:
+		return invalid("Minimum memory limit allowed is 6MB")
+	case r.Memory > 0 && r.MemorySwap > 0 && r.MemorySwap < r.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case r.Memory == 0 && r.MemorySwap > 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case r.MemorySwap < -1:
+		return invalid("MemorySwap: %d is neither bytes nor -1, which means no limit", r.MemorySwap)
+	case r.MemorySwappiness != nil && (*r.MemorySwappiness < 0 || *r.MemorySwappiness > 100):
+		return invalid("Invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
+	case r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
+		return invalid("Minimum memory reservation allowed is 6MB")
+	case r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation:
+		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
+	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
+		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUQuota > 0:
+		return invalid("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
+	case r.NanoCPUs < 0:
+		return invalid("NanoCpus: %d is negative", r.NanoCPUs)
+	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
+		return invalid("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+	case r.CPUQuota > 0 && r.CPUQuota < 1000:
+		return invalid("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case r.CPUShares < 0:
+		return invalid("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
+	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
+		return invalid("Range of blkio weight is from 10 to 1000")
+	}
+	if _, err := maxOfSet("cpuset cpus", r.CpusetCpus); err != nil {
+		return err
+	}
+	_, err := maxOfSet("cpuset mems", r.CpusetMems)
+	return err
+}
+
+// CheckCPUs refuses what more CPUs than the given number would be needed for.
+func (r *Resources) CheckCPUs(n int) error {
+	if r.NanoCPUs > int64(n)*1e9 {
+		return invalid("Range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", n, n)
+	}
+	last, err := maxOfSet("cpuset cpus", r.CpusetCpus)
+	if err != nil {
+		return err
+	}
+	if last >= n {
+		return invalid("Requested CPUs are not available - requested %s, available: 0-%d", r.CpusetCpus, n-1)
+	}
+	return nil
+}
+
+// maxOfSet returns the largest number of a list such as "0-2,4"; -1 for an empty one.
+func maxOfSet(what, v string) (int, error) {
+	last := -1
+	if v == "" {
+		return last, nil
+	}
+	for part := range strings.SplitSeq(v, ",") {
+		a, b, isRange := strings.Cut(strings.TrimSpace(part), "-")
+		if !isRange {
+			b = a
+		}
+		lo, err1 := strconv.ParseUint(a, 10, 13)
+		hi, err2 := strconv.ParseUint(b, 10, 13)
+		if err1 != nil || err2 != nil || hi < lo {
+			return 0, invalid("Invalid value %s for %s", clip(v), what)
+		}
+		last = max(last, int(hi))
+	}
+	return last, nil
+}
+
+// Reduce discards the limits that no kernel has any more, and returns a warning for each.
+func (r *Resources) Reduce() (warnings []string) {
+	if r.KernelMemory > 0 {
+		warnings = append(warnings, "Kernel memory limits are gone from the kernel. Limitation discarded.")
+		r.KernelMemory = 0
+	}
+	return warnings
+}
+
+// Overlay takes over what r sets.
+func (r *Resources) Overlay(n Resources) {
+	set := func(dst *int64, v int64) {
+		if v != 0 {
+			*dst = v
+		}
+	}
+	set(&r.Memory, n.Memory)
+	set(&r.MemoryReservation, n.MemoryReservation)
+	set(&r.MemorySwap, n.MemorySwap)
+	set(&r.CPUShares, n.CPUShares)
+	set(&r.CPURealtimePeriod, n.CPURealtimePeriod)
+	set(&r.CPURealtimeRuntime, n.CPURealtimeRuntime)
+	if n.NanoCPUs != 0 {
+		r.NanoCPUs, r.CPUPeriod, r.CPUQuota = n.NanoCPUs, 0, 0
+	}
+	if n.CPUPeriod != 0 || n.CPUQuota != 0 {
+		r.NanoCPUs = 0
+	}
+	set(&r.CPUPeriod, n.CPUPeriod)
+	set(&r.CPUQuota, n.CPUQuota)
+	if n.CpusetCpus != "" {
+		r.CpusetCpus = n.CpusetCpus
+	}
+	if n.CpusetMems != "" {
+		r.CpusetMems = n.CpusetMems
+	}
+	if n.PidsLimit != nil {
+		r.PidsLimit = n.PidsLimit
+	}
+	if n.MemorySwappiness != nil {
+		r.MemorySwappiness = n.MemorySwappiness
+	}
+	if n.BlkioWeight != 0 {
+		r.BlkioWeight = n.BlkioWeight
+	}
+}
