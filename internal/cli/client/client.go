@@ -1,8 +1,8 @@
 // Package client speaks the Docker Engine API over a unix socket or TCP, with and without TLS.
 //
-// It knows requests, versions, errors and hijacked streams; it knows no command. Answers are decoded into the
-// types of package wire or handed on as raw JSON, so a newer engine's additional fields are never lost.
-// A Client may be used by several goroutines at once.
+// It handles requests, versions, errors and hijacked streams, and has no command in it. Answers are decoded into the types of package
+// wire, or returned as raw JSON, which keeps the fields that only newer engines send. Several goroutines may use a Client at the same
+// time.
 package client
 
 import (
@@ -24,26 +24,26 @@ import (
 	"ply/internal/errs"
 )
 
-// MaxAPI and MinAPI bound the versions this client speaks.
+// MaxAPI and MinAPI are the newest and the oldest API version that this client speaks.
 const (
 	MaxAPI = "1.51"
 	MinAPI = "1.24"
 )
 
-// maxError bounds the text of an error answer that is read.
+// maxError bounds how much of an error answer is read, in bytes.
 const maxError = 1 << 20
 
-// Options of New. Host is unix://PATH or tcp://HOST:PORT.
+// Options are the options of New.
 type Options struct {
-	Host       string
-	TLS        *tls.Config       // nil means plain
+	Host       string            // unix://PATH or tcp://HOST:PORT
+	TLS        *tls.Config       // nil means a plain connection
 	Headers    map[string]string // sent with every request
 	UserAgent  string
-	APIVersion string       // fixed version, "" negotiates
-	Trace      func(string) // called with one line per request, never with a body or a header
+	APIVersion string       // fixed version; "" means negotiated
+	Trace      func(string) // receives one line per request, without bodies and headers; may be nil
 }
 
-// Client is one engine.
+// Client is a client of one engine.
 type Client struct {
 	opts    Options
 	network string
@@ -57,7 +57,7 @@ type Client struct {
 	apiVer string
 }
 
-// Ping is what an engine says of itself at every contact.
+// Ping is what an engine says about itself in the headers of every answer.
 type Ping struct {
 	APIVersion     string
 	OSType         string
@@ -65,7 +65,7 @@ type Ping struct {
 	Experimental   bool
 }
 
-// New checks the host and makes a client; nothing is dialled yet.
+// New returns a client. It checks the host, but does not connect yet.
 func New(opts Options) (*Client, error) {
 	network, addr, err := SplitHost(opts.Host)
 	if err != nil {
@@ -91,7 +91,7 @@ func New(opts Options) (*Client, error) {
 	return c, nil
 }
 
-// SplitHost gives network ("unix" or "tcp") and address of a -H value.
+// SplitHost returns the network ("unix" or "tcp") and the address of a value of -H.
 func SplitHost(host string) (network, addr string, err error) {
 	proto, rest, ok := strings.Cut(host, "://")
 	if !ok {
@@ -123,7 +123,7 @@ func SplitHost(host string) (network, addr string, err error) {
 	return "", "", errs.New(errs.Unimplemented, "host %q: %s:// is not supported, use unix://PATH or tcp://HOST:PORT", host, proto)
 }
 
-// Host is the address given to New.
+// Host returns the address that was given to New.
 func (c *Client) Host() string { return c.opts.Host }
 
 func (c *Client) dialPlain(ctx context.Context) (net.Conn, error) {
@@ -149,7 +149,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	return t, nil
 }
 
-// Ping asks the engine who it is and settles the version to speak. It is asked once.
+// Ping asks the engine what it is, and negotiates the version. Only the first successful call sends a request.
 func (c *Client) Ping(ctx context.Context) (Ping, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -186,14 +186,14 @@ func (c *Client) Ping(ctx context.Context) (Ping, error) {
 	return p, nil
 }
 
-// APIVersion is the version spoken; settled after the first request.
+// APIVersion returns the version that the client speaks. It is final after the first request.
 func (c *Client) APIVersion() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.apiVer
 }
 
-// AtLeast settles the version and reports whether it is v or newer; false when the engine is out of reach.
+// AtLeast negotiates the version and reports whether it is v or newer. It returns false when the engine cannot be reached.
 func (c *Client) AtLeast(ctx context.Context, v string) bool {
 	if _, err := c.Ping(ctx); err != nil {
 		return false
@@ -215,7 +215,7 @@ func splitVersion(v string) (major, minor int) {
 	return major, minor
 }
 
-// Request is one call. Body is JSON-encoded unless it is an io.Reader.
+// Request is one request. Body is sent as JSON, unless it is an io.Reader.
 type Request struct {
 	Method string // "" means GET
 	Path   string // below the version, such as "/containers/json"
@@ -224,7 +224,7 @@ type Request struct {
 	Header http.Header
 }
 
-// Open sends r and gives the answer with its body open; an error status becomes *Error.
+// Open sends r and returns the answer, whose body the caller must close. An error status is returned as an *Error.
 func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
 	if _, err := c.Ping(ctx); err != nil {
 		return nil, err
@@ -243,7 +243,7 @@ func (c *Client) Open(ctx context.Context, r Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// Do sends r and decodes the JSON answer into out; nil out drops it.
+// Do sends r and decodes the JSON answer into out. With a nil out, it discards the answer.
 func (c *Client) Do(ctx context.Context, r Request, out any) error {
 	resp, err := c.Open(ctx, r)
 	if err != nil {
@@ -260,7 +260,7 @@ func (c *Client) Do(ctx context.Context, r Request, out any) error {
 	return nil
 }
 
-// Raw sends r and gives the answer's bytes.
+// Raw sends r and returns the bytes of the answer.
 func (c *Client) Raw(ctx context.Context, r Request) (json.RawMessage, error) {
 	resp, err := c.Open(ctx, r)
 	if err != nil {
@@ -345,7 +345,8 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, q url.Value
 	return resp, nil
 }
 
-// connectError tells a refused or absent engine from a broken exchange.
+// connectError returns a *ConnectError when no connection could be made, and a plain error when a connection broke. When ctx has ended,
+// it returns the cause.
 func (c *Client) connectError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

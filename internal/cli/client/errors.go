@@ -10,25 +10,19 @@ import (
 	"syscall"
 )
 
-// Error is the engine's own answer that something went wrong.
+// Error is an answer of the engine with an error status.
 type Error struct {
 	Status  int // HTTP status
 	Message string
 }
 
-// Error gives docker's form.
+// Error returns the text in docker's form.
 func (e *Error) Error() string { return "Error response from daemon: " + e.Message }
 
-// IsNotFound reports whether the engine said that the object does not exist.
+// IsNotFound reports whether err is an answer with status 404.
 func IsNotFound(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
-}
-
-// IsConflict reports a 409.
-func IsConflict(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Status == http.StatusConflict
 }
 
 // ConnectError says that no engine could be reached at Host.
@@ -37,7 +31,7 @@ type ConnectError struct {
 	Err  error
 }
 
-// Error names the host and the likeliest reason.
+// Error names the host and the most likely reason.
 func (e *ConnectError) Error() string {
 	if errors.Is(e.Err, fs.ErrPermission) {
 		return "permission denied while trying to connect to the ply daemon socket at " + e.Host + ": " + e.Err.Error()
@@ -45,14 +39,15 @@ func (e *ConnectError) Error() string {
 	return "Cannot connect to the ply daemon at " + e.Host + ". Is the ply daemon running?"
 }
 
-// Unwrap gives the dial error.
+// Unwrap returns the error of the dial.
 func (e *ConnectError) Unwrap() error { return e.Err }
 
-// Absent reports whether nothing listens there: no socket, or one that nobody holds.
+// Absent reports whether nothing listens at the host: there is no socket, or no process has it open.
 func (e *ConnectError) Absent() bool {
 	return errors.Is(e.Err, fs.ErrNotExist) || errors.Is(e.Err, syscall.ECONNREFUSED)
 }
 
+// checkStatus returns an *Error for an answer with an error status, and closes its body then.
 func checkStatus(resp *http.Response) error {
 	if resp.StatusCode >= 200 && resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		return nil
@@ -65,6 +60,7 @@ func checkStatus(resp *http.Response) error {
 	return &Error{Status: resp.StatusCode, Message: errorText(resp, body)}
 }
 
+// errorText returns the message of an error answer.
 func errorText(resp *http.Response, body []byte) string {
 	var m struct {
 		Message string `json:"message"`

@@ -12,17 +12,17 @@ import (
 	"ply/internal/errs"
 )
 
-// Conn is a hijacked connection: raw bytes both ways after the HTTP answer.
+// Conn is a hijacked connection: after the HTTP answer, both sides send raw bytes.
 type Conn struct {
 	net.Conn
 	r         *bufio.Reader
-	MediaType string // of the stream, when the engine says it
+	MediaType string // of the stream; empty when the engine does not send it
 }
 
-// Read reads what the engine sends; bytes that came with the answer first.
+// Read reads what the engine sends, beginning with the bytes that came with the answer.
 func (c *Conn) Read(p []byte) (int, error) { return c.r.Read(p) }
 
-// CloseWrite tells the engine that no more input comes.
+// CloseWrite ends the input of the engine; reading goes on.
 func (c *Conn) CloseWrite() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return w.CloseWrite()
@@ -30,7 +30,7 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
-// Hijack sends r and takes the connection over. The context ends the attempt, and later closes the connection.
+// Hijack sends r and takes over the connection. The end of ctx ends the attempt, and closes the connection later.
 func (c *Client) Hijack(ctx context.Context, r Request) (*Conn, error) {
 	if _, err := c.Ping(ctx); err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (c *Client) Hijack(ctx context.Context, r Request) (*Conn, error) {
 	return &Conn{Conn: conn, r: br, MediaType: resp.Header.Get("Content-Type")}, nil
 }
 
-// Demux copies a multiplexed stream to stdout and stderr until it ends.
+// Demux copies a multiplexed stream to stdout and stderr until it ends. A nil writer discards its part.
 func Demux(stdout, stderr io.Writer, r io.Reader) error {
 	br := bufio.NewReaderSize(r, 32<<10)
 	var head [8]byte

@@ -1,5 +1,5 @@
-// Package config reads and writes the client's config.json: credentials, credential helpers, default formats,
-// extra headers, proxies. Keys it does not know are kept as they are when the file is written.
+// Package config reads and writes the client's config.json: credentials, credential helpers, default formats, headers and proxies. When
+// it writes the file, it keeps the keys that it does not know.
 package config
 
 import (
@@ -14,7 +14,7 @@ import (
 	"ply/internal/errs"
 )
 
-// Hub is the key under which the hub's credentials are kept, and its domain in references.
+// Hub is the key of Docker Hub's credentials; HubDomain is its domain in references.
 const (
 	Hub       = "https://index.docker.io/v1/"
 	HubDomain = "docker.io"
@@ -27,6 +27,7 @@ type File struct {
 	rest  map[string]json.RawMessage
 }
 
+// known are the keys that ply reads.
 type known struct {
 	Auths          map[string]auth              `json:"auths,omitempty"`
 	HTTPHeaders    map[string]string            `json:"HttpHeaders,omitempty"`
@@ -41,13 +42,14 @@ type known struct {
 	Proxies        map[string]map[string]string `json:"proxies,omitempty"`
 }
 
+// auth is the entry of one registry.
 type auth struct {
 	Auth          string `json:"auth,omitempty"`
 	IdentityToken string `json:"identitytoken,omitempty"`
 	RegistryToken string `json:"registrytoken,omitempty"`
 }
 
-// Dir is DOCKER_CONFIG or ~/.docker.
+// Dir returns the directory of config.json: DOCKER_CONFIG, or ~/.docker.
 func Dir() string {
 	if d := os.Getenv("DOCKER_CONFIG"); d != "" {
 		return d
@@ -59,7 +61,8 @@ func Dir() string {
 	return filepath.Join(home, ".docker")
 }
 
-// Load reads dir's config.json; a missing file is an empty configuration.
+// Load reads the config.json of dir. A missing file is an empty configuration. The File is never nil: with an error, it is empty or
+// incomplete.
 func Load(dir string) (*File, error) {
 	f := &File{Path: filepath.Join(dir, "config.json")}
 	b, err := os.ReadFile(f.Path)
@@ -78,10 +81,10 @@ func Load(dir string) (*File, error) {
 	return f, nil
 }
 
-// DetachKeys, PsFormat and the others are the user's defaults.
+// DetachKeys returns the user's default for --detach-keys.
 func (f *File) DetachKeys() string { return f.known.DetachKeys }
 
-// Format gives the default format of "ps", "images", "networks", "volumes" or "stats".
+// Format returns the user's default for --format of "ps", "images", "networks", "volumes" or "stats".
 func (f *File) Format(what string) string {
 	switch what {
 	case "ps":
@@ -98,10 +101,10 @@ func (f *File) Format(what string) string {
 	return ""
 }
 
-// Headers are sent with every request.
+// Headers returns the headers to send with every request.
 func (f *File) Headers() map[string]string { return f.known.HTTPHeaders }
 
-// ProxyEnv gives the proxy variables, upper and lower case, that containers of host get.
+// ProxyEnv returns the proxy variables for the containers of an engine, each in upper and lower case.
 func (f *File) ProxyEnv(host string) map[string]string {
 	p, ok := f.known.Proxies[host]
 	if !ok {
@@ -116,7 +119,8 @@ func (f *File) ProxyEnv(host string) map[string]string {
 	return env
 }
 
-// save writes the file: temporary beside it, mode 0600, renamed over it. A symbolic link is followed.
+// save writes the file with mode 0600. It renames a temporary file over it, so that the file is never incomplete. It follows a symbolic
+// link.
 func (f *File) save() error {
 	out := map[string]json.RawMessage{}
 	for k, v := range f.rest {
@@ -158,6 +162,7 @@ func (f *File) save() error {
 	return os.Rename(tmp.Name(), path)
 }
 
+// decodeAuth decodes name and password.
 func decodeAuth(s string) (user, pass string, err error) {
 	b, err := base64.StdEncoding.DecodeString(s)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-func TestFileKeepsWhatItDoesNotKnow(t *testing.T) {
+// Writing the file keeps the keys that ply does not know, and makes the file readable by its owner only.
+func TestFileKeepsUnknownKeys(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.json")
 	if err := os.WriteFile(path, []byte(`{"plugins":{"x":{"y":"z"}},"psFormat":"{{.ID}}","auths":{"https://old:5000/v1/":{"auth":"YTpi"}}}`), 0o644); err != nil {
@@ -28,7 +29,7 @@ func TestFileKeepsWhatItDoesNotKnow(t *testing.T) {
 	}
 	st, err := os.Stat(path)
 	if err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v %v: a file with passwords is the owner's alone", st.Mode(), err)
+		t.Errorf("mode %v %v: only the owner may read a file with passwords", st.Mode(), err)
 	}
 	g, err := Load(dir)
 	if err != nil {
@@ -57,7 +58,7 @@ func TestFileKeepsWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
-// A helper gets and gives secrets over its streams; nothing secret lands in the file.
+// Secrets go to a helper and come from it; none are written to the file.
 func TestHelper(t *testing.T) {
 	dir := t.TempDir()
 	script := `#!/bin/sh

@@ -13,7 +13,7 @@ import (
 	"ply/internal/errs"
 )
 
-// Credentials of one registry. An identity token takes the place of name and password.
+// Credentials are those of one registry. When there is an identity token, name and password are empty.
 type Credentials struct {
 	Server        string
 	Username      string
@@ -22,12 +22,12 @@ type Credentials struct {
 	RegistryToken string
 }
 
-// Empty reports whether nothing is known.
+// Empty reports whether there are no credentials.
 func (c Credentials) Empty() bool {
 	return c.Username == "" && c.Password == "" && c.IdentityToken == "" && c.RegistryToken == ""
 }
 
-// Key turns a domain of a reference into the key of config.json.
+// Key returns the key in config.json for the domain of a reference.
 func Key(domain string) string {
 	if domain == HubDomain || domain == "index."+HubDomain || domain == "" {
 		return Hub
@@ -35,14 +35,15 @@ func Key(domain string) string {
 	return domain
 }
 
-// hostname cuts scheme and path, for matching keys that old clients wrote.
+// hostname returns a key without scheme and path. Old clients wrote keys with both.
 func hostname(key string) string {
 	key = strings.TrimPrefix(strings.TrimPrefix(key, "http://"), "https://")
 	host, _, _ := strings.Cut(key, "/")
 	return host
 }
 
-// Get looks credentials up: the helper for this registry, the store, then the file. Unknown gives Empty and no error.
+// Get looks up credentials: in the helper for this registry or the default one, when there is one, else in the file. Without an entry the
+// result is empty and there is no error.
 func (f *File) Get(ctx context.Context, key string) (Credentials, error) {
 	if h := f.helper(key); h != "" {
 		return helperGet(ctx, h, key)
@@ -65,6 +66,7 @@ func (f *File) Get(ctx context.Context, key string) (Credentials, error) {
 	return c, err
 }
 
+// helper returns the credential helper for a key, or "".
 func (f *File) helper(key string) string {
 	if h, ok := f.known.CredHelpers[key]; ok {
 		return h
@@ -75,7 +77,7 @@ func (f *File) helper(key string) string {
 	return f.known.CredsStore
 }
 
-// Store keeps credentials and says whether they now lie unencrypted in the file.
+// Store stores credentials. plain reports that they are now unencrypted in the file.
 func (f *File) Store(ctx context.Context, c Credentials) (plain bool, err error) {
 	if h := f.helper(c.Server); h != "" {
 		user, secret := c.Username, c.Password
@@ -109,7 +111,7 @@ func (f *File) setAuth(key string, a auth) {
 	f.known.Auths[key] = a
 }
 
-// Erase removes what is kept for key; found says whether there was anything.
+// Erase removes the credentials for key. found reports whether there were any.
 func (f *File) Erase(ctx context.Context, key string) (found bool, err error) {
 	for k := range f.known.Auths {
 		if k == key || hostname(k) == hostname(key) {
@@ -131,13 +133,14 @@ func (f *File) Erase(ctx context.Context, key string) (found bool, err error) {
 	return true, f.save()
 }
 
+// helperCreds is what goes to a helper and comes from it.
 type helperCreds struct {
 	ServerURL string
 	Username  string
 	Secret    string
 }
 
-// errNotFound is what helpers print when they know nothing.
+// errNotFound is what helpers print when they have no entry.
 const errNotFound = "credentials not found in native keychain"
 
 func helperGet(ctx context.Context, helper, key string) (Credentials, error) {
@@ -159,6 +162,7 @@ func helperGet(ctx context.Context, helper, key string) (Credentials, error) {
 	return c, nil
 }
 
+// runHelper runs a credential helper and returns its output.
 func runHelper(ctx context.Context, helper, verb string, in []byte) ([]byte, error) {
 	if strings.ContainsAny(helper, "/\\") {
 		return nil, errs.New(errs.Invalid, "credential helper %q: not a plain name", helper)
@@ -178,7 +182,7 @@ func runHelper(ctx context.Context, helper, verb string, in []byte) ([]byte, err
 	return out, nil
 }
 
-// Servers gives the keys of all registries that the file names.
+// Servers returns the keys of all registries that the file names.
 func (f *File) Servers() []string {
 	var out []string
 	for k := range f.known.Auths {

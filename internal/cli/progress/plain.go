@@ -9,7 +9,7 @@ import (
 	"ply/internal/wire"
 )
 
-// plain prints one line per change of state; the many messages that only move a bar are left out.
+// plain prints one line per change of state. It leaves out the messages that only move a bar.
 type plain struct{ w io.Writer }
 
 func (p *plain) Print(m *wire.Message) error {
@@ -26,7 +26,7 @@ func (p *plain) Print(m *wire.Message) error {
 
 func (p *plain) Close() error { return nil }
 
-// jsonLines prints every message as it came, one a line.
+// jsonLines prints every message as it came, one per line.
 type jsonLines struct{ w io.Writer }
 
 func (p *jsonLines) Print(m *wire.Message) error {
@@ -40,12 +40,13 @@ func (p *jsonLines) Print(m *wire.Message) error {
 
 func (p *jsonLines) Close() error { return nil }
 
+// quiet prints nothing.
 type quiet struct{}
 
 func (quiet) Print(*wire.Message) error { return nil }
 func (quiet) Close() error              { return nil }
 
-// clip cuts s to n cells (runes; the engine's texts are narrow).
+// clip shortens s to n cells. It counts a rune as one cell, which is right for the texts of the engine.
 func clip(s string, n int) string {
 	if n <= 0 || len(s) <= n {
 		return s

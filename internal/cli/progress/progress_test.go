@@ -45,7 +45,7 @@ func TestBar(t *testing.T) {
 	}
 }
 
-// screen understands what the printer sends: text, \n, \r, cursor up and down, clear line.
+// screen is a terminal that knows what the printer sends: text, \n, \r, cursor up and down, clear line.
 type screen struct {
 	lines []string
 	row   int
@@ -109,7 +109,7 @@ func TestPrinters(t *testing.T) {
 	size := func() (int, int) { return 60, 24 }
 	var s screen
 	p := newTTY(&s, size)
-	p.now = func() time.Time { return time.Unix(1, 0) } // nothing may be drawn twice within a moment, nothing may be lost
+	p.now = func() time.Time { return time.Unix(1, 0) } // the clock stands still: a line is drawn once until Close, which must draw the rest
 	var aux string
 	if err := Show(strings.NewReader(pull), p, func(r json.RawMessage) { aux = string(r) }); err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestPrinters(t *testing.T) {
 	}
 }
 
-// More layers than the terminal has lines: lines out of reach are left alone, and nothing is drawn over others.
+// With more layers than the terminal has lines, a line that scrolled off the screen is not drawn, and no line is drawn over another.
 func TestTallPull(t *testing.T) {
 	var s screen
 	p := newTTY(&s, func() (int, int) { return 40, 3 })

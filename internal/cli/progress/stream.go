@@ -1,6 +1,6 @@
-// Package progress shows the progress of long work: a core that reads the engine's message stream and keeps one line
-// per object, and printers that draw it — tty (live lines with bars), plain (one line per change of state),
-// json (the messages themselves, one a line) and quiet.
+// Package progress shows the progress of long work. Show reads the engine's stream of messages; a Printer prints them. There are four:
+// tty keeps one line with a bar per object, plain prints one line per change of state, json prints the messages themselves, and quiet
+// prints nothing.
 package progress
 
 import (
@@ -23,16 +23,17 @@ func Flag(fs *pflag.FlagSet, mode *string) {
 	fs.StringVar(mode, "progress", "auto", "Set type of progress output (\"auto\", \"tty\", \"plain\", \"json\")")
 }
 
-// Printer draws messages. Close leaves the terminal in order.
+// Printer prints messages. Close prints what Print has held back.
 type Printer interface {
 	Print(m *wire.Message) error
 	Close() error
 }
 
-// Size asks for the terminal's size in cells.
+// Size returns the size of the terminal in cells.
 type Size func() (width, height int)
 
-// New gives the printer for mode: "auto" and "" choose tty when size is not nil, else plain.
+// New returns the printer for mode, a value of --progress, or "quiet". The modes "auto" and "" select tty when size is not nil, and plain
+// otherwise.
 func New(mode string, w io.Writer, size Size) (Printer, error) {
 	switch mode {
 	case "", "auto":
@@ -55,17 +56,17 @@ func New(mode string, w io.Writer, size Size) (Printer, error) {
 	return nil, errs.New(errs.Invalid, "invalid progress mode %q: use auto, tty, plain or json", mode)
 }
 
-// StreamError is an error that arrived inside a stream.
+// StreamError is an error message in a stream.
 type StreamError struct {
 	Code    int
 	Message string
 }
 
-// Error gives the engine's text.
+// Error returns the engine's text.
 func (e *StreamError) Error() string { return e.Message }
 
-// Show reads the stream to its end and prints every message; aux, which may be nil, gets the values that are not for
-// showing. An error message in the stream ends it and is returned as *StreamError.
+// Show reads the stream to its end, prints every message, and closes p. It passes values that are not shown to aux, which may be nil. An
+// error message ends the stream and is returned as a *StreamError.
 func Show(r io.Reader, p Printer, aux func(json.RawMessage)) (err error) {
 	defer func() { err = errors.Join(err, p.Close()) }()
 	dec := json.NewDecoder(r)
@@ -94,6 +95,7 @@ func Show(r io.Reader, p Printer, aux func(json.RawMessage)) (err error) {
 	}
 }
 
+// failure returns the error that a message reports, or nil.
 func failure(m *wire.Message) error {
 	if m.ErrorDetail != nil && m.ErrorDetail.Message != "" {
 		return &StreamError{Code: m.ErrorDetail.Code, Message: m.ErrorDetail.Message}
@@ -104,7 +106,7 @@ func failure(m *wire.Message) error {
 	return nil
 }
 
-// bar draws docker's progress text for a terminal of the given width; "" when there is nothing to tell.
+// bar returns docker's progress text for a terminal of the given width, or "" when the message has no progress.
 func bar(m *wire.Message, width int, now time.Time) string {
 	d := m.Detail
 	if d == nil {
@@ -144,7 +146,7 @@ func bar(m *wire.Message, width int, now time.Time) string {
 	return b.String()
 }
 
-// text is what a message says, without its bar.
+// text returns the text of a message without its bar.
 func text(m *wire.Message) string {
 	if m.ID != "" {
 		return m.ID + ": " + m.Status

@@ -8,11 +8,11 @@ import (
 	"ply/internal/wire"
 )
 
-// redrawEvery bounds how often a line whose state did not change is drawn again.
+// redrawEvery is the least time between two drawings of a line whose state did not change.
 const redrawEvery = 50 * time.Millisecond
 
-// tty keeps one line per object and redraws it in place. The cursor stands below the last line between messages.
-// A message without an object ends the block: what is above it stays as it is.
+// tty keeps one line per object and draws it again in place. Between messages the cursor is below the last line. A message without an
+// object ends the block: the lines above it do not change any more.
 type tty struct {
 	w    io.Writer
 	size Size
@@ -21,10 +21,11 @@ type tty struct {
 	last []shown
 }
 
+// shown is one line on the terminal.
 type shown struct {
 	text    string // without the bar
 	at      time.Time
-	pending *wire.Message // newest message that was not drawn
+	pending *wire.Message // newest message that was not drawn; nil when all were
 }
 
 func newTTY(w io.Writer, size Size) *tty {
@@ -60,13 +61,14 @@ func (t *tty) Print(m *wire.Message) error {
 	return t.draw(row, m, now)
 }
 
+// draw draws a line.
 func (t *tty) draw(row int, m *wire.Message, now time.Time) error {
 	s := &t.last[row]
 	s.text, s.at, s.pending = text(m), now, nil
 	width, height := t.size()
 	up := len(t.last) - row
 	if height > 0 && up >= height {
-		return nil // scrolled out of reach: moving the cursor there would overwrite another line
+		return nil // the line has scrolled off the screen: moving the cursor up that far would overwrite another line
 	}
 	line := text(m)
 	if b := bar(m, width, now); b != "" {
@@ -76,12 +78,14 @@ func (t *tty) draw(row int, m *wire.Message, now time.Time) error {
 	return err
 }
 
+// endBlock draws what is pending and starts a new block of lines.
 func (t *tty) endBlock() {
 	t.flush()
 	clear(t.rows)
 	t.last = t.last[:0]
 }
 
+// flush draws the lines whose newest message was not drawn.
 func (t *tty) flush() {
 	for i := range t.last {
 		if m := t.last[i].pending; m != nil {
