@@ -19,7 +19,7 @@ type drawnRecord struct {
 	title   string // in the document
 	dir     string // of its package, below internal
 	name    string // of the struct
-	version string // constant of that package; "" where the record has no version
+	version string // constant of that package, or "package.constant"; "" where the record has no version
 }
 
 // drawnRecords are the stored structs, in the order of each document's section "Fields".
@@ -29,6 +29,10 @@ var drawnRecords = map[string][]drawnRecord{
 		{"Image", "store/meta", "Image", "imageVersion"},
 		{"Layer", "store/meta", "Layer", "layerVersion"},
 		{"Volume", "store/meta", "Volume", "volumeVersion"},
+		{"Network", "network", "networkRecord", "store/meta.networkVersion"},
+	},
+	"DISK.md": {
+		{"network/<hex>.json", "network", "Connection", "connectionVersion"},
 	},
 }
 
@@ -112,7 +116,11 @@ func structDrawing(t *testing.T, r drawnRecord) string {
 	if r.version == "" {
 		return fields
 	}
-	return "version " + constant(t, r.dir, r.version) + ", " + fields
+	dir, name := r.dir, r.version
+	if i := strings.LastIndex(name, "."); i >= 0 {
+		dir, name = name[:i], name[i+1:]
+	}
+	return "version " + constant(t, dir, name) + ", " + fields
 }
 
 type painter struct {

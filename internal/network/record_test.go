@@ -1,0 +1,132 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/record"
+	"ply/internal/record/recordtest"
+	"ply/internal/store/meta"
+)
+
+var (
+	goldenConnection = Connection{
+		Container: "c", Netns: "/n",
+		Endpoint: Endpoint{
+			Network: "bridge", NetworkID: "11", ID: "22", IPv4: netip.MustParsePrefix("172.17.0.2/16"), IPv6: netip.MustParsePrefix("fd00::2/64"),
+			Gateway: netip.MustParseAddr("172.17.0.1"), Gateway6: netip.MustParseAddr("fd00::1"), MAC: "02:42:ac:11:00:02", Aliases: []string{"web", "db"},
+			Interface: "eth0", HostIf: "veth0123456",
+		},
+		Ports: []PortBinding{
+			{Proto: "tcp", ContainerPort: 80, HostIP: netip.IPv4Unspecified(), HostPort: 8080},
+			{Proto: "udp", ContainerPort: 53, HostIP: netip.IPv6Unspecified(), HostPort: 7000, HostPortEnd: 7005},
+			{Proto: "tcp", ContainerPort: 81},
+		},
+		Published: true,
+	}
+	goldenNetwork = networkRecord{ID: "1", Driver: "bridge", Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}
+	// goldenSpec stands for the part of a container's record that this package declares.
+	goldenSpec = specs{Endpoints: map[string]EndpointSpec{"mine": {
+		Aliases: []string{"a"}, IPv4: netip.MustParseAddr("172.17.0.9"), IPv6: netip.MustParseAddr("fd00::9"), MAC: "02:42:ac:11:00:09", Links: []string{"p:q"},
+	}}}
+)
+
+type specs struct {
+	Endpoints map[string]EndpointSpec `json:"endpoints"`
+}
+
+// The form in which a connection, a network and the endpoints of a container are stored.
+func TestGoldenRecords(t *testing.T) {
+	// Addresses encode themselves, as text.
+	golden(t, "connection", connectionVersion, goldenConnection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
+		"Ports.HostIP", "Ports.HostPortEnd")
+	golden(t, "network", 1, goldenNetwork)
+	golden(t, "endpoints", 1, goldenSpec, "Endpoints.IPv4", "Endpoints.IPv6")
+}
+
+func golden[T any](t *testing.T, name string, version int, v T, except ...string) {
+	t.Helper()
+	recordtest.Filled(t, v, except...)
+	data, err := record.Marshal(version, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recordtest.Golden(t, name+".v1.json", data)
+	recordtest.Decodes(t, name+".v1.json", version, v)
+	recordtest.Decodes(t, name+".unversioned.json", version, v) // as builds before the first release wrote it
+}
+
+// A file that a newer release wrote keeps the networks from opening, and no file is removed.
+func TestNewerConnectionIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	const id = oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
+	damaged := filepath.Join(dir, "aaaa.json")
+	newer := filepath.Join(dir, fileName(id))
+	if err := errors.Join(os.WriteFile(damaged, []byte("{"), 0o600),
+		os.WriteFile(newer, []byte(`{"version":2,"writer":"9.9.9","container":"`+string(id)+`"}`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	_, err := readConnections(dir)
+	if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "ply 9.9.9") {
+		t.Errorf("error = %v, want Precondition that names the writer", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("files left %v, %v, want both", left, err)
+	}
+	if err := os.Remove(newer); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := readConnections(dir); err != nil || len(found) != 0 {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("files left %v, %v, want the damaged one removed", left, err)
+	}
+}
+
+// The records of the default networks are written once and read again; a damaged one is replaced, and one without
+// a version is kept.
+func TestNetworksKeepTheirIDs(t *testing.T) {
+	db, err := meta.Open(filepath.Join(t.TempDir(), "meta.db"), meta.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	ids := func() map[string]string {
+		t.Helper()
+		s, err := Open(t.Context(), Options{Meta: db, StateDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.List(context.Background(), nil)
+		if err != nil || len(all) != 3 {
+			t.Fatalf("List = %v, %v", all, err)
+		}
+		out := map[string]string{}
+		for _, n := range all {
+			out[n.Name] = n.ID
+		}
+		return out
+	}
+	first := ids()
+	if again := ids(); again["bridge"] != first["bridge"] || again["none"] != first["none"] || !oci.IsHex64(first["bridge"]) {
+		t.Errorf("IDs after a restart = %v, want %v", again, first)
+	}
+	err = db.Update(func(tx *meta.Tx) error {
+		return errors.Join(tx.Networks.Put("bridge", []byte(`{"id":"kept","driver":"bridge"}`)), tx.Networks.Put("none", []byte(`{"id":7}`)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := ids(); again["bridge"] != "kept" || again["none"] == first["none"] || !oci.IsHex64(again["none"]) {
+		t.Errorf("IDs = %v, want the bridge's kept and that of the damaged record new", again)
+	}
+}
