@@ -21,22 +21,16 @@ func (s *Service) Changes(ctx context.Context, ref string) (out []Change, err er
 	if err != nil {
 		return nil, err
 	}
-	if err := s.holdRoot(c); err != nil {
+	if err := c.root.Reserve(); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
-	return s.opts.Store.Layers.Changes(ctx, c.writableDir(), c.chain())
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	return s.env.opts.Store.Layers.Changes(ctx, c.paths.writable, c.chain())
 }
 
-func (c *ctr) chain() oci.Chain {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rec.Chain
-}
-
-// Commit makes an image of a container: its image's layers and one more with what the writable layer holds. A
-// running container is frozen meanwhile, unless opts.Pause is false. What lies in volumes is not in the image;
-// the result names their places. Errors: NotFound, Conflict, Invalid for a change.
+// Commit makes an image of a container: the layers of its image and one more with the content of the writable layer. A
+// running container is frozen meanwhile, unless opts.Pause is false. The content of volumes is not in the image;
+// the result names their mount points. Errors: NotFound, Conflict, Invalid for a change.
 func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (res CommitResult, err error) {
 	c, err := s.find(ref)
 	if err != nil {
@@ -54,11 +48,11 @@ func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (r
 	if err != nil {
 		return res, err
 	}
-	if err := s.holdRoot(c); err != nil {
+	if err := c.root.Reserve(); err != nil {
 		return res, err
 	}
-	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
-	lease := s.opts.Store.Lease()
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	lease := s.env.opts.Store.Lease()
 	defer lease.Release()
 	chain := c.chain()
 	lease.Layer(chain)
@@ -71,7 +65,7 @@ func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (r
 	if base != nil {
 		o.Parent = base.ID
 	}
-	if res.ID, err = s.opts.Images.Create(ctx, lease, o); err != nil {
+	if res.ID, err = s.env.opts.Images.Create(ctx, lease, o); err != nil {
 		return res, err
 	}
 	c.mu.Lock()
@@ -83,23 +77,23 @@ func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (r
 	if !opts.Name.IsZero() {
 		name = opts.Name.Familiar()
 	}
-	s.publish(c, "commit", "comment", opts.Message, "imageID", string(res.ID), "imageRef", name)
+	c.publish("commit", "comment", opts.Message, "imageID", string(res.ID), "imageRef", name)
 	return res, nil
 }
 
-// baseImage gives the image that the container was made from; nil when it was removed by force.
+// baseImage returns the image that the container was made from; nil when it was removed by force.
 func (s *Service) baseImage(ctx context.Context, c *ctr) (*image.Image, error) {
 	c.mu.Lock()
 	id := c.rec.Image
 	c.mu.Unlock()
-	img, err := s.opts.Images.Get(ctx, string(id))
+	img, err := s.env.opts.Images.Get(ctx, string(id))
 	if errors.Is(err, errs.NotFound) {
 		return nil, nil
 	}
 	return img, err
 }
 
-// commitConfig makes the config of the new image, but for its layers.
+// commitConfig returns the config of the new image without its layers.
 func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (cfg oci.Config, err error) {
 	c.mu.Lock()
 	r := &c.rec
@@ -112,7 +106,8 @@ func (s *Service) commitConfig(c *ctr, base *image.Image, opts *CommitOptions) (
 		cfg = base.Config
 		cfg.History = slices.Clone(cfg.History)
 	}
-	// The base's history went with its image, or never told of every layer: the new layer's entry must stand at its place.
+	// The history may lack entries: the base image was removed, or its history does not name every layer. The entry of the
+	// new layer must be at the layer's position.
 	for n := madeLayers(cfg.History); n < layers; n++ {
 		cfg.History = append(cfg.History, oci.History{})
 	}
@@ -143,9 +138,10 @@ func madeLayers(history []oci.History) int {
 	return n
 }
 
-// commitLayer turns the writable layer into a stored one, in one pass: walked, hashed, indexed, synced.
+// commitLayer stores the writable layer as a layer. One pass reads, hashes, indexes and writes it.
 func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, lease *store.Lease, pause bool) (_ oci.DiffID, err error) {
-	// A removal holds the slot and waits for our hold on the root: nothing below may wait for the slot longer.
+	// A removal holds the slot and waits for our reference to the root, so ctx, which bounds waiting for the slot below,
+	// ends with the removal.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(c.done, cancel)()
@@ -155,13 +151,13 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 		}
 	}()
 	if pause {
-		thaw, err := s.hold(ctx, c)
+		thaw, err := c.freezeForCommit(ctx)
 		if err != nil {
 			return "", err
 		}
 		defer thaw()
 	}
-	drv := s.opts.Store.Layers
+	drv := s.env.opts.Store.Layers
 	w, err := drv.Create(ctx)
 	if err != nil {
 		return "", err
@@ -171,7 +167,7 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	if err := drv.Diff(ctx, c.writableDir(), chain, w); err != nil {
+	if err := drv.Diff(ctx, c.paths.writable, chain, w); err != nil {
 		return "", err
 	}
 	info, err := w.Commit(ctx, chain, "")
@@ -179,26 +175,26 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 		return "", err
 	}
 	lease.Layer(append(slices.Clone(chain), info.DiffID))
-	return info.DiffID, s.opts.Store.RecordLayer(info, nil)
+	return info.DiffID, s.env.opts.Store.RecordLayer(info, nil)
 }
 
-// hold freezes a running container; thaw lets it go on, unless somebody else has done so.
-func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
+// freezeForCommit freezes a running container. thaw lets it go on, unless another request has done so.
+func (c *ctr) freezeForCommit(ctx context.Context) (thaw func(), err error) {
 	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer c.release()
 	l, err := c.running()
 	if err != nil || c.status() != StatusRunning {
-		return func() {}, nil // nothing moves
+		return func() {}, nil // no process changes files
 	}
 	if err := c.freeze(ctx, l); err != nil {
 		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
-			return func() {}, nil // it ended in this moment
+			return func() {}, nil // it has just ended
 		}
 		return nil, errs.New(errs.Conflict, "cannot pause container %s: %w", c.id, err)
 	}
-	s.publish(c, "pause")
+	c.publish("pause")
 	return func() {
 		ctx, cancel := context.WithTimeout(c.done, cleanupLimit)
 		defer cancel()
@@ -214,12 +210,12 @@ func (s *Service) hold(ctx context.Context, c *ctr) (thaw func(), err error) {
 		}
 		err := c.thaw(ctx, l)
 		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
-			return // it was killed, and its end comes to us yet
+			return // it was killed, and its end will be recorded
 		}
 		if err != nil {
-			s.log.Error("container stays frozen after its commit", "container", c.id, "err", err)
+			c.env.log.Error("container was not thawed after its commit", "container", c.id, "err", err)
 			return
 		}
-		s.publish(c, "unpause")
+		c.publish("unpause")
 	}, nil
 }

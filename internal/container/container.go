@@ -7,7 +7,6 @@
 package container
 
 import (
-	"io"
 	"time"
 
 	"ply/internal/container/shim"
@@ -32,6 +31,11 @@ const (
 	StatusExited     Status = "exited"
 	StatusDead       Status = "dead"
 )
+
+// active reports whether a container in this state has a process, or a policy will start one again.
+func (s Status) active() bool {
+	return s == StatusRunning || s == StatusPaused || s == StatusRestarting
+}
 
 // State is the moving part of a container.
 type State struct {
@@ -89,36 +93,6 @@ type ListOptions struct {
 	Filters filter.Args
 }
 
-// AttachOptions of Attach and ExecStart. Streams are nil when not wanted.
-type AttachOptions struct {
-	Stdin          io.Reader // EOF half-closes the container's stdin
-	Stdout, Stderr io.Writer // with a TTY everything goes to Stdout
-	Logs           bool      // replay the log first
-	Stream         bool
-	DetachKeys     string // "" = ctrl-p,ctrl-q
-	// Ready is called once, after the streams are connected and before a byte is copied.
-	Ready func() error
-}
-
-// LogOptions of Logs.
-type LogOptions struct {
-	Stdout, Stderr     bool
-	Follow, Timestamps bool
-	Since, Until       time.Time
-	Tail               int // -1 = all
-	Details            bool
-}
-
-// Exec is a snapshot of an exec for inspect.
-type Exec struct {
-	ID        string
-	Container oci.ContainerID
-	Spec      spec.ExecSpec
-	Running   bool
-	ExitCode  *int
-	PID       int
-}
-
 // CommitOptions of Commit.
 type CommitOptions struct {
 	Name    oci.Reference // zero = no name
@@ -156,15 +130,6 @@ const (
 
 // Process is one line of top: fields in the order of the titles.
 type Process []string
-
-// PathStat describes a file in a container for cp.
-type PathStat struct {
-	Name       string
-	Size       int64
-	Mode       uint32 // Go's fs.FileMode bits
-	Mtime      time.Time
-	LinkTarget string
-}
 
 // Stats is one reading of a container's consumption; bytes and nanoseconds.
 type Stats struct {

@@ -11,6 +11,8 @@ import (
 // The services fit where the engine puts them.
 var (
 	_ docker.Containers = (*container.Service)(nil)
+	_ docker.Files      = (*container.Files)(nil)
+	_ docker.Sessions   = (*container.Sessions)(nil)
 	_ docker.Volumes    = (*volume.Service)(nil)
 	_ container.Images  = (*image.Service)(nil)
 	_ container.Network = (*network.Service)(nil)

@@ -22,7 +22,7 @@ import (
 func (w *world) copyFrom(id, path string) map[string]string {
 	w.t.Helper()
 	var b bytes.Buffer
-	if err := w.s.CopyFrom(context.Background(), id, path, &b); err != nil {
+	if err := w.files.CopyFrom(context.Background(), id, path, &b); err != nil {
 		w.t.Fatalf("copy from %s: %v", path, err)
 	}
 	return readTar(w.t, &b)
@@ -59,16 +59,16 @@ func TestCopy(t *testing.T) {
 		s.Binds = []string{"data:/data", "ro:/ro:ro"}
 		s.Tmpfs = map[string]string{"/mem": ""}
 	})
-	st, err := w.s.PathStat(ctx, id, "/seeded/link")
-	if err != nil || st.Name != "link" || st.LinkTarget != "/etc/passwd" || fs.FileMode(st.Mode)&fs.ModeSymlink == 0 {
+	st, err := w.files.PathStat(ctx, id, "/seeded/link")
+	if err != nil || st.Name != "link" || st.LinkTarget != "/etc/passwd" || st.Mode&fs.ModeSymlink == 0 {
 		t.Errorf("stat of a link %+v %v", st, err)
 	}
-	if st, err = w.s.PathStat(ctx, id, "/seeded/"); err != nil || !fs.FileMode(st.Mode).IsDir() {
+	if st, err = w.files.PathStat(ctx, id, "/seeded/"); err != nil || !st.Mode.IsDir() {
 		t.Errorf("stat of a directory %+v %v", st, err)
 	}
-	_, err = w.s.PathStat(ctx, id, "/nope")
+	_, err = w.files.PathStat(ctx, id, "/nope")
 	wantErr(t, err, errs.NotFound, "Could not find the file /nope in container "+id)
-	_, err = w.s.PathStat(ctx, id, "/etc/passwd/")
+	_, err = w.files.PathStat(ctx, id, "/etc/passwd/")
 	wantErr(t, err, errs.NotFound, "Could not find the file")
 	if got := w.copyFrom(id, "/etc/group"); got["group"] == "" || len(got) != 1 {
 		t.Errorf("one file: %v", got)
@@ -78,7 +78,7 @@ func TestCopy(t *testing.T) {
 	}
 	in := makeTar(t, []file{{name: "put", data: "in", mode: 0o600, uid: 1000, gid: 1000}, {name: "sub", kind: tar.TypeDir, mode: 0o700}, {name: "sub/x", data: "y", mode: 0o644}})
 	for _, dir := range []string{"/data", "/tmp"} {
-		if err := w.s.CopyTo(ctx, id, dir, bytes.NewReader(in), true, false); err != nil {
+		if err := w.files.CopyTo(ctx, id, dir, bytes.NewReader(in), true, false); err != nil {
 			t.Fatal(err)
 		}
 		if _, out := w.exec(id, "sh", "-c", "cat "+dir+"/put "+dir+"/sub/x; stat -c %u:%a "+dir+"/put"); out != "iny1000:600\n" {
@@ -95,12 +95,12 @@ func TestCopy(t *testing.T) {
 	if got := w.copyFrom(id, "/data/put"); got["put"] != "in" {
 		t.Errorf("back from the volume: %v", got)
 	}
-	wantErr(t, w.s.CopyTo(ctx, id, "/ro", bytes.NewReader(in), true, false), errs.Forbidden, "mounted volume is marked read-only")
-	wantErr(t, w.s.CopyTo(ctx, id, "/etc/passwd", bytes.NewReader(in), true, false), errs.Invalid, "extraction point is not a directory")
-	wantErr(t, w.s.CopyTo(ctx, id, "/none", bytes.NewReader(in), true, false), errs.NotFound, "Could not find the file /none")
+	wantErr(t, w.files.CopyTo(ctx, id, "/ro", bytes.NewReader(in), true, false), errs.Forbidden, "mounted volume is marked read-only")
+	wantErr(t, w.files.CopyTo(ctx, id, "/etc/passwd", bytes.NewReader(in), true, false), errs.Invalid, "extraction point is not a directory")
+	wantErr(t, w.files.CopyTo(ctx, id, "/none", bytes.NewReader(in), true, false), errs.NotFound, "Could not find the file /none")
 	clash := makeTar(t, []file{{name: "sub", data: "file", mode: 0o600}})
-	wantErr(t, w.s.CopyTo(ctx, id, "/tmp", bytes.NewReader(clash), true, false), errs.Invalid, "cannot overwrite directory")
-	if err := w.s.CopyTo(ctx, id, "/tmp", bytes.NewReader(clash), false, true); err != nil {
+	wantErr(t, w.files.CopyTo(ctx, id, "/tmp", bytes.NewReader(clash), true, false), errs.Invalid, "cannot overwrite directory")
+	if err := w.files.CopyTo(ctx, id, "/tmp", bytes.NewReader(clash), false, true); err != nil {
 		t.Fatal(err)
 	}
 	var z bytes.Buffer
@@ -111,7 +111,7 @@ func TestCopy(t *testing.T) {
 	if err := w.s.Stop(ctx, id, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.s.CopyTo(ctx, id, "/root", &z, true, true); err != nil { // stopped, compressed, owned by the container's user
+	if err := w.files.CopyTo(ctx, id, "/root", &z, true, true); err != nil { // stopped, compressed, owned by the container's user
 		t.Fatal(err)
 	}
 	if got := w.copyFrom(id, "/root/."); got["put"] != "in" {
@@ -133,19 +133,19 @@ func TestCopyHostile(t *testing.T) {
 		{name: "hard", kind: tar.TypeLink, data: "../../../../../.." + secret},
 		{name: "hard", kind: tar.TypeLink, data: secret},
 	} {
-		if err := w.s.CopyTo(ctx, id, "/tmp", bytes.NewReader(makeTar(t, []file{f})), true, false); err == nil {
+		if err := w.files.CopyTo(ctx, id, "/tmp", bytes.NewReader(makeTar(t, []file{f})), true, false); err == nil {
 			t.Errorf("entry %s was taken", f.name)
 		}
 	}
 	up := strings.Repeat("../", 30)
 	files := []file{{name: "esc", kind: tar.TypeSymlink, data: up + w.dir}, {name: "esc/planted", data: "x", mode: 0o644}}
-	if err := w.s.CopyTo(ctx, id, "/tmp", bytes.NewReader(makeTar(t, files)), true, false); err != nil {
+	if err := w.files.CopyTo(ctx, id, "/tmp", bytes.NewReader(makeTar(t, files)), true, false); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(filepath.Join(w.dir, "planted")); err == nil {
 		t.Fatal("a link led out of the root")
 	}
-	err := w.s.CopyTo(ctx, id, "/tmp", strings.NewReader("not a tar at all, but long enough to be looked at"), true, false)
+	err := w.files.CopyTo(ctx, id, "/tmp", strings.NewReader("not a tar at all, but long enough to be looked at"), true, false)
 	if err == nil {
 		t.Error("garbage was taken")
 	}
@@ -171,12 +171,12 @@ func TestCopyRace(t *testing.T) {
 	})
 	in := makeTar(t, []file{{name: "planted", data: "x", mode: 0o644}})
 	for range 300 {
-		err := w.s.CopyTo(ctx, id, "/r/a", bytes.NewReader(in), false, false)
+		err := w.files.CopyTo(ctx, id, "/r/a", bytes.NewReader(in), false, false)
 		if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid) {
 			t.Logf("copy in: %v", err)
 		}
 		var b bytes.Buffer
-		if err := w.s.CopyFrom(ctx, id, "/r/a/.", &b); err == nil {
+		if err := w.files.CopyFrom(ctx, id, "/r/a/.", &b); err == nil {
 			for n, c := range readTar(t, &b) {
 				if c == "host" {
 					t.Fatalf("%s of the host was read", n)
@@ -195,7 +195,7 @@ func TestExport(t *testing.T) {
 	id := w.up(func(s *spec.Spec) { s.Binds = []string{"vol:/vol"} })
 	w.exec(id, "sh", "-c", "echo x > /vol/in-volume; echo y > /made; rm /seeded/hard")
 	var b bytes.Buffer
-	if err := w.s.Export(context.Background(), id, &b); err != nil {
+	if err := w.files.Export(context.Background(), id, &b); err != nil {
 		t.Fatal(err)
 	}
 	got := readTar(t, &b)

@@ -4,21 +4,20 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"ply/internal/container/names"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/safepath"
-	"ply/internal/store/meta"
 	"ply/internal/volume"
 )
 
@@ -30,180 +29,121 @@ func newID() oci.ContainerID {
 
 // Create makes a container of an image. On an error nothing of it remains. Errors: NotFound for an image,
 // Conflict for a name in use, Invalid for a spec that cannot run.
-func (s *Service) Create(ctx context.Context, spec spec.Spec) (_ oci.ContainerID, warnings []string, err error) {
-	if spec.Image == "" {
+func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, warnings []string, err error) {
+	if sp.Image == "" {
 		return "", nil, invalid("no image specified")
 	}
 	if err := ctx.Err(); err != nil {
 		return "", nil, err
 	}
-	img, err := s.opts.Images.Get(ctx, spec.Image)
+	img, err := s.env.opts.Images.Get(ctx, sp.Image)
 	if err != nil {
 		return "", nil, err
 	}
-	if err := checkPlatform(spec.Platform, &img.Config, spec.Image); err != nil {
+	if err := checkPlatform(sp.Platform, &img.Config, sp.Image); err != nil {
 		return "", nil, err
 	}
-	spec.Merge(&img.Config.Config)
-	if warnings, err = s.check(&spec); err != nil {
+	sp.Merge(&img.Config.Config)
+	if warnings, err = s.env.check(&sp); err != nil {
 		return "", nil, err
 	}
-	path, args := spec.Command()
-	if path == "" {
+	if path, _ := sp.Command(); path == "" {
 		return "", nil, invalid("no command specified")
 	}
-	// From here on the image's layers are held, whatever happens to its names.
-	lease := s.opts.Store.Lease()
+	// The lease protects the image's layers until the container's record refers to them, even if the image is removed.
+	lease := s.env.opts.Store.Lease()
 	defer lease.Release()
 	lease.Layer(img.Config.RootFS.DiffIDs)
-	c := s.newCtr(newID())
-	c.rec = record{
-		Image: img.ID, Chain: img.Config.RootFS.DiffIDs, Created: time.Now().UTC(), ImageName: spec.Image,
-		Platform: oci.Platform{OS: img.Config.OS, Architecture: img.Config.Architecture, Variant: img.Config.Variant},
-		Path:     path, Args: args, Driver: s.opts.Store.Layers.Name(), State: State{Status: StatusCreated},
-	}
-	if spec.LogDriver != "none" {
-		c.rec.LogPath = c.logFile()
-	}
-	if err := s.reserve(c, spec.Name); err != nil {
+	c := s.env.newCtr(newID())
+	if sp.Name, err = s.env.index.reserve(c.id, sp.Name); err != nil {
 		return "", nil, err
 	}
-	spec.Name = c.rec.Name
-	undo := &undoer{log: s.log}
+	undo := &undoer{log: s.env.log}
 	defer func() {
 		if err != nil {
 			undo.all()
-			err = errors.Join(err, s.forget(c))
+			s.env.index.remove(c.id, sp.Name)
+			err = errors.Join(err, c.removeDirs())
 		}
 	}()
-	if err := s.resolveShared(c, &spec); err != nil {
+	if err := s.resolveModes(c.id, &sp); err != nil {
 		return "", nil, err
 	}
-	if spec.Hostname == "" && namesItself(&spec) {
-		spec.Hostname = c.id.Short()
-	}
-	c.rec.Spec = spec
-	if !isContainerMode(spec.NetworkMode) {
-		c.rec.Networks = map[string]network.Endpoint{spec.NetworkMode: {Network: spec.NetworkMode}}
-	}
-	if err := s.makeContainer(ctx, c, undo); err != nil {
+	c.setRecord(s.newRecord(c, sp, img))
+	if err := s.makeFiles(ctx, c, undo); err != nil {
 		return "", nil, err
 	}
-	if err := s.recordNew(c, img.ID); err != nil {
+	if err := c.saveNew(); err != nil {
 		return "", nil, err
 	}
-	s.mu.Lock()
-	s.byID[c.id] = c
-	s.mu.Unlock()
-	if err := s.opts.Images.Touch(ctx, img.ID); err != nil && !errors.Is(err, errs.NotFound) {
-		s.log.Warn("image's last use not recorded", "image", img.ID, "err", err)
+	s.env.index.add(c, "")
+	if err := s.env.opts.Images.Touch(ctx, img.ID); err != nil && !errors.Is(err, errs.NotFound) {
+		s.env.log.Warn("image's last use not recorded", "image", img.ID, "err", err)
 	}
-	s.publish(c, "create")
+	c.publish("create")
 	return c.id, warnings, nil
 }
 
-// namesItself reports whether a container has a UTS namespace of its own to name.
-func namesItself(s *spec.Spec) bool {
-	return s.UTSMode != "host" && s.NetworkMode != "host" && !isContainerMode(s.NetworkMode)
-}
-
-// reserve takes a name for the container, inventing one when none is asked for.
-func (s *Service) reserve(c *ctr, name string) error {
-	if name != "" {
-		if name[0] == '/' {
-			name = name[1:]
-		}
-		if err := checkName(name); err != nil {
-			return err
-		}
+// newRecord returns the record of a container that was not started yet.
+func (s *Service) newRecord(c *ctr, sp spec.Spec, img *image.Image) record {
+	cfg := &img.Config
+	r := record{
+		Image: img.ID, Chain: cfg.RootFS.DiffIDs, Name: sp.Name, Created: time.Now().UTC(), ImageName: sp.Image,
+		Platform: oci.Platform{OS: cfg.OS, Architecture: cfg.Architecture, Variant: cfg.Variant},
+		Driver:   s.env.opts.Store.Layers.Name(), State: State{Status: StatusCreated}, Spec: sp,
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if name == "" {
-		for try := 0; ; try++ {
-			name = names.New(try)
-			if _, taken := s.byName[name]; !taken {
-				break
-			}
-		}
-	} else if other, taken := s.byName[name]; taken {
-		return nameConflict(name, other)
+	r.Path, r.Args = sp.Command()
+	if sp.LogDriver != "none" {
+		r.LogPath = c.paths.log
 	}
-	s.byName[name] = c.id
-	c.rec.Name = name // nobody else sees c yet
-	return nil
-}
-
-func nameConflict(name string, other oci.ContainerID) error {
-	return errs.New(errs.Conflict, "Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, string(other))
-}
-
-// forget takes a container out of the indexes and deletes its directories.
-func (s *Service) forget(c *ctr) error {
-	s.mu.Lock()
-	if s.byName[c.rec.Name] == c.id {
-		delete(s.byName, c.rec.Name)
+	if !isContainerMode(sp.NetworkMode) {
+		r.Networks = map[string]network.Endpoint{sp.NetworkMode: {Network: sp.NetworkMode}}
 	}
-	delete(s.byID, c.id)
-	s.mu.Unlock()
-	return s.removeDirs(c)
+	return r
 }
 
-func (s *Service) removeDirs(c *ctr) error {
-	// A root that is still mounted refuses this, and nothing is deleted through it.
-	err := os.Remove(c.rootfsDir())
+// removeDirs deletes the container's directories.
+func (c *ctr) removeDirs() error {
+	// Removing the mount point fails while the root is mounted, and then nothing is deleted through the mount.
+	err := os.Remove(c.paths.rootfs)
 	if err == nil || errors.Is(err, os.ErrNotExist) {
-		err = os.RemoveAll(c.exec)
+		err = os.RemoveAll(c.paths.bundle)
 	}
-	return errors.Join(err, s.opts.Store.FS.RemoveAll(c.dir))
+	return errors.Join(err, c.env.opts.Store.FS.RemoveAll(c.paths.dir))
 }
 
-// recordNew writes the record unless the image has vanished meanwhile.
-func (s *Service) recordNew(c *ctr, id oci.ImageID) error {
-	raw, err := json.Marshal(&c.rec)
-	if err != nil {
-		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)
-	}
-	return s.opts.Store.Meta.Update(func(tx *meta.Tx) error {
-		if !tx.Images.Has(id) {
-			return errs.New(errs.NotFound, "No such image: %s", c.rec.ImageName)
-		}
-		return tx.Containers.Put(c.id, raw)
-	})
-}
-
-// makeContainer makes what a container has on disk.
-func (s *Service) makeContainer(ctx context.Context, c *ctr, undo *undoer) error {
-	fsys := s.opts.Store.FS
-	if err := fsys.Mkdir(c.dir, 0o700); err != nil {
+// makeFiles makes the directories of a container, its writable layer and its volumes.
+func (s *Service) makeFiles(ctx context.Context, c *ctr, undo *undoer) error {
+	fsys := s.env.opts.Store.FS
+	if err := fsys.Mkdir(c.paths.dir, 0o700); err != nil {
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
-	if err := fsys.Mkdir(c.writableDir(), 0o711); err != nil {
+	if err := fsys.Mkdir(c.paths.writable, 0o711); err != nil {
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
-	drv := s.opts.Store.Layers
-	if err := drv.CreateWritable(ctx, c.writableDir(), c.rec.Chain); err != nil {
+	drv, volumes := s.env.opts.Store.Layers, s.env.opts.Volumes
+	if err := drv.CreateWritable(ctx, c.paths.writable, c.rec.Chain); err != nil {
 		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
 	}
-	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.writableDir()) })
-	inherited, err := s.inherit(c.rec.Spec.VolumesFrom)
+	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
+	sp := &c.rec.Spec
+	inherited, err := s.inheritMounts(sp.VolumesFrom)
 	if err != nil {
 		return err
 	}
-	spec := &c.rec.Spec
-	res, err := s.opts.Volumes.Resolve(ctx, volume.Request{
-		Container: c.id, Binds: spec.Binds, Mounts: spec.Mounts, Tmpfs: spec.Tmpfs, Inherited: inherited, Anonymous: spec.Volumes,
+	res, err := volumes.Resolve(ctx, volume.Request{
+		Container: c.id, Binds: sp.Binds, Mounts: sp.Mounts, Tmpfs: sp.Tmpfs, Inherited: inherited, Anonymous: sp.Volumes,
 	})
 	if err != nil {
 		return err
 	}
-	undo.add("volumes", func() error { s.opts.Volumes.Undo(context.WithoutCancel(ctx), c.id, res.Made); return nil })
+	undo.add("volumes", func() error { volumes.Undo(context.WithoutCancel(ctx), c.id, res.Made); return nil })
 	c.rec.Mounts = res.Mounts
 	return s.populate(ctx, c)
 }
 
-// inherit gives the mounts of --volumes-from.
-func (s *Service) inherit(from []string) ([]volume.Mount, error) {
+// inheritMounts returns the mounts of --volumes-from.
+func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
 	var out []volume.Mount
 	for _, raw := range from {
 		ref, readOnly, err := volume.ParseInherit(raw)
@@ -236,31 +176,32 @@ func (s *Service) populate(ctx context.Context, c *ctr) (err error) {
 	if !needed {
 		return nil
 	}
-	if err := s.mountRoot(ctx, c); err != nil {
+	if err := c.root.Acquire(ctx); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
-	root, err := c.openRoot()
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	root, err := c.root.Open()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	if _, err := s.opts.Volumes.Prepare(ctx, c.id, c.rec.Mounts); err != nil {
+	volumes := s.env.opts.Volumes
+	if _, err := volumes.Prepare(ctx, c.id, c.rec.Mounts); err != nil {
 		return err
 	}
-	defer s.opts.Volumes.Release(c.id)
+	defer volumes.Release(c.id)
 	for _, m := range c.rec.Mounts {
 		if !m.CopyUp || m.Subpath != "" {
 			continue
 		}
 		src, err := safepath.Open(root, m.Target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-			continue // the image has nothing there
+			continue // the image has no directory of that name
 		}
 		if err != nil {
 			return fmt.Errorf("container %s: volume %s: %w", c.id.Short(), m.Target, err)
 		}
-		err = errors.Join(s.opts.Volumes.Populate(ctx, c.id, m.Name, src), src.Close())
+		err = errors.Join(volumes.Populate(ctx, c.id, m.Name, src), src.Close())
 		if err != nil {
 			return err
 		}
@@ -268,33 +209,40 @@ func (s *Service) populate(ctx context.Context, c *ctr) (err error) {
 	return nil
 }
 
-// resolveShared replaces the references in container:<ref> modes by IDs, so that a later rename changes nothing.
-func (s *Service) resolveShared(c *ctr, spec *spec.Spec) error {
-	for _, mode := range []*string{&spec.NetworkMode, &spec.PidMode, &spec.IpcMode} {
+// resolveModes fills in the namespace modes. It replaces the references in container:<ref> by IDs, so that renaming the
+// other container later changes nothing.
+func (s *Service) resolveModes(id oci.ContainerID, sp *spec.Spec) error {
+	for _, mode := range []*string{&sp.NetworkMode, &sp.PidMode, &sp.IpcMode} {
 		if !isContainerMode(*mode) {
 			continue
 		}
-		other, err := s.find((*mode)[len("container:"):])
+		other, err := s.find(strings.TrimPrefix(*mode, containerMode))
 		if err != nil {
 			return err
 		}
-		*mode = "container:" + string(other.id)
+		*mode = containerMode + string(other.id)
 	}
-	if spec.NetworkMode == "" || spec.NetworkMode == "default" {
-		spec.NetworkMode = "bridge"
+	if sp.NetworkMode == "" || sp.NetworkMode == "default" {
+		sp.NetworkMode = "bridge"
 	}
-	if spec.IpcMode == "" {
-		spec.IpcMode = s.opts.IpcMode
+	if sp.IpcMode == "" {
+		sp.IpcMode = s.env.opts.IpcMode
 	}
-	if spec.CgroupnsMode == "" && !spec.Privileged {
-		spec.CgroupnsMode = s.opts.CgroupnsMode
+	if sp.CgroupnsMode == "" && !sp.Privileged {
+		sp.CgroupnsMode = s.env.opts.CgroupnsMode
 	}
-	if spec.NetworkDisabled {
-		spec.NetworkMode = "none"
+	if sp.NetworkDisabled {
+		sp.NetworkMode = "none"
+	}
+	// Without a UTS namespace of its own the container has no name to set.
+	if sp.Hostname == "" && sp.UTSMode != "host" && sp.NetworkMode != "host" && !isContainerMode(sp.NetworkMode) {
+		sp.Hostname = id.Short()
 	}
 	return nil
 }
 
+const containerMode = "container:" // prefix of a mode that joins a namespace of another container
+
 func isContainerMode(mode string) bool {
-	return len(mode) > len("container:") && mode[:len("container:")] == "container:"
+	return strings.HasPrefix(mode, containerMode) && len(mode) > len(containerMode)
 }

@@ -12,61 +12,103 @@ import (
 )
 
 const (
-	lostExit     = 255 // exit code of a process whose end nobody saw
+	lostExit     = 255 // exit code of a process whose end nothing recorded
 	firstBackoff = 100 * time.Millisecond
 	maxBackoff   = time.Minute
-	steadyRun    = 10 * time.Second // a run this long starts the backoff over
+	steadyRun    = 10 * time.Second // a run that lasts this long resets the backoff
 	cleanupLimit = 30 * time.Second
 )
 
-// supervise waits for the end of one run and settles it.
-func (s *Service) supervise(c *ctr, l *life) {
-	e, err := l.client.Wait(s.run, "")
-	if s.run.Err() != nil {
-		return // the engine leaves, the container stays
+func asProgramError(err error) (*shim.ProgramError, bool) {
+	return errors.AsType[*shim.ProgramError](err)
+}
+
+// supervisor watches runs: it checks their health, records their end, and restarts or removes the container where its
+// options ask for it.
+type supervisor struct {
+	env     *env
+	restart func(context.Context, *ctr) error // starts a container; the caller holds its slot
+}
+
+// watch supervises a run until it ends.
+func (s *supervisor) watch(c *ctr, l *life) {
+	s.env.work.Go(func() { s.await(c, l) })
+	s.watchHealth(c, l)
+}
+
+// await waits for the end of a run and records it.
+func (s *supervisor) await(c *ctr, l *life) {
+	e, err := l.Client.Wait(s.env.run, "")
+	if s.env.run.Err() != nil {
+		return // the engine stops; the container runs on
 	}
 	exit := Exit{Code: e.Code, OOMKilled: e.OOMKilled, At: e.At}
 	if err != nil {
 		exit = s.lost(c, err)
 	}
-	if err := c.acquire(s.run); err != nil {
+	if err := c.acquire(s.env.run); err != nil {
 		return
 	}
 	defer c.release()
-	s.settle(c, l, exit)
+	s.recordExit(c, l, exit)
 }
 
-// lost settles with a shim that died without an exit file: what it left running is ended.
-func (s *Service) lost(c *ctr, cause error) Exit {
-	s.log.Warn("shim was lost", "container", c.id, "err", cause)
-	if e, err := shim.ReadExit(c.exitPath()); err == nil {
+// lost returns the exit of a run whose shim died without an answer. It ends the processes that the shim left.
+func (s *supervisor) lost(c *ctr, cause error) Exit {
+	s.env.log.Warn("shim was lost", "container", c.id, "err", cause)
+	if e, err := shim.ReadExit(c.paths.exit); err == nil {
 		return Exit{Code: e.Code, OOMKilled: e.OOMKilled, At: e.At}
 	}
-	ctx, cancel := context.WithTimeout(s.run, cleanupLimit)
+	ctx, cancel := context.WithTimeout(s.env.run, cleanupLimit)
 	defer cancel()
-	if _, err := shim.Cleanup(ctx, s.opts.ShimPath, c.exec); err != nil && !errors.Is(err, errs.NotFound) {
-		s.log.Error("leftovers of a lost shim stay", "container", c.id, "err", err)
+	if _, err := shim.Cleanup(ctx, s.env.opts.ShimPath, c.paths.bundle); err != nil && !errors.Is(err, errs.NotFound) {
+		s.env.log.Error("leftovers of a lost shim were not removed", "container", c.id, "err", err)
 	}
 	return Exit{Code: lostExit, At: time.Now(), Error: "the process that kept the container was killed"}
 }
 
-// settle records how a run ended, gives back what it used, and restarts or removes the container where its
-// policy says so. The caller holds c.op.
-func (s *Service) settle(c *ctr, l *life, exit Exit) {
-	ctx := context.Background() // what was made must be undone whoever has left
+// recordExit records how a run ended, releases what it used, and restarts or removes the container where its options
+// ask for it. The caller holds c.op.
+func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
+	ctx := context.Background() // the clean-up does not depend on a client
 	c.mu.Lock()
 	if c.life != l {
 		c.mu.Unlock()
 		return
 	}
-	again, wait := c.decide(l, exit)
+	again, wait := c.decideRestart(l, exit)
 	auto := c.rec.Spec.AutoRemove && !l.keep
 	c.mu.Unlock()
 	l.end()
 	s.releaseRun(ctx, c, l)
-
-	s.publishMounts(c, "unmount")
+	c.publishMounts("unmount")
+	c.sessions.End()
+	c.exited(exit, again, !auto || again)
+	if exit.OOMKilled {
+		c.publish("oom")
+	}
+	c.publish("die", "exitCode", strconv.Itoa(exit.Code), "execDuration", strconv.Itoa(int(exit.At.Sub(l.began).Seconds())))
+	if again {
+		s.scheduleRestart(c, wait)
+	}
+	if !auto {
+		c.saveLogged()
+		return
+	}
+	if err := c.destroy(ctx, true); err != nil {
+		s.env.log.Error("container was not removed", "container", c.id, "err", err)
+		c.saveLogged()
+	}
 	c.mu.Lock()
+	c.notify(exit, WaitNotRunning, WaitNextExit)
+	c.mu.Unlock()
+}
+
+// exited sets the state of a container whose run has ended. again says that it waits for a restart; tell says to answer
+// those who wait for the end.
+func (c *ctr) exited(exit Exit, again, tell bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.life = nil
 	st := &c.rec.State
 	st.Status, st.PID, st.ExitCode, st.OOMKilled, st.Error = StatusExited, 0, exit.Code, exit.OOMKilled, exit.Error
@@ -75,36 +117,13 @@ func (s *Service) settle(c *ctr, l *life, exit Exit) {
 		st.Status = StatusRestarting
 		st.Restarts++
 	}
-	execs := c.execs
-	c.execs = map[string]*execution{}
-	if !auto || again {
+	if tell {
 		c.notify(exit, WaitNotRunning, WaitNextExit)
 	}
-	c.mu.Unlock()
-	s.dropExecs(execs)
-	if exit.OOMKilled {
-		s.publish(c, "oom")
-	}
-	s.publish(c, "die", "exitCode", strconv.Itoa(exit.Code), "execDuration", strconv.Itoa(int(exit.At.Sub(l.began).Seconds())))
-	if again {
-		s.scheduleRestart(c, wait)
-	}
-	if !auto {
-		s.saveLogged(c)
-		return
-	}
-	err := s.destroy(ctx, c, true)
-	if err != nil {
-		s.log.Error("container stays", "container", c.id, "err", err)
-		s.saveLogged(c)
-	}
-	c.mu.Lock()
-	c.notify(exit, WaitNotRunning, WaitNextExit)
-	c.mu.Unlock()
 }
 
-// decide applies the restart policy; mu is held.
-func (c *ctr) decide(l *life, exit Exit) (again bool, wait time.Duration) {
+// decideRestart applies the restart policy to the end of a run; c.mu is held.
+func (c *ctr) decideRestart(l *life, exit Exit) (again bool, wait time.Duration) {
 	if l.manual || c.rec.Stopped {
 		return false, 0
 	}
@@ -126,37 +145,37 @@ func (c *ctr) decide(l *life, exit Exit) (again bool, wait time.Duration) {
 	return true, wait
 }
 
-// releaseRun gives back what a run used: runtime state, network, volumes, mounts. Failures are logged: the process
-// is gone whatever stays behind, and Restore sweeps.
-func (s *Service) releaseRun(ctx context.Context, c *ctr, l *life) {
+// releaseRun releases what a run used: the state of the runtime, network, volumes, mounts. It logs failures: the
+// process is gone whatever stays behind, and the next Restore cleans up.
+func (s *supervisor) releaseRun(ctx context.Context, c *ctr, l *life) {
 	var wg sync.WaitGroup
 	part := func(what string, do func() error) {
 		wg.Go(func() {
 			if err := do(); err != nil {
-				s.log.Warn("not released", "what", what, "container", c.id, "err", err)
+				s.env.log.Warn("not released", "what", what, "container", c.id, "err", err)
 			}
 		})
 	}
-	part("network", func() error { return s.detachNetwork(ctx, c) })
+	part("network", func() error { return c.detachNetwork(ctx) })
 	part("shim", func() error {
 		ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 		defer cancel()
-		return l.client.Shutdown(ctx)
+		return l.Client.Shutdown(ctx)
 	})
 	wg.Wait()
-	part("root", func() error { return s.unmountRoot(c) })
-	part("volumes", func() error { s.opts.Volumes.Release(c.id); return nil })
+	part("root", c.root.Release)
+	part("volumes", func() error { s.env.opts.Volumes.Release(c.id); return nil })
 	part("shm", c.unmountShm)
 	wg.Wait()
 }
 
-// scheduleRestart starts the container again after a while, unless somebody stops or removes it first.
-func (s *Service) scheduleRestart(c *ctr, wait time.Duration) {
-	ctx, cancel := context.WithCancel(s.run)
+// scheduleRestart starts the container again after wait, unless it is stopped or removed first.
+func (s *supervisor) scheduleRestart(c *ctr, wait time.Duration) {
+	ctx, cancel := context.WithCancel(s.env.run)
 	c.mu.Lock()
 	c.again = cancel
 	c.mu.Unlock()
-	s.work.Go(func() {
+	s.env.work.Go(func() {
 		defer cancel()
 		t := time.NewTimer(wait)
 		defer t.Stop()
@@ -178,13 +197,13 @@ func (s *Service) scheduleRestart(c *ctr, wait time.Duration) {
 		if !due {
 			return
 		}
-		if err := s.start(context.WithoutCancel(ctx), c); err != nil {
-			s.log.Error("restart failed", "container", c.id, "err", err)
+		if err := s.restart(context.WithoutCancel(ctx), c); err != nil {
+			s.env.log.Error("restart failed", "container", c.id, "err", err)
 		}
 	})
 }
 
-// cancelRestart makes a container that waits for its restart an exited one; it reports whether it was.
+// cancelRestart makes a container that waits for its restart an exited one; it reports whether it was waiting.
 func (c *ctr) cancelRestart() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,216 +1,156 @@
 package container
 
 import (
-	"bufio"
-	"bytes"
-	"fmt"
-	"net/netip"
+	"context"
+	"errors"
+	"io"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"ply/internal/container/spec"
-	"ply/internal/durable"
+	"ply/internal/container/rootfs"
 	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/volume"
 )
 
-// Resolver files of the host; variables for tests.
-var (
-	hostResolv    = "/etc/resolv.conf"
-	systemdResolv = "/run/systemd/resolve/resolv.conf"
-	hostHosts     = "/etc/hosts"
-)
-
-// publicDNS serves containers of a host that has nothing but a resolver on its own loopback, as docker's choice.
-var publicDNS = []string{"8.8.8.8", "8.8.4.4"}
-
-const maxHostFile = 1 << 20
-
-// hostname is the container's, or the host's where it shares that.
-func (c *ctr) hostname() (name, domain string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if name = c.rec.Spec.Hostname; name == "" {
-		name, _ = os.Hostname()
-	}
-	return name, c.rec.Spec.Domainname
+// Files reads and writes the files of containers, running or not. Safe for concurrent use.
+type Files struct {
+	find    func(ref string) (*ctr, error)
+	volumes *volume.Service
 }
 
-// writeFiles makes hosts, hostname and resolv.conf. They are made anew at each start, so they need no fsync.
-func (s *Service) writeFiles(c *ctr, p *prepared) error {
-	if p.files != c {
-		return nil // shares another container's
+// Files returns the access to the containers' files.
+func (s *Service) Files() *Files { return &Files{find: s.find, volumes: s.env.opts.Volumes} }
+
+// view calls do with the container's root, in which its volumes and binds are mounted. The memory file systems of the
+// process (tmpfs, /proc, /dev) are not there, as with docker's cp. ctx ends when the container is removed, because a
+// removal must not wait for a copy.
+func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, root *os.File) error) (err error) {
+	if err := c.root.Acquire(ctx); err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)()
 	c.mu.Lock()
-	spec := c.rec.Spec
-	c.mu.Unlock()
-	hostname, domain := c.hostname()
-	if domain != "" {
-		hostname += "." + domain
-	}
-	resolv, err := s.resolvConf(&spec)
-	if err != nil {
-		return err
-	}
-	hosts, err := s.hostsFile(c, &spec, p)
-	if err != nil {
-		return err
-	}
-	for path, data := range map[string][]byte{
-		c.hostPath(): []byte(hostname + "\n"), c.resolvPath(): resolv, c.hostsPath(): hosts,
-	} {
-		if err := writePlain(path, data); err != nil {
-			return errs.New(errs.Internal, "container %s: %s: %w", c.id.Short(), filepath.Base(path), err)
+	var mounts []volume.Mount
+	for _, m := range c.rec.Mounts {
+		if m.Type == "bind" || m.Type == "volume" {
+			mounts = append(mounts, m)
 		}
 	}
+	c.mu.Unlock()
+	var binds []rootfs.Bind
+	if len(mounts) > 0 {
+		user := "view-" + newID() // keeps the volumes mounted for this view, whatever the container does
+		if mounts, err = f.volumes.Prepare(ctx, user, mounts); err != nil {
+			return err
+		}
+		defer f.volumes.Release(user)
+		for _, m := range mounts {
+			binds = append(binds, rootfs.Bind{Source: m.Source, Target: m.Target, ReadOnly: !m.RW, NonRecursive: m.NonRecursive})
+		}
+	}
+	return c.root.View(binds, func(root *os.File) error { return do(ctx, root) })
+}
+
+// explain puts docker's words around the error of a path that cannot be opened.
+func explain(id oci.ContainerID, err error) error {
+	pe, ok := errors.AsType[*rootfs.PathError](err)
+	if !ok {
+		return err
+	}
+	switch {
+	case errors.Is(pe.Err, unix.ENOENT), errors.Is(pe.Err, unix.ENOTDIR):
+		return errs.New(errs.NotFound, "Could not find the file %s in container %s", pe.Path, id)
+	case errors.Is(pe.Err, unix.ELOOP):
+		return invalid("path %s in container %s: too many levels of symbolic links", pe.Path, id)
+	case errors.Is(pe.Err, unix.ENAMETOOLONG):
+		return invalid("path %s in container %s: file name too long", clip(pe.Path), id)
+	}
+	return pe.Err
+}
+
+// PathStat describes a file. A link is described itself, with the path in the container that it leads to.
+// Errors: NotFound.
+func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, err error) {
+	if err := rootfs.CheckPath(p); err != nil {
+		return out, err
+	}
+	c, err := f.find(ref)
+	if err != nil {
+		return out, err
+	}
+	err = f.view(ctx, c, func(_ context.Context, root *os.File) error {
+		out, err = rootfs.Lstat(root, p)
+		return err
+	})
+	return out, explain(c.id, err)
+}
+
+// CopyFrom writes a file or directory as a tar stream whose names begin with the last component of the path. A link is
+// written as a link unless the path ends in "/" or "/.". Errors: NotFound.
+func (f *Files) CopyFrom(ctx context.Context, ref, p string, w io.Writer) error {
+	if err := rootfs.CheckPath(p); err != nil {
+		return err
+	}
+	c, err := f.find(ref)
+	if err != nil {
+		return err
+	}
+	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyOut(ctx, root, p, w) })
+	if err != nil {
+		return explain(c.id, err)
+	}
+	c.publish("archive-path")
 	return nil
 }
 
-func writePlain(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
+// CopyTo unpacks a tar stream, compressed or not, into a directory. noOverwriteDirNonDir refuses to replace a directory
+// by another kind of file, and the other way round. copyUIDGID gives the files to the container's user instead of the
+// owners in the stream. Errors: NotFound, Invalid, Forbidden for a read-only directory.
+func (f *Files) CopyTo(ctx context.Context, ref, p string, stream io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
+	if err := rootfs.CheckPath(p); err != nil {
+		return err
+	}
+	c, err := f.find(ref)
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(data); err != nil {
-		_ = f.Close() // the write's error is the one to tell
+	c.mu.Lock()
+	o := rootfs.CopyInOptions{
+		KeepKinds: noOverwriteDirNonDir, Chown: copyUIDGID, ReadOnly: c.rec.Spec.ReadonlyRootfs, User: c.rec.Spec.User,
+	}
+	c.mu.Unlock()
+	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyIn(ctx, root, p, stream, o) })
+	if err != nil {
+		return explain(c.id, err)
+	}
+	c.publish("extract-to-dir")
+	return nil
+}
+
+// Export writes the root file system as a tar stream. What is mounted in it is left out; the mount points stay.
+func (f *Files) Export(ctx context.Context, ref string, w io.Writer) (err error) {
+	c, err := f.find(ref)
+	if err != nil {
 		return err
 	}
-	return f.Close()
-}
-
-// hostsFile follows docker's: loopback names, --add-host, then the container's own addresses.
-func (s *Service) hostsFile(c *ctr, sp *spec.Spec, p *prepared) ([]byte, error) {
-	var b bytes.Buffer
-	if sp.NetworkMode == "host" {
-		data, err := durable.ReadFile(durable.OS, hostHosts, maxHostFile)
-		if err == nil {
-			b.Write(data)
-			if n := len(data); n > 0 && data[n-1] != '\n' {
-				b.WriteByte('\n')
-			}
-		}
-	} else {
-		b.WriteString("127.0.0.1\tlocalhost\n")
-		b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	if st := c.status(); st == StatusDead || st == StatusRemoving {
+		return errs.New(errs.Conflict, "You cannot export container %s which is %s", c.id, st)
 	}
-	for _, h := range sp.ExtraHosts {
-		name, ip, _ := spec.CutHost(h)
-		if ip == "host-gateway" {
-			var err error
-			if ip, err = s.hostGateway(p); err != nil {
-				return nil, err
-			}
-		}
-		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(ip, "[]"), name)
+	if err := c.root.Acquire(ctx); err != nil {
+		return err
 	}
-	for _, e := range p.att.Endpoints {
-		names := sp.Hostname
-		if sp.Domainname != "" {
-			names = sp.Hostname + "." + sp.Domainname + " " + sp.Hostname
-		}
-		for _, ip := range []netip.Prefix{e.IPv4, e.IPv6} {
-			if ip.IsValid() && names != "" {
-				fmt.Fprintf(&b, "%s\t%s\n", ip.Addr(), names)
-			}
-		}
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(c.done, cancel)()
+	err = c.root.View(nil, func(root *os.File) error { return rootfs.Export(ctx, root, w) })
+	if err == nil {
+		c.publish("export")
 	}
-	return b.Bytes(), nil
-}
-
-func (s *Service) hostGateway(p *prepared) (string, error) {
-	if s.opts.HostGateway != "" {
-		return s.opts.HostGateway, nil
-	}
-	for _, e := range p.att.Endpoints {
-		if e.Gateway.IsValid() {
-			return e.Gateway.String(), nil
-		}
-	}
-	return "", invalid("unable to derive the IP value for host-gateway: the container's network has no gateway")
-}
-
-// resolvConf gives the container's resolvers: its own --dns, the daemon's, or the host's without those that live
-// on the host's loopback.
-func (s *Service) resolvConf(spec *spec.Spec) ([]byte, error) {
-	host := readResolv(hostResolv)
-	if spec.NetworkMode != "host" && len(host.servers) > 0 && len(notLoopback(host.servers)) == 0 {
-		if alt := readResolv(systemdResolv); len(alt.servers) > 0 {
-			host = alt
-		}
-	}
-	servers, search, options := spec.DNS, spec.DNSSearch, spec.DNSOptions
-	if len(servers) == 0 {
-		servers = s.opts.DNS
-	}
-	if len(search) == 0 {
-		search = s.opts.DNSSearch
-	}
-	if len(options) == 0 {
-		options = s.opts.DNSOptions
-	}
-	if len(servers) == 0 {
-		servers = host.servers
-		if spec.NetworkMode != "host" {
-			if servers = notLoopback(servers); len(servers) == 0 {
-				servers = publicDNS
-			}
-		}
-	}
-	if len(search) == 0 {
-		search = host.search
-	}
-	if len(options) == 0 {
-		options = host.options
-	}
-	if len(search) == 1 && search[0] == "." {
-		search = nil
-	}
-	var b bytes.Buffer
-	for _, n := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", n)
-	}
-	if len(search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	}
-	return b.Bytes(), nil
-}
-
-type resolver struct{ servers, search, options []string }
-
-func readResolv(path string) (r resolver) {
-	data, err := durable.ReadFile(durable.OS, path, maxHostFile)
-	if err != nil {
-		return r // a host without the file has no resolvers
-	}
-	sc := bufio.NewScanner(bytes.NewReader(data))
-	for sc.Scan() {
-		f := strings.Fields(sc.Text())
-		if len(f) < 2 || f[0][0] == '#' || f[0][0] == ';' {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			r.servers = append(r.servers, f[1])
-		case "search", "domain":
-			r.search = f[1:]
-		case "options":
-			r.options = append(r.options, f[1:]...)
-		}
-	}
-	return r
-}
-
-func notLoopback(servers []string) []string {
-	var out []string
-	for _, n := range servers {
-		if a, err := netip.ParseAddr(n); err == nil && !a.IsLoopback() {
-			out = append(out, n)
-		}
-	}
-	return out
+	return err
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/events"
@@ -42,18 +43,20 @@ func TestMain(m *testing.M) {
 
 // world is a data root with one image, "box", and the services over it.
 type world struct {
-	t      testing.TB
-	dir    string
-	shim   string
-	bus    *events.Bus
-	store  *store.Store
-	images *image.Service
-	vols   *volume.Service
-	net    *fakeNetwork
-	s      *container.Service
-	log    *slog.Logger
-	tweak  func(*container.Options)
-	erofs  bool // instead of overlay2
+	t        testing.TB
+	dir      string
+	shim     string
+	bus      *events.Bus
+	store    *store.Store
+	images   *image.Service
+	vols     *volume.Service
+	net      *fakeNetwork
+	s        *container.Service
+	files    *container.Files
+	sessions *container.Sessions
+	log      *slog.Logger
+	tweak    func(*container.Options)
+	erofs    bool // instead of overlay2
 }
 
 func newWorld(t testing.TB) *world { return newWorldWith(t, nil) }
@@ -107,6 +110,7 @@ func (w *world) open() {
 	if w.s, err = container.New(o); err != nil {
 		w.t.Fatal(err)
 	}
+	w.files, w.sessions = w.s.Files(), w.s.Sessions()
 	if err := w.s.Restore(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -345,7 +349,7 @@ func recv(t testing.TB, c <-chan container.Exit) container.Exit {
 func (w *world) logs(id string) (stdout, stderr string) {
 	w.t.Helper()
 	var o, e bytes.Buffer
-	if err := w.s.Logs(context.Background(), id, container.LogOptions{Stdout: true, Stderr: true, Tail: -1}, &o, &e); err != nil {
+	if err := w.sessions.Logs(context.Background(), id, session.LogOptions{Stdout: true, Stderr: true, Tail: -1}, &o, &e); err != nil {
 		w.t.Fatal(err)
 	}
 	return o.String(), e.String()
@@ -388,13 +392,13 @@ func (w *world) exec(id string, cmd ...string) (code int, out string) {
 func (w *world) execSpec(id string, spec spec.ExecSpec) (code int, out string) {
 	w.t.Helper()
 	ctx := context.Background()
-	e, err := w.s.ExecCreate(ctx, id, spec)
+	e, err := w.sessions.ExecCreate(ctx, id, spec)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	var b bytes.Buffer
-	err = w.s.ExecStart(ctx, e, container.AttachOptions{Stdout: &b, Stderr: &b, Stream: true}, false, [2]uint{})
-	x, gerr := w.s.ExecGet(ctx, e)
+	err = w.sessions.ExecStart(ctx, e, session.AttachOptions{Stdout: &b, Stderr: &b, Stream: true}, false, [2]uint{})
+	x, gerr := w.sessions.ExecGet(ctx, e)
 	if gerr != nil {
 		w.t.Fatal(gerr)
 	}

@@ -2,16 +2,14 @@ package container
 
 import (
 	"context"
-	"io"
 	"slices"
 	"time"
 
-	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/oci"
 )
 
-// Docker's defaults and bounds of health checks.
+// Docker's defaults and limits of health checks.
 const (
 	healthInterval      = 30 * time.Second
 	healthTimeout       = 30 * time.Second
@@ -21,8 +19,8 @@ const (
 	healthOutput        = 4096
 )
 
-// startHealth begins the checks of a run, when the container has any.
-func (s *Service) startHealth(c *ctr, l *life) {
+// watchHealth checks the health of a run until its end, if the container has a check.
+func (s *supervisor) watchHealth(c *ctr, l *life) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := c.rec.Spec.Healthcheck
@@ -32,10 +30,11 @@ func (s *Service) startHealth(c *ctr, l *life) {
 	}
 	check := *h
 	c.rec.State.Health = &Health{Status: "starting"}
-	s.work.Go(func() { s.healthLoop(c, l, check) })
+	s.env.work.Go(func() { checkHealth(c, l, check) })
 }
 
-func (s *Service) healthLoop(c *ctr, l *life, h oci.Healthcheck) {
+// checkHealth runs the check at its intervals until the run ends.
+func checkHealth(c *ctr, l *life, h oci.Healthcheck) {
 	interval := orDefault(h.Interval, healthInterval)
 	startInterval := orDefault(h.StartInterval, healthStartInterval)
 	began := time.Now()
@@ -53,14 +52,14 @@ func (s *Service) healthLoop(c *ctr, l *life, h oci.Healthcheck) {
 		case <-t.C:
 		}
 		if c.status() != StatusRunning {
-			continue // a frozen container cannot answer, and is not ill
+			continue // a frozen container cannot answer, but that does not make it unhealthy
 		}
-		res := s.probe(l.ctx, c, l, &h)
+		res := probeHealth(c, l, &h)
 		if l.ctx.Err() != nil {
 			return
 		}
 		if status, changed := c.recordHealth(res, &h, time.Since(began) < h.StartPeriod); changed {
-			s.publish(c, "health_status: "+status)
+			c.publish("health_status: " + status)
 		}
 	}
 }
@@ -81,7 +80,8 @@ func (c *ctr) healthStatus() string {
 	return c.rec.State.Health.Status
 }
 
-// recordHealth takes one result up. A failure in the start period does not count; a success ends that period.
+// recordHealth adds the result of one check. A failure in the start period does not count; a success ends the period.
+// changed reports that the status is another than before.
 func (c *ctr) recordHealth(res HealthResult, h *oci.Healthcheck, inStart bool) (status string, changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -111,8 +111,8 @@ func (c *ctr) recordHealth(res HealthResult, h *oci.Healthcheck, inStart bool) (
 	return now.Status, now.Status != before
 }
 
-// probe runs the check once.
-func (s *Service) probe(ctx context.Context, c *ctr, l *life, h *oci.Healthcheck) HealthResult {
+// probeHealth runs the check once.
+func probeHealth(c *ctr, l *life, h *oci.Healthcheck) HealthResult {
 	c.mu.Lock()
 	shell := c.rec.Spec.Shell
 	c.mu.Unlock()
@@ -129,10 +129,10 @@ func (s *Service) probe(ctx context.Context, c *ctr, l *life, h *oci.Healthcheck
 	}
 	res := HealthResult{Start: time.Now().UTC()}
 	timeout := orDefault(h.Timeout, healthTimeout)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
 	out := &limitedBuffer{max: healthOutput}
-	code, err := s.runOnce(ctx, c, l, spec.ExecSpec{Cmd: cmd}, out)
+	code, err := c.sessions.RunOnce(ctx, l.Run, spec.ExecSpec{Cmd: cmd}, out)
 	res.End, res.ExitCode, res.Output = time.Now().UTC(), code, out.String()
 	switch {
 	case ctx.Err() != nil:
@@ -147,39 +147,7 @@ func (s *Service) probe(ctx context.Context, c *ctr, l *life, h *oci.Healthcheck
 	return res
 }
 
-// runOnce runs a process in the container with its output in out. When ctx ends first the process is killed.
-func (s *Service) runOnce(ctx context.Context, c *ctr, l *life, spec spec.ExecSpec, out io.Writer) (int, error) {
-	p, err := s.execProcess(c, spec, [2]uint{})
-	if err != nil {
-		return -1, err
-	}
-	id := newExecID()
-	if err := l.client.Exec(ctx, id, p, shim.ExecOptions{}); err != nil {
-		return execCode(err), err
-	}
-	st, err := l.client.Attach(ctx, id, shim.AttachArgs{Stdout: true, Stderr: true})
-	if err != nil {
-		return -1, err
-	}
-	defer st.Close()
-	if err := s.execBegin(ctx, c, l, id); err != nil {
-		return execCode(err), err
-	}
-	err = pump(ctx, st, AttachOptions{Stdout: out, Stderr: out}, nil)
-	if ctx.Err() != nil {
-		kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killPatience)
-		defer cancel()
-		_ = l.client.Kill(kill, id, shim.KillArgs{Signal: 9}) // it may have ended in this moment
-		return -1, context.Cause(ctx)
-	}
-	if err != nil {
-		return -1, err
-	}
-	e, err := l.client.Wait(ctx, id)
-	return e.Code, err
-}
-
-// limitedBuffer keeps the first bytes and swallows the rest.
+// limitedBuffer keeps the first max bytes and discards the rest.
 type limitedBuffer struct {
 	b   []byte
 	max int

@@ -18,15 +18,15 @@ import (
 	"ply/internal/safepath"
 )
 
-// hostFacts asks the machine once: they do not change while we live.
+// hostFacts asks the kernel once: the answers do not change while the engine runs.
 var hostFacts = sync.OnceValues(runspec.ProbeHost)
 
 // buildSpec makes the runtime spec of a prepared container.
-func (s *Service) buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
-	if err := s.makeWorkdir(c); err != nil {
+func buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
+	if err := makeWorkdir(c); err != nil {
 		return nil, err
 	}
-	in, err := s.specInput(c, p)
+	in, err := specInput(c, p)
 	if err != nil {
 		return nil, err
 	}
@@ -35,20 +35,20 @@ func (s *Service) buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
 		return nil, err
 	}
 	for _, w := range warnings {
-		s.log.Warn("container starts with less than was asked for", "container", c.id, "warning", w)
+		c.env.log.Warn("container starts with less than was asked for", "container", c.id, "warning", w)
 	}
 	return spec, nil
 }
 
-// makeWorkdir makes a working directory that the image lacks, resolved inside the root.
-func (s *Service) makeWorkdir(c *ctr) error {
+// makeWorkdir makes a working directory that the image lacks. The path is resolved inside the root.
+func makeWorkdir(c *ctr) error {
 	c.mu.Lock()
 	dir := c.rec.Spec.WorkingDir
 	c.mu.Unlock()
 	if dir == "" || dir == "/" {
 		return nil
 	}
-	root, err := c.openRoot()
+	root, err := c.root.Open()
 	if err != nil {
 		return err
 	}
@@ -65,43 +65,43 @@ func (s *Service) makeWorkdir(c *ctr) error {
 	return errs.New(errs.Internal, "working directory %s: %w", dir, err)
 }
 
-// specInput returns what the runtime spec of a prepared container is made from: the container's options with the daemon's defaults
-// in place of those that are not set, and what was resolved for this run.
-func (s *Service) specInput(c *ctr, p *prepared) (runspec.Input, error) {
+// specInput returns what the runtime spec of a prepared container is made from: the container's options with the defaults
+// of the daemon in place of those that are not set, and what was resolved for this run.
+func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	host, err := hostFacts()
 	if err != nil {
 		return runspec.Input{}, err
 	}
 	hostname, domainname := p.files.hostname() // of the container whose network it joins, or its own
 	c.mu.Lock()
-	sp := c.rec.Spec
+	sp, opts := c.rec.Spec, &c.env.opts
 	c.mu.Unlock()
 	in := runspec.Input{
-		ID: string(c.id), Rootfs: c.rootfsDir(), Host: &host,
+		ID: string(c.id), Rootfs: c.paths.rootfs, Host: &host,
 		Net:       runspec.Namespace{Host: sp.NetworkMode == "host", Path: p.netns},
 		PID:       runspec.Namespace{Host: sp.PidMode == "host", Path: p.pidns},
 		IPC:       runspec.Namespace{Host: sp.IpcMode == "host", Path: p.ipcns},
 		UTS:       runspec.Namespace{Host: sp.UTSMode == "host" || sp.UTSMode == "" && sp.NetworkMode == "host" && sp.Hostname == ""},
-		HostsPath: p.files.hostsPath(), HostnamePath: p.files.hostPath(), ResolvConfPath: p.files.resolvPath(),
+		HostsPath: p.files.paths.hosts, HostnamePath: p.files.paths.hostname, ResolvConfPath: p.files.paths.resolv,
 		ShmPath: p.shm, Mounts: p.mounts,
 	}
 	sp.Hostname, sp.Domainname = hostname, domainname
 	if sp.CgroupParent == "" {
-		sp.CgroupParent = s.opts.CgroupParent
+		sp.CgroupParent = opts.CgroupParent
 	}
 	if sp.ShmSize == 0 {
-		sp.ShmSize = s.opts.ShmSize
+		sp.ShmSize = opts.ShmSize
 	}
-	sp.Ulimits = s.ulimits(&sp)
-	if sp.Init != nil && *sp.Init || sp.Init == nil && s.opts.Init {
-		in.InitBinary = s.opts.InitPath
+	sp.Ulimits = ulimits(&sp, opts.Ulimits)
+	if sp.Init != nil && *sp.Init || sp.Init == nil && opts.Init {
+		in.InitBinary = opts.InitPath
 	}
 	sp.SecurityOpt = slices.Clone(sp.SecurityOpt)
-	if s.opts.NoNewPrivs && !slices.ContainsFunc(sp.SecurityOpt, isNoNewPrivs) {
+	if opts.NoNewPrivs && !slices.ContainsFunc(sp.SecurityOpt, isNoNewPrivs) {
 		sp.SecurityOpt = append(sp.SecurityOpt, "no-new-privileges")
 	}
-	if s.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(sp.SecurityOpt, isSeccomp) {
-		sp.SecurityOpt = append(sp.SecurityOpt, s.seccomp)
+	if c.env.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(sp.SecurityOpt, isSeccomp) {
+		sp.SecurityOpt = append(sp.SecurityOpt, c.env.seccomp)
 	}
 	in.Spec = sp
 	return in, nil
@@ -113,10 +113,10 @@ func isSeccomp(o string) bool {
 	return strings.HasPrefix(o, "seccomp=") || strings.HasPrefix(o, "seccomp:")
 }
 
-// ulimits gives the container's limits over the daemon's defaults.
-func (s *Service) ulimits(sp *spec.Spec) []spec.Ulimit {
+// ulimits returns the container's limits, and the defaults for those that it does not set.
+func ulimits(sp *spec.Spec, defaults []spec.Ulimit) []spec.Ulimit {
 	out := slices.Clone(sp.Ulimits)
-	for _, d := range s.opts.Ulimits {
+	for _, d := range defaults {
 		if !slices.ContainsFunc(sp.Ulimits, func(u spec.Ulimit) bool { return u.Name == d.Name }) {
 			out = append(out, d)
 		}
@@ -124,8 +124,8 @@ func (s *Service) ulimits(sp *spec.Spec) []spec.Ulimit {
 	return out
 }
 
-// mountShm makes the /dev/shm that other containers may join; undone by unmountShm.
-func (s *Service) mountShm(c *ctr, p *prepared) (made bool, err error) {
+// mountShm makes the /dev/shm that other containers may join; unmountShm undoes it.
+func (c *ctr) mountShm(p *prepared) (mounted bool, err error) {
 	c.mu.Lock()
 	mode, size := c.rec.Spec.IpcMode, c.rec.Spec.ShmSize
 	c.mu.Unlock()
@@ -133,26 +133,26 @@ func (s *Service) mountShm(c *ctr, p *prepared) (made bool, err error) {
 		return false, nil
 	}
 	if size == 0 {
-		size = s.opts.ShmSize
+		size = c.env.opts.ShmSize
 	}
-	if err := os.MkdirAll(c.shmPath(), 0o700); err != nil {
+	if err := os.MkdirAll(c.paths.shm, 0o700); err != nil {
 		return false, err
 	}
 	data := "mode=1777,size=" + strconv.FormatInt(size, 10)
-	if err := unix.Mount("shm", c.shmPath(), "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, data); err != nil {
+	if err := unix.Mount("shm", c.paths.shm, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, data); err != nil {
 		return false, errs.New(errs.Internal, "container %s: /dev/shm: %w", c.id.Short(), err)
 	}
-	p.shm = c.shmPath()
+	p.shm = c.paths.shm
 	return true, nil
 }
 
 func (c *ctr) unmountShm() error {
-	err := unix.Unmount(c.shmPath(), unix.MNT_DETACH)
+	err := unix.Unmount(c.paths.shm, unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil // not mounted
 	}
 	if err != nil {
-		return &os.PathError{Op: "unmount", Path: filepath.Base(c.shmPath()), Err: err}
+		return &os.PathError{Op: "unmount", Path: filepath.Base(c.paths.shm), Err: err}
 	}
 	return nil
 }

@@ -4,43 +4,43 @@ import (
 	"context"
 	"errors"
 	"sort"
+	"strconv"
 
 	"ply/internal/errs"
+	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
 
-// Get gives one container; size says to sum its files.
+// Get returns one container; size says to sum the sizes of its files.
 func (s *Service) Get(ctx context.Context, ref string, size bool) (*Container, error) {
 	c, err := s.find(ref)
 	if err != nil {
 		return nil, err
 	}
-	out := s.snapshot(c)
+	out := c.snapshot()
 	if size {
-		if err := s.fillSize(ctx, c, out); err != nil {
+		if err := c.fillSize(ctx, out); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// fillSize sums the writable layer and the image's layers.
-func (s *Service) fillSize(ctx context.Context, c *ctr, out *Container) (err error) {
-	if err := s.holdRoot(c); err != nil {
+// fillSize sums the sizes of the writable layer and of the image's layers.
+func (c *ctr) fillSize(ctx context.Context, out *Container) (err error) {
+	if err := c.root.Reserve(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.unmountRoot(c)) }()
-	c.mu.Lock()
-	chain := c.rec.Chain
-	c.mu.Unlock()
-	rw, err := s.opts.Store.Layers.Usage(ctx, c.writableDir(), chain)
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	chain, st := c.chain(), c.env.opts.Store
+	rw, err := st.Layers.Usage(ctx, c.paths.writable, chain)
 	if err != nil {
 		return err
 	}
 	total := rw
-	err = s.opts.Store.Meta.View(func(tx *meta.Tx) error {
+	err = st.Meta.View(func(tx *meta.Tx) error {
 		for _, d := range chain {
 			if l, err := tx.Layers.Get(d); err == nil {
 				total += l.Size
@@ -54,7 +54,7 @@ func (s *Service) fillSize(ctx context.Context, c *ctr, out *Container) (err err
 
 // List returns the containers that match, newest first; ListFilters lists the filters.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, error) {
-	sel, err := s.selection(ctx, opts.Filters)
+	sel, err := s.env.selection(ctx, opts.Filters)
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +63,8 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		v *Container
 	}
 	var found []entry
-	for _, c := range s.all() {
-		v := s.snapshot(c)
+	for _, c := range s.env.index.all() {
+		v := c.snapshot()
 		if sel.wants(v) {
 			found = append(found, entry{c, v})
 		}
@@ -88,12 +88,11 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		if e.v.ID == sel.since {
 			break
 		}
-		active := e.v.State.Status == StatusRunning || e.v.State.Status == StatusPaused || e.v.State.Status == StatusRestarting
-		if !all && !active && !positional {
+		if !all && !e.v.State.Status.active() && !positional {
 			continue
 		}
 		if opts.Size {
-			if err := s.fillSize(ctx, e.c, e.v); err != nil && !errors.Is(err, errs.NotFound) {
+			if err := e.c.fillSize(ctx, e.v); err != nil && !errors.Is(err, errs.NotFound) {
 				return nil, err
 			}
 		}
@@ -111,26 +110,28 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (ids []oci.Con
 	if err != nil {
 		return nil, 0, err
 	}
-	for _, c := range s.all() {
+	for _, c := range s.env.index.all() {
 		if ctx.Err() != nil {
 			return ids, reclaimed, context.Cause(ctx)
 		}
-		v := s.snapshot(c)
+		v := c.snapshot()
 		if c.isActive() || v.State.Status == StatusRemoving || !match(v) {
 			continue
 		}
-		if err := s.fillSize(ctx, c, v); err != nil {
+		if err := c.fillSize(ctx, v); err != nil {
 			v.SizeRw = 0
 		}
 		if err := s.Remove(ctx, string(c.id), false, false, false); err != nil {
 			if !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
-				s.log.Warn("prune: container stays", "container", c.id, "err", err)
+				s.env.log.Warn("prune: container was not removed", "container", c.id, "err", err)
 			}
 			continue
 		}
 		ids = append(ids, c.id)
 		reclaimed += v.SizeRw
 	}
-	s.publishPrune(reclaimed)
+	s.env.opts.Events.Publish(events.Event{
+		Type: "container", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(reclaimed, 10)},
+	})
 	return ids, reclaimed, nil
 }

@@ -1,15 +1,11 @@
 package container
 
 import (
-	"context"
 	"encoding/json"
 	"maps"
-	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
-	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
@@ -37,151 +33,40 @@ type record struct {
 	LogPath   string                      `json:"logPath,omitempty"`
 	Driver    string                      `json:"driver"`
 	Boot      string                      `json:"boot,omitempty"`    // boot of the last start
-	Stopped   bool                        `json:"stopped,omitempty"` // by a user: policies leave it alone
+	Stopped   bool                        `json:"stopped,omitempty"` // by a user: restart policies do not start it
 	Netns     string                      `json:"netns,omitempty"`   // namespace that Attach made and Detach must remove
 }
 
-// ctr is one container in memory.
-type ctr struct {
-	id   oci.ContainerID
-	op   chan struct{} // see Service
-	dir  string        // <data-root>/containers/<id>
-	exec string        // <exec-root>/containers/<id>: the bundle
-	root rootfs
-
-	saveMu sync.Mutex
-
-	// freezing is held for writing while the processes are frozen or thawed, for reading while an exec starts: a
-	// process that is born into a frozen cgroup blocks its runtime.
-	freezing sync.RWMutex
-
-	mu      sync.Mutex
-	rec     record
-	life    *life // while a process lives
-	waiters map[*waiter]struct{}
-	waiting map[*pending]struct{} // attached before the start
-	execs   map[string]*execution
-	again   context.CancelFunc // cancels a restart that is due
-	failed  int                // restarts in a row that did not last
-	gone    bool               // removed, or about to be
-
-	// done ends when the container is removed; copies out of it watch it.
-	done   context.Context
-	remove context.CancelFunc
-}
-
-// life is one run of a container's process.
-type life struct {
-	client *shim.Client
-	began  time.Time
-	ctx    context.Context // ends with the run
-	end    context.CancelFunc
-	manual bool // stop, kill or restart was asked for
-	keep   bool // its end does not remove the container: it is being restarted
-}
-
-func (s *Service) newCtr(id oci.ContainerID) *ctr {
-	c := &ctr{
-		id: id, op: make(chan struct{}, 1),
-		dir:     filepath.Join(s.opts.DataRoot, "containers", string(id)),
-		exec:    filepath.Join(s.opts.ExecRoot, "containers", string(id)),
-		waiters: map[*waiter]struct{}{},
-		waiting: map[*pending]struct{}{},
-		execs:   map[string]*execution{},
-	}
-	c.done, c.remove = context.WithCancel(context.Background())
-	return c
-}
-
-func (s *Service) load(id oci.ContainerID, raw json.RawMessage) (*ctr, error) {
+func (e *env) load(id oci.ContainerID, raw json.RawMessage) (*ctr, error) {
 	if !oci.IsHex64(string(id)) {
 		return nil, errs.New(errs.DataLoss, "container %q: not an ID", id)
 	}
-	c := s.newCtr(id)
-	if err := json.Unmarshal(raw, &c.rec); err != nil {
+	c := e.newCtr(id)
+	var r record
+	if err := json.Unmarshal(raw, &r); err != nil {
 		return nil, errs.New(errs.DataLoss, "container %s: record: %w", id.Short(), err)
 	}
+	c.setRecord(r)
 	return c, nil
 }
 
-// lock takes the life-cycle slot of a container that is not removed; release gives it back.
-func (c *ctr) lock(ctx context.Context) error {
-	if err := c.acquire(ctx); err != nil {
-		return err
+// saveNew writes the first record, unless the image was removed since the creation began.
+func (c *ctr) saveNew() error {
+	raw, err := json.Marshal(&c.rec)
+	if err != nil {
+		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)
 	}
-	c.mu.Lock()
-	gone := c.gone
-	c.mu.Unlock()
-	if gone {
-		c.release()
-		return errs.New(errs.NotFound, "No such container: %s", c.id)
-	}
-	return nil
+	return c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
+		if !tx.Images.Has(c.rec.Image) {
+			return errs.New(errs.NotFound, "No such image: %s", c.rec.ImageName)
+		}
+		return tx.Containers.Put(c.id, raw)
+	})
 }
 
-// acquire takes the life-cycle slot.
-func (c *ctr) acquire(ctx context.Context) error {
-	select {
-	case c.op <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case c.op <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (c *ctr) release() { <-c.op }
-
-func (c *ctr) status() Status {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rec.State.Status
-}
-
-// isActive reports whether there is a process, or will be one again without anybody asking.
-func (c *ctr) isActive() bool {
-	switch c.status() {
-	case StatusRunning, StatusPaused, StatusRestarting:
-		return true
-	}
-	return false
-}
-
-func (c *ctr) name() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.rec.Name
-}
-
-// running gives the client of a container that runs (perhaps paused); the error is docker's.
-func (c *ctr) running() (*life, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.life == nil || (c.rec.State.Status != StatusRunning && c.rec.State.Status != StatusPaused) {
-		return nil, errs.New(errs.Conflict, "container %s is not running", c.id)
-	}
-	return c.life, nil
-}
-
-// bundle paths.
-func (c *ctr) rootfsDir() string   { return filepath.Join(c.exec, shim.RootfsDir) }
-func (c *ctr) initFile() string    { return filepath.Join(c.exec, shim.InitFile) }
-func (c *ctr) netnsPath() string   { return filepath.Join(c.exec, "netns") }
-func (c *ctr) shmPath() string     { return filepath.Join(c.exec, "shm") }
-func (c *ctr) exitPath() string    { return filepath.Join(c.dir, shim.ExitFile) }
-func (c *ctr) hostsPath() string   { return filepath.Join(c.dir, "hosts") }
-func (c *ctr) hostPath() string    { return filepath.Join(c.dir, "hostname") }
-func (c *ctr) resolvPath() string  { return filepath.Join(c.dir, "resolv.conf") }
-func (c *ctr) logFile() string     { return filepath.Join(c.dir, string(c.id)+"-json.log") }
-func (c *ctr) writableDir() string { return filepath.Join(c.dir, "rw") }
-
-// save makes the record as it is now durable, with what edit changes in the written copy only. Writes of one
-// container are ordered, so the last state wins.
-func (s *Service) save(c *ctr, edit ...func(*record)) error {
+// save writes the record as it is now, with the changes that edit makes to the written copy only. It is durable when
+// save returns. The writes of one container are ordered, so the last state wins.
+func (c *ctr) save(edit ...func(*record)) error {
 	c.saveMu.Lock()
 	defer c.saveMu.Unlock()
 	c.mu.Lock()
@@ -198,9 +83,9 @@ func (s *Service) save(c *ctr, edit ...func(*record)) error {
 	if gone {
 		return nil
 	}
-	err = s.opts.Store.Meta.Update(func(tx *meta.Tx) error {
+	err = c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
 		if !tx.Containers.Has(c.id) {
-			return nil // removed; never bring it back
+			return nil // removed meanwhile; do not bring it back
 		}
 		return tx.Containers.Put(c.id, raw)
 	})
@@ -210,15 +95,17 @@ func (s *Service) save(c *ctr, edit ...func(*record)) error {
 	return nil
 }
 
-// saveLogged is save for paths on which nobody can be told.
-func (s *Service) saveLogged(c *ctr) {
-	if err := s.save(c); err != nil {
-		s.log.Error("container record not written", "container", c.id, "err", err)
+// saveLogged is save for code that has no caller to return an error to.
+func (c *ctr) saveLogged() {
+	if err := c.save(); err != nil {
+		c.env.log.Error("container record not written", "container", c.id, "err", err)
 	}
 }
 
 // snapshot copies what list and inspect show.
-func (s *Service) snapshot(c *ctr) *Container {
+func (c *ctr) snapshot() *Container {
+	execs := c.sessions.Execs()
+	slices.Sort(execs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := &c.rec
@@ -226,28 +113,14 @@ func (s *Service) snapshot(c *ctr) *Container {
 		ID: c.id, Name: r.Name, Created: r.Created, Image: r.Image, ImageName: r.ImageName,
 		Path: r.Path, Args: slices.Clone(r.Args), Spec: r.Spec, State: r.State,
 		Mounts: slices.Clone(r.Mounts), Networks: maps.Clone(r.Networks), Ports: slices.Clone(r.Ports),
-		LogPath: r.LogPath, Driver: r.Driver,
-		HostnamePath: c.hostPath(), HostsPath: c.hostsPath(), ResolvConfPath: c.resolvPath(),
+		Execs: execs, LogPath: r.LogPath, Driver: r.Driver,
+		HostnamePath: c.paths.hostname, HostsPath: c.paths.hosts, ResolvConfPath: c.paths.resolv,
 		SizeRw: -1, SizeRootFs: -1,
 	}
 	if h := r.State.Health; h != nil {
 		copied := *h
 		copied.Log = slices.Clone(h.Log)
 		out.State.Health = &copied
-	}
-	for id := range c.execs {
-		out.Execs = append(out.Execs, id)
-	}
-	slices.Sort(out.Execs)
-	return out
-}
-
-func volumeNames(ms []volume.Mount) []string {
-	var out []string
-	for _, m := range ms {
-		if m.Type == "volume" && m.Name != "" {
-			out = append(out, m.Name)
-		}
 	}
 	return out
 }

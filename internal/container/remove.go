@@ -8,7 +8,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Remove deletes a container that does not run, or, with force, any; volumes says to delete its anonymous
+// Remove deletes a container that does not run; with force also one that runs. volumes says to delete its anonymous
 // volumes too. Errors: NotFound, Conflict.
 func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link bool) error {
 	if link {
@@ -31,7 +31,7 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		c.mu.Unlock()
 		switch {
 		case !alive:
-			err := s.destroy(context.WithoutCancel(ctx), c, volumes)
+			err := c.destroy(context.WithoutCancel(ctx), volumes)
 			c.release()
 			return err
 		case st == StatusPaused && !force:
@@ -42,11 +42,11 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 			return refuse("container is %s: stop the container before removing or force remove", st)
 		}
 		c.release()
-		// The end of the run needs the slot itself.
-		if err := s.killForRemove(ctx, c); err != nil {
+		// Recording the end of the run takes the slot.
+		if err := c.killForRemove(ctx); err != nil {
 			return refuse("could not kill container: %w", err)
 		}
-		if c.done.Err() != nil { // --rm is faster: wait until it is done
+		if c.done.Err() != nil { // --rm has removed it already, or is about to
 			if err := c.idle(ctx); err != nil && !errors.Is(err, errs.NotFound) {
 				return err
 			}
@@ -55,7 +55,8 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 	}
 }
 
-func (s *Service) killForRemove(ctx context.Context, c *ctr) error {
+// killForRemove ends the run of a container, if there is one, and keeps policies from starting another.
+func (c *ctr) killForRemove(ctx context.Context) error {
 	c.mu.Lock()
 	c.rec.Stopped = true
 	if c.life != nil {
@@ -71,49 +72,49 @@ func (s *Service) killForRemove(ctx context.Context, c *ctr) error {
 	}
 	w := c.wait(WaitNextExit)
 	defer c.unwait(w)
-	return s.killHard(ctx, c, l, w)
+	return c.killHard(ctx, l, w)
 }
 
-// destroy deletes a container that does not run: first the record, then what it spoke of. The caller holds c.op.
-func (s *Service) destroy(ctx context.Context, c *ctr, volumes bool) error {
+// destroy deletes a container that does not run: first the record, then its files. The caller holds c.op.
+func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
 		return errs.New(errs.NotFound, "No such container: %s", c.id)
 	}
 	c.rec.State.Status, c.gone = StatusRemoving, true
-	mounts := c.rec.Mounts
+	mounts, name := c.rec.Mounts, c.rec.Name
 	c.mu.Unlock()
-	c.remove() // readers of its files stop
-	err := c.drainRoot(ctx)
+	c.remove() // ends the readers of its files
+	st := c.env.opts.Store
+	err := c.root.Close(ctx)
 	if err == nil {
 		c.saveMu.Lock()
-		err = s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Delete(c.id) })
+		err = st.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Delete(c.id) })
 		c.saveMu.Unlock()
 	}
 	if err != nil {
+		c.root.Reopen()
 		c.mu.Lock()
 		c.rec.State.Status, c.gone = StatusDead, false
 		c.mu.Unlock()
 		return errs.New(errs.Internal, "remove container %s: %w", c.id.Short(), err)
 	}
-	err = errors.Join(s.detachNetwork(ctx, c), s.opts.Store.Layers.RemoveWritable(ctx, c.writableDir()))
-	s.publish(c, "destroy")
-	err = errors.Join(err, s.forget(c))
-	s.opts.Volumes.Drop(c.id)
+	err = errors.Join(c.detachNetwork(ctx), st.Layers.RemoveWritable(ctx, c.paths.writable))
+	c.publish("destroy")
+	c.env.index.remove(c.id, name)
+	err = errors.Join(err, c.removeDirs())
+	c.env.opts.Volumes.Drop(c.id)
 	if volumes {
-		s.opts.Volumes.RemoveAnonymous(ctx, volumeNames(mounts))
+		c.env.opts.Volumes.RemoveAnonymous(ctx, volumeNames(mounts))
 	}
 	c.mu.Lock()
-	exit := c.lastExit()
-	c.notify(exit, WaitRemoved, WaitNotRunning, WaitNextExit)
-	for p := range c.waiting {
-		p.cancel()
-	}
+	c.notify(c.lastExit(), WaitRemoved, WaitNotRunning, WaitNextExit)
 	c.mu.Unlock()
+	c.sessions.Drop()
 	if err != nil {
-		// The container is gone for everybody; what stays on disk is swept by the next Restore.
-		s.log.Error("leftovers of a removed container", "container", c.id, "err", err)
+		// The record is deleted, so the container is removed; the next Restore deletes what is left on the disk.
+		c.env.log.Error("leftovers of a removed container", "container", c.id, "err", err)
 	}
 	return nil
 }

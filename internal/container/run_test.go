@@ -195,7 +195,7 @@ func TestPauseAndTop(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantErr(t, w.s.Pause(ctx, id), errs.Conflict, "already paused")
-	_, err = w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
+	_, err = w.sessions.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
 	wantErr(t, err, errs.Conflict, "is paused, unpause the container before exec")
 	wantErr(t, w.s.Start(ctx, id), errs.Conflict, "cannot start a paused container, try unpause instead")
 	if err := w.s.Unpause(ctx, id); err != nil {

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ply/internal/container/session"
 	"ply/internal/container/shim"
 	"ply/internal/errs"
 	"ply/internal/events"
@@ -21,7 +21,7 @@ import (
 	"ply/internal/volume"
 )
 
-// Start runs a container that does not run. ErrNotModified when it does. A start that fails is undone whole and
+// Start runs a container that does not run. ErrNotModified when it does. A start that fails is undone completely and
 // leaves its reason in the state, with docker's exit codes: 127 no such program, 126 not executable, 128 other.
 func (s *Service) Start(ctx context.Context, ref string) error {
 	c, err := s.find(ref)
@@ -49,24 +49,37 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	// The client may leave; what was begun is finished or undone all the same.
-	return s.start(context.WithoutCancel(ctx), c)
+	// A client that leaves does not stop the start: it is completed or undone.
+	return s.runs.start(context.WithoutCancel(ctx), c)
 }
 
-// start does the work; the caller holds c.op.
-func (s *Service) start(ctx context.Context, c *ctr) (err error) {
-	undo := &undoer{log: s.log}
+// starter begins the runs of containers: it prepares what the process needs on the host, launches the shim, and lets
+// the supervisor watch the run.
+type starter struct {
+	env  *env
+	runs *supervisor
+}
+
+func newStarter(e *env) *starter {
+	s := &starter{env: e}
+	s.runs = &supervisor{env: e, restart: s.start}
+	return s
+}
+
+// start runs the container; the caller holds c.op.
+func (s *starter) start(ctx context.Context, c *ctr) (err error) {
+	undo := &undoer{log: s.env.log}
 	defer func() {
 		if err != nil {
 			undo.all()
-			s.startFailed(ctx, c, err)
+			c.startFailed(ctx, err)
 		}
 	}()
 	p, err := s.prepare(ctx, c, undo)
 	if err != nil {
 		return err
 	}
-	spec, err := s.buildSpec(c, p)
+	spec, err := buildSpec(c, p)
 	if err != nil {
 		return err
 	}
@@ -74,45 +87,44 @@ func (s *Service) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	client, err := shim.Launch(ctx, s.opts.ShimPath, cfg, spec)
+	client, err := shim.Launch(ctx, s.env.opts.ShimPath, cfg, spec)
 	if err != nil {
 		return startError(err)
 	}
-	l := &life{client: client, began: time.Now()}
-	l.ctx, l.end = context.WithCancel(s.run)
+	l := s.env.newLife(client, time.Now())
 	undo.add("shim", func() error { l.end(); return client.Shutdown(ctx) })
 	if err := p.saved(); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.life = l
-	c.mu.Unlock()
-	undo.add("run", func() error {
-		c.mu.Lock()
-		c.life = nil
-		c.mu.Unlock()
-		return nil
-	})
-	c.connectPending(l, undo)
+	c.setLife(l)
+	undo.add("run", func() error { c.setLife(nil); return nil })
+	undo.add("attached clients", c.sessions.Begin(l.Run))
 	if err := client.Start(ctx, ""); err != nil {
 		return startError(err)
 	}
-	s.started(ctx, c, l, p.att)
+	c.started(l)
+	s.runs.watch(c, l)
 	return nil
 }
 
 // startError puts docker's words around what the runtime says.
 func startError(err error) error {
-	if pe, ok := errors.AsType[*shim.ProgramError](err); ok {
+	if pe, ok := asProgramError(err); ok {
 		return errs.New(errs.Invalid, "failed to create task for container: failed to create shim task: OCI runtime create failed: %w", pe)
 	}
 	return err
 }
 
+func (c *ctr) setLife(l *life) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.life = l
+}
+
 // started records that the process runs.
-func (s *Service) started(ctx context.Context, c *ctr, l *life, att network.Attachment) {
+func (c *ctr) started(l *life) {
 	pid := 0
-	if id, err := shim.ReadIdentity(filepath.Join(c.exec, shim.InitFile)); err == nil {
+	if id, err := shim.ReadIdentity(c.paths.init); err == nil {
 		pid = id.PID
 	}
 	c.mu.Lock()
@@ -120,14 +132,12 @@ func (s *Service) started(ctx context.Context, c *ctr, l *life, att network.Atta
 	st.Status, st.PID, st.ExitCode, st.Error, st.OOMKilled = StatusRunning, pid, 0, "", false
 	st.Started = l.began.UTC()
 	c.mu.Unlock()
-	s.publishMounts(c, "mount")
-	s.publish(c, "start")
-	s.work.Go(func() { s.supervise(c, l) })
-	s.startHealth(c, l)
+	c.publishMounts("mount")
+	c.publish("start")
 }
 
-// publishMounts tells that the container's volumes come into use or go out of it.
-func (s *Service) publishMounts(c *ctr, action string) {
+// publishMounts sends an event for each volume of the container that is now in use, or no longer.
+func (c *ctr) publishMounts(action string) {
 	c.mu.Lock()
 	mounts := c.rec.Mounts
 	c.mu.Unlock()
@@ -139,29 +149,29 @@ func (s *Service) publishMounts(c *ctr, action string) {
 		if action == "mount" {
 			attrs["destination"], attrs["propagation"], attrs["read/write"] = m.Target, m.Propagation, strconv.FormatBool(m.RW)
 		}
-		s.opts.Events.Publish(events.Event{Type: "volume", Action: action, ID: m.Name, Attributes: attrs})
+		c.env.opts.Events.Publish(events.Event{Type: "volume", Action: action, ID: m.Name, Attributes: attrs})
 	}
 }
 
-// prepared is what a start has made ready.
+// prepared is what a start has made on the host.
 type prepared struct {
 	att    network.Attachment
 	netns  string // path of the network namespace; "" = the host's
-	pidns  string // of --pid container:
-	ipcns  string
-	shm    string // host directory to use as /dev/shm; "" = one of the container's own
+	pidns  string // path of the namespace of --pid container:
+	ipcns  string // path of the namespace of --ipc container:
+	shm    string // host directory to mount at /dev/shm; "" = one of the container's own
 	mounts []volume.Mount
 	files  *ctr // whose hosts, hostname and resolv.conf are mounted
 	saved  func() error
 }
 
-// prepare mounts the root, readies the volumes, makes the network and records the start, all at once.
-func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared, error) {
-	if err := os.MkdirAll(c.exec, 0o711); err != nil {
+// prepare mounts the root, readies the volumes, makes the network and writes the record of the start, all at once.
+func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared, error) {
+	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
 	p := &prepared{files: c}
-	if err := s.shared(c, p); err != nil {
+	if err := s.joinNamespaces(c, p); err != nil {
 		return nil, err
 	}
 	saved := make(chan error, 1)
@@ -170,36 +180,36 @@ func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	c.rec.Boot, _ = procid.Boot()
 	c.mu.Unlock()
 	began := time.Now().UTC()
-	// The record of the start becomes durable while the rest is made; --rm needs none, it is removed after a crash
-	// whether it ran or not.
+	// The record of the start becomes durable while the rest is made. --rm needs none: such a container is removed after
+	// a crash whether it ran or not.
 	p.saved = sync.OnceValue(func() error { return <-saved })
-	undo.add("record", p.saved) // it must not be written after that of the failure
+	undo.add("record", p.saved) // it must not be written after the record of the failure
 	if spec.AutoRemove {
 		saved <- nil
 	} else {
 		go func() {
-			saved <- s.save(c, func(r *record) { r.State.Status, r.State.Started = StatusRunning, began })
+			saved <- c.save(func(r *record) { r.State.Status, r.State.Started = StatusRunning, began })
 		}()
 	}
+	volumes := s.env.opts.Volumes
 	var rootUp, netUp, volUp, shmUp bool
 	var g errgroup.Group
 	g.Go(func() error {
-		err := s.mountRoot(ctx, c)
+		err := c.root.Acquire(ctx)
 		rootUp = err == nil
 		return err
 	})
 	g.Go(func() (err error) {
-		p.mounts, err = s.opts.Volumes.Prepare(ctx, c.id, mounts)
+		p.mounts, err = volumes.Prepare(ctx, c.id, mounts)
 		volUp = err == nil
 		return err
 	})
-	g.Go(func() error {
-		up, err := s.attachNetwork(ctx, c, p)
-		netUp = up
+	g.Go(func() (err error) {
+		netUp, err = s.attachNetwork(ctx, c, p)
 		return err
 	})
 	g.Go(func() (err error) {
-		shmUp, err = s.mountShm(c, p)
+		shmUp, err = c.mountShm(p)
 		return err
 	})
 	err := g.Wait()
@@ -207,22 +217,22 @@ func (s *Service) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		undo.add("shm", c.unmountShm)
 	}
 	if rootUp {
-		undo.add("root", func() error { return s.unmountRoot(c) })
+		undo.add("root", c.root.Release)
 	}
 	if volUp {
-		undo.add("volumes", func() error { s.opts.Volumes.Release(c.id); return nil })
+		undo.add("volumes", func() error { volumes.Release(c.id); return nil })
 	}
 	if netUp {
-		undo.add("network", func() error { return s.detachNetwork(ctx, c) })
+		undo.add("network", func() error { return c.detachNetwork(ctx) })
 	}
 	if err != nil {
 		return nil, err
 	}
-	return p, s.writeFiles(c, p)
+	return p, writeHostFiles(c, p)
 }
 
-// shared finds the namespaces of other containers that this one joins.
-func (s *Service) shared(c *ctr, p *prepared) error {
+// joinNamespaces finds the namespaces of other containers that this one joins.
+func (s *starter) joinNamespaces(c *ctr, p *prepared) error {
 	c.mu.Lock()
 	net, pid, ipc := c.rec.Spec.NetworkMode, c.rec.Spec.PidMode, c.rec.Spec.IpcMode
 	c.mu.Unlock()
@@ -233,11 +243,11 @@ func (s *Service) shared(c *ctr, p *prepared) error {
 		if !isContainerMode(j.mode) {
 			continue
 		}
-		other, err := s.find(strings.TrimPrefix(j.mode, "container:"))
+		other, err := s.env.index.find(strings.TrimPrefix(j.mode, containerMode))
 		if err != nil {
 			return err
 		}
-		path, err := s.namespaceOf(other, j.kind)
+		path, err := other.namespace(j.kind)
 		if err != nil {
 			return err
 		}
@@ -246,35 +256,35 @@ func (s *Service) shared(c *ctr, p *prepared) error {
 		case "net":
 			p.files = other
 		case "ipc":
-			p.shm = other.shmPath()
+			p.shm = other.paths.shm
 		}
 	}
 	return nil
 }
 
-// namespaceOf gives the path of a running container's namespace. The pid is the shim's word, checked by start time.
-func (s *Service) namespaceOf(other *ctr, kind string) (string, error) {
-	if _, err := other.running(); err != nil {
-		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, other.id)
+// namespace returns the path of a namespace of a running container. The shim wrote the pid; its start time proves that
+// it still is the same process.
+func (c *ctr) namespace(kind string) (string, error) {
+	if _, err := c.running(); err != nil {
+		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, c.id)
 	}
-	other.mu.Lock()
-	ipc := other.rec.Spec.IpcMode
-	other.mu.Unlock()
+	c.mu.Lock()
+	ipc := c.rec.Spec.IpcMode
+	c.mu.Unlock()
 	if kind == "ipc" && ipc != "shareable" {
-		return "", errs.New(errs.Conflict, "cannot join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.id)
+		return "", errs.New(errs.Conflict, "cannot join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", c.id)
 	}
-	id, err := shim.ReadIdentity(filepath.Join(other.exec, shim.InitFile))
+	id, err := shim.ReadIdentity(c.paths.init)
 	if err != nil || !procid.Alive(procid.ID(id)) {
-		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, other.id)
+		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, c.id)
 	}
 	return fmt.Sprintf("/proc/%d/ns/%s", id.PID, kind), nil
 }
 
-// attachNetwork gives the container its network; up says whether there is something to detach.
-func (s *Service) attachNetwork(ctx context.Context, c *ctr, p *prepared) (up bool, err error) {
+// attachNetwork connects the container to its network; attached reports whether there is something to detach.
+func (s *starter) attachNetwork(ctx context.Context, c *ctr, p *prepared) (attached bool, err error) {
 	c.mu.Lock()
-	spec := c.rec.Spec
-	name := c.rec.Name
+	spec, name := c.rec.Spec, c.rec.Name
 	c.mu.Unlock()
 	if spec.NetworkMode == "host" || isContainerMode(spec.NetworkMode) {
 		return false, nil
@@ -288,14 +298,14 @@ func (s *Service) attachNetwork(ctx context.Context, c *ctr, p *prepared) (up bo
 		ep.MAC = spec.MacAddress
 	}
 	req := network.AttachRequest{
-		ID: c.id, Mode: spec.NetworkMode, NetnsPath: c.netnsPath(), Spec: ep, Ports: ports,
+		ID: c.id, Mode: spec.NetworkMode, NetnsPath: c.paths.netns, Spec: ep, Ports: ports,
 		Hostname: spec.Hostname, Aliases: append([]string{c.id.Short(), name}, ep.Aliases...),
 	}
-	p.att, err = s.opts.Network.Attach(ctx, req)
+	p.att, err = s.env.opts.Network.Attach(ctx, req)
 	if err != nil {
 		return false, err
 	}
-	p.netns = c.netnsPath()
+	p.netns = c.paths.netns
 	c.mu.Lock()
 	c.rec.Networks, c.rec.Ports, c.rec.Netns = p.att.Endpoints, p.att.Ports, p.netns
 	c.mu.Unlock()
@@ -303,14 +313,14 @@ func (s *Service) attachNetwork(ctx context.Context, c *ctr, p *prepared) (up bo
 }
 
 // detachNetwork undoes attachNetwork; idempotent.
-func (s *Service) detachNetwork(ctx context.Context, c *ctr) error {
+func (c *ctr) detachNetwork(ctx context.Context) error {
 	c.mu.Lock()
 	netns := c.rec.Netns
 	c.mu.Unlock()
 	if netns == "" {
 		return nil
 	}
-	err := s.opts.Network.Detach(ctx, c.id, netns)
+	err := c.env.opts.Network.Detach(ctx, c.id, netns)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {
@@ -323,10 +333,10 @@ func (s *Service) detachNetwork(ctx context.Context, c *ctr) error {
 	return err
 }
 
-// startFailed records why there is no process. The container is as it was before, with the reason.
-func (s *Service) startFailed(ctx context.Context, c *ctr, err error) {
+// startFailed records why there is no process. Otherwise the container is as it was before the start.
+func (c *ctr) startFailed(ctx context.Context, err error) {
 	code := 128
-	if pe, ok := errors.AsType[*shim.ProgramError](err); ok {
+	if pe, ok := asProgramError(err); ok {
 		code = pe.Code
 	}
 	c.mu.Lock()
@@ -340,31 +350,31 @@ func (s *Service) startFailed(ctx context.Context, c *ctr, err error) {
 	auto := c.rec.Spec.AutoRemove
 	c.mu.Unlock()
 	if auto {
-		if err := s.destroy(ctx, c, true); err != nil {
-			s.log.Error("container that did not start stays", "container", c.id, "err", err)
+		if err := c.destroy(ctx, true); err != nil {
+			c.env.log.Error("container that did not start was not removed", "container", c.id, "err", err)
 		}
 		return
 	}
-	s.saveLogged(c)
+	c.saveLogged()
 }
 
-// shimConfig says how the shim treats the container's streams.
-func (s *Service) shimConfig(c *ctr) (shim.Config, error) {
+// shimConfig tells the shim how to treat the container's streams.
+func (s *starter) shimConfig(c *ctr) (shim.Config, error) {
 	c.mu.Lock()
 	spec := c.rec.Spec
 	c.mu.Unlock()
-	rt, err := s.runtimePath(spec.Runtime)
+	rt, err := s.env.runtimePath(spec.Runtime)
 	if err != nil {
 		return shim.Config{}, err
 	}
-	log, err := logConfig(spec.LogDriver, spec.LogOpts)
+	log, err := session.LogConfig(spec.LogDriver, spec.LogOpts)
 	if err != nil {
 		return shim.Config{}, err
 	}
-	log.Path = c.logFile()
+	log.Path = c.paths.log
 	return shim.Config{
-		ID: string(c.id), Bundle: c.exec, StateDir: filepath.Join(s.opts.ExecRoot, "runtime"), Runtime: rt,
+		ID: string(c.id), Bundle: c.paths.bundle, StateDir: filepath.Join(s.env.opts.ExecRoot, "runtime"), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
-		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.exitPath(),
+		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
 	}, nil
 }

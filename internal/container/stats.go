@@ -18,8 +18,8 @@ import (
 	"ply/internal/network"
 )
 
-// Stats sends a reading now and, when stream, every second until ctx ends or the container is removed. A
-// container that does not run gives readings of zero, as docker's.
+// Stats sends a reading now and, when stream, every second until ctx ends or the container is removed. The readings of a
+// container that does not run are zero, as with docker.
 func (s *Service) Stats(ctx context.Context, ref string, stream bool, send func(Stats) error) error {
 	c, err := s.find(ref)
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Service) Stats(ctx context.Context, ref string, stream bool, send func(
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		st, err := s.reading(ctx, c)
+		st, err := readStats(ctx, c)
 		if err != nil {
 			return err
 		}
@@ -44,21 +44,22 @@ func (s *Service) Stats(ctx context.Context, ref string, stream bool, send func(
 			return nil
 		case <-c.done.Done():
 			return nil
-		case <-s.run.Done():
+		case <-s.env.run.Done():
 			return nil
 		}
 	}
 }
 
-func (s *Service) reading(ctx context.Context, c *ctr) (Stats, error) {
+// readStats takes one reading.
+func readStats(ctx context.Context, c *ctr) (Stats, error) {
 	st := Stats{ID: string(c.id), Name: c.name(), Read: time.Now(), OnlineCPUs: runtime.NumCPU()}
 	l, err := c.running()
 	if err != nil {
 		return st, nil
 	}
-	st.Cgroup, err = l.client.Stats(ctx)
+	st.Cgroup, err = l.Client.Stats(ctx)
 	if errors.Is(err, errs.Unavailable) || errors.Is(err, errs.Precondition) {
-		return st, nil // it ended in this moment
+		return st, nil // the process has just ended
 	}
 	if err != nil {
 		return st, err
@@ -68,7 +69,7 @@ func (s *Service) reading(ctx context.Context, c *ctr) (Stats, error) {
 	if err := unix.Sysinfo(&host); err != nil {
 		return st, errs.New(errs.Internal, "stats: %w", err)
 	}
-	// Without a limit of its own the host's memory is what a container can have.
+	// A container without a limit can have all memory of the host.
 	if total := uint64(host.Totalram) * uint64(host.Unit); st.Cgroup.MemoryLimit == 0 || st.Cgroup.MemoryLimit > total {
 		st.Cgroup.MemoryLimit = total
 	}
@@ -107,9 +108,9 @@ func systemCPU() (uint64, error) {
 	return total * tick, nil
 }
 
-// netCounters reads the container's interfaces, without loopback. None when the process has just ended.
+// netCounters reads the counters of the container's interfaces, without loopback. None when the process has ended.
 func netCounters(c *ctr) map[string]network.Counters {
-	id, err := shim.ReadIdentity(c.initFile())
+	id, err := shim.ReadIdentity(c.paths.init)
 	if err != nil {
 		return nil
 	}
@@ -132,7 +133,7 @@ func parseNetDev(data []byte) map[string]network.Counters {
 		}
 		var v [12]uint64
 		for i := range v {
-			v[i], _ = strconv.ParseUint(f[i], 10, 64) // the kernel writes numbers
+			v[i], _ = strconv.ParseUint(f[i], 10, 64) // the kernel writes numbers only
 		}
 		out[name] = network.Counters{
 			RxBytes: v[0], RxPackets: v[1], RxErrors: v[2], RxDropped: v[3],

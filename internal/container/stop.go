@@ -14,36 +14,28 @@ import (
 	"ply/internal/procid"
 )
 
-// killPatience is how long a killed process may take to go before the caller is told that it has not.
-const killPatience = 10 * time.Second
+// killWait is how long a killed process may take to end before the caller gets an error.
+const killWait = 10 * time.Second
 
-// Stop asks the process to end and kills it after a while. signal "" and timeout nil are the container's own;
-// timeout in seconds, -1 waits for ever. ErrNotModified when it does not run.
+// Stop asks the process to end and kills it after the timeout. signal "" and timeout nil are the container's own;
+// timeout is in seconds, -1 waits for ever. ErrNotModified when it does not run.
 func (s *Service) Stop(ctx context.Context, ref, signal string, timeout *int) error {
 	c, err := s.find(ref)
 	if err != nil {
 		return err
 	}
-	return s.stopContainer(ctx, c, signal, timeout, byUser)
+	return c.stop(ctx, signal, timeout, byUser)
 }
 
 // Why a container is stopped.
 const (
-	byUser     = iota // policies leave it alone from now on
+	byUser     = iota // restart policies do not start it any more
 	byShutdown        // the next engine may start it again
 	toRestart         // it is started again at once
 )
 
-// idle waits for a start or an end that is under way.
-func (c *ctr) idle(ctx context.Context) error {
-	if err := c.lock(ctx); err != nil {
-		return err
-	}
-	c.release()
-	return nil
-}
-
-func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, timeout *int, mode int) error {
+// stop stops the container for one of the reasons above.
+func (c *ctr) stop(ctx context.Context, signal string, timeout *int, mode int) error {
 	sig, err := c.stopSignal(signal)
 	if err != nil {
 		return err
@@ -60,8 +52,8 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 		c.mu.Unlock()
 	}
 	if c.cancelRestart() {
-		s.saveLogged(c)
-		s.publish(c, "stop")
+		c.saveLogged()
+		c.publish("stop")
 		return nil
 	}
 	l, err := c.running()
@@ -74,27 +66,27 @@ func (s *Service) stopContainer(ctx context.Context, c *ctr, signal string, time
 	c.mu.Unlock()
 	w := c.wait(WaitNextExit)
 	defer c.unwait(w)
-	ended, err := s.signalEnding(ctx, c, l, sig, w)
+	ended, err := c.signalEnd(ctx, l, sig, w)
 	if err != nil {
 		return err
 	}
-	if !ended && !s.awaitEnd(ctx, c, w, s.patience(c, timeout)) {
+	if !ended && !c.awaitEnd(ctx, w, c.stopWait(timeout)) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := s.killHard(ctx, c, l, w); err != nil {
+		if err := c.killHard(ctx, l, w); err != nil {
 			return err
 		}
 	}
-	s.publish(c, "stop")
+	c.publish("stop")
 	return nil
 }
 
-// patience is how long a stop waits before it kills; negative is for ever.
-func (s *Service) patience(c *ctr, timeout *int) time.Duration {
+// stopWait returns how long a stop waits before it kills; negative is for ever.
+func (c *ctr) stopWait(timeout *int) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	sec := s.opts.StopTimeout
+	sec := c.env.opts.StopTimeout
 	if t := c.rec.Spec.StopTimeout; t != nil {
 		sec = *t
 	}
@@ -104,8 +96,8 @@ func (s *Service) patience(c *ctr, timeout *int) time.Duration {
 	return time.Duration(sec) * time.Second
 }
 
-// awaitEnd reports whether the run ended, and was settled, in time. It takes the waiter's one answer.
-func (s *Service) awaitEnd(ctx context.Context, c *ctr, w *waiter, d time.Duration) bool {
+// awaitEnd reports whether the run ended, and its end was recorded, within d. It takes the waiter's only answer.
+func (c *ctr) awaitEnd(ctx context.Context, w *waiter, d time.Duration) bool {
 	var late <-chan time.Time
 	if d >= 0 {
 		t := time.NewTimer(d)
@@ -123,41 +115,43 @@ func (s *Service) awaitEnd(ctx context.Context, c *ctr, w *waiter, d time.Durati
 	return false
 }
 
-// endingPatience is how long a process whose end has begun may take to be seen ended.
-const endingPatience = 2 * time.Second
+// endWait is how long the end of a process may take to be recorded after it has begun.
+const endWait = 2 * time.Second
 
-// signalEnding sends a signal that is meant to end the process. A runtime may refuse it because the process is about
-// to be gone, so a refusal counts only when it is not gone in a moment. ended says that the waiter was answered.
-func (s *Service) signalEnding(ctx context.Context, c *ctr, l *life, sig unix.Signal, w *waiter) (ended bool, err error) {
-	err = s.signal(ctx, c, l, sig)
+// signalEnd sends a signal that is meant to end the process. A runtime may refuse it because the process is just
+// ending, so a refusal is an error only if the process does not end within endWait. ended reports that the waiter was
+// answered.
+func (c *ctr) signalEnd(ctx context.Context, l *life, sig unix.Signal, w *waiter) (ended bool, err error) {
+	err = c.signal(ctx, l, sig)
 	if err == nil || errors.Is(err, errs.Precondition) {
 		return false, nil
 	}
-	if ctx.Err() == nil && s.awaitEnd(ctx, c, w, endingPatience) {
+	if ctx.Err() == nil && c.awaitEnd(ctx, w, endWait) {
 		return true, nil
 	}
 	return false, err
 }
 
-func (s *Service) killHard(ctx context.Context, c *ctr, l *life, w *waiter) error {
-	ended, err := s.signalEnding(ctx, c, l, unix.SIGKILL, w)
+// killHard kills the process and waits for its end.
+func (c *ctr) killHard(ctx context.Context, l *life, w *waiter) error {
+	ended, err := c.signalEnd(ctx, l, unix.SIGKILL, w)
 	if err != nil || ended {
 		return err
 	}
-	if s.awaitEnd(ctx, c, w, killPatience) {
+	if c.awaitEnd(ctx, w, killWait) {
 		return nil
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	// The process cannot end under its shim (one that a runtime lost track of is not reaped). Without the shim the
-	// kernel gives it to somebody who does, and supervise settles the run.
-	who := procid.ID(l.client.Identity())
-	s.log.Error("container does not end when killed; its shim is ended", "container", c.id, "pid", who.PID)
+	// The process cannot end under its shim: one that a runtime lost track of is not reaped. Without the shim the kernel
+	// hands it to a process that reaps it, and the supervisor records the end of the run.
+	who := procid.ID(l.Client.Identity())
+	c.env.log.Error("container does not end when killed; its shim is ended", "container", c.id, "pid", who.PID)
 	if err := procid.Kill(who, unix.SIGKILL); err != nil && !errors.Is(err, procid.ErrGone) {
 		return errs.New(errs.Internal, "container %s: end its shim: %w", c.id, err)
 	}
-	if s.awaitEnd(ctx, c, w, killPatience) {
+	if c.awaitEnd(ctx, w, killWait) {
 		return nil
 	}
 	return errs.New(errs.Unavailable, "container %s: tried to kill container, but did not receive an exit event", c.id)
@@ -175,17 +169,18 @@ func (c *ctr) stopSignal(signal string) (unix.Signal, error) {
 	return spec.ParseSignal(signal)
 }
 
-// signal sends to the first process; a frozen one is thawed so that it can act on it. errs.Precondition when it has ended.
-func (s *Service) signal(ctx context.Context, c *ctr, l *life, sig unix.Signal) error {
-	err := l.client.Kill(ctx, "", shim.KillArgs{Signal: int(sig)})
+// signal sends a signal to the first process. A frozen process is thawed so that it can act on the signal.
+// errs.Precondition when the process has ended.
+func (c *ctr) signal(ctx context.Context, l *life, sig unix.Signal) error {
+	err := l.Client.Kill(ctx, "", shim.KillArgs{Signal: int(sig)})
 	if errors.Is(err, errs.Unavailable) || errors.Is(err, errs.Conflict) {
-		// The process has just ended, or the shim is gone; supervise settles it.
+		// The process has just ended, or the shim is gone; the supervisor records the end.
 		return errs.New(errs.Precondition, "container %s: %w", c.id, err)
 	}
 	if err != nil {
 		return err
 	}
-	s.publish(c, "kill", "signal", strconv.Itoa(int(sig)))
+	c.publish("kill", "signal", strconv.Itoa(int(sig)))
 	if c.status() == StatusPaused {
 		// A kill may have thawed it already, or ended it.
 		err := c.thaw(ctx, l)
@@ -202,13 +197,13 @@ func (s *Service) Restart(ctx context.Context, ref, signal string, timeout *int)
 	if err != nil {
 		return err
 	}
-	if err := s.stopContainer(ctx, c, signal, timeout, toRestart); err != nil && !errors.Is(err, ErrNotModified) {
+	if err := c.stop(ctx, signal, timeout, toRestart); err != nil && !errors.Is(err, ErrNotModified) {
 		return err
 	}
 	if err := s.Start(ctx, string(c.id)); err != nil && !errors.Is(err, ErrNotModified) {
 		return err
 	}
-	s.publish(c, "restart")
+	c.publish("restart")
 	return nil
 }
 
@@ -233,7 +228,7 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 		c.mu.Lock()
 		c.rec.Stopped = true
 		c.mu.Unlock()
-		s.saveLogged(c)
+		c.saveLogged()
 		return nil
 	}
 	l, err := c.running()
@@ -249,86 +244,15 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	if sig == unix.SIGKILL {
 		w = c.wait(WaitNextExit)
 		defer c.unwait(w)
-		return s.killHard(ctx, c, l, w)
+		return c.killHard(ctx, l, w)
 	}
-	if err := s.signal(ctx, c, l, sig); err != nil {
+	if err := c.signal(ctx, l, sig); err != nil {
 		w = c.wait(WaitNotRunning)
 		defer c.unwait(w)
-		if errors.Is(err, errs.Precondition) || s.awaitEnd(ctx, c, w, endingPatience) {
+		if errors.Is(err, errs.Precondition) || c.awaitEnd(ctx, w, endWait) {
 			return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", clip(ref), c.id)
 		}
 		return err
 	}
-	return nil
-}
-
-// Pause freezes a container's processes.
-func (s *Service) Pause(ctx context.Context, ref string) error {
-	return s.setFrozen(ctx, ref, true)
-}
-
-// Unpause thaws them.
-func (s *Service) Unpause(ctx context.Context, ref string) error {
-	return s.setFrozen(ctx, ref, false)
-}
-
-func (s *Service) setFrozen(ctx context.Context, ref string, pause bool) error {
-	c, err := s.find(ref)
-	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
-		return err
-	}
-	defer c.release()
-	l, err := c.running()
-	st := c.status()
-	switch {
-	case st == StatusRestarting:
-		return errs.New(errs.Conflict, "container %s is restarting, wait until the container is running", c.id)
-	case !pause && st != StatusPaused && err == nil:
-		return errs.New(errs.Conflict, "Container %s is not paused", c.id)
-	case err != nil:
-		return err
-	case pause && st == StatusPaused:
-		return errs.New(errs.Conflict, "container %s is already paused", c.id)
-	}
-	do, action := c.thaw, "unpause"
-	if pause {
-		do, action = c.freeze, "pause"
-	}
-	if err := do(ctx, l); err != nil {
-		return errs.New(errs.Conflict, "cannot %s container %s: %w", action, c.id, err)
-	}
-	s.publish(c, action)
-	return s.save(c)
-}
-
-// freeze stops the processes of a run; no exec starts meanwhile. The caller holds op.
-func (c *ctr) freeze(ctx context.Context, l *life) error {
-	c.freezing.Lock()
-	defer c.freezing.Unlock()
-	if err := l.client.Pause(ctx); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.rec.State.Status = StatusPaused
-	c.mu.Unlock()
-	return nil
-}
-
-// thaw lets them go on.
-func (c *ctr) thaw(ctx context.Context, l *life) error {
-	c.freezing.Lock()
-	defer c.freezing.Unlock()
-	// A conflict says that it is not frozen: a kill has thawed it.
-	if err := l.client.Resume(ctx); err != nil && !errors.Is(err, errs.Conflict) {
-		return err
-	}
-	c.mu.Lock()
-	if c.life == l && c.rec.State.Status == StatusPaused {
-		c.rec.State.Status = StatusRunning
-	}
-	c.mu.Unlock()
 	return nil
 }

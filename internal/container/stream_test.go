@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
@@ -35,13 +36,13 @@ func (b *buffer) String() string {
 }
 
 // attach attaches in the background; the channel gets Attach's result.
-func (w *world) attach(id string, o container.AttachOptions) <-chan error {
+func (w *world) attach(id string, o session.AttachOptions) <-chan error {
 	w.t.Helper()
 	ready := make(chan struct{})
 	done := make(chan error, 1)
 	o.Stream = true
 	o.Ready = func() error { close(ready); return nil }
-	go func() { done <- w.s.Attach(context.Background(), id, o) }()
+	go func() { done <- w.sessions.Attach(context.Background(), id, o) }()
 	select {
 	case <-ready:
 	case err := <-done:
@@ -71,9 +72,9 @@ func TestAttachBeforeStart(t *testing.T) {
 	id := w.create(spec)
 	var out, errOut buffer
 	in, typed := io.Pipe()
-	done := w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out, Stderr: &errOut})
+	done := w.attach(id, session.AttachOptions{Stdin: in, Stdout: &out, Stderr: &errOut})
 	var second buffer
-	done2 := w.attach(id, container.AttachOptions{Stdout: &second})
+	done2 := w.attach(id, session.AttachOptions{Stdout: &second})
 	exit := w.wait(id, container.WaitNextExit)
 	w.start(id)
 	if _, err := io.WriteString(typed, "through\n"); err != nil {
@@ -100,7 +101,7 @@ func TestDetachKeys(t *testing.T) {
 	w.waitLog(id, "ready")
 	var out buffer
 	in, typed := io.Pipe()
-	done := w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out})
+	done := w.attach(id, session.AttachOptions{Stdin: in, Stdout: &out})
 	if _, err := io.WriteString(typed, "one\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -108,21 +109,21 @@ func TestDetachKeys(t *testing.T) {
 	if _, err := io.WriteString(typed, "\x10\x11"); err != nil {
 		t.Fatal(err)
 	}
-	if err := result(t, done); !errors.Is(err, container.ErrDetached) {
+	if err := result(t, done); !errors.Is(err, session.ErrDetached) {
 		t.Fatalf("attach ended with %v", err)
 	}
 	if st := w.get(id).State.Status; st != container.StatusRunning {
 		t.Errorf("container is %s after a detach", st)
 	}
 	in, typed = io.Pipe()
-	done = w.attach(id, container.AttachOptions{Stdin: in, Stdout: &out, DetachKeys: "ctrl-x,x"})
+	done = w.attach(id, session.AttachOptions{Stdin: in, Stdout: &out, DetachKeys: "ctrl-x,x"})
 	if _, err := io.WriteString(typed, "\x18x"); err != nil {
 		t.Fatal(err)
 	}
-	if err := result(t, done); !errors.Is(err, container.ErrDetached) {
+	if err := result(t, done); !errors.Is(err, session.ErrDetached) {
 		t.Fatalf("attach with own keys ended with %v", err)
 	}
-	wantErr(t, w.s.Attach(context.Background(), id, container.AttachOptions{DetachKeys: "ctrl-xx", Stream: true}), errs.Invalid, "Invalid detach keys (ctrl-xx) provided")
+	wantErr(t, w.sessions.Attach(context.Background(), id, session.AttachOptions{DetachKeys: "ctrl-xx", Stream: true}), errs.Invalid, "Invalid detach keys (ctrl-xx) provided")
 }
 
 func TestExec(t *testing.T) {
@@ -150,27 +151,30 @@ func TestExec(t *testing.T) {
 		t.Errorf("missing program: %d %q", code, msg)
 	}
 	for _, dir := range []string{"/proc/self/fd/7", "/proc/1/cwd", "relative"} {
-		_, err := w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}, WorkingDir: dir})
+		_, err := w.sessions.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}, WorkingDir: dir})
 		wantErr(t, err, errs.Invalid, "the working directory")
 	}
-	e, err := w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"sh", "-c", "echo x > /tmp/detached"}})
+	e, err := w.sessions.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"sh", "-c", "echo x > /tmp/detached"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.s.ExecStart(ctx, e, container.AttachOptions{}, true, [2]uint{}); err != nil {
+	if err := w.sessions.ExecStart(ctx, e, session.AttachOptions{}, true, [2]uint{}); err != nil {
 		t.Fatal(err)
 	}
-	w.eventually("detached exec", func() bool { x, err := w.s.ExecGet(ctx, e); return err == nil && x.ExitCode != nil && *x.ExitCode == 0 })
-	wantErr(t, w.s.ExecStart(ctx, e, container.AttachOptions{}, true, [2]uint{}), errs.Conflict, "has already run")
+	w.eventually("detached exec", func() bool {
+		x, err := w.sessions.ExecGet(ctx, e)
+		return err == nil && x.ExitCode != nil && *x.ExitCode == 0
+	})
+	wantErr(t, w.sessions.ExecStart(ctx, e, session.AttachOptions{}, true, [2]uint{}), errs.Conflict, "has already run")
 	if _, out := w.exec(id, "cat", "/tmp/detached"); out != "x\n" {
 		t.Errorf("detached exec left %q", out)
 	}
 	if err := w.s.Kill(ctx, id, "KILL"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = w.s.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
+	_, err = w.sessions.ExecCreate(ctx, id, spec.ExecSpec{Cmd: []string{"true"}})
 	wantErr(t, err, errs.Conflict, "is not running")
-	_, err = w.s.ExecGet(ctx, "nope")
+	_, err = w.sessions.ExecGet(ctx, "nope")
 	wantErr(t, err, errs.NotFound, "No such exec instance: nope")
 }
 
@@ -185,7 +189,7 @@ func TestExecLeaksNothing(t *testing.T) {
 		done := make(chan error, 1)
 		ready := make(chan struct{})
 		go func() {
-			done <- w.s.Attach(ctx, id, container.AttachOptions{Stream: true, Stdin: in, Stdout: io.Discard, Ready: func() error { close(ready); return nil }})
+			done <- w.sessions.Attach(ctx, id, session.AttachOptions{Stream: true, Stdin: in, Stdout: io.Discard, Ready: func() error { close(ready); return nil }})
 		}()
 		<-ready
 		cancel()
@@ -216,37 +220,37 @@ func TestLogs(t *testing.T) {
 	exit := w.wait(id, container.WaitNextExit)
 	w.start(id)
 	recv(t, exit)
-	get := func(o container.LogOptions) string {
+	get := func(o session.LogOptions) string {
 		t.Helper()
 		var b bytes.Buffer
-		if err := w.s.Logs(ctx, id, o, &b, &b); err != nil {
+		if err := w.sessions.Logs(ctx, id, o, &b, &b); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()
 	}
-	if got := get(container.LogOptions{Stdout: true, Tail: 2}); got != "two\nthree\n" && got != "three\n" {
+	if got := get(session.LogOptions{Stdout: true, Tail: 2}); got != "two\nthree\n" && got != "three\n" {
 		t.Errorf("tail %q", got)
 	}
-	if got := get(container.LogOptions{Stderr: true, Tail: -1}); got != "bad\n" {
+	if got := get(session.LogOptions{Stderr: true, Tail: -1}); got != "bad\n" {
 		t.Errorf("stderr %q", got)
 	}
-	if got := get(container.LogOptions{Stdout: true, Tail: -1, Follow: true}); got != "one\ntwo\nthree\n" {
+	if got := get(session.LogOptions{Stdout: true, Tail: -1, Follow: true}); got != "one\ntwo\nthree\n" {
 		t.Errorf("follow of an ended container %q", got)
 	}
-	first, _, _ := strings.Cut(get(container.LogOptions{Stdout: true, Tail: -1, Timestamps: true}), " ")
+	first, _, _ := strings.Cut(get(session.LogOptions{Stdout: true, Tail: -1, Timestamps: true}), " ")
 	if _, err := time.Parse("2006-01-02T15:04:05.000000000Z07:00", first); err != nil {
 		t.Error(err)
 	}
-	if got := get(container.LogOptions{Stdout: true, Tail: -1, Since: time.Now().Add(time.Hour)}); got != "" {
+	if got := get(session.LogOptions{Stdout: true, Tail: -1, Since: time.Now().Add(time.Hour)}); got != "" {
 		t.Errorf("since the future %q", got)
 	}
-	wantErr(t, w.s.Logs(ctx, id, container.LogOptions{}, nil, nil), errs.Invalid, "you must choose at least one stream")
+	wantErr(t, w.sessions.Logs(ctx, id, session.LogOptions{}, nil, nil), errs.Invalid, "you must choose at least one stream")
 
 	follow := w.up(nil)
 	var out buffer
 	done := make(chan error, 1)
 	go func() {
-		done <- w.s.Logs(ctx, follow, container.LogOptions{Stdout: true, Tail: -1, Follow: true}, &out, nil)
+		done <- w.sessions.Logs(ctx, follow, session.LogOptions{Stdout: true, Tail: -1, Follow: true}, &out, nil)
 	}()
 	w.eventually("follower sees ready", func() bool { return out.String() == "ready\n" })
 	if err := w.s.Stop(ctx, follow, "", nil); err != nil {
@@ -265,7 +269,7 @@ func TestLogDriverNone(t *testing.T) {
 	exit := w.wait(id, container.WaitNextExit)
 	w.start(id)
 	recv(t, exit)
-	err := w.s.Logs(context.Background(), id, container.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
+	err := w.sessions.Logs(context.Background(), id, session.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
 	wantErr(t, err, errs.Unimplemented, "")
 	spec.LogDriver = "syslog"
 	_, _, err = w.s.Create(context.Background(), spec)

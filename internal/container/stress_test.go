@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
@@ -49,15 +50,15 @@ func TestStress(t *testing.T) {
 			return err
 		},
 		"diff":    func(n string) error { _, err := w.s.Changes(ctx, n); return err },
-		"copy in": func(n string) error { return w.s.CopyTo(ctx, n, "/tmp", bytes.NewReader(in), false, false) },
-		"copy":    func(n string) error { return w.s.CopyFrom(ctx, n, "/etc", io.Discard) },
-		"export":  func(n string) error { return w.s.Export(ctx, n, io.Discard) },
+		"copy in": func(n string) error { return w.files.CopyTo(ctx, n, "/tmp", bytes.NewReader(in), false, false) },
+		"copy":    func(n string) error { return w.files.CopyFrom(ctx, n, "/etc", io.Discard) },
+		"export":  func(n string) error { return w.files.Export(ctx, n, io.Discard) },
 		"exec": func(n string) error {
-			id, err := w.s.ExecCreate(ctx, n, spec.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})
+			id, err := w.sessions.ExecCreate(ctx, n, spec.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})
 			if err != nil {
 				return err
 			}
-			err = w.s.ExecStart(ctx, id, container.AttachOptions{Stdout: io.Discard, Stream: true}, false, [2]uint{})
+			err = w.sessions.ExecStart(ctx, id, session.AttachOptions{Stdout: io.Discard, Stream: true}, false, [2]uint{})
 			if err != nil && errors.Is(err, errs.Internal) {
 				return nil // the container ended while the exec began; the runtime says so in its own words
 			}
@@ -68,7 +69,7 @@ func TestStress(t *testing.T) {
 			return err
 		},
 		"logs": func(n string) error {
-			return w.s.Logs(ctx, n, container.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
+			return w.sessions.Logs(ctx, n, session.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
 		},
 	}
 	var kinds []string

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// waiter is somebody who waits for a container.
+// waiter is a request to be told when a condition of the container holds.
 type waiter struct {
 	cond WaitCondition
-	ch   chan Exit // room for one
+	ch   chan Exit // capacity 1
 }
 
-// Wait returns a channel that gets one Exit when the condition holds; it is registered before Wait returns. The
+// Wait returns a channel that receives one Exit when the condition holds; it is registered before Wait returns. The
 // channel is closed without a value when ctx ends first. Errors: NotFound, Invalid for an unknown condition.
 func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan Exit, error) {
 	switch cond {
@@ -35,14 +35,14 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 			out <- e
 		case <-ctx.Done():
 			c.unwait(w)
-		case <-s.run.Done():
+		case <-s.env.run.Done():
 			c.unwait(w)
 		}
 	}()
 	return out, nil
 }
 
-// wait registers; the answer may be there already.
+// wait registers a waiter. A condition that holds already is answered at once.
 func (c *ctr) wait(cond WaitCondition) *waiter {
 	w := &waiter{cond: cond, ch: make(chan Exit, 1)}
 	c.mu.Lock()
@@ -63,17 +63,17 @@ func (c *ctr) unwait(w *waiter) {
 	delete(c.waiters, w)
 }
 
-// lastExit is how the last run ended; mu is held.
+// lastExit returns how the last run ended; c.mu is held.
 func (c *ctr) lastExit() Exit {
 	st := &c.rec.State
 	at := st.Finished
 	if at.IsZero() {
 		at = time.Now()
 	}
-	return Exit{Code: st.ExitCode, OOMKilled: st.OOMKilled, At: at} // why a start failed is told to who started
+	return Exit{Code: st.ExitCode, OOMKilled: st.OOMKilled, At: at} // Error is empty: why a start failed is returned to its caller
 }
 
-// notify answers those who wait for one of the conditions; mu is held.
+// notify answers those who wait for one of the conditions; c.mu is held.
 func (c *ctr) notify(e Exit, conds ...WaitCondition) {
 	for w := range c.waiters {
 		for _, cond := range conds {

@@ -210,14 +210,13 @@ func (e *Engine) imageInUse(id oci.ImageID) []string {
 }
 
 func (e *Engine) containerRuns(id string) bool {
-	c, err := e.Containers.Get(context.Background(), id, false)
-	return err == nil && (c.State.Status == container.StatusRunning || c.State.Status == container.StatusPaused || c.State.Status == container.StatusRestarting)
+	return e.Containers != nil && e.Containers.Running(id)
 }
 
 // API gives what the Engine API needs of the services; hosts are the names by which clients may call a TCP listener.
 func (e *Engine) API(hosts []string) docker.Options {
 	return docker.Options{
-		Images: e.Images, Mover: mover{e.Registry, e.Archive}, Containers: e.Containers, Volumes: e.Volumes, Networks: e.Networks,
+		Images: e.Images, Mover: mover{e.Registry, e.Archive}, Containers: e.Containers, Files: e.Containers.Files(), Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks,
 		Events: e.Events, System: e, Log: e.log, Driver: e.Store.Layers.Name(), Hosts: hosts,
 	}
 }

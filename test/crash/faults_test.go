@@ -16,6 +16,7 @@ import (
 
 	"ply/internal/config"
 	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/durable/faultfs"
@@ -253,7 +254,7 @@ func operations(t *testing.T) []op {
 			}
 			if acked {
 				var out bytes.Buffer
-				if err := e.Containers.Logs(context.Background(), "fresh", container.LogOptions{Stdout: true, Stderr: true, Tail: -1}, &out, io.Discard); err != nil || out.String() != "hi\n" {
+				if err := e.Containers.Sessions().Logs(context.Background(), "fresh", session.LogOptions{Stdout: true, Stderr: true, Tail: -1}, &out, io.Discard); err != nil || out.String() != "hi\n" {
 					return fmt.Errorf("log %q, %w", out.String(), err)
 				}
 			}

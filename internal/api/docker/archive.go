@@ -7,7 +7,7 @@ import (
 	"os"
 	"time"
 
-	"ply/internal/container"
+	"ply/internal/container/rootfs"
 	"ply/internal/errs"
 )
 
@@ -22,14 +22,14 @@ func (c *call) archivePath() (string, error) {
 	return path, nil
 }
 
-func (c *call) setStat(st container.PathStat) error {
+func (c *call) setStat(st rootfs.Info) error {
 	b, err := json.Marshal(struct {
 		Name       string      `json:"name"`
 		Size       int64       `json:"size"`
 		Mode       os.FileMode `json:"mode"`
 		Mtime      time.Time   `json:"mtime"`
 		LinkTarget string      `json:"linkTarget"`
-	}{st.Name, st.Size, os.FileMode(st.Mode), st.Mtime, st.LinkTarget})
+	}{st.Name, st.Size, st.Mode, st.ModTime, st.LinkTarget})
 	if err != nil {
 		return errs.New(errs.Internal, "path %s: %w", st.Name, err)
 	}
@@ -42,7 +42,7 @@ func (s *server) archiveStat(c *call) error {
 	if err != nil {
 		return err
 	}
-	st, err := s.Containers.PathStat(c.ctx(), c.vars["id"], path)
+	st, err := s.Files.PathStat(c.ctx(), c.vars["id"], path)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (s *server) archiveGet(c *call) error {
 	if err != nil {
 		return err
 	}
-	st, err := s.Containers.PathStat(c.ctx(), c.vars["id"], path)
+	st, err := s.Files.PathStat(c.ctx(), c.vars["id"], path)
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (s *server) archiveGet(c *call) error {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")
-	return s.Containers.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
+	return s.Files.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
 }
 
 func (s *server) archivePut(c *call) error {
@@ -73,7 +73,7 @@ func (s *server) archivePut(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Containers.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
+	if err := s.Files.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
 		return err
 	}
 	return c.none(http.StatusOK)

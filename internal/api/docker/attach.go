@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"ply/internal/api/docker/stream"
-	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/wire"
@@ -133,8 +133,8 @@ func (l *line) close() {
 const watchEvery = 2 * time.Second
 
 // run serves one attach or exec: work gets the streams and the function that takes the connection over.
-func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(context.Context, container.AttachOptions) error) error {
-	opts := container.AttachOptions{Stream: true, Ready: l.open}
+func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(context.Context, session.AttachOptions) error) error {
+	opts := session.AttachOptions{Stream: true, Ready: l.open}
 	out, errOut := l.outputs()
 	if stdin {
 		opts.Stdin = l
@@ -158,7 +158,7 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	})
 	err := work(ctx, opts)
 	if l.opened() {
-		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, container.ErrDetached) {
+		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, session.ErrDetached) {
 			_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the only place left to say it
 			l.c.w.status = statusOf(err)
 		}
@@ -181,9 +181,9 @@ func (s *server) containerAttach(c *call) error {
 		return err
 	}
 	l, ctx := newLine(c, c.streamType(ctr.Spec.Tty), ctr.Spec.Tty)
-	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts container.AttachOptions) error {
+	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts session.AttachOptions) error {
 		opts.Logs, opts.Stream, opts.DetachKeys = c.bool("logs"), c.bool("stream"), c.get("detachKeys")
-		err := s.Containers.Attach(ctx, c.vars["id"], opts)
+		err := s.Sessions.Attach(ctx, c.vars["id"], opts)
 		if err == nil && !l.opened() { // nothing to send, but the client waits for the take-over
 			err = l.open()
 		}
@@ -213,7 +213,7 @@ func (s *server) execCreate(c *call) error {
 	if body.ConsoleSize != nil {
 		spec.ConsoleSize = *body.ConsoleSize
 	}
-	id, err := s.Containers.ExecCreate(c.ctx(), c.vars["id"], spec)
+	id, err := s.Sessions.ExecCreate(c.ctx(), c.vars["id"], spec)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (s *server) execStart(c *call) error {
 		return err
 	}
 	id := c.vars["id"]
-	exec, err := s.Containers.ExecGet(c.ctx(), id)
+	exec, err := s.Sessions.ExecGet(c.ctx(), id)
 	if err != nil {
 		return err
 	}
@@ -243,22 +243,22 @@ func (s *server) execStart(c *call) error {
 		size = *body.ConsoleSize
 	}
 	if body.Detach {
-		if err := s.Containers.ExecStart(c.lasting(), id, container.AttachOptions{}, true, size); err != nil {
+		if err := s.Sessions.ExecStart(c.lasting(), id, session.AttachOptions{}, true, size); err != nil {
 			return err
 		}
 		return c.none(http.StatusOK)
 	}
 	l, ctx := newLine(c, c.streamType(body.Tty), body.Tty)
 	spec := exec.Spec
-	return l.run(ctx, spec.AttachStdin, spec.AttachStdout, spec.AttachStderr, func(ctx context.Context, opts container.AttachOptions) error {
+	return l.run(ctx, spec.AttachStdin, spec.AttachStdout, spec.AttachStderr, func(ctx context.Context, opts session.AttachOptions) error {
 		opts.DetachKeys = spec.DetachKeys
-		err := s.Containers.ExecStart(ctx, id, opts, false, size)
+		err := s.Sessions.ExecStart(ctx, id, opts, false, size)
 		if l.opened() {
 			return err
 		}
 		// A command that could not run has its exit code: clients want the message in the stream and ask for the code after.
 		if err != nil {
-			if now, getErr := s.Containers.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
+			if now, getErr := s.Sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
 				return err
 			}
 		}
@@ -271,14 +271,14 @@ func (s *server) execResize(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Containers.ExecResize(c.ctx(), c.vars["id"], h, w); err != nil {
+	if err := s.Sessions.ExecResize(c.ctx(), c.vars["id"], h, w); err != nil {
 		return err
 	}
 	return c.none(http.StatusCreated)
 }
 
 func (s *server) execInspect(c *call) error {
-	e, err := s.Containers.ExecGet(c.ctx(), c.vars["id"])
+	e, err := s.Sessions.ExecGet(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/rootfs"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/events"
 	"ply/internal/filter"
@@ -77,25 +79,33 @@ type Containers interface {
 	Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) ([]string, error)
 	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
 	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
-	Logs(ctx context.Context, ref string, opts container.LogOptions, stdout, stderr io.Writer) error
-	Attach(ctx context.Context, ref string, opts container.AttachOptions) error
-	Resize(ctx context.Context, ref string, height, width uint) error
 	// Wait returns a channel that gets one Exit, registered before Wait returns.
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
 	Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows []container.Process, err error)
 	Changes(ctx context.Context, ref string) ([]Change, error)
-	Export(ctx context.Context, ref string, w io.Writer) error
 	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
 	// Stats sends a reading now and, when stream, every second until ctx ends.
 	Stats(ctx context.Context, ref string, stream bool, send func(container.Stats) error) error
 	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
-	PathStat(ctx context.Context, ref, path string) (container.PathStat, error)
-	CopyFrom(ctx context.Context, ref, path string, w io.Writer) (err error)
-	CopyTo(ctx context.Context, ref, path string, tar io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
+}
+
+// Files is what the endpoints of docker cp and export need; container.Files has it.
+type Files interface {
+	PathStat(ctx context.Context, ref, path string) (rootfs.Info, error)
+	CopyFrom(ctx context.Context, ref, path string, w io.Writer) error
+	CopyTo(ctx context.Context, ref, path string, stream io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
+	Export(ctx context.Context, ref string, w io.Writer) error
+}
+
+// Sessions is what the endpoints of attach, logs and exec need; container.Sessions has it.
+type Sessions interface {
+	Attach(ctx context.Context, ref string, opts session.AttachOptions) error
+	Logs(ctx context.Context, ref string, opts session.LogOptions, stdout, stderr io.Writer) error
+	Resize(ctx context.Context, ref string, height, width uint) error
 	ExecCreate(ctx context.Context, ref string, spec spec.ExecSpec) (string, error)
-	ExecStart(ctx context.Context, id string, opts container.AttachOptions, detach bool, consoleSize [2]uint) error
+	ExecStart(ctx context.Context, id string, opts session.AttachOptions, detach bool, consoleSize [2]uint) error
 	ExecResize(ctx context.Context, id string, height, width uint) error
-	ExecGet(ctx context.Context, id string) (*container.Exec, error)
+	ExecGet(ctx context.Context, id string) (*session.ExecInfo, error)
 }
 
 // Change is container.Change by the layer package's name for it.

@@ -8,6 +8,7 @@ import (
 
 	"ply/internal/api/docker/stream"
 	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/wire"
@@ -156,7 +157,7 @@ func (s *server) containerResize(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Containers.Resize(c.ctx(), c.vars["id"], h, w); err != nil {
+	if err := s.Sessions.Resize(c.ctx(), c.vars["id"], h, w); err != nil {
 		return err
 	}
 	return c.none(http.StatusOK)
@@ -214,7 +215,7 @@ func (s *server) containerChanges(c *call) error {
 
 func (s *server) containerExport(c *call) error {
 	c.w.Header().Set("Content-Type", "application/octet-stream")
-	return s.Containers.Export(c.ctx(), c.vars["id"], c.w)
+	return s.Files.Export(c.ctx(), c.vars["id"], c.w)
 }
 
 // containerWait sends its headers before the container ends: clients start the container only when they have them.
@@ -264,7 +265,7 @@ func (s *server) containerWait(c *call) error {
 }
 
 func (s *server) containerLogs(c *call) error {
-	opts := container.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
+	opts := session.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
 		Timestamps: c.bool("timestamps"), Details: c.bool("details"), Tail: -1}
 	if !opts.Stdout && !opts.Stderr {
 		return errs.New(errs.Invalid, "Bad parameters: you must choose at least one stream")
@@ -301,7 +302,7 @@ func (s *server) containerLogs(c *call) error {
 	if ctr.Spec.Tty {
 		stdout, stderr = out, out
 	}
-	err = s.Containers.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
+	err = s.Sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
 	if out.end() && err != nil {
 		if c.ctx().Err() != nil { // the client left
 			return nil

@@ -22,6 +22,8 @@ type Options struct {
 	Images     Images
 	Mover      Mover
 	Containers Containers
+	Files      Files
+	Sessions   Sessions
 	Volumes    Volumes
 	Networks   Networks
 	Events     Events
@@ -46,7 +48,7 @@ type server struct {
 // New gives the handler of the whole API. It panics when a service is missing: that is a mistake of the caller.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Mover == nil, o.Containers == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
+	case o.Images == nil, o.Mover == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {

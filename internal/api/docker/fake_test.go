@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"ply/internal/container"
+	"ply/internal/container/rootfs"
+	"ply/internal/container/session"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -358,7 +360,7 @@ func (f *fakeContainers) List(_ context.Context, o container.ListOptions) ([]*co
 	}
 	return []*container.Container{f.web(), f.old()}, nil
 }
-func (f *fakeContainers) Logs(ctx context.Context, name string, o container.LogOptions, stdout, stderr io.Writer) error {
+func (f *fakeContainers) Logs(ctx context.Context, name string, o session.LogOptions, stdout, stderr io.Writer) error {
 	if _, err := f.find(name); err != nil {
 		return err
 	}
@@ -380,7 +382,7 @@ func (f *fakeContainers) Logs(ctx context.Context, name string, o container.LogO
 }
 
 // Attach repeats: what comes in goes out; at the end of input a line goes to stderr.
-func (f *fakeContainers) Attach(ctx context.Context, name string, o container.AttachOptions) error {
+func (f *fakeContainers) Attach(ctx context.Context, name string, o session.AttachOptions) error {
 	if name == "refused" {
 		return errs.New(errs.Conflict, "You cannot attach to a stopped container, start it first")
 	}
@@ -395,7 +397,7 @@ func (f *fakeContainers) Attach(ctx context.Context, name string, o container.At
 	return echo(ctx, o)
 }
 
-func echo(ctx context.Context, o container.AttachOptions) error {
+func echo(ctx context.Context, o session.AttachOptions) error {
 	if o.Stdin != nil && o.Stdout != nil {
 		if _, err := io.Copy(o.Stdout, o.Stdin); err != nil {
 			return err
@@ -479,14 +481,14 @@ func (f *fakeContainers) Prune(_ context.Context, filters filter.Args) ([]oci.Co
 	}
 	return []oci.ContainerID{ctrOld}, 1, nil
 }
-func (f *fakeContainers) PathStat(_ context.Context, name, path string) (container.PathStat, error) {
+func (f *fakeContainers) PathStat(_ context.Context, name, path string) (rootfs.Info, error) {
 	if _, err := f.find(name); err != nil {
-		return container.PathStat{}, err
+		return rootfs.Info{}, err
 	}
 	if path != "/etc/hosts" {
-		return container.PathStat{}, errs.New(errs.NotFound, "Could not find the file %s in container %s", path, name)
+		return rootfs.Info{}, errs.New(errs.NotFound, "Could not find the file %s in container %s", path, name)
 	}
-	return container.PathStat{Name: "hosts", Size: 3, Mode: 0o644, Mtime: moment}, nil
+	return rootfs.Info{Name: "hosts", Size: 3, Mode: 0o644, ModTime: moment}, nil
 }
 func (f *fakeContainers) CopyFrom(_ context.Context, _, _ string, w io.Writer) error {
 	_, err := io.WriteString(w, "tar")
@@ -515,7 +517,7 @@ func (f *fakeContainers) ExecCreate(_ context.Context, name string, spec spec.Ex
 	f.exec = spec
 	return execGood, err
 }
-func (f *fakeContainers) ExecStart(ctx context.Context, id string, o container.AttachOptions, detach bool, _ [2]uint) error {
+func (f *fakeContainers) ExecStart(ctx context.Context, id string, o session.AttachOptions, detach bool, _ [2]uint) error {
 	if id == execBad {
 		return errs.New(errs.Invalid, "exec failed: unable to start container process: exec: \"nosuch\": executable file not found in $PATH")
 	}
@@ -528,8 +530,8 @@ func (f *fakeContainers) ExecStart(ctx context.Context, id string, o container.A
 	return echo(ctx, o)
 }
 func (f *fakeContainers) ExecResize(_ context.Context, id string, h, w uint) error { return nil }
-func (f *fakeContainers) ExecGet(_ context.Context, id string) (*container.Exec, error) {
-	e := &container.Exec{ID: id, Container: ctrWeb, Spec: spec.ExecSpec{Cmd: []string{"sh", "-c", "x"}, AttachStdin: true, AttachStdout: true, AttachStderr: true, User: "root"}, ExitCode: new(int)}
+func (f *fakeContainers) ExecGet(_ context.Context, id string) (*session.ExecInfo, error) {
+	e := &session.ExecInfo{ID: id, Container: ctrWeb, Spec: spec.ExecSpec{Cmd: []string{"sh", "-c", "x"}, AttachStdin: true, AttachStdout: true, AttachStderr: true, User: "root"}, ExitCode: new(int)}
 	switch id {
 	case execGood:
 		f.mu.Lock()
@@ -629,7 +631,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{images: &fakeImages{}, mover: &fakeMover{}, containers: &fakeContainers{}, bus: &events.Bus{}}
-	h := New(Options{Images: w.images, Mover: w.mover, Containers: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Driver: "erofs",
+	h := New(Options{Images: w.images, Mover: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

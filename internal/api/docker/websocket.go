@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/net/websocket"
 
-	"ply/internal/container"
+	"ply/internal/container/session"
 	"ply/internal/errs"
 )
 
@@ -29,7 +29,7 @@ func (s *server) containerAttachWS(c *call) error {
 		Handler: func(ws *websocket.Conn) {
 			ws.PayloadType = websocket.BinaryFrame
 			err := s.attachWS(ctx, cancel, c, ws)
-			if err != nil && !errors.Is(err, container.ErrDetached) && !errors.Is(err, context.Canceled) {
+			if err != nil && !errors.Is(err, session.ErrDetached) && !errors.Is(err, context.Canceled) {
 				_, _ = io.WriteString(ws, messageOf(err)+"\r\n") // the only place left to say it
 			}
 		},
@@ -39,7 +39,7 @@ func (s *server) containerAttachWS(c *call) error {
 }
 
 func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *call, ws *websocket.Conn) error {
-	opts := container.AttachOptions{Logs: c.bool("logs"), Stream: c.bool("stream"), DetachKeys: c.get("detachKeys"), Ready: func() error { return nil }}
+	opts := session.AttachOptions{Logs: c.bool("logs"), Stream: c.bool("stream"), DetachKeys: c.get("detachKeys"), Ready: func() error { return nil }}
 	// With none named, as browsers' clients do, all are meant.
 	all := !c.bool("stdin") && !c.bool("stdout") && !c.bool("stderr")
 	sock := &socket{ws, cancel}
@@ -54,7 +54,7 @@ func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *cal
 	if all || c.bool("stderr") {
 		opts.Stderr = sock
 	}
-	return s.Containers.Attach(ctx, c.vars["id"], opts)
+	return s.Sessions.Attach(ctx, c.vars["id"], opts)
 }
 
 // socket ends the work when its client is gone: a web socket has no half-close, so its end is the client's.

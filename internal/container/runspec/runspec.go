@@ -16,6 +16,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/rootfs"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/volume"
@@ -223,7 +224,7 @@ func (b *builder) newProcess(in processInput) (*specs.Process, error) {
 		return nil, fmt.Errorf("root file system: %w", err)
 	}
 	defer root.Close() // only read from
-	who, err := LookupUser(root, in.user, in.groups)
+	who, err := rootfs.LookupUser(root, in.user, in.groups)
 	if err != nil {
 		return nil, err
 	}

@@ -1,11 +1,11 @@
 package container
 
 import (
-	"path/filepath"
 	"regexp"
 	"runtime"
 
 	"ply/internal/container/runspec"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
@@ -24,57 +24,31 @@ func checkName(name string) error {
 	return nil
 }
 
-// check refuses what cannot run, in docker's words, and fills in defaults. It returns warnings for the user.
-func (s *Service) check(sp *spec.Spec) (warnings []string, err error) {
+// check refuses options that cannot run, in docker's words, and fills in defaults. It returns warnings for the user.
+func (e *env) check(sp *spec.Spec) (warnings []string, err error) {
 	if warnings, err = sp.Check(); err != nil {
 		return nil, err
 	}
 	if err := sp.Resources.CheckCPUs(runtime.NumCPU()); err != nil {
 		return nil, err
 	}
-	if err := s.checkLog(sp); err != nil {
+	if sp.LogDriver == "" {
+		sp.LogDriver = e.opts.LogDriver
+		if sp.LogOpts == nil {
+			sp.LogOpts = e.opts.LogOpts
+		}
+	}
+	if _, err := session.LogConfig(sp.LogDriver, sp.LogOpts); err != nil {
 		return nil, err
 	}
-	if _, err := s.runtimePath(sp.Runtime); err != nil {
+	if _, err := e.runtimePath(sp.Runtime); err != nil {
 		return nil, err
 	}
 	more, err := runspec.Check(sp)
 	return append(warnings, more...), err
 }
 
-func (s *Service) checkLog(sp *spec.Spec) error {
-	if sp.LogDriver == "" {
-		sp.LogDriver = s.opts.LogDriver
-		if sp.LogOpts == nil {
-			sp.LogOpts = s.opts.LogOpts
-		}
-	}
-	_, err := logConfig(sp.LogDriver, sp.LogOpts)
-	return err
-}
-
-// runtimePath gives the program of a runtime; "" is the one built in.
-func (s *Service) runtimePath(name string) (string, error) {
-	if name == "" {
-		name = s.opts.Runtime
-	}
-	switch name {
-	case "", "runc", "ply", "io.containerd.runc.v2": // docker's names for its default
-		if p := s.opts.Runtimes[name]; p == "" {
-			return "", nil
-		}
-	}
-	p := s.opts.Runtimes[name]
-	if p == "" {
-		return "", invalid("unknown or invalid runtime name: %s", clip(name))
-	}
-	if !filepath.IsAbs(p) {
-		return "", invalid("runtime %s: path %q is not absolute", name, p)
-	}
-	return p, nil
-}
-
-// checkPlatform holds an image against --platform.
+// checkPlatform refuses an image of another platform than --platform asks for.
 func checkPlatform(want string, cfg *oci.Config, ref string) error {
 	if want == "" {
 		return nil

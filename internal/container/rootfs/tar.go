@@ -1,11 +1,10 @@
-package container
+package rootfs
 
 import (
 	"archive/tar"
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -15,27 +14,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packer writes a tree as a tar, by descriptors only: nothing that is swapped in meanwhile leads out of it.
-type packer struct {
+// Export writes everything below root as a tar stream. The root directory itself gets no entry.
+func Export(ctx context.Context, root *os.File, w io.Writer) error {
+	t := newTarWriter(ctx, w)
+	if err := t.tree(root, ""); err != nil {
+		return err
+	}
+	return t.tw.Close()
+}
+
+// tarWriter writes files as a tar stream. It opens every file relative to the descriptor of its directory, so a
+// directory that is replaced by a link meanwhile does not lead it elsewhere.
+type tarWriter struct {
 	ctx   context.Context
 	tw    *tar.Writer
-	links map[[2]uint64]string
+	links map[[2]uint64]string // device and inode of a file with several links → its first name
 	buf   []byte
 }
 
-func newPacker(ctx context.Context, w io.Writer) *packer {
-	return &packer{ctx: ctx, tw: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 128<<10)}
+func newTarWriter(ctx context.Context, w io.Writer) *tarWriter {
+	return &tarWriter{ctx: ctx, tw: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 128<<10)}
 }
 
-// tree writes dir's content under prefix; "" puts it at the archive's root. The directory itself gets an entry when
-// prefix is not "".
-func (p *packer) tree(dir *os.File, prefix string) error {
+// tree writes the content of dir under prefix. With the prefix "" the names start at the root of the stream and dir
+// gets no entry of its own.
+func (t *tarWriter) tree(dir *os.File, prefix string) error {
 	if prefix != "" {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 			return err
 		}
-		if err := p.header(&st, prefix+"/", "", dir); err != nil {
+		if err := t.header(&st, prefix+"/", "", dir); err != nil {
 			return err
 		}
 	}
@@ -45,12 +54,12 @@ func (p *packer) tree(dir *os.File, prefix string) error {
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		if err := p.ctx.Err(); err != nil {
-			return context.Cause(p.ctx)
+		if err := t.ctx.Err(); err != nil {
+			return context.Cause(t.ctx)
 		}
-		err := p.entry(dir, n, path.Join(prefix, n))
+		err := t.entry(dir, n, path.Join(prefix, n))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-			continue // removed or replaced while we looked
+			continue // removed or replaced since the directory was read
 		}
 		if err != nil {
 			return err
@@ -59,25 +68,25 @@ func (p *packer) tree(dir *os.File, prefix string) error {
 	return nil
 }
 
-// entry writes one name of dir.
-func (p *packer) entry(dir *os.File, base, name string) error {
+// entry writes the file base of dir, and what is below it, as name.
+func (t *tarWriter) entry(dir *os.File, base, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFSOCK:
-		return nil // a tar has no sockets
+		return nil // the format has no sockets
 	case unix.S_IFLNK:
 		buf := make([]byte, 4096)
 		n, err := unix.Readlinkat(int(dir.Fd()), base, buf)
 		if err != nil {
 			return err
 		}
-		return p.header(&st, name, string(buf[:n]), nil)
+		return t.header(&st, name, string(buf[:n]), nil)
 	case unix.S_IFREG, unix.S_IFDIR:
 	default:
-		return p.header(&st, name, "", nil)
+		return t.header(&st, name, "", nil)
 	}
 	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -91,34 +100,34 @@ func (p *packer) entry(dir *os.File, base, name string) error {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != kind:
-		return unix.ENOENT // replaced meanwhile
+		return unix.ENOENT // replaced by a file of another kind
 	case kind == unix.S_IFDIR:
-		return p.tree(f, name)
+		return t.tree(f, name)
 	}
-	return p.file(f, &st, name)
+	return t.file(f, &st, name)
 }
 
-func (p *packer) file(f *os.File, st *unix.Stat_t, name string) error {
+func (t *tarWriter) file(f *os.File, st *unix.Stat_t, name string) error {
 	if st.Nlink > 1 {
 		key := [2]uint64{uint64(st.Dev), st.Ino}
-		if first, ok := p.links[key]; ok {
+		if first, ok := t.links[key]; ok {
 			h := tarHeader(st, name)
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
-			return p.tw.WriteHeader(h)
+			return t.tw.WriteHeader(h)
 		}
-		p.links[key] = name
+		t.links[key] = name
 	}
-	if err := p.header(st, name, "", f); err != nil {
+	if err := t.header(st, name, "", f); err != nil {
 		return err
 	}
 	left := st.Size
 	for left > 0 {
-		if err := p.ctx.Err(); err != nil {
-			return context.Cause(p.ctx)
+		if err := t.ctx.Err(); err != nil {
+			return context.Cause(t.ctx)
 		}
-		n, err := f.Read(p.buf[:min(int64(len(p.buf)), left)])
+		n, err := f.Read(t.buf[:min(int64(len(t.buf)), left)])
 		if n > 0 {
-			if _, err := p.tw.Write(p.buf[:n]); err != nil {
+			if _, err := t.tw.Write(t.buf[:n]); err != nil {
 				return err
 			}
 			left -= int64(n)
@@ -130,10 +139,10 @@ func (p *packer) file(f *os.File, st *unix.Stat_t, name string) error {
 			return err
 		}
 	}
-	// The file became shorter while it was read; the header has promised more.
-	clear(p.buf)
+	// A file that became shorter while it was read is filled with zeros, because its header states the old size.
+	clear(t.buf)
 	for left > 0 {
-		n, err := p.tw.Write(p.buf[:min(int64(len(p.buf)), left)])
+		n, err := t.tw.Write(t.buf[:min(int64(len(t.buf)), left)])
 		if err != nil {
 			return err
 		}
@@ -142,14 +151,14 @@ func (p *packer) file(f *os.File, st *unix.Stat_t, name string) error {
 	return nil
 }
 
-// header writes an entry's header; f, when given, has the xattrs.
-func (p *packer) header(st *unix.Stat_t, name, link string, f *os.File) error {
+// header writes the header of an entry. The xattrs are read from f; nil writes none.
+func (t *tarWriter) header(st *unix.Stat_t, name, link string, f *os.File) error {
 	h := tarHeader(st, name)
 	h.Linkname = link
 	if f != nil {
 		h.PAXRecords = readXattrs(f)
 	}
-	return p.tw.WriteHeader(h)
+	return t.tw.WriteHeader(h)
 }
 
 func tarHeader(st *unix.Stat_t, name string) *tar.Header {
@@ -178,7 +187,8 @@ func tarHeader(st *unix.Stat_t, name string) *tar.Header {
 
 const xattrPrefix = "SCHILY.xattr."
 
-// readXattrs gives a file's xattrs as PAX records, without the overlay's own. What cannot be read is left out.
+// readXattrs returns the xattrs of a file as PAX records, without those of overlayfs. Xattrs that cannot be read or
+// written as a record are left out.
 func readXattrs(f *os.File) map[string]string {
 	size, err := unix.Flistxattr(int(f.Fd()), nil)
 	if err != nil || size == 0 {
@@ -190,7 +200,7 @@ func readXattrs(f *os.File) map[string]string {
 	}
 	var out map[string]string
 	for n := range strings.SplitSeq(strings.TrimRight(string(list[:size]), "\x00"), "\x00") {
-		if n == "" || isOverlayXattr(n) {
+		if n == "" || isOverlayXattr(n) || strings.ContainsRune(n, '=') {
 			continue
 		}
 		vs, err := unix.Fgetxattr(int(f.Fd()), n, nil)
@@ -200,9 +210,6 @@ func readXattrs(f *os.File) map[string]string {
 		v := make([]byte, vs)
 		if vs, err = unix.Fgetxattr(int(f.Fd()), n, v); err != nil {
 			continue
-		}
-		if strings.ContainsRune(n, '=') {
-			continue // cannot be written as a PAX record
 		}
 		if out == nil {
 			out = map[string]string{}
@@ -214,33 +221,4 @@ func readXattrs(f *os.File) map[string]string {
 
 func isOverlayXattr(n string) bool {
 	return strings.HasPrefix(n, "trusted.overlay.") || strings.HasPrefix(n, "user.overlay.")
-}
-
-// fileMode turns a stat's mode into Go's bits.
-func fileMode(mode uint32) fs.FileMode {
-	m := fs.FileMode(mode & 0o777)
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		m |= fs.ModeDir
-	case unix.S_IFLNK:
-		m |= fs.ModeSymlink
-	case unix.S_IFIFO:
-		m |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		m |= fs.ModeSocket
-	case unix.S_IFBLK:
-		m |= fs.ModeDevice
-	case unix.S_IFCHR:
-		m |= fs.ModeDevice | fs.ModeCharDevice
-	}
-	if mode&unix.S_ISUID != 0 {
-		m |= fs.ModeSetuid
-	}
-	if mode&unix.S_ISGID != 0 {
-		m |= fs.ModeSetgid
-	}
-	if mode&unix.S_ISVTX != 0 {
-		m |= fs.ModeSticky
-	}
-	return m
 }

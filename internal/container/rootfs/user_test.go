@@ -1,4 +1,4 @@
-package runspec
+package rootfs
 
 import (
 	"errors"
@@ -14,8 +14,26 @@ import (
 	"ply/internal/errs"
 )
 
+// rootWithUsers returns a directory with an /etc/passwd and an /etc/group, some of whose lines are malformed.
+func rootWithUsers(t *testing.T) string {
+	root := t.TempDir()
+	if err := os.Mkdir(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string]string{
+		"passwd": "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/var/www:/bin/sh\nodd:x:1001:1001::relative:/bin/sh\n" +
+			"broken\n7:x:77:77::/seven:/bin/sh\nhuge:x:4294967296:0::/:/bin/sh\nnogid:x:12:x::/:/bin/sh\nshort:x:50:51\n",
+		"group": "root:x:0:\nweb:x:33:\nteam:x:500:web,other\nstaff:x:501:other\n9:x:99:web\nbad:x:-1:web\n",
+	} {
+		if err := os.WriteFile(filepath.Join(root, "etc", name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
 func TestLookupUser(t *testing.T) {
-	root, err := os.Open(testRoot(t))
+	root, err := os.Open(rootWithUsers(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,8 +60,8 @@ func TestLookupUser(t *testing.T) {
 		{"2147483647:2147483647", nil, 1<<31 - 1, 1<<31 - 1, []uint32{1<<31 - 1}, "/"},
 		{"odd", nil, 1001, 1001, []uint32{1001}, "/"},
 		{"short", nil, 50, 51, []uint32{51}, "/"},
-		{"7", nil, 7, 0, []uint32{0}, "/"},             // a number, though somebody is called so
-		{"web:9", nil, 33, 9, []uint32{9}, "/var/www"}, // as with groups
+		{"7", nil, 7, 0, []uint32{0}, "/"},             // an ID, although a user has this name
+		{"web:9", nil, 33, 9, []uint32{9}, "/var/www"}, // the same for groups
 		{"web", []string{"staff", "7"}, 33, 33, []uint32{33, 500, 99, 7, 501}, "/var/www"},
 		{"007", nil, 7, 0, []uint32{0}, "/"},
 	} {
@@ -92,7 +110,7 @@ func TestLookupUser(t *testing.T) {
 	}
 }
 
-// TestHostileUserFiles: a look-up ends, soon, and never reads what is not the image's.
+// A lookup in an image ends soon and reads no file outside the image, whatever /etc/passwd is.
 func TestHostileUserFiles(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "passwd")
 	if err := os.WriteFile(secret, []byte("host:x:4242:4242::/:/bin/sh\n"), 0o644); err != nil {
@@ -133,11 +151,11 @@ func TestHostileUserFiles(t *testing.T) {
 				t.Errorf("%s: %v, want errs.Invalid", name, err)
 			}
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%s: the look-up hangs", name)
+			t.Fatalf("%s: the lookup hangs", name)
 		}
 		_ = root.Close()
 	}
-	// A link in the way to the file stays in the image.
+	// A link on the way to the file does not lead out of the image.
 	dir := t.TempDir()
 	if err := os.Symlink(filepath.Dir(secret), filepath.Join(dir, "etc")); err != nil {
 		t.Fatal(err)
@@ -150,7 +168,7 @@ func TestHostileUserFiles(t *testing.T) {
 	if got, err := LookupUser(root, "host", nil); err == nil {
 		t.Errorf("through a link: %+v", got)
 	}
-	// No files at all: numbers work.
+	// IDs need no files.
 	if got, err := LookupUser(root, "5:6", nil); err != nil || got.UID != 5 || got.GID != 6 {
 		t.Errorf("without files: %+v, %v", got, err)
 	}

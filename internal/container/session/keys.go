@@ -1,19 +1,20 @@
-package container
+package session
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"strings"
 	"time"
 )
 
-// keyPatience is how long the first of the detach keys is kept back: long enough for a hand that types the
-// sequence, short enough for a shell that is meant by it.
-const keyPatience = 150 * time.Millisecond
+// keyDelay is how long a possible beginning of the detach keys is kept back before it is passed on: long enough to type
+// the next key, short enough for a user who means the key for the shell.
+const keyDelay = 150 * time.Millisecond
 
 var defaultDetachKeys = []byte{16, 17} // ctrl-p, ctrl-q
 
-// parseDetachKeys takes docker's form: a comma list of single characters and ctrl-X, X one of a-z @ [ \ ] ^ _.
+// parseDetachKeys parses docker's form: a comma-separated list of single characters and ctrl-X, X one of a-z @ [ \ ] ^ _.
 func parseDetachKeys(s string) ([]byte, error) {
 	if s == "" {
 		return defaultDetachKeys, nil
@@ -43,15 +44,16 @@ func parseDetachKeys(s string) ([]byte, error) {
 	return out, nil
 }
 
-// keyMatcher finds a sequence in what is typed. Bytes that may be its beginning are kept back; release lets
-// them go without forgetting them, so that a slow hand still detaches.
+// keyMatcher finds a sequence of keys in the input. It keeps back bytes that may be the beginning of the sequence.
+// release passes them on but remembers them, so a user who types slowly still detaches.
 type keyMatcher struct {
 	keys []byte
-	at   int // how much of keys was typed
-	kept int // how much of that was not passed on yet
+	at   int // number of keys that were typed
+	kept int // number of those that were not passed on yet
 }
 
-// feed gives what is to be passed on; found says that the sequence is complete (what was kept back then vanishes).
+// feed appends to out the bytes of in to be passed on. found reports that the sequence is complete; the bytes kept
+// back are then discarded.
 func (m *keyMatcher) feed(in []byte, out []byte) (pass []byte, found bool) {
 	for _, b := range in {
 		for {
@@ -73,7 +75,7 @@ func (m *keyMatcher) feed(in []byte, out []byte) (pass []byte, found bool) {
 	return out, false
 }
 
-// fallBack keeps the longest end of what was typed that is a beginning of the sequence, and passes on the rest.
+// fallBack keeps back the longest suffix of the typed keys that is a prefix of the sequence, and passes on the rest.
 func (m *keyMatcher) fallBack(out []byte) []byte {
 	typed := m.keys[:m.at]
 	next := 0
@@ -89,14 +91,14 @@ func (m *keyMatcher) fallBack(out []byte) []byte {
 	return out
 }
 
-// release gives what is kept back.
+// release returns the bytes that are kept back.
 func (m *keyMatcher) release() []byte {
 	pass := m.keys[m.at-m.kept : m.at]
 	m.kept = 0
 	return pass
 }
 
-// copyKeys copies until in ends or the keys are typed (ErrDetached).
+// copyKeys copies from in to w until in ends or the keys are typed (ErrDetached).
 func copyKeys(ctx context.Context, w io.Writer, in io.Reader, keys []byte) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -136,10 +138,10 @@ func copyKeys(ctx context.Context, w io.Writer, in io.Reader, keys []byte) error
 			late = nil
 			if c.err != nil {
 				_, err := w.Write(m.release())
-				return join(err, c.err)
+				return cmp.Or(err, c.err)
 			}
 			if m.kept > 0 {
-				late = time.After(keyPatience)
+				late = time.After(keyDelay)
 			}
 		case <-late:
 			late = nil
@@ -150,12 +152,4 @@ func copyKeys(ctx context.Context, w io.Writer, in io.Reader, keys []byte) error
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// join keeps the first error.
-func join(err, more error) error {
-	if err != nil {
-		return err
-	}
-	return more
 }

@@ -1,4 +1,4 @@
-package container
+package session
 
 import (
 	"bytes"
@@ -55,7 +55,7 @@ func TestKeyMatcher(t *testing.T) {
 	}
 }
 
-// ctrl-p alone reaches the shell after a moment, and the sequence still detaches afterwards.
+// The first detach key alone reaches the process after a moment, and the rest of the sequence still detaches.
 func TestLoneKeyIsPassedOn(t *testing.T) {
 	in, typed := io.Pipe()
 	out := make(chan []byte, 10)

@@ -1,4 +1,4 @@
-package container
+package rootfs
 
 import (
 	"archive/tar"
@@ -13,32 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/compress"
-	"ply/internal/container/runspec"
 	"ply/internal/errs"
 	"ply/internal/safepath"
 )
 
-// extractor unpacks a tar below a directory of a root that somebody else may change at the same time. Every parent
-// is resolved from the root by the kernel, every last component is touched without following.
+// extractor unpacks a tar stream below a directory of a root that other processes may change at the same time. The
+// kernel resolves every parent directory from the root; the last component of a name is never followed.
 type extractor struct {
-	ctx    context.Context
-	root   *os.File
-	dir    string // where to unpack, in the root
-	strict bool   // no directory in a file's place, no file in a directory's
-	owner  *runspec.Account
-	dirs   []dirTime
-	buf    []byte
+	ctx       context.Context
+	root      *os.File
+	dir       string   // path below root to unpack into
+	keepKinds bool     // refuse to replace a directory by another kind of file, and the other way round
+	owner     *Account // owner of every file; nil = as the stream says
+	dirs      []dirTime
+	buf       []byte
 }
 
-// dirTime is a directory whose time is set when nothing is put into it any more.
+// dirTime is a directory whose time is set after everything in it was unpacked.
 type dirTime struct {
 	name string
 	h    *tar.Header
 }
 
 const (
-	maxEntries = 2 << 20 // of one copy
-	maxRaces   = 100     // lost against somebody who writes the same name
+	maxEntries = 2 << 20 // entries of one stream
+	maxRaces   = 100     // tries to create a name that another process keeps creating
 )
 
 func (x *extractor) run(r io.Reader) error {
@@ -58,10 +57,10 @@ func (x *extractor) run(r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return invalid("archive: %w", err)
+			return invalid("tar: %w", err)
 		}
 		if n == maxEntries {
-			return invalid("archive: more than %d entries", maxEntries)
+			return invalid("tar: more than %d entries", maxEntries)
 		}
 		if err := x.entry(h, tr); err != nil {
 			if errors.Is(err, unix.EROFS) {
@@ -75,7 +74,7 @@ func (x *extractor) run(r io.Reader) error {
 			return err
 		}
 	}
-	// What follows the end of the archive is padding; a client that still sends it must not be cut off.
+	// Read the padding behind the end of the stream: a client that still sends it must not be cut off.
 	_, err = io.Copy(io.Discard, io.LimitReader(in, 1<<20))
 	return err
 }
@@ -86,25 +85,25 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 		return nil
 	case tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
 	default:
-		return invalid("archive: entry %q has the unknown type %q", clip(h.Name), h.Typeflag)
+		return invalid("tar: entry %q has the unknown type %q", clip(h.Name), h.Typeflag)
 	}
 	name, err := safepath.Clean(h.Name)
 	if err != nil {
 		return err
 	}
 	if name == "." {
-		return nil // the directory itself is there, and keeps its attributes
+		return nil // the directory exists and keeps its attributes
 	}
 	if sub := path.Dir(name); sub != "." {
 		d, err := safepath.MkdirAll(x.root, path.Join(x.dir, sub), 0o755)
 		if err != nil {
-			return x.fail(h, err)
+			return x.describe(h, err)
 		}
-		_ = d.Close() // only made sure of
+		_ = d.Close() // opened for reading only
 	}
 	parent, base, err := safepath.OpenParent(x.root, path.Join(x.dir, name))
 	if err != nil {
-		return x.fail(h, err)
+		return x.describe(h, err)
 	}
 	defer parent.Close()
 	for try := 1; ; try++ {
@@ -114,10 +113,10 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 		}
 		err = x.make(parent, base, h, tr, keep)
 		if errors.Is(err, unix.EEXIST) && try < maxRaces {
-			continue // somebody put something there in between; nothing of the entry was read yet
+			continue // another process created the name; no content of the entry was read yet
 		}
 		if err != nil {
-			return x.fail(h, err)
+			return x.describe(h, err)
 		}
 		break
 	}
@@ -127,15 +126,15 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 	return nil
 }
 
-func (x *extractor) fail(h *tar.Header, err error) error {
+func (x *extractor) describe(h *tar.Header, err error) error {
 	if _, classified := errors.AsType[*errs.Error](err); classified {
 		return err
 	}
 	return fmt.Errorf("unpack %s: %w", clip(h.Name), err)
 }
 
-// clear makes room for an entry; keep says that what is there stays: a directory for a directory, or a file that
-// is a mount point and can only be overwritten.
+// clear removes the file that has the name of an entry. keep reports that the file stays: a directory that the entry
+// names too, or a file that is a mount point and can only be overwritten.
 func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep bool, err error) {
 	var st unix.Stat_t
 	err = unix.Fstatat(int(parent.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -143,15 +142,15 @@ func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep boo
 		return false, nil
 	}
 	if err != nil {
-		return false, x.fail(h, err)
+		return false, x.describe(h, err)
 	}
 	isDir, wantDir := st.Mode&unix.S_IFMT == unix.S_IFDIR, h.Typeflag == tar.TypeDir
 	switch {
 	case isDir && wantDir:
 		return true, nil
-	case x.strict && isDir:
+	case x.keepKinds && isDir:
 		return false, invalid("cannot overwrite directory %q with non-directory %q", path.Join(x.dir, h.Name), x.dir)
-	case x.strict && wantDir:
+	case x.keepKinds && wantDir:
 		return false, invalid("cannot overwrite non-directory %q with directory %q", path.Join(x.dir, h.Name), x.dir)
 	case isDir:
 		return false, x.wrap(h, removeTree(x.ctx, parent, base, 0))
@@ -161,7 +160,7 @@ func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep boo
 		return true, nil
 	}
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil // removed meanwhile
+		return false, nil // another process removed it
 	}
 	return false, x.wrap(h, err)
 }
@@ -170,12 +169,12 @@ func (x *extractor) wrap(h *tar.Header, err error) error {
 	if err == nil {
 		return nil
 	}
-	return x.fail(h, err)
+	return x.describe(h, err)
 }
 
-const maxDepth = 4096
+const maxDepth = 4096 // directories below each other that removeTree descends
 
-// removeTree deletes a directory and what is in it, following nothing.
+// removeTree deletes a directory and everything in it without following links.
 func removeTree(ctx context.Context, parent *os.File, base string, depth int) error {
 	if depth > maxDepth {
 		return invalid("directory %s: nested too deeply", base)
@@ -219,7 +218,7 @@ func (x *extractor) make(parent *os.File, base string, h *tar.Header, tr io.Read
 		}
 	case tar.TypeSymlink:
 		if len(h.Linkname) >= 4096 || h.Linkname == "" || strings.IndexByte(h.Linkname, 0) >= 0 {
-			return invalid("archive: link %q has the bad target %q", clip(h.Name), clip(h.Linkname))
+			return invalid("tar: link %q has the bad target %q", clip(h.Name), clip(h.Linkname))
 		}
 		if err := unix.Symlinkat(h.Linkname, dfd, base); err != nil {
 			return err
@@ -240,7 +239,7 @@ func (x *extractor) make(parent *os.File, base string, h *tar.Header, tr io.Read
 	return x.attributes(f, h)
 }
 
-// openNode opens what was just made, whatever it is, without side effects.
+// openNode opens a file of any kind without side effects.
 func openNode(parent *os.File, base string) (*os.File, error) {
 	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -287,20 +286,21 @@ func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Read
 			break
 		}
 		if rerr != nil {
-			return invalid("archive: %w", rerr)
+			return invalid("tar: %w", rerr)
 		}
 	}
 	return x.attributes(f, h)
 }
 
-// attributes sets owner, mode, xattrs and time of a node by its descriptor, in the order in which none undoes another.
+// attributes sets owner, mode, xattrs and time of a file by its descriptor. The order matters: a change of the owner
+// clears setuid bits and capabilities, and every change sets the time.
 func (x *extractor) attributes(f *os.File, h *tar.Header) error {
 	uid, gid := h.Uid, h.Gid
 	if x.owner != nil {
 		uid, gid = int(x.owner.UID), int(x.owner.GID)
 	}
 	if uid < 0 || gid < 0 || uid > 1<<32-2 || gid > 1<<32-2 {
-		return invalid("archive: entry %q has the owner %d:%d", clip(h.Name), uid, gid)
+		return invalid("tar: entry %q has the owner %d:%d", clip(h.Name), uid, gid)
 	}
 	if err := unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH); err != nil {
 		return err
@@ -308,7 +308,7 @@ func (x *extractor) attributes(f *os.File, h *tar.Header) error {
 	if h.Typeflag == tar.TypeSymlink {
 		return unix.UtimesNanoAt(int(f.Fd()), "", times(h), unix.AT_EMPTY_PATH)
 	}
-	self := fdPath(f) // an O_PATH descriptor has no other way to these
+	self := fdPath(f) // chmod and setxattr do not take an O_PATH descriptor
 	if err := unix.Chmod(self, uint32(h.Mode)&0o7777); err != nil {
 		return err
 	}
@@ -336,7 +336,7 @@ func times(h *tar.Header) []unix.Timespec {
 func (x *extractor) setTime(d dirTime) error {
 	parent, base, err := safepath.OpenParent(x.root, path.Join(x.dir, d.name))
 	if err != nil {
-		return nil // moved away meanwhile
+		return nil // another process moved it
 	}
 	defer parent.Close()
 	err = unix.UtimesNanoAt(int(parent.Fd()), base, times(d.h), unix.AT_SYMLINK_NOFOLLOW)

@@ -1,4 +1,4 @@
-package runspec
+package rootfs
 
 import (
 	"errors"
@@ -19,16 +19,16 @@ const maxUserFile = 1 << 20
 
 const maxID = 1<<31 - 1
 
-// Account is who a process runs as.
+// Account is the user, groups and home directory that a process runs with.
 type Account struct {
 	UID, GID uint32
 	Groups   []uint32 // supplementary; the primary one first
 	Home     string
 }
 
-// LookupUser resolves docker's user[:group] and extra groups in the /etc/passwd and /etc/group below root. A word of
-// digits is a number, never a name. Only regular files of at most 1 MiB are read; a missing one is empty.
-// Errors are errs.Invalid with docker's words.
+// LookupUser resolves docker's user[:group] and the extra groups in add with /etc/passwd and /etc/group below root.
+// A word of digits is an ID, never a name. Only regular files of at most 1 MiB are read; a missing file counts as
+// empty. Errors are errs.Invalid with docker's words.
 func LookupUser(root *os.File, user string, add []string) (Account, error) {
 	name, group, hasGroup := strings.Cut(user, ":")
 	if strings.Contains(group, ":") || len(user) > 512 {
@@ -39,10 +39,10 @@ func LookupUser(root *os.File, user string, add []string) (Account, error) {
 	if err != nil {
 		return acc, err
 	}
-	login := "" // whose memberships count
+	login := "" // user whose memberships in /etc/group count
 	found := false
 	if name == "" {
-		numeric = true // root by number, whatever it is called
+		numeric = true // "" is the user 0
 	}
 	err = userLines(root, "etc/passwd", 7, func(f []string) {
 		id, ok, err := parseID(f[2])
@@ -71,7 +71,7 @@ func LookupUser(root *os.File, user string, add []string) (Account, error) {
 }
 
 func withGroups(root *os.File, acc Account, login, group string, explicit bool, add []string) (Account, error) {
-	wanted := map[string]bool{} // names still to be found
+	wanted := map[string]bool{} // names that were not found yet
 	var extra []uint32
 	gid, numeric, err := parseID(group)
 	if err != nil {
@@ -130,7 +130,7 @@ func withGroups(root *os.File, acc Account, login, group string, explicit bool, 
 	return acc, nil
 }
 
-// parseID reads a number. Digits that are out of range are an error, not a name.
+// parseID parses a user or group ID. A number that is out of range is an error, not a name.
 func parseID(s string) (id uint32, numeric bool, err error) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		if len(s) > 1 && s[0] == '-' && strings.Trim(s[1:], "0123456789") == "" {
@@ -145,7 +145,7 @@ func parseID(s string) (id uint32, numeric bool, err error) {
 	return uint32(n), true, nil
 }
 
-// userLines visits the lines of a colon-separated file that have enough fields.
+// userLines calls visit with the fields of each line of a colon-separated file that has enough of them.
 func userLines(root *os.File, name string, fields int, visit func([]string)) error {
 	f, err := safepath.Open(root, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {

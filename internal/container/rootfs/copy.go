@@ -1,0 +1,109 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/safepath"
+)
+
+// CopyOut writes the file or directory at p as a tar stream whose names begin with the last component of p. A
+// symbolic link is written as a link unless p ends in "/" or "/.". Errors: *PathError.
+func CopyOut(ctx context.Context, root *os.File, p string, w io.Writer) error {
+	f, err := openPath(root, p)
+	if err != nil {
+		return &PathError{p, err}
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	t := newTarWriter(ctx, w)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &PathError{p, err}
+		}
+		dir := os.NewFile(uintptr(fd), p)
+		defer dir.Close()
+		name := path.Base(p)
+		if name == "/" {
+			name = "."
+		}
+		if err := t.tree(dir, name); err != nil {
+			return err
+		}
+		return t.tw.Close()
+	}
+	dir, base, err := safepath.OpenParent(root, p)
+	if err != nil {
+		return &PathError{p, err}
+	}
+	defer dir.Close()
+	if err := t.entry(dir, base, base); err != nil {
+		return &PathError{p, err}
+	}
+	return t.tw.Close()
+}
+
+// CopyInOptions of CopyIn.
+type CopyInOptions struct {
+	KeepKinds bool   // refuse to replace a directory by another kind of file, and the other way round
+	ReadOnly  bool   // refuse directories that are not on a mount of their own
+	Chown     bool   // give the files to the account User instead of the owners in the stream
+	User      string // user[:group], looked up in the root
+}
+
+// CopyIn unpacks a tar stream, compressed or not, into the directory p. Errors: *PathError when p cannot be opened;
+// errs.Invalid for a bad stream and where p is not a directory; errs.Forbidden where p is read-only.
+func CopyIn(ctx context.Context, root *os.File, p string, r io.Reader, o CopyInOptions) error {
+	dir, err := safepath.Open(root, p, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return invalid("extraction point is not a directory")
+	}
+	if err != nil {
+		return &PathError{p, err}
+	}
+	defer dir.Close()
+	if err := checkWritable(root, dir, o.ReadOnly); err != nil {
+		return err
+	}
+	x := &extractor{ctx: ctx, root: root, dir: p, keepKinds: o.KeepKinds}
+	if o.Chown {
+		acc, err := LookupUser(root, o.User, nil)
+		if err != nil {
+			return err
+		}
+		x.owner = &acc
+	}
+	return x.run(r)
+}
+
+// checkWritable refuses a directory on a read-only volume, and one of the root itself when readOnly says that the
+// container was created with a read-only root.
+func checkWritable(root, dir *os.File, readOnly bool) error {
+	var at unix.Statfs_t
+	var a, b unix.Statx_t
+	if err := errors.Join(unix.Fstatfs(int(dir.Fd()), &at),
+		unix.Statx(int(dir.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &a),
+		unix.Statx(int(root.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &b)); err != nil {
+		return err
+	}
+	if a.Mnt_id == b.Mnt_id {
+		if readOnly {
+			return errs.New(errs.Forbidden, "container rootfs is marked read-only")
+		}
+		return nil
+	}
+	if at.Flags&unix.ST_RDONLY != 0 {
+		return errs.New(errs.Forbidden, "mounted volume is marked read-only")
+	}
+	return nil
+}

@@ -1,0 +1,209 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strconv"
+
+	"ply/internal/container/shim"
+)
+
+// pending is a client that attached before the process was started.
+type pending struct {
+	args   shim.AttachArgs
+	stream chan *shim.Stream // capacity 1
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// Attach connects a client to the streams of the first process, running or still to be started. It returns when the
+// process ends, the client leaves, or the client types the detach keys (ErrDetached). Several clients may be attached.
+// Errors: errs.Conflict for a paused or restarting container.
+func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
+	if err := s.c.CheckState("attach"); err != nil {
+		return err
+	}
+	keys, err := parseDetachKeys(opts.DetachKeys)
+	if err != nil {
+		return err
+	}
+	tty, open := s.c.Streams()
+	if !open {
+		opts.Stdin = nil
+	}
+	if !tty {
+		keys = nil // only a terminal has detach keys
+	}
+	if !opts.Stream {
+		return s.attachLog(ctx, opts)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	args := shim.AttachArgs{Stdin: opts.Stdin != nil, Stdout: opts.Stdout != nil, Stderr: opts.Stderr != nil && !tty}
+	if tty && opts.Stdout == nil && opts.Stderr != nil {
+		opts.Stdout, args.Stdout = opts.Stderr, true
+	}
+	next, err := s.connect(ctx, args)
+	if err != nil {
+		return err
+	}
+	s.c.Publish("attach")
+	if opts.Ready != nil {
+		if err := opts.Ready(); err != nil {
+			return err
+		}
+	}
+	if opts.Logs {
+		if err := s.writeLog(ctx, opts); err != nil {
+			return err
+		}
+	}
+	st, err := next()
+	if err != nil || st == nil {
+		return err
+	}
+	defer st.Close() // by now the process has ended or the client has left
+	err = pump(ctx, st, opts, keys)
+	if errors.Is(err, ErrDetached) {
+		s.c.Publish("detach")
+	}
+	return err
+}
+
+// attachLog is Attach for a client that wants no stream.
+func (s *Set) attachLog(ctx context.Context, opts AttachOptions) error {
+	if opts.Ready != nil {
+		if err := opts.Ready(); err != nil {
+			return err
+		}
+	}
+	if !opts.Logs {
+		return nil
+	}
+	return s.writeLog(ctx, opts)
+}
+
+// connect attaches to the running process, or registers the client for the next start; next then waits for the
+// stream. A nil stream means that the client left or the container was removed first.
+func (s *Set) connect(ctx context.Context, args shim.AttachArgs) (next func() (*shim.Stream, error), err error) {
+	s.mu.Lock()
+	if run := s.run; run != nil {
+		s.mu.Unlock()
+		st, err := run.Client.Attach(ctx, "", args)
+		if err != nil {
+			return nil, err
+		}
+		return func() (*shim.Stream, error) { return st, nil }, nil
+	}
+	p := &pending{args: args, stream: make(chan *shim.Stream, 1)}
+	p.ctx, p.cancel = context.WithCancel(ctx)
+	s.waiting[p] = struct{}{}
+	s.mu.Unlock()
+	return func() (*shim.Stream, error) {
+		select {
+		case st := <-p.stream:
+			return st, nil
+		case <-p.ctx.Done():
+		case <-s.c.Removed():
+		}
+		p.cancel()
+		s.mu.Lock()
+		delete(s.waiting, p)
+		s.mu.Unlock()
+		select { // a start may have connected the client meanwhile
+		case st := <-p.stream:
+			return nil, st.Close()
+		default:
+		}
+		return nil, context.Cause(ctx)
+	}, nil
+}
+
+// pump copies between a client and a process until one of them ends.
+func pump(ctx context.Context, st *shim.Stream, opts AttachOptions, keys []byte) error {
+	left := make(chan error, 1)
+	if opts.Stdin != nil {
+		// The goroutine ends with the client's connection, which the caller closes after pump has returned.
+		go func() {
+			err := copyInput(ctx, st, opts.Stdin, keys)
+			if err != nil {
+				left <- err
+				_ = st.Close() // wakes the reader below
+			}
+		}()
+	}
+	buf := make([]byte, 32<<10)
+	for {
+		stream, n, err := st.Read(buf)
+		if n > 0 {
+			w := opts.Stdout
+			if stream == shim.Stderr {
+				w = opts.Stderr
+			}
+			if w != nil {
+				if _, werr := w.Write(buf[:n]); werr != nil {
+					return nil // the client is gone; the process runs on
+				}
+			}
+		}
+		if err == nil {
+			continue
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		select {
+		case why := <-left:
+			return why
+		default:
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+}
+
+// copyInput copies the client's input. It returns ErrDetached when the keys were typed; any other end of the input
+// closes stdin.
+func copyInput(ctx context.Context, st *shim.Stream, in io.Reader, keys []byte) error {
+	var err error
+	if len(keys) == 0 {
+		_, err = io.Copy(struct{ io.Writer }{st}, in)
+	} else {
+		err = copyKeys(ctx, st, in, keys)
+		if errors.Is(err, ErrDetached) {
+			return err
+		}
+	}
+	_ = err // a client that broke off and one that finished have both no more input
+	_ = st.CloseWrite()
+	return nil
+}
+
+// maxSize bounds the height and width of a terminal.
+const maxSize = 65535
+
+func checkSize(height, width uint) error {
+	if height > maxSize || width > maxSize {
+		return invalid("terminal size %dx%d is larger than %d", height, width, maxSize)
+	}
+	return nil
+}
+
+// Resize sets the size of the first process' terminal. Errors: errs.Conflict when the container does not run.
+func (s *Set) Resize(ctx context.Context, height, width uint) error {
+	if err := checkSize(height, width); err != nil {
+		return err
+	}
+	run, err := s.c.Running()
+	if err != nil {
+		return err
+	}
+	if err := run.Client.Resize(ctx, "", height, width); err != nil {
+		return err
+	}
+	s.c.Publish("resize", "height", strconv.Itoa(int(height)), "width", strconv.Itoa(int(width)))
+	return nil
+}

@@ -1,0 +1,102 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"ply/internal/container/logfile"
+	"ply/internal/container/shim"
+)
+
+// The json-file driver rotates by default, so that the output of containers does not fill the disk.
+const (
+	defaultLogSize  = 20_000_000 // bytes per file
+	defaultLogFiles = 5
+)
+
+// LogConfig parses a log driver and its options. The caller fills in the path. Errors name the option.
+func LogConfig(driver string, opts map[string]string) (shim.Log, error) {
+	l, err := logfile.ParseOptions(driver, opts)
+	if err != nil {
+		return l, err
+	}
+	_, sized := opts["max-size"]
+	_, counted := opts["max-file"]
+	if l.Driver == logfile.JSONFile && !sized {
+		l.MaxSize = defaultLogSize
+		if !counted {
+			l.MaxFiles = defaultLogFiles
+		}
+	}
+	return l, nil
+}
+
+// stampFormat is RFC 3339 with all nine digits of the nanoseconds, as docker prints it.
+const stampFormat = "2006-01-02T15:04:05.000000000Z07:00"
+
+// Logs writes the log. With Follow it returns when the container stops, is removed, or ctx ends. All output of a
+// terminal is stdout. Errors: errs.Unimplemented for the log driver none.
+func (s *Set) Logs(ctx context.Context, opts LogOptions, stdout, stderr io.Writer) error {
+	if !opts.Stdout && !opts.Stderr {
+		return invalid("Bad parameters: you must choose at least one stream")
+	}
+	l, err := s.c.Log()
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	close(ended)
+	read := logfile.ReadOptions{
+		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended,
+	}
+	s.mu.Lock()
+	if s.run != nil {
+		read.Ended = s.run.Ended
+	}
+	s.mu.Unlock()
+	w := lineWriter{opts: opts, out: [3]io.Writer{shim.Stdout: stdout, shim.Stderr: stderr}}
+	err = logfile.Read(ctx, l, read, w.write)
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		return nil // the client has left
+	}
+	return err
+}
+
+// lineWriter writes log messages. It writes the timestamp once per line, also when a line has several messages.
+type lineWriter struct {
+	opts   LogOptions
+	out    [3]io.Writer
+	inside [3]bool // per stream: the last message did not end its line
+	buf    []byte
+}
+
+func (w *lineWriter) write(m logfile.Message) error {
+	if int(m.Stream) >= len(w.out) || w.out[m.Stream] == nil {
+		return nil
+	}
+	w.buf = w.buf[:0]
+	if !w.inside[m.Stream] {
+		if w.opts.Timestamps {
+			w.buf = append(m.Time.UTC().AppendFormat(w.buf, stampFormat), ' ')
+		}
+		if w.opts.Details {
+			w.buf = append(w.buf, ' ') // the log has no attributes
+		}
+	}
+	n := len(m.Line)
+	w.inside[m.Stream] = n > 0 && m.Line[n-1] != '\n'
+	w.buf = append(w.buf, m.Line...)
+	_, err := w.out[m.Stream].Write(w.buf)
+	return err
+}
+
+// writeLog writes the log so far, for attach --logs.
+func (s *Set) writeLog(ctx context.Context, opts AttachOptions) error {
+	l, err := s.c.Log()
+	if err != nil {
+		return err
+	}
+	w := lineWriter{out: [3]io.Writer{shim.Stdout: opts.Stdout, shim.Stderr: opts.Stderr}}
+	return logfile.Read(ctx, l, logfile.ReadOptions{Stdout: opts.Stdout != nil, Stderr: opts.Stderr != nil, Tail: -1}, w.write)
+}
