@@ -78,9 +78,9 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	c.mu.Unlock()
 	in := runspec.Input{
 		ID: string(c.id), Rootfs: c.paths.rootfs, Host: &host,
-		Net:       runspec.Namespace{Host: sp.NetworkMode == "host", Path: p.netns},
-		PID:       runspec.Namespace{Host: sp.PidMode == "host", Path: p.pidns},
-		IPC:       runspec.Namespace{Host: sp.IpcMode == "host", Path: p.ipcns},
+		Net:       namespace(sp.NetworkMode, p.netns),
+		PID:       namespace(sp.PidMode, p.pidns),
+		IPC:       namespace(sp.IpcMode, p.ipcns),
 		UTS:       runspec.Namespace{Host: sp.UTSMode == "host" || sp.UTSMode == "" && sp.NetworkMode == "host" && sp.Hostname == ""},
 		HostsPath: p.files.paths.hosts, HostnamePath: p.files.paths.hostname, ResolvConfPath: p.files.paths.resolv,
 		ShmPath: p.shm, Mounts: p.mounts,
@@ -105,6 +105,11 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	}
 	in.Spec = sp
 	return in, nil
+}
+
+// namespace returns the namespace of a mode; path is where one that exists already is found, "" for a new one.
+func namespace(mode, path string) runspec.Namespace {
+	return runspec.Namespace{Host: mode == "host", Path: path, Joined: isContainerMode(mode)}
 }
 
 func isNoNewPrivs(o string) bool { return strings.HasPrefix(o, "no-new-privileges") }

@@ -57,8 +57,8 @@ type Input struct {
 type Namespace struct {
 	Host bool
 	Path string // of an existing one, such as /proc/PID/ns/net
-	// Joined says that Path is another container's namespace and not one that was made for this container: its
-	// sysctls are left alone.
+	// Joined says that Path is another container's namespace, not one that was made for this container: the default sysctls are
+	// not written into it.
 	Joined bool
 }
 
