@@ -209,7 +209,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	go rest(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
-	server := listen.NewServer(docker.New(e.API(hosts)), log)
+	server := listen.NewServer(docker.New(services(e, hosts, log)), log)
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
 	for _, l := range listeners {

@@ -7,14 +7,9 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"ply/internal/api/docker"
 	"ply/internal/config"
 	"ply/internal/container"
 	"ply/internal/container/spec"
@@ -28,14 +23,16 @@ import (
 	"ply/internal/network/ipam"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 	"ply/internal/store/layer/drivers"
+	"ply/internal/system"
 	"ply/internal/transfer/archive"
 	"ply/internal/transfer/registry"
 	"ply/internal/version"
 	"ply/internal/volume"
 )
 
-// Options of Open.
+// Options are the options of Open. Config and ShimPath are required.
 type Options struct {
 	Config     *config.Config
 	ConfigFile string // named in hints
@@ -47,12 +44,10 @@ type Options struct {
 
 // Engine is everything that runs. Open makes it, Close ends it.
 type Engine struct {
-	opts  Options
-	log   *slog.Logger
-	notes [][2]string // why better storage drivers were not taken
-
-	mu  sync.Mutex
-	cfg *config.Config
+	opts   Options
+	log    *slog.Logger
+	config *config.Live
+	id     string
 
 	Store      *store.Store
 	Events     *events.Bus
@@ -62,20 +57,30 @@ type Engine struct {
 	Containers *container.Service
 	Registry   *registry.Client
 	Archive    *archive.Archive
+	System     *system.Service
 
-	id string
+	driverNotes [][2]string // why better storage drivers were not taken
+	closers     []closer    // in the order of opening
+	restored    bool        // the containers of an earlier plyd are known
+	idle        bool        // no container ran when the containers were closed
 }
 
-// Open brings the engine up: stores, services, then the containers that outlived the last plyd.
+// closer ends one part of the engine.
+type closer struct {
+	name string
+	end  func() error
+}
+
+// Open brings the engine up: the store, which admits one engine per data root, then the services, then the containers that
+// outlived the last plyd. On error everything that was opened is closed.
 func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
-	cfg := opts.Config
 	if opts.FS == nil {
 		opts.FS = durable.OS
 	}
 	if opts.CertsDirs == nil {
 		opts.CertsDirs = []string{"/etc/ply/certs.d", "/etc/docker/certs.d"}
 	}
-	e := &Engine{opts: opts, log: opts.Log, cfg: cfg, Events: &events.Bus{}}
+	e := &Engine{opts: opts, log: opts.Log, config: config.NewLive(opts.Config), Events: &events.Bus{}}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
@@ -84,63 +89,87 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 			err = errors.Join(err, e.Close())
 		}
 	}()
-	if err := privateExecRoot(cfg.ExecRoot); err != nil {
-		return nil, err
-	}
-	driver, notes, err := drivers.Open(opts.FS, cfg.DataRoot, cfg.StorageDriver)
-	if err != nil {
-		return nil, err
-	}
-	e.notes = notes
-	if e.Store, err = store.Open(cfg.DataRoot, driver, store.Options{FS: opts.FS, Retain: store.Retain(cfg.RetainBlobs)}); err != nil {
-		return nil, errors.Join(err, driver.Close())
-	}
-	if e.id, err = e.identity(); err != nil {
-		return nil, err
-	}
-	e.Images = image.New(e.Store, image.Options{
-		Log: e.log, Events: e.Events, Format: oci.Format(cfg.ImageFormat), InUse: e.imageInUse, Running: e.containerRuns,
-	})
-	if e.Volumes, err = volume.New(volume.Options{
-		Store: e.Store, Root: filepath.Join(cfg.DataRoot, "volumes"), Log: e.log, Events: e.Events,
-	}); err != nil {
-		return nil, err
-	}
-	if err := e.openNetwork(ctx); err != nil {
-		return nil, err
-	}
-	if err := e.openContainers(); err != nil {
-		return nil, err
-	}
-	if err := e.openTransfer(); err != nil {
-		return nil, err
+	for _, open := range []func(context.Context) error{
+		e.openStore, e.openExecRoot, e.openImages, e.openVolumes, e.openNetworks, e.openContainers, e.openTransfer, e.openSystem,
+	} {
+		if err := open(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if err := e.Containers.Restore(ctx); err != nil {
 		return nil, err
 	}
+	e.restored = true
 	return e, nil
 }
 
-// privateExecRoot makes the exec root a mount of its own that does not spread: the mounts of containers stay where they are made.
-func privateExecRoot(dir string) error {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
-		return errs.New(errs.Internal, "exec root %s: %w", dir, err)
+// onClose makes Close call end, after the ends of all parts that are opened later.
+func (e *Engine) onClose(name string, end func() error) {
+	e.closers = append(e.closers, closer{name, end})
+}
+
+// Close ends the parts of the engine in the opposite order of their opening. Containers keep running.
+func (e *Engine) Close() error {
+	var err error
+	for len(e.closers) > 0 {
+		last := len(e.closers) - 1
+		c := e.closers[last]
+		e.closers = e.closers[:last]
+		err = errors.Join(err, c.end())
 	}
-	mounted, err := mount.IsMounted(dir)
-	if err == nil && !mounted {
-		err = unix.Mount(dir, dir, "", unix.MS_BIND, "")
+	return err
+}
+
+func (e *Engine) openStore(context.Context) (err error) {
+	c := e.opts.Config
+	open := func(fsys durable.FS, root string) (d layer.Driver, err error) {
+		d, e.driverNotes, err = drivers.Open(fsys, root, c.StorageDriver)
+		return d, err
 	}
-	if err == nil {
-		err = mount.MakePrivate(dir)
+	if e.Store, err = store.OpenWith(c.DataRoot, open, store.Options{FS: e.opts.FS, Retain: store.Retain(c.RetainBlobs)}); err != nil {
+		return err
 	}
+	e.onClose("store", e.Store.Close)
+	e.id, err = system.Identity(e.opts.FS, c.DataRoot)
+	return err
+}
+
+// openExecRoot makes the exec root a private mount, so that the mounts of containers do not spread. It is unmounted when
+// no container needs it any more.
+func (e *Engine) openExecRoot(context.Context) error {
+	dir := e.opts.Config.ExecRoot
+	made, err := mount.Private(dir)
 	if err != nil {
-		return errs.New(errs.Internal, "exec root %s: %w", dir, err)
+		return errs.New(errs.Internal, "exec root: %w", err)
 	}
+	e.onClose("exec root", func() error {
+		if e.idle || made && !e.restored {
+			return mount.Unmount(dir, true)
+		}
+		return nil
+	})
 	return nil
 }
 
-func (e *Engine) openNetwork(ctx context.Context) error {
-	c := e.cfg
+func (e *Engine) openImages(context.Context) error {
+	e.Images = image.New(e.Store, image.Options{
+		Log: e.log, Events: e.Events, Format: oci.Format(e.opts.Config.ImageFormat),
+		// The containers are opened later.
+		InUse:   func(id oci.ImageID) []string { return e.Containers.InUse(id) },
+		Running: func(id string) bool { return e.Containers.Running(id) },
+	})
+	return nil
+}
+
+func (e *Engine) openVolumes(context.Context) (err error) {
+	e.Volumes, err = volume.New(volume.Options{
+		Store: e.Store, Root: filepath.Join(e.opts.Config.DataRoot, "volumes"), Log: e.log, Events: e.Events,
+	})
+	return err
+}
+
+func (e *Engine) openNetworks(ctx context.Context) (err error) {
+	c := e.opts.Config
 	bridged := network.Config{Bridge: c.Bridge, MTU: c.MTU, NoICC: !c.ICC, NoMasq: !c.IPMasq}
 	driver := bridge.Options{NoRules: !c.IPTables, NoForward: !c.IPForward, NoProxy: !c.UserlandProxy, Log: e.log}
 	// The values were checked by config.Load.
@@ -156,16 +185,25 @@ func (e *Engine) openNetwork(ctx context.Context) error {
 	for _, p := range c.DefaultAddressPools {
 		bridged.Pools = append(bridged.Pools, ipam.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)
 	}
-	var err error
 	e.Networks, err = network.Open(ctx, network.Options{
 		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged,
 		Drivers: map[string]network.Driver{"bridge": bridge.New(driver)}, Events: e.Events, Log: e.log,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	e.onClose("networks", func() error {
+		var err error
+		if e.idle { // leave nothing in the host's network; the next container that needs it makes it again
+			err = e.Networks.Teardown(context.Background())
+		}
+		return errors.Join(err, e.Networks.Close())
+	})
+	return nil
 }
 
-func (e *Engine) openContainers() error {
-	c := e.cfg
+func (e *Engine) openContainers(context.Context) (err error) {
+	c := e.opts.Config
 	o := container.Options{
 		Store: e.Store, Images: e.Images, Volumes: e.Volumes, Network: e.Networks, Events: e.Events, Log: e.log,
 		ShimPath: e.opts.ShimPath, DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
@@ -185,59 +223,56 @@ func (e *Engine) openContainers() error {
 	for _, u := range c.DefaultUlimits {
 		o.Ulimits = append(o.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}
-	var err error
-	e.Containers, err = container.New(o)
-	return err
+	if e.Containers, err = container.New(o); err != nil {
+		return err
+	}
+	e.onClose("containers", func() error {
+		running, err := e.Containers.List(context.Background(), container.ListOptions{})
+		e.idle = e.restored && err == nil && len(running) == 0
+		return errors.Join(err, e.Containers.Close())
+	})
+	return nil
 }
 
-func (e *Engine) openTransfer() error {
-	c := e.cfg
+func (e *Engine) openTransfer(context.Context) error {
+	c := e.opts.Config
 	e.Registry = registry.New(e.Store, e.Images, registry.Options{
 		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, AuthRealms: c.AuthRealms, CertsDirs: e.opts.CertsDirs, ConfigFile: e.opts.ConfigFile,
 		MaxConcurrentDownloads: c.MaxConcurrentDownloads, MaxConcurrentUploads: c.MaxConcurrentUploads,
 		DownloadAttempts: c.MaxDownloadAttempts, UserAgent: "ply/" + version.Version, Log: e.log,
 	})
+	e.onClose("registry", e.Registry.Close)
 	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log})
 	return nil
 }
 
-// imageInUse and containerRuns are asked by the image service, which is made before the containers.
-func (e *Engine) imageInUse(id oci.ImageID) []string {
-	if e.Containers == nil {
-		return nil
-	}
-	return e.Containers.InUse(id)
+func (e *Engine) openSystem(context.Context) error {
+	e.System = system.New(system.Options{
+		ID: e.id, Config: e.config, Images: e.Images, Containers: e.Containers,
+		Storage: e.Store.Layers, StorageNotes: e.driverNotes, ShimPath: e.opts.ShimPath,
+	})
+	return nil
 }
 
-func (e *Engine) containerRuns(id string) bool {
-	return e.Containers != nil && e.Containers.Running(id)
-}
-
-// API gives what the Engine API needs of the services; hosts are the names by which clients may call a TCP listener.
-func (e *Engine) API(hosts []string) docker.Options {
-	return docker.Options{
-		Images: e.Images, Mover: mover{e.Registry, e.Archive}, Containers: e.Containers, Files: e.Containers.Files(), Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks,
-		Events: e.Events, System: e, Log: e.log, Driver: e.Store.Layers.Name(), Hosts: hosts,
-	}
-}
-
-// Reload puts a new configuration in force where that can be done while running, and says what needs a restart.
+// Reload puts the settings of a new configuration in force that can change while the engine runs. It logs which of the
+// others need a restart. On error the old configuration stays in force.
 func (e *Engine) Reload(next *config.Config) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	live, restart := config.Reloadable(e.cfg, next)
-	taken := e.cfg.Take(next)
-	if err := e.Registry.Reload(taken.RegistryMirrors, taken.InsecureRegistries, taken.AuthRealms); err != nil {
+	live, restart, err := e.config.Reload(next, func(c *config.Config) error {
+		if err := e.Registry.Reload(c.RegistryMirrors, c.InsecureRegistries, c.AuthRealms); err != nil {
+			return err
+		}
+		e.Registry.SetLimits(c.MaxConcurrentDownloads, c.MaxConcurrentUploads, c.MaxDownloadAttempts)
+		return nil
+	})
+	if err != nil {
 		return err
 	}
-	e.Registry.SetLimits(taken.MaxConcurrentDownloads, taken.MaxConcurrentUploads, taken.MaxDownloadAttempts)
-	e.cfg = taken
 	e.log.Info("configuration reloaded", "in-force", live, "needs-restart", restart)
 	e.Events.Publish(events.Event{Type: "daemon", Action: "reload", ID: e.id})
 	return nil
 }
 
-// Housekeeping collects now and then until ctx ends.
+// Housekeeping collects what nothing refers to, once an hour, until ctx ends.
 func (e *Engine) Housekeeping(ctx context.Context) {
 	const every = time.Hour
 	t := time.NewTicker(every)
@@ -254,39 +289,4 @@ func (e *Engine) Housekeeping(ctx context.Context) {
 		case <-t.C:
 		}
 	}
-}
-
-// Close ends the services in the opposite order. Containers run on.
-func (e *Engine) Close() error {
-	var err error
-	if e.Registry != nil {
-		err = errors.Join(err, e.Registry.Close())
-	}
-	idle := true
-	if e.Containers != nil {
-		idle = len(e.running()) == 0
-		err = errors.Join(err, e.Containers.Close())
-	}
-	if e.Networks != nil {
-		if idle {
-			// Nothing of ours stays in the host's network when nothing runs; the next start makes it again.
-			err = errors.Join(err, e.Networks.Teardown(context.Background()))
-		}
-		err = errors.Join(err, e.Networks.Close())
-	}
-	if e.Store != nil {
-		err = errors.Join(err, e.Store.Close())
-	}
-	if idle {
-		err = errors.Join(err, mount.Unmount(e.opts.Config.ExecRoot, true))
-	}
-	return err
-}
-
-func (e *Engine) running() []*container.Container {
-	list, err := e.Containers.List(context.Background(), container.ListOptions{})
-	if err != nil {
-		e.log.Warn("list containers", "err", err)
-	}
-	return list
 }

@@ -50,10 +50,10 @@ func list(t *testing.T, patterns ...string) []pkg {
 // floors orders the house from the ground up. A package may import packages of its own room and of lower floors;
 // those of its own floor only where beside allows it.
 var floors = [][]string{
-	{"errs", "durable", "safepath", "procid", "version", "record"},
+	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
 	{"oci", "compress", "events", "mount", "wire", "filter"},
 	{"store"},
-	{"image", "container", "build", "transfer", "network", "volume", "config"},
+	{"image", "container", "build", "transfer", "network", "volume", "config", "system"},
 	{"engine", "api", "cli"},
 }
 
@@ -68,7 +68,7 @@ var beside = map[string][]string{
 	"wire":      {"oci"},
 	"container": {"image", "network", "volume"},
 	"transfer":  {"image"},
-	"engine":    {"api"},
+	"system":    {"config", "container", "image"},
 }
 
 func room(importPath string) string {

@@ -34,6 +34,30 @@ func MakePrivate(target string) error {
 	return nil
 }
 
+// Private makes dir a private mount: it mounts the directory on itself, unless it is a mount already, and stops mounts at
+// and below it from spreading. It makes the directory when it does not exist. made reports whether Private mounted it.
+func Private(dir string) (made bool, err error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return false, err
+	}
+	mounted, err := IsMounted(dir)
+	if err != nil {
+		return false, err
+	}
+	if !mounted {
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			return false, &os.PathError{Op: "bind", Path: dir, Err: err}
+		}
+	}
+	if err := MakePrivate(dir); err != nil {
+		if !mounted {
+			err = errors.Join(err, Unmount(dir, true))
+		}
+		return false, err
+	}
+	return !mounted, nil
+}
+
 // Unmount takes the uppermost mount off target. A place where nothing is mounted, or that is not there, is no
 // error. A busy mount is EBUSY unless detach is set: then it leaves the tree at once and ends with its last user.
 func Unmount(target string, detach bool) error {

@@ -64,16 +64,18 @@ type node struct {
 	record oci.DiffID
 }
 
-// Open opens the data root with a driver that works on it; the store owns the driver from here on.
+// Open is OpenWith for a driver that is open already. The store closes the driver, except when Open fails.
 func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
+	return OpenWith(root, func(durable.FS, string) (layer.Driver, error) { return driver, nil }, opts)
+}
+
+// OpenWith opens the data root. It makes root when it does not exist. The database comes first: it admits one process per
+// root and refuses a root of a newer release, and neither the driver nor the blobs are touched before it has done so.
+// driver opens the layers; the store owns what it returns.
+func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driver, error), opts Options) (_ *Store, err error) {
 	s := &Store{
-		Root: root, FS: opts.FS, Layers: driver, grace: opts.Grace,
+		Root: root, FS: opts.FS, grace: opts.Grace,
 		leased: map[node]int{}, removing: map[node]chan struct{}{},
-	}
-	s.Health = newHealth(s)
-	var err error
-	if s.Retention, err = newRetention(s, opts.Retain, opts.RetainBudget); err != nil {
-		return nil, err
 	}
 	if s.FS == nil {
 		s.FS = durable.OS
@@ -81,13 +83,25 @@ func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
 	if s.grace == 0 {
 		s.grace = DefaultGrace
 	}
-	if err := s.FS.MkdirAll(root, 0o700); err != nil {
+	s.Health = newHealth(s)
+	if s.Retention, err = newRetention(s, opts.Retain, opts.RetainBudget); err != nil {
 		return nil, err
 	}
-	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
+	if err := s.FS.MkdirAll(root, 0o711); err != nil {
 		return nil, err
 	}
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Meta.Close())
+		}
+	}()
+	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
+		return nil, err
+	}
+	if s.Layers, err = driver(s.FS, root); err != nil {
 		return nil, err
 	}
 	return s, nil

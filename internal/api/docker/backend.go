@@ -19,7 +19,6 @@ package docker
 import (
 	"context"
 	"io"
-	"time"
 
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
@@ -30,6 +29,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
+	"ply/internal/system"
 	"ply/internal/transfer"
 	"ply/internal/volume"
 )
@@ -133,47 +133,8 @@ type Events interface {
 	Listen(ctx context.Context) ([]events.Event, <-chan events.Event)
 }
 
-// System is what /info, /version and /system/df need; engine has it.
+// System is what /info and /version need; system.Service has it.
 type System interface {
-	Info(ctx context.Context) (Info, error)
-	Version() VersionInfo
-}
-
-// VersionInfo is what `version` tells of the engine.
-type VersionInfo struct {
-	Version, GitCommit, GoVersion, BuildTime string
-}
-
-// Info is what `info` tells; api/docker turns it into Docker's shape.
-type Info struct {
-	ID                                                            string
-	Containers, Running, Paused, Stopped, Images                  int
-	Driver                                                        string
-	DriverStatus                                                  [][2]string
-	DataRoot, ExecRoot                                            string
-	Name, KernelVersion, OperatingSystem, OSVersion, Architecture string
-	CPUs                                                          int
-	MemTotal                                                      int64
-	CgroupDriver, CgroupVersion                                   string
-	Mirrors                                                       []string
-	InsecureRegistries                                            []string // CIDRs and hosts
-	DefaultAddressPools                                           []string // ADDRESS/BITS/SIZE
-	Labels                                                        []string
-	Debug                                                         bool
-	LoggingDriver                                                 string
-	Runtimes                                                      map[string]string
-	SecurityOptions                                               []string
-	LiveRestore                                                   bool
-	HTTPProxy, HTTPSProxy, NoProxy                                string
-	Warnings                                                      []string
-	Goroutines, FDs, Listeners                                    int
-	SystemTime                                                    time.Time
-	IPv4Forwarding                                                bool
-	DefaultRuntime, InitBinary                                    string
-	Limits                                                        Limits // what cgroups can do here
-}
-
-// Limits tells which resources of a container the kernel lets the engine limit.
-type Limits struct {
-	Memory, Swap, CPUQuota, CPUShares, CPUSet, Pids, OOMKillDisable bool
+	Info(ctx context.Context) (system.Info, error)
+	Version() system.Version
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/config"
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
 	"ply/internal/container/session"
@@ -22,11 +23,14 @@ import (
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
+	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
+	"ply/internal/system"
 	"ply/internal/transfer"
+	"ply/internal/version"
 	"ply/internal/volume"
 )
 
@@ -608,15 +612,24 @@ func (f fakeNetworks) List(ctx context.Context, filters filter.Args) ([]*network
 
 type fakeSystem struct{}
 
-func (fakeSystem) Info(context.Context) (Info, error) {
-	return Info{ID: "an-id", Containers: 2, Running: 1, Stopped: 1, Images: 2, Driver: "erofs", DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}}, DataRoot: "/var/lib/ply", Name: "host",
-		KernelVersion: "6.18.0", OperatingSystem: "Debian", Architecture: "x86_64", CPUs: 2, MemTotal: 1 << 30, CgroupDriver: "cgroupfs", CgroupVersion: "1",
-		Mirrors: []string{"https://mirror.example/"}, InsecureRegistries: []string{"127.0.0.0/8", "10.0.0.1:5000"}, LoggingDriver: "json-file", Runtimes: map[string]string{"ply": "built in"},
-		DefaultRuntime: "ply", SecurityOptions: []string{"name=seccomp,profile=builtin"}, HTTPProxy: "http://u:p4ss@proxy.example:1/", SystemTime: moment, DefaultAddressPools: []string{"10.0.0.0/8/24"},
-		Limits: Limits{Memory: true, Pids: true}}, nil
+func (fakeSystem) Info(context.Context) (system.Info, error) {
+	cfg := config.Default()
+	cfg.RegistryMirrors, cfg.InsecureRegistries = []string{"https://mirror.example/"}, []string{"127.0.0.0/8", "10.0.0.1:5000"}
+	cfg.Proxies.HTTP = "http://u:p4ss@proxy.example:1/"
+	cfg.DefaultAddressPools = []config.Pool{{Base: "10.0.0.0/8", Size: 24}}
+	return system.Info{
+		ID: "an-id", Config: &cfg, Images: 2, Containers: system.Counts{All: 2, Running: 1, Stopped: 1}, Driver: "erofs", DriverStatus: [][2]string{{"Backing Filesystem", "extfs"}},
+		Host: host.Facts{Name: "host", Kernel: "6.18.0", OperatingSystem: "Debian", Architecture: "x86_64", CPUs: 2, Memory: 1 << 30, CgroupVersion: "1",
+			Limits: host.Limits{Memory: true, Pids: true}},
+		Runtimes: map[string]string{"ply": "built in"}, Time: moment,
+	}, nil
 }
-func (fakeSystem) Version() VersionInfo {
-	return VersionInfo{Version: "0.1.0", GitCommit: "abc", GoVersion: "go1", BuildTime: "2026-03-04T05:06:07Z"}
+
+func (fakeSystem) Version() system.Version {
+	return system.Version{
+		Info:   version.Info{Version: "0.1.0", Commit: "abc", Go: "go1", Time: "2026-03-04T05:06:07Z", OS: "linux", Arch: "ARCH"},
+		Kernel: "KERNEL",
+	}
 }
 
 // world is a handler over fakes.

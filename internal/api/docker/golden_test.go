@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"sort"
 	"strings"
 	"testing"
@@ -187,10 +186,6 @@ func dump(request string, status int, header map[string][]string, body string) s
 	if regexp.MustCompile(`[\x00-\x08]`).MatchString(body) {
 		body = fmt.Sprintf("%q\n", body)
 	}
-	if kernel := kernelVersion(); kernel != "" {
-		body = strings.ReplaceAll(body, kernel, "KERNEL")
-	}
-	body = strings.ReplaceAll(body, `"Arch":"`+runtime.GOARCH+`"`, `"Arch":"ARCH"`)
 	b.WriteString(strings.ReplaceAll(body, "\r\n", "\\r\n"))
 	return b.String()
 }

@@ -3,14 +3,11 @@ package docker
 import (
 	"net/http"
 	"net/netip"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"ply/internal/config"
 	"ply/internal/errs"
 	"ply/internal/transfer"
 )
@@ -40,14 +37,6 @@ func (s *server) ping(c *call) error {
 	return err
 }
 
-func kernelVersion() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return ""
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}
-
 func (s *server) version(c *call) error {
 	type component struct {
 		Name, Version string
@@ -65,15 +54,15 @@ func (s *server) version(c *call) error {
 		KernelVersion string `json:",omitempty"`
 		BuildTime     string `json:",omitempty"`
 	}
-	v, kernel := s.System.Version(), kernelVersion()
+	v := s.System.Version()
 	a := answer{
 		Version: v.Version, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(minVersion),
-		GitCommit: v.GitCommit, GoVersion: v.GoVersion, Os: "linux", Arch: runtime.GOARCH, KernelVersion: kernel, BuildTime: v.BuildTime,
+		GitCommit: v.Commit, GoVersion: v.Go, Os: v.OS, Arch: v.Arch, KernelVersion: v.Kernel, BuildTime: v.Time,
 	}
 	a.Platform.Name = "ply"
 	a.Components = []component{{"Engine", v.Version, map[string]string{
-		"ApiVersion": a.APIVersion, "MinAPIVersion": a.MinAPIVersion, "GitCommit": v.GitCommit, "GoVersion": v.GoVersion,
-		"Os": "linux", "Arch": runtime.GOARCH, "KernelVersion": kernel, "BuildTime": v.BuildTime, "Experimental": "false",
+		"ApiVersion": a.APIVersion, "MinAPIVersion": a.MinAPIVersion, "GitCommit": v.Commit, "GoVersion": v.Go,
+		"Os": v.OS, "Arch": v.Arch, "KernelVersion": v.Kernel, "BuildTime": v.Time, "Experimental": "false",
 	}}}
 	return c.json(http.StatusOK, a)
 }
@@ -179,42 +168,42 @@ func (s *server) info(c *call) error {
 	if err != nil {
 		return err
 	}
+	cfg, machine, can := in.Config, in.Host, in.Host.Limits
 	a := infoAnswer{
-		ID: in.ID, Containers: in.Containers, ContainersRunning: in.Running, ContainersPaused: in.Paused, ContainersStopped: in.Stopped,
-		Images: in.Images, Driver: in.Driver, DriverStatus: in.DriverStatus,
-		MemoryLimit: in.Limits.Memory, SwapLimit: in.Limits.Swap, CPUCfsPeriod: in.Limits.CPUQuota, CPUCfsQuota: in.Limits.CPUQuota,
-		CPUShares: in.Limits.CPUShares, CPUSet: in.Limits.CPUSet, PidsLimit: in.Limits.Pids, OomKillDisable: in.Limits.OOMKillDisable,
-		IPv4Forwarding: in.IPv4Forwarding, Debug: in.Debug, NFd: in.FDs, NGoroutines: in.Goroutines, NEventsListener: in.Listeners,
-		SystemTime: in.SystemTime.Format(time.RFC3339Nano), LoggingDriver: in.LoggingDriver,
-		CgroupDriver: in.CgroupDriver, CgroupVersion: in.CgroupVersion,
-		KernelVersion: in.KernelVersion, OperatingSystem: in.OperatingSystem, OSVersion: in.OSVersion, OSType: "linux", Architecture: in.Architecture,
-		IndexServerAddress: "https://index." + hubName + "/v1/", RegistryConfig: registries(in),
-		NCPU: in.CPUs, MemTotal: in.MemTotal, DockerRootDir: in.DataRoot, Name: in.Name, Labels: notNil(in.Labels),
-		HTTPProxy: hideUser(in.HTTPProxy), HTTPSProxy: hideUser(in.HTTPSProxy), NoProxy: in.NoProxy,
-		ServerVersion: s.System.Version().Version, Runtimes: map[string]infoRuntime{}, DefaultRuntime: in.DefaultRuntime,
-		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: notNil(in.SecurityOptions),
-		CDISpecDirs: []string{}, Warnings: in.Warnings,
+		ID: in.ID, Containers: in.Containers.All, ContainersRunning: in.Containers.Running, ContainersPaused: in.Containers.Paused,
+		ContainersStopped: in.Containers.Stopped, Images: in.Images, Driver: in.Driver, DriverStatus: in.DriverStatus,
+		MemoryLimit: can.Memory, SwapLimit: can.Swap, CPUCfsPeriod: can.CPUQuota, CPUCfsQuota: can.CPUQuota,
+		CPUShares: can.CPUShares, CPUSet: can.CPUSet, PidsLimit: can.Pids, OomKillDisable: can.OOMKillDisable,
+		IPv4Forwarding: machine.IPv4Forwarding, Debug: cfg.Debug, NFd: in.OpenFiles, NGoroutines: in.Goroutines,
+		SystemTime: in.Time.Format(time.RFC3339Nano), LoggingDriver: cfg.LogDriver, CgroupDriver: "cgroupfs", CgroupVersion: machine.CgroupVersion,
+		KernelVersion: machine.Kernel, OperatingSystem: machine.OperatingSystem, OSVersion: machine.OSVersion, OSType: "linux",
+		Architecture: machine.Architecture, IndexServerAddress: "https://index." + hubName + "/v1/", RegistryConfig: registriesOf(cfg),
+		NCPU: machine.CPUs, MemTotal: machine.Memory, DockerRootDir: cfg.DataRoot, Name: machine.Name, Labels: notNil(cfg.Labels),
+		HTTPProxy: hideUser(cfg.Proxies.HTTP), HTTPSProxy: hideUser(cfg.Proxies.HTTPS), NoProxy: cfg.Proxies.No,
+		ServerVersion: s.System.Version().Version, Runtimes: map[string]infoRuntime{}, DefaultRuntime: cfg.DefaultRuntime,
+		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: []string{"name=seccomp,profile=" + cfg.SeccompProfile},
+		CDISpecDirs: []string{},
+	}
+	if !cfg.IPTables {
+		a.Warnings = append(a.Warnings, "WARNING: packet filter rules are switched off (iptables=false)")
 	}
 	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "null"}, []string{"json-file", "local", "none"}
 	for name, path := range in.Runtimes {
 		a.Runtimes[name] = infoRuntime{path}
 	}
-	a.Swarm.LocalNodeState = "inactive"
-	for _, pool := range in.DefaultAddressPools {
-		i := strings.LastIndex(pool, "/")
-		if size, err := strconv.Atoi(pool[i+1:]); err == nil && i > 0 {
-			a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{pool[:i], size})
-		}
+	for _, pool := range cfg.DefaultAddressPools {
+		a.DefaultAddressPools = append(a.DefaultAddressPools, addressPool{pool.Base, pool.Size})
 	}
+	a.Swarm.LocalNodeState = "inactive"
 	return c.json(http.StatusOK, a)
 }
 
-// registries shows mirrors and insecure registries in docker's two groups: address ranges and hosts.
-func registries(in Info) registryConfig {
-	rc := registryConfig{InsecureRegistryCIDRs: []string{}, IndexConfigs: map[string]indexConfig{}, Mirrors: notNil(in.Mirrors)}
-	rc.IndexConfigs[hubName] = indexConfig{hubName, notNil(in.Mirrors), true, true}
+// registriesOf returns mirrors and insecure registries in Docker's two groups: address ranges and hosts.
+func registriesOf(cfg *config.Config) registryConfig {
+	rc := registryConfig{InsecureRegistryCIDRs: []string{}, IndexConfigs: map[string]indexConfig{}, Mirrors: notNil(cfg.RegistryMirrors)}
+	rc.IndexConfigs[hubName] = indexConfig{hubName, notNil(cfg.RegistryMirrors), true, true}
 	// Loopback is always allowed, whatever the configuration says.
-	for _, r := range append([]string{"127.0.0.0/8", "::1/128"}, in.InsecureRegistries...) {
+	for _, r := range append([]string{"127.0.0.0/8", "::1/128"}, cfg.InsecureRegistries...) {
 		if slices.Contains(rc.InsecureRegistryCIDRs, r) {
 			continue
 		}
