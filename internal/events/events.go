@@ -1,13 +1,15 @@
-// Package events is the typed bus on which services tell what happened; `events` and the API listen.
+// Package events is the bus on which the services publish what happened. The command `events` and the API listen to it.
 package events
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
 
-// Event is one thing that happened, in docker's words: type container, image, volume, network, daemon.
+// Event is one thing that happened. Type is container, image, volume, network or daemon; Action is docker's word for what
+// happened.
 type Event struct {
 	Type       string
 	Action     string
@@ -16,38 +18,44 @@ type Event struct {
 	Time       time.Time
 }
 
-// keep is how many past events a late listener can still get, as in docker.
-const keep = 256
+const (
+	// maxPast is how many past events a new listener can still receive, as in docker.
+	maxPast = 256
+	// maxPending is how many events a listener can be behind before it loses new ones.
+	maxPending = 1024
+)
 
-// Bus carries events. The zero value works; safe for concurrent use. A slow listener loses events, never delays a publisher.
+// Bus carries events. The zero value works. Safe for concurrent use. A slow listener loses events and never delays a
+// publisher.
 type Bus struct {
 	mu        sync.Mutex
-	past      []Event
+	past      []Event // oldest first, at most maxPast
 	listeners map[chan Event]struct{}
 }
 
-// Publish tells everybody. Time is filled in when zero.
+// Publish sends an event to every listener. Time is set when it is zero.
 func (b *Bus) Publish(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.past) == keep {
-		b.past = append(b.past[:0], b.past[1:]...)
+	if len(b.past) == maxPast {
+		b.past = slices.Delete(b.past, 0, 1)
 	}
 	b.past = append(b.past, e)
 	for c := range b.listeners {
 		select {
 		case c <- e:
-		default:
+		default: // the listener is too far behind
 		}
 	}
 }
 
-// Listen gives the past events that are kept and a channel of all that follow, until ctx ends.
+// Listen returns the past events that are kept, and a channel of all events that follow until ctx ends. Together they hold
+// every event once, in the order of publication. The channel is not closed: a listener waits for ctx too.
 func (b *Bus) Listen(ctx context.Context) (past []Event, next <-chan Event) {
-	c := make(chan Event, 1024)
+	c := make(chan Event, maxPending)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.listeners == nil {
@@ -59,5 +67,5 @@ func (b *Bus) Listen(ctx context.Context) (past []Event, next <-chan Event) {
 		defer b.mu.Unlock()
 		delete(b.listeners, c)
 	})
-	return append([]Event(nil), b.past...), c
+	return slices.Clone(b.past), c
 }

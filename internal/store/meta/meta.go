@@ -41,7 +41,7 @@ type Options struct {
 // errs.DataLoss when the file is not a database, and errs.Precondition when a newer release wrote the database or one of
 // its records. A database that Open refuses is not changed.
 func Open(path string, opts Options) (*DB, error) {
-	bo := bbolt.Options{Timeout: 2 * time.Second, NoStatistics: true, FreelistType: bbolt.FreelistMapType}
+	bo := bbolt.Options{Timeout: 2 * time.Second, NoStatistics: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize}
 	bo.OpenFile = opts.OpenFile
 	b, err := bbolt.Open(path, 0o600, &bo)
 	if err != nil {
@@ -59,6 +59,10 @@ func Open(path string, opts Options) (*DB, error) {
 	}
 	return db, nil
 }
+
+// mapSize is how many bytes of address space the file is mapped into at least. While the file is smaller, an Update that
+// makes it grow need not map it again, for which it would have to wait until every View has ended.
+const mapSize = 256 << 20
 
 // Keys of the bucket meta.
 var (
