@@ -16,11 +16,13 @@ import (
 	"testing"
 )
 
+// tarEntry is one file of a tar stream.
 type tarEntry struct {
 	name, body, link string
 	kind             byte
 }
 
+// archiveOf returns a tar stream of files.
 func archiveOf(t *testing.T, list ...tarEntry) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -48,7 +50,8 @@ type pathStat struct {
 	LinkTarget string      `json:"linkTarget"`
 }
 
-// container answers archive requests: GET gives data with st, HEAD finds what stats holds, PUT keeps what came.
+// archiveEngine is an engine with the container c. GET of its archive answers with data and st, HEAD with the entry of stats for the
+// path. PUT appends the directory and the names in the stream to the result.
 func archiveEngine(t *testing.T, data []byte, st pathStat, stats map[string]pathStat) (*fake, *[]string) {
 	var put []string
 	head := func(w http.ResponseWriter, st pathStat) {
@@ -86,6 +89,7 @@ func archiveEngine(t *testing.T, data []byte, st pathStat, stats map[string]path
 	return f, &put
 }
 
+// treeOf lists the files below dir with their modes.
 func treeOf(t *testing.T, dir string) []string {
 	var out []string
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -103,6 +107,7 @@ func treeOf(t *testing.T, dir string) []string {
 	return out
 }
 
+// The destination of a copy from a container has the names that docker gives it.
 func TestCopyFromContainer(t *testing.T) {
 	whole := []tarEntry{{"t/", "", "", tar.TypeDir}, {"t/f", "hi", "", tar.TypeReg}, {"t/h", "", "t/f", tar.TypeLink}, {"t/l", "", "f", tar.TypeSymlink}}
 	contents := []tarEntry{{"./", "", "", tar.TypeDir}, {"./f", "hi", "", tar.TypeReg}}
@@ -124,12 +129,12 @@ func TestCopyFromContainer(t *testing.T) {
 			t.Errorf("cp %s %s: %+v", c.src, c.dst, r)
 		}
 		if got := treeOf(t, work); !slices.Equal(got, c.want) {
-			t.Errorf("cp %s %s gave %q, want %q", c.src, c.dst, got, c.want)
+			t.Errorf("cp %s %s: %q, want %q", c.src, c.dst, got, c.want)
 		}
 	}
 }
 
-// An engine, or an image behind it, that sends names which lead out of the destination writes nothing there.
+// Names in the stream that lead out of the destination are refused, and nothing is written outside of it.
 func TestCopyStaysInside(t *testing.T) {
 	for name, list := range map[string][]tarEntry{
 		"dots":        {{"t/", "", "", tar.TypeDir}, {"t/../../out", "x", "", tar.TypeReg}, {"../out", "x", "", tar.TypeReg}},
@@ -158,6 +163,7 @@ func TestCopyStaysInside(t *testing.T) {
 	}
 }
 
+// A copy to a container sends the names that docker sends, and refuses what docker refuses.
 func TestCopyToContainer(t *testing.T) {
 	work := t.TempDir()
 	t.Chdir(work)

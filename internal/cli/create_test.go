@@ -38,7 +38,8 @@ var createLines = []string{
 	`--security-opt systempaths=unconfined --security-opt seccomp=unconfined img`,
 }
 
-// createBody runs create through program (nil means ours) and gives the request.
+// createBody returns the request that create sends for a line, without its empty values. docker is the docker client to run; empty means
+// ply.
 func createBody(t *testing.T, docker, line string) string {
 	t.Helper()
 	f := newFake(t, map[string]any{"POST /containers/create": `{"Id":"x"}`})
@@ -62,22 +63,22 @@ func createBody(t *testing.T, docker, line string) string {
 	if err := json.Unmarshal([]byte(body), &m); err != nil {
 		t.Fatalf("%s: %v", req, err)
 	}
-	b, err := json.MarshalIndent(prune0(m), "", "  ")
+	b, err := json.MarshalIndent(dropEmpty(m), "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
 	return "?" + query + "\n" + string(b) + "\n"
 }
 
-// prune0 drops empty values: engines read an absent field, null, "" and [] alike — but not in these.
-func prune0(v any) any {
+// dropEmpty removes empty values: to engines, an absent field, null, "" and [] mean the same. They do not in the fields of keep.
+func dropEmpty(v any) any {
 	keep := map[string]bool{"MaskedPaths": true, "ReadonlyPaths": true, "Entrypoint": true, "Init": true, "Test": true}
 	m, ok := v.(map[string]any)
 	if !ok {
 		return v
 	}
 	for k, e := range m {
-		e = prune0(e)
+		e = dropEmpty(e)
 		m[k] = e
 		empty := e == nil || e == "" || e == false || e == 0.0
 		switch x := e.(type) {
@@ -96,6 +97,7 @@ func prune0(v any) any {
 	return m
 }
 
+// The requests of create are those of the golden file.
 func TestCreateBody(t *testing.T) {
 	file := filepath.Join("testdata", "create.golden")
 	var got bytes.Buffer

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain lets this binary play plyd: PLY_TEST_DAEMON names the socket to serve until the file beside it is removed.
+// TestMain lets this binary take the part of plyd. PLY_TEST_DAEMON names the socket to serve, until the file beside it is removed.
 func TestMain(m *testing.M) {
 	sock := os.Getenv("PLY_TEST_DAEMON")
 	if sock == "" {
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		}
 	}))
 	fmt.Println("started", unix.Getpid(), "session", must(unix.Getsid(0)))
-	for range 3000 { // a bound, should the test die
+	for range 3000 { // 30 seconds, in case the test ends without removing the file
 		if _, err := os.Stat(sock + ".run"); err != nil {
 			os.Exit(0)
 		}
@@ -55,7 +55,7 @@ func must(n int, err error) int {
 	return n
 }
 
-// daemonWorld puts a plyd into PATH that this test binary plays.
+// daemonWorld puts a plyd into PATH, which is this test binary, and returns its paths.
 func daemonWorld(t *testing.T, sock string) daemon.Paths {
 	t.Helper()
 	dir := t.TempDir()
@@ -89,6 +89,7 @@ func daemonWorld(t *testing.T, sock string) daemon.Paths {
 	return d
 }
 
+// runWith runs a command line with the given default engine.
 func runWith(d daemon.Paths, args ...string) result {
 	var out, errw bytes.Buffer
 	inv := invocation(strings.NewReader(""), &out, &errw)
@@ -97,7 +98,7 @@ func runWith(d daemon.Paths, args ...string) result {
 	return result{out.String(), errw.String(), code}
 }
 
-// Several at once start one daemon, in a session of its own, and all get their answer.
+// Several processes at the same time start one daemon, in a session of its own, and each gets its answer.
 func TestDaemonIsStarted(t *testing.T) {
 	d := daemonWorld(t, "s")
 	var wg sync.WaitGroup
@@ -115,17 +116,18 @@ func TestDaemonIsStarted(t *testing.T) {
 	}
 	log, err := os.ReadFile(d.Log)
 	if err != nil || strings.Count(string(log), "started") != 1 || said != 1 {
-		t.Errorf("%d said that they start it; log %q %v", said, log, err)
+		t.Errorf("%d commands announced the start; log %q %v", said, log, err)
 	}
 	var pid, sid int
 	if _, err := fmt.Sscanf(string(log), "started %d session %d", &pid, &sid); err != nil || pid != sid {
-		t.Errorf("pid %d session %d %v: it would die with our terminal", pid, sid, err)
+		t.Errorf("pid %d session %d %v: it would end with the terminal", pid, sid, err)
 	}
 	if r := runWith(d, "ps", "-q"); r.err != "" || r.code != 0 {
 		t.Errorf("with a daemon: %+v", r)
 	}
 }
 
+// When plyd ends at its start, the error shows the end of its log.
 func TestDaemonThatEnds(t *testing.T) {
 	d := daemonWorld(t, "broken")
 	r := runWith(d, "ps")
@@ -134,7 +136,7 @@ func TestDaemonThatEnds(t *testing.T) {
 	}
 }
 
-// A named engine is never started, and neither is one that there is no plyd for.
+// An engine that the user named is not started, and the error says so when there is no plyd to start.
 func TestDaemonIsNotStarted(t *testing.T) {
 	d := daemonWorld(t, "s")
 	if r := runWith(d, "-H", "unix:///nonexistent/s", "ps"); r.code != 1 || r.err != "Cannot connect to the ply daemon at unix:///nonexistent/s. Is the ply daemon running?\n" {
@@ -148,6 +150,6 @@ func TestDaemonIsNotStarted(t *testing.T) {
 		t.Errorf("no plyd: %+v", r)
 	}
 	if _, err := os.Stat(d.Log); err == nil {
-		t.Error("something was started")
+		t.Error("a plyd was started")
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The command line speaks the API: it links no engine code, and few libraries.
+// The command line only uses the API: it links no code of the engine, and few libraries.
 func TestLinksNoEngine(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "ply/cmd/ply").CombinedOutput()
 	if err != nil {

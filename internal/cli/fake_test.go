@@ -20,8 +20,8 @@ import (
 	"ply/internal/cli/terminal"
 )
 
-// fake is an engine that answers from a table. Keys are "METHOD /path" without the version; values are a string (sent as
-// it is), an error status, or a handler.
+// fake is an engine that answers from a table. A key is "METHOD /path" without the version. A value is a string, which is the answer, a
+// status, or a handler.
 type fake struct {
 	t      testing.TB
 	socket string
@@ -31,11 +31,13 @@ type fake struct {
 	requests []string // "METHOD /path?query body"
 }
 
+// status is an answer with a status and, when text is not empty, a message.
 type status struct {
 	code int
 	text string
 }
 
+// newFake starts an engine on a socket of its own.
 func newFake(t testing.TB, routes map[string]any) *fake {
 	t.Helper()
 	f := &fake{t: t, socket: filepath.Join(t.TempDir(), "s"), routes: maps.Clone(routes)}
@@ -97,13 +99,14 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// note records a request.
 func (f *fake) note(s string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.requests = append(f.requests, s)
 }
 
-// seen gives the first request that begins with prefix.
+// seen returns the first request that begins with prefix, or "".
 func (f *fake) seen(prefix string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -115,13 +118,13 @@ func (f *fake) seen(prefix string) string {
 	return ""
 }
 
-// result is what a command line left behind.
+// result is the output and the exit code of a command line.
 type result struct {
 	out, err string
 	code     int
 }
 
-// env points commands at this engine, with an empty configuration.
+// env sets the environment so that commands use this engine and an empty configuration.
 func (f *fake) env() {
 	t := f.t.(*testing.T)
 	t.Setenv("DOCKER_HOST", "unix://"+f.socket)
@@ -166,7 +169,7 @@ const (
 	diff = "1111111111111111111111111111111111111111111111111111111111111111"
 )
 
-// world is the engine that the golden transcript talks to, as it stands at base.
+// world is the engine of the golden transcript at the time base.
 func world(base time.Time) map[string]any {
 	stamp := func(d time.Duration) string { return base.Add(-d).UTC().Format(time.RFC3339Nano) }
 	diff2, diff3 := strings.ReplaceAll(diff, "1", "2"), strings.ReplaceAll(diff, "1", "3")
@@ -251,6 +254,7 @@ func world(base time.Time) map[string]any {
 	}
 }
 
+// pullAnswer answers a pull with a stream of progress messages.
 func pullAnswer(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	w.Header().Set("Content-Type", "application/json")
@@ -273,4 +277,32 @@ func pullAnswer(w http.ResponseWriter, r *http.Request) {
 	say(`{"status":"Pull complete","progressDetail":{},"id":"222222222222"}`)
 	say(`{"status":"Digest: sha256:%s"}`, hexB)
 	say(`{"status":"Status: Downloaded newer image for %s:%s"}`, q.Get("fromImage"), q.Get("tag"))
+}
+
+// order checks that requests with these parts came in this order.
+func (f *fake) order(t *testing.T, parts ...string) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := 0
+	for _, r := range f.requests {
+		if i < len(parts) && strings.Contains(r, parts[i]) {
+			i++
+		}
+	}
+	if i != len(parts) {
+		t.Errorf("requests %q: want %q in order", f.requests, parts)
+	}
+}
+
+// eventually waits until ok returns true.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 500 {
+		if ok() {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s: not within 5 s", what)
 }

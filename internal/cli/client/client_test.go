@@ -15,6 +15,7 @@ import (
 	"testing"
 )
 
+// serve serves h on a socket and returns its address.
 func serve(t *testing.T, h http.HandlerFunc) string {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "s")
@@ -30,6 +31,7 @@ func serve(t *testing.T, h http.HandlerFunc) string {
 	return "unix://" + sock
 }
 
+// The client speaks the version of the engine, at most its own newest, and refuses an engine that is too old.
 func TestVersionIsNegotiated(t *testing.T) {
 	for server, want := range map[string]string{"1.41": "/v1.41/info", "1.51": "/v1.51/info", "1.99": "/v1.51/info", "": "/v1.24/info", "1.9": "!"} {
 		var asked string
@@ -59,6 +61,7 @@ func TestVersionIsNegotiated(t *testing.T) {
 	}
 }
 
+// Errors of the engine keep their text, whatever the form of the answer, and an absent engine is recognised.
 func TestErrors(t *testing.T) {
 	host := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.51")
@@ -98,6 +101,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// Values of -H get their default ports, and what is not supported is refused.
 func TestHosts(t *testing.T) {
 	for in, want := range map[string]string{
 		"unix:///a": "unix /a", "tcp://h:1": "tcp h:1", "tcp://h": "tcp h:2375", "https://h/": "tcp h:2376", "tcp://[::1]": "tcp [::1]:2375",
@@ -110,6 +114,7 @@ func TestHosts(t *testing.T) {
 	}
 }
 
+// Demux separates the streams, and a stream that is cut or malformed is an error.
 func TestDemux(t *testing.T) {
 	frame := func(stream byte, size int, s string) string {
 		return string([]byte{stream, 0, 0, 0, byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)}) + s
@@ -125,6 +130,7 @@ func TestDemux(t *testing.T) {
 	}
 }
 
+// Requests and hijacked connections work over TLS, and an unknown authority is refused.
 func TestTLS(t *testing.T) {
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.51")

@@ -54,7 +54,7 @@ func TestFileKeepsUnknownKeys(t *testing.T) {
 	}
 	left, _ := filepath.Glob(filepath.Join(dir, ".config.json*"))
 	if len(left) > 0 {
-		t.Errorf("temporary files stay: %v", left)
+		t.Errorf("temporary files remain: %v", left)
 	}
 }
 
@@ -98,6 +98,7 @@ esac`
 	}
 }
 
+// A damaged file is an error, and so are damaged entries when they are used.
 func TestDamagedFiles(t *testing.T) {
 	for _, text := range []string{"{", `{"auths":[]}`, `[]`} {
 		dir := t.TempDir()
@@ -123,6 +124,7 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
+// The names of Docker Hub have one key.
 func TestKey(t *testing.T) {
 	for in, want := range map[string]string{"docker.io": Hub, "": Hub, "index.docker.io": Hub, "h:5000": "h:5000"} {
 		if got := Key(in); got != want {

@@ -8,6 +8,7 @@ import (
 	"time"
 )
 
+// Templates on JSON documents print what docker prints.
 func TestDocuments(t *testing.T) {
 	const doc = `{"Id":"x","z":1,"a":2.5,"Labels":null,"Cmd":null,"Env":["A=1"],"List":[{"b":1,"a":2},{"a":"<"}],"Big":9007199254740993,"Map":{"k":true},"Html":"\u003ca\u003e \\u003c"}`
 	for in, want := range map[string]string{
@@ -62,6 +63,7 @@ type row struct {
 
 func (r row) Label(k string) string { return r.l[k] }
 
+// Rows are printed as a table, as JSON, or with a template, and a wrong field is an error.
 func TestTable(t *testing.T) {
 	rows := []row{{A: "1", B: "two words", l: map[string]string{"a.b-c": "v"}}, {A: "<x>", B: "ü"}}
 	titles := Titles{"A": "AAA", "B": "BBB"}
@@ -85,6 +87,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// Sizes, ages and IDs are shortened as docker does.
 func TestHuman(t *testing.T) {
 	if got := Ellipsis("/entrypoint.sh /etc/docker", 20); got != "/entrypoint.sh /etc…" {
 		t.Errorf("ellipsis %q", got)

@@ -21,6 +21,7 @@ func message(t *testing.T, s string) *wire.Message {
 	return &m
 }
 
+// The progress text is docker's.
 func TestBar(t *testing.T) {
 	now := time.Unix(1000, 0)
 	for _, c := range []struct {
@@ -93,6 +94,7 @@ func (s *screen) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// pull is the stream of a pull.
 const pull = `{"status":"Pulling from library/mysql","id":"8"}
 {"status":"Pulling fs layer","progressDetail":{},"id":"aaa"}
 {"status":"Pulling fs layer","progressDetail":{},"id":"bbb"}
@@ -105,6 +107,7 @@ const pull = `{"status":"Pulling from library/mysql","id":"8"}
 {"aux":{"ID":"z"}}
 `
 
+// Every mode prints the stream of a pull.
 func TestPrinters(t *testing.T) {
 	size := func() (int, int) { return 60, 24 }
 	var s screen
@@ -163,6 +166,7 @@ func TestTallPull(t *testing.T) {
 	}
 }
 
+// An error message ends the stream, and a stream that is cut is an error.
 func TestStreamErrors(t *testing.T) {
 	p, _ := New("quiet", nil, nil)
 	err := Show(strings.NewReader(`{"errorDetail":{"code":9,"message":"no"},"error":"no"}`), p, nil)
@@ -171,6 +175,6 @@ func TestStreamErrors(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if err := Show(strings.NewReader(`{"status":`), p, nil); err == nil {
-		t.Error("a cut stream was taken for a whole one")
+		t.Error("an incomplete stream was accepted")
 	}
 }

@@ -19,10 +19,12 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
+	"ply/internal/cli/progress"
 	"ply/internal/cli/tarstream"
 	"ply/internal/errs"
 )
 
+// cpFlags are the flags of cp.
 type cpFlags struct{ archive, follow, quiet bool }
 
 // Cp returns the command cp.
@@ -63,6 +65,7 @@ func splitCp(arg string) (container, p string) {
 	return container, p
 }
 
+// cp copies in the direction that src and dst say.
 func cp(ctx context.Context, inv *command.Invocation, f *cpFlags, src, dst string) error {
 	srcC, srcP := splitCp(src)
 	dstC, dstP := splitCp(dst)
@@ -166,12 +169,12 @@ func copyFrom(ctx context.Context, inv *command.Invocation, api *client.Client, 
 	if err != nil {
 		return err
 	}
-	n := &counter{}
-	done := f.showCount(inv, "Copying from container - ", n)
+	n := &progress.Counter{}
+	done := f.show(inv, "Copying from container - ", n)
 	err = target.Extract(io.TeeReader(resp.Body, n), f.archive)
 	done()
 	if err == nil && f.shows(inv) {
-		fmt.Fprintf(inv.Err, "Successfully copied %s to %s\n", format.Size4(n.total()), target.Shown)
+		fmt.Fprintf(inv.Err, "Successfully copied %s to %s\n", format.Size4(n.Total()), target.Shown)
 	}
 	return err
 }
@@ -204,14 +207,25 @@ func copyTo(ctx context.Context, inv *command.Invocation, api *client.Client, f 
 	}
 	q.Set("path", plan.Into)
 	pr, pw := io.Pipe()
-	n := &counter{}
+	n := &progress.Counter{}
 	go func() { pw.CloseWithError(plan.Write(io.MultiWriter(pw, n))) }()
-	done := f.showCount(inv, "Copying to container - ", n)
+	done := f.show(inv, "Copying to container - ", n)
 	err = api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: pr}, nil)
 	pr.Close()
 	done()
 	if err == nil && f.shows(inv) {
-		fmt.Fprintf(inv.Err, "Successfully copied %s to %s:%s\n", format.Size4(n.total()), id, dst)
+		fmt.Fprintf(inv.Err, "Successfully copied %s to %s:%s\n", format.Size4(n.Total()), id, dst)
 	}
 	return err
+}
+
+// shows reports whether the user sees how much is copied.
+func (f *cpFlags) shows(inv *command.Invocation) bool { return !f.quiet && inv.ErrTerm != nil }
+
+// show shows the value of n, when the user wants to see it, until done is called.
+func (f *cpFlags) show(inv *command.Invocation, what string, n *progress.Counter) (done func()) {
+	if !f.shows(inv) {
+		return func() {}
+	}
+	return n.Show(inv.Err, what)
 }

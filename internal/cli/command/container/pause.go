@@ -13,11 +13,3 @@ func Pause(inv *command.Invocation) *cobra.Command {
 		RunE: postEach(inv, "pause", nil),
 	}
 }
-
-// Unpause returns the command unpause.
-func Unpause(inv *command.Invocation) *cobra.Command {
-	return &cobra.Command{
-		Use: "unpause CONTAINER [CONTAINER...]", Short: "Unpause all processes within one or more containers", Args: command.MinArgs(1),
-		RunE: postEach(inv, "unpause", nil),
-	}
-}

@@ -15,8 +15,10 @@ import (
 	"ply/internal/wire"
 )
 
+// psTable is the default template.
 const psTable = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
 
+// psFlags are the flags of ps.
 type psFlags struct {
 	all, latest, noTrunc, quiet, size bool
 	last                              int
@@ -43,13 +45,7 @@ func Ps(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
-// Ls returns the command container ls, which is ps under another name.
-func Ls(inv *command.Invocation) *cobra.Command {
-	c := Ps(inv)
-	c.Use, c.Aliases = "ls [OPTIONS]", []string{"list", "ps"}
-	return c
-}
-
+// ps lists the containers that f selects.
 func ps(ctx context.Context, inv *command.Invocation, f *psFlags) error {
 	if f.format == "" && !f.quiet {
 		f.format = inv.Config().Format("ps")

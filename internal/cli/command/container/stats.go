@@ -17,6 +17,7 @@ import (
 	"ply/internal/wire"
 )
 
+// statsFlags are the flags of stats.
 type statsFlags struct {
 	all, noStream, noTrunc bool
 	format                 string
@@ -37,6 +38,7 @@ func Stats(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
+// stats prints one reading of the containers, or a table that it refreshes until ctx ends.
 func stats(ctx context.Context, inv *command.Invocation, f *statsFlags, refs []string) error {
 	if f.format == "" {
 		f.format = inv.Config().Format("stats")

@@ -46,17 +46,7 @@ func Images(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
-// Ls returns the command image ls.
-func Ls(inv *command.Invocation) *cobra.Command {
-	f := &imagesFlags{}
-	c := &cobra.Command{
-		Use: "ls [OPTIONS] [REPOSITORY[:TAG]]", Aliases: []string{"list"}, Short: "List images", Args: command.MaxArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return images(cmd.Context(), inv, f, args) },
-	}
-	f.add(c)
-	return c
-}
-
+// add defines the flags.
 func (f *imagesFlags) add(c *cobra.Command) {
 	fs := c.Flags()
 	fs.BoolVarP(&f.all, "all", "a", false, "Show all images (default hides intermediate images)")
@@ -68,6 +58,7 @@ func (f *imagesFlags) add(c *cobra.Command) {
 	fs.BoolVarP(&f.tree, "tree", "t", false, "Draw the tree of parent layers")
 }
 
+// images lists the images that f selects; args may hold a repository or a name.
 func images(ctx context.Context, inv *command.Invocation, f *imagesFlags, args []string) error {
 	if len(args) > 0 {
 		f.filters.Add("reference", args[0])

@@ -26,6 +26,7 @@ func Pull(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
+// pull pulls an image and prints its full name.
 func pull(ctx context.Context, inv *command.Invocation, f *transferFlags, name string) error {
 	ref, err := opts.Reference(name)
 	if err != nil {

@@ -27,6 +27,7 @@ func Push(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
+// push pushes an image.
 func push(ctx context.Context, inv *command.Invocation, f *transferFlags, name string) error {
 	ref, err := opts.Reference(name)
 	if err != nil {

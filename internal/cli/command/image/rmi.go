@@ -66,10 +66,3 @@ func Rmi(inv *command.Invocation) *cobra.Command {
 	c.Flags().BoolVar(&noPrune, "no-prune", false, "Do not delete untagged parents")
 	return c
 }
-
-// Rm returns the command image rm, which is rmi under another name.
-func Rm(inv *command.Invocation) *cobra.Command {
-	c := Rmi(inv)
-	c.Use, c.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove"}
-	return c
-}

@@ -29,12 +29,14 @@ type networkCreate struct {
 	Labels     map[string]string
 }
 
+// ipam is the part of networkCreate about addresses.
 type ipam struct {
 	Driver  string
 	Options map[string]string
 	Config  []ipamConfig
 }
 
+// ipamConfig is one subnet.
 type ipamConfig struct {
 	Subnet             string            `json:",omitempty"`
 	IPRange            string            `json:",omitempty"`

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What every invocation pays before it asks the engine anything: the whole tree of commands with all flags, and help.
+// BenchmarkStart measures what every invocation does before it contacts the engine: it builds the tree of commands with all flags.
 func BenchmarkStart(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
