@@ -57,8 +57,7 @@ func checkPlatform(want string, cfg *oci.Config, ref string) error {
 	if err != nil {
 		return err
 	}
-	have := oci.Platform{OS: cfg.OS, Architecture: cfg.Architecture, Variant: cfg.Variant}
-	if p.OS != have.OS || p.Architecture != have.Architecture || (p.Variant != "" && have.Variant != "" && p.Variant != have.Variant) {
+	if have := cfg.Platform(); !p.Matches(have) {
 		return errs.New(errs.NotFound, "image with reference %s was found but does not provide the specified platform (%s): it is for %s", ref, p, have)
 	}
 	return nil

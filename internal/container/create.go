@@ -89,7 +89,7 @@ func (s *Service) newRecord(c *ctr, sp spec.Spec, img *image.Image) record {
 	cfg := &img.Config
 	r := record{
 		Image: img.ID, Chain: cfg.RootFS.DiffIDs, Name: sp.Name, Created: time.Now().UTC(), ImageName: sp.Image,
-		Platform: oci.Platform{OS: cfg.OS, Architecture: cfg.Architecture, Variant: cfg.Variant},
+		Platform: cfg.Platform(),
 		Driver:   s.env.opts.Store.Layers.Name(), State: State{Status: StatusCreated}, Spec: sp,
 	}
 	r.Path, r.Args = sp.Command()

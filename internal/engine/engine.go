@@ -27,7 +27,9 @@ import (
 	"ply/internal/store/layer/drivers"
 	"ply/internal/system"
 	"ply/internal/transfer/archive"
-	"ply/internal/transfer/registry"
+	"ply/internal/transfer/pull"
+	"ply/internal/transfer/push"
+	"ply/internal/transfer/remote"
 	"ply/internal/version"
 	"ply/internal/volume"
 )
@@ -55,7 +57,9 @@ type Engine struct {
 	Volumes    *volume.Service
 	Networks   *network.Service
 	Containers *container.Service
-	Registry   *registry.Client
+	Remote     *remote.Client
+	Puller     *pull.Puller
+	Pusher     *push.Pusher
 	Archive    *archive.Archive
 	System     *system.Service
 
@@ -236,12 +240,14 @@ func (e *Engine) openContainers(context.Context) (err error) {
 
 func (e *Engine) openTransfer(context.Context) error {
 	c := e.opts.Config
-	e.Registry = registry.New(e.Store, e.Images, registry.Options{
+	e.Remote = remote.New(remote.Options{
 		Mirrors: c.RegistryMirrors, Insecure: c.InsecureRegistries, AuthRealms: c.AuthRealms, CertsDirs: e.opts.CertsDirs, ConfigFile: e.opts.ConfigFile,
-		MaxConcurrentDownloads: c.MaxConcurrentDownloads, MaxConcurrentUploads: c.MaxConcurrentUploads,
-		DownloadAttempts: c.MaxDownloadAttempts, UserAgent: "ply/" + version.Version, Log: e.log,
+		Attempts: c.MaxDownloadAttempts, UserAgent: "ply/" + version.Version, Log: e.log,
 	})
-	e.onClose("registry", e.Registry.Close)
+	e.onClose("connections to registries", func() error { e.Remote.Close(); return nil })
+	e.Puller = pull.New(e.Store, e.Images, e.Remote, pull.Options{Max: c.MaxConcurrentDownloads, Log: e.log})
+	e.onClose("pulls", func() error { e.Puller.Close(); return nil })
+	e.Pusher = push.New(e.Store, e.Images, e.Remote, push.Options{Max: c.MaxConcurrentUploads, Log: e.log})
 	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log})
 	return nil
 }
@@ -258,10 +264,12 @@ func (e *Engine) openSystem(context.Context) error {
 // others need a restart. On error the old configuration stays in force.
 func (e *Engine) Reload(next *config.Config) error {
 	live, restart, err := e.config.Reload(next, func(c *config.Config) error {
-		if err := e.Registry.Reload(c.RegistryMirrors, c.InsecureRegistries, c.AuthRealms); err != nil {
+		if err := e.Remote.Reload(c.RegistryMirrors, c.InsecureRegistries, c.AuthRealms); err != nil {
 			return err
 		}
-		e.Registry.SetLimits(c.MaxConcurrentDownloads, c.MaxConcurrentUploads, c.MaxDownloadAttempts)
+		e.Remote.SetAttempts(c.MaxDownloadAttempts)
+		e.Puller.SetMax(c.MaxConcurrentDownloads)
+		e.Pusher.SetMax(c.MaxConcurrentUploads)
 		return nil
 	})
 	if err != nil {

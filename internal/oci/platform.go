@@ -39,6 +39,20 @@ func (p Platform) String() string {
 	return s
 }
 
+// Matches reports whether an image for another platform is what a request for p means: operating system and
+// architecture are the same, and so is the variant unless one of the two leaves it open. Spellings are normalised:
+// amd64/v1 is amd64, arm64/v8 is arm64, and an image that names no operating system is for this one. It does not accept
+// images of lower variants; Choose does, because there the whole choice is known.
+func (p Platform) Matches(image Platform) bool {
+	a, b := platforms.Normalize(p.spec()), platforms.Normalize(image.spec())
+	return a.OS == b.OS && a.Architecture == b.Architecture && (p.Variant == "" || image.Variant == "" || a.Variant == b.Variant)
+}
+
+// Platform returns the platform that an image says it is for.
+func (c *Config) Platform() Platform {
+	return Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
+}
+
 // Choose picks the entry that fits want best: exact variant first, then lower ones (arm v8 → v7 → v6, amd64 v3 → v2 → v1);
 // attestations (unknown/unknown) and artifacts are passed over. An entry without a platform is taken
 // only when it is the sole candidate. errs.NotFound, in docker's words, when none fits.

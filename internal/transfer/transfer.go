@@ -8,22 +8,6 @@ import (
 	"ply/internal/oci"
 )
 
-// Progress is one message of long work. The API turns it into docker's JSON stream, the CLI into lines.
-type Progress struct {
-	ID      string // layer's 12 hex digits, or the tag for the line "latest: Pulling from …"; "" for a plain line
-	Action  string // "Downloading", "Pull complete", "Pushed", … or a whole line when ID is ""
-	Current int64
-	Total   int64  // 0 = unknown
-	Unit    string // "" = bytes
-	Aux     any    // a value for the stream's aux field, such as PushResult
-}
-
-// Sink takes progress; called from several goroutines, never blocks for long. Nil is allowed nowhere: use Discard.
-type Sink func(Progress)
-
-// Discard ignores progress.
-func Discard(Progress) {}
-
 // Credentials for one registry, as the client sent them (X-Registry-Auth). Never logged.
 type Credentials struct {
 	Username      string
@@ -47,20 +31,13 @@ type PushOptions struct {
 	Platform    string
 }
 
-// PushResult is what a push ends with.
-type PushResult struct {
-	Tag    string
-	Digest oci.Digest
-	Size   int
-}
-
-// SearchResult is one line of search, in the shape in which registries and the Engine API both give it.
+// SearchResult is one repository that a search found.
 type SearchResult struct {
-	Name        string `json:"name"`
-	Description string `json:"description"`
-	Stars       int    `json:"star_count"`
-	Official    bool   `json:"is_official"`
-	Automated   bool   `json:"is_automated"`
+	Name        string
+	Description string
+	Stars       int
+	Official    bool
+	Automated   bool
 }
 
 // SaveOptions of save.

@@ -192,7 +192,7 @@ func operations(t *testing.T) []op {
 	}
 	return []op{
 		{"pull", func(t *testing.T, _ *bed, e *engine.Engine) error {
-			return e.Registry.Pull(context.Background(), parse(remote), transfer.PullOptions{}, transfer.Discard)
+			return e.Puller.Pull(context.Background(), parse(remote), transfer.PullOptions{}, transfer.Discard)
 		}, imageIfAcked(remote)},
 		{"load", func(t *testing.T, b *bed, e *engine.Engine) error {
 			f, err := os.Open(filepath.Join(b.dir, "away.tar"))

@@ -49,20 +49,17 @@ type Images interface {
 	Prune(ctx context.Context, opts image.PruneOptions) ([]image.Removed, int64, error)
 }
 
-// Mover is what pull, push, save, load and import need; engine puts registry and archive together.
+// Mover is what pull, push, save, load and import need; engine joins the packages of transfer.
 type Mover interface {
 	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
 	Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error
 	Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) error
 	Load(ctx context.Context, r io.Reader, opts transfer.LoadOptions, progress transfer.Sink) error
 	Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (oci.ImageID, error)
-	// Login checks credentials; status is "Login Succeeded"; token is an identity token or "".
-	Login(ctx context.Context, cred transfer.Credentials) (status, token string, err error)
-	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]SearchResult, error)
+	// Login checks credentials. It returns an identity token to keep instead of the password, or "".
+	Login(ctx context.Context, cred transfer.Credentials) (token string, err error)
+	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error)
 }
-
-// SearchResult is transfer.SearchResult: the registry client makes it, and it may not import this package.
-type SearchResult = transfer.SearchResult
 
 // Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
 // prefix or a name; errs.NotFound says "No such container: REF".

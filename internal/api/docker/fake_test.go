@@ -161,15 +161,15 @@ func (f *fakeMover) Pull(_ context.Context, r oci.Reference, o transfer.PullOpti
 	if r.Path() == "library/absent" {
 		return errs.New(errs.NotFound, "pull access denied for absent, repository does not exist or may require 'docker login'")
 	}
-	p(transfer.Progress{ID: "latest", Action: "Pulling from library/busybox"})
-	p(transfer.Progress{ID: "0123456789ab", Action: "Pulling fs layer"})
-	p(transfer.Progress{ID: "0123456789ab", Action: "Downloading", Current: 512 << 10, Total: 1 << 20})
+	p(transfer.Progress{State: transfer.PullStarted, Ref: ref("busybox:latest")})
+	p(transfer.Progress{State: transfer.LayerQueued, Layer: "0123456789ab"})
+	p(transfer.Progress{State: transfer.LayerDownloading, Layer: "0123456789ab", Current: 512 << 10, Total: 1 << 20})
 	if r.Path() == "library/broken" {
 		return errs.New(errs.Unavailable, "layer 0123456789ab: the registry closed the connection")
 	}
-	p(transfer.Progress{ID: "0123456789ab", Action: "Pull complete"})
-	p(transfer.Progress{Action: "Digest: " + string(oci.DigestOf(nil))})
-	p(transfer.Progress{Action: "Status: Downloaded newer image for busybox:latest"})
+	p(transfer.Progress{State: transfer.LayerPulled, Layer: "0123456789ab"})
+	p(transfer.Progress{State: transfer.Resolved, Digest: oci.DigestOf(nil)})
+	p(transfer.Progress{State: transfer.Downloaded, Ref: ref("busybox:latest")})
 	return nil
 }
 
@@ -177,10 +177,9 @@ func (f *fakeMover) Push(_ context.Context, r oci.Reference, o transfer.PushOpti
 	f.mu.Lock()
 	f.pushOpts = o
 	f.mu.Unlock()
-	p(transfer.Progress{Action: "The push refers to repository [" + r.FamiliarName() + "]"})
-	p(transfer.Progress{ID: "0123456789ab", Action: "Pushed"})
-	p(transfer.Progress{Action: r.Tag() + ": digest: " + string(oci.DigestOf(nil)) + " size: 741"})
-	p(transfer.Progress{Aux: transfer.PushResult{Tag: r.Tag(), Digest: oci.DigestOf(nil), Size: 741}})
+	p(transfer.Progress{State: transfer.PushStarted, Ref: r})
+	p(transfer.Progress{State: transfer.LayerPushed, Layer: "0123456789ab"})
+	p(transfer.Progress{State: transfer.ManifestPushed, Ref: r, Digest: oci.DigestOf(nil), Total: 741})
 	return nil
 }
 
@@ -206,7 +205,7 @@ func (f *fakeMover) Load(_ context.Context, r io.Reader, o transfer.LoadOptions,
 		return errs.New(errs.Invalid, "archive: it is empty")
 	}
 	if !o.Quiet {
-		p(transfer.Progress{ID: "0123456789ab", Action: "Loading layer", Current: 4, Total: 8})
+		p(transfer.Progress{State: transfer.LayerLoading, Layer: "0123456789ab", Current: 4, Total: 8})
 	}
 	time.Sleep(20 * time.Millisecond) // the first message is out: the rest of the body must still come
 	rest, err := io.ReadAll(r)
@@ -216,7 +215,7 @@ func (f *fakeMover) Load(_ context.Context, r io.Reader, o transfer.LoadOptions,
 	f.mu.Lock()
 	f.loaded = append(head, rest...)
 	f.mu.Unlock()
-	p(transfer.Progress{Action: "Loaded image: busybox:latest"})
+	p(transfer.Progress{State: transfer.Loaded, Ref: ref("busybox:latest")})
 	return nil
 }
 
@@ -232,15 +231,15 @@ func (f *fakeMover) Import(_ context.Context, o transfer.ImportOptions, _ transf
 	return idBare, nil
 }
 
-func (f *fakeMover) Login(_ context.Context, c transfer.Credentials) (string, string, error) {
+func (f *fakeMover) Login(_ context.Context, c transfer.Credentials) (string, error) {
 	if c.Password != "right" {
-		return "", "", errs.New(errs.Unauthorized, "login attempt to https://%s/v2/ failed with status: 401 Unauthorized", c.ServerAddress)
+		return "", errs.New(errs.Unauthorized, "login attempt to https://%s/v2/ failed with status: 401 Unauthorized", c.ServerAddress)
 	}
-	return "Login Succeeded", "", nil
+	return "", nil
 }
 
-func (f *fakeMover) Search(_ context.Context, term string, limit int, _ filter.Args, _ transfer.Credentials) ([]SearchResult, error) {
-	return []SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
+func (f *fakeMover) Search(_ context.Context, term string, limit int, _ filter.Args, _ transfer.Credentials) ([]transfer.SearchResult, error) {
+	return []transfer.SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
 }
 
 // fakeContainers runs nothing: its container repeats what it reads.

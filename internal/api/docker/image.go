@@ -10,6 +10,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 func (s *server) imageRoutes(add adder) {
@@ -417,5 +418,9 @@ func (s *server) imageSearch(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, notNil(found))
+	answer := make([]wire.SearchResult, len(found))
+	for i, r := range found {
+		answer[i] = wire.SearchResult(r)
+	}
+	return c.json(http.StatusOK, answer)
 }

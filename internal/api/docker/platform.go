@@ -19,7 +19,7 @@ func platformParam(s string) (string, error) {
 		if err := json.Unmarshal([]byte(s), &p); err != nil {
 			return "", errs.New(errs.Invalid, "invalid platform %q: %w", clip(s), err)
 		}
-		s = platformText(p.OS, p.Architecture, p.Variant)
+		s = p.String()
 	}
 	p, err := oci.ParsePlatform(s)
 	if err != nil {
@@ -30,34 +30,21 @@ func platformParam(s string) (string, error) {
 
 // checkPlatform refuses an image that is not for the platform a request names; it keeps to the one platform an image has.
 func (s *server) checkPlatform(c *call, ref string) error {
-	want, err := platformParam(c.get("platform"))
-	if err != nil || want == "" {
+	text, err := platformParam(c.get("platform"))
+	if err != nil || text == "" {
+		return err
+	}
+	want, err := oci.ParsePlatform(text)
+	if err != nil {
 		return err
 	}
 	img, err := s.Images.Get(c.ctx(), ref)
 	if err != nil {
 		return err
 	}
-	if !platformFits(want, img.Config) {
+	if got := img.Config.Platform(); !want.Matches(got) {
 		return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s",
-			ref, want, platformText(img.Config.OS, img.Config.Architecture, img.Config.Variant))
+			ref, want, got)
 	}
 	return nil
-}
-
-func platformText(os, arch, variant string) string {
-	text := os + "/" + arch
-	if variant != "" {
-		text += "/" + variant
-	}
-	return text
-}
-
-// platformFits reports whether an image is for a platform; a variant counts only when both name one.
-func platformFits(want string, cfg oci.Config) bool {
-	parts := strings.Split(want, "/")
-	if len(parts) < 2 || parts[0] != cfg.OS || parts[1] != cfg.Architecture {
-		return false
-	}
-	return len(parts) < 3 || cfg.Variant == "" || parts[2] == cfg.Variant
 }

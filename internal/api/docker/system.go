@@ -245,14 +245,14 @@ func (s *server) auth(c *call) error {
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	status, token, err := s.Mover.Login(c.ctx(), body.credentials())
+	token, err := s.Mover.Login(c.ctx(), body.credentials())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, struct {
 		IdentityToken string
 		Status        string
-	}{token, status})
+	}{token, "Login Succeeded"})
 }
 
 // authConfig is docker's form of credentials.

@@ -81,32 +81,6 @@ func (s *server) progress(c *call, work func(put func(stream.Message)) error) er
 	return werr
 }
 
-// sink turns progress into docker's messages. Plain lines go to status, or to stream when lines is set.
-func sink(put func(stream.Message), lines bool) transfer.Sink {
-	return func(p transfer.Progress) {
-		var m stream.Message
-		switch {
-		case p.Aux != nil:
-			m.Aux = p.Aux
-			m.Progress = &stream.Progress{}
-			m.Status = p.Action
-		case p.ID == "" && lines && p.Total == 0 && p.Current == 0:
-			m.Stream = strings.TrimSuffix(p.Action, "\n") + "\n"
-		case p.ID == "":
-			m.Status = p.Action
-			if p.Current > 0 || p.Total > 0 {
-				m.Progress = &stream.Progress{Current: p.Current, Total: p.Total, Units: p.Unit}
-			}
-		case strings.HasPrefix(p.Action, "Pulling from "):
-			m.Status, m.ID = p.Action, p.ID
-		default:
-			m.Status, m.ID = p.Action, p.ID
-			m.Progress = &stream.Progress{Current: p.Current, Total: p.Total, Units: p.Unit}
-		}
-		put(m)
-	}
-}
-
 func (s *server) imageCreate(c *call) error {
 	platform, err := platformParam(c.get("platform"))
 	if err != nil {
@@ -136,7 +110,7 @@ func (s *server) pull(c *call, platform string) error {
 	}
 	all := ref.Tag() == "" && ref.Digest() == ""
 	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put, false))
+		return s.Mover.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put))
 	})
 }
 
@@ -164,7 +138,7 @@ func (s *server) importTar(c *call, platform string) error {
 			defer func() { _ = body.Close() }() // only read from
 			opts.Source = body
 		}
-		id, err := s.Mover.Import(c.ctx(), opts, sink(put, false))
+		id, err := s.Mover.Import(c.ctx(), opts, sink(put))
 		if err != nil {
 			return err
 		}
@@ -250,7 +224,7 @@ func (s *server) imagePush(c *call) error {
 	}
 	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
 	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Push(c.ctx(), ref, opts, sink(put, false))
+		return s.Mover.Push(c.ctx(), ref, opts, sink(put))
 	})
 }
 
@@ -261,7 +235,7 @@ func (s *server) imageLoad(c *call) error {
 	}
 	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
 	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Load(c.ctx(), c.r.Body, opts, sink(put, true))
+		return s.Mover.Load(c.ctx(), c.r.Body, opts, sink(put))
 	})
 }
 

@@ -24,6 +24,7 @@ import (
 	"ply/internal/store"
 	"ply/internal/transfer"
 	"ply/internal/transfer/archive"
+	"ply/internal/transfer/transfertest"
 )
 
 var update = flag.Bool("update", false, "rewrite golden files")
@@ -54,7 +55,15 @@ func (s side) save(t testing.TB, format string, refs ...string) []byte {
 	return b.Bytes()
 }
 
-// load gives the plain lines of progress.
+// line writes a report as text: the name that was loaded, or the ID of an image without one.
+func line(p transfer.Progress) string {
+	if p.State == transfer.Loaded && !p.Ref.IsZero() {
+		p.Image = ""
+	}
+	return transfertest.Line(p)
+}
+
+// load returns the reports that are not about a layer.
 func (s side) load(t testing.TB, data []byte) []string {
 	t.Helper()
 	lines, err := s.tryLoad(t, data, transfer.LoadOptions{})
@@ -70,8 +79,8 @@ func (s side) tryLoad(t testing.TB, data []byte, opts transfer.LoadOptions) (lin
 	err = s.Load(t.Context(), iotestReader{bytes.NewReader(data)}, opts, func(p transfer.Progress) {
 		mu.Lock()
 		defer mu.Unlock()
-		if p.ID == "" {
-			lines = append(lines, p.Action)
+		if p.Layer == "" {
+			lines = append(lines, line(p))
 		}
 	})
 	if s.Driver.Open != 0 {
@@ -237,7 +246,7 @@ func TestRoundTrip(t *testing.T) {
 			t.Run(format+" "+name, func(t *testing.T) {
 				d := newSide(t, archive.Options{})
 				lines := d.load(t, pack(t, s.save(t, format, refs...)))
-				want := []string{"Loaded image: ubuntu:14.04", "Loaded image: h:5000/team/ubuntu:latest", "Loaded image: base:1"}
+				want := []string{"Loaded ubuntu:14.04", "Loaded h:5000/team/ubuntu:latest", "Loaded base:1"}
 				slices.Sort(want)
 				slices.Sort(lines)
 				if diff := cmp.Diff(want, lines); diff != "" {
@@ -314,7 +323,7 @@ func rebuild(t testing.TB, names []string, items map[string]item) []byte {
 func TestLegacyRoundTrip(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	four(t, s)
-	if lines := d.load(t, s.save(t, "legacy", "ubuntu:14.04")); !cmp.Equal(lines, []string{"Loaded image: ubuntu:14.04"}) {
+	if lines := d.load(t, s.save(t, "legacy", "ubuntu:14.04")); !cmp.Equal(lines, []string{"Loaded ubuntu:14.04"}) {
 		t.Error(lines)
 	}
 	a, b := s.image(t, "ubuntu:14.04"), d.image(t, "ubuntu:14.04")
@@ -323,7 +332,7 @@ func TestLegacyRoundTrip(t *testing.T) {
 	}
 	// Saved by ID there is no repositories file.
 	d2 := newSide(t, archive.Options{})
-	if lines := d2.load(t, s.save(t, "legacy", string(a.ID))); !cmp.Equal(lines, []string{"Loaded image ID: " + string(b.ID)}) {
+	if lines := d2.load(t, s.save(t, "legacy", string(a.ID))); !cmp.Equal(lines, []string{"Loaded " + string(b.ID)}) {
 		t.Error(lines)
 	}
 }
@@ -353,7 +362,7 @@ func TestSaveNames(t *testing.T) {
 		}
 		d := newSide(t, archive.Options{})
 		lines := d.load(t, s.save(t, "", refs...))
-		if want == "" && !cmp.Equal(lines, []string{"Loaded image ID: " + string(id)}) {
+		if want == "" && !cmp.Equal(lines, []string{"Loaded " + string(id)}) {
 			t.Errorf("save %v: %v", refs, lines)
 		}
 	}
@@ -392,8 +401,8 @@ func TestLoadMovesNames(t *testing.T) {
 	old := d.Image(imagetest.Spec{Name: "ubuntu:14.04"})
 	lines := d.load(t, s.save(t, "", "ubuntu:14.04"))
 	want := []string{
-		"The image ubuntu:14.04 already exists, renaming the old one with ID " + string(old) + " to empty string",
-		"Loaded image: ubuntu:14.04",
+		"NameMoved ubuntu:14.04 " + string(old),
+		"Loaded ubuntu:14.04",
 	}
 	if diff := cmp.Diff(want, lines); diff != "" {
 		t.Error(diff)
@@ -430,11 +439,11 @@ func TestLoadProgress(t *testing.T) {
 	for _, quiet := range []bool{false, true} {
 		seen := map[string]int64{}
 		err := d.Load(t.Context(), bytes.NewReader(data), transfer.LoadOptions{Quiet: quiet}, func(p transfer.Progress) {
-			if p.Action == "Loading layer" {
-				if p.Current > p.Total || p.Current < seen[p.ID] {
-					t.Errorf("%+v after %d", p, seen[p.ID])
+			if p.State == transfer.LayerLoading {
+				if p.Current > p.Total || p.Current < seen[p.Layer] {
+					t.Errorf("%+v after %d", p, seen[p.Layer])
 				}
-				seen[p.ID] = p.Current
+				seen[p.Layer] = p.Current
 			}
 		})
 		top := s.image(t, "big").Chain.Top()

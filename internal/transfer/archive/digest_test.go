@@ -107,7 +107,7 @@ func TestDigestsSurvive(t *testing.T) {
 					dropLayers(t, s, raw)
 				}
 				data := s.save(t, format, "h:5000/team/app:1")
-				if lines := d.load(t, data); !cmp.Equal(lines, []string{"Loaded image: h:5000/team/app:1"}) {
+				if lines := d.load(t, data); !cmp.Equal(lines, []string{"Loaded h:5000/team/app:1"}) {
 					t.Error(lines)
 				}
 				for _, ref := range []string{"h:5000/team/app@" + string(top), string(manifest), "h:5000/team/app:1"} {
@@ -171,7 +171,7 @@ func TestSaveByDigest(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	id, manifest, _ := pulled(t, s, "h:5000/team/app:1", false)
 	lines := d.load(t, s.save(t, "", "h:5000/team/app@"+string(manifest)))
-	if !cmp.Equal(lines, []string{"Loaded image ID: " + string(id)}) {
+	if !cmp.Equal(lines, []string{"Loaded " + string(id)}) {
 		t.Error(lines)
 	}
 	img := d.image(t, "h:5000/team/app@"+string(manifest))

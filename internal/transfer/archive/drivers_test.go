@@ -41,7 +41,7 @@ func onDriver(t *testing.T, open func(string) (layer.Driver, error)) side {
 
 func (s side) loadOn(t *testing.T, data []byte) (lines []string, err error) {
 	t.Helper()
-	err = s.Load(t.Context(), bytes.NewReader(data), transfer.LoadOptions{Quiet: true}, func(p transfer.Progress) { lines = append(lines, p.Action) })
+	err = s.Load(t.Context(), bytes.NewReader(data), transfer.LoadOptions{Quiet: true}, func(p transfer.Progress) { lines = append(lines, line(p)) })
 	return lines, err
 }
 

@@ -295,7 +295,8 @@ func index(list []*export) oci.Index {
 		add := func(name, tag string) {
 			d := oci.Descriptor{MediaType: e.desc.MediaType, Digest: e.desc.Digest, Size: e.desc.Size}
 			if e.img.Config.OS != "" && e.img.Config.Architecture != "" {
-				d.Platform = &oci.Platform{OS: e.img.Config.OS, Architecture: e.img.Config.Architecture, Variant: e.img.Config.Variant}
+				p := e.img.Config.Platform()
+				d.Platform = &p
 			}
 			d.Annotations = map[string]string{}
 			for k, v := range common {

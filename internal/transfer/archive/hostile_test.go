@@ -392,8 +392,8 @@ func TestBenignTwins(t *testing.T) {
 				d.items[n] = item{typ: '0', data: gzipped(d.t, d.items[n].data)}
 			}
 		}, ""},
-		"no tags":           {"docker", func(d *doc) { d.edit("manifest.json", `["ubuntu:14.04"]`, "null").drop("repositories") }, "Loaded image ID: " + string(id)},
-		"tag without a tag": {"docker", func(d *doc) { d.edit("manifest.json", "ubuntu:14.04", "ubuntu") }, "Loaded image: ubuntu:latest"},
+		"no tags":           {"docker", func(d *doc) { d.edit("manifest.json", `["ubuntu:14.04"]`, "null").drop("repositories") }, "Loaded " + string(id)},
+		"tag without a tag": {"docker", func(d *doc) { d.edit("manifest.json", "ubuntu:14.04", "ubuntu") }, "Loaded ubuntu:latest"},
 		"unknown keys":      {"docker", func(d *doc) { d.edit("manifest.json", `[{`, `[{"Parent":"x","LayerSources":{"a":{"mediaType":"b"}},`) }, ""},
 		"config under any name": {"docker", func(d *doc) {
 			c := d.config()
@@ -406,10 +406,10 @@ func TestBenignTwins(t *testing.T) {
 			_ = json.Indent(&b, d.items["manifest.json"].data, " ", "\t")
 			d.file("manifest.json", b.String())
 		}, ""},
-		"only a bare tag": {"oci", func(d *doc) { d.edit("index.json", `"io.containerd.image.name":"docker.io/library/ubuntu:14.04",`, "") }, "Loaded image ID: " + string(id)},
+		"only a bare tag": {"oci", func(d *doc) { d.edit("index.json", `"io.containerd.image.name":"docker.io/library/ubuntu:14.04",`, "") }, "Loaded " + string(id)},
 		"name in ref.name": {"oci", func(d *doc) {
 			d.edit("index.json", `"io.containerd.image.name":"docker.io/library/ubuntu:14.04",`, "").edit("index.json", `ref.name":"14.04"`, `ref.name":"q/x:1"`)
-		}, "Loaded image: q/x:1"},
+		}, "Loaded q/x:1"},
 		"without media types": {"oci", func(d *doc) { d.edit("index.json", `"mediaType":"`+oci.MediaTypeOCIIndex+`",`, "") }, ""},
 		"an attestation beside": {"oci", func(d *doc) {
 			d.edit("index.json", `"manifests":[`, `"manifests":[{"mediaType":"`+oci.MediaTypeOCIManifest+`","digest":"`+string(oci.DigestOf(nil))+`","size":0,"platform":{"os":"unknown","architecture":"unknown"}},`)
@@ -434,7 +434,7 @@ func TestBenignTwins(t *testing.T) {
 			}
 			want := c.line
 			if want == "" {
-				want = "Loaded image: ubuntu:14.04"
+				want = "Loaded ubuntu:14.04"
 			}
 			if !cmp.Equal(lines, []string{want}) {
 				t.Errorf("said %q, want %q", lines, want)

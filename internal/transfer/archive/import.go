@@ -76,7 +76,7 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		return "", errs.New(errs.Invalid, "no source")
 	}
 	src := &faultReader{r: &interruptible{ctx, r}}
-	zr, _, err := compress.NewReader(&progressReader{r: src, show: importing(progress), id: "-"})
+	zr, _, err := compress.NewReader(&progressReader{r: src, show: progress, state: transfer.LayerImporting, id: "-"})
 	if err != nil {
 		return "", err
 	}
@@ -109,10 +109,4 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		return "", errors.Join(err, w.Abort())
 	}
 	return diff, a.st.RecordLayer(info, nil)
-}
-
-func importing(to transfer.Sink) transfer.Sink {
-	return func(p transfer.Progress) {
-		to(transfer.Progress{ID: p.ID, Action: "Importing", Current: p.Current})
-	}
 }

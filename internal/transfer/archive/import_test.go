@@ -127,7 +127,7 @@ func TestImportedImageTravels(t *testing.T) {
 	}
 	for _, format := range []string{"hybrid", "oci", "docker", "legacy"} {
 		d := newSide(t, archive.Options{})
-		if lines := d.load(t, s.save(t, format, "i")); !slices.Equal(lines, []string{"Loaded image: i:latest"}) {
+		if lines := d.load(t, s.save(t, format, "i")); !slices.Equal(lines, []string{"Loaded i:latest"}) {
 			t.Errorf("%s: %v", format, lines)
 		}
 	}

@@ -248,7 +248,7 @@ func isJSON(head []byte) bool {
 func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) error {
 	outer := &faultReader{r: &interruptible{ctx, r}}
 	raw := sha256.New()
-	hashed := io.TeeReader(&progressReader{r: outer, show: in.show, id: shortName(f.name), total: f.size}, raw)
+	hashed := io.TeeReader(&progressReader{r: outer, show: in.show, state: transfer.LayerLoading, id: shortName(f.name), total: f.size}, raw)
 	src := hashed
 	to, err := in.target(ctx, f)
 	if err != nil {
@@ -400,6 +400,7 @@ func (f *faultReader) Read(p []byte) (int, error) {
 type progressReader struct {
 	r              io.Reader
 	show           transfer.Sink
+	state          transfer.State
 	id             string
 	current, total int64
 	shown          int64
@@ -412,7 +413,7 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	p.current += int64(n)
 	if n > 0 && (p.current-p.shown >= progressStep || p.current == p.total) {
 		p.shown = p.current
-		p.show(transfer.Progress{ID: p.id, Action: "Loading layer", Current: p.current, Total: p.total})
+		p.show(transfer.Progress{State: p.state, Layer: p.id, Current: p.current, Total: p.total})
 	}
 	return n, err
 }

@@ -40,7 +40,7 @@ type reading struct {
 	byID     map[oci.ImageID]*wanted
 	byTag    map[string]oci.ImageID
 	names    int
-	skipped  []string // what is in the archive but no image
+	skipped  []string // media types of artifacts, which are not images
 }
 
 // understand reads whichever layouts the archive has. Where several speak of one name they must agree. Partial is for an
@@ -73,7 +73,7 @@ func (in *intake) understand(platform oci.Platform, partial bool) (*reading, err
 	if len(r.list) == 0 {
 		e := errs.New(errs.Invalid, "archive: holds no image")
 		if len(r.skipped) > 0 {
-			return nil, e.WithHint("It holds %s.", strings.Join(r.skipped, ", "))
+			return nil, e.WithHint("It holds an artifact of type %s.", strings.Join(r.skipped, ", an artifact of type "))
 		}
 		return nil, e.WithHint("To make an image of a root file system's tar, use `ply import`.")
 	}
@@ -317,7 +317,7 @@ func (r *reading) manifest(d oci.Descriptor, raw []byte, above *carried, notes m
 	switch t := m.Config.MediaType; t {
 	case oci.MediaTypeOCIConfig, oci.MediaTypeDockerConfig, "application/octet-stream":
 	default:
-		r.skipped = append(r.skipped, "an artifact of type "+clip(t))
+		r.skipped = append(r.skipped, clip(t))
 		return nil
 	}
 	config, err := r.in.blobFile(m.Config.Digest)

@@ -68,7 +68,7 @@ func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, pr
 		return err
 	}
 	for _, s := range archive.skipped {
-		progress(transfer.Progress{Action: "Skipped " + s})
+		progress(transfer.Progress{State: transfer.ArtifactSkipped, MediaType: s})
 	}
 	if err := c.all(ctx, archive.list); err != nil {
 		return err
@@ -223,7 +223,7 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 // names records the images, all or none, and says so.
 func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Sink) error {
 	var puts []image.PutOptions
-	var lines []string
+	var done []transfer.Progress
 	for _, w := range list {
 		c.blobs = append(c.blobs, oci.Digest(w.id))
 		for _, m := range w.exact {
@@ -236,12 +236,12 @@ func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Si
 		puts = append(puts, image.PutOptions{Config: w.config, Names: slices.Concat(w.tags, w.digests)})
 		for _, t := range w.tags {
 			if old, err := c.a.images.Lookup(t.String()); err == nil && old != w.id {
-				lines = append(lines, fmt.Sprintf("The image %s already exists, renaming the old one with ID %s to empty string", t.Familiar(), old))
+				done = append(done, transfer.Progress{State: transfer.NameMoved, Ref: t, Image: old})
 			}
-			lines = append(lines, "Loaded image: "+t.Familiar())
+			done = append(done, transfer.Progress{State: transfer.Loaded, Ref: t, Image: w.id})
 		}
 		if len(w.tags) == 0 {
-			lines = append(lines, "Loaded image ID: "+string(w.id))
+			done = append(done, transfer.Progress{State: transfer.Loaded, Image: w.id})
 		}
 	}
 	if _, err := c.a.images.PutAll(ctx, c.lease, puts); err != nil {
@@ -250,8 +250,8 @@ func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Si
 	for _, w := range list {
 		c.a.images.Publish("load", w.id, "")
 	}
-	for _, l := range lines {
-		progress(transfer.Progress{Action: l})
+	for _, p := range done {
+		progress(p)
 	}
 	return nil
 }

@@ -405,7 +405,7 @@ func TestC3BadCertificate(t *testing.T) {
 			_, err := s.client.Login(t.Context(), transfer.Credentials{Username: "u", Password: "p", ServerAddress: "tls.example.test"})
 			return err
 		},
-		"search": func() error { _, err := s.client.Search(t.Context(), "tls.example.test/x", 5, s.cred); return err },
+		"search": func() error { _, err := s.client.Search(t.Context(), "tls.example.test/x", 5, nil, s.cred); return err },
 	}
 	for name, do := range try {
 		if err := do(); err == nil || !strings.Contains(err.Error(), "x509:") || !strings.Contains(err.Error(), "/tls.example.test/ca.crt") {

@@ -33,6 +33,8 @@ type Options struct {
 	Log        *slog.Logger
 	Dial       func(ctx context.Context, network, addr string) (net.Conn, error)
 	Lookup     LookupFunc
+	Attempts   int   // tries in a row without progress; 0 = 5
+	Retry      Retry // zero = DefaultRetry
 }
 
 // Times that bound every conversation.
@@ -47,8 +49,9 @@ const (
 
 // Client knows the endpoints. Safe for concurrent use.
 type Client struct {
-	opts Options
-	log  *slog.Logger
+	opts  Options
+	log   *slog.Logger
+	retry retrier
 
 	mu         sync.Mutex
 	policy     *policy
@@ -92,6 +95,11 @@ func New(opts Options) *Client {
 		schemes:    map[string]knownScheme{},
 		within:     map[string]knownPlace{},
 	}
+	c.retry.Retry = opts.Retry
+	if opts.Retry == (Retry{}) {
+		c.retry.Retry = DefaultRetry
+	}
+	c.SetAttempts(opts.Attempts)
 	p, err := parsePolicy(opts.Mirrors, opts.Insecure)
 	if err != nil {
 		opts.Log.Warn("registry configuration: entries left out", "err", err)

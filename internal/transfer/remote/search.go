@@ -5,19 +5,54 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/transfer"
 )
 
-const maxSearchAnswer = 4 << 20
+const (
+	maxSearchAnswer = 4 << 20
+	defaultSearch   = 25
+	maxSearch       = 100
+)
 
-// Search asks the /v1/search of the registry whose host starts term, else the hub's index.
-// A registry that has none is errs.Unimplemented. At most limit results.
-func (c *Client) Search(ctx context.Context, term string, limit int, cred transfer.Credentials) ([]transfer.SearchResult, error) {
+// Search finds repositories with /v1/search of the registry whose host term begins with, else of the hub's index. It
+// returns at most limit results that pass searchFilters; limit 0 means 25. errs.Unimplemented when the registry cannot be
+// searched.
+func (c *Client) Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error) {
+	if limit == 0 {
+		limit = defaultSearch
+	}
+	if limit < 1 || limit > maxSearch {
+		return nil, errs.New(errs.Invalid, "Limit %d is outside the range of [1, %d]", limit, maxSearch)
+	}
+	if strings.TrimSpace(term) == "" || strings.Contains(term, "://") {
+		return nil, errs.New(errs.Invalid, "invalid repository name (%s): want a word, or host/word", term)
+	}
+	match, err := searchFilters.Compile(filters)
+	if err != nil {
+		return nil, err
+	}
+	all, err := c.search(ctx, term, limit, cred)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(r transfer.SearchResult) bool { return !match(r) }), nil
+}
+
+// searchFilters are the conditions of Search.
+var searchFilters = filter.Table[transfer.SearchResult]{
+	"is-official":  filter.Bool(func(r transfer.SearchResult, want bool) bool { return r.Official == want }),
+	"is-automated": filter.Bool(func(r transfer.SearchResult, want bool) bool { return r.Automated == want }),
+	"stars":        filter.Every(filter.Number, func(r transfer.SearchResult, least int) bool { return r.Stars >= least }),
+}
+
+func (c *Client) search(ctx context.Context, term string, limit int, cred transfer.Credentials) ([]transfer.SearchResult, error) {
 	host, rest, ok := strings.Cut(term, "/")
 	if !ok || !(strings.ContainsAny(host, ".:") || host == "localhost") || isHub(host) {
 		host, rest = hubIndex, strings.TrimPrefix(term, hubDomain+"/")
@@ -37,7 +72,13 @@ func (c *Client) Search(ctx context.Context, term string, limit int, cred transf
 		return nil, err
 	}
 	var doc struct {
-		Results []transfer.SearchResult `json:"results"`
+		Results []struct {
+			Name        string `json:"name"`
+			Description string `json:"description"`
+			Stars       int    `json:"star_count"`
+			Official    bool   `json:"is_official"`
+			Automated   bool   `json:"is_automated"`
+		} `json:"results"`
 	}
 	if err := decodeAnswer(resp, maxSearchAnswer, &doc); err != nil {
 		return nil, errs.New(errs.Invalid, "registry %s: search: %w", host, err)
@@ -45,14 +86,16 @@ func (c *Client) Search(ctx context.Context, term string, limit int, cred transf
 	if len(doc.Results) > limit {
 		doc.Results = doc.Results[:limit]
 	}
-	for i := range doc.Results {
-		r := &doc.Results[i]
+	results := make([]transfer.SearchResult, len(doc.Results))
+	for i, found := range doc.Results {
+		r := transfer.SearchResult(found)
 		r.Name, r.Description = clean(r.Name), clean(r.Description)
 		if host != hubIndex && !strings.HasPrefix(r.Name, host+"/") {
 			r.Name = host + "/" + r.Name // so that it can be pasted after pull
 		}
+		results[i] = r
 	}
-	return doc.Results, nil
+	return results, nil
 }
 
 // serverSession is a session about a registry as such, not one of its repositories.

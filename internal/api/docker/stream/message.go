@@ -22,6 +22,9 @@ type Message struct {
 	Error    *Error `json:"errorDetail,omitempty"`
 	ErrorMsg string `json:"error,omitempty"`
 	Aux      any    `json:"aux,omitempty"`
+	// Counter is not 0 when the message reports a number that grows: while the client is slow, a newer message with the
+	// same ID and Counter replaces this one.
+	Counter int `json:"-"`
 }
 
 // Progress is how far something is; Total 0 is unknown, Units "" means bytes.
@@ -69,19 +72,19 @@ type Messages struct {
 	w     io.Writer
 	flush func()
 
-	mu      sync.Mutex
-	pending []Message
-	moving  map[string]int // ID → index in pending of its last state, when that is one of progress
-	closed  bool
-	err     error
-	started bool
-	wake    chan struct{}
-	done    chan struct{}
+	mu       sync.Mutex
+	pending  []Message
+	counters map[string]int // ID → index in pending of its last message, when that has a Counter
+	closed   bool
+	err      error
+	started  bool
+	wake     chan struct{}
+	done     chan struct{}
 }
 
 // NewMessages starts a stream on w; flush runs after each batch of lines.
 func NewMessages(w io.Writer, flush func()) *Messages {
-	m := &Messages{w: w, flush: flush, moving: map[string]int{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	m := &Messages{w: w, flush: flush, counters: map[string]int{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go m.run()
 	return m
 }
@@ -93,15 +96,15 @@ func (m *Messages) Put(msg Message) {
 	if m.closed || m.err != nil {
 		return
 	}
-	inMotion := msg.ID != "" && msg.Progress != nil && msg.Progress.Current > 0
-	if i, ok := m.moving[msg.ID]; ok && inMotion && m.pending[i].Status == msg.Status {
+	counts := msg.ID != "" && msg.Counter != 0
+	if i, ok := m.counters[msg.ID]; ok && counts && m.pending[i].Counter == msg.Counter {
 		m.pending[i] = msg
 		return
 	}
 	m.pending = append(m.pending, msg)
-	delete(m.moving, msg.ID)
-	if inMotion {
-		m.moving[msg.ID] = len(m.pending) - 1
+	delete(m.counters, msg.ID)
+	if counts {
+		m.counters[msg.ID] = len(m.pending) - 1
 	}
 	select {
 	case m.wake <- struct{}{}:
@@ -116,7 +119,7 @@ func (m *Messages) run() {
 			m.mu.Lock()
 			batch, closed := m.pending, m.closed
 			m.pending = nil
-			clear(m.moving)
+			clear(m.counters)
 			if len(batch) > 0 {
 				m.started = true
 			}

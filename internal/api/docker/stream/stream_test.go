@@ -89,7 +89,7 @@ func TestSlowClient(t *testing.T) {
 	g := &gate{open: make(chan struct{})}
 	m := NewMessages(g, func() {})
 	for i := range 100_000 {
-		m.Put(Message{ID: "layer", Status: "Downloading", Progress: &Progress{Current: int64(i + 1), Total: 100_000}})
+		m.Put(Message{ID: "layer", Status: "Downloading", Progress: &Progress{Current: int64(i + 1), Total: 100_000}, Counter: 1})
 	}
 	m.Put(Message{ID: "layer", Status: "Pull complete", Progress: &Progress{}})
 	m.mu.Lock()
@@ -116,6 +116,43 @@ func TestSlowClient(t *testing.T) {
 	m.Put(Message{Status: "too late"})
 	if strings.Contains(g.String(), "too late") {
 		t.Error("a message after Close was written")
+	}
+}
+
+// Only a newer value of the same counter of the same ID replaces a message.
+func TestWhatIsReplacedWhileTheClientIsSlow(t *testing.T) {
+	g := &gate{open: make(chan struct{})}
+	m := NewMessages(g, func() {})
+	m.Put(Message{ID: "first", Status: "s"}) // the writer may have taken this one already
+	for _, msg := range []Message{
+		{ID: "a", Status: "s", Counter: 1, Progress: &Progress{Current: 1}},
+		{ID: "a", Status: "s", Counter: 1, Progress: &Progress{Current: 2}},
+		{ID: "b", Status: "s", Counter: 1, Progress: &Progress{Current: 3}},
+		{ID: "a", Status: "s", Counter: 2, Progress: &Progress{Current: 4}},
+		{ID: "a", Status: "s", Progress: &Progress{Current: 5}},
+		{ID: "a", Status: "s", Counter: 2, Progress: &Progress{Current: 6}},
+		{ID: "b", Status: "s", Counter: 1, Progress: &Progress{Current: 7}},
+		{Status: "s", Counter: 1, Progress: &Progress{Current: 8}},
+		{Status: "s", Counter: 1, Progress: &Progress{Current: 9}},
+	} {
+		m.Put(msg)
+	}
+	close(g.open)
+	if _, err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for line := range strings.SplitSeq(strings.TrimSpace(g.String()), "\r\n") {
+		var msg jsonstream.Message
+		if err := json.Unmarshal([]byte(line), &msg); err != nil {
+			t.Fatal(err)
+		}
+		if msg.Progress != nil {
+			got = append(got, msg.ID+fmt.Sprint(msg.Progress.Current))
+		}
+	}
+	if want := "a2 b7 a4 a5 a6 8 9"; strings.Join(got, " ") != want {
+		t.Errorf("sent %q, want %q", got, want)
 	}
 }
 

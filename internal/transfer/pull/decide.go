@@ -1,0 +1,51 @@
+package pull
+
+import (
+	"context"
+	"time"
+
+	"ply/internal/oci"
+)
+
+// decide lets Retention keep or discard a compressed layer that was unpacked. It runs after the pull has ended and
+// logs errors: the worst that can happen is that the next push or pull fetches the blob again.
+func (c *Puller) decide(desc oci.Descriptor) {
+	if !c.awaitIdle() {
+		return // the client closes; the next pull of this blob finds the whole download
+	}
+	c.deciding.Lock()
+	defer c.deciding.Unlock()
+	unlock, err := c.blobs.lock(context.Background(), desc.Digest)
+	if err != nil {
+		return
+	}
+	defer unlock()
+	if err := c.st.Retention.Decide(desc); err != nil {
+		c.log.Warn("compressed layer", "blob", desc.Digest, "err", err)
+	}
+}
+
+// maxIdleWait is how long a decision about a compressed layer waits for running downloads to end.
+const maxIdleWait = time.Minute
+
+// awaitIdle waits until no download runs, at most maxIdleWait, so that making a cache durable takes no disk bandwidth
+// from a pull. It reports false when the client closes.
+func (c *Puller) awaitIdle() bool {
+	c.mu.Lock()
+	idle := make(chan struct{})
+	if len(c.flights) == 0 {
+		close(idle)
+	} else {
+		c.idle = append(c.idle, idle)
+	}
+	c.mu.Unlock()
+	t := time.NewTimer(maxIdleWait)
+	defer t.Stop()
+	select {
+	case <-c.closing:
+		return false
+	case <-idle:
+	case <-t.C:
+	}
+	return true
+}

@@ -1,0 +1,358 @@
+package pull
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"syscall"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/blob"
+	"ply/internal/transfer/remote"
+)
+
+const (
+	splitSize   = 16 << 20 // larger blobs are fetched by several ranges at a time
+	rangeCount  = 4
+	minPiece    = 1 << 20
+	maxPiece    = 8 << 20
+	recordEvery = 4 << 20
+)
+
+// download brings the bytes of one blob into a partial file and tells how far they are there without a gap.
+// The pieces are handed out in order and are small beside the blob, so little lies beyond a gap when it is cut off.
+type download struct {
+	c    *Puller
+	src  *remote.Session
+	desc oci.Descriptor
+	part *blob.Partial
+	file durable.File
+	tell func(current int64)
+
+	mu       sync.Mutex
+	cond     *sync.Cond
+	pieces   []*piece // handed out and not below front, in order
+	next     int64    // where the next piece starts
+	front    int64    // every byte before it is there
+	recorded int64    // of front, in the partial's record
+	moved    time.Time
+	ended    bool
+	err      error  // after ended
+	source   string // of the last answer; read it after run
+}
+
+type piece struct{ pos, end int64 }
+
+func newDownload(c *Puller, src *remote.Session, desc oci.Descriptor, part *blob.Partial, tell func(int64)) *download {
+	d := &download{c: c, src: src, desc: desc, part: part, file: part.File(), tell: tell, moved: time.Now()}
+	d.cond = sync.NewCond(&d.mu)
+	d.front = min(part.Prefix(), desc.Size)
+	d.next, d.recorded = d.front, d.front
+	return d
+}
+
+// errNoRanges says that an answer was the whole blob where a part was asked for.
+var errNoRanges = errors.New("registry ignores ranges")
+
+// run fetches what is missing. The partial's record is right when it returns, whatever it returns.
+func (d *download) run(ctx context.Context) error {
+	err := d.fetch(ctx)
+	if errors.Is(err, errNoRanges) {
+		err = d.fetchPlain(ctx)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.front != d.recorded {
+		err = errors.Join(err, d.part.SetPrefix(d.front))
+	}
+	d.ended, d.err = true, err
+	d.cond.Broadcast()
+	return err
+}
+
+// fetch gets pieces in parallel, once the first answer has shown that the registry serves ranges.
+func (d *download) fetch(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var workers sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	var more sync.Once
+	var work func()
+	start := func() {
+		workers.Go(work)
+	}
+	work = func() {
+		for {
+			p := d.take(ctx)
+			if p == nil {
+				return
+			}
+			err := d.fetchPiece(ctx, p, func() {
+				more.Do(func() {
+					for range rangeCount - 1 {
+						start()
+					}
+				})
+			})
+			if err != nil {
+				mu.Lock()
+				if failed == nil || errors.Is(err, errNoRanges) {
+					failed = err
+				}
+				mu.Unlock()
+				cancel(err)
+				d.wake()
+				return
+			}
+		}
+	}
+	stop := context.AfterFunc(ctx, d.wake)
+	defer stop()
+	start()
+	workers.Wait()
+	if failed == nil && d.frontier() < d.desc.Size {
+		failed = context.Cause(ctx)
+	}
+	return failed
+}
+
+func (d *download) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cond.Broadcast()
+}
+
+func (d *download) frontier() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.front
+}
+
+// take hands out the next piece, or nil when there is none or ctx is done. It holds workers back that are too far ahead of
+// the front: what lies beyond a gap is lost when the download is cut off.
+func (d *download) take(ctx context.Context) *piece {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	size := d.pieceSize()
+	for d.next < d.desc.Size && d.next-d.front > 2*rangeCount*size && ctx.Err() == nil {
+		d.cond.Wait()
+	}
+	if d.next >= d.desc.Size || ctx.Err() != nil {
+		return nil
+	}
+	p := &piece{d.next, min(d.next+size, d.desc.Size)}
+	d.next = p.end
+	d.pieces = append(d.pieces, p)
+	return p
+}
+
+func (d *download) pieceSize() int64 {
+	if d.desc.Size <= splitSize {
+		return d.desc.Size
+	}
+	return min(max(d.desc.Size/64, minPiece), maxPiece)
+}
+
+// fetchPiece gets one piece, going on where a connection broke off.
+func (d *download) fetchPiece(ctx context.Context, p *piece, ranged func()) error {
+	for try := 0; ; {
+		before := d.position(p)
+		end := p.end
+		if before == 0 && end == d.desc.Size {
+			end = -1 // all of it: no range needed
+		}
+		b, err := d.src.Blob(ctx, d.desc.Digest, before, end)
+		if err == nil {
+			err = d.receive(b, p, ranged)
+		}
+		if err == nil && d.position(p) == p.end {
+			return nil
+		}
+		if err == nil {
+			err = errs.New(errs.Unavailable, "blob %s: %s ended the answer after %d of %d bytes", d.desc.Digest.Short(), b.Source, d.position(p), d.desc.Size)
+		}
+		if d.position(p) > before {
+			try = 0
+		}
+		try++
+		if err := d.pause(ctx, err, try); err != nil {
+			return err
+		}
+	}
+}
+
+func (d *download) position(p *piece) int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return p.pos
+}
+
+// receive copies one answer into the file and closes it.
+func (d *download) receive(b *remote.Body, p *piece, ranged func()) error {
+	defer b.Close()
+	d.mu.Lock()
+	d.source = b.Source
+	d.mu.Unlock()
+	if err := d.checkAnswer(b); err != nil {
+		return err
+	}
+	if !b.Ranged && (p.end != d.desc.Size || d.position(p) > 0) {
+		return errNoRanges
+	}
+	if b.Ranged {
+		ranged()
+	}
+	return d.copy(b, p, 0)
+}
+
+func (d *download) checkAnswer(b *remote.Body) error {
+	if b.Total >= 0 && b.Total != d.desc.Size {
+		return errs.New(errs.Invalid, "blob %s: %s has %d bytes, the manifest says %d", d.desc.Digest.Short(), b.Source, b.Total, d.desc.Size)
+	}
+	return nil
+}
+
+// copy writes an answer at the piece's place, leaving out its first skip bytes.
+func (d *download) copy(b *remote.Body, p *piece, skip int64) error {
+	if _, err := io.CopyN(io.Discard, b, skip); err != nil {
+		return errs.New(errs.Unavailable, "blob %s: %w", d.desc.Digest.Short(), err)
+	}
+	buf := make([]byte, 256<<10)
+	for {
+		pos := d.position(p)
+		room := min(int64(len(buf)), p.end-pos)
+		if room == 0 {
+			return nil
+		}
+		n, err := b.Read(buf[:room])
+		if n > 0 {
+			if _, err := d.file.WriteAt(buf[:n], pos); err != nil {
+				return errs.New(writeClass(err), "blob %s: write: %w", d.desc.Digest.Short(), err)
+			}
+			if err := d.advance(p, int64(n)); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			if e, ok := errors.AsType[*errs.Error](err); ok {
+				return e
+			}
+			return errs.New(errs.Unavailable, "blob %s: %s: %w", d.desc.Digest.Short(), b.Source, err)
+		}
+	}
+}
+
+// writeClass tells a full disk from everything else that can go wrong while writing.
+func writeClass(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return errs.Exhausted
+	}
+	return errs.Internal
+}
+
+// advance moves a piece's end of data, and the front with it.
+func (d *download) advance(p *piece, n int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p.pos += n
+	d.moved = time.Now()
+	for len(d.pieces) > 0 {
+		first := d.pieces[0]
+		d.front = first.pos
+		if first.pos < first.end {
+			break
+		}
+		d.pieces = d.pieces[1:]
+	}
+	d.tell(d.front)
+	d.cond.Broadcast()
+	if d.front-d.recorded < recordEvery {
+		return nil
+	}
+	d.recorded = d.front
+	return d.part.SetPrefix(d.front)
+}
+
+// pause waits before the next try, or gives the error that ends the tries.
+func (d *download) pause(ctx context.Context, err error, try int) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, errNoRanges) || !remote.Temporary(err) {
+		return err
+	}
+	d.mu.Lock()
+	still := time.Since(d.moved)
+	d.mu.Unlock()
+	if still > d.c.remote.GiveUp() {
+		return err
+	}
+	return d.c.remote.Wait(ctx, err, try)
+}
+
+// fetchPlain gets the blob from a registry that ignores ranges: one answer from the start, of which what is there already
+// is passed over. A bounded number of answers, progress or not: else a line that breaks often costs the square of the size.
+func (d *download) fetchPlain(ctx context.Context) error {
+	d.mu.Lock()
+	d.pieces = []*piece{{d.front, d.desc.Size}}
+	p := d.pieces[0]
+	d.next = d.desc.Size
+	d.mu.Unlock()
+	for try := 1; ; try++ {
+		b, err := d.src.Blob(ctx, d.desc.Digest, 0, -1)
+		if err == nil {
+			if err = d.checkAnswer(b); err == nil {
+				err = d.copy(b, p, d.position(p))
+			}
+			b.Close()
+		}
+		if err == nil && d.position(p) == p.end {
+			return nil
+		}
+		if err == nil {
+			err = errs.New(errs.Unavailable, "blob %s: %s ended the answer after %d of %d bytes", d.desc.Digest.Short(), b.Source, d.position(p), d.desc.Size)
+		}
+		if err := d.pause(ctx, err, try); err != nil {
+			return err
+		}
+	}
+}
+
+// follower reads the download's bytes from the start, as far as they are there, and waits for more.
+type follower struct {
+	d   *download
+	off int64
+}
+
+func (f *follower) Read(p []byte) (int, error) {
+	d := f.d
+	d.mu.Lock()
+	for f.off >= d.front && f.off < d.desc.Size && !d.ended {
+		d.cond.Wait()
+	}
+	front, err := d.front, d.err
+	d.mu.Unlock()
+	if f.off >= d.desc.Size {
+		return 0, io.EOF
+	}
+	if f.off >= front {
+		if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		return 0, err
+	}
+	n, err := d.file.ReadAt(p[:min(int64(len(p)), front-f.off)], f.off)
+	f.off += int64(n)
+	if n > 0 {
+		return n, nil
+	}
+	return 0, errs.New(errs.Internal, "blob %s: read: %w", d.desc.Digest.Short(), err)
+}

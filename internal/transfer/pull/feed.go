@@ -1,0 +1,64 @@
+package pull
+
+import (
+	"sync"
+	"time"
+
+	"ply/internal/transfer"
+)
+
+// feed passes the progress of one flight on to every pull that waits for it. A pull that joins late hears the last state.
+type feed struct {
+	mu    sync.Mutex
+	next  int
+	sinks map[int]transfer.Sink
+	last  transfer.Progress
+	at    time.Time
+}
+
+const tellEvery = 100 * time.Millisecond
+
+// say reports a state.
+func (f *feed) say(state transfer.State, current, total int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = transfer.Progress{State: state, Current: current, Total: total}
+	f.at = time.Now()
+	for _, s := range f.sinks {
+		s(f.last)
+	}
+}
+
+// count reports a number that changes often: not more than ten times a second.
+func (f *feed) count(state transfer.State, current, total int64) {
+	f.mu.Lock()
+	due := f.last.State != state || time.Since(f.at) >= tellEvery || current == total
+	f.mu.Unlock()
+	if due {
+		f.say(state, current, total)
+	}
+}
+
+// join adds a listener until leave is called.
+func (f *feed) join(id string, sink transfer.Sink) (leave func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.sinks == nil {
+		f.sinks = map[int]transfer.Sink{}
+	}
+	n := f.next
+	f.next++
+	to := func(p transfer.Progress) {
+		p.Layer = id
+		sink(p)
+	}
+	f.sinks[n] = to
+	if f.last.State != 0 {
+		to(f.last)
+	}
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.sinks, n)
+	}
+}

@@ -1,0 +1,368 @@
+// Package push sends images to registries.
+//
+// A layer reaches the registry by the cheapest way that works: it is there already; the registry takes it from another of
+// its repositories; it is sent as the compressed form that was kept here; compressed again with the recorded
+// parameters; streamed from the registry that it came from; or compressed anew.
+//
+// Invariants: what was pulled is sent byte for byte as long as its layers can be had as they were; a digest that is
+// reported is the digest of the bytes sent; a registry never keeps bytes of a layer whose digest was not checked.
+package push
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+	"ply/internal/transfer"
+	"ply/internal/transfer/remote"
+)
+
+// Images is what a push needs of the image service.
+type Images interface {
+	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
+	Get(ctx context.Context, ref string) (*image.Image, error)
+	// Publish tells listeners that an image was pushed.
+	Publish(action string, id oci.ImageID, name string)
+}
+
+// Options of New. The zero value works.
+type Options struct {
+	Max int          // layers that are sent at a time; 0 = 5
+	Log *slog.Logger // nil = none
+}
+
+// Pusher pushes images. Safe for concurrent use.
+type Pusher struct {
+	st     *store.Store
+	images Images
+	remote *remote.Client
+	log    *slog.Logger
+	limit  *transfer.Limiter
+}
+
+// New returns a pusher.
+func New(st *store.Store, images Images, client *remote.Client, opts Options) *Pusher {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Pusher{st: st, images: images, remote: client, log: opts.Log, limit: transfer.NewLimiter(maxOrDefault(opts.Max))}
+}
+
+func maxOrDefault(n int) int {
+	if n <= 0 {
+		return 5
+	}
+	return n
+}
+
+// SetMax changes Options.Max. Layers under way count against the old number.
+func (p *Pusher) SetMax(n int) { p.limit.SetMax(maxOrDefault(n)) }
+
+// Push sends an image to the registry that its name says, or with AllTags every tag of the repository. What was pulled is sent
+// byte-exact as long as its layers can be had as they were; the digest printed is that of the bytes sent.
+// Errors: errs.NotFound when there is no such image here; else as Pull.
+func (c *Pusher) Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error {
+	if ref.IsZero() {
+		return errs.New(errs.Invalid, "push: no image is named")
+	}
+	if ref.Digest() != "" {
+		return errs.New(errs.Invalid, "cannot push a digest reference")
+	}
+	refs := []oci.Reference{ref.WithDefaultTag()}
+	if opts.AllTags {
+		var err error
+		if refs, err = c.localTags(ref); err != nil {
+			return err
+		}
+	}
+	listener := transfer.NewRelay(progress)
+	defer listener.Close()
+	p := &push{Pusher: c, opts: opts, progress: listener.Send, dst: c.remote.Session(ref, remote.Push, opts.Credentials)}
+	p.progress(transfer.Progress{State: transfer.PushStarted, Ref: ref.Repository()})
+	for _, r := range refs {
+		if err := p.one(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Pusher) localTags(ref oci.Reference) ([]oci.Reference, error) {
+	var refs []oci.Reference
+	err := c.st.Meta.View(func(tx *meta.Tx) error {
+		for name := range tx.Names.Prefix(ref.Name() + ":") {
+			if r, err := oci.ParseReference(name); err == nil && r.Tag() != "" && r.Name() == ref.Name() {
+				refs = append(refs, r)
+			}
+		}
+		return nil
+	})
+	if err == nil && len(refs) == 0 {
+		err = errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+	}
+	return refs, err
+}
+
+// push is one call of Push.
+type push struct {
+	*Pusher
+	opts     transfer.PushOptions
+	dst      *remote.Session
+	progress transfer.Sink
+}
+
+// one pushes one tag.
+func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
+	img, err := p.images.Get(ctx, ref.String())
+	if errors.Is(err, errs.NotFound) {
+		return errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.checkPlatform(ref, img); err != nil {
+		return err
+	}
+	lease := p.st.Lease()
+	defer lease.Release()
+	lease.Layer(img.Config.RootFS.DiffIDs)
+	lease.Blob(oci.Digest(img.ID))
+	exact, err := p.exact(lease, img)
+	if err != nil {
+		return err
+	}
+	descs, err := p.layers(ctx, img, exact)
+	if err != nil {
+		return pushError(ref, err)
+	}
+	if err := p.config(ctx, img); err != nil {
+		return pushError(ref, err)
+	}
+	sent, err := p.manifest(ctx, ref, img, exact, descs)
+	if err != nil {
+		return pushError(ref, err)
+	}
+	p.progress(transfer.Progress{State: transfer.ManifestPushed, Ref: ref, Digest: sent.Digest, Total: sent.Size})
+	if err := p.record(ctx, lease, ref, img, sent); err != nil {
+		return err
+	}
+	p.images.Publish("push", img.ID, ref.Familiar())
+	return nil
+}
+
+func (p *push) checkPlatform(ref oci.Reference, img *image.Image) error {
+	if p.opts.Platform == "" {
+		return nil
+	}
+	want, err := oci.ParsePlatform(p.opts.Platform)
+	if err != nil {
+		return err
+	}
+	if got := img.Config.Platform(); !want.Matches(got) {
+		return errs.New(errs.NotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", ref.Familiar(), want, got)
+	}
+	return nil
+}
+
+// exactManifest is the manifest that an image came with.
+type exactManifest struct {
+	oci.Descriptor
+	data     []byte
+	manifest *oci.Manifest
+}
+
+// exact gives the manifest that the image came with, or nil when there is none that can be used.
+func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, error) {
+	if img.Manifest == nil {
+		return nil, nil //nolint:nilnil // an image made here has none
+	}
+	lease.Blob(img.Manifest.Digest)
+	data, err := p.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest)
+	if err != nil {
+		p.progress(transfer.Progress{State: transfer.ManifestLost, Digest: img.Manifest.Digest})
+		return nil, nil //nolint:nilerr,nilnil // the user is told
+	}
+	m, err := oci.DecodeManifest(data, img.Manifest.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	d := *img.Manifest
+	d.Size = int64(len(data))
+	return &exactManifest{d, data, m}, nil
+}
+
+// layers sends every layer and gives their descriptors, bottom first. A layer that is in the image twice is sent once.
+func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifest) ([]oci.Descriptor, error) {
+	chain := img.Config.RootFS.DiffIDs
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	descs := make([]oci.Descriptor, len(chain))
+	from := p.origins(img, exact)
+	first := map[oci.DiffID]int{}
+	var group sync.WaitGroup
+	for i := len(chain) - 1; i >= 0; i-- {
+		first[chain[i]] = i
+	}
+	for i := len(chain) - 1; i >= 0; i-- { // from the top, as docker lists them
+		if first[chain[i]] != i {
+			continue
+		}
+		l := &layerPush{push: p, chain: chain[:i+1], format: img.Format}
+		if exact != nil {
+			l.want, l.from = &exact.manifest.Layers[i], from
+			l.format = oci.FormatOf(exact.MediaType)
+		}
+		l.say(transfer.LayerPreparing, 0, 0)
+		group.Go(func() {
+			d, err := l.run(ctx)
+			if err != nil {
+				cancel(err)
+				return
+			}
+			descs[i] = d
+		})
+	}
+	group.Wait()
+	for i, d := range chain {
+		descs[i] = descs[first[d]]
+		if exact != nil && descs[i].Digest == exact.manifest.Layers[i].Digest {
+			descs[i] = exact.manifest.Layers[i]
+		}
+	}
+	return descs, context.Cause(ctx)
+}
+
+// origins are the other repositories that an image is known from, the one that surely has the exact manifest last.
+func (p *push) origins(img *image.Image, exact *exactManifest) (from []string) {
+	var sure []string
+	for _, d := range img.Digests {
+		switch {
+		case d.Name() == p.dst.Name().Name():
+		case exact != nil && d.Digest() == exact.Digest:
+			sure = append(sure, d.Name())
+		default:
+			from = append(from, d.Name())
+		}
+	}
+	return append(from, sure...)
+}
+
+// config sends the config's exact bytes.
+func (p *push) config(ctx context.Context, img *image.Image) error {
+	d := oci.Digest(img.ID)
+	if have, err := p.has(ctx, d); have || err != nil {
+		return err
+	}
+	return p.remote.Insist(ctx, func() error {
+		up, _, err := p.dst.StartUpload(ctx, "", oci.Reference{})
+		if err != nil {
+			return err
+		}
+		return up.Commit(ctx, d, img.Raw)
+	})
+}
+
+// has asks the target for a blob. An answer that is neither yes nor no counts as no: sending again is right, if slow. An error is one
+// that sending would meet too.
+func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
+	err := p.remote.Insist(ctx, func() error {
+		_, err := p.dst.HasBlob(ctx, d)
+		return err
+	})
+	switch {
+	case err == nil:
+		return true, nil
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case remote.Unreachable(err), errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Precondition):
+		return false, err
+	case !errors.Is(err, errs.NotFound):
+		p.log.Debug("blob not found by HEAD", "blob", d, "err", err)
+	}
+	return false, nil
+}
+
+// manifest sends the exact manifest when every layer is what it says, else one made of what was sent. A registry that refuses
+// OCI's media types gets Docker's.
+func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
+	data, mediaType := []byte(nil), ""
+	if exact != nil && slices.EqualFunc(descs, exact.manifest.Layers, func(a, b oci.Descriptor) bool { return a.Digest == b.Digest }) {
+		data, mediaType = exact.data, exact.MediaType
+	} else {
+		format := img.Format
+		if exact != nil {
+			format = oci.FormatOf(exact.MediaType)
+		}
+		var err error
+		if data, mediaType, err = makeManifest(format, img, descs); err != nil {
+			return oci.Descriptor{}, err
+		}
+		if exact != nil {
+			p.progress(transfer.Progress{State: transfer.ManifestChanged, Digest: exact.Digest})
+		}
+	}
+	err := p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	if refusesType(err) && oci.FormatOf(mediaType) == oci.FormatOCI {
+		docker, dockerType, convErr := makeManifest(oci.FormatDocker, img, descs)
+		if convErr != nil {
+			return oci.Descriptor{}, errs.New(errs.Invalid, "the registry refuses OCI manifests, and this image has no other form: %w", errors.Join(err, convErr))
+		}
+		p.log.Info("registry refuses OCI manifests, docker's is sent", "image", ref.Familiar(), "err", err)
+		data, mediaType = docker, dockerType
+		err = p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	}
+	return oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}, p.keep(err, data)
+}
+
+// keep stores the bytes of a manifest that was sent.
+func (p *push) keep(err error, data []byte) error {
+	if err != nil {
+		return err
+	}
+	_, err = p.st.Blobs.Put(data)
+	return err
+}
+
+func refusesType(err error) bool {
+	e, ok := errors.AsType[*remote.Error](err)
+	if !ok || e.Has("MANIFEST_BLOB_UNKNOWN") || e.Has("BLOB_UNKNOWN") || e.Has("NAME_INVALID") || e.Has("TAG_INVALID") {
+		return false
+	}
+	return e.Status == 400 || e.Status == 405 || e.Status == 406 || e.Status == 415
+}
+
+// record writes down what the push has taught: the name with the digest, the manifest, where the layers are.
+func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, sent oci.Descriptor) error {
+	lease.Blob(sent.Digest)
+	_, err := p.images.Put(ctx, lease, image.PutOptions{
+		Config: img.Raw, Format: img.Format, Manifest: &sent, Parent: img.Parent,
+		Names: []oci.Reference{ref.Repository().WithDigest(sent.Digest)},
+	})
+	return err
+}
+
+// recordBlob writes down that the target has a layer in some form.
+func (p *push) recordBlob(ctx context.Context, chain oci.Chain, b meta.LayerBlob) error {
+	info, err := p.st.Layers.Stat(ctx, chain)
+	if err != nil {
+		return err
+	}
+	b.Repositories = []string{p.dst.Name().Name()}
+	return p.st.RecordLayer(layer.Info{DiffID: chain.Top(), Size: info.Size, TarSize: info.TarSize}, &b)
+}
+
+// sameRegistry reports whether two full repository names are of one registry.
+func sameRegistry(a, b string) bool {
+	ha, _, _ := strings.Cut(a, "/")
+	hb, _, _ := strings.Cut(b, "/")
+	return ha == hb
+}
