@@ -359,6 +359,7 @@ func (c *Client) connectError(ctx context.Context, err error) error {
 	if errors.As(err, &oe) && oe.Op == "dial" {
 		return &ConnectError{Host: c.opts.Host, Err: err}
 	}
+	// net/http has no type for this error.
 	if c.opts.TLS == nil && strings.Contains(err.Error(), "malformed HTTP response") {
 		return fmt.Errorf("error during connect: %w: are you trying to connect to a TLS-enabled daemon without TLS?", err)
 	}

@@ -25,6 +25,12 @@ func IsNotFound(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
+// IsAbsent reports whether err is an answer that the engine does not have what was asked of it: status 404 or 501.
+func IsAbsent(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && (e.Status == http.StatusNotFound || e.Status == http.StatusNotImplemented)
+}
+
 // ConnectError says that no engine could be reached at Host.
 type ConnectError struct {
 	Host string

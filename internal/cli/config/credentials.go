@@ -140,7 +140,7 @@ type helperCreds struct {
 	Secret    string
 }
 
-// errNotFound is what helpers print when they have no entry.
+// errNotFound is what helpers print when they have no entry. Their protocol has no other sign for it.
 const errNotFound = "credentials not found in native keychain"
 
 func helperGet(ctx context.Context, helper, key string) (Credentials, error) {

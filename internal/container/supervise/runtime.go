@@ -44,7 +44,8 @@ type failure struct {
 func (f *failure) Error() string { return f.msg }
 
 // programFailure returns a failure with docker's words if a runtime's error says that the program to run was at fault,
-// otherwise the error itself.
+// otherwise the error itself. The init process of the runtime sends its error as text, so this is the one place that reads
+// that text; everything above it sees the class.
 func programFailure(err error) error {
 	if err == nil {
 		return nil

@@ -270,7 +270,8 @@ func (c *Client) transportError(ep *resolved, req *http.Request, err error) erro
 		e = errs.New(errs.Precondition, "%s %q: http: server gave HTTP response to HTTPS client", method, redact(req.URL))
 		return e.WithHint("If you trust the network to it, add \"insecure-registries\": [%q] to %s and reload the engine.", req.URL.Host, c.opts.ConfigFile)
 	}
-	if strings.Contains(err.Error(), "x509:") || strings.Contains(err.Error(), "tls: failed to verify") {
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
 		e = errs.New(errs.Precondition, "%s %q: %w", method, redact(req.URL), err)
 		dir := "certs.d"
 		if len(c.opts.CertsDirs) > 0 {

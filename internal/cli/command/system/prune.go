@@ -2,7 +2,6 @@ package system
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -53,7 +52,7 @@ func Prune(inv *command.Invocation) *cobra.Command {
 				}
 				out, err := command.Prune(ctx, api, "/"+kind+"/prune", f, nil)
 				if err != nil {
-					if kind == "build" && (client.IsNotFound(err) || strings.Contains(err.Error(), "not implemented")) {
+					if kind == "build" && client.IsAbsent(err) {
 						continue // the engine has no builder
 					}
 					return err
