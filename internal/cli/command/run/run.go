@@ -69,7 +69,7 @@ func runContainer(sigctx context.Context, inv *command.Invocation, path string, 
 		fmt.Fprintln(inv.Out, id)
 		return nil
 	}
-	j := &job{inv: inv, api: api, id: id, path: path, tty: body.Tty, autoRemove: r.rm, keys: r.detachKeys, sigProxy: r.sigProxy && !body.Tty,
+	j := &job{inv: inv, api: api, id: id, path: path, tty: body.Tty, autoRemove: r.host.AutoRemove, keys: r.detachKeys, sigProxy: r.sigProxy && !body.Tty,
 		stdin: body.AttachStdin, stdout: body.AttachStdout, stderr: body.AttachStderr}
 	return j.foreground(sigctx)
 }
