@@ -37,31 +37,33 @@ func (s Status) active() bool {
 	return s == StatusRunning || s == StatusPaused || s == StatusRestarting
 }
 
-// State is the moving part of a container.
+// State is the part of a container that changes while it runs. It is stored in the container's record, so the names in
+// its tags stay as they are; the Engine API has types of its own.
 type State struct {
-	Status    Status
-	PID       int
-	ExitCode  int
-	Error     string
-	OOMKilled bool
-	Started   time.Time
-	Finished  time.Time
-	Health    *Health
-	Restarts  int
+	Status    Status    `json:"Status"`
+	PID       int       `json:"PID"`
+	ExitCode  int       `json:"ExitCode"`
+	Error     string    `json:"Error"`
+	OOMKilled bool      `json:"OOMKilled"`
+	Started   time.Time `json:"Started"`
+	Finished  time.Time `json:"Finished"`
+	Health    *Health   `json:"Health"`
+	Restarts  int       `json:"Restarts"`
 }
 
-// Health is what the health check last saw.
+// Health is the outcome of the last health checks.
 type Health struct {
-	Status        string // starting, healthy, unhealthy
-	FailingStreak int
-	Log           []HealthResult
+	Status        string         `json:"Status"` // starting, healthy, unhealthy
+	FailingStreak int            `json:"FailingStreak"`
+	Log           []HealthResult `json:"Log"`
 }
 
 // HealthResult is one run of the health check.
 type HealthResult struct {
-	Start, End time.Time
-	ExitCode   int
-	Output     string
+	Start    time.Time `json:"Start"`
+	End      time.Time `json:"End"`
+	ExitCode int       `json:"ExitCode"`
+	Output   string    `json:"Output"`
 }
 
 // Container is a snapshot of one container for list and inspect.

@@ -1,7 +1,6 @@
 package container
 
 import (
-	"encoding/json"
 	"maps"
 	"slices"
 	"time"
@@ -14,7 +13,8 @@ import (
 	"ply/internal/volume"
 )
 
-// record is a container in the database. Collection and image removal read its first two fields.
+// record is a container in the database; the version of its form is the database's (meta.Containers). Collection and image
+// removal read its first two fields.
 type record struct {
 	Image oci.ImageID `json:"image"`
 	Chain oci.Chain   `json:"chain"`
@@ -37,30 +37,27 @@ type record struct {
 	Netns     string                      `json:"netns,omitempty"`   // namespace that Attach made and Detach must remove
 }
 
-func (e *env) load(id oci.ContainerID, raw json.RawMessage) (*ctr, error) {
+// load reads the record of a container. Errors: DataLoss when it is damaged.
+func (e *env) load(tx *meta.Tx, id oci.ContainerID) (*ctr, error) {
 	if !oci.IsHex64(string(id)) {
 		return nil, errs.New(errs.DataLoss, "container %q: not an ID", id)
 	}
-	c := e.newCtr(id)
-	var r record
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return nil, errs.New(errs.DataLoss, "container %s: record: %w", id.Short(), err)
+	r, err := meta.As[record](tx.Containers).Get(id)
+	if err != nil {
+		return nil, err
 	}
+	c := e.newCtr(id)
 	c.setRecord(r)
 	return c, nil
 }
 
 // saveNew writes the first record, unless the image was removed since the creation began.
 func (c *ctr) saveNew() error {
-	raw, err := json.Marshal(&c.rec)
-	if err != nil {
-		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)
-	}
 	return c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
 		if !tx.Images.Has(c.rec.Image) {
 			return errs.New(errs.NotFound, "No such image: %s", c.rec.ImageName)
 		}
-		return tx.Containers.Put(c.id, raw)
+		return meta.As[record](tx.Containers).Put(c.id, c.rec)
 	})
 }
 
@@ -71,23 +68,19 @@ func (c *ctr) save(edit ...func(*record)) error {
 	defer c.saveMu.Unlock()
 	c.mu.Lock()
 	gone := c.gone
-	copied := c.rec
-	for _, f := range edit {
-		f(&copied)
-	}
-	raw, err := json.Marshal(&copied)
+	copied := c.rec // what its pointers, slices and maps lead to is replaced, never changed
 	c.mu.Unlock()
-	if err != nil {
-		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)
-	}
 	if gone {
 		return nil
 	}
-	err = c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
+	for _, f := range edit {
+		f(&copied)
+	}
+	err := c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
 		if !tx.Containers.Has(c.id) {
 			return nil // removed meanwhile; do not bring it back
 		}
-		return tx.Containers.Put(c.id, raw)
+		return meta.As[record](tx.Containers).Put(c.id, copied)
 	})
 	if err != nil {
 		return errs.New(errs.Internal, "container %s: record: %w", c.id.Short(), err)

@@ -39,8 +39,8 @@ func New(o Options) (*Service, error) {
 		return nil, err
 	}
 	err = e.opts.Store.Meta.View(func(tx *meta.Tx) error {
-		for id, raw := range tx.Containers.All() {
-			c, err := e.load(id, raw)
+		for id := range tx.Containers.All() {
+			c, err := e.load(tx, id)
 			if err != nil {
 				// One damaged record must not keep the others from running.
 				e.log.Error("container record is damaged", "container", id, "err", err)

@@ -327,9 +327,11 @@ func (c *ctr) detachNetwork(ctx context.Context) error {
 		c.rec.Netns = ""
 	}
 	c.rec.Ports = nil
+	left := make(map[string]network.Endpoint, len(c.rec.Networks)) // a new map: save may be reading the old one
 	for n, e := range c.rec.Networks {
-		c.rec.Networks[n] = network.Endpoint{Network: e.Network, NetworkID: e.NetworkID, Aliases: e.Aliases}
+		left[n] = network.Endpoint{Network: e.Network, NetworkID: e.NetworkID, Aliases: e.Aliases}
 	}
+	c.rec.Networks = left
 	return err
 }
 

@@ -28,6 +28,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"Name", "store/meta", "Name", "nameVersion"},
 		{"Image", "store/meta", "Image", "imageVersion"},
 		{"Layer", "store/meta", "Layer", "layerVersion"},
+		{"Container", "container", "record", "store/meta.containerVersion"},
 		{"Volume", "store/meta", "Volume", "volumeVersion"},
 		{"Network", "network", "networkRecord", "store/meta.networkVersion"},
 	},

@@ -6,41 +6,41 @@ package volume
 
 import "time"
 
-// MountSpec is one --mount as a user asks for it.
+// MountSpec is one --mount as a user asks for it. It is part of a container's stored record.
 type MountSpec struct {
-	Type         string // bind, volume, tmpfs
-	Source       string
-	Target       string
-	ReadOnly     bool
-	Propagation  string
-	NoCopy       bool // volume: do not copy the image's content in
-	NonRecursive bool
-	CreateSource bool // bind: make a missing source directory (-v does, --mount does not)
-	Labels       map[string]string
-	Driver       string
-	DriverOpts   map[string]string
-	TmpfsSize    int64
-	TmpfsMode    uint32
-	Subpath      string
+	Type         string            `json:"Type"` // bind, volume, tmpfs
+	Source       string            `json:"Source"`
+	Target       string            `json:"Target"`
+	ReadOnly     bool              `json:"ReadOnly"`
+	Propagation  string            `json:"Propagation"`
+	NoCopy       bool              `json:"NoCopy"` // volume: do not copy the image's content in
+	NonRecursive bool              `json:"NonRecursive"`
+	CreateSource bool              `json:"CreateSource"` // bind: make a missing source directory (-v does, --mount does not)
+	Labels       map[string]string `json:"Labels"`
+	Driver       string            `json:"Driver"`
+	DriverOpts   map[string]string `json:"DriverOpts"`
+	TmpfsSize    int64             `json:"TmpfsSize"`
+	TmpfsMode    uint32            `json:"TmpfsMode"`
+	Subpath      string            `json:"Subpath"`
 }
 
-// Mount is a resolved mount of a container.
+// Mount is a resolved mount of a container. It is part of a container's stored record.
 type Mount struct {
-	Type        string // bind, volume, tmpfs
-	Name        string // volume
-	Source      string // host path
-	Target      string // path in the container
-	Driver      string
-	Mode        string // as written after the second colon
-	RW          bool
-	Propagation string
-	CopyUp      bool     // fill from the image on first use
-	Options     []string // tmpfs
-	Anonymous   bool
+	Type        string   `json:"Type"`   // bind, volume, tmpfs
+	Name        string   `json:"Name"`   // volume
+	Source      string   `json:"Source"` // host path
+	Target      string   `json:"Target"` // path in the container
+	Driver      string   `json:"Driver"`
+	Mode        string   `json:"Mode"` // as written after the second colon
+	RW          bool     `json:"RW"`
+	Propagation string   `json:"Propagation"`
+	CopyUp      bool     `json:"CopyUp"`  // fill from the image on first use
+	Options     []string `json:"Options"` // tmpfs
+	Anonymous   bool     `json:"Anonymous"`
 
-	CreateSource bool   // bind: make a missing source directory at start
-	NonRecursive bool   // bind: without the mounts below the source
-	Subpath      string // volume: clean relative directory of the volume that is mounted instead of its root
+	CreateSource bool   `json:"CreateSource"` // bind: make a missing source directory at start
+	NonRecursive bool   `json:"NonRecursive"` // bind: without the mounts below the source
+	Subpath      string `json:"Subpath"`      // volume: clean relative directory of the volume that is mounted instead of its root
 }
 
 // Volume is one volume as list and inspect show it.

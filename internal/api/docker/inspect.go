@@ -64,7 +64,13 @@ type stateAnswer struct {
 type healthAnswer struct {
 	Status        string
 	FailingStreak int
-	Log           []container.HealthResult
+	Log           []healthResult
+}
+
+type healthResult struct {
+	Start, End time.Time
+	ExitCode   int
+	Output     string
 }
 
 type mountPoint struct {
@@ -144,7 +150,10 @@ func stateOf(st container.State) stateAnswer {
 		a.Dead = true
 	}
 	if st.Health != nil {
-		a.Health = &healthAnswer{st.Health.Status, st.Health.FailingStreak, notNil(st.Health.Log)}
+		a.Health = &healthAnswer{Status: st.Health.Status, FailingStreak: st.Health.FailingStreak, Log: []healthResult{}}
+		for _, r := range st.Health.Log {
+			a.Health.Log = append(a.Health.Log, healthResult{Start: r.Start, End: r.End, ExitCode: r.ExitCode, Output: r.Output})
+		}
 	}
 	return a
 }
