@@ -74,6 +74,7 @@ func TestSocketOfLongPath(t *testing.T) {
 	}
 	go func() {
 		if c, err := l.Accept(); err == nil {
+			_, _ = ReadFrame[Request](c)
 			_ = WriteFrame(c, Response{Error: "no", Class: ClassConflict})
 			_ = c.Close()
 		}
