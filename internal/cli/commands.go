@@ -16,10 +16,10 @@ import (
 	"ply/internal/cli/command/volume"
 )
 
-// maker makes one command. Every place in the tree gets a command of its own.
+// maker makes one command. Each position in the tree needs a command of its own.
 type maker func(*command.Invocation) *cobra.Command
 
-// entry is one line of the table of commands: a verb that stands below ply, below a noun such as "container", or at both places.
+// entry is one line of the table of commands: a verb that stands below ply, below a noun such as "container", or both.
 type entry struct {
 	group string // of the plain verb in the help of ply
 	plain maker  // makes the plain verb; nil when there is none

@@ -1,11 +1,12 @@
-// Package cli is the command line of ply: docker's commands and flags, for any Docker Engine API. This package holds the frame: Main and
-// Run, the root command, the table of all commands (commands.go), help, completion and manual pages.
+// Package cli is the command line of ply: docker's commands and flags, for any Docker Engine API. This package has Main and Run,
+// the root command, the table of all commands (commands.go), help, completion and manual pages.
 //
 // Every command is a file with its name below command/, in the package of its noun. It is a function that takes a command.Invocation,
-// which holds the streams, the configuration and the connection to the engine; tests pass one of their own. What commands share stands
-// beside: client speaks HTTP, config keeps config.json and the credentials, daemon starts plyd, opts parses the values of flags, format
-// prints tables and templates, table makes the rows that several commands print, progress shows progress streams, attach connects the
-// terminal to a container, tarstream copies local files, terminal handles the tty. No code of the engine is linked; a test checks that.
+// which holds the streams, the configuration and the connection to the engine; tests pass one of their own. What commands share
+// has a package of its own: client speaks HTTP, config reads and writes config.json with the credentials, daemon starts plyd, opts parses
+// the values of flags, format prints tables and templates, table makes the rows that several commands print, progress shows progress
+// streams, attach connects the terminal to a container, tarstream copies local files, terminal handles the tty. No code of the engine is
+// linked; a test checks that.
 //
 // The output is docker's, byte for byte, with these exceptions, which are improvements:
 //

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// Input returns the standard input as a reader that fails when ctx ends: without it, a pipe into which no one writes would
+// Input returns the standard input as a reader that fails when ctx ends. Without it, a pipe into which no one writes would
 // delay the reaction to a signal. Reading starts with the first Read. Close leaves the standard input open.
 func (inv *Invocation) Input(ctx context.Context) io.ReadCloser {
 	return &input{ctx: ctx, from: inv.In}

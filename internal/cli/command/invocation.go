@@ -1,8 +1,8 @@
 // Package command is what the commands of ply are built from. An Invocation holds what one run of the program works with: its
 // streams, its configuration, the connection to the engine. Beside it are the checks of arguments, the errors with their exit
-// codes, and the operations that commands of different nouns share: inspect, prune, pull, writing an archive to a file.
+// codes, and the operations that commands of different nouns share: inspect, prune, pull, and writing an answer to a file.
 //
-// The commands stand in the packages below this one, by noun, one command per file. A command is a function
+// The commands are in the packages below this one, by noun, one command per file. A command is a function
 //
 //	func Stop(inv *command.Invocation) *cobra.Command
 //

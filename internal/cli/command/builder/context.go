@@ -68,7 +68,7 @@ func stdinContext(file string, stdin io.Reader) (*buildContext, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	if isArchive(head) {
+	if isTar(head) {
 		return &buildContext{tar: br, dockerfile: filepath.ToSlash(file)}, nil
 	}
 	if file != "" {
@@ -86,8 +86,8 @@ func stdinContext(file string, stdin io.Reader) (*buildContext, error) {
 	return &buildContext{tar: &buf, dockerfile: "Dockerfile"}, tw.Close()
 }
 
-// isArchive reports whether head is the beginning of a tar stream, plain or compressed.
-func isArchive(head []byte) bool {
+// isTar reports whether head is the beginning of a tar stream, plain or compressed.
+func isTar(head []byte) bool {
 	for _, magic := range []string{"\x1f\x8b", "BZh", "\xfd7zXZ", "\x28\xb5\x2f\xfd"} {
 		if bytes.HasPrefix(head, []byte(magic)) {
 			return true

@@ -1,3 +1,2 @@
-// Package image has the commands on images: build apart, which is in package builder, everything that lists, changes, moves or removes
-// them.
+// Package image has the commands on images, except build, which is in package builder.
 package image
