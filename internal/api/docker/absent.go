@@ -6,8 +6,10 @@ import (
 	"ply/internal/errs"
 )
 
-// absentRoutes answers for the parts of docker that this engine does not have, so that clients get a reason.
-func (s *server) absentRoutes(add adder) {
+// absentHandlers answers for the parts of Docker that this engine does not have, so that clients get a reason.
+type absentHandlers struct{}
+
+func (absentHandlers) routes(add adder) {
 	manager := func(*call) error {
 		return errs.New(errs.Unavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 	}

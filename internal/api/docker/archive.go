@@ -11,6 +11,16 @@ import (
 	"ply/internal/errs"
 )
 
+// fileHandlers answers docker cp and export.
+type fileHandlers struct{ files Files }
+
+func (h fileHandlers) routes(add adder) {
+	add(head, "/containers/{id}/archive", h.stat)
+	add(get, "/containers/{id}/archive", h.copyFrom)
+	add(put, "/containers/{id}/archive", h.copyTo)
+	add(get, "/containers/{id}/export", h.export)
+}
+
 // statHeader tells what the path of an archive request is.
 const statHeader = "X-Docker-Container-Path-Stat"
 
@@ -37,12 +47,12 @@ func (c *call) setStat(st rootfs.Info) error {
 	return nil
 }
 
-func (s *server) archiveStat(c *call) error {
+func (h fileHandlers) stat(c *call) error {
 	path, err := c.archivePath()
 	if err != nil {
 		return err
 	}
-	st, err := s.Files.PathStat(c.ctx(), c.vars["id"], path)
+	st, err := h.files.PathStat(c.ctx(), c.vars["id"], path)
 	if err != nil {
 		return err
 	}
@@ -52,12 +62,12 @@ func (s *server) archiveStat(c *call) error {
 	return c.none(http.StatusOK)
 }
 
-func (s *server) archiveGet(c *call) error {
+func (h fileHandlers) copyFrom(c *call) error {
 	path, err := c.archivePath()
 	if err != nil {
 		return err
 	}
-	st, err := s.Files.PathStat(c.ctx(), c.vars["id"], path)
+	st, err := h.files.PathStat(c.ctx(), c.vars["id"], path)
 	if err != nil {
 		return err
 	}
@@ -65,15 +75,15 @@ func (s *server) archiveGet(c *call) error {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")
-	return s.Files.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
+	return h.files.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
 }
 
-func (s *server) archivePut(c *call) error {
+func (h fileHandlers) copyTo(c *call) error {
 	path, err := c.archivePath()
 	if err != nil {
 		return err
 	}
-	if err := s.Files.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
+	if err := h.files.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
 		return err
 	}
 	return c.none(http.StatusOK)

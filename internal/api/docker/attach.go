@@ -175,15 +175,32 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	return err
 }
 
-func (s *server) containerAttach(c *call) error {
-	ctr, err := s.Containers.Get(c.ctx(), c.vars["id"], false)
+// sessionHandlers answers attach, logs and exec.
+type sessionHandlers struct {
+	sessions   Sessions
+	containers containerGetter
+}
+
+func (h sessionHandlers) routes(add adder) {
+	add(get, "/containers/{id}/logs", h.logs)
+	add(post, "/containers/{id}/resize", h.resize)
+	add(post, "/containers/{id}/attach", h.attach)
+	add(get, "/containers/{id}/attach/ws", h.attachWebSocket)
+	add(post, "/containers/{id}/exec", h.execCreate)
+	add(post, "/exec/{id}/start", h.execStart)
+	add(post, "/exec/{id}/resize", h.execResize)
+	add(get, "/exec/{id}/json", h.execInspect)
+}
+
+func (h sessionHandlers) attach(c *call) error {
+	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
 	if err != nil {
 		return err
 	}
 	l, ctx := newLine(c, c.streamType(ctr.Spec.Tty), ctr.Spec.Tty)
 	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts session.AttachOptions) error {
 		opts.Logs, opts.Stream, opts.DetachKeys = c.bool("logs"), c.bool("stream"), c.get("detachKeys")
-		err := s.Sessions.Attach(ctx, c.vars["id"], opts)
+		err := h.sessions.Attach(ctx, c.vars["id"], opts)
 		if err == nil && !l.opened() { // nothing to send, but the client waits for the take-over
 			err = l.open()
 		}
@@ -191,7 +208,7 @@ func (s *server) containerAttach(c *call) error {
 	})
 }
 
-func (s *server) execCreate(c *call) error {
+func (h sessionHandlers) execCreate(c *call) error {
 	var body struct {
 		User                                    string
 		Privileged, Tty                         bool
@@ -213,7 +230,7 @@ func (s *server) execCreate(c *call) error {
 	if body.ConsoleSize != nil {
 		spec.ConsoleSize = *body.ConsoleSize
 	}
-	id, err := s.Sessions.ExecCreate(c.ctx(), c.vars["id"], spec)
+	id, err := h.sessions.ExecCreate(c.ctx(), c.vars["id"], spec)
 	if err != nil {
 		return err
 	}
@@ -222,7 +239,7 @@ func (s *server) execCreate(c *call) error {
 	}{id})
 }
 
-func (s *server) execStart(c *call) error {
+func (h sessionHandlers) execStart(c *call) error {
 	var body struct {
 		Detach, Tty bool
 		ConsoleSize *[2]uint
@@ -231,7 +248,7 @@ func (s *server) execStart(c *call) error {
 		return err
 	}
 	id := c.vars["id"]
-	exec, err := s.Sessions.ExecGet(c.ctx(), id)
+	exec, err := h.sessions.ExecGet(c.ctx(), id)
 	if err != nil {
 		return err
 	}
@@ -243,7 +260,7 @@ func (s *server) execStart(c *call) error {
 		size = *body.ConsoleSize
 	}
 	if body.Detach {
-		if err := s.Sessions.ExecStart(c.lasting(), id, session.AttachOptions{}, true, size); err != nil {
+		if err := h.sessions.ExecStart(c.lasting(), id, session.AttachOptions{}, true, size); err != nil {
 			return err
 		}
 		return c.none(http.StatusOK)
@@ -252,13 +269,13 @@ func (s *server) execStart(c *call) error {
 	spec := exec.Spec
 	return l.run(ctx, spec.AttachStdin, spec.AttachStdout, spec.AttachStderr, func(ctx context.Context, opts session.AttachOptions) error {
 		opts.DetachKeys = spec.DetachKeys
-		err := s.Sessions.ExecStart(ctx, id, opts, false, size)
+		err := h.sessions.ExecStart(ctx, id, opts, false, size)
 		if l.opened() {
 			return err
 		}
 		// A command that could not run has its exit code: clients want the message in the stream and ask for the code after.
 		if err != nil {
-			if now, getErr := s.Sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
+			if now, getErr := h.sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
 				return err
 			}
 		}
@@ -266,19 +283,19 @@ func (s *server) execStart(c *call) error {
 	})
 }
 
-func (s *server) execResize(c *call) error {
-	h, w, err := c.size()
+func (h sessionHandlers) execResize(c *call) error {
+	height, width, err := c.size()
 	if err != nil {
 		return err
 	}
-	if err := s.Sessions.ExecResize(c.ctx(), c.vars["id"], h, w); err != nil {
+	if err := h.sessions.ExecResize(c.ctx(), c.vars["id"], height, width); err != nil {
 		return err
 	}
 	return c.none(http.StatusCreated)
 }
 
-func (s *server) execInspect(c *call) error {
-	e, err := s.Sessions.ExecGet(c.ctx(), c.vars["id"])
+func (h sessionHandlers) execInspect(c *call) error {
+	e, err := h.sessions.ExecGet(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}

@@ -49,13 +49,30 @@ type Images interface {
 	Prune(ctx context.Context, opts image.PruneOptions) ([]image.Removed, int64, error)
 }
 
-// Mover is what pull, push, save, load and import need; engine joins the packages of transfer.
-type Mover interface {
+// imageGetter finds one image.
+type imageGetter interface {
+	Get(ctx context.Context, ref string) (*image.Image, error)
+}
+
+// Puller is what a pull needs; pull.Puller has it.
+type Puller interface {
 	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
+}
+
+// Pusher is what a push needs; push.Pusher has it.
+type Pusher interface {
 	Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error
+}
+
+// Archive is what save, load and import need; archive.Archive has it.
+type Archive interface {
 	Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) error
 	Load(ctx context.Context, r io.Reader, opts transfer.LoadOptions, progress transfer.Sink) error
 	Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (oci.ImageID, error)
+}
+
+// Registry is what login and search need; remote.Client has it.
+type Registry interface {
 	// Login checks credentials. It returns an identity token to keep instead of the password, or "".
 	Login(ctx context.Context, cred transfer.Credentials) (token string, err error)
 	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error)
@@ -64,6 +81,13 @@ type Mover interface {
 // Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
 // prefix or a name; errs.NotFound says "No such container: REF".
 type Containers interface {
+	Lifecycle
+	ContainerState
+	Committer
+}
+
+// Lifecycle makes containers, starts, changes and removes them.
+type Lifecycle interface {
 	Create(ctx context.Context, spec spec.Spec) (id oci.ContainerID, warnings []string, err error)
 	Start(ctx context.Context, ref string) error
 	Stop(ctx context.Context, ref, signal string, timeout *int) error // timeout in seconds; nil = the container's
@@ -74,16 +98,32 @@ type Containers interface {
 	Remove(ctx context.Context, ref string, force, volumes, link bool) error
 	Rename(ctx context.Context, ref, name string) error
 	Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) ([]string, error)
-	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
-	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
 	// Wait returns a channel that gets one Exit, registered before Wait returns.
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
+	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
+}
+
+// ContainerState reports how containers are.
+type ContainerState interface {
+	containerGetter
+	containerLister
 	Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows []container.Process, err error)
 	Changes(ctx context.Context, ref string) ([]Change, error)
-	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
 	// Stats sends a reading now and, when stream, every second until ctx ends.
 	Stats(ctx context.Context, ref string, stream bool, send func(container.Stats) error) error
-	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
+}
+
+// Committer makes images of containers.
+type Committer interface {
+	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
+}
+
+type containerGetter interface {
+	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
+}
+
+type containerLister interface {
+	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
 }
 
 // Files is what the endpoints of docker cp and export need; container.Files has it.

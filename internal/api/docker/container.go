@@ -14,36 +14,34 @@ import (
 	"ply/internal/wire"
 )
 
-func (s *server) containerRoutes(add adder) {
-	add(get, "/containers/json", s.containerList)
-	add(post, "/containers/create", s.containerCreate)
-	add(post, "/containers/prune", s.containerPrune)
-	add(get, "/containers/{id}/json", s.containerInspect)
-	add(get, "/containers/{id}/top", s.containerTop)
-	add(get, "/containers/{id}/logs", s.containerLogs)
-	add(get, "/containers/{id}/changes", s.containerChanges)
-	add(get, "/containers/{id}/export", s.containerExport)
-	add(get, "/containers/{id}/stats", s.containerStats)
-	add(post, "/containers/{id}/resize", s.containerResize)
-	add(post, "/containers/{id}/start", s.containerStart)
-	add(post, "/containers/{id}/stop", s.containerStop)
-	add(post, "/containers/{id}/restart", s.containerRestart)
-	add(post, "/containers/{id}/kill", s.containerKill)
-	add(post, "/containers/{id}/update", s.containerUpdate)
-	add(post, "/containers/{id}/rename", s.containerRename)
-	add(post, "/containers/{id}/pause", s.containerPause)
-	add(post, "/containers/{id}/unpause", s.containerUnpause)
-	add(post, "/containers/{id}/attach", s.containerAttach)
-	add(get, "/containers/{id}/attach/ws", s.containerAttachWS)
-	add(post, "/containers/{id}/wait", s.containerWait)
-	add(remove, "/containers/{id}", s.containerRemove)
-	add(head, "/containers/{id}/archive", s.archiveStat)
-	add(get, "/containers/{id}/archive", s.archiveGet)
-	add(put, "/containers/{id}/archive", s.archivePut)
-	add(post, "/containers/{id}/exec", s.execCreate)
-	add(post, "/exec/{id}/start", s.execStart)
-	add(post, "/exec/{id}/resize", s.execResize)
-	add(get, "/exec/{id}/json", s.execInspect)
+// containerHandlers answers for containers: their life, their state and what is made of them.
+type containerHandlers struct {
+	containers Lifecycle
+	state      ContainerState
+	commits    Committer
+	images     imageGetter
+	now        func() time.Time
+}
+
+func (h containerHandlers) routes(add adder) {
+	add(get, "/containers/json", h.list)
+	add(post, "/containers/create", h.create)
+	add(post, "/containers/prune", h.prune)
+	add(get, "/containers/{id}/json", h.inspect)
+	add(get, "/containers/{id}/top", h.top)
+	add(get, "/containers/{id}/changes", h.changes)
+	add(get, "/containers/{id}/stats", h.stats)
+	add(post, "/containers/{id}/start", h.start)
+	add(post, "/containers/{id}/stop", h.stop)
+	add(post, "/containers/{id}/restart", h.restart)
+	add(post, "/containers/{id}/kill", h.kill)
+	add(post, "/containers/{id}/update", h.update)
+	add(post, "/containers/{id}/rename", h.rename)
+	add(post, "/containers/{id}/pause", h.pause)
+	add(post, "/containers/{id}/unpause", h.unpause)
+	add(post, "/containers/{id}/wait", h.wait)
+	add(remove, "/containers/{id}", h.remove)
+	add(post, "/commit", h.commit)
 }
 
 // done answers 204 when err is nil.
@@ -54,7 +52,7 @@ func (c *call) done(err error) error {
 	return c.none(http.StatusNoContent)
 }
 
-func (s *server) containerStart(c *call) error {
+func (h containerHandlers) start(c *call) error {
 	if c.get("checkpoint") != "" || c.get("checkpoint-dir") != "" {
 		return unavailable("starting from a checkpoint", "checkpoints are not kept")
 	}
@@ -65,7 +63,7 @@ func (s *server) containerStart(c *call) error {
 	if t := strings.TrimSpace(string(b)); t != "" && t != "{}" && t != "null" {
 		return errs.New(errs.Invalid, "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
 	}
-	return c.done(s.Containers.Start(c.ctx(), c.vars["id"]))
+	return c.done(h.containers.Start(c.ctx(), c.vars["id"]))
 }
 
 // patience reads t, the seconds to wait before a kill.
@@ -80,50 +78,50 @@ func (c *call) patience() (*int, error) {
 	return &t, nil
 }
 
-func (s *server) containerStop(c *call) error {
+func (h containerHandlers) stop(c *call) error {
 	t, err := c.patience()
 	if err != nil {
 		return err
 	}
-	return c.done(s.Containers.Stop(c.lasting(), c.vars["id"], c.get("signal"), t))
+	return c.done(h.containers.Stop(c.lasting(), c.vars["id"], c.get("signal"), t))
 }
 
-func (s *server) containerRestart(c *call) error {
+func (h containerHandlers) restart(c *call) error {
 	t, err := c.patience()
 	if err != nil {
 		return err
 	}
-	return c.done(s.Containers.Restart(c.lasting(), c.vars["id"], c.get("signal"), t))
+	return c.done(h.containers.Restart(c.lasting(), c.vars["id"], c.get("signal"), t))
 }
 
 // lasting is for work that must not stop half-way because the client went away.
 func (c *call) lasting() context.Context { return context.WithoutCancel(c.ctx()) }
 
-func (s *server) containerKill(c *call) error {
-	return c.done(s.Containers.Kill(c.ctx(), c.vars["id"], c.get("signal")))
+func (h containerHandlers) kill(c *call) error {
+	return c.done(h.containers.Kill(c.ctx(), c.vars["id"], c.get("signal")))
 }
 
-func (s *server) containerPause(c *call) error {
-	return c.done(s.Containers.Pause(c.ctx(), c.vars["id"]))
+func (h containerHandlers) pause(c *call) error {
+	return c.done(h.containers.Pause(c.ctx(), c.vars["id"]))
 }
 
-func (s *server) containerUnpause(c *call) error {
-	return c.done(s.Containers.Unpause(c.ctx(), c.vars["id"]))
+func (h containerHandlers) unpause(c *call) error {
+	return c.done(h.containers.Unpause(c.ctx(), c.vars["id"]))
 }
 
-func (s *server) containerRemove(c *call) error {
-	return c.done(s.Containers.Remove(c.lasting(), c.vars["id"], c.bool("force"), c.bool("v"), c.bool("link")))
+func (h containerHandlers) remove(c *call) error {
+	return c.done(h.containers.Remove(c.lasting(), c.vars["id"], c.bool("force"), c.bool("v"), c.bool("link")))
 }
 
-func (s *server) containerRename(c *call) error {
+func (h containerHandlers) rename(c *call) error {
 	name := strings.TrimPrefix(c.get("name"), "/")
 	if name == "" {
 		return errs.New(errs.Invalid, "Neither old nor new names may be empty")
 	}
-	return c.done(s.Containers.Rename(c.ctx(), c.vars["id"], name))
+	return c.done(h.containers.Rename(c.ctx(), c.vars["id"], name))
 }
 
-func (s *server) containerUpdate(c *call) error {
+func (h containerHandlers) update(c *call) error {
 	var body wire.UpdateBody
 	if err := c.body(&body, false); err != nil {
 		return err
@@ -145,30 +143,30 @@ func (s *server) containerUpdate(c *call) error {
 		p := restartPolicy(body.RestartPolicy)
 		policy = &p
 	}
-	warnings, err := s.Containers.Update(c.ctx(), c.vars["id"], limits(&body.Resources), policy)
+	warnings, err := h.containers.Update(c.ctx(), c.vars["id"], limits(&body.Resources), policy)
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, struct{ Warnings []string }{notNil(warnings)})
 }
 
-func (s *server) containerResize(c *call) error {
-	h, w, err := c.size()
+func (h sessionHandlers) resize(c *call) error {
+	height, width, err := c.size()
 	if err != nil {
 		return err
 	}
-	if err := s.Sessions.Resize(c.ctx(), c.vars["id"], h, w); err != nil {
+	if err := h.sessions.Resize(c.ctx(), c.vars["id"], height, width); err != nil {
 		return err
 	}
 	return c.none(http.StatusOK)
 }
 
-func (s *server) containerPrune(c *call) error {
+func (h containerHandlers) prune(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
 	}
-	ids, freed, err := s.Containers.Prune(c.ctx(), filters)
+	ids, freed, err := h.containers.Prune(c.ctx(), filters)
 	if err != nil {
 		return err
 	}
@@ -182,12 +180,12 @@ func (s *server) containerPrune(c *call) error {
 	return c.json(http.StatusOK, answer)
 }
 
-func (s *server) containerTop(c *call) error {
+func (h containerHandlers) top(c *call) error {
 	args := strings.Fields(c.get("ps_args"))
 	if len(args) == 0 {
 		args = []string{"-ef"}
 	}
-	titles, rows, err := s.Containers.Top(c.ctx(), c.vars["id"], args)
+	titles, rows, err := h.state.Top(c.ctx(), c.vars["id"], args)
 	if err != nil {
 		return err
 	}
@@ -197,12 +195,12 @@ func (s *server) containerTop(c *call) error {
 	}{notNil(titles), notNil(rows)})
 }
 
-func (s *server) containerChanges(c *call) error {
+func (h containerHandlers) changes(c *call) error {
 	type change struct {
 		Path string
 		Kind int
 	}
-	changes, err := s.Containers.Changes(c.ctx(), c.vars["id"])
+	changes, err := h.state.Changes(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}
@@ -213,13 +211,13 @@ func (s *server) containerChanges(c *call) error {
 	return c.json(http.StatusOK, list)
 }
 
-func (s *server) containerExport(c *call) error {
+func (h fileHandlers) export(c *call) error {
 	c.w.Header().Set("Content-Type", "application/octet-stream")
-	return s.Files.Export(c.ctx(), c.vars["id"], c.w)
+	return h.files.Export(c.ctx(), c.vars["id"], c.w)
 }
 
-// containerWait sends its headers before the container ends: clients start the container only when they have them.
-func (s *server) containerWait(c *call) error {
+// wait sends its headers before the container ends: clients start the container only when they have them.
+func (h containerHandlers) wait(c *call) error {
 	cond := container.WaitCondition(c.get("condition"))
 	switch cond {
 	case "":
@@ -228,7 +226,7 @@ func (s *server) containerWait(c *call) error {
 	default:
 		return errs.New(errs.Invalid, "invalid condition: %q", clip(string(cond)))
 	}
-	ch, err := s.Containers.Wait(c.ctx(), c.vars["id"], cond)
+	ch, err := h.containers.Wait(c.ctx(), c.vars["id"], cond)
 	if err != nil {
 		return err
 	}
@@ -264,7 +262,7 @@ func (s *server) containerWait(c *call) error {
 	return err
 }
 
-func (s *server) containerLogs(c *call) error {
+func (h sessionHandlers) logs(c *call) error {
 	opts := session.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
 		Timestamps: c.bool("timestamps"), Details: c.bool("details"), Tail: -1}
 	if !opts.Stdout && !opts.Stderr {
@@ -286,7 +284,7 @@ func (s *server) containerLogs(c *call) error {
 			opts.Tail = n
 		}
 	}
-	ctr, err := s.Containers.Get(c.ctx(), c.vars["id"], false)
+	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
 	if err != nil {
 		return err
 	}
@@ -302,7 +300,7 @@ func (s *server) containerLogs(c *call) error {
 	if ctr.Spec.Tty {
 		stdout, stderr = out, out
 	}
-	err = s.Sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
+	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
 	if out.end() && err != nil {
 		if c.ctx().Err() != nil { // the client left
 			return nil

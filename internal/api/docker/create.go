@@ -12,7 +12,7 @@ import (
 	"ply/internal/wire"
 )
 
-func (s *server) containerCreate(c *call) error {
+func (h containerHandlers) create(c *call) error {
 	var body wire.CreateBody
 	if err := c.body(&body, false); err != nil {
 		return err
@@ -25,7 +25,7 @@ func (s *server) containerCreate(c *call) error {
 	if sp.Platform, err = platformParam(c.get("platform")); err != nil {
 		return err
 	}
-	id, warnings, err := s.Containers.Create(c.ctx(), sp)
+	id, warnings, err := h.containers.Create(c.ctx(), sp)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,10 @@ const (
 // Options of New. Every service must be there; the rest may be zero.
 type Options struct {
 	Images     Images
-	Mover      Mover
+	Puller     Puller
+	Pusher     Pusher
+	Archive    Archive
+	Registry   Registry
 	Containers Containers
 	Files      Files
 	Sessions   Sessions
@@ -38,17 +41,19 @@ type Options struct {
 	Hosts []string
 }
 
-// server answers requests. It holds no state of its own and is safe for concurrent use.
+// server guards requests and hands each to its handler. It holds no state of its own and is safe for concurrent use.
 type server struct {
-	Options
 	routes []route
+	log    *slog.Logger
+	hosts  []string
+	name   string // of the program, with its version
 	now    func() time.Time
 }
 
 // New gives the handler of the whole API. It panics when a service is missing: that is a mistake of the caller.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Mover == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
+	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {
@@ -57,8 +62,8 @@ func New(o Options) http.Handler {
 	if o.HTTP == nil {
 		o.HTTP = fetchClient()
 	}
-	s := &server{Options: o, now: time.Now}
-	s.routes = s.table()
+	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now}
+	s.routes = s.table(&o)
 	return s
 }
 
@@ -69,29 +74,29 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() {
 		if p := recover(); p != nil {
 			if p == http.ErrAbortHandler {
-				s.Log.Info("request cut off", "method", r.Method, "path", r.URL.Path, "dur", time.Since(start))
+				s.log.Info("request cut off", "method", r.Method, "path", r.URL.Path, "dur", time.Since(start))
 				panic(p)
 			}
-			s.Log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))
+			s.log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "err", p, "stack", string(debug.Stack()))
 			if !rec.wrote {
 				writeError(rec, errs.New(errs.Internal, "internal error: this is a bug in the engine, its log has the details"))
 			} else if !rec.hijacked {
 				panic(http.ErrAbortHandler)
 			}
 		}
-		s.Log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes, "dur", time.Since(start))
+		s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes, "dur", time.Since(start))
 	}()
 	s.header(rec.Header())
 	if err := s.answer(rec, r); err != nil {
 		if rec.wrote {
-			s.Log.Info("answer broken off", "method", r.Method, "path", r.URL.Path, "err", err)
+			s.log.Info("answer broken off", "method", r.Method, "path", r.URL.Path, "err", err)
 			if !rec.hijacked {
 				panic(http.ErrAbortHandler) // the client must see that the answer is not whole
 			}
 			return
 		}
 		if status := writeError(rec, err); status >= 500 {
-			s.Log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
+			s.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
 		}
 	}
 }
@@ -121,7 +126,7 @@ func (s *server) header(h http.Header) {
 	h.Set("Api-Version", versionText(maxVersion))
 	h.Set("Docker-Experimental", "false")
 	h.Set("Ostype", "linux")
-	h.Set("Server", "ply/"+s.System.Version().Version+" (linux)")
+	h.Set("Server", s.name)
 }
 
 // recorder remembers what was sent, for the log and to know whether an error can still have a status.

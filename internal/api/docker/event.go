@@ -41,8 +41,13 @@ func eventOf(e events.Event) eventAnswer {
 	return a
 }
 
-// events streams what happens. With since or until, what is remembered comes first.
-func (s *server) events(c *call) error {
+// eventHandlers answers what happens.
+type eventHandlers struct{ bus Events }
+
+func (h eventHandlers) routes(add adder) { add(get, "/events", h.stream) }
+
+// stream sends what happens. With since or until, what is remembered comes first.
+func (h eventHandlers) stream(c *call) error {
 	since, err := c.time("since")
 	if err != nil {
 		return err
@@ -59,7 +64,7 @@ func (s *server) events(c *call) error {
 	if err != nil {
 		return err
 	}
-	past, next := s.Events.Listen(c.ctx())
+	past, next := h.bus.Listen(c.ctx())
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.WriteHeader(http.StatusOK)
 	rc := http.NewResponseController(c.w)

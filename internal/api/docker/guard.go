@@ -33,7 +33,7 @@ func (s *server) guard(r *http.Request) error {
 		host = h
 	}
 	host = strings.Trim(host, "[]")
-	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" || slices.Contains(s.Hosts, strings.ToLower(host)) {
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" || slices.Contains(s.hosts, strings.ToLower(host)) {
 		return nil
 	}
 	return errs.New(errs.Forbidden, "host %q is not a name of this engine: call it by its address or by a name in its certificate", clip(r.Host))

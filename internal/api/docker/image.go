@@ -13,22 +13,22 @@ import (
 	"ply/internal/wire"
 )
 
-func (s *server) imageRoutes(add adder) {
-	add(get, "/images/json", s.imageList)
-	add(get, "/images/search", s.imageSearch)
-	add(get, "/images/get", s.imageSave)
-	add(get, "/images/tree", s.imageTree)
-	add(get, "/images/{name...}/get", s.imageSave)
-	add(get, "/images/{name...}/history", s.imageHistory)
-	add(get, "/images/{name...}/layers", s.imageLayers)
-	add(get, "/images/{name...}/json", s.imageInspect)
-	add(post, "/images/create", s.imageCreate)
-	add(post, "/images/load", s.imageLoad)
-	add(post, "/images/prune", s.imagePrune)
-	add(post, "/images/{name...}/push", s.imagePush)
-	add(post, "/images/{name...}/tag", s.imageTag)
-	add(remove, "/images/{name...}", s.imageRemove)
-	add(post, "/commit", s.commit)
+// imageHandlers answers for the images that are here.
+type imageHandlers struct {
+	images     Images
+	containers containerLister
+	driver     string // the storage driver
+}
+
+func (h imageHandlers) routes(add adder) {
+	add(get, "/images/json", h.list)
+	add(get, "/images/tree", h.tree)
+	add(get, "/images/{name...}/history", h.history)
+	add(get, "/images/{name...}/layers", h.layers)
+	add(get, "/images/{name...}/json", h.inspect)
+	add(post, "/images/prune", h.prune)
+	add(post, "/images/{name...}/tag", h.tag)
+	add(remove, "/images/{name...}", h.remove)
 }
 
 // imageSummary is one element of GET /images/json.
@@ -79,7 +79,7 @@ func familiars(refs []oci.Reference) []string {
 	return names
 }
 
-func (s *server) imageList(c *call) error {
+func (h imageHandlers) list(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
@@ -91,11 +91,11 @@ func (s *server) imageList(c *call) error {
 		return unavailable("listing the manifests of images", "this engine keeps one platform an image")
 	}
 	shared := c.bool("shared-size")
-	images, err := s.Images.List(c.ctx(), image.ListOptions{All: c.bool("all"), Filters: filters, Shared: shared})
+	images, err := h.images.List(c.ctx(), image.ListOptions{All: c.bool("all"), Filters: filters, Shared: shared})
 	if err != nil {
 		return err
 	}
-	uses, err := s.uses(c)
+	uses, err := h.uses(c)
 	if err != nil {
 		return err
 	}
@@ -111,11 +111,11 @@ func (s *server) imageList(c *call) error {
 }
 
 // uses counts the containers of every image, for the versions that show it.
-func (s *server) uses(c *call) (map[oci.ImageID]int64, error) {
+func (h imageHandlers) uses(c *call) (map[oci.ImageID]int64, error) {
 	if c.v < 51 {
 		return nil, nil
 	}
-	list, err := s.Containers.List(c.ctx(), container.ListOptions{All: true})
+	list, err := h.containers.List(c.ctx(), container.ListOptions{All: true})
 	if err != nil {
 		return nil, err
 	}
@@ -198,14 +198,14 @@ func imageRunConfigOf(rc oci.RunConfig, v int) imageRunConfig {
 	return a
 }
 
-func (s *server) imageInspect(c *call) error {
+func (h imageHandlers) inspect(c *call) error {
 	if c.bool("manifests") {
 		return unavailable("inspecting the manifests of an image", "this engine keeps one platform an image")
 	}
-	if err := s.checkPlatform(c, c.vars["name"]); err != nil {
+	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
 		return err
 	}
-	img, err := s.Images.Get(c.ctx(), c.vars["name"])
+	img, err := h.images.Get(c.ctx(), c.vars["name"])
 	if err != nil {
 		return err
 	}
@@ -213,7 +213,7 @@ func (s *server) imageInspect(c *call) error {
 	a := imageAnswer{ID: img.ID.String(), RepoTags: familiars(img.Names), RepoDigests: familiars(img.Digests), Parent: img.Parent.String(),
 		Comment: lastComment(cfg), DockerVersion: cfg.DockerVersion, Author: cfg.Author, Config: imageRunConfigOf(cfg.Config, c.v),
 		Architecture: cfg.Architecture, Variant: cfg.Variant, Os: cfg.OS, OsVersion: cfg.OSVersion, Size: img.Size,
-		GraphDriver: graphDriver{nil, s.Driver}}
+		GraphDriver: graphDriver{nil, h.driver}}
 	a.RootFS.Type = cfg.RootFS.Type
 	for _, d := range cfg.RootFS.DiffIDs {
 		a.RootFS.Layers = append(a.RootFS.Layers, d.String())
@@ -243,7 +243,7 @@ func lastComment(cfg oci.Config) string {
 	return cfg.Comment
 }
 
-func (s *server) imageHistory(c *call) error {
+func (h imageHandlers) history(c *call) error {
 	type entry struct {
 		Comment   string
 		Created   int64
@@ -252,10 +252,10 @@ func (s *server) imageHistory(c *call) error {
 		Size      int64
 		Tags      []string
 	}
-	if err := s.checkPlatform(c, c.vars["name"]); err != nil {
+	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
 		return err
 	}
-	entries, err := s.Images.History(c.ctx(), c.vars["name"])
+	entries, err := h.images.History(c.ctx(), c.vars["name"])
 	if err != nil {
 		return err
 	}
@@ -304,28 +304,28 @@ func layersOf(views []*image.LayerView) []*layerAnswer {
 	return list
 }
 
-func (s *server) imageLayers(c *call) error {
-	layers, err := s.Images.Layers(c.ctx(), c.vars["name"])
+func (h imageHandlers) layers(c *call) error {
+	layers, err := h.images.Layers(c.ctx(), c.vars["name"])
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, layersOf(layers))
 }
 
-func (s *server) imageTree(c *call) error {
-	tree, err := s.Images.Tree(c.ctx())
+func (h imageHandlers) tree(c *call) error {
+	tree, err := h.images.Tree(c.ctx())
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, layersOf(tree))
 }
 
-func (s *server) imageTag(c *call) error {
+func (h imageHandlers) tag(c *call) error {
 	name, err := repoTag(c.get("repo"), c.get("tag"))
 	if err != nil {
 		return err
 	}
-	if err := s.Images.Tag(c.ctx(), c.vars["name"], name.WithDefaultTag()); err != nil {
+	if err := h.images.Tag(c.ctx(), c.vars["name"], name.WithDefaultTag()); err != nil {
 		return err
 	}
 	return c.none(http.StatusCreated)
@@ -366,23 +366,23 @@ func removedList(removed []image.Removed) []removedAnswer {
 	return list
 }
 
-func (s *server) imageRemove(c *call) error {
+func (h imageHandlers) remove(c *call) error {
 	if c.get("platforms") != "" {
 		return unavailable("removing single platforms of an image", "this engine keeps one platform an image")
 	}
-	removed, err := s.Images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
+	removed, err := h.images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, removedList(removed))
 }
 
-func (s *server) imagePrune(c *call) error {
+func (h imageHandlers) prune(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
 	}
-	removed, freed, err := s.Images.Prune(c.ctx(), image.PruneOptions{Filters: filters})
+	removed, freed, err := h.images.Prune(c.ctx(), image.PruneOptions{Filters: filters})
 	if err != nil {
 		return err
 	}
@@ -392,7 +392,7 @@ func (s *server) imagePrune(c *call) error {
 	}{removedList(removed), freed})
 }
 
-func (s *server) imageSearch(c *call) error {
+func (h transferHandlers) search(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
@@ -414,7 +414,7 @@ func (s *server) imageSearch(c *call) error {
 	if err != nil {
 		return err
 	}
-	found, err := s.Mover.Search(c.ctx(), c.get("term"), limit, filters, cred)
+	found, err := h.registry.Search(c.ctx(), c.get("term"), limit, filters, cred)
 	if err != nil {
 		return err
 	}

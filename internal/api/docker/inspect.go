@@ -106,9 +106,9 @@ type networkSettings struct {
 	Networks               map[string]*wire.EndpointSettings
 }
 
-func (s *server) containerInspect(c *call) error {
+func (h containerHandlers) inspect(c *call) error {
 	size := c.bool("size")
-	ctr, err := s.Containers.Get(c.ctx(), c.vars["id"], size)
+	ctr, err := h.state.Get(c.ctx(), c.vars["id"], size)
 	if err != nil {
 		return err
 	}
@@ -263,7 +263,7 @@ type portSummary struct {
 	Type        string
 }
 
-func (s *server) containerList(c *call) error {
+func (h containerHandlers) list(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
@@ -273,18 +273,18 @@ func (s *server) containerList(c *call) error {
 		return err
 	}
 	size := c.bool("size")
-	list, err := s.Containers.List(c.ctx(), container.ListOptions{All: c.bool("all"), Limit: max(limit, 0), Size: size, Filters: filters})
+	list, err := h.state.List(c.ctx(), container.ListOptions{All: c.bool("all"), Limit: max(limit, 0), Size: size, Filters: filters})
 	if err != nil {
 		return err
 	}
 	answer := make([]containerSummary, 0, len(list))
 	names := map[string]oci.ImageID{} // what a name means now; "" for nothing
-	now := s.now()
+	now := h.now()
 	for _, ctr := range list {
 		sum := containerSummaryOf(ctr, c.v, size, now)
 		id, known := names[ctr.ImageName]
 		if !known {
-			if img, err := s.Images.Get(c.ctx(), ctr.ImageName); err == nil {
+			if img, err := h.images.Get(c.ctx(), ctr.ImageName); err == nil {
 				id = img.ID
 			}
 			names[ctr.ImageName] = id

@@ -9,12 +9,18 @@ import (
 	"ply/internal/oci"
 )
 
-func (s *server) networkRoutes(add adder) {
-	add(get, "/networks", s.networkList)
+// networkHandlers answers for networks.
+type networkHandlers struct {
+	networks   Networks
+	containers containerGetter // names the containers of a network
+}
+
+func (h networkHandlers) routes(add adder) {
+	add(get, "/networks", h.list)
 	add(post, "/networks/create", networkFixed)
-	add(post, "/networks/prune", s.networkPrune)
-	add(get, "/networks/{id}", s.networkInspect)
-	add(remove, "/networks/{id}", s.networkRemove)
+	add(post, "/networks/prune", h.prune)
+	add(get, "/networks/{id}", h.inspect)
+	add(remove, "/networks/{id}", h.remove)
 	add(post, "/networks/{id}/connect", networkFixed)
 	add(post, "/networks/{id}/disconnect", networkFixed)
 }
@@ -76,12 +82,12 @@ func networkOf(n *network.Network, v int) networkAnswer {
 	return a
 }
 
-func (s *server) networkList(c *call) error {
+func (h networkHandlers) list(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
 	}
-	networks, err := s.Networks.List(c.ctx(), filters)
+	networks, err := h.networks.List(c.ctx(), filters)
 	if err != nil {
 		return err
 	}
@@ -92,8 +98,8 @@ func (s *server) networkList(c *call) error {
 	return c.json(http.StatusOK, list)
 }
 
-func (s *server) networkInspect(c *call) error {
-	n, err := s.Networks.Get(c.ctx(), c.vars["id"])
+func (h networkHandlers) inspect(c *call) error {
+	n, err := h.networks.Get(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}
@@ -106,7 +112,7 @@ func (s *server) networkInspect(c *call) error {
 		if ep.IPv6.IsValid() {
 			m.IPv6Address = ep.IPv6.String()
 		}
-		if ctr, err := s.Containers.Get(c.ctx(), id, false); err == nil {
+		if ctr, err := h.containers.Get(c.ctx(), id, false); err == nil {
 			m.Name = ctr.Name
 		}
 		a.Containers[string(oci.ContainerID(id))] = m
@@ -119,16 +125,16 @@ func networkFixed(*call) error {
 	return errs.New(errs.Unimplemented, "user-defined networks are not supported: the networks are bridge, host and none")
 }
 
-func (s *server) networkRemove(c *call) error {
-	n, err := s.Networks.Get(c.ctx(), c.vars["id"])
+func (h networkHandlers) remove(c *call) error {
+	n, err := h.networks.Get(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}
 	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
 }
 
-// networkPrune finds nothing: the pre-defined networks are never pruned.
-func (s *server) networkPrune(c *call) error {
+// prune finds nothing: the pre-defined networks are never pruned.
+func (h networkHandlers) prune(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err

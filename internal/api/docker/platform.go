@@ -29,7 +29,7 @@ func platformParam(s string) (string, error) {
 }
 
 // checkPlatform refuses an image that is not for the platform a request names; it keeps to the one platform an image has.
-func (s *server) checkPlatform(c *call, ref string) error {
+func checkPlatform(c *call, images imageGetter, ref string) error {
 	text, err := platformParam(c.get("platform"))
 	if err != nil || text == "" {
 		return err
@@ -38,7 +38,7 @@ func (s *server) checkPlatform(c *call, ref string) error {
 	if err != nil {
 		return err
 	}
-	img, err := s.Images.Get(c.ctx(), ref)
+	img, err := images.Get(c.ctx(), ref)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"ply/internal/errs"
 )
@@ -123,16 +124,26 @@ func clip(s string) string {
 	return s
 }
 
-// table is every route that is answered, most specific first.
-func (s *server) table() []route {
+// table returns every route that is answered, the most specific one first. Each group of handlers holds the services that
+// it needs.
+func (s *server) table(o *Options) []route {
 	var t []route
-	add := func(method, pattern string, do handler) { t = append(t, route{method, pattern, do}) }
-	s.systemRoutes(add)
-	s.imageRoutes(add)
-	s.containerRoutes(add)
-	s.volumeRoutes(add)
-	s.networkRoutes(add)
-	s.absentRoutes(add)
+	now := func() time.Time { return s.now() }
+	for _, group := range []interface{ routes(adder) }{
+		systemHandlers{o.System},
+		usageHandlers{o.Images, o.Containers, o.Volumes, now},
+		eventHandlers{o.Events},
+		imageHandlers{o.Images, o.Containers, o.Driver},
+		transferHandlers{o.Puller, o.Pusher, o.Archive, o.Registry, o.Images, o.HTTP},
+		containerHandlers{o.Containers, o.Containers, o.Containers, o.Images, now},
+		fileHandlers{o.Files},
+		sessionHandlers{o.Sessions, o.Containers},
+		volumeHandlers{o.Volumes},
+		networkHandlers{o.Networks, o.Containers},
+		absentHandlers{},
+	} {
+		group.routes(func(method, pattern string, do handler) { t = append(t, route{method, pattern, do}) })
+	}
 	return t
 }
 

@@ -114,9 +114,9 @@ func interfaceOf(n network.Counters) interfaceStats {
 // errEnough ends a reading that has all it needs.
 var errEnough = errors.New("enough")
 
-// containerStats sends a reading every second, or one. One reading takes two, a second apart, unless one-shot: from
+// stats sends a reading every second, or one. One reading takes two, a second apart, unless one-shot: from
 // their difference clients compute the load.
-func (s *server) containerStats(c *call) error {
+func (h containerHandlers) stats(c *call) error {
 	follow, once := c.boolOr("stream", true), c.bool("one-shot")
 	if follow && once {
 		return errs.New(errs.Invalid, "cannot have stream=true and one-shot=true")
@@ -126,7 +126,7 @@ func (s *server) containerStats(c *call) error {
 	var last *statsAnswer
 	ctx, cancel := context.WithCancel(c.ctx())
 	defer cancel()
-	err := s.Containers.Stats(ctx, c.vars["id"], !once, func(st container.Stats) error {
+	err := h.state.Stats(ctx, c.vars["id"], !once, func(st container.Stats) error {
 		a := statsOf(st)
 		if last != nil {
 			a.PreRead, a.PreCPUStats = last.Read, last.CPUStats

@@ -12,32 +12,32 @@ import (
 	"ply/internal/transfer"
 )
 
-func (s *server) systemRoutes(add adder) {
-	add(get, "/_ping", s.ping)
-	add(head, "/_ping", s.ping)
-	add(get, "/version", s.version)
-	add(get, "/info", s.info)
-	add(get, "/system/df", s.diskUsage)
-	add(get, "/events", s.events)
-	add(post, "/auth", s.auth)
+// systemHandlers answers what the engine is.
+type systemHandlers struct{ system System }
+
+func (h systemHandlers) routes(add adder) {
+	add(get, "/_ping", h.ping)
+	add(head, "/_ping", h.ping)
+	add(get, "/version", h.version)
+	add(get, "/info", h.info)
 }
 
-func (s *server) ping(c *call) error {
-	h := c.w.Header()
-	h.Set("Builder-Version", "1")
-	h.Set("Swarm", "inactive")
-	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
-	h.Set("Pragma", "no-cache")
-	h.Set("Content-Type", "text/plain; charset=utf-8")
+func (h systemHandlers) ping(c *call) error {
+	header := c.w.Header()
+	header.Set("Builder-Version", "1")
+	header.Set("Swarm", "inactive")
+	header.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	header.Set("Pragma", "no-cache")
+	header.Set("Content-Type", "text/plain; charset=utf-8")
 	if c.r.Method == head {
-		h.Set("Content-Length", "0")
+		header.Set("Content-Length", "0")
 		return c.none(http.StatusOK)
 	}
 	_, err := c.w.Write([]byte("OK"))
 	return err
 }
 
-func (s *server) version(c *call) error {
+func (h systemHandlers) version(c *call) error {
 	type component struct {
 		Name, Version string
 		Details       map[string]string `json:",omitempty"`
@@ -54,7 +54,7 @@ func (s *server) version(c *call) error {
 		KernelVersion string `json:",omitempty"`
 		BuildTime     string `json:",omitempty"`
 	}
-	v := s.System.Version()
+	v := h.system.Version()
 	a := answer{
 		Version: v.Version, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(minVersion),
 		GitCommit: v.Commit, GoVersion: v.Go, Os: v.OS, Arch: v.Arch, KernelVersion: v.Kernel, BuildTime: v.Time,
@@ -163,8 +163,8 @@ type indexConfig struct {
 // hubName is the name of the index that short names belong to.
 const hubName = "docker.io"
 
-func (s *server) info(c *call) error {
-	in, err := s.System.Info(c.ctx())
+func (h systemHandlers) info(c *call) error {
+	in, err := h.system.Info(c.ctx())
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (s *server) info(c *call) error {
 		Architecture: machine.Architecture, IndexServerAddress: "https://index." + hubName + "/v1/", RegistryConfig: registriesOf(cfg),
 		NCPU: machine.CPUs, MemTotal: machine.Memory, DockerRootDir: cfg.DataRoot, Name: machine.Name, Labels: notNil(cfg.Labels),
 		HTTPProxy: hideUser(cfg.Proxies.HTTP), HTTPSProxy: hideUser(cfg.Proxies.HTTPS), NoProxy: cfg.Proxies.No,
-		ServerVersion: s.System.Version().Version, Runtimes: map[string]infoRuntime{}, DefaultRuntime: cfg.DefaultRuntime,
+		ServerVersion: h.system.Version().Version, Runtimes: map[string]infoRuntime{}, DefaultRuntime: cfg.DefaultRuntime,
 		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: []string{"name=seccomp,profile=" + cfg.SeccompProfile},
 		CDISpecDirs: []string{},
 	}
@@ -240,12 +240,12 @@ func notNil[T any](list []T) []T {
 	return list
 }
 
-func (s *server) auth(c *call) error {
+func (h transferHandlers) auth(c *call) error {
 	var body authConfig
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	token, err := s.Mover.Login(c.ctx(), body.credentials())
+	token, err := h.registry.Login(c.ctx(), body.credentials())
 	if err != nil {
 		return err
 	}

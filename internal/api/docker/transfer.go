@@ -19,6 +19,26 @@ import (
 	"ply/internal/wire"
 )
 
+// transferHandlers answers what moves images: over the network, in archives, and as imported trees.
+type transferHandlers struct {
+	puller   Puller
+	pusher   Pusher
+	archive  Archive
+	registry Registry
+	images   imageGetter
+	http     *http.Client // fetches what `import URL` names
+}
+
+func (h transferHandlers) routes(add adder) {
+	add(get, "/images/search", h.search)
+	add(get, "/images/get", h.save)
+	add(get, "/images/{name...}/get", h.save)
+	add(post, "/images/create", h.create)
+	add(post, "/images/load", h.load)
+	add(post, "/images/{name...}/push", h.push)
+	add(post, "/auth", h.auth)
+}
+
 // authHeader carries a client's credentials for a registry.
 const authHeader = "X-Registry-Auth"
 
@@ -50,7 +70,7 @@ func (c *call) credentials() (transfer.Credentials, error) {
 
 // progress runs long work and streams what it reports. The status is sent with the first message, so an error before
 // it has a status of its own; a later one ends the stream as errorDetail.
-func (s *server) progress(c *call, work func(put func(stream.Message)) error) error {
+func (c *call) progress(work func(put func(stream.Message)) error) error {
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
 	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would eat the rest of the body
@@ -81,21 +101,21 @@ func (s *server) progress(c *call, work func(put func(stream.Message)) error) er
 	return werr
 }
 
-func (s *server) imageCreate(c *call) error {
+func (h transferHandlers) create(c *call) error {
 	platform, err := platformParam(c.get("platform"))
 	if err != nil {
 		return err
 	}
 	switch {
 	case c.get("fromImage") != "":
-		return s.pull(c, platform)
+		return h.pull(c, platform)
 	case c.get("fromSrc") != "":
-		return s.importTar(c, platform)
+		return h.importTar(c, platform)
 	}
 	return errs.New(errs.Invalid, "parameter fromImage or fromSrc is missing: name an image to pull or an archive to import")
 }
 
-func (s *server) pull(c *call, platform string) error {
+func (h transferHandlers) pull(c *call, platform string) error {
 	name := strings.TrimSuffix(c.get("fromImage"), ":") // clients write "name:" for all tags
 	if oci.IsHex64(name) {
 		return errs.New(errs.Invalid, "invalid repository name (%s), cannot specify 64-byte hexadecimal strings", name)
@@ -109,12 +129,12 @@ func (s *server) pull(c *call, platform string) error {
 		return err
 	}
 	all := ref.Tag() == "" && ref.Digest() == ""
-	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put))
+	return c.progress(func(put func(stream.Message)) error {
+		return h.puller.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put))
 	})
 }
 
-func (s *server) importTar(c *call, platform string) error {
+func (h transferHandlers) importTar(c *call, platform string) error {
 	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: c.get("fromSrc"),
 		Format: oci.Format(c.get("format"))}
 	if repo := c.get("repo"); repo != "" {
@@ -127,18 +147,18 @@ func (s *server) importTar(c *call, platform string) error {
 		}
 		opts.Name = name.WithDefaultTag()
 	}
-	return s.progress(c, func(put func(stream.Message)) error {
+	return c.progress(func(put func(stream.Message)) error {
 		if opts.From == "-" {
 			opts.Source = c.r.Body
 		} else {
-			body, err := s.fetch(c.ctx(), opts.From, put)
+			body, err := h.fetch(c.ctx(), opts.From, put)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = body.Close() }() // only read from
 			opts.Source = body
 		}
-		id, err := s.Mover.Import(c.ctx(), opts, sink(put))
+		id, err := h.archive.Import(c.ctx(), opts, sink(put))
 		if err != nil {
 			return err
 		}
@@ -158,7 +178,7 @@ func fetchClient() *http.Client {
 }
 
 // fetch opens what `import URL` names; a name without a scheme is http.
-func (s *server) fetch(ctx context.Context, from string, put func(stream.Message)) (io.ReadCloser, error) {
+func (h transferHandlers) fetch(ctx context.Context, from string, put func(stream.Message)) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
 	}
@@ -170,7 +190,7 @@ func (s *server) fetch(ctx context.Context, from string, put func(stream.Message
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "import %s: %w", u.Redacted(), err)
 	}
-	resp, err := s.HTTP.Do(req)
+	resp, err := h.http.Do(req)
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "import %s: %w", u.Redacted(), err)
 	}
@@ -199,7 +219,7 @@ func (r *counted) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (s *server) imagePush(c *call) error {
+func (h transferHandlers) push(c *call) error {
 	ref, err := repoTag(c.vars["name"], c.get("tag"))
 	if err != nil {
 		return err
@@ -223,23 +243,23 @@ func (s *server) imagePush(c *call) error {
 		cred = a.credentials()
 	}
 	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
-	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Push(c.ctx(), ref, opts, sink(put))
+	return c.progress(func(put func(stream.Message)) error {
+		return h.pusher.Push(c.ctx(), ref, opts, sink(put))
 	})
 }
 
-func (s *server) imageLoad(c *call) error {
+func (h transferHandlers) load(c *call) error {
 	platform, err := platformParam(c.get("platform"))
 	if err != nil {
 		return err
 	}
 	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
-	return s.progress(c, func(put func(stream.Message)) error {
-		return s.Mover.Load(c.ctx(), c.r.Body, opts, sink(put))
+	return c.progress(func(put func(stream.Message)) error {
+		return h.archive.Load(c.ctx(), c.r.Body, opts, sink(put))
 	})
 }
 
-func (s *server) imageSave(c *call) error {
+func (h transferHandlers) save(c *call) error {
 	names := c.q["names"]
 	if name, ok := c.vars["name"]; ok {
 		names = []string{name}
@@ -248,16 +268,16 @@ func (s *server) imageSave(c *call) error {
 		return errs.New(errs.Invalid, "parameter names is missing: which images to save")
 	}
 	for _, name := range names {
-		if err := s.checkPlatform(c, name); err != nil {
+		if err := checkPlatform(c, h.images, name); err != nil {
 			return err
 		}
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")
-	return s.Mover.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format")}, c.w)
+	return h.archive.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format")}, c.w)
 }
 
 // commit answers POST /commit. Warnings is ply's own: what the image does not hold although the container shows it.
-func (s *server) commit(c *call) error {
+func (h containerHandlers) commit(c *call) error {
 	opts := container.CommitOptions{Author: c.get("author"), Message: c.get("comment"), Changes: c.q["changes"],
 		Pause: c.boolOr("pause", true), Format: oci.Format(c.get("format"))}
 	if repo := c.get("repo"); repo != "" {
@@ -282,7 +302,7 @@ func (s *server) commit(c *call) error {
 	if c.get("container") == "" {
 		return errs.New(errs.Invalid, "parameter container is missing")
 	}
-	result, err := s.Containers.Commit(c.ctx(), c.get("container"), opts)
+	result, err := h.commits.Commit(c.ctx(), c.get("container"), opts)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"time"
 
 	"ply/internal/container"
 	"ply/internal/errs"
@@ -11,8 +12,18 @@ import (
 	"ply/internal/oci"
 )
 
+// usageHandlers answers what takes how much space.
+type usageHandlers struct {
+	images     Images
+	containers containerLister
+	volumes    Volumes
+	now        func() time.Time
+}
+
+func (h usageHandlers) routes(add adder) { add(get, "/system/df", h.diskUsage) }
+
 // diskUsage answers GET /system/df.
-func (s *server) diskUsage(c *call) error {
+func (h usageHandlers) diskUsage(c *call) error {
 	types := c.q["type"]
 	for _, t := range types {
 		if !slices.Contains([]string{"container", "image", "volume", "build-cache"}, t) {
@@ -28,7 +39,7 @@ func (s *server) diskUsage(c *call) error {
 		BuildCache  []struct{}
 		BuilderSize *int64 `json:",omitempty"` // until 1.41
 	}{}
-	containers, err := s.Containers.List(c.ctx(), container.ListOptions{All: true, Size: wanted("container")})
+	containers, err := h.containers.List(c.ctx(), container.ListOptions{All: true, Size: wanted("container")})
 	if err != nil {
 		return err
 	}
@@ -37,7 +48,7 @@ func (s *server) diskUsage(c *call) error {
 		for _, ctr := range containers {
 			uses[ctr.Image]++
 		}
-		images, err := s.Images.List(c.ctx(), image.ListOptions{Shared: true})
+		images, err := h.images.List(c.ctx(), image.ListOptions{Shared: true})
 		if err != nil {
 			return err
 		}
@@ -45,26 +56,26 @@ func (s *server) diskUsage(c *call) error {
 		for _, img := range images {
 			answer.Images = append(answer.Images, summaryOf(img, c.v, uses[img.ID], true))
 		}
-		if answer.LayersSize, err = s.layersSize(c); err != nil {
+		if answer.LayersSize, err = h.layersSize(c); err != nil {
 			return err
 		}
 	}
 	if wanted("container") {
 		answer.Containers = []containerSummary{}
-		now := s.now()
+		now := h.now()
 		for _, ctr := range containers {
 			answer.Containers = append(answer.Containers, containerSummaryOf(ctr, c.v, true, now))
 		}
 	}
 	if wanted("volume") {
-		volumes, err := s.Volumes.List(c.ctx(), map[string][]string{})
+		volumes, err := h.volumes.List(c.ctx(), map[string][]string{})
 		if err != nil {
 			return err
 		}
 		answer.Volumes = []volumeAnswer{}
 		for _, v := range volumes {
 			a := volumeOf(v)
-			size, err := s.Volumes.Size(c.ctx(), v.Name)
+			size, err := h.volumes.Size(c.ctx(), v.Name)
 			if errors.Is(err, errs.NotFound) {
 				continue // removed in this moment
 			}
@@ -85,8 +96,8 @@ func (s *server) diskUsage(c *call) error {
 }
 
 // layersSize sums every layer once: that is how they lie on disk.
-func (s *server) layersSize(c *call) (int64, error) {
-	tree, err := s.Images.Tree(c.ctx())
+func (h usageHandlers) layersSize(c *call) (int64, error) {
+	tree, err := h.images.Tree(c.ctx())
 	if err != nil {
 		return 0, err
 	}

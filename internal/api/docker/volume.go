@@ -7,12 +7,15 @@ import (
 	"ply/internal/volume"
 )
 
-func (s *server) volumeRoutes(add adder) {
-	add(get, "/volumes", s.volumeList)
-	add(post, "/volumes/create", s.volumeCreate)
-	add(post, "/volumes/prune", s.volumePrune)
-	add(get, "/volumes/{name}", s.volumeInspect)
-	add(remove, "/volumes/{name}", s.volumeRemove)
+// volumeHandlers answers for volumes.
+type volumeHandlers struct{ volumes Volumes }
+
+func (h volumeHandlers) routes(add adder) {
+	add(get, "/volumes", h.list)
+	add(post, "/volumes/create", h.create)
+	add(post, "/volumes/prune", h.prune)
+	add(get, "/volumes/{name}", h.inspect)
+	add(remove, "/volumes/{name}", h.remove)
 }
 
 type volumeAnswer struct {
@@ -39,12 +42,12 @@ func volumeOf(v *volume.Volume) volumeAnswer {
 	return a
 }
 
-func (s *server) volumeList(c *call) error {
+func (h volumeHandlers) list(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
 	}
-	volumes, err := s.Volumes.List(c.ctx(), filters)
+	volumes, err := h.volumes.List(c.ctx(), filters)
 	if err != nil {
 		return err
 	}
@@ -58,7 +61,7 @@ func (s *server) volumeList(c *call) error {
 	return c.json(http.StatusOK, answer)
 }
 
-func (s *server) volumeCreate(c *call) error {
+func (h volumeHandlers) create(c *call) error {
 	var body struct {
 		Name, Driver       string
 		DriverOpts, Labels map[string]string
@@ -70,26 +73,26 @@ func (s *server) volumeCreate(c *call) error {
 	if body.ClusterVolumeSpec != nil {
 		return unsupported("ClusterVolumeSpec", "this engine is no part of a cluster")
 	}
-	v, err := s.Volumes.Create(c.ctx(), body.Name, body.Driver, body.Labels, body.DriverOpts)
+	v, err := h.volumes.Create(c.ctx(), body.Name, body.Driver, body.Labels, body.DriverOpts)
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusCreated, volumeOf(v))
 }
 
-func (s *server) volumeInspect(c *call) error {
-	v, err := s.Volumes.Get(c.ctx(), c.vars["name"])
+func (h volumeHandlers) inspect(c *call) error {
+	v, err := h.volumes.Get(c.ctx(), c.vars["name"])
 	if err != nil {
 		return err
 	}
 	return c.json(http.StatusOK, volumeOf(v))
 }
 
-func (s *server) volumeRemove(c *call) error {
-	return c.done(s.Volumes.Remove(c.ctx(), c.vars["name"], c.bool("force")))
+func (h volumeHandlers) remove(c *call) error {
+	return c.done(h.volumes.Remove(c.ctx(), c.vars["name"], c.bool("force")))
 }
 
-func (s *server) volumePrune(c *call) error {
+func (h volumeHandlers) prune(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
 		return err
@@ -97,7 +100,7 @@ func (s *server) volumePrune(c *call) error {
 	if c.v < 42 { // before, named volumes were pruned too
 		filters["all"] = []string{"true"}
 	}
-	names, freed, err := s.Volumes.Prune(c.ctx(), filters)
+	names, freed, err := h.volumes.Prune(c.ctx(), filters)
 	if err != nil {
 		return err
 	}

@@ -12,10 +12,10 @@ import (
 	"ply/internal/errs"
 )
 
-// containerAttachWS serves attach over a web socket: what the container prints comes as binary messages without frames of
+// attachWebSocket serves attach over a web socket: what the container prints comes as binary messages without frames of
 // docker's, what the client sends is its input.
-func (s *server) containerAttachWS(c *call) error {
-	if _, err := s.Containers.Get(c.ctx(), c.vars["id"], false); err != nil {
+func (h sessionHandlers) attachWebSocket(c *call) error {
+	if _, err := h.containers.Get(c.ctx(), c.vars["id"], false); err != nil {
 		return err
 	}
 	if c.r.Header.Get("Upgrade") == "" {
@@ -28,7 +28,7 @@ func (s *server) containerAttachWS(c *call) error {
 		Handshake: func(*websocket.Config, *http.Request) error { return nil }, // guard has refused web pages
 		Handler: func(ws *websocket.Conn) {
 			ws.PayloadType = websocket.BinaryFrame
-			err := s.attachWS(ctx, cancel, c, ws)
+			err := h.serveWebSocket(ctx, cancel, c, ws)
 			if err != nil && !errors.Is(err, session.ErrDetached) && !errors.Is(err, context.Canceled) {
 				_, _ = io.WriteString(ws, messageOf(err)+"\r\n") // the only place left to say it
 			}
@@ -38,7 +38,7 @@ func (s *server) containerAttachWS(c *call) error {
 	return nil
 }
 
-func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *call, ws *websocket.Conn) error {
+func (h sessionHandlers) serveWebSocket(ctx context.Context, cancel context.CancelFunc, c *call, ws *websocket.Conn) error {
 	opts := session.AttachOptions{Logs: c.bool("logs"), Stream: c.bool("stream"), DetachKeys: c.get("detachKeys"), Ready: func() error { return nil }}
 	// With none named, as browsers' clients do, all are meant.
 	all := !c.bool("stdin") && !c.bool("stdout") && !c.bool("stderr")
@@ -54,7 +54,7 @@ func (s *server) attachWS(ctx context.Context, cancel context.CancelFunc, c *cal
 	if all || c.bool("stderr") {
 		opts.Stderr = sock
 	}
-	return s.Sessions.Attach(ctx, c.vars["id"], opts)
+	return h.sessions.Attach(ctx, c.vars["id"], opts)
 }
 
 // socket ends the work when its client is gone: a web socket has no half-close, so its end is the client's.
