@@ -218,7 +218,7 @@ func (r *putRecord) write(tx *meta.Tx) error {
 		return err
 	}
 	for i, info := range r.infos {
-		if !tx.Layers.Has(r.chain[i]) {
+		if _, err := tx.Layers.Get(r.chain[i]); err != nil { // absent or damaged
 			if err := tx.Layers.Put(r.chain[i], meta.Layer{Size: info.Size, TarSize: info.TarSize}); err != nil {
 				return err
 			}

@@ -288,3 +288,35 @@ func TestRemoveEvents(t *testing.T) {
 		t.Error(d)
 	}
 }
+
+// An image whose record is damaged can be listed, removed and brought again, and the rest of the store works on.
+func TestDamagedRecord(t *testing.T) {
+	f := imagetest.New(t)
+	spec := imagetest.Spec{Name: "one", Layers: [][]byte{imagetest.Tar(t, "a", "a")}}
+	one := f.Image(spec)
+	two := f.Image(imagetest.Spec{Name: "two", Layers: [][]byte{imagetest.Tar(t, "b", "b")}, Hours: 1})
+	f.Damage(one)
+	if _, err := f.Images.Get(t.Context(), "one"); !errors.Is(err, errs.DataLoss) {
+		t.Errorf("Get = %v, want class DataLoss", err)
+	}
+	if list, err := f.Images.List(t.Context(), image.ListOptions{}); err != nil || len(list) != 2 || list[1].ID != one {
+		t.Errorf("List = %v, %v; want both images", list, err)
+	}
+	if again := f.Image(spec); again != one {
+		t.Errorf("made again as %s, want %s", again, one)
+	}
+	if img, err := f.Images.Get(t.Context(), "one"); err != nil || len(img.Chain) != 1 {
+		t.Errorf("Get after it was made again = %+v, %v", img, err)
+	}
+	f.Damage(one)
+	got, err := f.Images.Remove(t.Context(), "one", image.RemoveOptions{})
+	if err != nil || said(got, map[oci.ImageID]string{one: "one"}) != "-one:latest one" {
+		t.Errorf("Remove = %v, %v", got, err)
+	}
+	if _, err := f.Store.Collect(t.Context()); err != nil {
+		t.Errorf("Collect after the removal: %v", err)
+	}
+	if img, err := f.Images.Get(t.Context(), "two"); err != nil || img.ID != two {
+		t.Errorf("the other image: %v, %v", img, err)
+	}
+}

@@ -167,8 +167,8 @@ func readCatalog(tx *meta.Tx) *catalog {
 		names:  map[oci.ImageID]*named{},
 		sizes:  map[oci.DiffID]int64{},
 	}
-	for id, rec := range tx.Images.All() {
-		c.images[id] = rec
+	for id := range tx.Images.Keys() {
+		c.images[id], _ = tx.Images.Get(id) // an image with a damaged record is here too, without layers: it can be removed
 	}
 	for key, rec := range tx.Names.All() {
 		if _, ok := c.images[rec.Image]; !ok {

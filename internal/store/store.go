@@ -11,7 +11,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"path/filepath"
 	"sync"
@@ -55,13 +54,6 @@ type Store struct {
 	mu       sync.Mutex // guards the two maps, never held over I/O
 	leased   map[node]int
 	removing map[node]chan struct{} // closed when the object is gone
-}
-
-// node is one object of the graph: a blob, a driver's object, or (in leases only) the record of a layer.
-type node struct {
-	blob   oci.Digest
-	layer  layer.Key
-	record oci.DiffID
 }
 
 // Open is OpenWith for a driver that is open already. The store closes the driver, except when Open fails.
@@ -289,76 +281,28 @@ func (s *Store) remove(ctx context.Context, n node) error {
 	return err
 }
 
-// mark gives every object that a record refers to. The caller holds mu, so no lease can begin between the picture and
-// the verdict; reading the database waits for nobody.
-func (s *Store) mark() (map[node]struct{}, error) {
-	var roots []node
-	err := s.Meta.View(func(tx *meta.Tx) error {
-		layers := map[oci.DiffID]bool{}
-		err := eachChain(tx, func(id oci.ImageID, manifests []oci.Descriptor, chain oci.Chain) {
-			if id != "" {
-				roots = append(roots, node{blob: oci.Digest(id)})
-			}
-			for _, m := range manifests {
-				roots = append(roots, node{blob: m.Digest})
-			}
-			for _, k := range s.Layers.Keys(chain) {
-				roots = append(roots, node{layer: k})
-			}
-			for _, d := range chain {
-				layers[d] = true
-			}
-		})
-		for id, l := range tx.Layers.All() {
-			for _, f := range l.Blobs {
-				if layers[id] {
-					roots = append(roots, node{blob: f.Digest})
-				}
-			}
-		}
+// mark returns every object that a record needs. The caller holds mu, so that no lease begins between this reading of the
+// records and the decision what to remove. Reading does not wait for writers.
+func (s *Store) mark() (live map[node]struct{}, err error) {
+	err = s.Meta.View(func(tx *meta.Tx) error {
+		live, err = graph{tx, s.Layers.Keys}.live()
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return gc.Mark(roots, func(node) ([]node, error) { return nil, nil })
+	return live, err
 }
 
-// eachChain visits what images and containers refer to. A container's record that cannot be read is an error: what it
-// needs is unknown.
-func eachChain(tx *meta.Tx, visit func(id oci.ImageID, manifests []oci.Descriptor, chain oci.Chain)) error {
-	for id, img := range tx.Images.All() {
-		visit(id, img.Manifests, img.Chain)
-	}
-	for _, raw := range tx.Containers.All() {
-		var c struct {
-			Image oci.ImageID `json:"image"`
-			Chain oci.Chain   `json:"chain"`
-		}
-		if err := json.Unmarshal(raw, &c); err != nil {
-			return errs.New(errs.DataLoss, "container record: %w", err)
-		}
-		visit(c.Image, nil, c.Chain)
-	}
-	return nil
-}
-
-// forgetLayers drops the records of layers that no image or container has and no lease holds, as seen in the
-// transaction that drops them: an image may have come since the collection began.
+// forgetLayers deletes the records of layers that no image or container needs and no lease protects. It decides inside
+// the transaction that deletes them: an image may have been recorded since the collection began.
 func (s *Store) forgetLayers() error {
 	return s.Meta.Update(func(tx *meta.Tx) error {
-		live := map[oci.DiffID]bool{}
-		err := eachChain(tx, func(_ oci.ImageID, _ []oci.Descriptor, chain oci.Chain) {
-			for _, d := range chain {
-				live[d] = true
-			}
-		})
+		live, err := graph{tx: tx}.live()
 		if err != nil {
 			return err
 		}
 		var gone []oci.DiffID
-		for id := range tx.Layers.All() {
-			if !live[id] && !s.isLeased(node{record: id}) {
+		for id := range tx.Layers.Keys() {
+			n := node{record: id}
+			if _, needed := live[n]; !needed && !s.isLeased(n) {
 				gone = append(gone, id)
 			}
 		}

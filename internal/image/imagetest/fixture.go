@@ -13,6 +13,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/layer"
+	"ply/internal/store/meta/metatest"
 )
 
 // Fixture is a store with images in it.
@@ -26,7 +27,8 @@ type Fixture struct {
 	InUse   map[oci.ImageID][]string
 	Running map[string]bool
 
-	t testing.TB
+	t    testing.TB
+	opts store.Options
 }
 
 // New opens an empty store below a temporary directory.
@@ -57,22 +59,38 @@ func On(t testing.TB, root string, driver layer.Driver) *Fixture {
 
 func on(t testing.TB, root string, driver layer.Driver, opts store.Options) *Fixture {
 	t.Helper()
-	f := &Fixture{t: t, Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
-	var err error
-	if f.Store, err = store.Open(root, driver, opts); err != nil {
-		t.Fatal(err)
-	}
+	f := &Fixture{t: t, opts: opts, Events: &events.Bus{}, InUse: map[oci.ImageID][]string{}, Running: map[string]bool{}}
+	f.open(root, driver)
 	t.Cleanup(func() {
 		if err := f.Store.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+	return f
+}
+
+func (f *Fixture) open(root string, driver layer.Driver) {
+	f.t.Helper()
+	var err error
+	if f.Store, err = store.Open(root, driver, f.opts); err != nil {
+		f.t.Fatal(err)
+	}
 	f.Images = image.New(f.Store, image.Options{
 		Events:  f.Events,
 		InUse:   func(id oci.ImageID) []string { return f.InUse[id] },
 		Running: func(c string) bool { return f.Running[c] },
 	})
-	return f
+}
+
+// Damage makes the record of an image unreadable, as a new process finds it. It works on a fixture made by New.
+func (f *Fixture) Damage(id oci.ImageID) {
+	f.t.Helper()
+	root := f.Store.Root
+	if err := f.Store.Close(); err != nil {
+		f.t.Fatal(err)
+	}
+	metatest.Damage(f.t, filepath.Join(root, "meta.db"), "images", string(id))
+	f.open(root, f.Driver)
 }
 
 // Tar makes a layer: path → content, in the order given; a path that ends in "/" is a directory.

@@ -89,6 +89,18 @@ func (b Bucket[K, V]) Len() int {
 // to the bucket while walking.
 func (b Bucket[K, V]) All() iter.Seq2[K, V] { return b.Prefix("") }
 
+// Keys walks the keys in order, those of damaged records included. Do not write to the bucket while walking.
+func (b Bucket[K, V]) Keys() iter.Seq[K] {
+	return func(yield func(K) bool) {
+		c := b.b.Cursor()
+		for k, _ := c.First(); k != nil; k, _ = c.Next() {
+			if !yield(K(k)) {
+				return
+			}
+		}
+	}
+}
+
 // Prefix walks the records whose keys start with p, like All.
 func (b Bucket[K, V]) Prefix(p K) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {

@@ -1,0 +1,109 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/gc"
+	"ply/internal/store/layer"
+	"ply/internal/store/meta"
+)
+
+// node is one object of the graph that a collection walks. Exactly one field is set.
+type node struct {
+	image     oci.ImageID     // record of an image
+	container oci.ContainerID // record of a container
+	record    oci.DiffID      // record of a layer
+	blob      oci.Digest      // file in the blob store
+	layer     layer.Key       // object of the layer driver
+}
+
+// graph is who needs what, as the records say in one transaction:
+//
+//	image ──────► config and manifests (blobs), layers (driver objects and records)
+//	container ──► config of its image (a blob), layers
+//	record ─────► compressed forms of the layer (blobs)
+//
+// An image needs no name to be kept: untagged images stay until they are removed.
+type graph struct {
+	tx   *meta.Tx
+	keys func(oci.Chain) []layer.Key // the driver's objects of a chain; nil leaves them out
+}
+
+// roots are the records that nothing else has to refer to.
+func (g graph) roots() []node {
+	var roots []node
+	for id := range g.tx.Images.Keys() {
+		roots = append(roots, node{image: id})
+	}
+	for id := range g.tx.Containers.Keys() {
+		roots = append(roots, node{container: id})
+	}
+	return roots
+}
+
+// references returns what an object needs. errs.DataLoss when its record is damaged: what it needs is then unknown, so
+// nothing may be collected.
+func (g graph) references(n node) ([]node, error) {
+	switch {
+	case n.image != "":
+		img, err := g.tx.Images.Get(n.image)
+		if err != nil {
+			return nil, errs.New(errs.DataLoss, "collection: %v", err).WithHint("Remove the image, then pull or load it again.")
+		}
+		refs := []node{{blob: oci.Digest(n.image)}}
+		for _, m := range img.Manifests {
+			refs = append(refs, node{blob: m.Digest})
+		}
+		return append(refs, g.chain(img.Chain)...), nil
+	case n.container != "":
+		raw, err := g.tx.Containers.Get(n.container)
+		var c struct {
+			Image oci.ImageID `json:"image"`
+			Chain oci.Chain   `json:"chain"`
+		}
+		if err == nil {
+			err = json.Unmarshal(raw, &c)
+		}
+		if err != nil {
+			return nil, errs.New(errs.DataLoss, "collection: container %s: damaged record: %v", n.container.Short(), err).WithHint("Remove the container.")
+		}
+		refs := g.chain(c.Chain)
+		if c.Image != "" {
+			refs = append(refs, node{blob: oci.Digest(c.Image)})
+		}
+		return refs, nil
+	case n.record != "":
+		rec, err := g.tx.Layers.Get(n.record)
+		if errors.Is(err, errs.NotFound) {
+			return nil, nil // the layer has no compressed form
+		}
+		if err != nil {
+			return nil, errs.New(errs.DataLoss, "collection: %v", err).WithHint("Remove the images that have this layer, then pull or load them again.")
+		}
+		refs := make([]node, len(rec.Blobs))
+		for i, b := range rec.Blobs {
+			refs[i] = node{blob: b.Digest}
+		}
+		return refs, nil
+	}
+	return nil, nil // a blob or an object of the driver needs nothing else
+}
+
+func (g graph) chain(c oci.Chain) []node {
+	var refs []node
+	for _, d := range c {
+		refs = append(refs, node{record: d})
+	}
+	if g.keys != nil {
+		for _, k := range g.keys(c) {
+			refs = append(refs, node{layer: k})
+		}
+	}
+	return refs
+}
+
+// live returns every object that can be reached from the roots.
+func (g graph) live() (map[node]struct{}, error) { return gc.Mark(g.roots(), g.references) }
