@@ -104,7 +104,7 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	c.publish("destroy")
 	c.env.index.remove(c.id, name)
 	err = errors.Join(err, c.removeDirs())
-	c.env.opts.Volumes.Drop(c.id)
+	c.env.opts.Volumes.DropReferences(c.id)
 	if volumes {
 		c.env.opts.Volumes.RemoveAnonymous(ctx, volumeNames(mounts))
 	}

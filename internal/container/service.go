@@ -54,7 +54,7 @@ func New(o Options) (*Service, error) {
 		return nil, err
 	}
 	for _, c := range e.index.all() {
-		e.opts.Volumes.Hold(c.id, volumeNames(c.rec.Mounts)...)
+		e.opts.Volumes.AddReferences(c.id, volumeNames(c.rec.Mounts)...)
 	}
 	return &Service{env: e, runs: newStarter(e)}, nil
 }

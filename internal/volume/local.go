@@ -21,7 +21,8 @@ import (
 	"ply/internal/safepath"
 )
 
-// The options of the local driver: what is mounted on the volume's directory while a container runs with it.
+// checkDriverOptions checks the options of the local driver. They name what is mounted on the volume's directory while a
+// container runs with it.
 func checkDriverOptions(name string, opts map[string]string) error {
 	if len(opts) == 0 {
 		return nil
@@ -64,7 +65,7 @@ var mountFlags = map[string]struct {
 	"bind": {set: unix.MS_BIND}, "rbind": {set: unix.MS_BIND | unix.MS_REC},
 }
 
-// mountOptions splits mount(8) words into flags and the file system's own data.
+// mountOptions splits the options of mount(8) into flags and options of the file system.
 func mountOptions(o string) (flags uintptr, data string, err error) {
 	if len(o) >= os.Getpagesize() || strings.IndexByte(o, 0) >= 0 {
 		return 0, "", errors.New("mount options are too long or hold a NUL")
@@ -83,7 +84,7 @@ func mountOptions(o string) (flags uintptr, data string, err error) {
 	return flags, strings.Join(rest, ","), nil
 }
 
-// mountDevice mounts what a volume's options name on its data directory.
+// mountDevice mounts what a volume's options name on its directory.
 func (s *Service) mountDevice(name string, opts map[string]string) error {
 	target := s.path(name)
 	flags, data, err := mountOptions(opts["o"])
@@ -113,7 +114,7 @@ func (s *Service) mountDevice(name string, opts map[string]string) error {
 	return nil
 }
 
-// resolveAddr replaces a host name in addr=: the kernel takes addresses only.
+// resolveAddr replaces a host name in addr= by its address: the kernel accepts addresses only.
 func resolveAddr(data string) (string, error) {
 	words := strings.Split(data, ",")
 	for i, w := range words {
@@ -130,15 +131,15 @@ func resolveAddr(data string) (string, error) {
 	return strings.Join(words, ","), nil
 }
 
-// mounted reports whether target is a mount point of its own.
+// mounted reports whether something is mounted on target.
 func mounted(target string) bool {
 	ok, err := mountinfo.Mounted(target)
 	return err == nil && ok
 }
 
-// Prepare makes the sources of a container's mounts ready before it starts: missing bind sources that may be
-// made are made, devices of volumes are mounted. The mounts come back with sources that a runtime can bind. On an
-// error what was done is undone. Call Release when the container has stopped.
+// Prepare prepares the sources of a container's mounts before it starts: it creates missing bind sources where that is
+// allowed, and mounts the devices of volumes. The mounts that it returns have sources that a runtime can bind. On an error
+// nothing stays mounted for the container. The caller calls Release when the container has stopped.
 func (s *Service) Prepare(ctx context.Context, id oci.ContainerID, mounts []Mount) (_ []Mount, err error) {
 	defer func() {
 		if err != nil {
@@ -169,8 +170,8 @@ func (s *Service) Prepare(ctx context.Context, id oci.ContainerID, mounts []Moun
 	return out, nil
 }
 
-// subpath gives the real directory below the volume. No component may be a link: the runtime walks the path
-// again, and a link could point elsewhere by then.
+// subpath returns the real path of a directory in a volume. No component may be a link: the runtime walks the path again,
+// and a link could then point elsewhere.
 func (s *Service) subpath(m Mount) (string, error) {
 	root, err := os.OpenFile(s.path(m.Name), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -220,7 +221,7 @@ func (s *Service) prepareVolume(id oci.ContainerID, name string) error {
 		return err
 	}
 	s.mu.Lock()
-	if err := s.ensureData(name, rec); err != nil {
+	if err := s.ensureData(name); err != nil {
 		s.mu.Unlock()
 		return err
 	}
@@ -237,8 +238,8 @@ func (s *Service) prepareVolume(id oci.ContainerID, name string) error {
 	if !first && mounted(s.path(name)) {
 		return nil
 	}
-	// A network mount can block, so it is made outside the lock; one container of a volume at a time does it.
-	done, err := s.busy(context.Background(), name)
+	// A network mount can block, so it is made while mu is not held, for one container of a volume at a time.
+	done, err := s.lockSlow(context.Background(), name)
 	if err != nil {
 		return err
 	}
@@ -246,13 +247,10 @@ func (s *Service) prepareVolume(id oci.ContainerID, name string) error {
 	if mounted(s.path(name)) {
 		return nil
 	}
-	if err := s.mountDevice(name, rec.Options); err != nil {
-		return err
-	}
-	return nil
+	return s.mountDevice(name, rec.Options)
 }
 
-// Adopt registers a container that is found running after a restart of the engine as needing its volumes mounted.
+// Adopt records that a container that runs after a restart of the engine needs its volumes mounted.
 func (s *Service) Adopt(id oci.ContainerID, mounts []Mount) {
 	for _, m := range mounts {
 		if m.Type != "volume" {
@@ -271,7 +269,8 @@ func (s *Service) Adopt(id oci.ContainerID, mounts []Mount) {
 	}
 }
 
-// Release unmounts devices of volumes that no running container needs any more. Safe to call twice.
+// Release records that a container does not run any more, and unmounts the devices that no other running container needs.
+// A second call does nothing.
 func (s *Service) Release(id oci.ContainerID) {
 	var last []string
 	s.mu.Lock()
@@ -287,7 +286,7 @@ func (s *Service) Release(id oci.ContainerID) {
 	}
 	s.mu.Unlock()
 	for _, n := range last {
-		done, err := s.busy(context.Background(), n)
+		done, err := s.lockSlow(context.Background(), n)
 		if err != nil {
 			continue
 		}
@@ -303,23 +302,23 @@ func (s *Service) Release(id oci.ContainerID) {
 	}
 }
 
-// busy serialises slow work on one volume.
-func (s *Service) busy(ctx context.Context, name string) (done func(), err error) {
+// lockSlow serialises slow work on one volume. The caller calls done after the work.
+func (s *Service) lockSlow(ctx context.Context, name string) (done func(), err error) {
 	for {
-		s.popMu.Lock()
-		c, taken := s.popBusy[name]
+		s.slowMu.Lock()
+		c, taken := s.slow[name]
 		if !taken {
 			c = make(chan struct{})
-			s.popBusy[name] = c
-			s.popMu.Unlock()
+			s.slow[name] = c
+			s.slowMu.Unlock()
 			return func() {
-				s.popMu.Lock()
-				delete(s.popBusy, name)
-				s.popMu.Unlock()
+				s.slowMu.Lock()
+				delete(s.slow, name)
+				s.slowMu.Unlock()
 				close(c)
 			}, nil
 		}
-		s.popMu.Unlock()
+		s.slowMu.Unlock()
 		select {
 		case <-c:
 		case <-ctx.Done():
@@ -335,5 +334,3 @@ func inode(fi fs.FileInfo) (key [2]uint64, links uint64) {
 	}
 	return [2]uint64{st.Dev, st.Ino}, uint64(st.Nlink)
 }
-
-func formatInt(n int64) string { return strconv.FormatInt(n, 10) }

@@ -8,7 +8,7 @@ import (
 	"ply/internal/errs"
 )
 
-// bindMode is what stands after the second colon of -v, taken apart.
+// bindMode is what is written after the second colon of -v, parsed.
 type bindMode struct {
 	ReadOnly    bool
 	Propagation string
@@ -20,16 +20,16 @@ var (
 	consistency  = []string{"consistent", "cached", "delegated", "default"}
 )
 
-// Bind is one -v taken apart.
+// Bind is one -v, parsed.
 type Bind struct {
 	Source string // host path or volume name
 	Target string
 	Mode   string // as written
-	Named  bool   // Source is a volume's name
+	Named  bool   // Source is the name of a volume
 	bindMode
 }
 
-// ParseBind takes one -v with two or three parts. Errors are Invalid, in docker's words.
+// ParseBind parses a -v of two or three parts. The error's class is errs.Invalid, its text Docker's.
 func ParseBind(raw string) (Bind, error) {
 	bad := func(why string) error {
 		if why == "" {
@@ -75,7 +75,8 @@ func ParseBind(raw string) (Bind, error) {
 	return b, nil
 }
 
-// parseMode takes the comma list apart; every kind of word may stand once.
+// parseMode parses a comma-separated mode, in which each kind of word may occur once. Volume says that the mode is that of
+// a volume, not of a bind mount.
 func parseMode(mode string, volume bool) (bindMode, error) {
 	var m bindMode
 	if mode == "" {
@@ -90,7 +91,7 @@ func parseMode(mode string, volume bool) (bindMode, error) {
 			rw++
 		case w == "rw":
 			rw++
-		case w == "z" || w == "Z": // a label for SELinux; without SELinux there is nothing to do
+		case w == "z" || w == "Z": // a label for SELinux, which is not supported; docker ignores it on such hosts
 			label++
 		case w == "nocopy" && volume:
 			m.NoCopy = true
@@ -109,7 +110,7 @@ func parseMode(mode string, volume bool) (bindMode, error) {
 	return m, nil
 }
 
-// cleanTarget checks a path in the container.
+// cleanTarget checks a path in the container and returns it cleaned.
 func cleanTarget(p string) (string, error) {
 	if p == "" {
 		return "", errs.New(errs.Invalid, "field Target must not be empty")
@@ -126,7 +127,7 @@ func cleanTarget(p string) (string, error) {
 	return "", errs.New(errs.Invalid, "invalid specification: destination can't be '/'")
 }
 
-// ParseInherit takes one --volumes-from apart: container[:mode].
+// ParseInherit parses one --volumes-from: container[:mode].
 func ParseInherit(raw string) (container string, readOnly bool, err error) {
 	if raw == "" {
 		return "", false, errs.New(errs.Invalid, "volumes-from specification cannot be an empty string")
@@ -139,7 +140,7 @@ func ParseInherit(raw string) (container string, readOnly bool, err error) {
 	return container, m.ReadOnly, nil
 }
 
-// tmpfs options that docker passes on, by whether they take a value.
+// tmpfsOptions are the options that docker passes on; the value says whether the option has a value.
 var tmpfsOptions = map[string]bool{
 	"exec": false, "noexec": false, "nosuid": false, "suid": false, "nodev": false, "dev": false, "ro": false, "rw": false,
 	"atime": false, "noatime": false, "diratime": false, "nodiratime": false, "relatime": false, "norelatime": false,
@@ -149,7 +150,7 @@ var tmpfsOptions = map[string]bool{
 	"size": true, "mode": true, "uid": true, "gid": true, "nr_inodes": true, "nr_blocks": true, "mpol": true,
 }
 
-// parseTmpfs checks the options of --tmpfs.
+// parseTmpfs parses one --tmpfs.
 func parseTmpfs(target, raw string) (Mount, error) {
 	clean, err := cleanTarget(target)
 	if err != nil {

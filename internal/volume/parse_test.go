@@ -82,7 +82,7 @@ func TestParseInherit(t *testing.T) {
 	}
 	for _, raw := range []string{"", "u1:x", "u1:rshared", "u1:nocopy"} {
 		if _, _, err := ParseInherit(raw); err == nil {
-			t.Errorf("%q was taken", raw)
+			t.Errorf("%q was accepted", raw)
 		}
 	}
 }
@@ -94,7 +94,7 @@ func TestParseTmpfs(t *testing.T) {
 	}
 	for _, o := range []string{"size", "size=", "bogus", "bind", "exec=1", "remount"} {
 		if _, err := parseTmpfs("/t", o); err == nil {
-			t.Errorf("%q was taken", o)
+			t.Errorf("%q was accepted", o)
 		}
 	}
 }

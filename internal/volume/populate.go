@@ -15,18 +15,18 @@ import (
 	"ply/internal/oci"
 )
 
-// Populate fills a volume from a directory of an image, if the volume is empty: owners, modes, times, xattrs and
-// hard links are kept, nothing is followed. The volume's root takes over owner and mode of src even when src is
-// empty, as docker does. src is opened by the caller inside the container's root.
+// Populate copies a directory of an image into a volume if the volume is empty. It keeps owners, modes, times, extended
+// attributes and hard links, and follows no link. The volume's root gets the owner and mode of src even when src is empty,
+// as with docker. The caller has opened src inside the container's root.
 //
-// A volume that nobody else refers to is filled aside and renamed in, so a crash leaves it empty, not half
-// full; one that is shared is filled in place.
+// When no other container refers to the volume, the copy is made in a temporary directory that then replaces the volume's,
+// so a crash leaves the volume empty or complete. Otherwise the files are copied into the volume's directory itself.
 func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string, src *os.File) (err error) {
 	rec, err := s.record(name)
 	if err != nil {
 		return err
 	}
-	done, err := s.busy(ctx, name)
+	done, err := s.lockSlow(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -58,17 +58,25 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 	if err := s.fill(ctx, src, tmp); err != nil {
 		return err
 	}
-	renamed, err := s.renameIn(id, name, tmp)
+	if empty, err = isEmpty(tmp); err != nil {
+		return err
+	}
+	if !empty { // a volume that is not empty is never filled again, so its files must be durable before it is one
+		if err := fsys.SyncFS(tmp); err != nil {
+			return err
+		}
+	}
+	renamed, err := s.replace(id, name, tmp)
 	if err != nil || renamed {
 		return err
 	}
-	// Somebody came in meanwhile and may have the directory mounted: it must stay the one it is.
+	// Another container has come to refer to the volume and may have the directory mounted, so it must not be replaced.
 	return errors.Join(s.fill(ctx, src, data), fsys.RemoveAll(tmp))
 }
 
-// renameIn puts tmp in the place of the data directory unless another container has come to refer to the
-// volume. Under mu nobody can come between the look and the rename.
-func (s *Service) renameIn(id oci.ContainerID, name, tmp string) (bool, error) {
+// replace replaces the volume's directory by tmp, durably, unless another container has come to refer to the volume. It
+// holds mu, so no reference is added between the check and the rename.
+func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, u := range s.users(name) {
@@ -76,15 +84,15 @@ func (s *Service) renameIn(id oci.ContainerID, name, tmp string) (bool, error) {
 			return false, nil
 		}
 	}
-	// A crash between the two leaves no directory, and the next use makes an empty one.
+	// A crash between the two operations leaves no directory, and the next use makes an empty one.
 	if err := s.opts.Store.FS.Remove(s.path(name)); err != nil {
 		return false, err
 	}
-	err := s.opts.Store.FS.Rename(tmp, s.path(name))
+	err := durable.Rename(s.opts.Store.FS, tmp, s.path(name))
 	return err == nil, err
 }
 
-// fill copies what is in src, and its attributes, into the directory at path.
+// fill copies what is in src, and the attributes of src, into the directory at path.
 func (s *Service) fill(ctx context.Context, src *os.File, path string) error {
 	dst, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -116,10 +124,10 @@ func isEmpty(dir string) (bool, error) {
 	return true, nil
 }
 
-// copier copies a tree between two directory descriptors.
+// copier copies a directory tree between two descriptors.
 type copier struct {
 	ctx   context.Context
-	links map[[2]uint64]string // inode with several names → path of the copy below root
+	links map[[2]uint64]string // inode with several names → path of its copy below root
 	root  *os.File
 }
 
@@ -157,7 +165,7 @@ func (c *copier) dir(src, dst *os.File, rel string) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(dst), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
 
-// ignoreExists: a shared volume is filled in place, and what a container wrote first stays.
+// ignoreExists ignores EEXIST: in a volume that is shared, a file that a container has written meanwhile stays.
 func ignoreExists(err error) error {
 	if errors.Is(err, unix.EEXIST) {
 		return nil
@@ -204,7 +212,7 @@ func (c *copier) entry(src, dst *os.File, name, rel string) error {
 			return ignoreExists(err)
 		}
 	case unix.S_IFSOCK:
-		return nil // a socket is its server's, not the image's
+		return nil // a socket belongs to a running process, not to the image
 	default:
 		if err := unix.Mknodat(int(dst.Fd()), name, st.Mode, int(st.Rdev)); err != nil {
 			return ignoreExists(err)
@@ -278,7 +286,7 @@ func (c *copier) file(src, dst *os.File, name string, st *unix.Stat_t) (err erro
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(out), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
 
-// data copies the parts that hold data; holes stay holes.
+// data copies the parts of a file that are not holes.
 func (c *copier) data(in, out *os.File, size int64) error {
 	for off := int64(0); off < size; {
 		if err := c.ctx.Err(); err != nil {
@@ -314,7 +322,7 @@ func (c *copier) data(in, out *os.File, size int64) error {
 	return out.Truncate(size)
 }
 
-// copyXattrs copies all but the overlay's own; a file system that has none is no error.
+// copyXattrs copies extended attributes except those of overlayfs. A file system without them is no error.
 func copyXattrs(from, to string) error {
 	size, err := unix.Listxattr(from, nil)
 	if errors.Is(err, unix.ENOTSUP) || size == 0 {
@@ -333,7 +341,7 @@ func copyXattrs(from, to string) error {
 		}
 		vs, err := unix.Getxattr(from, n, nil)
 		if err != nil {
-			continue // removed meanwhile, or not ours to read
+			continue // removed meanwhile, or not readable
 		}
 		v := make([]byte, vs)
 		if vs, err = unix.Getxattr(from, n, v); err != nil {

@@ -13,7 +13,8 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Remove deletes a volume and its data. Errors: NotFound (nil with force), Conflict while a container refers to it.
+// Remove deletes a volume and its data. The error's class is errs.NotFound when there is none, which force ignores, and
+// errs.Conflict while a container refers to it.
 func (s *Service) Remove(ctx context.Context, name string, force bool) error {
 	err := s.remove(ctx, name)
 	if force && errors.Is(err, errs.NotFound) {
@@ -33,15 +34,16 @@ func (s *Service) remove(ctx context.Context, name string) error {
 	if tmp == "" {
 		return nil
 	}
-	// The record is gone and the directory renamed: what is left is a temporary that start-up deletes too.
+	// The record is gone and the directory is a temporary, which New deletes when this is interrupted.
 	if err := s.opts.Store.FS.RemoveAll(tmp); err != nil {
 		return errs.New(errs.Internal, "remove %s: %w", name, err)
 	}
 	return nil
 }
 
-// unlink deletes the record and renames the directory away, both under mu, so that a volume of that name made
-// in the next moment has nothing in common with this one.
+// unlink deletes the record and renames the directory to a temporary, whose name it returns. It holds mu, so a volume of
+// that name that is made afterwards has nothing in common with this one. The rename is durable before the caller deletes
+// data: after a crash a later volume of that name would otherwise find a part of it.
 func (s *Service) unlink(name string) (tmp string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -62,7 +64,7 @@ func (s *Service) unlink(name string) (tmp string, err error) {
 	}
 	s.publish("destroy", name, nil)
 	tmp = durable.TempName(s.opts.Root)
-	err = s.opts.Store.FS.Rename(dir, tmp)
+	err = durable.Rename(s.opts.Store.FS, dir, tmp)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
@@ -103,12 +105,12 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (names []strin
 		names = append(names, v.Name)
 		reclaimed += size
 	}
-	s.opts.publishPrune(reclaimed)
+	s.publishPrune(reclaimed)
 	return names, reclaimed, nil
 }
 
-// RemoveAnonymous removes those of the named volumes that are anonymous and that nobody refers to any more, as
-// `rm -v` and `run --rm` do. What cannot be removed is logged: the container is gone already.
+// RemoveAnonymous removes those of the named volumes that are anonymous and to which no container refers any more, as
+// `rm -v` and `run --rm` do. It logs what it cannot remove, because the container is removed already.
 func (s *Service) RemoveAnonymous(ctx context.Context, names []string) {
 	for _, n := range names {
 		rec, err := s.record(n)

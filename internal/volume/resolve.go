@@ -17,25 +17,25 @@ import (
 	"ply/internal/oci"
 )
 
-// Request is everything that says what a container mounts.
+// Request is everything that determines what a container mounts.
 type Request struct {
 	Container oci.ContainerID
 	Binds     []string
 	Mounts    []MountSpec
 	Tmpfs     map[string]string
-	Inherited []Mount  // of --volumes-from, already narrowed to read-only where asked
+	Inherited []Mount  // of --volumes-from, made read-only where that is asked for
 	Anonymous []string // container paths: the image's VOLUMEs and bare -v
 }
 
-// Resolved is what Resolve gives.
+// Resolved is the result of Resolve.
 type Resolved struct {
-	Mounts []Mount // sorted so that a mount follows what it lies in
-	Made   []string
+	Mounts []Mount  // sorted so that a mount comes after those that it lies in
+	Made   []string // names of the volumes that Resolve made
 }
 
-// Resolve turns a request into mounts, makes the volumes that are missing and registers the container as
-// their holder. On an error nothing that it made remains.
-// Precedence is docker's: what a user writes wins over what is inherited, both over an image's VOLUME.
+// Resolve turns a request into mounts, makes the volumes that are missing and adds the container's references to them. On an
+// error nothing that it made remains. Precedence is Docker's: what a user writes, then what is inherited, then an image's
+// VOLUMEs.
 func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err error) {
 	res := &Resolved{}
 	defer func() {
@@ -54,7 +54,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 		at[m.Target] = m
 	}
 	written := map[string]bool{}
-	take := func(m Mount) error {
+	add := func(m Mount) error {
 		if written[m.Target] {
 			return errs.New(errs.Invalid, "Duplicate mount point: %s", m.Target)
 		}
@@ -67,7 +67,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 		if err != nil {
 			return nil, err
 		}
-		if err := take(m); err != nil {
+		if err := add(m); err != nil {
 			return nil, err
 		}
 	}
@@ -83,7 +83,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 		if err != nil {
 			return nil, err
 		}
-		if err := take(m); err != nil {
+		if err := add(m); err != nil {
 			return nil, err
 		}
 	}
@@ -92,7 +92,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 		if err != nil {
 			return nil, err
 		}
-		if err := take(m); err != nil {
+		if err := add(m); err != nil {
 			return nil, err
 		}
 	}
@@ -117,7 +117,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 	return res, nil
 }
 
-// SortMounts puts a mount behind those that it lies in.
+// SortMounts sorts mounts so that each comes after those that it lies in.
 func SortMounts(ms []Mount) {
 	sort.Slice(ms, func(i, j int) bool {
 		di, dj := strings.Count(ms[i].Target, "/"), strings.Count(ms[j].Target, "/")
@@ -128,27 +128,27 @@ func SortMounts(ms []Mount) {
 	})
 }
 
-// make creates a volume for a container and remembers whether it is new.
-func (s *Service) make(ctx context.Context, name, driver string, labels, opts map[string]string, holder oci.ContainerID, res *Resolved) (*Volume, error) {
+// make makes a volume for a container, or takes the one of that name, and records in res whether it is new.
+func (s *Service) make(ctx context.Context, name, driver string, labels, opts map[string]string, container oci.ContainerID, res *Resolved) (*Volume, error) {
 	isNew := name == ""
 	if !isNew {
 		_, err := s.record(name)
 		isNew = errors.Is(err, errs.NotFound)
 	}
-	v, err := s.create(ctx, name, driver, labels, opts, string(holder))
+	v, err := s.create(ctx, name, driver, labels, opts, string(container))
 	if err == nil && isNew {
 		res.Made = append(res.Made, v.Name)
 	}
 	return v, err
 }
 
-// Undo takes back what a Resolve did: the references of the container and the volumes that were made for it
-// and that nobody else has taken up.
+// Undo undoes a Resolve: it drops the references of the container and removes the volumes that were made for it unless
+// another container refers to them.
 func (s *Service) Undo(ctx context.Context, container oci.ContainerID, made []string) {
-	s.Drop(container)
+	s.DropReferences(container)
 	for _, n := range made {
 		if err := s.remove(ctx, n); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
-			s.log.Warn("volume of a container that was not made stays", "volume", n, "err", err)
+			s.log.Warn("volume of a container that was not created stays", "volume", n, "err", err)
 		}
 	}
 }
@@ -168,7 +168,7 @@ func (s *Service) resolveBind(ctx context.Context, id oci.ContainerID, b Bind, r
 	}
 	m.Type, m.Name, m.Source, m.Driver, m.CopyUp = "volume", v.Name, v.Mountpoint, v.Driver, !b.NoCopy
 	if m.Mode == "" {
-		m.Mode = "z" // what docker shows for a named volume
+		m.Mode = "z" // as docker shows a named volume
 	}
 	return m, nil
 }
@@ -177,7 +177,7 @@ func specErr(kind, format string, args ...any) error {
 	return errs.New(errs.Invalid, "invalid mount config for type %q: %s", kind, fmt.Sprintf(format, args...))
 }
 
-// resolveSpec takes one --mount.
+// resolveSpec resolves one --mount.
 func (s *Service) resolveSpec(ctx context.Context, id oci.ContainerID, spec MountSpec, written map[string]bool, res *Resolved) (Mount, error) {
 	target, err := cleanTarget(spec.Target)
 	if err != nil {

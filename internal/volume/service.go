@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"sort"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,28 +35,26 @@ type Options struct {
 	Root   string // <data-root>/volumes
 	Log    *slog.Logger
 	Events *events.Bus
-	// InUse names containers that refer to a volume beside those known through Hold; may be nil.
-	InUse func(name string) []string
 }
 
 // Service keeps the volumes of this host. Safe for concurrent use.
 //
-// Lock order: mu is a leaf; it is held over one small database transaction or one rename at most, never
-// over copying or removing data.
+// No other lock is taken while mu is held. It is held during a database transaction or a rename, never while data is
+// copied or removed.
 type Service struct {
 	opts Options
 	log  *slog.Logger
 
-	mu      sync.Mutex
-	holders map[string]map[string]struct{} // volume → containers that refer to it
-	active  map[string]map[string]struct{} // volume with a device → running containers that need it mounted
+	mu         sync.Mutex
+	references map[string]map[string]struct{} // volume → containers that refer to it
+	active     map[string]map[string]struct{} // volume with a device → running containers that need it mounted
 
-	popMu   sync.Mutex
-	popBusy map[string]chan struct{} // volumes being filled from an image
+	slowMu sync.Mutex
+	slow   map[string]chan struct{} // volumes that are being filled, mounted or unmounted; see lockSlow
 }
 
-// New makes the service and the root directory (mode 0711: a bind of a volume must be reachable by its
-// owner's processes, and nothing below is listable). Leftovers of an interrupted removal are deleted.
+// New returns the service and makes the root directory. Its mode is 0711: processes of other users may enter a volume that
+// is theirs, but not list the volumes. New deletes what an interrupted removal left.
 func New(o Options) (*Service, error) {
 	if o.Store == nil || o.Root == "" {
 		return nil, errs.New(errs.Invalid, "volumes: options lack a store or a root")
@@ -68,9 +67,9 @@ func New(o Options) (*Service, error) {
 	}
 	s := &Service{
 		opts: o, log: o.Log,
-		holders: map[string]map[string]struct{}{},
-		active:  map[string]map[string]struct{}{},
-		popBusy: map[string]chan struct{}{},
+		references: map[string]map[string]struct{}{},
+		active:     map[string]map[string]struct{}{},
+		slow:       map[string]chan struct{}{},
 	}
 	if err := durable.RemoveTemps(o.Store.FS, o.Root); err != nil {
 		o.Log.Warn("volumes: leftovers stay", "err", err)
@@ -78,7 +77,7 @@ func New(o Options) (*Service, error) {
 	return s, nil
 }
 
-// NewID gives a random name for an anonymous volume: 64 hex digits.
+// NewID returns a random name for an anonymous volume: 64 hex digits.
 func NewID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -103,14 +102,15 @@ func checkName(name string) error {
 	return nil
 }
 
-// Create makes a volume, or gives the one that is there. name "" invents one (an anonymous volume);
-// driver "" means local, the only one. Errors: Invalid, NotFound for a driver, Conflict.
+// Create makes a volume, or returns the one of that name. With an empty name it makes an anonymous volume. The driver is
+// "local" or empty. The error's class is errs.Invalid for a name or an option, and errs.NotFound for a driver.
 func (s *Service) Create(ctx context.Context, name, driver string, labels, options map[string]string) (*Volume, error) {
 	return s.create(ctx, name, driver, labels, options, "")
 }
 
-// create makes the volume and registers holder (unless "") as referring to it, in one step.
-func (s *Service) create(ctx context.Context, name, driver string, labels, options map[string]string, holder string) (*Volume, error) {
+// create makes the volume and adds the container's reference to it in one step, so that no removal comes between. The
+// container may be "".
+func (s *Service) create(ctx context.Context, name, driver string, labels, options map[string]string, container string) (*Volume, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -140,34 +140,39 @@ func (s *Service) create(ctx context.Context, name, driver string, labels, optio
 	})
 	switch {
 	case err == nil:
-		if err := s.ensureData(name, rec); err != nil {
+		if err := s.ensureData(name); err != nil {
 			return nil, err
 		}
-		s.hold(name, holder)
+		s.addReference(name, container)
 		return s.volume(name, rec), nil
 	case !errors.Is(err, errs.NotFound):
 		return nil, err
 	}
 	rec = meta.Volume{Driver: driver, Labels: maps.Clone(labels), Options: maps.Clone(options), Created: time.Now().UTC(), Anonymous: anonymous}
-	if err := s.ensureData(name, rec); err != nil {
+	if err := s.makeData(name); err != nil {
 		return nil, err
 	}
 	if err := s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Put(name, rec) }); err != nil {
 		return nil, errs.New(errs.Internal, "create %s: record: %w", name, err)
 	}
-	s.hold(name, holder)
+	s.addReference(name, container)
 	s.publish("create", name, nil)
 	return s.volume(name, rec), nil
 }
 
-// ensureData makes the volume's directories, durable before the record is.
-func (s *Service) ensureData(name string, _ meta.Volume) error {
+// ensureData makes the directories of a volume that has a record unless they are there.
+func (s *Service) ensureData(name string) error {
+	if fi, err := s.opts.Store.FS.Lstat(s.path(name)); err == nil && fi.IsDir() {
+		return nil
+	}
+	return s.makeData(name)
+}
+
+// makeData makes a volume's directories, durable when it returns. Directories that are there are kept.
+func (s *Service) makeData(name string) error {
 	fsys := s.opts.Store.FS
 	dir := filepath.Join(s.opts.Root, name)
 	data := filepath.Join(dir, dataDir)
-	if fi, err := fsys.Lstat(data); err == nil && fi.IsDir() {
-		return nil
-	}
 	if err := fsys.MkdirAll(dir, 0o701); err != nil {
 		return errs.New(errs.Internal, "create %s: %w", name, err)
 	}
@@ -187,53 +192,42 @@ func (s *Service) volume(name string, rec meta.Volume) *Volume {
 
 func (s *Service) path(name string) string { return filepath.Join(s.opts.Root, name, dataDir) }
 
-// hold registers holder; mu is held.
-func (s *Service) hold(name, holder string) {
-	if holder == "" {
+// addReference records that a container, unless it is "", refers to a volume. The caller holds mu.
+func (s *Service) addReference(name, container string) {
+	if container == "" {
 		return
 	}
-	if s.holders[name] == nil {
-		s.holders[name] = map[string]struct{}{}
+	if s.references[name] == nil {
+		s.references[name] = map[string]struct{}{}
 	}
-	s.holders[name][holder] = struct{}{}
+	s.references[name][container] = struct{}{}
 }
 
-// Hold registers that a container refers to the volumes, as container.Service does for each record it loads.
-func (s *Service) Hold(container oci.ContainerID, names ...string) {
+// AddReferences records that a container refers to volumes, as container.Service does for each record that it loads.
+func (s *Service) AddReferences(container oci.ContainerID, names ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range names {
-		s.hold(n, string(container))
+		s.addReference(n, string(container))
 	}
 }
 
-// Drop ends every reference of a container.
-func (s *Service) Drop(container oci.ContainerID) {
+// DropReferences ends every reference of a container.
+func (s *Service) DropReferences(container oci.ContainerID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for n, h := range s.holders {
-		delete(h, string(container))
-		if len(h) == 0 {
-			delete(s.holders, n)
+	for n, refs := range s.references {
+		delete(refs, string(container))
+		if len(refs) == 0 {
+			delete(s.references, n)
 		}
 	}
 }
 
-// users names the containers that refer to a volume, sorted; mu is held.
-func (s *Service) users(name string) []string {
-	ids := slices.Collect(maps.Keys(s.holders[name]))
-	if s.opts.InUse != nil {
-		for _, id := range s.opts.InUse(name) {
-			if !slices.Contains(ids, id) {
-				ids = append(ids, id)
-			}
-		}
-	}
-	sort.Strings(ids)
-	return ids
-}
+// users returns the containers that refer to a volume, sorted. The caller holds mu.
+func (s *Service) users(name string) []string { return slices.Sorted(maps.Keys(s.references[name])) }
 
-// Get finds a volume. Errors: NotFound.
+// Get returns a volume. The error's class is errs.NotFound when there is none.
 func (s *Service) Get(ctx context.Context, name string) (*Volume, error) {
 	rec, err := s.record(name)
 	if err != nil {
@@ -283,7 +277,7 @@ func (s *Service) List(ctx context.Context, filters filter.Args) ([]*Volume, err
 	return out, nil
 }
 
-// Size sums the allocated sizes of a volume's files in bytes; a hard link counts once.
+// Size returns the sum of the lengths of a volume's files, in bytes. A file with several names counts once.
 func (s *Service) Size(ctx context.Context, name string) (int64, error) {
 	if _, err := s.record(name); err != nil {
 		return 0, err
@@ -291,7 +285,7 @@ func (s *Service) Size(ctx context.Context, name string) (int64, error) {
 	return treeSize(ctx, s.path(name))
 }
 
-// publish tells of a volume event.
+// publish publishes an event of a volume.
 func (s *Service) publish(action, name string, attrs map[string]string) {
 	if s.opts.Events == nil {
 		return
@@ -301,14 +295,14 @@ func (s *Service) publish(action, name string, attrs map[string]string) {
 	s.opts.Events.Publish(events.Event{Type: "volume", Action: action, ID: name, Attributes: a})
 }
 
-func (o *Options) publishPrune(reclaimed int64) {
-	if o.Events == nil {
+func (s *Service) publishPrune(reclaimed int64) {
+	if s.opts.Events == nil {
 		return
 	}
-	o.Events.Publish(events.Event{Type: "volume", Action: "prune", Attributes: map[string]string{"reclaimed": formatInt(reclaimed)}})
+	s.opts.Events.Publish(events.Event{Type: "volume", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(reclaimed, 10)}})
 }
 
-// treeSize never follows links, and passes over what vanishes meanwhile.
+// treeSize follows no link and skips files that disappear meanwhile.
 func treeSize(ctx context.Context, root string) (int64, error) {
 	var total int64
 	seen := map[[2]uint64]struct{}{}

@@ -78,7 +78,7 @@ func TestLifeOfVolumes(t *testing.T) {
 	if err != nil || !oci.IsHex64(anon.Name) || !anon.Anonymous {
 		t.Errorf("anonymous %+v %v", anon, err)
 	}
-	s.Hold(c1, "named")
+	s.AddReferences(c1, "named")
 	wantErr(t, s.Remove(ctx, "named", true), errs.Conflict, "remove named: volume is in use - [c1]")
 	for _, c := range []struct {
 		f    map[string][]string
@@ -103,16 +103,16 @@ func TestLifeOfVolumes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(anon.Mountpoint, "f"), make([]byte, 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s.Drop(c1)
+	s.DropReferences(c1)
 	got, freed, err := s.Prune(ctx, nil)
 	if err != nil || !slices.Equal(got, []string{anon.Name}) || freed != 1000 {
 		t.Errorf("prune %v %d %v", got, freed, err)
 	}
 	if got, _, _ = s.Prune(ctx, map[string][]string{"all": {"1"}, "label!": {"a"}}); len(got) != 0 {
-		t.Errorf("prune took %v", got)
+		t.Errorf("prune removed %v", got)
 	}
 	if got, _, _ = s.Prune(ctx, map[string][]string{"all": {"true"}}); !slices.Equal(got, []string{"named"}) {
-		t.Errorf("prune all took %v", got)
+		t.Errorf("prune all removed %v", got)
 	}
 	wantErr(t, s.Remove(ctx, "named", false), errs.NotFound, "get named: no such volume")
 	if err := s.Remove(ctx, "named", true); err != nil {
@@ -137,7 +137,7 @@ func TestCreateRefusals(t *testing.T) {
 		{"colour": "red"}, {"type": "tmpfs"}, {"type": "tmpfs", "device": "x", "size": "1"}, {"device": "/x"}, {"o": "bind", "device": "rel"},
 	} {
 		if _, err := s.Create(ctx, "vol", "", nil, o); err == nil {
-			t.Errorf("options %v were taken", o)
+			t.Errorf("options %v were accepted", o)
 		}
 	}
 	if vs, _ := s.List(ctx, nil); len(vs) != 0 {
@@ -145,7 +145,7 @@ func TestCreateRefusals(t *testing.T) {
 	}
 }
 
-// A volume with a device is mounted while a container runs with it, once for all of them.
+// A volume with a device is mounted while containers run with it, once for all of them.
 func TestDevice(t *testing.T) {
 	s := newService(t)
 	v, err := s.Create(ctx, "mem", "", nil, map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m,nosuid"})
@@ -153,7 +153,7 @@ func TestDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := []Mount{{Type: "volume", Name: "mem", Source: v.Mountpoint}}
-	s.Hold(c1, "mem")
+	s.AddReferences(c1, "mem")
 	for _, id := range []oci.ContainerID{c1, c2} {
 		if _, err := s.Prepare(ctx, id, m); err != nil {
 			t.Fatal(err)
@@ -258,15 +258,16 @@ func TestSubpath(t *testing.T) {
 	}
 }
 
-// A volume that another container refers to is filled in place, so that who has it mounted sees the files.
+// A volume that another container refers to keeps its directory when it is filled, so a container that has it mounted sees
+// the files.
 func TestPopulateShared(t *testing.T) {
 	s := newService(t)
 	v, err := s.Create(ctx, "vol", "", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Hold(c1, "vol")
-	s.Hold(c2, "vol")
+	s.AddReferences(c1, "vol")
+	s.AddReferences(c2, "vol")
 	before, err := os.Stat(v.Mountpoint)
 	if err != nil {
 		t.Fatal(err)

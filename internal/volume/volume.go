@@ -1,21 +1,21 @@
-// Package volume keeps data outside the union file system: local named and anonymous volumes,
-// binds, tmpfs, and their sharing between containers.
+// Package volume keeps the data of containers that lies outside their layers: local named and anonymous volumes, bind
+// mounts and tmpfs mounts, and the sharing of volumes between containers.
 //
 // Invariant: a volume's data is never removed while a container, running or not, refers to it.
 package volume
 
 import "time"
 
-// MountSpec is one --mount as a user asks for it. It is part of a container's stored record.
+// MountSpec is one --mount as a user asks for it. Containers store it, so its JSON names must not change.
 type MountSpec struct {
 	Type         string            `json:"Type"` // bind, volume, tmpfs
 	Source       string            `json:"Source"`
 	Target       string            `json:"Target"`
 	ReadOnly     bool              `json:"ReadOnly"`
 	Propagation  string            `json:"Propagation"`
-	NoCopy       bool              `json:"NoCopy"` // volume: do not copy the image's content in
+	NoCopy       bool              `json:"NoCopy"` // volume: do not copy the image's content into it
 	NonRecursive bool              `json:"NonRecursive"`
-	CreateSource bool              `json:"CreateSource"` // bind: make a missing source directory (-v does, --mount does not)
+	CreateSource bool              `json:"CreateSource"` // bind: create a missing source directory (-v does, --mount does not)
 	Labels       map[string]string `json:"Labels"`
 	Driver       string            `json:"Driver"`
 	DriverOpts   map[string]string `json:"DriverOpts"`
@@ -24,23 +24,23 @@ type MountSpec struct {
 	Subpath      string            `json:"Subpath"`
 }
 
-// Mount is a resolved mount of a container. It is part of a container's stored record.
+// Mount is a resolved mount of a container. Containers store it, so its JSON names must not change.
 type Mount struct {
 	Type        string   `json:"Type"`   // bind, volume, tmpfs
 	Name        string   `json:"Name"`   // volume
 	Source      string   `json:"Source"` // host path
 	Target      string   `json:"Target"` // path in the container
 	Driver      string   `json:"Driver"`
-	Mode        string   `json:"Mode"` // as written after the second colon
+	Mode        string   `json:"Mode"` // what is written after the second colon of -v
 	RW          bool     `json:"RW"`
 	Propagation string   `json:"Propagation"`
-	CopyUp      bool     `json:"CopyUp"`  // fill from the image on first use
+	CopyUp      bool     `json:"CopyUp"`  // copy the image's content into an empty volume
 	Options     []string `json:"Options"` // tmpfs
 	Anonymous   bool     `json:"Anonymous"`
 
-	CreateSource bool   `json:"CreateSource"` // bind: make a missing source directory at start
+	CreateSource bool   `json:"CreateSource"` // bind: create a missing source directory at start
 	NonRecursive bool   `json:"NonRecursive"` // bind: without the mounts below the source
-	Subpath      string `json:"Subpath"`      // volume: clean relative directory of the volume that is mounted instead of its root
+	Subpath      string `json:"Subpath"`      // volume: the directory to mount instead of the volume's root, clean and relative
 }
 
 // Volume is one volume as list and inspect show it.
@@ -52,6 +52,6 @@ type Volume struct {
 	Labels     map[string]string
 	Options    map[string]string
 	Anonymous  bool
-	Size       int64 // -1 when not asked for
-	RefCount   int
+	Size       int64 // in bytes; -1 = not measured
+	RefCount   int   // containers that refer to it
 }

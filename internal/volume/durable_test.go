@@ -1,0 +1,183 @@
+package volume
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"ply/internal/durable"
+	"ply/internal/durable/faultfs"
+	"ply/internal/errs"
+	"ply/internal/store"
+	"ply/internal/store/layer/overlay2"
+	"ply/internal/store/meta"
+)
+
+// traced returns a service and a function that returns its disk operations since the last call: each with its path below
+// the root, and with whether the database had a record of the volume "vol" at that moment.
+func traced(t *testing.T, fsys *faultfs.FS) (s *Service, trace func() []string) {
+	t.Helper()
+	dir := t.TempDir()
+	fsys.Under = durable.OS
+	drv, err := overlay2.Open(durable.OS, dir, overlay2.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(dir, drv, store.Options{FS: fsys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if s, err = New(Options{Store: st, Root: filepath.Join(dir, "volumes")}); err != nil {
+		t.Fatal(err)
+	}
+	var ops []string
+	temp := regexp.MustCompile(`\.tmp-\S+`)
+	fsys.Trace = func(op string) {
+		verb, path, _ := strings.Cut(op, " ")
+		path = strings.TrimPrefix(strings.TrimPrefix(path, s.opts.Root), "/")
+		record := "without record"
+		_ = st.Meta.View(func(tx *meta.Tx) error {
+			if tx.Volumes.Has("vol") {
+				record = "with record"
+			}
+			return nil
+		})
+		ops = append(ops, temp.ReplaceAllString(verb+" "+path, "TEMP")+", "+record)
+	}
+	return s, func() []string {
+		out := ops
+		ops = nil
+		return out
+	}
+}
+
+func wantOps(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) {
+		t.Errorf("%s:\n\t%s\nwant\n\t%s", what, strings.Join(got, "\n\t"), strings.Join(want, "\n\t"))
+	}
+}
+
+// A volume's directories are durable before its record, and a removed volume's directory has lost its name, durably,
+// before its data is deleted.
+func TestOrderOfDiskOperations(t *testing.T) {
+	s, trace := traced(t, &faultfs.FS{})
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantOps(t, "create", trace(),
+		"mkdirall vol, without record", "mkdir vol/_data, without record", "syncdir vol, without record", "syncdir , without record")
+
+	src, err := os.Open(filled(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	s.AddReferences(c1, "vol")
+	if err := s.Populate(ctx, c1, "vol", src); err != nil {
+		t.Fatal(err)
+	}
+	wantOps(t, "populate", trace(),
+		"mkdir vol/TEMP, with record", "syncfs vol/TEMP, with record", "remove vol/_data, with record", "rename vol/_data, with record",
+		"syncdir vol, with record")
+	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "f")); err != nil || string(b) != "content" {
+		t.Errorf("file of the image = %q, %v", b, err)
+	}
+
+	s.DropReferences(c1)
+	if err := s.Remove(ctx, "vol", false); err != nil {
+		t.Fatal(err)
+	}
+	wantOps(t, "remove", trace(), "rename TEMP, without record", "syncdir , without record", "removeall TEMP, without record")
+}
+
+func filled(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// An earlier attempt may have made the directories without making them durable.
+func TestCreateSyncsDirectoriesThatAreThere(t *testing.T) {
+	s, trace := traced(t, &faultfs.FS{})
+	if err := os.MkdirAll(s.path("vol"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Create(ctx, "vol", "", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantOps(t, "create", trace(),
+		"mkdirall vol, without record", "mkdir vol/_data, without record", "syncdir vol, without record", "syncdir , without record")
+}
+
+// A create that fails at any operation leaves no volume, and the next one succeeds.
+func TestCreateFailsAtEveryOperation(t *testing.T) {
+	for n := 1; ; n++ {
+		f := &faultfs.FS{}
+		s, _ := traced(t, f)
+		f.FailAt = f.Count() + n
+		_, err := s.Create(ctx, "vol", "", nil, nil)
+		if !f.Hit() {
+			if n != 5 {
+				t.Errorf("creating a volume takes %d operations, want 4", n-1)
+			}
+			return
+		}
+		if err == nil {
+			t.Errorf("operation %d failed, Create did not", n)
+		}
+		if _, err := s.Get(ctx, "vol"); !errors.Is(err, errs.NotFound) {
+			t.Errorf("after a failure at operation %d: %v, want NotFound", n, err)
+		}
+		if _, err := s.Create(ctx, "vol", "", nil, nil); err != nil {
+			t.Errorf("second attempt after a failure at operation %d: %v", n, err)
+		}
+	}
+}
+
+// A removal that fails at any operation leaves no record, and a new service deletes what is left of the data.
+func TestRemoveFailsAtEveryOperation(t *testing.T) {
+	for n := 1; ; n++ {
+		f := &faultfs.FS{}
+		s, _ := traced(t, f)
+		if _, err := s.Create(ctx, "vol", "", nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		f.FailAt = f.Count() + n
+		err := s.Remove(ctx, "vol", false)
+		if !f.Hit() {
+			if n != 4 {
+				t.Errorf("removing a volume takes %d operations, want 3", n-1)
+			}
+			return
+		}
+		if err == nil {
+			t.Errorf("operation %d failed, Remove did not", n)
+		}
+		if _, err := s.Get(ctx, "vol"); !errors.Is(err, errs.NotFound) {
+			t.Errorf("after a failure at operation %d: %v, want NotFound", n, err)
+		}
+		if n == 1 { // the directory could not be renamed
+			continue
+		}
+		if _, err := New(s.opts); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := os.ReadDir(s.opts.Root); err != nil || len(left) != 0 {
+			t.Errorf("after a failure at operation %d: left %v, %v", n, left, err)
+		}
+	}
+}
