@@ -44,7 +44,7 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 			return nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
 		}
 	}
-	if l != nil && r != (spec.Resources{}) {
+	if l != nil && !r.IsZero() {
 		lr, more, err := runspec.LinuxResources(next)
 		if err != nil {
 			return nil, err

@@ -78,36 +78,25 @@ func LinuxResources(r spec.Resources) (*specs.LinuxResources, []string, error) {
 	return linuxResources(r, &host)
 }
 
+// discard unsets the limits that this host cannot set, and returns docker's warnings for them.
+func discard(r *spec.Resources, host *Host) (warnings []string) {
+	if r.MemorySwap > 0 && !host.SwapLimit {
+		warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
+		r.MemorySwap = 0
+	}
+	if r.MemorySwappiness != nil && host.CgroupV2 {
+		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
+		r.MemorySwappiness = nil
+	}
+	return warnings
+}
+
 func linuxResources(r spec.Resources, host *Host) (*specs.LinuxResources, []string, error) {
-	out := &specs.LinuxResources{}
 	if err := r.Check(); err != nil {
 		return nil, nil, err
 	}
-	var warnings []string
-	if r.Memory != 0 || r.MemoryReservation != 0 || r.MemorySwap != 0 || r.MemorySwappiness != nil {
-		m := &specs.LinuxMemory{}
-		m.Limit, m.Reservation = positive(r.Memory), positive(r.MemoryReservation)
-		swap := r.MemorySwap
-		if r.Memory > 0 && swap == 0 && r.Memory <= math.MaxInt64/2 {
-			swap = 2 * r.Memory
-		}
-		switch {
-		case swap == 0:
-		case host.SwapLimit:
-			m.Swap = &swap
-		case r.MemorySwap > 0:
-			warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
-		}
-		if r.MemorySwappiness != nil && *r.MemorySwappiness >= 0 {
-			if host.CgroupV2 {
-				warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
-			} else {
-				v := uint64(*r.MemorySwappiness)
-				m.Swappiness = &v
-			}
-		}
-		out.Memory = m
-	}
+	warnings := discard(&r, host)
+	out := &specs.LinuxResources{Memory: memoryLimits(&r, host)}
 	out.CPU = cpuLimits(r)
 	if r.PidsLimit != nil && *r.PidsLimit != 0 {
 		limit := max(*r.PidsLimit, -1)
@@ -118,6 +107,25 @@ func linuxResources(r spec.Resources, host *Host) (*specs.LinuxResources, []stri
 		out.BlockIO = &specs.LinuxBlockIO{Weight: &w}
 	}
 	return out, warnings, nil
+}
+
+func memoryLimits(r *spec.Resources, host *Host) *specs.LinuxMemory {
+	if r.Memory == 0 && r.MemoryReservation == 0 && r.MemorySwap == 0 && r.MemorySwappiness == nil {
+		return nil
+	}
+	m := &specs.LinuxMemory{Limit: positive(r.Memory), Reservation: positive(r.MemoryReservation)}
+	swap := r.MemorySwap
+	if r.Memory > 0 && swap == 0 && r.Memory <= math.MaxInt64/2 {
+		swap = 2 * r.Memory
+	}
+	if swap != 0 && host.SwapLimit {
+		m.Swap = &swap
+	}
+	if r.MemorySwappiness != nil {
+		v := uint64(*r.MemorySwappiness)
+		m.Swappiness = &v
+	}
+	return m
 }
 
 func cpuLimits(r spec.Resources) *specs.LinuxCPU {

@@ -82,8 +82,8 @@ func Check(sp *spec.Spec) (warnings []string, err error) {
 	if _, err := parseSecurity(sp.SecurityOpt, &host); err != nil {
 		return nil, err
 	}
-	_, warnings, err = linuxResources(sp.Resources, &host)
-	return warnings, err
+	limits := sp.Resources
+	return discard(&limits, &host), nil
 }
 
 func (b *builder) seccomp() error {

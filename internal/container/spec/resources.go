@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"reflect"
 	"strconv"
 	"strings"
 )
@@ -112,6 +113,9 @@ func (r *Resources) Reduce() (warnings []string) {
 	}
 	return warnings
 }
+
+// IsZero reports whether no limit is set.
+func (r Resources) IsZero() bool { return reflect.ValueOf(r).IsZero() }
 
 // Overlay takes over what r sets.
 func (r *Resources) Overlay(n Resources) {

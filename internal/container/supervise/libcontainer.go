@@ -285,46 +285,23 @@ func (r *linked) destroy() error {
 	return r.c.Destroy()
 }
 
-// update changes the limits that res sets and keeps the others.
+// update changes the limits that res names and keeps the others.
 func (r *linked) update(res *specs.LinuxResources) error {
-	config := r.c.Config()
-	have, err := json.Marshal(config.Cgroups.Resources)
+	asked, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{Spec: &specs.Spec{Linux: &specs.Linux{Resources: res}}}, nil)
 	if err != nil {
 		return err
 	}
+	config := r.c.Config()
 	var next cgroups.Resources
-	if err := json.Unmarshal(have, &next); err != nil {
-		return err
-	}
-	if m := res.Memory; m != nil {
-		set(&next.Memory, m.Limit)
-		set(&next.MemoryReservation, m.Reservation)
-		set(&next.MemorySwap, m.Swap)
-		if m.Swappiness != nil {
-			next.MemorySwappiness = m.Swappiness
+	for _, limits := range []*cgroups.Resources{config.Cgroups.Resources, asked.Resources} {
+		b, err := json.Marshal(limits)
+		if err != nil {
+			return err
 		}
-	}
-	if c := res.CPU; c != nil {
-		set(&next.CpuShares, c.Shares)
-		set(&next.CpuQuota, c.Quota)
-		set(&next.CpuPeriod, c.Period)
-		set(&next.CpuRtRuntime, c.RealtimeRuntime)
-		set(&next.CpuRtPeriod, c.RealtimePeriod)
-		if c.Shares != nil {
-			next.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*c.Shares)
+		// A limit that is not set is absent from the JSON, so it does not replace the one before.
+		if err := json.Unmarshal(b, &next); err != nil {
+			return err
 		}
-		if c.Cpus != "" {
-			next.CpusetCpus = c.Cpus
-		}
-		if c.Mems != "" {
-			next.CpusetMems = c.Mems
-		}
-	}
-	if res.Pids != nil {
-		next.PidsLimit = res.Pids.Limit
-	}
-	if b := res.BlockIO; b != nil && b.Weight != nil {
-		next.BlkioWeight = *b.Weight
 	}
 	next.SkipDevices = true // the device rules do not change
 	cg := *config.Cgroups
@@ -333,11 +310,4 @@ func (r *linked) update(res *specs.LinuxResources) error {
 	err = r.c.Set(config)
 	next.SkipDevices = false // libcontainer keeps next, and an exec needs the device rules
 	return err
-}
-
-// set assigns a value that is present.
-func set[T any](to *T, from *T) {
-	if from != nil {
-		*to = *from
-	}
 }
