@@ -14,11 +14,7 @@ import (
 	"ply/internal/oci"
 )
 
-func TestDiff(t *testing.T) {
-	for _, erofs := range []bool{false, true} {
-		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { diff(t, newWorldOn(t, erofs, nil)) })
-	}
-}
+func TestDiff(t *testing.T) { onDrivers(t, diff) }
 
 func diff(t *testing.T, w *world) {
 	id := w.create(sh("echo n > /new; echo m >> /etc/group; rm /seeded/file; mkdir /d"))
@@ -43,11 +39,7 @@ func diff(t *testing.T, w *world) {
 }
 
 // The seed's commit: of a running container, with message and author; the result runs, volumes are left out.
-func TestCommitRunning(t *testing.T) {
-	for _, erofs := range []bool{false, true} {
-		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { commitRunning(t, newWorldOn(t, erofs, nil)) })
-	}
-}
+func TestCommitRunning(t *testing.T) { onDrivers(t, commitRunning) }
 
 func commitRunning(t *testing.T, w *world) {
 	ctx := context.Background()
@@ -91,8 +83,9 @@ func commitRunning(t *testing.T, w *world) {
 }
 
 // A commit without changes makes a layer all the same; one of a stopped container works too.
-func TestCommitStopped(t *testing.T) {
-	w := newWorld(t)
+func TestCommitStopped(t *testing.T) { onDrivers(t, commitStopped) }
+
+func commitStopped(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.create(sh("true"))
 	res, err := w.s.Commit(ctx, id, container.CommitOptions{})

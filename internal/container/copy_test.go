@@ -52,8 +52,9 @@ func readTar(t testing.TB, r io.Reader) map[string]string {
 	}
 }
 
-func TestCopy(t *testing.T) {
-	w := newWorld(t)
+func TestCopy(t *testing.T) { onDrivers(t, copy) }
+
+func copy(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.up(func(s *spec.Spec) {
 		s.Binds = []string{"data:/data", "ro:/ro:ro"}
@@ -119,8 +120,9 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-func TestCopyHostile(t *testing.T) {
-	w := newWorld(t)
+func TestCopyHostile(t *testing.T) { onDrivers(t, copyHostile) }
+
+func copyHostile(t *testing.T, w *world) {
 	ctx := context.Background()
 	secret := filepath.Join(w.dir, "secret")
 	if err := os.WriteFile(secret, []byte("host"), 0o600); err != nil {
@@ -190,8 +192,9 @@ func TestCopyRace(t *testing.T) {
 	}
 }
 
-func TestExport(t *testing.T) {
-	w := newWorld(t)
+func TestExport(t *testing.T) { onDrivers(t, export) }
+
+func export(t *testing.T, w *world) {
 	id := w.up(func(s *spec.Spec) { s.Binds = []string{"vol:/vol"} })
 	w.exec(id, "sh", "-c", "echo x > /vol/in-volume; echo y > /made; rm /seeded/hard")
 	var b bytes.Buffer
@@ -213,11 +216,7 @@ func TestExport(t *testing.T) {
 }
 
 // What an image ships where a runtime mounts leads nowhere (dev, proc, etc/hosts, a volume's path, WORKDIR).
-func TestHostileImage(t *testing.T) {
-	for _, erofs := range []bool{false, true} {
-		t.Run(map[bool]string{false: "overlay2", true: "erofs"}[erofs], func(t *testing.T) { hostileImage(t, newWorldOn(t, erofs, nil)) })
-	}
-}
+func TestHostileImage(t *testing.T) { onDrivers(t, hostileImage) }
 
 func hostileImage(t *testing.T, w *world) {
 	canary := filepath.Join(w.dir, "canary")

@@ -28,9 +28,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store"
-	"ply/internal/store/layer"
-	"ply/internal/store/layer/erofs"
-	"ply/internal/store/layer/overlay2"
+	"ply/internal/store/layer/drivers"
 	"ply/internal/volume"
 	"ply/test/private"
 )
@@ -56,22 +54,30 @@ type world struct {
 	sessions *container.Sessions
 	log      *slog.Logger
 	tweak    func(*container.Options)
-	erofs    bool // instead of overlay2
+	driver   string // storage driver
 }
 
+// newWorld returns a world on the default storage driver.
 func newWorld(t testing.TB) *world { return newWorldWith(t, nil) }
 
 func newWorldWith(t testing.TB, tweak func(*container.Options)) *world {
-	return newWorldOn(t, false, tweak)
+	return newWorldOn(t, drivers.Names()[0], tweak)
 }
 
-func newWorldOn(t testing.TB, erofs bool, tweak func(*container.Options)) *world {
+// onDrivers runs a test once on each storage driver, for tests in which containers meet the driver.
+func onDrivers(t *testing.T, test func(*testing.T, *world)) {
+	for _, d := range drivers.Names() {
+		t.Run(d, func(t *testing.T) { test(t, newWorldOn(t, d, nil)) })
+	}
+}
+
+func newWorldOn(t testing.TB, driver string, tweak func(*container.Options)) *world {
 	t.Helper()
 	bin, err := private.Shim()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}}, tweak: tweak, erofs: erofs}
+	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}}, tweak: tweak, driver: driver}
 	w.log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	w.open()
 	t.Cleanup(w.end)
@@ -89,7 +95,7 @@ func (w testWriter) Write(p []byte) (int, error) {
 // open starts the services, as plyd does.
 func (w *world) open() {
 	w.t.Helper()
-	drv, err := w.driver()
+	drv, _, err := drivers.Open(durable.OS, filepath.Join(w.dir, "data"), w.driver)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -114,13 +120,6 @@ func (w *world) open() {
 	if err := w.s.Restore(context.Background()); err != nil {
 		w.t.Fatal(err)
 	}
-}
-
-func (w *world) driver() (layer.Driver, error) {
-	if w.erofs {
-		return erofs.Open(durable.OS, filepath.Join(w.dir, "data"), erofs.Options{})
-	}
-	return overlay2.Open(durable.OS, filepath.Join(w.dir, "data"), overlay2.Options{})
 }
 
 // close lets go of everything, as the death of plyd does; containers run on.

@@ -61,8 +61,9 @@ func TestBindAndVolumesFrom(t *testing.T) {
 	}
 }
 
-func TestVolumeCopyUp(t *testing.T) {
-	w := newWorld(t)
+func TestVolumeCopyUp(t *testing.T) { onDrivers(t, volumeCopyUp) }
+
+func volumeCopyUp(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.create(spec.Spec{Image: "box", NetworkMode: "none", Binds: []string{"named:/seeded"}, Cmd: []string{"true"}})
 	v, err := w.vols.Get(ctx, "named")
@@ -102,8 +103,9 @@ func TestVolumeCopyUp(t *testing.T) {
 }
 
 // An image's VOLUME becomes an anonymous volume, filled, and goes with rm -v.
-func TestImageVolume(t *testing.T) {
-	w := newWorld(t)
+func TestImageVolume(t *testing.T) { onDrivers(t, imageVolume) }
+
+func imageVolume(t *testing.T, w *world) {
 	ctx := context.Background()
 	w.makeImage("withvolume", func(c *oci.Config, _ *[]file) { c.Config.Volumes = map[string]struct{}{"/seeded": {}} })
 	spec := sh("cat /seeded/file; echo more > /seeded/new")

@@ -17,8 +17,9 @@ import (
 )
 
 // The engine's death changes nothing for a container: it is found again, its exit code and log are right.
-func TestRestoreLive(t *testing.T) {
-	w := newWorld(t)
+func TestRestoreLive(t *testing.T) { onDrivers(t, restoreLive) }
+
+func restoreLive(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.up(func(s *spec.Spec) {
 		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /tmp/go; do sleep 0.05; done; echo gone; exit 6"}
@@ -81,8 +82,9 @@ func TestRestoreEnded(t *testing.T) {
 }
 
 // Shim and engine killed: exited with 255, processes gone, nothing left; with a policy, running again.
-func TestRestoreKilledShim(t *testing.T) {
-	w := newWorld(t)
+func TestRestoreKilledShim(t *testing.T) { onDrivers(t, restoreKilledShim) }
+
+func restoreKilledShim(t *testing.T, w *world) {
 	id := w.up(nil)
 	again := w.up(func(s *spec.Spec) { s.RestartPolicy.Name = "unless-stopped" })
 	rm := w.up(func(s *spec.Spec) { s.AutoRemove = true })
@@ -188,8 +190,9 @@ func (w *world) forge(id string) {
 }
 
 // A crash between directory and record leaves files that the next start deletes.
-func TestRestoreSweeps(t *testing.T) {
-	w := newWorld(t)
+func TestRestoreSweeps(t *testing.T) { onDrivers(t, restoreSweeps) }
+
+func restoreSweeps(t *testing.T, w *world) {
 	id := strings.Repeat("ab", 32)
 	w.close()
 	for _, d := range []string{"data/containers/" + id + "/rw/upper", "run/containers/" + id + "/rootfs"} {

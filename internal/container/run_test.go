@@ -10,8 +10,9 @@ import (
 	"ply/internal/errs"
 )
 
-func TestRunExitCodes(t *testing.T) {
-	w := newWorld(t)
+func TestRunExitCodes(t *testing.T) { onDrivers(t, runExitCodes) }
+
+func runExitCodes(t *testing.T, w *world) {
 	for _, c := range []struct {
 		line, out, err string
 		code           int
@@ -164,8 +165,9 @@ func TestNames(t *testing.T) {
 	wantErr(t, err, errs.NotFound, "No such image: absent")
 }
 
-func TestRemove(t *testing.T) {
-	w := newWorld(t)
+func TestRemove(t *testing.T) { onDrivers(t, remove) }
+
+func remove(t *testing.T, w *world) {
 	ctx := context.Background()
 	id := w.up(func(s *spec.Spec) { s.Name = "busy" })
 	wantErr(t, w.s.Remove(ctx, id, false, false, false), errs.Conflict, `cannot remove container "/busy": container is running: stop the container before removing or force remove`)
