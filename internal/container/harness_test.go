@@ -77,7 +77,7 @@ func newWorldOn(t testing.TB, driver string, tweak func(*container.Options)) *wo
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}}, tweak: tweak, driver: driver}
+	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}, made: map[oci.ContainerID]network.Attachment{}}, tweak: tweak, driver: driver}
 	w.log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	w.open()
 	t.Cleanup(w.end)
@@ -427,6 +427,7 @@ func wantErr(t testing.TB, err, class error, text string) {
 type fakeNetwork struct {
 	mu   sync.Mutex
 	up   map[oci.ContainerID]string
+	made map[oci.ContainerID]network.Attachment
 	fail error
 	last network.AttachRequest
 }
@@ -463,13 +464,22 @@ func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a ne
 			a.Ports = append(a.Ports, p)
 		}
 	}
+	f.made[req.ID] = a
 	return a, nil
+}
+
+func (f *fakeNetwork) Attached(id oci.ContainerID) (network.Attachment, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, ok := f.made[id]
+	return a, ok
 }
 
 func (f *fakeNetwork) Detach(_ context.Context, id oci.ContainerID, path string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.up, id)
+	delete(f.made, id)
 	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return err
 	}

@@ -31,6 +31,9 @@ type Network interface {
 	Attach(ctx context.Context, req network.AttachRequest) (network.Attachment, error)
 	// Detach removes ports, interfaces, addresses and the namespace; idempotent.
 	Detach(ctx context.Context, id oci.ContainerID, netnsPath string) error
+	// Attached returns what Attach made for a container, which may have been in an earlier engine; false when the
+	// container is not attached.
+	Attached(id oci.ContainerID) (network.Attachment, bool)
 }
 
 // Options of New. Store, Images, Volumes, Network, ShimPath, DataRoot and ExecRoot are required.

@@ -164,8 +164,12 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 	if st.Status == "created" { // the engine died during the start
 		return false, client.Shutdown(ctx)
 	}
+	att, attached := r.env.opts.Network.Attached(c.id)
 	began := time.Now()
 	c.mu.Lock()
+	if attached { // the record is older: it is written while the start makes the network
+		c.rec.Networks, c.rec.Ports = att.Endpoints, att.Ports
+	}
 	if !c.rec.State.Started.IsZero() {
 		began = c.rec.State.Started
 	}

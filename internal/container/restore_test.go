@@ -2,8 +2,11 @@ package container_test
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +15,7 @@ import (
 	"ply/internal/container"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
+	"ply/internal/network"
 	"ply/internal/procid"
 	"ply/internal/store/meta"
 )
@@ -54,6 +58,27 @@ func restoreLive(t *testing.T, w *world) {
 	}
 	if e := recv(t, gone); e.Code != 3 {
 		t.Errorf("exit of --rm %+v", e)
+	}
+}
+
+// A new engine shows the addresses and ports of the containers that run.
+func TestRestoreShowsNetworkAndPorts(t *testing.T) {
+	w := newWorld(t)
+	publish := func(s *spec.Spec) {
+		s.NetworkMode = "bridge"
+		s.Ports = []network.PortBinding{{Proto: "tcp", ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.1")}}
+	}
+	for _, id := range []string{w.up(publish), w.up(func(s *spec.Spec) { publish(s); s.AutoRemove = true })} {
+		before := w.get(id)
+		if len(before.Ports) != 1 || before.Ports[0].HostPort == 0 || !before.Networks["bridge"].IPv4.IsValid() {
+			t.Fatalf("ports %v, networks %v", before.Ports, before.Networks)
+		}
+		w.close()
+		w.open()
+		after := w.get(id)
+		if !slices.Equal(after.Ports, before.Ports) || !reflect.DeepEqual(after.Networks, before.Networks) {
+			t.Errorf("ports %v, networks %v, before the restart %v, %v", after.Ports, after.Networks, before.Ports, before.Networks)
+		}
 	}
 }
 

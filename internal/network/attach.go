@@ -58,6 +58,18 @@ func (s *Service) Attach(ctx context.Context, req AttachRequest) (_ Attachment, 
 	return c.attachment(), nil
 }
 
+// Attached returns what Attach made for a container, which may have been in an earlier engine; false when the container is
+// not attached.
+func (s *Service) Attached(id oci.ContainerID) (Attachment, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.connected[id]
+	if !ok {
+		return Attachment{}, false
+	}
+	return c.attachment(), true
+}
+
 func (c Connection) attachment() Attachment {
 	return Attachment{Endpoints: map[string]Endpoint{c.Endpoint.Network: c.Endpoint}, Ports: slices.Clone(c.Ports)}
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"strings"
 	"testing"
@@ -220,8 +221,14 @@ func TestPublishedPort(t *testing.T) {
 	}
 	// A new plyd takes over the endpoint: its address is in use, its port is reserved.
 	w.open()
+	if again, ok := w.s.Attached(idA); !ok || !reflect.DeepEqual(again, a) {
+		t.Errorf("Attached = %+v, %v, before the restart %+v", again, ok, a)
+	}
 	if err := w.s.Detach(t.Context(), idB, w.ns(idB)); err != nil {
 		t.Error(err)
+	}
+	if _, ok := w.s.Attached(idB); ok {
+		t.Error("a detached container is attached")
 	}
 	if _, err := w.attach(idB, "bridge", network.PortBinding{Proto: "tcp", ContainerPort: 1, HostPort: 5000}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "port is already allocated") {
 		t.Errorf("second use of the port: %v", err)
