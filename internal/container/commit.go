@@ -188,7 +188,7 @@ func (c *ctr) freezeForCommit(ctx context.Context) (thaw func(), err error) {
 	if err != nil || c.status() != StatusRunning {
 		return func() {}, nil // no process changes files
 	}
-	if err := c.freeze(ctx, l); err != nil {
+	if err := l.freeze(ctx); err != nil {
 		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
 			return func() {}, nil // it has just ended
 		}
@@ -208,7 +208,7 @@ func (c *ctr) freezeForCommit(ctx context.Context) (thaw func(), err error) {
 		if !ours {
 			return
 		}
-		err := c.thaw(ctx, l)
+		err := l.thaw(ctx)
 		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
 			return // it was killed, and its end will be recorded
 		}

@@ -39,24 +39,6 @@ type ctr struct {
 	remove context.CancelFunc
 }
 
-// life is one run of a container's first process.
-type life struct {
-	*session.Run
-	began  time.Time
-	ctx    context.Context // ends with the run
-	end    context.CancelFunc
-	manual bool // stop, kill or restart was asked for
-	keep   bool // a restart was asked for: the end of the run does not remove a --rm container
-}
-
-// newLife returns a run that begins now.
-func (e *env) newLife(client *shim.Client, began time.Time) *life {
-	l := &life{began: began}
-	l.ctx, l.end = context.WithCancel(e.run)
-	l.Run = &session.Run{Client: client, Ended: l.ctx.Done()}
-	return l
-}
-
 // paths are the directories and files of one container.
 type paths struct {
 	dir      string // <data-root>/containers/<id>

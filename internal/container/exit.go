@@ -165,7 +165,7 @@ func (s *supervisor) releaseRun(ctx context.Context, c *ctr, l *life) {
 	wg.Wait()
 	part("root", c.root.Release)
 	part("volumes", func() error { s.env.opts.Volumes.Release(c.id); return nil })
-	part("shm", c.unmountShm)
+	part("shm", func() error { return unmountShm(c.paths.shm) })
 	wg.Wait()
 }
 

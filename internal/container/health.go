@@ -30,36 +30,43 @@ func (s *supervisor) watchHealth(c *ctr, l *life) {
 	}
 	check := *h
 	c.rec.State.Health = &Health{Status: "starting"}
-	s.env.work.Go(func() { checkHealth(c, l, check) })
+	s.env.work.Go(func() { (&healthCheck{c: c, l: l, h: check}).run() })
 }
 
-// checkHealth runs the check at its intervals until the run ends.
-func checkHealth(c *ctr, l *life, h oci.Healthcheck) {
-	interval := orDefault(h.Interval, healthInterval)
-	startInterval := orDefault(h.StartInterval, healthStartInterval)
+// healthCheck is the health check of one run.
+type healthCheck struct {
+	c *ctr
+	l *life
+	h oci.Healthcheck
+}
+
+// run runs the check at its intervals until the run ends.
+func (k *healthCheck) run() {
+	interval := orDefault(k.h.Interval, healthInterval)
+	startInterval := orDefault(k.h.StartInterval, healthStartInterval)
 	began := time.Now()
 	for {
 		wait := interval
-		starting := h.StartPeriod > 0 && time.Since(began) < h.StartPeriod && c.healthStatus() == "starting"
+		starting := k.h.StartPeriod > 0 && time.Since(began) < k.h.StartPeriod && k.status() == "starting"
 		if starting {
 			wait = min(startInterval, interval)
 		}
 		t := time.NewTimer(wait)
 		select {
-		case <-l.ctx.Done():
+		case <-k.l.ctx.Done():
 			t.Stop()
 			return
 		case <-t.C:
 		}
-		if c.status() != StatusRunning {
+		if k.c.status() != StatusRunning {
 			continue // a frozen container cannot answer, but that does not make it unhealthy
 		}
-		res := probeHealth(c, l, &h)
-		if l.ctx.Err() != nil {
+		res := k.probe()
+		if k.l.ctx.Err() != nil {
 			return
 		}
-		if status, changed := c.recordHealth(res, &h, time.Since(began) < h.StartPeriod); changed {
-			c.publish("health_status: " + status)
+		if status, changed := k.add(res, time.Since(began) < k.h.StartPeriod); changed {
+			k.c.publish("health_status: " + status)
 		}
 	}
 }
@@ -71,30 +78,30 @@ func orDefault(d, def time.Duration) time.Duration {
 	return d
 }
 
-func (c *ctr) healthStatus() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.rec.State.Health == nil {
+func (k *healthCheck) status() string {
+	k.c.mu.Lock()
+	defer k.c.mu.Unlock()
+	if k.c.rec.State.Health == nil {
 		return ""
 	}
-	return c.rec.State.Health.Status
+	return k.c.rec.State.Health.Status
 }
 
-// recordHealth adds the result of one check. A failure in the start period does not count; a success ends the period.
+// add adds the result of one check. A failure in the start period does not count; a success ends the period.
 // changed reports that the status is another than before.
-func (c *ctr) recordHealth(res HealthResult, h *oci.Healthcheck, inStart bool) (status string, changed bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.rec.State.Health == nil {
+func (k *healthCheck) add(res HealthResult, inStart bool) (status string, changed bool) {
+	k.c.mu.Lock()
+	defer k.c.mu.Unlock()
+	if k.c.rec.State.Health == nil {
 		return "", false
 	}
-	now := *c.rec.State.Health
+	now := *k.c.rec.State.Health
 	now.Log = append(slices.Clone(now.Log), res)
 	if n := len(now.Log); n > healthLogLength {
 		now.Log = now.Log[n-healthLogLength:]
 	}
 	before := now.Status
-	retries := h.Retries
+	retries := k.h.Retries
 	if retries == 0 {
 		retries = healthRetries
 	}
@@ -107,17 +114,17 @@ func (c *ctr) recordHealth(res HealthResult, h *oci.Healthcheck, inStart bool) (
 			now.Status = "unhealthy"
 		}
 	}
-	c.rec.State.Health = &now
+	k.c.rec.State.Health = &now
 	return now.Status, now.Status != before
 }
 
-// probeHealth runs the check once.
-func probeHealth(c *ctr, l *life, h *oci.Healthcheck) HealthResult {
-	c.mu.Lock()
-	shell := c.rec.Spec.Shell
-	c.mu.Unlock()
-	cmd := h.Test[1:]
-	switch h.Test[0] {
+// probe runs the check once.
+func (k *healthCheck) probe() HealthResult {
+	k.c.mu.Lock()
+	shell := k.c.rec.Spec.Shell
+	k.c.mu.Unlock()
+	cmd := k.h.Test[1:]
+	switch k.h.Test[0] {
 	case "CMD-SHELL":
 		if len(shell) == 0 {
 			shell = []string{"/bin/sh", "-c"}
@@ -125,14 +132,14 @@ func probeHealth(c *ctr, l *life, h *oci.Healthcheck) HealthResult {
 		cmd = append(slices.Clone(shell), cmd...)
 	case "CMD":
 	default:
-		cmd = h.Test
+		cmd = k.h.Test
 	}
 	res := HealthResult{Start: time.Now().UTC()}
-	timeout := orDefault(h.Timeout, healthTimeout)
-	ctx, cancel := context.WithTimeout(l.ctx, timeout)
+	timeout := orDefault(k.h.Timeout, healthTimeout)
+	ctx, cancel := context.WithTimeout(k.l.ctx, timeout)
 	defer cancel()
 	out := &limitedBuffer{max: healthOutput}
-	code, err := c.sessions.RunOnce(ctx, l.Run, spec.ExecSpec{Cmd: cmd}, out)
+	code, err := k.c.sessions.RunOnce(ctx, k.l.Run, spec.ExecSpec{Cmd: cmd}, out)
 	res.End, res.ExitCode, res.Output = time.Now().UTC(), code, out.String()
 	switch {
 	case ctx.Err() != nil:

@@ -130,7 +130,7 @@ func ulimits(sp *spec.Spec, defaults []spec.Ulimit) []spec.Ulimit {
 }
 
 // mountShm makes the /dev/shm that other containers may join; unmountShm undoes it.
-func (c *ctr) mountShm(p *prepared) (mounted bool, err error) {
+func mountShm(c *ctr, p *prepared) (mounted bool, err error) {
 	c.mu.Lock()
 	mode, size := c.rec.Spec.IpcMode, c.rec.Spec.ShmSize
 	c.mu.Unlock()
@@ -151,13 +151,14 @@ func (c *ctr) mountShm(p *prepared) (mounted bool, err error) {
 	return true, nil
 }
 
-func (c *ctr) unmountShm() error {
-	err := unix.Unmount(c.paths.shm, unix.MNT_DETACH)
+// unmountShm unmounts the directory, if it is mounted.
+func unmountShm(dir string) error {
+	err := unix.Unmount(dir, unix.MNT_DETACH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil // not mounted
 	}
 	if err != nil {
-		return &os.PathError{Op: "unmount", Path: filepath.Base(c.paths.shm), Err: err}
+		return &os.PathError{Op: "unmount", Path: filepath.Base(dir), Err: err}
 	}
 	return nil
 }

@@ -71,8 +71,8 @@ func (c *ctr) killForRemove(ctx context.Context) error {
 		return nil
 	}
 	w := c.wait(WaitNextExit)
-	defer c.unwait(w)
-	return c.killHard(ctx, l, w)
+	defer w.cancel()
+	return l.kill(ctx, w)
 }
 
 // destroy deletes a container that does not run: first the record, then its files. The caller holds c.op.

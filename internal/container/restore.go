@@ -67,7 +67,7 @@ func (r *restorer) startDue() {
 		}
 	}
 	for _, c := range r.env.index.all() {
-		due, joins := c.due()
+		due, joins := isDue(c)
 		if !due {
 			continue
 		}
@@ -173,7 +173,7 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 	if !c.rec.State.Started.IsZero() {
 		began = c.rec.State.Started
 	}
-	l := r.env.newLife(client, began)
+	l := c.newLife(client, began)
 	c.life = l
 	c.rec.State.Status, c.rec.State.PID, c.rec.State.Started = StatusRunning, st.PID, began
 	if st.Status == "paused" {
@@ -220,9 +220,9 @@ func (r *restorer) recordMissedExit(ctx context.Context, c *ctr, was Status) {
 	}
 }
 
-// due reports whether a policy asks to start the container now that the engine runs, and marks it as restarting. joins
+// isDue reports whether a policy asks to start the container now that the engine runs, and marks it as restarting. joins
 // reports that it uses a namespace of another container.
-func (c *ctr) due() (due, joins bool) {
+func isDue(c *ctr) (due, joins bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.life != nil || c.gone {

@@ -91,7 +91,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return startError(err)
 	}
-	l := s.env.newLife(client, time.Now())
+	l := c.newLife(client, time.Now())
 	undo.add("shim", func() error { l.end(); return client.Shutdown(ctx) })
 	if err := p.saved(); err != nil {
 		return err
@@ -209,12 +209,12 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		return err
 	})
 	g.Go(func() (err error) {
-		shmUp, err = c.mountShm(p)
+		shmUp, err = mountShm(c, p)
 		return err
 	})
 	err := g.Wait()
 	if shmUp {
-		undo.add("shm", c.unmountShm)
+		undo.add("shm", func() error { return unmountShm(c.paths.shm) })
 	}
 	if rootUp {
 		undo.add("root", c.root.Release)
@@ -247,7 +247,7 @@ func (s *starter) joinNamespaces(c *ctr, p *prepared) error {
 		if err != nil {
 			return err
 		}
-		path, err := other.namespace(j.kind)
+		path, err := namespaceOf(other, j.kind)
 		if err != nil {
 			return err
 		}
@@ -262,9 +262,9 @@ func (s *starter) joinNamespaces(c *ctr, p *prepared) error {
 	return nil
 }
 
-// namespace returns the path of a namespace of a running container. The shim wrote the pid; its start time proves that
+// namespaceOf returns the path of a namespace of a running container. The shim wrote the pid; its start time proves that
 // it still is the same process.
-func (c *ctr) namespace(kind string) (string, error) {
+func namespaceOf(c *ctr, kind string) (string, error) {
 	if _, err := c.running(); err != nil {
 		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, c.id)
 	}

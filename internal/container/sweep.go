@@ -40,7 +40,7 @@ func (r *restorer) cleanRun(ctx context.Context, c *ctr) {
 		warn("network", c.detachNetwork(ctx))
 	}
 	warn("root", r.unmountRoot(ctx, c))
-	warn("shm", c.unmountShm())
+	warn("shm", unmountShm(c.paths.shm))
 }
 
 // unmountRoot unmounts the root of a container that has no users, if it is mounted.

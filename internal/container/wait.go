@@ -7,6 +7,7 @@ import (
 
 // waiter is a request to be told when a condition of the container holds.
 type waiter struct {
+	c    *ctr
 	cond WaitCondition
 	ch   chan Exit // capacity 1
 }
@@ -34,9 +35,9 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 		case e := <-w.ch:
 			out <- e
 		case <-ctx.Done():
-			c.unwait(w)
+			w.cancel()
 		case <-s.env.run.Done():
-			c.unwait(w)
+			w.cancel()
 		}
 	}()
 	return out, nil
@@ -44,7 +45,7 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 
 // wait registers a waiter. A condition that holds already is answered at once.
 func (c *ctr) wait(cond WaitCondition) *waiter {
-	w := &waiter{cond: cond, ch: make(chan Exit, 1)}
+	w := &waiter{c: c, cond: cond, ch: make(chan Exit, 1)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -57,10 +58,31 @@ func (c *ctr) wait(cond WaitCondition) *waiter {
 	return w
 }
 
-func (c *ctr) unwait(w *waiter) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.waiters, w)
+// cancel ends the wait without an answer.
+func (w *waiter) cancel() {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	delete(w.c.waiters, w)
+}
+
+// await reports whether the answer came within d, or the container was removed; a negative d is no limit. It takes the
+// waiter's only answer.
+func (w *waiter) await(ctx context.Context, d time.Duration) bool {
+	var late <-chan time.Time
+	if d >= 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		late = t.C
+	}
+	select {
+	case <-w.ch:
+		return true
+	case <-w.c.done.Done(): // --rm
+		return true
+	case <-late:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // lastExit returns how the last run ended; c.mu is held.

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 
 	"ply/internal/errs"
 )
@@ -38,42 +37,13 @@ func (s *Service) setFrozen(ctx context.Context, ref string, pause bool) error {
 	case pause && st == StatusPaused:
 		return errs.New(errs.Conflict, "container %s is already paused", c.id)
 	}
-	do, action := c.thaw, "unpause"
+	do, action := l.thaw, "unpause"
 	if pause {
-		do, action = c.freeze, "pause"
+		do, action = l.freeze, "pause"
 	}
-	if err := do(ctx, l); err != nil {
+	if err := do(ctx); err != nil {
 		return errs.New(errs.Conflict, "cannot %s container %s: %w", action, c.id, err)
 	}
 	c.publish(action)
 	return c.save()
-}
-
-// freeze stops the processes of a run; no exec starts meanwhile. The caller holds c.op.
-func (c *ctr) freeze(ctx context.Context, l *life) error {
-	return c.sessions.WithoutStarts(func() error {
-		if err := l.Client.Pause(ctx); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.rec.State.Status = StatusPaused
-		c.mu.Unlock()
-		return nil
-	})
-}
-
-// thaw lets the processes of a run go on. The caller holds c.op, or has killed the process.
-func (c *ctr) thaw(ctx context.Context, l *life) error {
-	return c.sessions.WithoutStarts(func() error {
-		// A conflict says that the processes are not frozen: a kill has thawed them.
-		if err := l.Client.Resume(ctx); err != nil && !errors.Is(err, errs.Conflict) {
-			return err
-		}
-		c.mu.Lock()
-		if c.life == l && c.rec.State.Status == StatusPaused {
-			c.rec.State.Status = StatusRunning
-		}
-		c.mu.Unlock()
-		return nil
-	})
 }
