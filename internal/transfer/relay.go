@@ -1,22 +1,21 @@
 package transfer
 
-import (
-	"sync"
-)
+import "sync"
 
-// Relay stands between the work and one listener, so that a listener who does not read delays nobody: not the flight that
-// others wait for, not an upload. Counters that were not delivered yet are overtaken by later ones; everything else is
-// delivered, in order.
+// Relay delivers progress to one listener from a goroutine of its own, so that a listener that is slow or stops reading does not
+// delay the transfer. While a report waits, a newer report of the same layer and state replaces it. Everything else is
+// delivered in order.
 type Relay struct {
 	sink Sink
 
-	mu     sync.Mutex
+	mu     sync.Mutex // guards queue and closed
 	queue  []Progress
-	filled *sync.Cond
+	filled *sync.Cond // signalled when queue or closed changes
 	closed bool
-	done   chan struct{}
+	done   chan struct{} // closed when everything is delivered
 }
 
+// NewRelay starts a relay. The caller calls Close.
 func NewRelay(sink Sink) *Relay {
 	r := &Relay{sink: sink, done: make(chan struct{})}
 	r.filled = sync.NewCond(&r.mu)
@@ -24,10 +23,10 @@ func NewRelay(sink Sink) *Relay {
 	return r
 }
 
-// maxLag is how far back an undelivered counter is looked for.
+// maxLag bounds how many waiting reports Send looks through for one to replace.
 const maxLag = 64
 
-// Send takes a message; it does not wait for the listener.
+// Send queues a report. It does not wait for the listener. After Close it does nothing.
 func (r *Relay) Send(p Progress) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -67,7 +66,7 @@ func (r *Relay) run() {
 	}
 }
 
-// Close delivers what is left and ends.
+// Close delivers the reports that wait and ends the relay.
 func (r *Relay) Close() {
 	r.mu.Lock()
 	r.closed = true

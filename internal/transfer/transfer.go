@@ -1,5 +1,7 @@
-// Package transfer moves images: pull and push (package registry below), save, load, import and export
-// (package archive below). This package holds what the two share: progress, options, credentials.
+// Package transfer holds what the packages below it share: progress, options, credentials, the limit of parallel transfers.
+//
+// Package remote is the client of the distribution protocol, pull and push move images between the store and registries,
+// and archive saves, loads and imports tar files.
 package transfer
 
 import (
@@ -8,7 +10,7 @@ import (
 	"ply/internal/oci"
 )
 
-// Credentials for one registry, as the client sent them (X-Registry-Auth). Never logged.
+// Credentials are what a client sent for one registry. They are never logged.
 type Credentials struct {
 	Username      string
 	Password      string
@@ -17,18 +19,18 @@ type Credentials struct {
 	ServerAddress string
 }
 
-// PullOptions of a pull.
+// PullOptions are the options of Puller.Pull.
 type PullOptions struct {
-	Platform    string // "os/arch[/variant]"; "" = the host's
+	Platform    string // "os/arch[/variant]"; "" = the platform of the host
 	Credentials Credentials
-	AllTags     bool
+	AllTags     bool // pull every tag of the repository
 }
 
-// PushOptions of a push.
+// PushOptions are the options of Pusher.Push.
 type PushOptions struct {
 	Credentials Credentials
-	AllTags     bool
-	Platform    string
+	AllTags     bool   // push every tag of the repository
+	Platform    string // refuse an image for another platform; "" = any
 }
 
 // SearchResult is one repository that a search found.
@@ -40,24 +42,24 @@ type SearchResult struct {
 	Automated   bool
 }
 
-// SaveOptions of save.
+// SaveOptions are the options of Archive.Save.
 type SaveOptions struct {
 	Format string // "", "hybrid", "oci", "docker", "legacy"
 }
 
-// LoadOptions of load.
+// LoadOptions are the options of Archive.Load.
 type LoadOptions struct {
-	Quiet    bool
-	Platform string
+	Quiet    bool   // do not report layers
+	Platform string // which image to take from an index; "" = the platform of the host
 }
 
-// ImportOptions of import.
+// ImportOptions are the options of Archive.Import.
 type ImportOptions struct {
 	Name     oci.Reference // zero = no name
-	Message  string
-	Changes  []string
-	Platform string
-	Format   oci.Format
-	Source   io.Reader // tar, plain or compressed
-	From     string    // what to say in history: "-" or a URL
+	Message  string        // "" = "Imported from " and From
+	Changes  []string      // instructions of package change
+	Platform string        // "" = the platform of the host
+	Format   oci.Format    // "" = the default of the daemon
+	Source   io.Reader     // tar, plain or compressed
+	From     string        // "-" or a URL, for the history
 }

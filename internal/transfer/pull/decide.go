@@ -9,19 +9,19 @@ import (
 
 // decide lets Retention keep or discard a compressed layer that was unpacked. It runs after the pull has ended and
 // logs errors: the worst that can happen is that the next push or pull fetches the blob again.
-func (c *Puller) decide(desc oci.Descriptor) {
-	if !c.awaitIdle() {
+func (p *Puller) decide(desc oci.Descriptor) {
+	if !p.awaitIdle() {
 		return // the client closes; the next pull of this blob finds the whole download
 	}
-	c.deciding.Lock()
-	defer c.deciding.Unlock()
-	unlock, err := c.blobs.lock(context.Background(), desc.Digest)
+	p.deciding.Lock()
+	defer p.deciding.Unlock()
+	unlock, err := p.blobs.lock(context.Background(), desc.Digest)
 	if err != nil {
 		return
 	}
 	defer unlock()
-	if err := c.st.Retention.Decide(desc); err != nil {
-		c.log.Warn("compressed layer", "blob", desc.Digest, "err", err)
+	if err := p.st.Retention.Decide(desc); err != nil {
+		p.log.Warn("compressed layer", "blob", desc.Digest, "err", err)
 	}
 }
 
@@ -30,19 +30,19 @@ const maxIdleWait = time.Minute
 
 // awaitIdle waits until no download runs, at most maxIdleWait, so that making a cache durable takes no disk bandwidth
 // from a pull. It reports false when the client closes.
-func (c *Puller) awaitIdle() bool {
-	c.mu.Lock()
+func (p *Puller) awaitIdle() bool {
+	p.mu.Lock()
 	idle := make(chan struct{})
-	if len(c.flights) == 0 {
+	if len(p.flights) == 0 {
 		close(idle)
 	} else {
-		c.idle = append(c.idle, idle)
+		p.idle = append(p.idle, idle)
 	}
-	c.mu.Unlock()
+	p.mu.Unlock()
 	t := time.NewTimer(maxIdleWait)
 	defer t.Stop()
 	select {
-	case <-c.closing:
+	case <-p.closing:
 		return false
 	case <-idle:
 	case <-t.C:

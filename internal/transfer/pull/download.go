@@ -16,49 +16,51 @@ import (
 )
 
 const (
-	splitSize   = 16 << 20 // larger blobs are fetched by several ranges at a time
-	rangeCount  = 4
-	minPiece    = 1 << 20
-	maxPiece    = 8 << 20
-	recordEvery = 4 << 20
+	splitSize   = 16 << 20 // larger blobs are fetched with several ranges at a time
+	rangeCount  = 4        // ranges that are fetched at a time
+	minPiece    = 1 << 20  // bytes of a range, at least
+	maxPiece    = 8 << 20  // and at most
+	recordEvery = 4 << 20  // bytes after which the progress is recorded again
 )
 
-// download brings the bytes of one blob into a partial file and tells how far they are there without a gap.
-// The pieces are handed out in order and are small beside the blob, so little lies beyond a gap when it is cut off.
+// download fetches the bytes of one blob into a partial file and reports how far the file has no gap. It fetches the blob in
+// pieces, in order. The pieces are small compared with the blob, so that an interrupted download has few bytes after a gap:
+// those are lost.
 type download struct {
-	c    *Puller
+	p    *Puller
 	src  *remote.Session
 	desc oci.Descriptor
 	part *blob.Partial
 	file durable.File
-	tell func(current int64)
+	tell func(current int64) // called with front after every change
 
 	mu       sync.Mutex
 	cond     *sync.Cond
-	pieces   []*piece // handed out and not below front, in order
-	next     int64    // where the next piece starts
-	front    int64    // every byte before it is there
-	recorded int64    // of front, in the partial's record
-	moved    time.Time
+	pieces   []*piece  // those that a worker has and that do not end below front, in order
+	next     int64     // where the next piece starts
+	front    int64     // the file has every byte before this offset
+	recorded int64     // the last value of front that the partial recorded
+	moved    time.Time // when the last bytes arrived
 	ended    bool
-	err      error  // after ended
-	source   string // of the last answer; read it after run
+	err      error  // valid when ended
+	source   string // endpoint of the last answer; read it after run
 }
 
+// piece is a part of the blob: the bytes from pos to end are still to be fetched.
 type piece struct{ pos, end int64 }
 
-func newDownload(c *Puller, src *remote.Session, desc oci.Descriptor, part *blob.Partial, tell func(int64)) *download {
-	d := &download{c: c, src: src, desc: desc, part: part, file: part.File(), tell: tell, moved: time.Now()}
+func newDownload(p *Puller, src *remote.Session, desc oci.Descriptor, part *blob.Partial, tell func(int64)) *download {
+	d := &download{p: p, src: src, desc: desc, part: part, file: part.File(), tell: tell, moved: time.Now()}
 	d.cond = sync.NewCond(&d.mu)
 	d.front = min(part.Prefix(), desc.Size)
 	d.next, d.recorded = d.front, d.front
 	return d
 }
 
-// errNoRanges says that an answer was the whole blob where a part was asked for.
+// errNoRanges means that the registry answered a request for a range with the whole blob.
 var errNoRanges = errors.New("registry ignores ranges")
 
-// run fetches what is missing. The partial's record is right when it returns, whatever it returns.
+// run fetches what is missing. When it returns, with an error or without, the partial has recorded the front.
 func (d *download) run(ctx context.Context) error {
 	err := d.fetch(ctx)
 	if errors.Is(err, errNoRanges) {
@@ -74,7 +76,7 @@ func (d *download) run(ctx context.Context) error {
 	return err
 }
 
-// fetch gets pieces in parallel, once the first answer has shown that the registry serves ranges.
+// fetch fetches pieces. After the first answer has shown that the registry serves ranges, it fetches rangeCount at a time.
 func (d *download) fetch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -133,8 +135,8 @@ func (d *download) frontier() int64 {
 	return d.front
 }
 
-// take hands out the next piece, or nil when there is none or ctx is done. It holds workers back that are too far ahead of
-// the front: what lies beyond a gap is lost when the download is cut off.
+// take returns the next piece, or nil when there is none or ctx is done. It waits while the next piece is too far ahead of the
+// front, because bytes after a gap are lost when the download is interrupted.
 func (d *download) take(ctx context.Context) *piece {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,13 +160,14 @@ func (d *download) pieceSize() int64 {
 	return min(max(d.desc.Size/64, minPiece), maxPiece)
 }
 
-// fetchPiece gets one piece, going on where a connection broke off.
+// fetchPiece fetches one piece. After a broken connection it continues where the last answer ended. It calls ranged when an
+// answer shows that the registry serves ranges.
 func (d *download) fetchPiece(ctx context.Context, p *piece, ranged func()) error {
 	for try := 0; ; {
 		before := d.position(p)
 		end := p.end
 		if before == 0 && end == d.desc.Size {
-			end = -1 // all of it: no range needed
+			end = -1 // the piece is the whole blob, so no range is needed
 		}
 		b, err := d.src.Blob(ctx, d.desc.Digest, before, end)
 		if err == nil {
@@ -192,7 +195,7 @@ func (d *download) position(p *piece) int64 {
 	return p.pos
 }
 
-// receive copies one answer into the file and closes it.
+// receive copies one answer into the file and closes the answer.
 func (d *download) receive(b *remote.Body, p *piece, ranged func()) error {
 	defer b.Close()
 	d.mu.Lock()
@@ -217,7 +220,7 @@ func (d *download) checkAnswer(b *remote.Body) error {
 	return nil
 }
 
-// copy writes an answer at the piece's place, leaving out its first skip bytes.
+// copy skips the first bytes of an answer and writes the rest into the file, at the position of the piece.
 func (d *download) copy(b *remote.Body, p *piece, skip int64) error {
 	if _, err := io.CopyN(io.Discard, b, skip); err != nil {
 		return errs.New(errs.Unavailable, "blob %s: %w", d.desc.Digest.Short(), err)
@@ -250,7 +253,7 @@ func (d *download) copy(b *remote.Body, p *piece, skip int64) error {
 	}
 }
 
-// writeClass tells a full disk from everything else that can go wrong while writing.
+// writeClass returns the class of a write error: errs.Exhausted when the disk is full.
 func writeClass(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return errs.Exhausted
@@ -258,7 +261,7 @@ func writeClass(err error) error {
 	return errs.Internal
 }
 
-// advance moves a piece's end of data, and the front with it.
+// advance records that n more bytes of a piece were written, and moves the front.
 func (d *download) advance(p *piece, n int64) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -281,7 +284,7 @@ func (d *download) advance(p *piece, n int64) error {
 	return d.part.SetPrefix(d.front)
 }
 
-// pause waits before the next try, or gives the error that ends the tries.
+// pause waits before the next try. It returns an error when there is no next try.
 func (d *download) pause(ctx context.Context, err error, try int) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -292,14 +295,15 @@ func (d *download) pause(ctx context.Context, err error, try int) error {
 	d.mu.Lock()
 	still := time.Since(d.moved)
 	d.mu.Unlock()
-	if still > d.c.remote.GiveUp() {
+	if still > d.p.remote.GiveUp() {
 		return err
 	}
-	return d.c.remote.Wait(ctx, err, try)
+	return d.p.remote.Wait(ctx, err, try)
 }
 
-// fetchPlain gets the blob from a registry that ignores ranges: one answer from the start, of which what is there already
-// is passed over. A bounded number of answers, progress or not: else a line that breaks often costs the square of the size.
+// fetchPlain fetches the blob from a registry that ignores ranges. Every answer starts at the first byte, so it skips the bytes
+// that the file has. The number of answers is bounded even when there is progress: a connection that breaks often would
+// otherwise transfer the first bytes again and again.
 func (d *download) fetchPlain(ctx context.Context) error {
 	d.mu.Lock()
 	d.pieces = []*piece{{d.front, d.desc.Size}}
@@ -326,7 +330,7 @@ func (d *download) fetchPlain(ctx context.Context) error {
 	}
 }
 
-// follower reads the download's bytes from the start, as far as they are there, and waits for more.
+// follower reads the file from its start while the download goes on. It waits when it has reached the front.
 type follower struct {
 	d   *download
 	off int64

@@ -9,7 +9,7 @@ import (
 	"ply/internal/transfer/remote"
 )
 
-// pullError says what a registry's refusal means for a pull, in docker's words. The class stays.
+// pullError words the answer of a registry as docker does for a pull. The class of the error stays the same.
 func pullError(ref oci.Reference, err error) error {
 	e, ok := errors.AsType[*remote.Error](err)
 	if !ok {
@@ -32,7 +32,7 @@ func pullError(ref oci.Reference, err error) error {
 	return err
 }
 
-// manifestError is pullError for an answer that may be no manifest: that error knows nothing of the name.
+// manifestError is pullError for fetching a manifest. It adds the name to an error about bytes that are not a manifest.
 func manifestError(ref oci.Reference, err error) error {
 	if _, ok := errors.AsType[*remote.Error](err); !ok && errors.Is(err, errs.Invalid) {
 		return errs.New(errs.Invalid, "%s: %w", ref.Familiar(), err)

@@ -7,15 +7,16 @@ import (
 	"ply/internal/transfer"
 )
 
-// feed passes the progress of one flight on to every pull that waits for it. A pull that joins late hears the last state.
+// feed reports the progress of one flight to all pulls that wait for it. A pull that joins later gets the last state at once.
 type feed struct {
 	mu    sync.Mutex
-	next  int
+	next  int // key of the next sink
 	sinks map[int]transfer.Sink
 	last  transfer.Progress
-	at    time.Time
+	at    time.Time // when last was reported
 }
 
+// tellEvery is the shortest time between two reports of a number that grows.
 const tellEvery = 100 * time.Millisecond
 
 // say reports a state.
@@ -29,7 +30,7 @@ func (f *feed) say(state transfer.State, current, total int64) {
 	}
 }
 
-// count reports a number that changes often: not more than ten times a second.
+// count reports a number that grows, not more often than tellEvery. It always reports the first and the last value.
 func (f *feed) count(state transfer.State, current, total int64) {
 	f.mu.Lock()
 	due := f.last.State != state || time.Since(f.at) >= tellEvery || current == total
@@ -39,7 +40,7 @@ func (f *feed) count(state transfer.State, current, total int64) {
 	}
 }
 
-// join adds a listener until leave is called.
+// join adds a listener, which calls the layer id. leave removes it.
 func (f *feed) join(id string, sink transfer.Sink) (leave func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

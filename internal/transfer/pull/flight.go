@@ -17,45 +17,46 @@ import (
 	"ply/internal/transfer/remote"
 )
 
-// flightKey is what a flight brings: one blob, unpacked as the top of one chain.
+// flightKey identifies a flight by its result: one blob, unpacked as the top layer of one chain.
 type flightKey struct {
 	digest oci.Digest
 	chain  oci.ChainID
 }
 
-// flight brings one layer for everybody who wants it. It ends when it is done or when nobody wants it any more.
+// flight fetches and unpacks one layer for all pulls that want it. It ends when the layer is durable, when it fails, or when no
+// pull wants the layer any more.
 type flight struct {
-	c      *Puller
+	p      *Puller
 	key    flightKey
 	desc   oci.Descriptor
-	chain  oci.Chain // up to and with this layer
+	chain  oci.Chain // the layers up to this one, which is the last
 	src    *remote.Session
-	parent *flight // the flight of the layer below, when there is one; it lives at least as long as this one
-	heal   bool    // what the driver holds is damaged
+	parent *flight // the flight of the layer below; nil when that layer is here. It ends after this one.
+	heal   bool    // the driver has the layer, but damaged
 
-	ctx    context.Context //nolint:containedctx // a flight is an operation of its own, not its caller's
+	ctx    context.Context //nolint:containedctx // a flight outlives the call that started it
 	cancel context.CancelCauseFunc
-	wanted int // guarded by Puller.mu
+	wanted int // number of pulls and flights that need this one; guarded by Puller.mu
 	feed   feed
 
 	done chan struct{}
-	err  error // after done
+	err  error // valid when done is closed
 }
 
 var errUnwanted = errors.New("pull was cancelled")
 
-// join gives the flight for a key, starting it when there is none. Leader says that it was started now.
-func (c *Puller) join(key flightKey, desc oci.Descriptor, chain oci.Chain, parent *flight, src *remote.Session, heal bool) (f *flight, leader bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if f := c.flights[key]; f != nil && f.ctx.Err() == nil {
+// join returns the flight for a key and starts it when there is none. started is true when it did. The caller calls leave.
+func (p *Puller) join(key flightKey, desc oci.Descriptor, chain oci.Chain, parent *flight, src *remote.Session, heal bool) (f *flight, started bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.flights[key]; f != nil && f.ctx.Err() == nil {
 		f.wanted++
 		return f, false
 	}
-	f = &flight{c: c, key: key, desc: desc, chain: chain, src: src, parent: parent, heal: heal, wanted: 1, done: make(chan struct{})}
+	f = &flight{p: p, key: key, desc: desc, chain: chain, src: src, parent: parent, heal: heal, wanted: 1, done: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	select {
-	case <-c.closing:
+	case <-p.closing:
 		f.err = errs.New(errs.Unavailable, "the engine is stopping")
 		f.parent = nil
 		close(f.done)
@@ -65,54 +66,55 @@ func (c *Puller) join(key flightKey, desc oci.Descriptor, chain oci.Chain, paren
 	if parent != nil {
 		parent.wanted++
 	}
-	c.flights[key] = f
-	c.work.Go(f.run)
+	p.flights[key] = f
+	p.work.Go(f.run)
 	return f, true
 }
 
-// leave tells a flight that one who wanted it does not any more.
-func (c *Puller) leave(f *flight) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+// leave undoes one join. A flight that nobody wants is cancelled.
+func (p *Puller) leave(f *flight) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if f.wanted--; f.wanted == 0 {
 		f.cancel(errUnwanted)
 	}
 }
 
+// run does the work of a flight, then wakes those who wait for it.
 func (f *flight) run() {
 	f.err = f.bring()
-	f.c.mu.Lock()
-	if f.c.flights[f.key] == f {
-		delete(f.c.flights, f.key)
+	f.p.mu.Lock()
+	if f.p.flights[f.key] == f {
+		delete(f.p.flights, f.key)
 	}
-	if len(f.c.flights) == 0 {
-		for _, ch := range f.c.idle {
+	if len(f.p.flights) == 0 {
+		for _, ch := range f.p.idle {
 			close(ch)
 		}
-		f.c.idle = nil
+		f.p.idle = nil
 	}
-	f.c.mu.Unlock()
+	f.p.mu.Unlock()
 	if f.parent != nil {
-		f.c.leave(f.parent)
+		f.p.leave(f.parent)
 	}
 	close(f.done)
 	if f.err == nil {
-		f.c.decide(f.desc)
+		f.p.decide(f.desc)
 	}
 	f.cancel(nil)
 }
 
-// bring fetches, unpacks and commits the layer under a lease of its own.
+// bring fetches, unpacks and commits the layer. It holds its own lease, because the pull that started it may end earlier.
 func (f *flight) bring() (err error) {
-	c := f.c
-	lease := c.st.Lease()
+	p := f.p
+	lease := p.st.Lease()
 	defer lease.Release()
 	lease.Blob(f.desc.Digest)
 	lease.Layer(f.chain)
 	if !f.heal {
-		if info, err := c.st.Layers.Stat(f.ctx, f.chain); err == nil {
+		if info, err := p.st.Layers.Stat(f.ctx, f.chain); err == nil {
 			f.feed.say(transfer.LayerExists, 0, 0)
-			return c.st.RecordLayer(info, nil) // that this blob unpacks to it was not seen
+			return p.st.RecordLayer(info, nil) // without the blob: that it unpacks to this layer was not verified
 		}
 	}
 	w, err := f.unpack()
@@ -123,14 +125,15 @@ func (f *flight) bring() (err error) {
 	if err != nil {
 		return errors.Join(err, w.Abort())
 	}
-	if err := c.st.RecordLayer(info, f.form()); err != nil {
+	if err := p.st.RecordLayer(info, f.form()); err != nil {
 		return err
 	}
-	c.st.Health.Replaced(f.key.chain)
+	p.st.Health.Replaced(f.key.chain)
 	f.feed.say(transfer.LayerPulled, 0, 0)
 	return nil
 }
 
+// form returns the record of the compressed layer.
 func (f *flight) form() *meta.LayerBlob {
 	return &meta.LayerBlob{
 		Descriptor:   oci.Descriptor{MediaType: f.desc.MediaType, Digest: f.desc.Digest, Size: f.desc.Size},
@@ -138,15 +141,15 @@ func (f *flight) form() *meta.LayerBlob {
 	}
 }
 
-// unpack gives a writer that holds the whole tar of the layer, whose compressed bytes were verified. While it works it has the
-// blob to itself; it does not while it waits for layers below, which may need the same blob.
+// unpack returns a writer that has the whole tar of the layer. The compressed bytes were verified. unpack locks the blob, but the
+// lock is free again when commit waits for the layer below: an image can have the same blob as two layers.
 func (f *flight) unpack() (layer.Writer, error) {
-	release, err := f.c.limit.Acquire(f.ctx, func() { f.feed.say(transfer.LayerWaiting, 0, 0) })
+	release, err := f.p.limit.Acquire(f.ctx, func() { f.feed.say(transfer.LayerWaiting, 0, 0) })
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	unlock, err := f.c.blobs.lock(f.ctx, f.desc.Digest)
+	unlock, err := f.p.blobs.lock(f.ctx, f.desc.Digest)
 	if err != nil {
 		return nil, err
 	}
@@ -159,26 +162,26 @@ func (f *flight) unpack() (layer.Writer, error) {
 	return f.fromRegistry()
 }
 
-// fromBlob unpacks a compressed layer that was kept. A damaged one is removed.
+// fromBlob unpacks the compressed layer that the blob store has. It removes the blob when that is damaged.
 func (f *flight) fromBlob() (layer.Writer, error) {
-	r, err := f.c.st.Blobs.Open(f.desc.Digest)
+	r, err := f.p.st.Blobs.Open(f.desc.Digest)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	f.c.st.Retention.Touch(f.desc.Digest)
+	f.p.st.Retention.Touch(f.desc.Digest)
 	w, err := f.pour(f.ctx, io.LimitReader(r, f.desc.Size+1))
 	if errors.Is(err, errs.Invalid) {
-		err = errors.Join(err, f.c.st.Blobs.Remove(f.desc.Digest))
+		err = errors.Join(err, f.p.st.Blobs.Remove(f.desc.Digest))
 	}
 	return w, err
 }
 
-// fromRegistry downloads and unpacks at once. Bytes of an earlier try that turn out wrong are thrown away and fetched
-// again, and so are those of a mirror that lied.
+// fromRegistry downloads the layer and unpacks it at the same time. When the digest is wrong it discards the download, and it
+// tries again if part of the bytes came from an earlier attempt or from a mirror.
 func (f *flight) fromRegistry() (layer.Writer, error) {
 	for {
-		part, err := f.c.st.Blobs.Partial(f.desc.Digest)
+		part, err := f.p.st.Blobs.Partial(f.desc.Digest)
 		if err != nil {
 			return nil, err
 		}
@@ -188,7 +191,7 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 		case err == nil:
 			return w, part.Keep() // Retention decides later whether it stays
 		case errors.Is(err, errs.Exhausted):
-			return nil, errors.Join(err, part.Discard()) // give the room back
+			return nil, errors.Join(err, part.Discard()) // the disk is full: free the space
 		case !errors.Is(err, errs.Invalid) || f.ctx.Err() != nil:
 			return nil, errors.Join(err, part.Keep())
 		}
@@ -198,15 +201,15 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 		if !f.src.Distrust(source) && !reused {
 			return nil, err
 		}
-		f.c.log.Info("layer fetched again", "blob", f.desc.Digest, "source", source, "err", err)
+		f.p.log.Info("layer fetched again", "blob", f.desc.Digest, "source", source, "err", err)
 	}
 }
 
-// stream runs one download with the unpacking behind it. Source is where the last bytes came from.
+// stream runs one download and unpacks the bytes while they arrive. source is the endpoint that sent the last bytes.
 func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err error) {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	defer cancel(nil)
-	d := newDownload(f.c, f.src, f.desc, part, func(front int64) { f.feed.count(transfer.LayerDownloading, front, f.desc.Size) })
+	d := newDownload(f.p, f.src, f.desc, part, func(front int64) { f.feed.count(transfer.LayerDownloading, front, f.desc.Size) })
 	fetched := make(chan error, 1)
 	go func() {
 		err := d.run(ctx)
@@ -227,11 +230,11 @@ func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err 
 	return w, d.source, err
 }
 
-// pour hashes compressed bytes, decompresses them and fills a layer writer. The digest and size of what it read are the
-// descriptor's when it returns nil.
+// pour reads compressed bytes, hashes them, decompresses them and writes them into a layer writer. When it returns no error,
+// the bytes have the digest and size of the descriptor.
 func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err error) {
-	// The writer lives on after the download's context; cancelling is seen by the reading side.
-	w, err = f.c.st.Layers.Create(context.WithoutCancel(ctx))
+	// The writer is used after the context of the download has ended. When the download is cancelled, src returns the error.
+	w, err = f.p.st.Layers.Create(context.WithoutCancel(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +257,8 @@ func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err e
 	if err != nil && !errors.Is(err, errs.Invalid) {
 		return w, err
 	}
-	// What follows the compressed stream belongs to the blob; and of bad data the digest tells whose fault it is.
+	// Bytes after the end of the compressed stream belong to the blob too. When decompression has failed, the digest tells
+	// whether the transfer changed the bytes or the image itself is bad.
 	if _, drainErr := io.Copy(io.Discard, counted); drainErr != nil {
 		return w, drainErr
 	}
@@ -271,6 +275,7 @@ func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err e
 	return w, nil
 }
 
+// extracting reports how many bytes were unpacked, once the download has ended: until then its progress is shown.
 func (f *flight) extracting(n int64) {
 	f.feed.mu.Lock()
 	downloading := f.feed.last.State == transfer.LayerDownloading
@@ -284,7 +289,7 @@ type readFunc func([]byte) (int, error)
 
 func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
-// inflate decompresses r into w. Errors of class errs.Invalid are about the data.
+// inflate decompresses r into w. An error of class errs.Invalid means that the data is bad.
 func inflate(w io.Writer, r io.Reader) error {
 	z, _, err := compress.NewReader(r)
 	if err != nil {
@@ -298,7 +303,7 @@ func inflate(w io.Writer, r io.Reader) error {
 	return errors.Join(err, z.Close())
 }
 
-// commit waits for the layer below and makes this one visible.
+// commit waits until the layer below is durable, then makes this one durable and visible.
 func (f *flight) commit(w layer.Writer) (layer.Info, error) {
 	f.feed.say(transfer.LayerExtracting, f.desc.Size, f.desc.Size)
 	if f.parent != nil {
@@ -311,7 +316,7 @@ func (f *flight) commit(w layer.Writer) (layer.Info, error) {
 			return layer.Info{}, context.Cause(f.ctx)
 		}
 	}
-	// From here on it is quick, and finished work is worth keeping: a cancelled pull does not undo it.
+	// Not cancelled with the pull: the rest is quick, and the next pull can use the finished layer.
 	info, err := w.Commit(context.WithoutCancel(f.ctx), f.chain.Parent(), f.chain.Top())
 	if err != nil {
 		err = errs.New(classOf(err), "layer %s: %w", f.desc.Digest, err)
@@ -322,21 +327,21 @@ func (f *flight) commit(w layer.Writer) (layer.Info, error) {
 	return info, err
 }
 
-// drop removes the compressed layer, which is what the manifest says but not what the config says.
+// drop discards the download. Its digest is right, but it does not unpack to the diffID of the config.
 func (f *flight) drop() error {
-	unlock, err := f.c.blobs.lock(f.ctx, f.desc.Digest)
+	unlock, err := f.p.blobs.lock(f.ctx, f.desc.Digest)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	part, err := f.c.st.Blobs.Partial(f.desc.Digest)
+	part, err := f.p.st.Blobs.Partial(f.desc.Digest)
 	if err != nil {
 		return err
 	}
 	return part.Discard()
 }
 
-// classOf keeps the class of an error that is wrapped anew.
+// classOf returns the class of an error, for wrapping it in another one.
 func classOf(err error) error {
 	if e, ok := errors.AsType[*errs.Error](err); ok {
 		return e.Class
@@ -347,7 +352,7 @@ func classOf(err error) error {
 	return errs.Internal
 }
 
-// wait waits for a flight on behalf of one pull, or for the end of ctx.
+// wait waits until the flight ends or ctx is done.
 func (f *flight) wait(ctx context.Context) error {
 	select {
 	case <-f.done:

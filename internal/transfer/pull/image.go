@@ -13,35 +13,37 @@ import (
 	"ply/internal/transfer/remote"
 )
 
-// Pull brings an image, or with AllTags every image of a repository, and names it. A reference without tag and digest means
-// latest. Progress is in docker's order and words. Errors: errs.NotFound for a manifest, repository or platform that is not
-// there, errs.Unauthorized and errs.Forbidden for a refusal, errs.Unavailable for a registry that does not answer,
-// errs.Invalid for content that is not what it says; errs.Precondition for a registry that speaks http unasked.
-func (c *Puller) Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error {
+// Pull fetches an image, or with AllTags every image of a repository, and records it under its name. A reference without a tag
+// or digest means the tag latest. The order of the progress is docker's.
+//
+// Errors: errs.NotFound when the registry has no such repository, manifest or platform; errs.Unauthorized and errs.Forbidden
+// when it refuses; errs.Unavailable when it does not answer; errs.Invalid when content does not match its digest, size or
+// media type; errs.Precondition when it answers with http although https is required.
+func (p *Puller) Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error {
 	if ref.IsZero() {
 		return errs.New(errs.Invalid, "pull: no image is named")
 	}
 	listener := transfer.NewRelay(progress)
 	defer listener.Close()
-	p := &pull{Puller: c, opts: opts, progress: listener.Send, src: c.remote.Session(ref, remote.Pull, opts.Credentials)}
-	p.want = oci.HostPlatform()
+	op := &pull{Puller: p, opts: opts, progress: listener.Send, src: p.remote.Session(ref, remote.Pull, opts.Credentials)}
+	op.want = oci.HostPlatform()
 	if opts.Platform != "" {
 		var err error
-		if p.want, err = oci.ParsePlatform(opts.Platform); err != nil {
+		if op.want, err = oci.ParsePlatform(opts.Platform); err != nil {
 			return err
 		}
 	}
 	if !opts.AllTags {
 		ref = ref.WithDefaultTag()
-		fresh, err := p.one(ctx, ref)
+		fresh, err := op.one(ctx, ref)
 		if err == nil {
-			p.end(fresh, ref)
+			op.end(fresh, ref)
 		}
 		return err
 	}
 	var tags []string
-	err := c.remote.Insist(ctx, func() (err error) {
-		tags, err = p.src.Tags(ctx)
+	err := p.remote.Insist(ctx, func() (err error) {
+		tags, err = op.src.Tags(ctx)
 		return err
 	})
 	if err != nil {
@@ -56,13 +58,13 @@ func (c *Puller) Pull(ctx context.Context, ref oci.Reference, opts transfer.Pull
 		if err != nil {
 			return err
 		}
-		fresh, err := p.one(ctx, tagged)
+		fresh, err := op.one(ctx, tagged)
 		if err != nil {
 			return err
 		}
 		anyFresh = anyFresh || fresh
 	}
-	p.end(anyFresh, ref.Repository())
+	op.end(anyFresh, ref.Repository())
 	return nil
 }
 
@@ -79,7 +81,7 @@ func (p *pull) say(state transfer.State, ref oci.Reference) {
 	p.progress(transfer.Progress{State: state, Ref: ref})
 }
 
-// end reports whether the name means another image than before.
+// end reports the last state: whether the name means another image than before.
 func (p *pull) end(fresh bool, ref oci.Reference) {
 	if fresh {
 		p.say(transfer.Downloaded, ref)
@@ -88,7 +90,7 @@ func (p *pull) end(fresh bool, ref oci.Reference) {
 	}
 }
 
-// one pulls one tag or digest. Fresh says that the name means another image than before.
+// one pulls one tag or digest. fresh is true when the name means another image than before.
 func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err error) {
 	lease := p.st.Lease()
 	defer lease.Release()
@@ -104,7 +106,7 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	if err != nil {
 		return false, err
 	}
-	p.say(transfer.PullStarted, ref) // not before the registry knows the name: an error is then the whole answer
+	p.say(transfer.PullStarted, ref) // not earlier: when the registry does not know the name, the error is the only answer
 	old, oldErr := p.images.Get(ctx, ref.String())
 	got, err := p.image(ctx, lease, ref, f)
 	if err != nil {
@@ -119,11 +121,12 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	return fresh, nil
 }
 
-// current tells whether the name means here what it means in the registry, and all of it is here and whole. One HEAD at most.
+// current reports whether the name means the same image here as in the registry, and whether that image is here, complete and
+// undamaged. It sends at most one HEAD request. top is the digest that the name has in the registry.
 func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Lease) (top oci.Digest, ok bool, err error) {
 	img, err := p.images.Get(ctx, ref.String())
 	if err != nil {
-		return "", false, nil //nolint:nilerr // absent or damaged: pull it
+		return "", false, nil //nolint:nilerr // the image is absent or damaged, so it is pulled
 	}
 	top = ref.Digest()
 	if top == "" {
@@ -156,7 +159,7 @@ func (p *pull) current(ctx context.Context, ref oci.Reference, lease *store.Leas
 	return top, true, nil
 }
 
-// fits tells whether an image that top led to before is what it would lead to now.
+// fits reports whether a pull of top would choose this image again. An earlier pull of top may have been for another platform.
 func (p *pull) fits(img *image.Image, top oci.Digest) bool {
 	if img.Manifest == nil {
 		return false
@@ -166,21 +169,20 @@ func (p *pull) fits(img *image.Image, top oci.Digest) bool {
 	}
 	got := img.Config.Platform()
 	if img.Manifest.Digest == top && (p.opts.Platform == "" || got.Architecture == "") {
-		return true // no choice to be made
+		return true // top is a manifest, not an index: there is no choice
 	}
 	return p.want.Matches(got)
 }
 
-// found is the manifest that a name leads to, and how.
+// found is the manifest that a name leads to.
 type found struct {
 	*remote.Manifest
-	top   oci.Digest       // the digest that the name itself has
-	index *remote.Manifest // the index that lists the manifest; nil when the name is its own
-
-	platform oci.Platform // what the image must be for: the wanted platform, or what the index says of the manifest
+	top      oci.Digest       // what the name means: the digest of the index, or of the manifest when there is no index
+	index    *remote.Manifest // the index that lists the manifest; nil when the name means the manifest itself
+	platform oci.Platform     // what the image has to be for: the platform that the index states, else the wanted one
 }
 
-// manifest fetches what the reference names and, from an index, what is for the wanted platform.
+// manifest fetches the manifest that a reference names. From an index it fetches the manifest for the wanted platform.
 func (p *pull) manifest(ctx context.Context, ref oci.Reference) (f found, err error) {
 	err = p.remote.Insist(ctx, func() (err error) {
 		f.Manifest, err = p.src.Manifest(ctx, ref.TagIn())
@@ -213,7 +215,7 @@ func (p *pull) manifest(ctx context.Context, ref oci.Reference) (f found, err er
 	return f, nil
 }
 
-// child gets a manifest that an index names, from the store when it is there.
+// child returns a manifest that an index lists: from the store when it is there, else from the registry.
 func (p *pull) child(ctx context.Context, d oci.Descriptor) (*remote.Manifest, error) {
 	if data, err := p.st.Blobs.Bytes(d.Digest, oci.MaxManifest); err == nil {
 		if mediaType, err := oci.SniffManifest(data, d.MediaType); err == nil {
@@ -234,7 +236,7 @@ func (p *pull) child(ctx context.Context, d oci.Descriptor) (*remote.Manifest, e
 	return m, nil
 }
 
-// image brings everything a manifest names and records the image.
+// image fetches everything that a manifest names and records the image.
 func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference, f found) (oci.ImageID, error) {
 	man, err := oci.DecodeManifest(f.Data, f.MediaType)
 	if err != nil {
@@ -279,6 +281,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 	return p.images.Put(ctx, lease, o)
 }
 
+// check compares the config with the manifest and with the platform that the image has to be for.
 func (p *pull) check(ref oci.Reference, cfg *oci.Config, man *oci.Manifest, want oci.Platform) error {
 	if cfg.OS != "linux" && cfg.OS != "" {
 		return errs.New(errs.Invalid, "%s: image operating system %q cannot be used on this platform", ref.Familiar(), cfg.OS)
@@ -293,21 +296,22 @@ func (p *pull) check(ref oci.Reference, cfg *oci.Config, man *oci.Manifest, want
 	return nil
 }
 
-// small gets a config: from the store when it is there undamaged, else from the registry, bounded and verified.
-func (c *Puller) small(ctx context.Context, src *remote.Session, d oci.Descriptor, limit int64) ([]byte, error) {
-	if data, err := c.st.Blobs.Bytes(d.Digest, limit); err == nil {
+// small returns a small blob, such as a config: from the store when it is there and undamaged, else from the registry, of at most
+// limit bytes and verified.
+func (p *Puller) small(ctx context.Context, src *remote.Session, d oci.Descriptor, limit int64) ([]byte, error) {
+	if data, err := p.st.Blobs.Bytes(d.Digest, limit); err == nil {
 		return data, nil
 	}
 	var data []byte
-	err := c.remote.Insist(ctx, func() (err error) {
+	err := p.remote.Insist(ctx, func() (err error) {
 		data, err = src.Bytes(ctx, d, limit)
 		return err
 	})
 	return data, err
 }
 
-// layers brings every layer that is missing, all at once. A flight that another pull leads may fail for reasons of that
-// pull; then there is one more round, with flights of our own.
+// layers fetches every layer that is missing or damaged, all at the same time. A flight that another pull started can fail for
+// a reason that concerns only that pull, such as its credentials. Then a second round starts flights for this pull.
 func (p *pull) layers(ctx context.Context, chain oci.Chain, descs []oci.Descriptor) error {
 	shared, err := p.round(ctx, chain, descs)
 	if err != nil && shared && ctx.Err() == nil {
@@ -316,7 +320,7 @@ func (p *pull) layers(ctx context.Context, chain oci.Chain, descs []oci.Descript
 	return err
 }
 
-// round joins or starts a flight a layer and waits for all of them. Shared says that some were led by another pull.
+// round joins or starts one flight per layer and waits for all of them. shared is true when another pull started one of them.
 func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descriptor) (shared bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -331,12 +335,12 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 			continue
 		}
 		p.progress(transfer.Progress{State: transfer.LayerQueued, Layer: desc.Digest.Short()})
-		f, leader := p.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, state == store.LayerDamaged)
-		defer p.leave(f) // after all have ended: flights above hold on to it until then
-		shared = shared || !leader
-		quiet := f.feed.join(desc.Digest.Short(), p.progress)
+		f, started := p.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, state == store.LayerDamaged)
+		defer p.leave(f) // only after all flights have ended, because those of the layers above need this one
+		shared = shared || !started
+		stopListening := f.feed.join(desc.Digest.Short(), p.progress)
 		group.Go(func() {
-			defer quiet()
+			defer stopListening()
 			if err := f.wait(ctx); err != nil {
 				cancel(err)
 			}

@@ -20,19 +20,20 @@ import (
 // layerPush sends one layer.
 type layerPush struct {
 	*push
-	chain   oci.Chain       // up to and with the layer
-	format  oci.Format      // of the manifest that will name it
-	want    *oci.Descriptor // the form that the image's manifest names; nil = any
-	from    []string        // repositories the manifest came from, the likeliest last
-	hearsay bool            // that want is this layer was never seen here, only its manifest says so
-	told    time.Time
-	begun   *remote.Upload // by a mount that the registry answered with an upload
+	chain      oci.Chain       // the layers up to this one, which is the last
+	format     oci.Format      // of the manifest that will list the layer
+	want       *oci.Descriptor // the form that the image's manifest lists; nil = any
+	from       []string        // repositories from which the manifest may have come, the most likely one last
+	unverified bool            // nobody has unpacked want here: only the manifest says that it is this layer
+	told       time.Time       // when the number of sent bytes was last reported
+	begun      *remote.Upload  // an upload that the registry started instead of mounting the blob
 }
 
 func (l *layerPush) say(state transfer.State, current, total int64) {
 	l.progress(transfer.Progress{State: state, Layer: l.chain.Top().Short(), Current: current, Total: total})
 }
 
+// count reports how much was sent, not more often than pushingEvery.
 func (l *layerPush) count(current, total int64) {
 	if now := time.Now(); now.Sub(l.told) >= pushingEvery {
 		l.told = now
@@ -40,7 +41,8 @@ func (l *layerPush) count(current, total int64) {
 	}
 }
 
-// run gets the layer to the target by the cheapest way that works and gives the descriptor of the form it has there.
+// run brings the layer to the target repository in the cheapest way that works. It returns the descriptor of the form that the
+// repository has then.
 func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
 	release, err := l.limit.Acquire(ctx, func() { l.say(transfer.LayerWaiting, 0, 0) })
 	if err != nil {
@@ -75,17 +77,18 @@ func (l *layerPush) run(ctx context.Context) (oci.Descriptor, error) {
 	return f.Descriptor, l.note(ctx, f)
 }
 
-// note writes down that the target has a form of the layer. What only a manifest says of a blob is not: the record is
-// believed when other images with this layer are pushed.
+// note records that the target repository has this form of the layer. It does not record a form that was never unpacked here:
+// pushes of other images with this layer trust the record.
 func (l *layerPush) note(ctx context.Context, f meta.LayerBlob) error {
-	if l.hearsay && f.Digest == l.want.Digest {
+	if l.unverified && f.Digest == l.want.Digest {
 		return nil
 	}
 	return l.recordBlob(ctx, l.chain, f)
 }
 
-// forms lists the stored forms of the layer that may be sent, the best first: the one that the manifest names alone when
-// there is one, else those that the target's registry has, those that are here, the rest.
+// forms returns the record of the layer and its compressed forms that may be sent. If the image has a manifest, that is the one
+// form that it lists. Else it is all recorded forms: first those that the target's registry has, then those that are in the
+// blob store, then the others.
 func (l *layerPush) forms() (meta.Layer, []meta.LayerBlob) {
 	var rec meta.Layer
 	err := l.st.Meta.View(func(tx *meta.Tx) (err error) {
@@ -106,8 +109,8 @@ func (l *layerPush) forms() (meta.Layer, []meta.LayerBlob) {
 		if l.want.Digest == oci.Digest(l.chain.Top()) {
 			b.Codec = compress.Params{Codec: compress.None}.String() // the tar itself
 		} else {
-			// The layer was here already when the manifest was pulled, so this form of it never was.
-			b.Repositories, l.hearsay = l.from, true
+			// The layer was here when the manifest was pulled, so this form of it was not downloaded.
+			b.Repositories, l.unverified = l.from, true
 		}
 		return rec, []meta.LayerBlob{b}
 	}
@@ -131,16 +134,16 @@ func (l *layerPush) forms() (meta.Layer, []meta.LayerBlob) {
 	return rec, forms
 }
 
-// pushingEvery is the least time between two reports of how much was sent.
+// pushingEvery is the shortest time between two reports of how much was sent.
 const pushingEvery = 100 * time.Millisecond
 
-// maxMounts bounds how many repositories are asked to lend a blob.
+// maxMounts bounds from how many repositories the registry is asked to take a blob.
 const maxMounts = 4
 
 // mount asks the registry to take the blob from another of its repositories. It returns that repository, or zero.
 func (l *layerPush) mount(ctx context.Context, f meta.LayerBlob) oci.Reference {
 	tried := 0
-	for _, name := range slices.Backward(f.Repositories) { // the latest known first
+	for _, name := range slices.Backward(f.Repositories) { // the last recorded one first
 		from, err := oci.ParseReference(name)
 		if err != nil || !sameRegistry(name, l.dst.Name().Name()) || name == l.dst.Name().Name() || tried == maxMounts {
 			continue
@@ -161,8 +164,8 @@ func (l *layerPush) mount(ctx context.Context, f meta.LayerBlob) oci.Reference {
 	return oci.Reference{}
 }
 
-// send uploads the layer: a form that was kept here, one made again with its recorded parameters, one streamed from where it
-// came from, or else a new one.
+// send uploads the layer. It tries, in this order: a form that is in the blob store; a form that it can make again because its
+// parameters are recorded; a form that another registry has; a new form.
 func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.LayerBlob) (meta.LayerBlob, error) {
 	for _, f := range forms {
 		if _, err := l.st.Blobs.Stat(f.Digest); err != nil {
@@ -172,7 +175,7 @@ func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.Layer
 		if err == nil || !errors.Is(err, errs.DataLoss) {
 			return f, err
 		}
-		l.log.Warn("kept layer is damaged and dropped", "blob", f.Digest, "err", err)
+		l.log.Warn("damaged compressed layer removed", "blob", f.Digest, "err", err)
 		if err := l.st.Blobs.Remove(f.Digest); err != nil {
 			return f, err
 		}
@@ -180,7 +183,8 @@ func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.Layer
 	for _, f := range forms {
 		if params, err := compress.ParseParams(f.Codec); err == nil {
 			made := meta.LayerBlob{Descriptor: oci.Descriptor{MediaType: f.MediaType}, Codec: f.Codec}
-			return made, l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+			err := l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+			return made, err
 		}
 	}
 	for _, f := range forms {
@@ -189,23 +193,24 @@ func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.Layer
 			if err == nil || ctx.Err() != nil {
 				return f, err
 			}
-			l.log.Info("layer not had from where it came from", "blob", f.Digest, "err", err)
+			l.log.Info("layer could not be sent from another registry", "blob", f.Digest, "err", err)
 		}
 	}
 	params := compress.Params{Codec: compress.Gzip}
 	made := meta.LayerBlob{Codec: params.String()}
 	made.MediaType, _ = layerType(oci.MediaTypeOCILayerGzip, l.format)
-	return made, l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+	err := l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
+	return made, err
 }
 
-// source gives a blob's bytes from an offset on, as often as it is asked, and always the same.
+// source is where the bytes of a blob come from. open returns the bytes from an offset on; every call returns the same bytes.
 type source struct {
 	open  func(ctx context.Context, from int64) (io.ReadCloser, error)
-	size  int64 // -1 = known at its end
-	total int64 // what progress is out of
+	size  int64 // bytes of the blob; -1 = unknown until it has been read
+	total int64 // the total that progress reports, in bytes
 }
 
-// keptSource reads a compressed layer from the blob store.
+// keptSource returns a source that reads a compressed layer from the blob store.
 func (l *layerPush) keptSource(f meta.LayerBlob) source {
 	l.st.Retention.Touch(f.Digest)
 	return source{size: f.Size, total: f.Size, open: func(_ context.Context, from int64) (io.ReadCloser, error) {
@@ -223,7 +228,8 @@ func (l *layerPush) keptSource(f meta.LayerBlob) source {
 	}}
 }
 
-// madeSource compresses the layer's tar while it is sent. Going on at an offset means to do it all again and drop what is there.
+// madeSource returns a source that compresses the layer's tar. To open it at an offset, it compresses from the start again and
+// discards the first bytes.
 func (l *layerPush) madeSource(params compress.Params, tarSize int64) source {
 	return source{size: -1, total: tarSize, open: func(ctx context.Context, from int64) (io.ReadCloser, error) {
 		tar, err := l.st.Layers.Tar(ctx, l.chain)
@@ -238,14 +244,14 @@ func (l *layerPush) madeSource(params compress.Params, tarSize int64) source {
 	}}
 }
 
-// madeReader reads what a compressor makes of a tar.
+// madeReader reads the compressed form of a tar while a goroutine compresses it.
 type madeReader struct {
 	*io.PipeReader
 	closed atomic.Bool
 	done   chan struct{}
 }
 
-// newMadeReader takes the tar over.
+// newMadeReader starts the compression. The reader owns the tar from here on.
 func newMadeReader(tar io.ReadCloser, params compress.Params) *madeReader {
 	pr, pw := io.Pipe()
 	r := &madeReader{PipeReader: pr, done: make(chan struct{})}
@@ -258,8 +264,8 @@ func newMadeReader(tar io.ReadCloser, params compress.Params) *madeReader {
 }
 
 func (r *madeReader) compress(tar io.Reader, pw *io.PipeWriter, params compress.Params) error {
-	// A compressor of several threads leaves some behind when its output fails. So its output never does: once nobody reads any
-	// more, the input ends and the rest goes nowhere.
+	// A compressor that uses several goroutines leaves some of them running when its output fails. So the output never fails:
+	// after Close the input ends with an error, and what the compressor still writes is discarded.
 	z, err := compress.NewWriter(writeFunc(func(p []byte) (int, error) {
 		if _, err := pw.Write(p); err != nil && !r.closed.Load() {
 			return 0, err
@@ -279,7 +285,7 @@ func (r *madeReader) compress(tar io.Reader, pw *io.PipeWriter, params compress.
 	return errors.Join(err, z.Close())
 }
 
-// Close stops the compressor and waits for it: nothing reads the layer afterwards.
+// Close stops the compressor and waits until it no longer reads the layer.
 func (r *madeReader) Close() error {
 	r.closed.Store(true)
 	err := r.PipeReader.Close()
@@ -291,8 +297,8 @@ type writeFunc func([]byte) (int, error)
 
 func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
 
-// foreignSource streams the layer from another registry that is known to have it; nil when there is none. No credentials are
-// at hand for it but the target's, so it is asked anonymously unless it is the target's own registry.
+// foreignSource returns a source that reads the layer from another repository that is recorded to have it, or nil when none answers.
+// The client sent credentials for the target only, so requests to any other registry are anonymous.
 func (l *layerPush) foreignSource(ctx context.Context, f meta.LayerBlob) *source {
 	for _, name := range slices.Backward(f.Repositories) {
 		ref, err := oci.ParseReference(name)
@@ -314,10 +320,10 @@ func (l *layerPush) foreignSource(ctx context.Context, f meta.LayerBlob) *source
 			}
 			return b, nil
 		}}
-		// A registry that knew the layer once may be gone: the next one is asked before anything is sent.
+		// The registry may be gone, or have removed the layer. Find out now, so that the next repository can be tried.
 		first, err := src.open(ctx, 0)
 		if err != nil {
-			l.log.Debug("layer is not there any more", "blob", f.Digest, "repository", name, "err", err)
+			l.log.Debug("another registry does not have the layer", "blob", f.Digest, "repository", name, "err", err)
 			continue
 		}
 		first.Close()

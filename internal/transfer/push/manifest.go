@@ -8,8 +8,8 @@ import (
 	"ply/internal/oci"
 )
 
-// dockerManifest is a schema 2 manifest with its fields in the order in which docker writes them: registries and people
-// compare bytes.
+// dockerManifest is a schema 2 manifest. Its fields are in docker's order, so that the same image gets the same digest as from
+// docker.
 type dockerManifest struct {
 	SchemaVersion int                `json:"schemaVersion"`
 	MediaType     string             `json:"mediaType"`
@@ -23,7 +23,7 @@ type dockerDescriptor struct {
 	Digest    oci.Digest `json:"digest"`
 }
 
-// ociManifest is the same for OCI.
+// ociManifest is an OCI manifest.
 type ociManifest struct {
 	SchemaVersion int             `json:"schemaVersion"`
 	MediaType     string          `json:"mediaType"`
@@ -37,7 +37,7 @@ type ociDescriptor struct {
 	Size      int64      `json:"size"`
 }
 
-// makeManifest builds a manifest for layers that were sent. errs.Invalid when a layer's form has no media type in the format.
+// makeManifest returns a manifest that lists layers. errs.Invalid when a layer has no media type in the format.
 func makeManifest(format oci.Format, img *image.Image, layers []oci.Descriptor) (data []byte, mediaType string, err error) {
 	size := int64(len(img.Raw))
 	if format == oci.FormatDocker {
@@ -70,7 +70,7 @@ func makeManifest(format oci.Format, img *image.Image, layers []oci.Descriptor) 
 	return data, m.MediaType, err
 }
 
-// layerType translates a layer's media type into a format's; false when it has none there.
+// layerType returns the media type that a layer has in a format; false when it has none.
 func layerType(mediaType string, format oci.Format) (string, bool) {
 	docker := format == oci.FormatDocker
 	pick := func(d, o string) (string, bool) {

@@ -67,10 +67,11 @@ func maxOrDefault(n int) int {
 // SetMax changes Options.Max. Layers under way count against the old number.
 func (p *Pusher) SetMax(n int) { p.limit.SetMax(maxOrDefault(n)) }
 
-// Push sends an image to the registry that its name says, or with AllTags every tag of the repository. What was pulled is sent
-// byte-exact as long as its layers can be had as they were; the digest printed is that of the bytes sent.
-// Errors: errs.NotFound when there is no such image here; else as Pull.
-func (c *Pusher) Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error {
+// Push sends an image to the registry in its name, or with AllTags every tag of the repository. An image that was pulled is sent
+// byte for byte, if its layers still exist in that form here or at a registry.
+//
+// Errors: errs.NotFound when there is no such image here; the others as Puller.Pull.
+func (p *Pusher) Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error {
 	if ref.IsZero() {
 		return errs.New(errs.Invalid, "push: no image is named")
 	}
@@ -80,25 +81,26 @@ func (c *Pusher) Push(ctx context.Context, ref oci.Reference, opts transfer.Push
 	refs := []oci.Reference{ref.WithDefaultTag()}
 	if opts.AllTags {
 		var err error
-		if refs, err = c.localTags(ref); err != nil {
+		if refs, err = p.localTags(ref); err != nil {
 			return err
 		}
 	}
 	listener := transfer.NewRelay(progress)
 	defer listener.Close()
-	p := &push{Pusher: c, opts: opts, progress: listener.Send, dst: c.remote.Session(ref, remote.Push, opts.Credentials)}
-	p.progress(transfer.Progress{State: transfer.PushStarted, Ref: ref.Repository()})
+	op := &push{Pusher: p, opts: opts, progress: listener.Send, dst: p.remote.Session(ref, remote.Push, opts.Credentials)}
+	op.progress(transfer.Progress{State: transfer.PushStarted, Ref: ref.Repository()})
 	for _, r := range refs {
-		if err := p.one(ctx, r); err != nil {
+		if err := op.one(ctx, r); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Pusher) localTags(ref oci.Reference) ([]oci.Reference, error) {
+// localTags returns the tags that a repository has here.
+func (p *Pusher) localTags(ref oci.Reference) ([]oci.Reference, error) {
 	var refs []oci.Reference
-	err := c.st.Meta.View(func(tx *meta.Tx) error {
+	err := p.st.Meta.View(func(tx *meta.Tx) error {
 		for name := range tx.Names.Prefix(ref.Name() + ":") {
 			if r, err := oci.ParseReference(name); err == nil && r.Tag() != "" && r.Name() == ref.Name() {
 				refs = append(refs, r)
@@ -180,7 +182,7 @@ type exactManifest struct {
 	manifest *oci.Manifest
 }
 
-// exact gives the manifest that the image came with, or nil when there is none that can be used.
+// exact returns the manifest that the image came with, or nil when there is none or it is damaged.
 func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, error) {
 	if img.Manifest == nil {
 		return nil, nil //nolint:nilnil // an image made here has none
@@ -189,7 +191,7 @@ func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, erro
 	data, err := p.st.Blobs.Bytes(img.Manifest.Digest, oci.MaxManifest)
 	if err != nil {
 		p.progress(transfer.Progress{State: transfer.ManifestLost, Digest: img.Manifest.Digest})
-		return nil, nil //nolint:nilerr,nilnil // the user is told
+		return nil, nil //nolint:nilerr,nilnil // the progress reports it
 	}
 	m, err := oci.DecodeManifest(data, img.Manifest.MediaType)
 	if err != nil {
@@ -200,7 +202,7 @@ func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, erro
 	return &exactManifest{d, data, m}, nil
 }
 
-// layers sends every layer and gives their descriptors, bottom first. A layer that is in the image twice is sent once.
+// layers sends every layer and returns the descriptors, bottom layer first. A layer that is in the image twice is sent once.
 func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifest) ([]oci.Descriptor, error) {
 	chain := img.Config.RootFS.DiffIDs
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -212,7 +214,7 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 	for i := len(chain) - 1; i >= 0; i-- {
 		first[chain[i]] = i
 	}
-	for i := len(chain) - 1; i >= 0; i-- { // from the top, as docker lists them
+	for i := len(chain) - 1; i >= 0; i-- { // top layer first: docker lists them in this order
 		if first[chain[i]] != i {
 			continue
 		}
@@ -241,7 +243,7 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 	return descs, context.Cause(ctx)
 }
 
-// origins are the other repositories that an image is known from, the one that surely has the exact manifest last.
+// origins returns the other repositories that are known to have had the image. Those from which the exact manifest came are last.
 func (p *push) origins(img *image.Image, exact *exactManifest) (from []string) {
 	var sure []string
 	for _, d := range img.Digests {
@@ -271,8 +273,8 @@ func (p *push) config(ctx context.Context, img *image.Image) error {
 	})
 }
 
-// has asks the target for a blob. An answer that is neither yes nor no counts as no: sending again is right, if slow. An error is one
-// that sending would meet too.
+// has reports whether the target repository has a blob. When the registry gives no clear answer it returns false: sending the blob
+// again is slow but correct. It returns an error only when sending would fail with the same error.
 func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
 	err := p.remote.Insist(ctx, func() error {
 		_, err := p.dst.HasBlob(ctx, d)
@@ -291,8 +293,8 @@ func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
 	return false, nil
 }
 
-// manifest sends the exact manifest when every layer is what it says, else one made of what was sent. A registry that refuses
-// OCI's media types gets Docker's.
+// manifest sends the exact manifest if the layers were sent in the form that it lists, else a new manifest that lists what was sent.
+// A registry that refuses OCI's media types gets a schema 2 manifest.
 func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
 	data, mediaType := []byte(nil), ""
 	if exact != nil && slices.EqualFunc(descs, exact.manifest.Layers, func(a, b oci.Descriptor) bool { return a.Digest == b.Digest }) {
@@ -332,6 +334,7 @@ func (p *push) keep(err error, data []byte) error {
 	return err
 }
 
+// refusesType reports whether a registry refused a manifest because of its media type.
 func refusesType(err error) bool {
 	e, ok := errors.AsType[*remote.Error](err)
 	if !ok || e.Has("MANIFEST_BLOB_UNKNOWN") || e.Has("BLOB_UNKNOWN") || e.Has("NAME_INVALID") || e.Has("TAG_INVALID") {
@@ -340,7 +343,7 @@ func refusesType(err error) bool {
 	return e.Status == 400 || e.Status == 405 || e.Status == 406 || e.Status == 415
 }
 
-// record writes down what the push has taught: the name with the digest, the manifest, where the layers are.
+// record records that the image has a manifest with this digest and is in the target repository.
 func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, sent oci.Descriptor) error {
 	lease.Blob(sent.Digest)
 	_, err := p.images.Put(ctx, lease, image.PutOptions{
@@ -350,7 +353,7 @@ func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference
 	return err
 }
 
-// recordBlob writes down that the target has a layer in some form.
+// recordBlob records that the target repository has this form of a layer.
 func (p *push) recordBlob(ctx context.Context, chain oci.Chain, b meta.LayerBlob) error {
 	info, err := p.st.Layers.Stat(ctx, chain)
 	if err != nil {

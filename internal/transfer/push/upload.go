@@ -15,11 +15,12 @@ import (
 	"ply/internal/transfer/remote"
 )
 
-// singleSize is up to which size a blob goes in the request that also ends its upload.
+// singleSize is the largest blob, in bytes, that is sent in the request that ends its upload.
 const singleSize = 1 << 20
 
-// upload sends a blob, going on where a connection broke off. When form has no digest it gets digest and size; else what is
-// read must have them: errs.DataLoss says that it had not, and then the registry was not told to keep it.
+// upload sends a blob. After a broken connection it continues where the registry's copy ends. If form has no digest, upload sets
+// its digest and size. Else the bytes must have that digest and size: if they do not, upload returns errs.DataLoss and does not
+// complete the upload, so that the registry discards the bytes.
 func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob) error {
 	u := &upload{l: l, src: src, hash: sha256.New()}
 	l.say(transfer.LayerPushing, 0, src.total)
@@ -49,24 +50,25 @@ func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob
 	}
 }
 
-// upload is one blob on its way, over any number of connections.
+// upload is the state of sending one blob, over any number of connections.
 type upload struct {
 	l      *layerPush
 	src    source
-	up     *remote.Upload
+	up     *remote.Upload // nil before the first attempt and after the registry has forgotten the upload
 	hash   hash.Hash
-	hashed int64 // bytes of the blob that hash has seen
-	ended  bool  // hash has seen all of it
-	srcErr error // of the last read
+	hashed int64 // the number of bytes, from the start of the blob, that were hashed
+	ended  bool  // all bytes were hashed
+	srcErr error // error of src in this attempt
 }
 
+// giveUp tells the registry to forget the upload.
 func (u *upload) giveUp(ctx context.Context) {
 	if u.up != nil {
 		u.up.Cancel(ctx)
 	}
 }
 
-// attempt sends what the registry has not got yet and ends the upload.
+// attempt sends the bytes that the registry does not have yet and completes the upload.
 func (u *upload) attempt(ctx context.Context, form *meta.LayerBlob) error {
 	u.srcErr = nil
 	at, err := u.position(ctx)
@@ -80,7 +82,7 @@ func (u *upload) attempt(ctx context.Context, form *meta.LayerBlob) error {
 	}
 	defer r.Close()
 	body := &gate{}
-	defer body.shut() // before r is closed and the hash is looked at: a transport may read on after its request has failed
+	defer body.shut() // a transport may read on after its request has failed, but not after r is closed
 	body.r = readFunc(func(p []byte) (int, error) {
 		n, err := r.Read(p)
 		u.see(p[:n], at)
@@ -107,7 +109,7 @@ func (u *upload) attempt(ctx context.Context, form *meta.LayerBlob) error {
 			return err
 		}
 	}
-	// A request of known length ends without the read that would say EOF.
+	// When the length is known, the transport does not read until EOF.
 	u.ended = u.ended || u.hashed == u.src.size
 	if !u.ended || u.srcErr != nil {
 		return errs.New(errs.Unavailable, "upload ended early: %w", errors.Join(u.srcErr, io.ErrUnexpectedEOF))
@@ -119,8 +121,10 @@ func (u *upload) attempt(ctx context.Context, form *meta.LayerBlob) error {
 	return u.up.Commit(ctx, d, nil)
 }
 
+// isSingle reports whether the blob is sent in one request.
 func (u *upload) isSingle() bool { return u.src.size >= 0 && u.src.size <= singleSize }
 
+// single sends the blob in the request that completes the upload.
 func (u *upload) single(ctx context.Context, body io.Reader, form *meta.LayerBlob) error {
 	data, err := io.ReadAll(io.LimitReader(body, singleSize+1))
 	if err != nil {
@@ -133,7 +137,7 @@ func (u *upload) single(ctx context.Context, body io.Reader, form *meta.LayerBlo
 	return u.up.Commit(ctx, d, data)
 }
 
-// see hashes bytes that start at an offset, those that were not hashed before.
+// see hashes the bytes of p, which start at an offset of the blob, as far as they were not hashed before.
 func (u *upload) see(p []byte, at int64) {
 	if skip := u.hashed - at; skip > 0 {
 		p = p[min(skip, int64(len(p))):]
@@ -142,7 +146,7 @@ func (u *upload) see(p []byte, at int64) {
 	u.hashed += int64(len(p))
 }
 
-// check compares what was read with the form, or completes the form.
+// check compares the bytes that were read with the form. If the form has no digest, check sets its digest and size.
 func (u *upload) check(form *meta.LayerBlob) (oci.Digest, error) {
 	d := oci.DigestOfHash(u.hash)
 	if form.Digest == "" {
@@ -155,7 +159,7 @@ func (u *upload) check(form *meta.LayerBlob) (oci.Digest, error) {
 	return d, nil
 }
 
-// position finds where the upload stands, or starts a new one.
+// position returns how many bytes the registry has of the upload. It starts an upload when there is none that can be continued.
 func (u *upload) position(ctx context.Context) (int64, error) {
 	if u.up != nil {
 		at, err := u.up.Offset(ctx)
@@ -165,7 +169,7 @@ func (u *upload) position(ctx context.Context) (int64, error) {
 		if err != nil && remote.Temporary(err) {
 			return 0, err
 		}
-		u.up = nil // it is gone, or speaks of bytes that we never sent
+		u.up = nil // the registry has forgotten it, or claims to have more bytes than were sent
 	}
 	if u.l.begun != nil {
 		u.up, u.l.begun = u.l.begun, nil
@@ -176,7 +180,7 @@ func (u *upload) position(ctx context.Context) (int64, error) {
 	return 0, err
 }
 
-// gate is a reader that can be shut while somebody else still reads.
+// gate is a reader that can be shut while another goroutine reads: Read fails after shut has returned.
 type gate struct {
 	mu     sync.Mutex
 	r      io.Reader

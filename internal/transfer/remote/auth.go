@@ -24,21 +24,21 @@ const (
 	clientID      = "ply"
 )
 
-// authState is what one origin asked for and what was got for it.
+// authState is how one origin wants to be authenticated, and the tokens for it.
 type authState struct {
-	mu     sync.Mutex // held over a token call: callers with one scope share its token
-	basic  bool
-	bearer *bearer
-	tokens map[string]bearerToken
+	mu     sync.Mutex             // held during a token request, so that concurrent requests for one scope share the token
+	basic  bool                   // the origin asked for Basic
+	bearer *bearer                // its last Bearer challenge; nil = none
+	tokens map[string]bearerToken // by scopeKey
 }
 
-// bearer is a Bearer challenge that passed the realm check.
+// bearer is a Bearer challenge whose realm passed checkRealm.
 type bearer struct {
 	realm   *url.URL
-	same    bool // realm is at the registry's own origin
+	same    bool // the realm is at the registry's own origin
 	service string
 	scope   string
-	peer    netip.Addr // where the registry was found
+	peer    netip.Addr // the address at which the registry answered
 }
 
 type bearerToken struct {
@@ -58,7 +58,7 @@ func (s *Session) state(ep *resolved) *authState {
 	return st
 }
 
-// credFor gives the credentials that may go to an endpoint: a mirror gets none.
+// credFor returns the credentials that may be sent to an endpoint: none to a mirror.
 func (s *Session) credFor(ep *resolved) transfer.Credentials {
 	if ep.mirror {
 		return transfer.Credentials{}
@@ -66,7 +66,7 @@ func (s *Session) credFor(ep *resolved) transfer.Credentials {
 	return s.cred
 }
 
-// authorization gives the header for scopes as far as the origin's wishes are known; "" when they are not.
+// authorization returns the Authorization header for scopes, or "" while the origin has not asked for any.
 func (s *Session) authorization(ctx context.Context, ep *resolved, scopes []string) (string, error) {
 	cred := s.credFor(ep)
 	if cred.RegistryToken != "" {
@@ -92,7 +92,8 @@ func basicHeader(c transfer.Credentials) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(c.Username+":"+c.Password))
 }
 
-// challenged takes in a 401. It reports whether another try may succeed; if not, the response is left to the caller.
+// challenged handles a response with status 401. It reports whether the request may succeed when it is sent again. If not, and
+// without an error, the caller still has to read and close the response.
 func (s *Session) challenged(ctx context.Context, ep *resolved, resp *http.Response, peer netip.Addr, scopes []string, used string) (bool, error) {
 	cred := s.credFor(ep)
 	if cred.RegistryToken != "" {
@@ -126,7 +127,7 @@ func (s *Session) challenged(ctx context.Context, ep *resolved, resp *http.Respo
 		if t, ok := st.tokens[key]; ok && used == "Bearer "+t.value {
 			delete(st.tokens, key)
 			if used != "" && strings.Contains(strings.Join(resp.Header.Values("Www-Authenticate"), " "), "insufficient_scope") {
-				return false, nil // a new token would be no wider
+				return false, nil // a new token would have the same scope
 			}
 		}
 		st.bearer = b
@@ -135,13 +136,13 @@ func (s *Session) challenged(ctx context.Context, ep *resolved, resp *http.Respo
 	case basic && cred.Username == "" && cred.Password == "":
 		drain(resp)
 		if ep.mirror {
-			return false, errs.New(errs.Unauthorized, "mirror %s: wants credentials, and mirrors get none", ep.host)
+			return false, errs.New(errs.Unauthorized, "mirror %s: asks for credentials, and mirrors get none", ep.host)
 		}
 		return false, errs.New(errs.Unauthorized, "%s %q: no basic auth credentials", resp.Request.Method, redact(resp.Request.URL)).
 			WithHint("Run 'ply login %s'.", s.loginName())
 	case basic:
 		if strings.HasPrefix(used, "Basic ") {
-			return false, nil // refused already
+			return false, nil // these credentials were refused
 		}
 		st.basic = true
 		drain(resp)
@@ -160,7 +161,7 @@ func (s *Session) loginName() string {
 	return s.name.Domain()
 }
 
-// drain lets the connection be used again.
+// drain reads the rest of a body and closes it, so that the connection can be used again.
 func drain(resp *http.Response) {
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxError))
 	resp.Body.Close()
@@ -172,7 +173,7 @@ func scopeKey(scopes []string) string {
 	return strings.Join(slices.Compact(s), " ")
 }
 
-// token gives a token for scopes from the cache or the token server. The caller holds st.mu.
+// token returns a token for scopes, from st or from the token server. The caller holds st.mu.
 func (s *Session) token(ctx context.Context, ep *resolved, st *authState, scopes []string) (bearerToken, error) {
 	key := scopeKey(scopes)
 	if t, ok := st.tokens[key]; ok && time.Now().Before(t.expires) {
@@ -189,7 +190,7 @@ func (s *Session) token(ctx context.Context, ep *resolved, st *authState, scopes
 	return t, nil
 }
 
-// fetchToken speaks the token protocol: GET with Basic credentials, or OAuth2 POST with an identity token.
+// fetchToken requests a token: with GET and Basic credentials, or with an OAuth2 POST and an identity token.
 func (s *Session) fetchToken(ctx context.Context, ep *resolved, b *bearer, scopes []string) (bearerToken, error) {
 	cred := s.credFor(ep)
 	req, err := tokenRequest(ctx, b, cred, scopes)
@@ -202,7 +203,7 @@ func (s *Session) fetchToken(ctx context.Context, ep *resolved, b *bearer, scope
 		return bearerToken{}, err
 	}
 	defer t.CloseIdleConnections()
-	resp, err := t.RoundTrip(req) // no redirects: they would take the credentials along
+	resp, err := t.RoundTrip(req) // RoundTrip follows no redirect: that would send the credentials to another host
 	if err != nil {
 		if ctx.Err() != nil {
 			return bearerToken{}, context.Cause(ctx)
@@ -227,11 +228,11 @@ func (s *Session) fetchToken(ctx context.Context, ep *resolved, b *bearer, scope
 	return parseToken(b.realm.Host, body)
 }
 
-// tokenError keeps the class of the status; a refusal of anonymous users says how to log in.
+// tokenError returns the error for a token server's refusal. Refused credentials have a text of their own.
 func tokenError(resp *http.Response, cred transfer.Credentials) error {
 	err := answerError(resp)
 	if resp.StatusCode == http.StatusUnauthorized && (cred.Username != "" || cred.IdentityToken != "") {
-		// The text alone: this is about the password, not about the repository that was asked for.
+		// err is not wrapped: the refusal concerns the password, so a caller must not take it for one of the repository.
 		return errs.New(errs.Unauthorized, "unauthorized: incorrect username or password (%v)", err)
 	}
 	return err
@@ -261,7 +262,7 @@ func tokenRequest(ctx context.Context, b *bearer, cred transfer.Credentials, sco
 		q.Set("account", cred.Username)
 	}
 	if len(scopes) == 0 {
-		q.Set("offline_token", "true") // login: an identity token is kept instead of the password
+		q.Set("offline_token", "true") // for login: a client keeps an identity token instead of the password
 		q.Set("client_id", clientID)
 	}
 	u.RawQuery = q.Encode()
@@ -296,12 +297,13 @@ func parseToken(host string, body []byte) (bearerToken, error) {
 	if doc.ExpiresIn > 0 {
 		life = time.Duration(min(doc.ExpiresIn, 24*3600)) * time.Second
 	}
-	// A tenth early: clocks and requests under way.
+	// Replace the token before it expires: clocks differ, and requests take time.
 	t.expires = time.Now().Add(life - life/10)
 	return t, nil
 }
 
-// realmTransport is a connection for one token call. At the registry's own origin its TLS settings hold, elsewhere the system's.
+// realmTransport returns the transport for one token request. At the registry's own origin it uses the TLS settings of the registry,
+// elsewhere those for the host of the token server.
 func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error) {
 	d := &dialer{c: c, timeout: connectTimeout, target: b.realm.Hostname(), check: realmCheck(b.peer)}
 	host := b.realm.Host
@@ -314,7 +316,7 @@ func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error
 		return nil, err
 	}
 	if ep.insecure && (b.same || strings.EqualFold(b.realm.Hostname(), hostOnly(ep.host))) {
-		conf.InsecureSkipVerify = true //nolint:gosec // as the registry itself, by the user's word
+		conf.InsecureSkipVerify = true //nolint:gosec // the user has declared the registry on this host insecure
 	}
 	return newTransport(d, conf), nil
 }

@@ -16,7 +16,7 @@ func bytesBody(b []byte) func() io.Reader {
 	return func() io.Reader { return bytes.NewReader(b) }
 }
 
-// decodeAnswer reads a bounded JSON answer and closes it.
+// decodeAnswer decodes a JSON answer of at most limit bytes and closes it.
 func decodeAnswer(resp *http.Response, limit int64, v any) error {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(idleReader(resp.Body, func() { resp.Body.Close() }), limit+1))
@@ -37,7 +37,7 @@ type idle struct {
 	stop func()
 }
 
-// idleReader calls stop when one Read gets nothing for idleTimeout; the time between two Reads does not count.
+// idleReader calls stop when one Read gets nothing for idleTimeout. The time between two Reads does not count.
 func idleReader(r io.Reader, stop func()) io.Reader { return &idle{r, stop} }
 
 func (i *idle) Read(p []byte) (int, error) {
@@ -46,11 +46,11 @@ func (i *idle) Read(p []byte) (int, error) {
 	return i.r.Read(p)
 }
 
-// cancelBody ends its request when it is closed and gives the cause when it was ended.
+// cancelBody cancels the request when it is closed. After the request was cancelled, Read returns the cause.
 type cancelBody struct {
 	io.ReadCloser
 	r      io.Reader
-	ctx    context.Context //nolint:containedctx // the request's own
+	ctx    context.Context //nolint:containedctx // the context of the request
 	cancel context.CancelCauseFunc
 }
 
@@ -67,7 +67,7 @@ func (b *cancelBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// watched cancels an upload when the transport takes no bytes for a while: the far end does not read.
+// watched cancels an upload when the transport does not read from it for headerTimeout: the registry has stopped reading.
 type watched struct {
 	r     io.Reader
 	timer *time.Timer

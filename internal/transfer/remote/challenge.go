@@ -11,8 +11,8 @@ type challenge struct {
 	params map[string]string // keys lower case
 }
 
-// parseChallenges reads every WWW-Authenticate header by RFC 9110's grammar: several schemes in one header, quoted
-// commas, escapes. What does not fit is skipped.
+// parseChallenges parses all WWW-Authenticate headers as RFC 9110, section 11.6.1, defines them: a header may have several schemes,
+// quoted commas and escapes. It skips what is malformed.
 func parseChallenges(h http.Header) []challenge {
 	var list []challenge
 	for _, v := range h.Values("Www-Authenticate") {
@@ -43,14 +43,14 @@ func parseHeader(s string) []challenge {
 		}
 		list = append(list, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
 		s = trimmed
-		// Token68 form ("Negotiate abc=="): no parameters, nothing that we use.
+		// The token68 form ("Negotiate abc==") has no parameters, and no scheme that is used here has it.
 		if tok, after := token68(s); tok != "" && (after == "" || strings.HasPrefix(strings.TrimLeft(after, " \t"), ",")) {
 			s = after
 		}
 	}
 }
 
-// paramValue reads "= value" where value is a token or a quoted string.
+// paramValue parses "= value", where value is a token or a quoted string.
 func paramValue(s string) (value, rest string, ok bool) {
 	s, ok = strings.CutPrefix(s, "=")
 	if !ok {

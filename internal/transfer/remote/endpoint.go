@@ -10,27 +10,27 @@ import (
 	"ply/internal/errs"
 )
 
-// policy is the part of the configuration that can be swapped at run time.
+// policy is the part of the configuration that Reload replaces.
 type policy struct {
 	mirrors []*endpoint
-	hosts   map[string]bool // may be insecure
-	nets    []netip.Prefix  // may be insecure
+	hosts   map[string]bool // registries that may be insecure, in lower case
+	nets    []netip.Prefix  // networks whose registries may be insecure
 	realms  []string        // token servers that any registry may name
 }
 
-// endpoint is one base below which /v2/ is found.
+// endpoint is one base URL that serves /v2/.
 type endpoint struct {
-	scheme   string // "" = https or http, to be found out
+	scheme   string // "" = unknown: https or http
 	host     string // host or host:port
-	prefix   string // path before /v2/, without a trailing slash
+	prefix   string // path before /v2/, without a slash at its end
 	mirror   bool
-	insecure bool           // certificates are not checked; http is allowed
-	nets     []netip.Prefix // insecure because of these: connections go nowhere else
+	insecure bool           // certificates are not checked, and http is allowed
+	nets     []netip.Prefix // the endpoint is insecure because it is in these networks; connections to other addresses fail
 }
 
 func (e *endpoint) key() string { return e.scheme + "://" + e.host + e.prefix }
 
-// origin of a URL: what decides whether credentials may go along.
+// origin returns scheme, host and port of a URL. Credentials are sent to one origin only.
 func origin(u *url.URL) string {
 	host, port := u.Hostname(), u.Port()
 	if port == "" {
@@ -62,7 +62,7 @@ func (p *policy) addInsecure(s string) error {
 		p.nets = append(p.nets, n.Masked())
 		return nil
 	}
-	// People paste URLs here; what they mean is clear.
+	// Users paste URLs here.
 	s = strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://"), "/")
 	if !validHost(s) {
 		return errs.New(errs.Invalid, "insecure-registries: %q is not a host, host:port or CIDR", clip(s))
@@ -102,9 +102,11 @@ func (p *policy) endpoint(domain string) *endpoint {
 	return e
 }
 
-// insecure tells whether a host may be spoken to without verification. Loopback always may, by address or as
-// localhost; a name that merely resolves to loopback may not, else whoever answers DNS could switch TLS off.
-// A name that falls under a CIDR is not known before it is resolved: the networks returned hold its connections to it.
+// insecure reports whether a host may have an invalid certificate or none. Loopback may, as an address or as localhost. Another
+// name that resolves to loopback may not: whoever answers DNS could otherwise disable TLS.
+//
+// Whether a name is in an insecure network is known only when it is resolved. For a name, insecure therefore returns the
+// networks, and the endpoint connects to no address outside them.
 func (p *policy) insecure(host string) (bool, []netip.Prefix) {
 	if p.hosts[strings.ToLower(host)] {
 		return true, nil

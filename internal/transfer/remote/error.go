@@ -17,25 +17,25 @@ import (
 	"ply/internal/errs"
 )
 
-// maxError bounds what is read of an error's body, in bytes.
+// maxError bounds how much of the body of an error is read, in bytes.
 const maxError = 64 << 10
 
-// Error is an answer of a registry that is not a success. Callers branch on Status, Codes and RetryAfter.
+// Error is an answer of a registry with a status outside 2xx.
 type Error struct {
 	Method     string
-	URL        string // without user and query
+	URL        string // without user and query, which may be secret
 	Status     int
 	Codes      []Code
-	RetryAfter time.Duration // what the registry asks for; 0 = nothing
+	RetryAfter time.Duration // how long the registry asks to wait; 0 = it does not say
 }
 
-// Code is one entry of a registry's error body; its text is cleaned of control characters and cut.
+// Code is one entry of the body of an error. Control characters are removed from its text, and a long text is cut.
 type Code struct {
 	Code    string
 	Message string
 }
 
-// Error gives the registry's own words where it had some: "manifest unknown: manifest unknown".
+// Error returns the text of the registry, such as "manifest unknown: manifest unknown", or the status if it sent none.
 func (e *Error) Error() string {
 	if len(e.Codes) == 0 {
 		if e.Status == http.StatusTooManyRequests {
@@ -58,7 +58,7 @@ func (e *Error) Error() string {
 	return strings.Join(parts, "; ")
 }
 
-// Is gives the class.
+// Is compares with the classes of package errs.
 func (e *Error) Is(target error) bool {
 	switch e.Status {
 	case http.StatusUnauthorized:
@@ -78,7 +78,7 @@ func (e *Error) Is(target error) bool {
 	return target == errs.Invalid
 }
 
-// Has reports whether the registry named a code.
+// Has reports whether the body has an entry with this code.
 func (e *Error) Has(code string) bool {
 	for _, c := range e.Codes {
 		if strings.EqualFold(c.Code, code) {
@@ -88,7 +88,8 @@ func (e *Error) Has(code string) bool {
 	return false
 }
 
-// Temporary reports whether the same request may succeed later: errors of transport and of busy registries may, refusals may not.
+// Temporary reports whether the same request may succeed later. Errors of the connection and of a busy registry are temporary,
+// refusals are not.
 func Temporary(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		switch e.Status {
@@ -103,14 +104,14 @@ func Temporary(err error) bool {
 	return true
 }
 
-// Unreachable reports whether nobody answers at the registry's address at all: asking again at once would only make people wait.
+// Unreachable reports whether nothing answers at the address of the registry, so that sending the request again at once is useless.
 func Unreachable(err error) bool {
 	var dns *net.DNSError
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) ||
 		errors.As(err, &dns) && dns.IsNotFound
 }
 
-// RetryAfter is what the registry asked for; 0 = nothing.
+// RetryAfter returns how long the registry asks to wait; 0 = it does not say.
 func RetryAfter(err error) time.Duration {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.RetryAfter
@@ -118,16 +119,16 @@ func RetryAfter(err error) time.Duration {
 	return 0
 }
 
-// blames reports whether an error of a mirror is a reason to pass it over for a while; that it has not got something is none.
+// blames reports whether an error is a reason to mark a mirror as bad. That the mirror does not have some content is no reason.
 func blames(err error) bool {
 	return !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Invalid)
 }
 
-// answerError reads the error out of a response and closes its body.
+// answerError returns the *Error of a response and closes its body.
 func answerError(resp *http.Response) error {
 	defer resp.Body.Close()
 	e := &Error{Method: resp.Request.Method, URL: redact(resp.Request.URL), Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header, time.Now())}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // what there is of it
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError)) // after an error, the part that was read
 	e.Codes = parseCodes(body)
 	return e
 }
@@ -157,7 +158,7 @@ func parseCodes(body []byte) []Code {
 	return codes
 }
 
-// clean makes text of a stranger fit for a terminal and a log line.
+// clean removes what must not reach a terminal or a log from text of a registry, and cuts it to 500 characters.
 func clean(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' {
@@ -174,7 +175,7 @@ func clean(s string) string {
 	return strings.TrimSpace(s)
 }
 
-// retryAfter reads seconds or a date; 0 for none and for nonsense.
+// retryAfter parses the header Retry-After, which has seconds or a date; 0 when it is missing or malformed.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	v := h.Get("Retry-After")
 	if v == "" {
@@ -192,7 +193,7 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return 0
 }
 
-// redact leaves out what may be secret: user, query (presigned storage URLs) and fragment.
+// redact returns a URL without what may be secret: user, query (presigned URLs of storage) and fragment.
 func redact(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

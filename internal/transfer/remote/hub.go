@@ -1,7 +1,7 @@
 package remote
 
-// The hub is special in four ways: its names leave the host out, its registry and its search index have hosts of their own, and its
-// credentials are kept under a key from before there were registries.
+// Docker Hub is special in four ways: names leave out its host; its registry has another host name; so has its search index; and
+// clients keep its credentials under a URL of the old index.
 const (
 	hubDomain   = "docker.io"
 	hubRegistry = "registry-1.docker.io"
@@ -9,7 +9,7 @@ const (
 	hubAuthKey  = "https://index.docker.io/v1/"
 )
 
-// isHub reports whether a server address, as clients write it, means the hub.
+// isHub reports whether a server address, as clients write it, means Docker Hub.
 func isHub(address string) bool {
 	switch address {
 	case "", hubDomain, hubIndex, hubRegistry, hubAuthKey:

@@ -13,11 +13,11 @@ import (
 	"ply/internal/oci"
 )
 
-// Manifest is a manifest or index as a registry served it; Data has digest Digest.
+// Manifest is a manifest or index as a registry sent it. Data has the digest Digest.
 type Manifest struct {
-	oci.Descriptor // Size and Digest are of Data; MediaType is what data, header and shape agree on
+	oci.Descriptor // of Data; Content-Type and fields of Data agree with MediaType
 	Data           []byte
-	Source         string // base URL of the endpoint that served it
+	Source         string // base URL of the endpoint that sent it
 }
 
 var manifestTypes = []string{
@@ -30,7 +30,7 @@ func acceptManifests() http.Header {
 
 func (s *Session) repoPath(suffix string) string { return "/v2/" + s.name.Path() + suffix }
 
-// Resolve asks which digest a tag has, without fetching the manifest. "" when the registry does not say.
+// Resolve returns the digest of a tag without fetching the manifest, or "" when the registry does not say.
 func (s *Session) Resolve(ctx context.Context, tag string) (d oci.Digest, err error) {
 	err = s.try(ctx, "resolve "+tag, func(e *endpoint) error {
 		resp, _, err := s.send(ctx, e, &request{
@@ -48,8 +48,8 @@ func (s *Session) Resolve(ctx context.Context, tag string) (d oci.Digest, err er
 	return d, err
 }
 
-// Manifest fetches a manifest or index by tag or digest: bounded, of a known kind, with the digest that was asked for or that
-// the registry claims. Errors: *Error, or errs.Invalid for bytes that are refused.
+// Manifest fetches a manifest or index by tag or digest. It is at most oci.MaxManifest bytes, of a known media type, and has the
+// digest that was requested or that the registry stated. Errors: *Error; errs.Invalid for any other content.
 func (s *Session) Manifest(ctx context.Context, ref string) (m *Manifest, err error) {
 	err = s.try(ctx, "manifest "+ref, func(e *endpoint) error {
 		m, err = s.manifestFrom(ctx, e, ref)
@@ -97,7 +97,7 @@ const (
 	maxTags     = 100_000
 )
 
-// Tags lists the tags of the repository, following pages, at most maxTags.
+// Tags returns the tags of the repository, sorted. errs.Invalid when there are more than maxTags.
 func (s *Session) Tags(ctx context.Context) (tags []string, err error) {
 	err = s.try(ctx, "tags", func(e *endpoint) error {
 		tags, err = s.tagsFrom(ctx, e)
@@ -143,7 +143,7 @@ func (s *Session) tagsFrom(ctx context.Context, e *endpoint) ([]string, error) {
 	}
 }
 
-// nextLink reads RFC 8288: <url>; rel="next".
+// nextLink returns the URL of a Link header (RFC 8288) with rel="next", or "".
 func nextLink(h http.Header) string {
 	for _, v := range h.Values("Link") {
 		target, params, ok := strings.Cut(v, ">")
@@ -154,7 +154,7 @@ func nextLink(h http.Header) string {
 	return ""
 }
 
-// PutManifest uploads exact bytes under a tag or digest.
+// PutManifest uploads a manifest, byte for byte, under a tag or digest.
 func (s *Session) PutManifest(ctx context.Context, ref, mediaType string, data []byte) error {
 	h := http.Header{"Content-Type": {mediaType}}
 	resp, _, err := s.send(ctx, s.host, &request{
@@ -171,7 +171,7 @@ func (s *Session) PutManifest(ctx context.Context, ref, mediaType string, data [
 	return nil
 }
 
-// HasBlob asks for a blob; errs.NotFound when the repository has not got it.
+// HasBlob returns the size of a blob, as the registry states it. errs.NotFound when the repository does not have it.
 func (s *Session) HasBlob(ctx context.Context, d oci.Digest) (size int64, err error) {
 	resp, _, err := s.send(ctx, s.host, &request{
 		method: http.MethodHead, path: s.repoPath("/blobs/" + string(d)), scopes: []string{s.scope},
@@ -183,17 +183,17 @@ func (s *Session) HasBlob(ctx context.Context, d oci.Digest) (size int64, err er
 	return resp.ContentLength, nil
 }
 
-// Body is the content of a blob from Offset on. Reading stalls for at most the idle time. The caller closes it.
+// Body is the content of a blob from Offset on. A Read that gets nothing for idleTimeout fails. The caller closes it.
 type Body struct {
 	io.ReadCloser
-	Offset int64  // where it starts: what was asked for, or 0 from a registry that ignores ranges
-	Ranged bool   // the answer was 206
-	Total  int64  // size of the whole blob as the registry says; -1 = unknown
+	Offset int64  // the first byte: the one that was requested, or 0 if the registry ignores ranges
+	Ranged bool   // the registry answered with a range (status 206)
+	Total  int64  // size of the whole blob as the registry states it; -1 = unknown
 	Source string // base URL of the endpoint
 }
 
-// Blob opens a blob at an offset, up to but not with end (-1 = to its end).
-// Errors: *Error, errs.Unavailable below HTTP, errs.Invalid for a 206 that is not what was asked for.
+// Blob opens the bytes of a blob from an offset up to end, which is exclusive; -1 means all that follow. Errors: *Error;
+// errs.Unavailable for an error of the connection; errs.Invalid for a range other than the requested one.
 func (s *Session) Blob(ctx context.Context, d oci.Digest, from, end int64) (b *Body, err error) {
 	err = s.try(ctx, "blob "+d.Short(), func(e *endpoint) error {
 		b, err = s.blobFrom(ctx, e, d, from, end)
@@ -237,7 +237,7 @@ func (s *Session) blobFrom(ctx context.Context, e *endpoint, d oci.Digest, from,
 	return b, nil
 }
 
-// contentRange reads "bytes a-b/total"; total is -1 for "*".
+// contentRange parses "bytes a-b/total"; total is -1 for "*".
 func contentRange(v string) (from, total int64, err error) {
 	bad := func() (int64, int64, error) {
 		return 0, 0, errs.New(errs.Invalid, "content range %q is not well formed", clip(clean(v)))
@@ -261,7 +261,7 @@ func contentRange(v string) (from, total int64, err error) {
 	return from, total, nil
 }
 
-// Bytes fetches a whole small blob, of at most limit bytes, and verifies it. What a mirror sends wrong is asked of the next endpoint.
+// Bytes fetches a whole blob of at most limit bytes and verifies it. When a mirror sends wrong bytes, it asks the next endpoint.
 func (s *Session) Bytes(ctx context.Context, d oci.Descriptor, limit int64) (data []byte, err error) {
 	if d.Size > limit {
 		return nil, errs.New(errs.Invalid, "blob %s: %d bytes are more than the limit, %d", d.Digest, d.Size, limit)

@@ -11,9 +11,9 @@ import (
 	"ply/internal/errs"
 )
 
-// checkRealm decides whether a registry may send its user's credentials to a token server. The same host and port always
-// may; another host must belong to the same registrable domain or be on the user's list, and be reached by https
-// unless the registry itself is not.
+// checkRealm decides whether the credentials for a registry may be sent to the token server that the registry names. Its own host and
+// port are allowed. Another host must belong to the same registrable domain or be in Options.AuthRealms, and it must use https
+// unless the registry itself uses http. same is true when the token server is at the registry's own origin.
 func (c *Client) checkRealm(registry *url.URL, realm string) (u *url.URL, same bool, err error) {
 	u, err = url.Parse(realm)
 	refuse := func(why string) error {
@@ -32,7 +32,7 @@ func (c *Client) checkRealm(registry *url.URL, realm string) (u *url.URL, same b
 		return u, true, nil
 	}
 	if u.Scheme == "http" && registry.Scheme != "http" {
-		return nil, false, refuse("is http while the registry is https, so credentials would travel in clear")
+		return nil, false, refuse("is http while the registry is https, so credentials would be sent unencrypted")
 	}
 	if c.allowedRealm(u) || sameSite(registry.Hostname(), u.Hostname()) {
 		return u, false, nil
@@ -54,7 +54,7 @@ func (c *Client) allowedRealm(u *url.URL) bool {
 	return false
 }
 
-// sameSite reports whether two hosts have one owner as far as names can tell.
+// sameSite reports whether two hosts belong to the same registrable domain, such as example.org.
 func sameSite(a, b string) bool {
 	a, b = strings.ToLower(a), strings.ToLower(b)
 	if a == b {
@@ -76,23 +76,24 @@ func isIP(s string) bool {
 	return err == nil
 }
 
-// realmCheck is the dialer's check for a token server: never link-local or metadata; private and loopback addresses only when the
-// registry was found at such an address itself, so that a public registry cannot make us knock at inner doors.
+// realmCheck returns the dialer's check for a token server. It refuses link-local and metadata addresses. It allows private and
+// loopback addresses only if the registry has such an address itself: a public registry must not make the engine send requests
+// to servers in the internal network.
 func realmCheck(registryAddr netip.Addr) func(string, netip.Addr) error {
-	inner := registryAddr.IsValid() && (registryAddr.IsPrivate() || registryAddr.IsLoopback())
+	private := registryAddr.IsValid() && (registryAddr.IsPrivate() || registryAddr.IsLoopback())
 	base := refuseMetadata("")
 	return func(host string, ip netip.Addr) error {
 		if err := base(host, ip); err != nil {
 			return err
 		}
-		if !inner && (ip.IsPrivate() || ip.IsLoopback()) {
-			return errs.New(errs.Forbidden, "token server %s is at the inner address %s, the registry is not", host, ip)
+		if !private && (ip.IsPrivate() || ip.IsLoopback()) {
+			return errs.New(errs.Forbidden, "token server %s is at the private address %s, the registry is not", host, ip)
 		}
 		return nil
 	}
 }
 
-// addrOf gives the address of a connection's far end.
+// addrOf returns the address of the other end of a connection.
 func addrOf(a net.Addr) netip.Addr {
 	if a == nil {
 		return netip.Addr{}

@@ -1,8 +1,9 @@
-// Package remote speaks with registries over HTTP: endpoints and mirrors, TLS, challenges and tokens, errors.
+// Package remote is the client of the distribution protocol: endpoints and mirrors, TLS, authentication and tokens, manifests, blobs
+// and uploads, retries, login and search.
 //
-// Invariants: credentials go to the host they are for, and to a token server that this host may name, and nowhere
-// else: not to mirrors, not along redirects, not into logs or errors. Every answer is bounded. What a registry
-// says about itself (realm, Location, redirect, sizes, Retry-After) is a claim to be checked.
+// Invariants: credentials are sent to the host that they are for and to a token server that this host may name, and nowhere
+// else: not to mirrors, not to the target of a redirect, not into logs or errors. The size of every answer is bounded. What a
+// registry says about itself (realm, Location, redirect, sizes, Retry-After) is checked before it is used.
 package remote
 
 import (
@@ -24,30 +25,31 @@ type LookupFunc func(ctx context.Context, host string) ([]netip.Addr, error)
 
 // Options of New. The zero value works.
 type Options struct {
-	Mirrors    []string // base URLs, http or https, perhaps with a path before /v2/
-	Insecure   []string // host, host:port, CIDR
-	AuthRealms []string // hosts or host:port
-	CertsDirs  []string
-	ConfigFile string
-	UserAgent  string
-	Log        *slog.Logger
-	Dial       func(ctx context.Context, network, addr string) (net.Conn, error)
-	Lookup     LookupFunc
-	Attempts   int   // tries in a row without progress; 0 = 5
-	Retry      Retry // zero = DefaultRetry
+	Mirrors    []string     // base URLs of mirrors of the hub, http or https, perhaps with a path before /v2/; they are tried in order
+	Insecure   []string     // hosts, host:port or CIDRs that may have an invalid certificate or none; loopback always may
+	AuthRealms []string     // hosts, or host:port, that any registry may name as its token server; its own domain always may be
+	CertsDirs  []string     // directories with <host:port>/{ca.crt,client.cert,client.key}
+	ConfigFile string       // how hints name the configuration file; "" = "daemon.json"
+	UserAgent  string       // "" = "ply"
+	Log        *slog.Logger // nil = none
+	// Dial and Lookup replace the network's, for tests.
+	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
+	Lookup   LookupFunc
+	Attempts int   // tries in a row without progress; 0 = 5
+	Retry    Retry // zero = DefaultRetry
 }
 
-// Times that bound every conversation.
+// Timeouts.
 const (
 	connectTimeout       = 15 * time.Second
 	mirrorConnectTimeout = 3 * time.Second
 	headerTimeout        = 60 * time.Second
-	idleTimeout          = 30 * time.Second // without a byte of a body
-	badFor               = 5 * time.Minute  // how long a mirror that failed is passed over
-	schemeFor            = 10 * time.Minute // how long it is remembered which scheme an insecure registry speaks
+	idleTimeout          = 30 * time.Second // a body may send no byte for so long
+	badFor               = 5 * time.Minute  // a mirror that failed is not asked for so long
+	schemeFor            = 10 * time.Minute // the scheme of an insecure registry is remembered for so long
 )
 
-// Client knows the endpoints. Safe for concurrent use.
+// Client makes sessions with registries. Safe for concurrent use.
 type Client struct {
 	opts  Options
 	log   *slog.Logger
@@ -56,23 +58,25 @@ type Client struct {
 	mu         sync.Mutex
 	policy     *policy
 	transports map[transportKey]*pool
-	bad        map[string]time.Time // base URL of a mirror, until when
+	bad        map[string]time.Time // by base URL of a mirror: until when it is not asked
 	schemes    map[string]knownScheme
-	within     map[string]knownPlace // by host: is it in the insecure networks
+	within     map[string]knownWithin // by host: is it in the insecure networks
 }
 
-type knownPlace struct {
+// knownWithin is a remembered answer of inNetworks.
+type knownWithin struct {
 	yes   bool
 	until time.Time
 }
 
+// knownScheme is a remembered answer of probe.
 type knownScheme struct {
 	scheme string
 	until  time.Time
 }
 
-// New makes a client. Entries of Mirrors and Insecure that cannot be understood are logged and left out: a typing
-// error must not keep the engine from starting.
+// New returns a client. It logs and ignores malformed entries of Mirrors and Insecure: a typing error must not keep the engine from
+// starting.
 func New(opts Options) *Client {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -93,7 +97,7 @@ func New(opts Options) *Client {
 		transports: map[transportKey]*pool{},
 		bad:        map[string]time.Time{},
 		schemes:    map[string]knownScheme{},
-		within:     map[string]knownPlace{},
+		within:     map[string]knownWithin{},
 	}
 	c.retry.Retry = opts.Retry
 	if opts.Retry == (Retry{}) {
@@ -109,7 +113,8 @@ func New(opts Options) *Client {
 	return c
 }
 
-// Reload swaps mirrors, insecure registries and token servers; errs.Invalid when an entry cannot be understood, and then nothing changes.
+// Reload replaces the lists of mirrors, insecure registries and token servers. Sessions that exist keep the old lists. On
+// errs.Invalid, for a malformed entry, nothing changes.
 func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
 	p, err := parsePolicy(mirrors, insecure)
 	if err != nil {
@@ -129,7 +134,7 @@ func (c *Client) Reload(mirrors, insecure, authRealms []string) error {
 	return nil
 }
 
-// Close drops idle connections.
+// Close closes idle connections.
 func (c *Client) Close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,8 +143,8 @@ func (c *Client) Close() {
 	}
 }
 
-// Session is a conversation about one repository with one set of credentials; tokens live as long as it does.
-// Safe for concurrent use.
+// Session makes requests about one repository with one set of credentials. It keeps the tokens that it gets. Safe for concurrent
+// use.
 type Session struct {
 	c     *Client
 	name  oci.Reference // repository
@@ -153,7 +158,7 @@ type Session struct {
 	auth map[string]*authState // by origin
 }
 
-// Action is what a session means to do.
+// Action is what a session may do with its repository.
 type Action string
 
 // The actions, as token servers name them.
@@ -162,8 +167,7 @@ const (
 	Push Action = "pull,push"
 )
 
-// Session begins a conversation about the repository of name. Credentials are sent to the registry that name
-// says, never to a mirror.
+// Session returns a session about the repository of name. It sends the credentials to the registry in name, never to a mirror.
 func (c *Client) Session(name oci.Reference, action Action, cred transfer.Credentials) *Session {
 	s := &Session{
 		c: c, name: name.Repository(), cred: cred,
@@ -180,10 +184,10 @@ func (c *Client) Session(name oci.Reference, action Action, cred transfer.Creden
 	return s
 }
 
-// Name is the repository that the session is about.
+// Name returns the repository of the session.
 func (s *Session) Name() oci.Reference { return s.name }
 
-// endpoints gives the mirrors that are not known to be bad, then the host.
+// endpoints returns the mirrors that are not marked bad, then the registry itself.
 func (s *Session) endpoints() []*endpoint {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
@@ -198,8 +202,8 @@ func (s *Session) endpoints() []*endpoint {
 	return append(list, s.host)
 }
 
-// try asks one endpoint after the other until one gives what is wanted. What mirrors answer is only logged: the host's
-// answer is the one that counts.
+// try calls ask for one endpoint after the other until one succeeds. It logs the errors of mirrors and returns the error of the
+// registry itself.
 func (s *Session) try(ctx context.Context, what string, ask func(*endpoint) error) error {
 	var mirror string
 	var mirrorErr error
@@ -218,23 +222,24 @@ func (s *Session) try(ctx context.Context, what string, ask func(*endpoint) erro
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		s.c.log.Info("mirror passed over", "mirror", e.key(), "what", what, "err", err)
+		s.c.log.Info("mirror failed", "mirror", e.key(), "what", what, "err", err)
 		if blames(err) {
 			s.c.mu.Lock()
 			s.c.bad[e.key()] = time.Now().Add(badFor)
 			s.c.mu.Unlock()
 		}
 	}
-	return errs.New(errs.Internal, "%s: no endpoint", s.name) // the host is always in the list
+	return errs.New(errs.Internal, "%s: no endpoint", s.name) // cannot happen: the registry itself is always in the list
 }
 
+// cloneURL returns a copy.
 func cloneURL(u *url.URL) *url.URL {
 	v := *u
 	return &v
 }
 
-// Distrust passes a mirror over for a while because what it sent was wrong; source is a Body's or Manifest's.
-// It reports whether source was a mirror.
+// Distrust marks a mirror as bad because it sent wrong bytes. source is the Source of a Body or Manifest. It reports whether source
+// is a mirror.
 func (s *Session) Distrust(source string) bool {
 	for _, m := range s.mirrors {
 		if m.key() == source {

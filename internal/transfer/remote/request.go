@@ -16,7 +16,7 @@ import (
 	"ply/internal/errs"
 )
 
-// resolved is an endpoint whose scheme is known.
+// resolved is an endpoint with its scheme.
 type resolved struct {
 	*endpoint
 	base *url.URL
@@ -25,21 +25,21 @@ type resolved struct {
 // request is one HTTP request to an endpoint.
 type request struct {
 	method string
-	path   string   // below the endpoint's prefix, with its query
-	url    *url.URL // instead of path: an upload's Location
+	path   string   // below the endpoint's prefix, with the query
+	url    *url.URL // used instead of path, for the Location of an upload; nil = path
 	header http.Header
 	body   func() io.Reader // nil = none
-	length int64            // of body; -1 = unknown
-	scopes []string
-	once   bool // the body cannot be sent twice
+	length int64            // of body, in bytes; -1 = unknown
+	scopes []string         // scopes that a token needs
+	once   bool             // the body cannot be sent twice
 }
 
 const (
 	maxRedirects  = 10
-	maxChallenges = 3 // tokens may end while a request waits for its turn
+	maxChallenges = 3 // a token may expire while a request waits
 )
 
-// resolve finds out which scheme an insecure endpoint speaks: https first, then http.
+// resolve finds out the scheme of an insecure endpoint: it tries https first, then http.
 func (s *Session) resolve(ctx context.Context, e *endpoint) (*resolved, error) {
 	insecure := e.insecure
 	if !insecure && len(e.nets) > 0 {
@@ -61,8 +61,8 @@ func (s *Session) resolve(ctx context.Context, e *endpoint) (*resolved, error) {
 	return r, nil
 }
 
-// inNetworks tells whether every address of a host is in the endpoint's networks. The answer is good for a minute: connections
-// are held to the networks all the same.
+// inNetworks reports whether every address of a host is in the endpoint's networks. It remembers the answer for a minute; that is
+// safe, because the dialer checks the address of every connection.
 func (c *Client) inNetworks(ctx context.Context, e *endpoint) bool {
 	c.mu.Lock()
 	known, ok := c.within[e.host]
@@ -73,10 +73,11 @@ func (c *Client) inNetworks(ctx context.Context, e *endpoint) bool {
 	yes := c.lookupWithin(ctx, e)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.within[e.host] = knownPlace{yes, time.Now().Add(time.Minute)}
+	c.within[e.host] = knownWithin{yes, time.Now().Add(time.Minute)}
 	return yes
 }
 
+// lookupWithin is inNetworks without the memory.
 func (c *Client) lookupWithin(ctx context.Context, e *endpoint) bool {
 	ctx, cancel := context.WithTimeout(ctx, mirrorConnectTimeout)
 	defer cancel()
@@ -93,7 +94,7 @@ func (c *Client) lookupWithin(ctx context.Context, e *endpoint) bool {
 	return true
 }
 
-// probe asks an insecure host for its scheme and remembers the answer for a while. No credentials travel.
+// probe finds out whether an insecure host answers to https or http, and remembers it. It sends no credentials.
 func (c *Client) probe(ctx context.Context, r *resolved) (string, error) {
 	c.mu.Lock()
 	known := c.schemes[r.host]
@@ -134,8 +135,8 @@ func (c *Client) forgetScheme(host string) {
 	delete(c.schemes, host)
 }
 
-// send makes a request to an endpoint, with authorization as it is asked for, and follows redirects of GET and HEAD.
-// A status outside 2xx is an *Error. The caller closes the body.
+// send sends a request to an endpoint, authenticates as the endpoint demands, and follows redirects of GET and HEAD. A status
+// outside 2xx is an *Error. The caller closes the body.
 func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Response, *resolved, error) {
 	ep, err := s.resolve(ctx, e)
 	if err != nil {
@@ -164,7 +165,7 @@ func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Resp
 				return nil, nil, err
 			}
 			if again && r.once {
-				return nil, nil, errs.New(errs.Unavailable, "registry %s: asks for new credentials amid an upload", ep.host)
+				return nil, nil, errs.New(errs.Unavailable, "registry %s: asks for new credentials during an upload", ep.host)
 			}
 			if again {
 				continue
@@ -177,7 +178,7 @@ func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Resp
 	}
 }
 
-// roundTrip sends one request and follows its redirects. Authorization never leaves the origin.
+// roundTrip sends one request and follows its redirects. It sends the authorization to the endpoint's own origin only.
 func (s *Session) roundTrip(ctx context.Context, ep *resolved, u *url.URL, r *request, authorization string) (*http.Response, netip.Addr, error) {
 	var peer netip.Addr
 	for hop := 0; ; hop++ {
@@ -225,6 +226,7 @@ func (s *Session) roundTrip(ctx context.Context, ep *resolved, u *url.URL, r *re
 	}
 }
 
+// transportFor returns the connection pool for a URL: the endpoint's own, or the one for other hosts.
 func (c *Client) transportFor(ep *resolved, u *url.URL) (http.RoundTripper, error) {
 	if strings.EqualFold(u.Host, ep.host) {
 		return c.transport(ep)
@@ -232,12 +234,13 @@ func (c *Client) transportFor(ep *resolved, u *url.URL) (http.RoundTripper, erro
 	return c.elsewhere(), nil
 }
 
-// redirect gives the next URL, or nil when resp is the answer. It closes the body of a redirect.
+// redirect returns the URL to which resp redirects, or nil when resp is not a redirect that is followed. It closes the body of a
+// redirect.
 func redirect(ep *resolved, u *url.URL, r *request, resp *http.Response) (*url.URL, error) {
 	switch resp.StatusCode {
 	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 	default:
-		return nil, nil //nolint:nilnil // no redirect
+		return nil, nil //nolint:nilnil // not a redirect
 	}
 	if r.method != http.MethodGet && r.method != http.MethodHead {
 		return nil, nil //nolint:nilnil // the caller sees the status
@@ -257,7 +260,7 @@ func redirect(ep *resolved, u *url.URL, r *request, resp *http.Response) (*url.U
 	return next, nil
 }
 
-// transportError says what went wrong below HTTP, in docker's words, with the way out where there is one.
+// transportError words an error below HTTP as docker does and adds a hint where there is one.
 func (c *Client) transportError(ep *resolved, req *http.Request, err error) error {
 	var refused *errs.Error
 	if errors.As(err, &refused) && refused.Class == errs.Forbidden {

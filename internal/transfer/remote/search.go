@@ -91,14 +91,14 @@ func (c *Client) search(ctx context.Context, term string, limit int, cred transf
 		r := transfer.SearchResult(found)
 		r.Name, r.Description = clean(r.Name), clean(r.Description)
 		if host != hubIndex && !strings.HasPrefix(r.Name, host+"/") {
-			r.Name = host + "/" + r.Name // so that it can be pasted after pull
+			r.Name = host + "/" + r.Name // the name is then what pull takes
 		}
 		results[i] = r
 	}
 	return results, nil
 }
 
-// serverSession is a session about a registry as such, not one of its repositories.
+// serverSession returns a session about a registry, not about one of its repositories.
 func (c *Client) serverSession(host string, cred transfer.Credentials) *Session {
 	c.mu.Lock()
 	p := c.policy
@@ -112,8 +112,8 @@ func (c *Client) serverSession(host string, cred transfer.Credentials) *Session 
 	return s
 }
 
-// Login checks credentials with the registry at their server address, as a client writes it: host, host:port, URL, or the
-// hub's key. It returns an identity token when the token server gave one. errs.Unauthorized: they are wrong.
+// Login checks credentials with the registry at their server address, which is a host, host:port, URL, or the hub's key. It returns
+// an identity token for the client to keep instead of the password, or "". errs.Unauthorized when the credentials are wrong.
 func (c *Client) Login(ctx context.Context, cred transfer.Credentials) (identity string, err error) {
 	host := cred.ServerAddress
 	if isHub(host) {

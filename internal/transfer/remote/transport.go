@@ -17,21 +17,21 @@ import (
 	"ply/internal/errs"
 )
 
-// transportKey tells apart connections that may not be shared.
+// transportKey distinguishes connection pools that must not be shared.
 type transportKey struct {
-	host     string // whose certs.d entry counts; "" = none: redirect targets
+	host     string // whose certificates in certs.d are used; "" = none, for targets of redirects
 	insecure bool
-	fenced   bool // connections only into the endpoint's networks
-	mirror   bool // short connect timeout
+	fenced   bool // connects only to addresses in the endpoint's networks
+	mirror   bool // has the short connect timeout
 }
 
-// pool is a connection pool and what its certificates' files looked like.
+// pool is a connection pool with the state of the certificate files when it was made.
 type pool struct {
 	*http.Transport
 	certs string
 }
 
-// transport gives the connection pool of an endpoint.
+// transport returns the connection pool of an endpoint.
 func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	key := transportKey{e.host, e.insecure, e.nets != nil, e.mirror}
 	c.mu.Lock()
@@ -44,7 +44,7 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf.InsecureSkipVerify = e.insecure //nolint:gosec // named one by one by the user, or loopback
+	conf.InsecureSkipVerify = e.insecure //nolint:gosec // the user listed this host, or it is loopback
 	timeout := connectTimeout
 	if e.mirror {
 		timeout = mirrorConnectTimeout
@@ -55,7 +55,7 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	}
 	t := newTransport(d, conf)
 	if e.nets != nil {
-		t.Proxy = nil // a proxy is not in those networks, and would not be held to them
+		t.Proxy = nil // a proxy may be outside these networks and may connect outside them
 	}
 	if old != nil {
 		old.CloseIdleConnections()
@@ -64,14 +64,14 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	return t, nil
 }
 
-// certsSeen tells apart states of the files that tlsConfig reads, so that a new certificate counts at once.
+// certsSeen returns a text that differs when the files that tlsConfig reads have changed, so that a new certificate is used at once.
 func (c *Client) certsSeen(host string) string {
 	var seen strings.Builder
 	for _, dir := range c.opts.CertsDirs {
 		dir = filepath.Join(dir, filepath.Base(host))
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue // tlsConfig says so, where it is more than absence
+			continue // tlsConfig reports the error, unless the directory does not exist
 		}
 		for _, e := range entries {
 			if st, err := os.Stat(filepath.Join(dir, e.Name())); err == nil {
@@ -82,7 +82,8 @@ func (c *Client) certsSeen(host string) string {
 	return seen.String()
 }
 
-// elsewhere is the pool for redirect targets: system roots, no client certificates, no link-local addresses.
+// elsewhere returns the pool for targets of redirects: it uses the roots of the system, no client certificates, and connects to no
+// link-local address.
 func (c *Client) elsewhere() *http.Transport {
 	key := transportKey{}
 	c.mu.Lock()
@@ -109,13 +110,14 @@ func newTransport(d *dialer, conf *tls.Config) *http.Transport {
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         64 << 10,
 		WriteBufferSize:        64 << 10,
-		DisableCompression:     true, // a digest is over the bytes as they are
-		// One connection a request: many ranges over one HTTP/2 connection are no faster than one.
+		DisableCompression:     true, // digests are of the bytes as the registry has them
+		// No HTTP/2, so that every request has its own connection: ranges that share one are not faster than a single range.
 		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
 	}
 }
 
-// tlsConfig reads <dir>/<host>/: *.crt are roots beside the system's, X.cert with X.key are client certificates.
+// tlsConfig reads <dir>/<host>/ of every certificate directory. Files *.crt are roots in addition to those of the system, X.cert and
+// X.key are a client certificate.
 func (c *Client) tlsConfig(host string) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	for _, dir := range c.opts.CertsDirs {
@@ -166,11 +168,11 @@ func addCert(conf *tls.Config, dir, name string) error {
 	return nil
 }
 
-// dialer connects to addresses that pass a check, so that a name cannot lead where an address may not.
+// dialer resolves names itself and connects only to addresses that pass a check, so that DNS cannot lead it to a forbidden one.
 type dialer struct {
 	c       *Client
 	timeout time.Duration
-	target  string // when not "": hosts other than this one are proxies, which are not checked
+	target  string // when it is not "", every other host is a proxy, which is not checked
 	check   func(host string, ip netip.Addr) error
 }
 
@@ -191,7 +193,7 @@ func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, erro
 			all = errors.Join(all, err)
 			continue
 		}
-		// Leave time for the addresses that follow.
+		// Leave time for the next addresses.
 		share, cancel := context.WithTimeout(ctx, d.timeout/time.Duration(min(3, len(ips)-i)))
 		conn, err := d.connect(share, network, net.JoinHostPort(ip.String(), port))
 		cancel()
@@ -227,7 +229,7 @@ func (d *dialer) connect(ctx context.Context, network, addr string) (net.Conn, e
 	return (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, addr)
 }
 
-// within fences connections into networks.
+// within returns a check that allows only addresses in networks.
 func within(nets []netip.Prefix) func(string, netip.Addr) error {
 	return func(host string, ip netip.Addr) error {
 		for _, n := range nets {
@@ -239,7 +241,7 @@ func within(nets []netip.Prefix) func(string, netip.Addr) error {
 	}
 }
 
-// metadata services of clouds hand out the machine's own credentials.
+// metadata has the addresses of the metadata services of clouds, which give the credentials of the machine to anyone who asks.
 var metadata = map[netip.Addr]bool{
 	netip.MustParseAddr("169.254.169.254"): true,
 	netip.MustParseAddr("fd00:ec2::254"):   true,
@@ -247,7 +249,7 @@ var metadata = map[netip.Addr]bool{
 	netip.MustParseAddr("168.63.129.16"):   true,
 }
 
-// refuseMetadata refuses link-local and metadata addresses, unless the user named the address as registry.
+// refuseMetadata returns a check that refuses link-local and metadata addresses, except an address that the user named as registry.
 func refuseMetadata(named string) func(string, netip.Addr) error {
 	return func(host string, ip netip.Addr) error {
 		if ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() || metadata[ip] {

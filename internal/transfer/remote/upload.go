@@ -12,16 +12,16 @@ import (
 	"ply/internal/oci"
 )
 
-// Upload is a blob on its way to a registry. Not safe for concurrent use.
+// Upload sends one blob to a registry. Not safe for concurrent use.
 type Upload struct {
 	s      *Session
 	ep     *resolved
-	at     *url.URL // where the next request goes
+	at     *url.URL // URL of the next request
 	scopes []string
 }
 
-// StartUpload begins an upload. With a digest and another repository of the same registry it first asks
-// the registry to take the blob from there; mounted says that it did, and then there is no upload.
+// StartUpload begins an upload. With a digest and another repository of the same registry it asks the registry to take the blob
+// from that repository. If the registry does, mounted is true and there is no upload.
 func (s *Session) StartUpload(ctx context.Context, mount oci.Digest, from oci.Reference) (up *Upload, mounted bool, err error) {
 	path := s.repoPath("/blobs/uploads/")
 	scopes := []string{s.scope}
@@ -44,7 +44,7 @@ func (s *Session) StartUpload(ctx context.Context, mount oci.Digest, from oci.Re
 	return up, false, up.follow(resp)
 }
 
-// follow takes the next address out of an answer. It may be relative, and it may be at another host: then it gets no Authorization.
+// follow takes the URL of the next request from an answer. It may be relative, or at another host, which gets no Authorization.
 func (u *Upload) follow(resp *http.Response) error {
 	loc := resp.Header.Get("Location")
 	next, err := resp.Request.URL.Parse(loc)
@@ -54,7 +54,7 @@ func (u *Upload) follow(resp *http.Response) error {
 	if next.Scheme != "https" && next.Scheme != "http" || (u.ep.base.Scheme == "https" && next.Scheme == "http" && !strings.EqualFold(next.Host, u.ep.host)) {
 		return errs.New(errs.Forbidden, "registry %s: sends the upload to %s, refused", u.ep.host, redact(next))
 	}
-	// A registry behind a TLS proxy may not know that it is https.
+	// A registry behind a proxy that ends TLS may write http where clients need https.
 	if strings.EqualFold(next.Host, u.ep.host) {
 		next.Scheme = u.ep.base.Scheme
 	}
@@ -63,12 +63,12 @@ func (u *Upload) follow(resp *http.Response) error {
 	return nil
 }
 
-// Patch streams r to the end of the upload. Length -1 means unknown. After an error ask Offset where to go on.
+// Patch appends the bytes of r to the upload. length -1 means unknown. After an error, Offset returns where to continue.
 func (u *Upload) Patch(ctx context.Context, r io.Reader, length int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	w := newWatched(r, func() {
-		cancel(errs.New(errs.Unavailable, "registry %s: takes no more bytes of the upload", u.ep.host))
+		cancel(errs.New(errs.Unavailable, "registry %s: does not read the upload any more", u.ep.host))
 	})
 	defer w.timer.Stop()
 	resp, _, err := u.s.send(ctx, u.ep.endpoint, &request{
@@ -82,7 +82,7 @@ func (u *Upload) Patch(ctx context.Context, r io.Reader, length int64) error {
 	return u.follow(resp)
 }
 
-// Offset asks how many bytes the registry has of the upload. errs.NotFound: the upload is gone, start again.
+// Offset returns how many bytes of the upload the registry has. errs.NotFound when it has forgotten the upload.
 func (u *Upload) Offset(ctx context.Context) (int64, error) {
 	resp, _, err := u.s.send(ctx, u.ep.endpoint, &request{method: http.MethodGet, url: u.at, scopes: u.scopes})
 	if err != nil {
@@ -101,18 +101,18 @@ func (u *Upload) Offset(ctx context.Context) (int64, error) {
 		return 0, errs.New(errs.NotFound, "registry %s: does not say how far the upload is", u.ep.host)
 	}
 	if n == 0 {
-		return 0, nil // "0-0" is what an empty upload answers
+		return 0, nil // registries answer "0-0" for an empty upload
 	}
 	return n + 1, nil
 }
 
-// Commit ends the upload. Body, when not nil, is the blob's last part.
+// Commit completes the upload. body is the last part of the blob; nil = none.
 func (u *Upload) Commit(ctx context.Context, d oci.Digest, body []byte) error {
 	at := cloneURL(u.at)
 	if at.RawQuery != "" {
 		at.RawQuery += "&"
 	}
-	at.RawQuery += "digest=" + url.QueryEscape(string(d)) // the query is the registry's state: not re-encoded
+	at.RawQuery += "digest=" + url.QueryEscape(string(d)) // the query has the state of the registry, which must come back byte for byte
 	resp, _, err := u.s.send(ctx, u.ep.endpoint, &request{
 		method: http.MethodPut, url: at, body: bytesBody(body), length: int64(len(body)),
 		header: http.Header{"Content-Type": {"application/octet-stream"}}, scopes: u.scopes,
@@ -124,7 +124,7 @@ func (u *Upload) Commit(ctx context.Context, d oci.Digest, body []byte) error {
 	return nil
 }
 
-// Cancel tells the registry to forget the upload; a registry that cannot is no matter.
+// Cancel asks the registry to forget the upload. It ignores errors: the registry will forget the upload anyway.
 func (u *Upload) Cancel(ctx context.Context) {
 	resp, _, err := u.s.send(ctx, u.ep.endpoint, &request{method: http.MethodDelete, url: u.at, scopes: u.scopes})
 	if err == nil {
