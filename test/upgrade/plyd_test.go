@@ -174,6 +174,11 @@ func (m *machine) eventually(what string, ok func() bool) {
 // close removes everything and checks that nothing stays mounted.
 func (m *machine) close() {
 	m.t.Helper()
+	if m.plyd == nil && m.t.Failed() {
+		if left, err := os.ReadDir(filepath.Join(execRoot, "containers")); err == nil && len(left) > 0 {
+			m.start(bin) // containers may run
+		}
+	}
 	if m.plyd != nil {
 		if ids, _, err := m.try("ps", "-aq"); err == nil && ids != "" {
 			if _, e, err := m.try(append([]string{"rm", "-f", "-v"}, strings.Fields(ids)...)...); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -150,14 +151,36 @@ func (c *Client) Exec(ctx context.Context, id string, p *specs.Process, o ExecOp
 	return err
 }
 
-// Update changes limits. Fields of r that are nil keep their limit.
+// Update changes limits. Fields of r that are nil keep their limit. It returns errs.Unimplemented, and changes nothing, when
+// the shim is too old for one of the limits.
 func (c *Client) Update(ctx context.Context, r *specs.LinuxResources) error {
+	if c.peer.Version < allLimits && !isFirstLimits(r) {
+		return errs.New(errs.Unimplemented, "container %s: update: its shim is of an earlier release, which cannot change all of these limits", c.cfg.ID).
+			WithHint("Start the container again, which gives it the shim that is installed now.")
+	}
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("update: %w", err)
 	}
 	_, err = call[UpdateArgs, struct{}](ctx, c, OpUpdate, "", &UpdateArgs{Resources: raw})
 	return err
+}
+
+// isFirstLimits reports whether r changes only limits that OpUpdate knew before allLimits.
+func isFirstLimits(r *specs.LinuxResources) bool {
+	var known specs.LinuxResources
+	if m := r.Memory; m != nil {
+		known.Memory = &specs.LinuxMemory{Limit: m.Limit, Reservation: m.Reservation, Swap: m.Swap, Swappiness: m.Swappiness}
+	}
+	if p := r.CPU; p != nil {
+		known.CPU = &specs.LinuxCPU{Shares: p.Shares, Quota: p.Quota, Period: p.Period, RealtimeRuntime: p.RealtimeRuntime,
+			RealtimePeriod: p.RealtimePeriod, Cpus: p.Cpus, Mems: p.Mems}
+	}
+	known.Pids = r.Pids
+	if b := r.BlockIO; b != nil {
+		known.BlockIO = &specs.LinuxBlockIO{Weight: b.Weight}
+	}
+	return reflect.DeepEqual(*r, known)
 }
 
 // Stats returns the counters of the container's cgroups.
@@ -292,7 +315,7 @@ func responseError(id string, r Response) error {
 		return errs.New(errs.Exists, "%s", r.Error)
 	case ClassUnsupported:
 		return errs.New(errs.Unimplemented, "container %s: %s", id, r.Error).
-			WithHint("Start the container again to give it the shim that is installed now.")
+			WithHint("Start the container again, which gives it the shim that is installed now.")
 	}
 	return errs.New(errs.Internal, "container %s: %s", id, r.Error)
 }

@@ -23,7 +23,8 @@
 //   - A shim speaks the version that its shim.json states. It refuses to run a shim.json of a newer version than its own,
 //     before it creates anything. So a new ply-shim works under an older plyd, and the shims that it leaves can be taken
 //     over by any later plyd.
-//   - plyd speaks to shims of every version up to its own, each in its version.
+//   - plyd speaks to shims of every version up to its own, each in its version. It does not send what an older shim would
+//     ignore; see Client.Update.
 //   - When a shim speaks a newer version than plyd knows, plyd uses the core of the protocol and nothing else. The
 //     container stays listed with its true state, it can be stopped and killed, its exit code is recorded, and its log can
 //     be read. Everything else (attach, exec, pause, resize, update, stats, top) is refused with an error that names the
@@ -37,5 +38,5 @@
 // or refuse the operation. Receivers ignore fields that they do not know, and answer an operation that they do not know with
 // ClassUnsupported. Every other change raises Version: a field that must be obeyed, a field that changes its meaning, a
 // chunk of a new kind. No name is ever used again with another meaning. The golden files in testdata show the form of each
-// file and message.
+// file and message; testdata/unversioned holds what the first builds wrote.
 package shim

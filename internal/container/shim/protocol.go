@@ -6,7 +6,14 @@ import (
 )
 
 // Version is the version of the protocol that this build speaks. The package comment says when to raise it.
-const Version = 1
+//
+//   - Version 1: files and messages of the first builds, which state no version. OpUpdate ignores every limit but those of
+//     memory, CPU, the number of processes and the block I/O weight.
+//   - Version 2: OpUpdate changes every limit of the runtime spec.
+const Version = 2
+
+// allLimits is the first version in which OpUpdate changes every limit.
+const allLimits = 2
 
 // MaxFrame bounds a frame's JSON, in bytes.
 const MaxFrame = 4 << 20

@@ -273,7 +273,7 @@ func TestNewerShimKeepsTheCore(t *testing.T) {
 			t.Errorf("%s: %v, want errs.Unimplemented", name, err)
 			continue
 		}
-		for _, part := range []string{"c1", "version 3", "ply 9.8.7", "up to 1", "stopped, killed and removed"} {
+		for _, part := range []string{"c1", "version 3", "ply 9.8.7", "up to 2", "stopped, killed and removed"} {
 			if !strings.Contains(err.Error(), part) {
 				t.Errorf("%s: %q does not say %q", name, err, part)
 			}
@@ -287,16 +287,16 @@ func TestNewerShimKeepsTheCore(t *testing.T) {
 func TestNewerFiles(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
-		ConfigFile: `{"version":2,"writer":"9.8.7","id":"c1","exitPath":"/e"}`,
-		InitFile:   `{"version":2,"writer":"9.8.7","boot":"b0","pid":7,"start":99,"later":1}`,
-		ExitFile:   `{"version":2,"writer":{"later":1},"code":137,"oomKilled":true,"at":"2026-03-04T05:06:07.000000089Z","later":1}`,
+		ConfigFile: `{"version":3,"writer":"9.8.7","id":"c1","exitPath":"/e"}`,
+		InitFile:   `{"version":3,"writer":"9.8.7","boot":"b0","pid":7,"start":99,"later":1}`,
+		ExitFile:   `{"version":3,"writer":{"later":1},"code":137,"oomKilled":true,"at":"2026-03-04T05:06:07.000000089Z","later":1}`,
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	_, _, err := ReadConfig(dir)
-	if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "version 2, written by ply 9.8.7") {
+	if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "version 3, written by ply 9.8.7") {
 		t.Errorf("configuration for a shim to run: %v", err)
 	}
 	if cfg, err := ReadConfigCore(dir); err != nil || cfg.ID != "c1" || cfg.ExitPath != "/e" {
@@ -307,6 +307,41 @@ func TestNewerFiles(t *testing.T) {
 	}
 	if e, err := ReadExit(filepath.Join(dir, ExitFile)); err != nil || e != anExit {
 		t.Errorf("exit file: %+v, %v", e, err)
+	}
+}
+
+// A shim of version 1 would ignore further limits, so they are not sent to it.
+func TestUpdateOfAnOlderShim(t *testing.T) {
+	dir, got := newerShim(t, Response{})
+	limit, weight := int64(64<<20), uint16(500)
+	known := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Cpus: "0"}, Pids: &specs.LinuxPids{Limit: &limit},
+		BlockIO: &specs.LinuxBlockIO{Weight: &weight}}
+	rate := []specs.LinuxThrottleDevice{{Rate: 5}}
+	idle := int64(1)
+	for name, r := range map[string]*specs.LinuxResources{
+		"a rate of a device": {BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: rate}},
+		"an idle CPU":        {CPU: &specs.LinuxCPU{Idle: &idle}},
+		"a unified limit":    {Unified: map[string]string{"memory.high": "1"}},
+	} {
+		for version, want := range map[int]error{0: errs.Unimplemented, 1: errs.Unimplemented, 2: nil} {
+			c := &Client{cfg: Config{ID: "c1", Bundle: dir}, peer: record.Header{Version: version}}
+			err := c.Update(t.Context(), r)
+			if (want == nil) != (err == nil) || want != nil && !errors.Is(err, want) {
+				t.Errorf("%s, version %d: %v", name, version, err)
+			}
+			if want == nil {
+				<-got
+			}
+			if err := c.Update(t.Context(), known); err != nil {
+				t.Errorf("known limits, version %d: %v", version, err)
+			}
+			if req := <-got; req.Version != max(1, version) {
+				t.Errorf("a shim of version %d got a request of version %d", version, req.Version)
+			}
+		}
+	}
+	if len(got) > 0 {
+		t.Errorf("the shim got %s", (<-got).Op)
 	}
 }
 

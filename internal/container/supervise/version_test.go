@@ -130,7 +130,7 @@ func TestShimRefusesANewerConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, cmd := b.runShim(`{"version":4,"writer":"9.8.7",` + string(text[1:]))
-	for _, part := range []string{"version 4, written by ply 9.8.7", "up to 1", "Install the ply-shim of the same release as plyd"} {
+	for _, part := range []string{"version 4, written by ply 9.8.7", "up to 2", "Install the ply-shim of the same release as plyd"} {
 		if !strings.Contains(resp.Error, part) {
 			t.Errorf("%q does not say %q", resp.Error, part)
 		}
@@ -150,8 +150,8 @@ func TestShimRefusesANewerConfig(t *testing.T) {
 func TestShimRefusesWhatItDoesNotKnow(t *testing.T) {
 	b := sh(t, "sleep 100").launch().start()
 	for request, want := range map[string]string{
-		`{"version":2,"op":"pause"}`:            "the request has version 2",
-		`{"version":2,"op":"attach","args":{}}`: "the request has version 2",
+		`{"version":3,"op":"pause"}`:            "the request has version 3",
+		`{"version":3,"op":"attach","args":{}}`: "the request has version 3",
 		`{"version":1,"op":"checkpoint"}`:       `unknown request \"checkpoint\"`,
 		`{"op":"checkpoint"}`:                   `unknown request \"checkpoint\"`,
 	} {
@@ -159,7 +159,7 @@ func TestShimRefusesWhatItDoesNotKnow(t *testing.T) {
 			t.Errorf("%s: %s", request, got)
 		}
 	}
-	if got := b.raw(`{"version":1,"op":"state","later":[1],"args":{"later":1}}`); !strings.Contains(got, `"status":"running"`) || !strings.HasPrefix(got, `{"version":1,`) {
+	if got := b.raw(`{"version":1,"op":"state","later":[1],"args":{"later":1}}`); !strings.Contains(got, `"status":"running"`) || !strings.HasPrefix(got, `{"version":2,`) {
 		t.Errorf("a request with unknown fields: %s", got)
 	}
 }
@@ -172,7 +172,7 @@ func (b *box) pretendNewer(name string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	newer := bytes.Replace(data, []byte(`{"version":1,"writer":"`), []byte(`{"version":9,"writer":"9.8.7-`), 1)
+	newer := bytes.Replace(data, []byte(`{"version":2,"writer":"`), []byte(`{"version":9,"writer":"9.8.7-`), 1)
 	if bytes.Equal(newer, data) {
 		b.t.Fatalf("%s: %s", name, data)
 	}
