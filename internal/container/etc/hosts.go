@@ -1,0 +1,90 @@
+package etc
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"ply/internal/container/spec"
+	"ply/internal/durable"
+	"ply/internal/errs"
+	"ply/internal/network"
+)
+
+var hostHosts = "/etc/hosts" // a variable for tests
+
+const ownHosts = "127.0.0.1\tlocalhost\n" +
+	"::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+
+// HostsOptions of Hosts.
+type HostsOptions struct {
+	HostNetwork bool     // start with the host's own file
+	Extra       []string // --add-host as written: name:address or name=address; the address may be host-gateway
+	Gateway     string   // address of host-gateway; "" = the gateway of the first endpoint that has one
+	Hostname    string
+	Domainname  string
+	Endpoints   map[string]network.Endpoint // by network name
+}
+
+// Hosts returns /etc/hosts in docker's order: loopback names, --add-host, then the container's own addresses.
+// Errors: errs.Invalid when host-gateway has no address.
+func Hosts(o HostsOptions) ([]byte, error) {
+	var b bytes.Buffer
+	if o.HostNetwork {
+		data, err := durable.ReadFile(durable.OS, hostHosts, maxHostFile)
+		if err == nil { // a host need not have the file
+			b.Write(data)
+			if n := len(data); n > 0 && data[n-1] != '\n' {
+				b.WriteByte('\n')
+			}
+		}
+	} else {
+		b.WriteString(ownHosts)
+	}
+	for _, h := range o.Extra {
+		name, ip, _ := spec.CutHost(h)
+		if ip == "host-gateway" {
+			var err error
+			if ip, err = o.gateway(); err != nil {
+				return nil, err
+			}
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(ip, "[]"), name)
+	}
+	names := o.Hostname
+	if o.Domainname != "" {
+		names = o.Hostname + "." + o.Domainname + " " + o.Hostname
+	}
+	for _, e := range o.endpoints() {
+		for _, ip := range []netip.Prefix{e.IPv4, e.IPv6} {
+			if ip.IsValid() && names != "" {
+				fmt.Fprintf(&b, "%s\t%s\n", ip.Addr(), names)
+			}
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// endpoints returns the endpoints in the order of their networks' names.
+func (o *HostsOptions) endpoints() []network.Endpoint {
+	var out []network.Endpoint
+	for _, e := range o.Endpoints {
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b network.Endpoint) int { return strings.Compare(a.Network, b.Network) })
+	return out
+}
+
+func (o *HostsOptions) gateway() (string, error) {
+	if o.Gateway != "" {
+		return o.Gateway, nil
+	}
+	for _, e := range o.endpoints() {
+		if e.Gateway.IsValid() {
+			return e.Gateway.String(), nil
+		}
+	}
+	return "", errs.New(errs.Invalid, "unable to derive the IP value for host-gateway: the container's network has no gateway")
+}

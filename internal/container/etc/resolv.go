@@ -1,0 +1,100 @@
+package etc
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"ply/internal/durable"
+)
+
+// Resolver files of the host; variables for tests.
+var (
+	hostResolv    = "/etc/resolv.conf"
+	systemdResolv = "/run/systemd/resolve/resolv.conf"
+)
+
+// publicDNS are the resolvers of containers on a host whose only resolvers are on its loopback, as with docker.
+var publicDNS = []string{"8.8.8.8", "8.8.4.4"}
+
+// Resolver is the content of a resolv.conf.
+type Resolver struct{ Servers, Search, Options []string }
+
+// Resolv returns /etc/resolv.conf. Each part comes from the first resolver that has it: the container's own, the
+// engine's, then the host's, without the servers on the host's loopback unless the container has the host's network.
+func Resolv(own, engine Resolver, hostNetwork bool) []byte {
+	host := readResolver(hostResolv)
+	if !hostNetwork && len(host.Servers) > 0 && len(notLoopback(host.Servers)) == 0 {
+		if alt := readResolver(systemdResolv); len(alt.Servers) > 0 {
+			host = alt
+		}
+	}
+	if !hostNetwork {
+		if host.Servers = notLoopback(host.Servers); len(host.Servers) == 0 {
+			host.Servers = publicDNS
+		}
+	}
+	servers := first(own.Servers, engine.Servers, host.Servers)
+	search := first(own.Search, engine.Search, host.Search)
+	options := first(own.Options, engine.Options, host.Options)
+	if len(search) == 1 && search[0] == "." {
+		search = nil // docker's way to ask for none
+	}
+	var b bytes.Buffer
+	for _, n := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", n)
+	}
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	}
+	return b.Bytes()
+}
+
+// first returns the first list that is not empty.
+func first(lists ...[]string) []string {
+	for _, l := range lists {
+		if len(l) > 0 {
+			return l
+		}
+	}
+	return nil
+}
+
+// readResolver reads a resolv.conf. A host without the file has no resolvers.
+func readResolver(path string) (r Resolver) {
+	data, err := durable.ReadFile(durable.OS, path, maxHostFile)
+	if err != nil {
+		return r
+	}
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) < 2 || f[0][0] == '#' || f[0][0] == ';' {
+			continue
+		}
+		switch f[0] {
+		case "nameserver":
+			r.Servers = append(r.Servers, f[1])
+		case "search", "domain":
+			r.Search = f[1:]
+		case "options":
+			r.Options = append(r.Options, f[1:]...)
+		}
+	}
+	return r
+}
+
+func notLoopback(servers []string) []string {
+	var out []string
+	for _, n := range servers {
+		if a, err := netip.ParseAddr(n); err == nil && !a.IsLoopback() {
+			out = append(out, n)
+		}
+	}
+	return out
+}
