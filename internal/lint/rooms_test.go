@@ -1,0 +1,106 @@
+package lint
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+// inside orders the packages of one room, from the ground up, as floors does for the rooms. Paths are relative to internal. A
+// package may import those of lower levels of its room, and of its own level nothing. A pattern that ends in /... stands for
+// every package below it; the first level that fits counts.
+var inside = map[string][][]string{
+	"api": {
+		{"api/docker/stream", "api/listen"},
+		{"api/docker"},
+	},
+	"cli": {
+		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
+		{"cli/daemon", "cli/attach", "cli/progress", "cli/table"},
+		{"cli/command"},
+		{"cli/command/..."}, // commands share what stands below and never import each other
+		{"cli"},
+	},
+	"container": {
+		{"container/names", "container/seccomp", "container/shim", "container/spec"},
+		{"container/logfile", "container/etc", "container/rootfs"},
+		{"container/runspec", "container/session", "container/supervise"},
+		{"container"},
+	},
+	"durable": {{"durable"}, {"durable/faultfs", "durable/powercut"}},
+	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
+	"network": {
+		{"network/ipam", "network/namespace"},
+		{"network"},
+		{"network/ports"},
+		{"network/bridge"},
+	},
+	"record": {{"record"}, {"record/recordtest"}},
+	"store": {
+		{"store/blob", "store/meta", "store/gc", "store/layer"},
+		{"store/meta/metatest", "store/layer/tarscan", "store/layer/upper", "store/layer/layertest"},
+		{"store/layer/tree", "store/layer/writable", "store/layer/erofs/image"},
+		{"store/layer/erofs", "store/layer/overlay2", "store/layer/vfs"},
+		{"store/layer/drivers"},
+		{"store"},
+	},
+	"transfer": {
+		{"transfer"},
+		{"transfer/remote", "transfer/archive"},
+		{"transfer/remote/remotetest", "transfer/pull", "transfer/push"},
+		{"transfer/transfertest"},
+	},
+}
+
+// level returns the level of a package in its room, or -1.
+func level(levels [][]string, path string) int {
+	at := slices.IndexFunc(levels, func(l []string) bool { return slices.Contains(l, path) })
+	if at >= 0 {
+		return at
+	}
+	return slices.IndexFunc(levels, func(l []string) bool {
+		return slices.ContainsFunc(l, func(p string) bool {
+			below, ok := strings.CutSuffix(p, "...")
+			return ok && strings.HasPrefix(path, below)
+		})
+	})
+}
+
+// Imports inside a room point down, too. A room of one package needs no drawing.
+func TestImportsInsideRoomsPointDown(t *testing.T) {
+	drawn := map[string]bool{}
+	for _, levels := range inside {
+		for _, l := range levels {
+			for _, path := range l {
+				drawn[path] = true
+			}
+		}
+	}
+	for _, p := range list(t, "./internal/...") {
+		from := strings.TrimPrefix(p.ImportPath, "ply/internal/")
+		levels, several := inside[room(p.ImportPath)]
+		if !several {
+			if strings.Contains(from, "/") {
+				t.Errorf("%s: room %q has several packages; draw them in inside", p.ImportPath, room(p.ImportPath))
+			}
+			continue
+		}
+		delete(drawn, from)
+		at := level(levels, from)
+		if at < 0 {
+			t.Errorf("%s has no level in its room: draw it in inside", p.ImportPath)
+			continue
+		}
+		for _, imp := range p.Imports {
+			to, ours := strings.CutPrefix(imp, "ply/internal/")
+			if ours && room(imp) == room(p.ImportPath) && level(levels, to) >= at {
+				t.Errorf("%s imports %s, which does not stand below it in their room", p.ImportPath, imp)
+			}
+		}
+	}
+	for path := range drawn {
+		if !strings.HasSuffix(path, "/...") {
+			t.Errorf("inside draws %s, which is not there", path)
+		}
+	}
+}
