@@ -82,7 +82,7 @@ func objects(ctx context.Context, inv *command.Invocation, kind string) (names [
 			names = append(names, im.RepoTags...)
 		}
 	case "VOLUME":
-		var out struct{ Volumes []wire.Volume }
+		var out wire.Volumes
 		get("/volumes", nil, &out)
 		for _, v := range out.Volumes {
 			names = append(names, v.Name)

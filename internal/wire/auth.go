@@ -9,3 +9,9 @@ type Auth struct {
 	IdentityToken string `json:"identitytoken,omitempty"`
 	RegistryToken string `json:"registrytoken,omitempty"`
 }
+
+// LoginResult is the answer of POST /auth.
+type LoginResult struct {
+	IdentityToken string
+	Status        string
+}

@@ -2,6 +2,8 @@ package wire
 
 import (
 	"encoding/json"
+	"io/fs"
+	"time"
 
 	"ply/internal/oci"
 )
@@ -101,7 +103,10 @@ type Created struct {
 	Warnings []string
 }
 
-// Container is one row of /containers/json.
+// Updated is the answer of an update.
+type Updated struct{ Warnings []string }
+
+// Container is one element of GET /containers/json.
 type Container struct {
 	ID         string `json:"Id"`
 	Names      []string
@@ -110,58 +115,158 @@ type Container struct {
 	Command    string
 	Created    int64
 	Ports      []Port
-	SizeRw     int64
-	SizeRootFs int64
+	SizeRw     int64 `json:",omitempty"`
+	SizeRootFs int64 `json:",omitempty"`
 	Labels     map[string]string
 	State      string
 	Status     string
-	HostConfig struct{ NetworkMode string }
-	Networks   struct {
-		Networks map[string]json.RawMessage
-	} `json:"NetworkSettings"`
-	Mounts []MountPoint
-}
-
-// ContainerDetail is what the command line reads of a container inspect.
-type ContainerDetail struct {
-	ID    string `json:"Id"`
-	Name  string
-	Image string
-	State struct {
-		Status     string
-		Running    bool
-		Paused     bool
-		Restarting bool
-		Dead       bool
-		ExitCode   int
-		Error      string
-		Health     *struct{ Status string }
+	HostConfig struct {
+		NetworkMode string            `json:",omitempty"`
+		Annotations map[string]string `json:",omitempty"`
 	}
-	Config          Config
-	HostConfig      HostConfig
 	NetworkSettings struct {
-		Ports map[string][]PortBinding
+		Networks map[string]*EndpointSettings
 	}
 	Mounts []MountPoint
 }
 
 // Port is a port of a listed container.
 type Port struct {
-	IP          string
+	IP          string `json:",omitempty"`
 	PrivatePort uint16
-	PublicPort  uint16
+	PublicPort  uint16 `json:",omitempty"`
 	Type        string
 }
 
 // MountPoint is a mount of a listed or inspected container.
 type MountPoint struct {
-	Type, Name, Source, Destination, Driver, Mode string
-	RW                                            bool
-	Propagation                                   string
+	Type        string
+	Name        string `json:",omitempty"`
+	Source      string
+	Destination string
+	Driver      string `json:",omitempty"`
+	Mode        string
+	RW          bool
+	Propagation string
+}
+
+// ContainerDetail is the answer of GET /containers/{id}/json.
+type ContainerDetail struct {
+	ID              string `json:"Id"`
+	Created         string
+	Path            string
+	Args            []string
+	State           State
+	Image           string
+	ResolvConfPath  string
+	HostnamePath    string
+	HostsPath       string
+	LogPath         string
+	Name            string
+	RestartCount    int
+	Driver          string
+	Platform        string
+	MountLabel      string
+	ProcessLabel    string
+	AppArmorProfile string
+	ExecIDs         []string
+	HostConfig      HostConfig
+	GraphDriver     GraphDriver
+	SizeRw          *int64 `json:",omitempty"`
+	SizeRootFs      *int64 `json:",omitempty"`
+	Mounts          []MountPoint
+	Config          Config
+	NetworkSettings NetworkSettings
+}
+
+// State is the state of an inspected container. A time that never was is the year 1.
+type State struct {
+	Status     string
+	Running    bool
+	Paused     bool
+	Restarting bool
+	OOMKilled  bool
+	Dead       bool
+	Pid        int
+	ExitCode   int
+	Error      string
+	StartedAt  string
+	FinishedAt string
+	Health     *Health `json:",omitempty"`
+}
+
+// Health is the health of a container with a health check.
+type Health struct {
+	Status        string
+	FailingStreak int
+	Log           []HealthResult
+}
+
+// HealthResult is one run of a health check.
+type HealthResult struct {
+	Start    time.Time
+	End      time.Time
+	ExitCode int
+	Output   string
+}
+
+// NetworkSettings has the fields of the default network also at its top: until 1.51 clients read them there.
+type NetworkSettings struct {
+	Bridge                 string
+	SandboxID              string
+	SandboxKey             string
+	Ports                  map[string][]PortBinding
+	HairpinMode            bool
+	LinkLocalIPv6Address   string
+	LinkLocalIPv6PrefixLen int
+	SecondaryIPAddresses   []struct{}
+	SecondaryIPv6Addresses []struct{}
+	EndpointID             string
+	Gateway                string
+	GlobalIPv6Address      string
+	GlobalIPv6PrefixLen    int
+	IPAddress              string
+	IPPrefixLen            int
+	IPv6Gateway            string
+	MacAddress             string
+	Networks               map[string]*EndpointSettings
 }
 
 // WaitResult is the end of a container.
 type WaitResult struct {
 	StatusCode int
-	Error      *struct{ Message string }
+	Error      *WaitError `json:",omitempty"`
+}
+
+// WaitError says why the end of a container is not known.
+type WaitError struct{ Message string }
+
+// Processes is the answer of GET /containers/{id}/top: a table as ps prints it.
+type Processes struct {
+	Titles    []string
+	Processes [][]string
+}
+
+// Change is one path that differs from the image. Kind is 0 for changed, 1 for added, 2 for deleted.
+type Change struct {
+	Path string
+	Kind int
+}
+
+// ContainersPruned is the answer of POST /containers/prune.
+type ContainersPruned struct {
+	ContainersDeleted []string
+	SpaceReclaimed    int64
+}
+
+// PathStatHeader is the header that carries a PathStat, as JSON in base64.
+const PathStatHeader = "X-Docker-Container-Path-Stat"
+
+// PathStat is what a path of a copy is.
+type PathStat struct {
+	Name       string      `json:"name"`
+	Size       int64       `json:"size"`
+	Mode       fs.FileMode `json:"mode"`
+	Mtime      time.Time   `json:"mtime"`
+	LinkTarget string      `json:"linkTarget"`
 }

@@ -1,43 +1,126 @@
 package wire
 
-// Image is one row of /images/json.
+import (
+	"time"
+
+	"ply/internal/oci"
+)
+
+// Image is one element of GET /images/json.
 type Image struct {
-	ID          string `json:"Id"`
-	ParentID    string `json:"ParentId"`
-	RepoTags    []string
-	RepoDigests []string
-	Created     int64
-	Size        int64
-	SharedSize  int64
-	VirtualSize int64
 	Containers  int64
+	Created     int64
+	ID          string `json:"Id"`
 	Labels      map[string]string
+	ParentID    string `json:"ParentId"`
+	RepoDigests []string
+	RepoTags    []string
+	SharedSize  int64
+	Size        int64
+	VirtualSize *int64 `json:",omitempty"` // until 1.43
 }
 
-// ImageDetail is what the command line reads of an image inspect.
+// ImageDetail is the answer of GET /images/{name}/json.
 type ImageDetail struct {
-	ID       string `json:"Id"`
-	RepoTags []string
-	Size     int64
-	RootFS   struct {
+	ID              string `json:"Id"`
+	RepoTags        []string
+	RepoDigests     []string
+	Parent          string
+	Comment         string
+	Created         string       `json:",omitempty"`
+	Container       *string      `json:",omitempty"` // until 1.44
+	ContainerConfig *ImageConfig `json:",omitempty"` // until 1.44
+	DockerVersion   string
+	Author          string
+	Config          ImageConfig
+	Architecture    string
+	Variant         string `json:",omitempty"`
+	Os              string
+	OsVersion       string `json:",omitempty"`
+	Size            int64
+	VirtualSize     *int64 `json:",omitempty"` // until 1.43
+	GraphDriver     GraphDriver
+	RootFS          struct {
 		Type   string
-		Layers []string
+		Layers []string `json:",omitempty"`
 	}
-	Config *Config
+	Metadata struct{ LastTagTime time.Time }
+}
+
+// GraphDriver names the storage driver of an image or a container.
+type GraphDriver struct {
+	Data map[string]string
+	Name string
+}
+
+// ImageConfig is the configuration that containers of an image start with. Until 1.49 it had the fields of a container
+// too, always empty.
+type ImageConfig struct {
+	*EmptyContainerConfig
+	ArgsEscaped  bool `json:",omitempty"`
+	Cmd          Words
+	Entrypoint   Words
+	Env          []string
+	ExposedPorts map[string]struct{} `json:",omitempty"`
+	Healthcheck  *oci.Healthcheck    `json:",omitempty"`
+	Labels       map[string]string
+	OnBuild      []string
+	Shell        []string `json:",omitempty"`
+	StopSignal   string   `json:",omitempty"`
+	User         string
+	Volumes      map[string]struct{}
+	WorkingDir   string
+}
+
+// EmptyContainerConfig is the part of ImageConfig that says nothing about an image.
+type EmptyContainerConfig struct {
+	Hostname     string
+	Domainname   string
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	Tty          bool
+	OpenStdin    bool
+	StdinOnce    bool
+	Image        string
 }
 
 // HistoryItem is one line of an image's history, newest first.
 type HistoryItem struct {
-	ID        string `json:"Id"`
+	Comment   string
 	Created   int64
 	CreatedBy string
-	Tags      []string
+	ID        string `json:"Id"`
 	Size      int64
-	Comment   string
+	Tags      []string
 }
 
-// Removed is one line of an image removal.
+// Layer is one layer of ply's own GET /images/{name}/layers and GET /images/tree.
+type Layer struct {
+	DiffID      string   // of the layer's uncompressed tar
+	ChainID     string   // of the stack up to and with this layer
+	Size        int64    // bytes
+	VirtualSize int64    // bytes of the stack up to and with this layer
+	CreatedBy   string   `json:",omitempty"`
+	Tags        []string // names of the images whose top layer this is
+	Images      []string // IDs of the images whose top layer this is
+	Children    []*Layer `json:",omitempty"` // in the tree: the stacks with one more layer
+}
+
+// Removed is one line of an image removal; one of the two is set.
 type Removed struct {
-	Untagged string
-	Deleted  string
+	Untagged string `json:",omitempty"`
+	Deleted  string `json:",omitempty"`
+}
+
+// ImagesPruned is the answer of POST /images/prune.
+type ImagesPruned struct {
+	ImagesDeleted  []Removed
+	SpaceReclaimed int64
+}
+
+// Committed is the answer of POST /commit. Warnings is ply's own.
+type Committed struct {
+	ID       string   `json:"Id"`
+	Warnings []string `json:",omitempty"`
 }

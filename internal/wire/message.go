@@ -4,21 +4,34 @@ import "encoding/json"
 
 // Message is one line of a progress stream.
 type Message struct {
-	Stream   string `json:"stream,omitempty"`
-	Status   string `json:"status,omitempty"`
-	Progress string `json:"progress,omitempty"`
-	Detail   *struct {
-		Current    int64  `json:"current,omitempty"`
-		Total      int64  `json:"total,omitempty"`
-		Start      int64  `json:"start,omitempty"`
-		HideCounts bool   `json:"hidecounts,omitempty"`
-		Units      string `json:"units,omitempty"`
-	} `json:"progressDetail,omitempty"`
-	ID          string `json:"id,omitempty"`
-	Error       string `json:"error,omitempty"`
-	ErrorDetail *struct {
-		Code    int    `json:"code,omitempty"`
-		Message string `json:"message,omitempty"`
-	} `json:"errorDetail,omitempty"`
-	Aux json.RawMessage `json:"aux,omitempty"`
+	Stream      string          `json:"stream,omitempty"`
+	Status      string          `json:"status,omitempty"`
+	Detail      *ProgressDetail `json:"progressDetail,omitempty"`
+	Progress    string          `json:"progress,omitempty"` // Detail as a text, for clients that show it as it is
+	ID          string          `json:"id,omitempty"`
+	ErrorDetail *ErrorDetail    `json:"errorDetail,omitempty"`
+	Error       string          `json:"error,omitempty"`
+	Aux         json.RawMessage `json:"aux,omitempty"`
+}
+
+// ProgressDetail is how far something is; Total 0 is unknown, Units "" means bytes.
+type ProgressDetail struct {
+	Current    int64  `json:"current,omitempty"`
+	Total      int64  `json:"total,omitempty"`
+	Start      int64  `json:"start,omitempty"` // when it began, in seconds since 1970
+	HideCounts bool   `json:"hidecounts,omitempty"`
+	Units      string `json:"units,omitempty"`
+}
+
+// ErrorDetail ends a stream whose status was sent already.
+type ErrorDetail struct {
+	Code    int    `json:"code,omitempty"`
+	Message string `json:"message"`
+}
+
+// PushResult is the auxiliary value with which the push of one tag ends.
+type PushResult struct {
+	Tag    string
+	Digest string
+	Size   int
 }

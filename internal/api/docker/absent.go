@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // absentHandlers answers for the parts of Docker that this engine does not have, so that clients get a reason.
@@ -49,10 +50,7 @@ func (absentHandlers) routes(add adder) {
 	add(post, "/session", build)
 	add(post, "/grpc", build)
 	add(post, "/build/prune", func(c *call) error { // without a builder there is no cache
-		return c.json(http.StatusOK, struct {
-			CachesDeleted  []string
-			SpaceReclaimed int64
-		}{})
+		return c.json(http.StatusOK, wire.BuildCachePruned{})
 	})
 	add(get, "/distribution/{name...}/json", func(*call) error {
 		return unavailable("looking at an image in its registry", "pull it, then inspect it")

@@ -10,9 +10,7 @@ import (
 
 	"ply/internal/api/docker/stream"
 	"ply/internal/container/session"
-	"ply/internal/container/spec"
 	"ply/internal/errs"
-	"ply/internal/wire"
 )
 
 // line is a connection that will be taken over from HTTP once the service is ready; until then its reads wait. It
@@ -175,23 +173,6 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	return err
 }
 
-// sessionHandlers answers attach, logs and exec.
-type sessionHandlers struct {
-	sessions   Sessions
-	containers containerGetter
-}
-
-func (h sessionHandlers) routes(add adder) {
-	add(get, "/containers/{id}/logs", h.logs)
-	add(post, "/containers/{id}/resize", h.resize)
-	add(post, "/containers/{id}/attach", h.attach)
-	add(get, "/containers/{id}/attach/ws", h.attachWebSocket)
-	add(post, "/containers/{id}/exec", h.execCreate)
-	add(post, "/exec/{id}/start", h.execStart)
-	add(post, "/exec/{id}/resize", h.execResize)
-	add(get, "/exec/{id}/json", h.execInspect)
-}
-
 func (h sessionHandlers) attach(c *call) error {
 	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
 	if err != nil {
@@ -208,121 +189,13 @@ func (h sessionHandlers) attach(c *call) error {
 	})
 }
 
-func (h sessionHandlers) execCreate(c *call) error {
-	var body struct {
-		User                                    string
-		Privileged, Tty                         bool
-		ConsoleSize                             *[2]uint
-		AttachStdin, AttachStdout, AttachStderr bool
-		DetachKeys                              string
-		Env                                     []string
-		WorkingDir                              string
-		Cmd                                     wire.Words
-	}
-	if err := c.body(&body, false); err != nil {
-		return err
-	}
-	if len(body.Cmd) == 0 {
-		return errs.New(errs.Invalid, "No exec command specified")
-	}
-	spec := spec.ExecSpec{Cmd: body.Cmd, Env: body.Env, User: body.User, WorkingDir: body.WorkingDir, Tty: body.Tty, Privileged: body.Privileged,
-		AttachStdin: body.AttachStdin, AttachStdout: body.AttachStdout, AttachStderr: body.AttachStderr, DetachKeys: body.DetachKeys}
-	if body.ConsoleSize != nil {
-		spec.ConsoleSize = *body.ConsoleSize
-	}
-	id, err := h.sessions.ExecCreate(c.ctx(), c.vars["id"], spec)
-	if err != nil {
-		return err
-	}
-	return c.json(http.StatusCreated, struct {
-		ID string `json:"Id"`
-	}{id})
-}
-
-func (h sessionHandlers) execStart(c *call) error {
-	var body struct {
-		Detach, Tty bool
-		ConsoleSize *[2]uint
-	}
-	if err := c.body(&body, true); err != nil {
-		return err
-	}
-	id := c.vars["id"]
-	exec, err := h.sessions.ExecGet(c.ctx(), id)
-	if err != nil {
-		return err
-	}
-	var size [2]uint
-	if body.ConsoleSize != nil {
-		if !body.Tty && !exec.Spec.Tty {
-			return errs.New(errs.Invalid, "ConsoleSize: the exec has no terminal")
-		}
-		size = *body.ConsoleSize
-	}
-	if body.Detach {
-		if err := h.sessions.ExecStart(c.lasting(), id, session.AttachOptions{}, true, size); err != nil {
-			return err
-		}
-		return c.none(http.StatusOK)
-	}
-	l, ctx := newLine(c, c.streamType(body.Tty), body.Tty)
-	spec := exec.Spec
-	return l.run(ctx, spec.AttachStdin, spec.AttachStdout, spec.AttachStderr, func(ctx context.Context, opts session.AttachOptions) error {
-		opts.DetachKeys = spec.DetachKeys
-		err := h.sessions.ExecStart(ctx, id, opts, false, size)
-		if l.opened() {
-			return err
-		}
-		// A command that could not run has its exit code: clients want the message in the stream and ask for the code after.
-		if err != nil {
-			if now, getErr := h.sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
-				return err
-			}
-		}
-		return errors.Join(err, l.open())
-	})
-}
-
-func (h sessionHandlers) execResize(c *call) error {
+func (h sessionHandlers) resize(c *call) error {
 	height, width, err := c.size()
 	if err != nil {
 		return err
 	}
-	if err := h.sessions.ExecResize(c.ctx(), c.vars["id"], height, width); err != nil {
+	if err := h.sessions.Resize(c.ctx(), c.vars["id"], height, width); err != nil {
 		return err
 	}
-	return c.none(http.StatusCreated)
-}
-
-func (h sessionHandlers) execInspect(c *call) error {
-	e, err := h.sessions.ExecGet(c.ctx(), c.vars["id"])
-	if err != nil {
-		return err
-	}
-	type process struct {
-		Tty        bool     `json:"tty"`
-		Entrypoint string   `json:"entrypoint"`
-		Arguments  []string `json:"arguments"`
-		Privileged bool     `json:"privileged"`
-		User       string   `json:"user,omitempty"`
-	}
-	var args []string
-	entrypoint := ""
-	if len(e.Spec.Cmd) > 0 {
-		entrypoint, args = e.Spec.Cmd[0], e.Spec.Cmd[1:]
-	}
-	return c.json(http.StatusOK, struct {
-		ID            string
-		Running       bool
-		ExitCode      *int
-		ProcessConfig process
-		OpenStdin     bool
-		OpenStderr    bool
-		OpenStdout    bool
-		CanRemove     bool
-		ContainerID   string
-		DetachKeys    string
-		Pid           int
-	}{e.ID, e.Running, e.ExitCode, process{e.Spec.Tty, entrypoint, notNil(args), e.Spec.Privileged, e.Spec.User},
-		e.Spec.AttachStdin, e.Spec.AttachStderr, e.Spec.AttachStdout, false, string(e.Container), e.Spec.DetachKeys, e.PID})
+	return c.none(http.StatusOK)
 }

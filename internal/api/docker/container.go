@@ -6,9 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"ply/internal/api/docker/stream"
 	"ply/internal/container"
-	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/wire"
@@ -147,18 +145,7 @@ func (h containerHandlers) update(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, struct{ Warnings []string }{notNil(warnings)})
-}
-
-func (h sessionHandlers) resize(c *call) error {
-	height, width, err := c.size()
-	if err != nil {
-		return err
-	}
-	if err := h.sessions.Resize(c.ctx(), c.vars["id"], height, width); err != nil {
-		return err
-	}
-	return c.none(http.StatusOK)
+	return c.json(http.StatusOK, wire.Updated{Warnings: notNil(warnings)})
 }
 
 func (h containerHandlers) prune(c *call) error {
@@ -170,10 +157,7 @@ func (h containerHandlers) prune(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := struct {
-		ContainersDeleted []string
-		SpaceReclaimed    int64
-	}{nil, freed}
+	answer := wire.ContainersPruned{SpaceReclaimed: freed}
 	for _, id := range ids {
 		answer.ContainersDeleted = append(answer.ContainersDeleted, string(id))
 	}
@@ -189,31 +173,23 @@ func (h containerHandlers) top(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, struct {
-		Titles    []string
-		Processes []container.Process
-	}{notNil(titles), notNil(rows)})
+	answer := wire.Processes{Titles: notNil(titles), Processes: make([][]string, len(rows))}
+	for i, r := range rows {
+		answer.Processes[i] = r
+	}
+	return c.json(http.StatusOK, answer)
 }
 
 func (h containerHandlers) changes(c *call) error {
-	type change struct {
-		Path string
-		Kind int
-	}
 	changes, err := h.state.Changes(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
 	}
-	var list []change // null when nothing changed, as docker answers
+	var list []wire.Change // null when nothing changed, as docker answers
 	for _, ch := range changes {
-		list = append(list, change{ch.Path, int(ch.Kind)})
+		list = append(list, wire.Change{Path: ch.Path, Kind: int(ch.Kind)})
 	}
 	return c.json(http.StatusOK, list)
-}
-
-func (h fileHandlers) export(c *call) error {
-	c.w.Header().Set("Content-Type", "application/octet-stream")
-	return h.files.Export(c.ctx(), c.vars["id"], c.w)
 }
 
 // wait sends its headers before the container ends: clients start the container only when they have them.
@@ -247,76 +223,13 @@ func (h containerHandlers) wait(c *call) error {
 	if !ok {
 		exit = container.Exit{Code: -1, Error: "the engine stopped watching the container"}
 	}
-	type waitError struct{ Message string }
-	answer := struct {
-		StatusCode int
-		Error      *waitError `json:",omitempty"`
-	}{StatusCode: exit.Code}
+	answer := wire.WaitResult{StatusCode: exit.Code}
 	if exit.Error != "" {
-		answer.Error = &waitError{exit.Error}
+		answer.Error = &wire.WaitError{Message: exit.Error}
 	}
 	b, err := encode(answer)
 	if err == nil {
 		_, err = c.w.Write(b)
 	}
 	return err
-}
-
-func (h sessionHandlers) logs(c *call) error {
-	opts := session.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
-		Timestamps: c.bool("timestamps"), Details: c.bool("details"), Tail: -1}
-	if !opts.Stdout && !opts.Stderr {
-		return errs.New(errs.Invalid, "Bad parameters: you must choose at least one stream")
-	}
-	var err error
-	if opts.Since, err = c.time("since"); err != nil {
-		return err
-	}
-	if opts.Until, err = c.time("until"); err != nil {
-		return err
-	}
-	if tail := c.get("tail"); tail != "" && tail != "all" {
-		n, _, err := c.int("tail")
-		if err != nil {
-			return err
-		}
-		if n >= 0 {
-			opts.Tail = n
-		}
-	}
-	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
-	if err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", c.streamType(ctr.Spec.Tty))
-	out := &flusher{w: c.w, rc: http.NewResponseController(c.w), always: opts.Follow}
-	if opts.Follow {
-		// A reader of logs must see an empty log as an open stream, not as silence.
-		stop := time.AfterFunc(50*time.Millisecond, out.begin)
-		defer stop.Stop()
-	}
-	mux := stream.NewMux(out)
-	stdout, stderr := mux.Stdout(), mux.Stderr()
-	if ctr.Spec.Tty {
-		stdout, stderr = out, out
-	}
-	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
-	if out.end() && err != nil {
-		if c.ctx().Err() != nil { // the client left
-			return nil
-		}
-		return err
-	}
-	if err == nil && !c.w.wrote {
-		return c.none(http.StatusOK)
-	}
-	return err
-}
-
-// streamType is the media type of output: framed or, with a terminal, raw. Before 1.42 both had one name.
-func (c *call) streamType(tty bool) string {
-	if tty || c.v < 42 {
-		return stream.TypeRaw
-	}
-	return stream.TypeMux
 }

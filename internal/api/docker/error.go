@@ -9,6 +9,7 @@ import (
 
 	"ply/internal/container"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // statuses is the one place where a class becomes a status.
@@ -79,9 +80,7 @@ func writeError(w http.ResponseWriter, err error) int {
 		w.WriteHeader(status)
 		return status
 	}
-	b, encErr := encode(struct {
-		Message string `json:"message"`
-	}{messageOf(err)})
+	b, encErr := encode(wire.Error{Message: messageOf(err)})
 	if encErr != nil {
 		b = []byte(`{"message":"internal error"}` + "\n")
 	}

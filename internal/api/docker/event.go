@@ -8,26 +8,11 @@ import (
 	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
-// eventAnswer is one line of GET /events; Status, ID and From are of the days before types.
-type eventAnswer struct {
-	Status string `json:"status,omitempty"`
-	ID     string `json:"id,omitempty"`
-	From   string `json:"from,omitempty"`
-	Type   string
-	Action string
-	Actor  struct {
-		ID         string
-		Attributes map[string]string
-	}
-	Scope    string `json:"scope,omitempty"`
-	Time     int64  `json:"time,omitempty"`
-	TimeNano int64  `json:"timeNano,omitempty"`
-}
-
-func eventOf(e events.Event) eventAnswer {
-	a := eventAnswer{Type: e.Type, Action: e.Action, Scope: "local", Time: e.Time.Unix(), TimeNano: e.Time.UnixNano()}
+func eventOf(e events.Event) wire.Event {
+	a := wire.Event{Type: e.Type, Action: e.Action, Scope: "local", Time: e.Time.Unix(), TimeNano: e.Time.UnixNano()}
 	a.Actor.ID, a.Actor.Attributes = e.ID, e.Attributes
 	if a.Actor.Attributes == nil {
 		a.Actor.Attributes = map[string]string{}

@@ -2,7 +2,6 @@ package docker
 
 import (
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,25 +30,11 @@ func (h imageHandlers) routes(add adder) {
 	add(remove, "/images/{name...}", h.remove)
 }
 
-// imageSummary is one element of GET /images/json.
-type imageSummary struct {
-	Containers  int64
-	Created     int64
-	ID          string `json:"Id"`
-	Labels      map[string]string
-	ParentID    string `json:"ParentId"`
-	RepoDigests []string
-	RepoTags    []string
-	SharedSize  int64
-	Size        int64
-	VirtualSize *int64 `json:",omitempty"` // until 1.43
-}
-
 // noName is what old clients want to see for an image without names.
 const noName = "<none>"
 
-func summaryOf(img *image.Image, v int, containers int64, shared bool) imageSummary {
-	a := imageSummary{Containers: containers, ID: img.ID.String(), Labels: img.Config.Config.Labels, ParentID: img.Parent.String(),
+func summaryOf(img *image.Image, v int, containers int64, shared bool) wire.Image {
+	a := wire.Image{Containers: containers, ID: img.ID.String(), Labels: img.Config.Config.Labels, ParentID: img.Parent.String(),
 		RepoDigests: familiars(img.Digests), RepoTags: familiars(img.Names), SharedSize: -1, Size: img.Size}
 	if shared {
 		a.SharedSize = img.Shared
@@ -99,7 +84,7 @@ func (h imageHandlers) list(c *call) error {
 	if err != nil {
 		return err
 	}
-	list := make([]imageSummary, 0, len(images))
+	list := make([]wire.Image, 0, len(images))
 	for _, img := range images {
 		n := int64(-1)
 		if uses != nil {
@@ -126,74 +111,12 @@ func (h imageHandlers) uses(c *call) (map[oci.ImageID]int64, error) {
 	return uses, nil
 }
 
-// imageAnswer is GET /images/{name}/json.
-type imageAnswer struct {
-	ID              string `json:"Id"`
-	RepoTags        []string
-	RepoDigests     []string
-	Parent          string
-	Comment         string
-	Created         string          `json:",omitempty"`
-	Container       *string         `json:",omitempty"` // until 1.44
-	ContainerConfig *imageRunConfig `json:",omitempty"` // until 1.44
-	DockerVersion   string
-	Author          string
-	Config          imageRunConfig
-	Architecture    string
-	Variant         string `json:",omitempty"`
-	Os              string
-	OsVersion       string `json:",omitempty"`
-	Size            int64
-	VirtualSize     *int64 `json:",omitempty"` // until 1.43
-	GraphDriver     graphDriver
-	RootFS          struct {
-		Type   string
-		Layers []string `json:",omitempty"`
-	}
-	Metadata struct{ LastTagTime time.Time }
-}
-
-type graphDriver struct {
-	Data map[string]string
-	Name string
-}
-
-// imageRunConfig is an image's config. Until 1.49 it had the fields of a container too, always empty.
-type imageRunConfig struct {
-	*emptyContainerConfig
-	ArgsEscaped  bool `json:",omitempty"`
-	Cmd          []string
-	Entrypoint   []string
-	Env          []string
-	ExposedPorts map[string]struct{} `json:",omitempty"`
-	Healthcheck  *oci.Healthcheck    `json:",omitempty"`
-	Labels       map[string]string
-	OnBuild      []string
-	Shell        []string `json:",omitempty"`
-	StopSignal   string   `json:",omitempty"`
-	User         string
-	Volumes      map[string]struct{}
-	WorkingDir   string
-}
-
-type emptyContainerConfig struct {
-	Hostname     string
-	Domainname   string
-	AttachStdin  bool
-	AttachStdout bool
-	AttachStderr bool
-	Tty          bool
-	OpenStdin    bool
-	StdinOnce    bool
-	Image        string
-}
-
-func imageRunConfigOf(rc oci.RunConfig, v int) imageRunConfig {
-	a := imageRunConfig{ArgsEscaped: rc.ArgsEscaped, Cmd: rc.Cmd, Entrypoint: rc.Entrypoint, Env: rc.Env, ExposedPorts: rc.ExposedPorts,
+func imageRunConfigOf(rc oci.RunConfig, v int) wire.ImageConfig {
+	a := wire.ImageConfig{ArgsEscaped: rc.ArgsEscaped, Cmd: rc.Cmd, Entrypoint: rc.Entrypoint, Env: rc.Env, ExposedPorts: rc.ExposedPorts,
 		Healthcheck: rc.Healthcheck, Labels: rc.Labels, OnBuild: rc.OnBuild, Shell: rc.Shell, StopSignal: rc.StopSignal, User: rc.User,
 		Volumes: rc.Volumes, WorkingDir: rc.WorkingDir}
 	if v < 50 {
-		a.emptyContainerConfig = &emptyContainerConfig{}
+		a.EmptyContainerConfig = &wire.EmptyContainerConfig{}
 	}
 	return a
 }
@@ -210,10 +133,10 @@ func (h imageHandlers) inspect(c *call) error {
 		return err
 	}
 	cfg := img.Config
-	a := imageAnswer{ID: img.ID.String(), RepoTags: familiars(img.Names), RepoDigests: familiars(img.Digests), Parent: img.Parent.String(),
+	a := wire.ImageDetail{ID: img.ID.String(), RepoTags: familiars(img.Names), RepoDigests: familiars(img.Digests), Parent: img.Parent.String(),
 		Comment: lastComment(cfg), DockerVersion: cfg.DockerVersion, Author: cfg.Author, Config: imageRunConfigOf(cfg.Config, c.v),
 		Architecture: cfg.Architecture, Variant: cfg.Variant, Os: cfg.OS, OsVersion: cfg.OSVersion, Size: img.Size,
-		GraphDriver: graphDriver{nil, h.driver}}
+		GraphDriver: wire.GraphDriver{Name: h.driver}}
 	a.RootFS.Type = cfg.RootFS.Type
 	for _, d := range cfg.RootFS.DiffIDs {
 		a.RootFS.Layers = append(a.RootFS.Layers, d.String())
@@ -244,14 +167,6 @@ func lastComment(cfg oci.Config) string {
 }
 
 func (h imageHandlers) history(c *call) error {
-	type entry struct {
-		Comment   string
-		Created   int64
-		CreatedBy string
-		ID        string `json:"Id"`
-		Size      int64
-		Tags      []string
-	}
 	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
 		return err
 	}
@@ -259,9 +174,9 @@ func (h imageHandlers) history(c *call) error {
 	if err != nil {
 		return err
 	}
-	list := make([]entry, 0, len(entries))
+	list := make([]wire.HistoryItem, 0, len(entries))
 	for _, h := range entries {
-		e := entry{Comment: h.Comment, CreatedBy: h.CreatedBy, ID: h.ID.String(), Size: h.Size}
+		e := wire.HistoryItem{Comment: h.Comment, CreatedBy: h.CreatedBy, ID: h.ID.String(), Size: h.Size}
 		if !h.Created.IsZero() {
 			e.Created = h.Created.Unix()
 		}
@@ -276,22 +191,10 @@ func (h imageHandlers) history(c *call) error {
 	return c.json(http.StatusOK, list)
 }
 
-// layerAnswer is one layer of ply's own GET /images/{name}/layers and GET /images/tree.
-type layerAnswer struct {
-	DiffID      string         // of the layer's uncompressed tar
-	ChainID     string         // of the stack up to and with this layer
-	Size        int64          // bytes
-	VirtualSize int64          // bytes of the stack up to and with this layer
-	CreatedBy   string         `json:",omitempty"`
-	Tags        []string       // names of the images that end here
-	Images      []string       // IDs of the images that end here
-	Children    []*layerAnswer `json:",omitempty"` // in the tree: what stands on it
-}
-
-func layersOf(views []*image.LayerView) []*layerAnswer {
-	list := make([]*layerAnswer, 0, len(views))
+func layersOf(views []*image.LayerView) []*wire.Layer {
+	list := make([]*wire.Layer, 0, len(views))
 	for _, l := range views {
-		a := &layerAnswer{DiffID: l.DiffID.String(), ChainID: l.Chain.String(), Size: l.Size, VirtualSize: l.Virtual, CreatedBy: l.CreatedBy,
+		a := &wire.Layer{DiffID: l.DiffID.String(), ChainID: l.Chain.String(), Size: l.Size, VirtualSize: l.Virtual, CreatedBy: l.CreatedBy,
 			Tags: familiars(l.Tags), Images: []string{}}
 		for _, id := range l.Images {
 			a.Images = append(a.Images, id.String())
@@ -353,15 +256,10 @@ func repoTag(repo, tag string) (oci.Reference, error) {
 	return ref.WithTag(tag)
 }
 
-type removedAnswer struct {
-	Untagged string `json:",omitempty"`
-	Deleted  string `json:",omitempty"`
-}
-
-func removedList(removed []image.Removed) []removedAnswer {
-	list := make([]removedAnswer, 0, len(removed))
+func removedList(removed []image.Removed) []wire.Removed {
+	list := make([]wire.Removed, 0, len(removed))
 	for _, r := range removed {
-		list = append(list, removedAnswer{r.Untagged, r.Deleted.String()})
+		list = append(list, wire.Removed{Untagged: r.Untagged, Deleted: r.Deleted.String()})
 	}
 	return list
 }
@@ -386,41 +284,5 @@ func (h imageHandlers) prune(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, struct {
-		ImagesDeleted  []removedAnswer
-		SpaceReclaimed int64
-	}{removedList(removed), freed})
-}
-
-func (h transferHandlers) search(c *call) error {
-	filters, err := c.filters()
-	if err != nil {
-		return err
-	}
-	limit, ok, err := c.int("limit")
-	if err != nil {
-		return err
-	}
-	if !ok || limit == 0 {
-		limit = 25
-	}
-	if limit < 1 || limit > 100 {
-		return errs.New(errs.Invalid, "limit %s is outside the range of [1, 100]", strconv.Itoa(limit))
-	}
-	if c.get("term") == "" {
-		return errs.New(errs.Invalid, "parameter term: what to search for is missing")
-	}
-	cred, err := c.credentials()
-	if err != nil {
-		return err
-	}
-	found, err := h.registry.Search(c.ctx(), c.get("term"), limit, filters, cred)
-	if err != nil {
-		return err
-	}
-	answer := make([]wire.SearchResult, len(found))
-	for i, r := range found {
-		answer[i] = wire.SearchResult(r)
-	}
-	return c.json(http.StatusOK, answer)
+	return c.json(http.StatusOK, wire.ImagesPruned{ImagesDeleted: removedList(removed), SpaceReclaimed: freed})
 }

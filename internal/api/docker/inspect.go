@@ -17,95 +17,6 @@ import (
 	"ply/internal/wire"
 )
 
-// inspectAnswer is GET /containers/{id}/json.
-type inspectAnswer struct {
-	ID              string `json:"Id"`
-	Created         string
-	Path            string
-	Args            []string
-	State           stateAnswer
-	Image           string
-	ResolvConfPath  string
-	HostnamePath    string
-	HostsPath       string
-	LogPath         string
-	Name            string
-	RestartCount    int
-	Driver          string
-	Platform        string
-	MountLabel      string
-	ProcessLabel    string
-	AppArmorProfile string
-	ExecIDs         []string
-	HostConfig      wire.HostConfig
-	GraphDriver     graphDriver
-	SizeRw          *int64 `json:",omitempty"`
-	SizeRootFs      *int64 `json:",omitempty"`
-	Mounts          []mountPoint
-	Config          wire.Config
-	NetworkSettings networkSettings
-}
-
-type stateAnswer struct {
-	Status     string
-	Running    bool
-	Paused     bool
-	Restarting bool
-	OOMKilled  bool
-	Dead       bool
-	Pid        int
-	ExitCode   int
-	Error      string
-	StartedAt  string
-	FinishedAt string
-	Health     *healthAnswer `json:",omitempty"`
-}
-
-type healthAnswer struct {
-	Status        string
-	FailingStreak int
-	Log           []healthResult
-}
-
-type healthResult struct {
-	Start, End time.Time
-	ExitCode   int
-	Output     string
-}
-
-type mountPoint struct {
-	Type        string
-	Name        string `json:",omitempty"`
-	Source      string
-	Destination string
-	Driver      string `json:",omitempty"`
-	Mode        string
-	RW          bool
-	Propagation string
-}
-
-// networkSettings has the fields of the default network also at its top: until 1.51 clients read them there.
-type networkSettings struct {
-	Bridge                 string
-	SandboxID              string
-	SandboxKey             string
-	Ports                  map[string][]wire.PortBinding
-	HairpinMode            bool
-	LinkLocalIPv6Address   string
-	LinkLocalIPv6PrefixLen int
-	SecondaryIPAddresses   []struct{}
-	SecondaryIPv6Addresses []struct{}
-	EndpointID             string
-	Gateway                string
-	GlobalIPv6Address      string
-	GlobalIPv6PrefixLen    int
-	IPAddress              string
-	IPPrefixLen            int
-	IPv6Gateway            string
-	MacAddress             string
-	Networks               map[string]*wire.EndpointSettings
-}
-
 func (h containerHandlers) inspect(c *call) error {
 	size := c.bool("size")
 	ctr, err := h.state.Get(c.ctx(), c.vars["id"], size)
@@ -115,11 +26,11 @@ func (h containerHandlers) inspect(c *call) error {
 	return c.json(http.StatusOK, inspectOf(ctr, c.v, size))
 }
 
-func inspectOf(ctr *container.Container, v int, size bool) inspectAnswer {
-	a := inspectAnswer{ID: string(ctr.ID), Created: timeText(ctr.Created), Path: ctr.Path, Args: notNil(ctr.Args), State: stateOf(ctr.State),
+func inspectOf(ctr *container.Container, v int, size bool) wire.ContainerDetail {
+	a := wire.ContainerDetail{ID: string(ctr.ID), Created: timeText(ctr.Created), Path: ctr.Path, Args: notNil(ctr.Args), State: stateOf(ctr.State),
 		Image: ctr.Image.String(), ResolvConfPath: ctr.ResolvConfPath, HostnamePath: ctr.HostnamePath, HostsPath: ctr.HostsPath,
 		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux",
-		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: graphDriver{nil, ctr.Driver}, Mounts: mountPoints(ctr),
+		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: wire.GraphDriver{Name: ctr.Driver}, Mounts: mountPoints(ctr),
 		Config: configOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
 	if len(a.ExecIDs) == 0 {
 		a.ExecIDs = nil
@@ -136,8 +47,8 @@ func inspectOf(ctr *container.Container, v int, size bool) inspectAnswer {
 // timeText is a moment as inspect shows it; one that never was is the year 1.
 func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-func stateOf(st container.State) stateAnswer {
-	a := stateAnswer{Status: string(st.Status), Pid: st.PID, ExitCode: st.ExitCode, Error: st.Error, OOMKilled: st.OOMKilled,
+func stateOf(st container.State) wire.State {
+	a := wire.State{Status: string(st.Status), Pid: st.PID, ExitCode: st.ExitCode, Error: st.Error, OOMKilled: st.OOMKilled,
 		StartedAt: timeText(st.Started), FinishedAt: timeText(st.Finished)}
 	switch st.Status {
 	case container.StatusRunning:
@@ -150,29 +61,29 @@ func stateOf(st container.State) stateAnswer {
 		a.Dead = true
 	}
 	if st.Health != nil {
-		a.Health = &healthAnswer{Status: st.Health.Status, FailingStreak: st.Health.FailingStreak, Log: []healthResult{}}
+		a.Health = &wire.Health{Status: st.Health.Status, FailingStreak: st.Health.FailingStreak, Log: []wire.HealthResult{}}
 		for _, r := range st.Health.Log {
-			a.Health.Log = append(a.Health.Log, healthResult{Start: r.Start, End: r.End, ExitCode: r.ExitCode, Output: r.Output})
+			a.Health.Log = append(a.Health.Log, wire.HealthResult{Start: r.Start, End: r.End, ExitCode: r.ExitCode, Output: r.Output})
 		}
 	}
 	return a
 }
 
 // mountPoints lists what is mounted, without what --tmpfs asked for: HostConfig.Tmpfs tells that.
-func mountPoints(ctr *container.Container) []mountPoint {
-	list := make([]mountPoint, 0, len(ctr.Mounts))
+func mountPoints(ctr *container.Container) []wire.MountPoint {
+	list := make([]wire.MountPoint, 0, len(ctr.Mounts))
 	for _, m := range ctr.Mounts {
 		if _, ok := ctr.Spec.Tmpfs[m.Target]; ok && m.Type == "tmpfs" {
 			continue
 		}
-		p := mountPoint{Type: m.Type, Name: m.Name, Source: m.Source, Destination: m.Target, Driver: m.Driver, Mode: m.Mode, RW: m.RW, Propagation: m.Propagation}
+		p := wire.MountPoint{Type: m.Type, Name: m.Name, Source: m.Source, Destination: m.Target, Driver: m.Driver, Mode: m.Mode, RW: m.RW, Propagation: m.Propagation}
 		list = append(list, p)
 	}
 	return list
 }
 
-func networkSettingsOf(ctr *container.Container, v int) networkSettings {
-	ns := networkSettings{Ports: map[string][]wire.PortBinding{}, Networks: map[string]*wire.EndpointSettings{}}
+func networkSettingsOf(ctr *container.Container, v int) wire.NetworkSettings {
+	ns := wire.NetworkSettings{Ports: map[string][]wire.PortBinding{}, Networks: map[string]*wire.EndpointSettings{}}
 	if alive(ctr.State.Status) {
 		for _, p := range ctr.Spec.ExposedPorts {
 			ns.Ports[p] = nil
@@ -232,37 +143,6 @@ func addrText(a netip.Addr) string {
 	return a.String()
 }
 
-// containerSummary is one element of GET /containers/json.
-type containerSummary struct {
-	ID         string `json:"Id"`
-	Names      []string
-	Image      string
-	ImageID    string
-	Command    string
-	Created    int64
-	Ports      []portSummary
-	SizeRw     int64 `json:",omitempty"`
-	SizeRootFs int64 `json:",omitempty"`
-	Labels     map[string]string
-	State      string
-	Status     string
-	HostConfig struct {
-		NetworkMode string            `json:",omitempty"`
-		Annotations map[string]string `json:",omitempty"`
-	}
-	NetworkSettings struct {
-		Networks map[string]*wire.EndpointSettings
-	}
-	Mounts []mountPoint
-}
-
-type portSummary struct {
-	IP          string `json:",omitempty"`
-	PrivatePort uint16
-	PublicPort  uint16 `json:",omitempty"`
-	Type        string
-}
-
 func (h containerHandlers) list(c *call) error {
 	filters, err := c.filters()
 	if err != nil {
@@ -277,7 +157,7 @@ func (h containerHandlers) list(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := make([]containerSummary, 0, len(list))
+	answer := make([]wire.Container, 0, len(list))
 	names := map[string]oci.ImageID{} // what a name means now; "" for nothing
 	now := h.now()
 	for _, ctr := range list {
@@ -297,8 +177,8 @@ func (h containerHandlers) list(c *call) error {
 	return c.json(http.StatusOK, answer)
 }
 
-func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Time) containerSummary {
-	a := containerSummary{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
+func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Time) wire.Container {
+	a := wire.Container{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
 		Created: ctr.Created.Unix(), Ports: portSummaries(ctr), Labels: ctr.Spec.Labels, State: string(ctr.State.Status), Status: statusText(ctr.State, now),
 		Mounts: mountPoints(ctr)}
 	if a.Labels == nil {
@@ -334,8 +214,8 @@ func commandText(ctr *container.Container) string {
 }
 
 // portSummaries lists the ports of a running container, one a host address, sorted.
-func portSummaries(ctr *container.Container) []portSummary {
-	list := []portSummary{}
+func portSummaries(ctr *container.Container) []wire.Port {
+	list := []wire.Port{}
 	if !alive(ctr.State.Status) {
 		return list
 	}
@@ -343,15 +223,15 @@ func portSummaries(ctr *container.Container) []portSummary {
 	for _, p := range ctr.Ports {
 		bound[portText(p.ContainerPort, p.Proto)] = true
 		for _, addr := range boundAddresses(p) {
-			list = append(list, portSummary{addr.String(), p.ContainerPort, p.HostPort, p.Proto})
+			list = append(list, wire.Port{IP: addr.String(), PrivatePort: p.ContainerPort, PublicPort: p.HostPort, Type: p.Proto})
 		}
 	}
 	for _, key := range ctr.Spec.ExposedPorts {
 		if num, _, proto, err := parsePort(key); err == nil && !bound[key] {
-			list = append(list, portSummary{PrivatePort: num, Type: proto})
+			list = append(list, wire.Port{PrivatePort: num, Type: proto})
 		}
 	}
-	slices.SortStableFunc(list, func(a, b portSummary) int {
+	slices.SortStableFunc(list, func(a, b wire.Port) int {
 		if a.PrivatePort != b.PrivatePort {
 			return int(a.PrivatePort) - int(b.PrivatePort)
 		}

@@ -2,11 +2,11 @@ package docker
 
 import (
 	"net/http"
-	"time"
 
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 // networkHandlers answers for networks.
@@ -25,48 +25,12 @@ func (h networkHandlers) routes(add adder) {
 	add(post, "/networks/{id}/disconnect", networkFixed)
 }
 
-type networkAnswer struct {
-	Name       string
-	ID         string `json:"Id"`
-	Created    time.Time
-	Scope      string
-	Driver     string
-	EnableIPv4 *bool `json:",omitempty"` // since 1.48
-	EnableIPv6 bool
-	IPAM       struct {
-		Driver  string
-		Options map[string]string
-		Config  []ipamConfig
-	}
-	Internal   bool
-	Attachable bool
-	Ingress    bool
-	ConfigFrom struct{ Network string }
-	ConfigOnly bool
-	Containers map[string]networkMember
-	Options    map[string]string
-	Labels     map[string]string
-}
-
-type ipamConfig struct {
-	Subnet  string
-	Gateway string `json:",omitempty"`
-}
-
-type networkMember struct {
-	Name        string
-	EndpointID  string
-	MacAddress  string
-	IPv4Address string
-	IPv6Address string
-}
-
-func networkOf(n *network.Network, v int) networkAnswer {
-	a := networkAnswer{Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver, Internal: n.Internal,
-		Containers: map[string]networkMember{}, Options: n.Options, Labels: n.Labels}
-	a.IPAM.Driver, a.IPAM.Config = "default", []ipamConfig{}
+func networkOf(n *network.Network, v int) wire.Network {
+	a := wire.Network{Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver, Internal: n.Internal,
+		Containers: map[string]wire.NetworkMember{}, Options: n.Options, Labels: n.Labels}
+	a.IPAM.Driver, a.IPAM.Config = "default", []wire.IPAMConfig{}
 	if n.Subnet.IsValid() {
-		a.IPAM.Config = append(a.IPAM.Config, ipamConfig{n.Subnet.String(), addrText(n.Gateway)})
+		a.IPAM.Config = append(a.IPAM.Config, wire.IPAMConfig{Subnet: n.Subnet.String(), Gateway: addrText(n.Gateway)})
 		a.EnableIPv6 = n.Subnet.Addr().Is6()
 	}
 	if v >= 48 {
@@ -91,7 +55,7 @@ func (h networkHandlers) list(c *call) error {
 	if err != nil {
 		return err
 	}
-	list := make([]networkAnswer, 0, len(networks))
+	list := make([]wire.Network, 0, len(networks))
 	for _, n := range networks {
 		list = append(list, networkOf(n, c.v))
 	}
@@ -105,7 +69,7 @@ func (h networkHandlers) inspect(c *call) error {
 	}
 	a := networkOf(n, c.v)
 	for id, ep := range n.Endpoints {
-		m := networkMember{EndpointID: ep.ID, MacAddress: ep.MAC}
+		m := wire.NetworkMember{EndpointID: ep.ID, MacAddress: ep.MAC}
 		if ep.IPv4.IsValid() {
 			m.IPv4Address = ep.IPv4.String()
 		}
@@ -142,5 +106,5 @@ func (h networkHandlers) prune(c *call) error {
 	if _, err := network.PruneFilters.Compile(filters); err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, struct{ NetworksDeleted []string }{})
+	return c.json(http.StatusOK, wire.NetworksPruned{})
 }

@@ -1,44 +1,44 @@
 package docker
 
 import (
+	"encoding/json"
 	"fmt"
 
-	"ply/internal/api/docker/stream"
-	"ply/internal/oci"
 	"ply/internal/transfer"
+	"ply/internal/wire"
 )
 
-// pushResult is the aux value with which a push of one tag ends.
-type pushResult struct {
-	Tag    string
-	Digest oci.Digest
-	Size   int
-}
+// sender sends a message to the client; see wire.Messages.
+type sender func(m wire.Message, counter int)
 
 // sink puts the progress of a transfer into docker's words.
-func sink(put func(stream.Message)) transfer.Sink {
+func sink(send sender) transfer.Sink {
 	return func(p transfer.Progress) {
 		for _, m := range messages(p) {
-			put(m)
+			send(m, counterOf(p))
 		}
 	}
+}
+
+// counterOf returns the counter of the messages about a state: only a number that grows may replace an older message.
+func counterOf(p transfer.Progress) int {
+	if p.State.Counts() && p.Current > 0 {
+		return int(p.State)
+	}
+	return 0
 }
 
 // messages returns what docker says about a state: nearly always one message. Docker writes about layers with an ID and a
 // progress detail, about a whole pull or push with a status, and about a load with a line of text.
-func messages(p transfer.Progress) []stream.Message {
-	layer := func(words string) []stream.Message {
-		m := stream.Message{ID: p.Layer, Status: words, Progress: &stream.Progress{Current: p.Current, Total: p.Total}}
-		if p.State.Counts() && p.Current > 0 {
-			m.Counter = int(p.State)
-		}
-		return []stream.Message{m}
+func messages(p transfer.Progress) []wire.Message {
+	layer := func(words string) []wire.Message {
+		return []wire.Message{{ID: p.Layer, Status: words, Detail: &wire.ProgressDetail{Current: p.Current, Total: p.Total}}}
 	}
-	status := func(format string, args ...any) []stream.Message {
-		return []stream.Message{{Status: fmt.Sprintf(format, args...)}}
+	status := func(format string, args ...any) []wire.Message {
+		return []wire.Message{{Status: fmt.Sprintf(format, args...)}}
 	}
-	text := func(format string, args ...any) []stream.Message {
-		return []stream.Message{{Stream: fmt.Sprintf(format, args...) + "\n"}}
+	text := func(format string, args ...any) []wire.Message {
+		return []wire.Message{{Stream: fmt.Sprintf(format, args...) + "\n"}}
 	}
 	switch p.State {
 	case transfer.PullStarted:
@@ -46,7 +46,7 @@ func messages(p transfer.Progress) []stream.Message {
 		if p.Ref.Digest() != "" {
 			id = p.Ref.String()
 		}
-		return []stream.Message{{ID: id, Status: "Pulling from " + p.Ref.Path()}}
+		return []wire.Message{{ID: id, Status: "Pulling from " + p.Ref.Path()}}
 	case transfer.LayerExists:
 		return layer("Already exists")
 	case transfer.LayerQueued:
@@ -87,8 +87,8 @@ func messages(p transfer.Progress) []stream.Message {
 	case transfer.ManifestChanged:
 		return status("A layer had to be compressed anew, so the manifest differs from the one pulled, %s.", p.Digest)
 	case transfer.ManifestPushed:
-		aux := pushResult{p.Ref.Tag(), p.Digest, int(p.Total)}
-		return append(status("%s: digest: %s size: %d", aux.Tag, aux.Digest, aux.Size), stream.Message{Aux: aux, Progress: &stream.Progress{}})
+		aux := wire.PushResult{Tag: p.Ref.Tag(), Digest: p.Digest.String(), Size: int(p.Total)}
+		return append(status("%s: digest: %s size: %d", aux.Tag, aux.Digest, aux.Size), wire.Message{Aux: rawJSON(aux), Detail: &wire.ProgressDetail{}})
 
 	case transfer.LayerLoading:
 		return layer("Loading layer")
@@ -106,4 +106,13 @@ func messages(p transfer.Progress) []stream.Message {
 		return layer("Importing")
 	}
 	return nil
+}
+
+// rawJSON returns the JSON of a value that always has one.
+func rawJSON(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // a bug
+	}
+	return b
 }

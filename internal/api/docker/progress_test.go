@@ -78,7 +78,7 @@ func TestWordsOfEveryState(t *testing.T) {
 			p := progress{State: s, Layer: layer, Current: current, Ref: mysql, From: mysql}
 			if m := messages(p); len(m) == 0 {
 				t.Errorf("state %d has no words", s)
-			} else if counts := m[0].Counter != 0; counts != (s.Counts() && current > 0) {
+			} else if counts := counterOf(p) != 0; counts != (s.Counts() && current > 0) {
 				t.Errorf("state %d with current %d: a newer message replaces it: %v", s, current, counts)
 			}
 		}

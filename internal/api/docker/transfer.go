@@ -2,8 +2,6 @@ package docker
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"io"
 	"net"
 	"net/http"
@@ -12,7 +10,6 @@ import (
 	"time"
 
 	"ply/internal/api/docker/stream"
-	"ply/internal/container"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/transfer"
@@ -39,38 +36,9 @@ func (h transferHandlers) routes(add adder) {
 	add(post, "/auth", h.auth)
 }
 
-// authHeader carries a client's credentials for a registry.
-const authHeader = "X-Registry-Auth"
-
-// decodeBase64 takes both alphabets, padded or not: clients differ.
-func decodeBase64(s string) ([]byte, error) {
-	s = strings.TrimRight(s, "=")
-	if strings.ContainsAny(s, "+/") {
-		return base64.RawStdEncoding.DecodeString(s)
-	}
-	return base64.RawURLEncoding.DecodeString(s)
-}
-
-// credentials reads X-Registry-Auth. Its text never appears in an error.
-func (c *call) credentials() (transfer.Credentials, error) {
-	h := strings.TrimSpace(c.r.Header.Get(authHeader))
-	if h == "" {
-		return transfer.Credentials{}, nil
-	}
-	b, err := decodeBase64(h)
-	if err != nil {
-		return transfer.Credentials{}, errs.New(errs.Invalid, "invalid %s header: it is not base64", authHeader)
-	}
-	var a authConfig
-	if err := json.Unmarshal(b, &a); err != nil {
-		return transfer.Credentials{}, errs.New(errs.Invalid, "invalid %s header: it is not a JSON object of credentials", authHeader)
-	}
-	return a.credentials(), nil
-}
-
 // progress runs long work and streams what it reports. The status is sent with the first message, so an error before
 // it has a status of its own; a later one ends the stream as errorDetail.
-func (c *call) progress(work func(put func(stream.Message)) error) error {
+func (c *call) progress(work func(send sender) error) error {
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
 	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would eat the rest of the body
@@ -93,7 +61,7 @@ func (c *call) progress(work func(put func(stream.Message)) error) error {
 	case !started:
 		return err
 	}
-	b, encErr := encode(stream.Message{Error: &stream.Error{Message: messageOf(err)}, ErrorMsg: messageOf(err)})
+	b, encErr := encode(wire.Message{ErrorDetail: &wire.ErrorDetail{Message: messageOf(err)}, Error: messageOf(err)})
 	if encErr != nil {
 		return encErr
 	}
@@ -129,8 +97,8 @@ func (h transferHandlers) pull(c *call, platform string) error {
 		return err
 	}
 	all := ref.Tag() == "" && ref.Digest() == ""
-	return c.progress(func(put func(stream.Message)) error {
-		return h.puller.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(put))
+	return c.progress(func(send sender) error {
+		return h.puller.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(send))
 	})
 }
 
@@ -147,22 +115,22 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 		}
 		opts.Name = name.WithDefaultTag()
 	}
-	return c.progress(func(put func(stream.Message)) error {
+	return c.progress(func(send sender) error {
 		if opts.From == "-" {
 			opts.Source = c.r.Body
 		} else {
-			body, err := h.fetch(c.ctx(), opts.From, put)
+			body, err := h.fetch(c.ctx(), opts.From, send)
 			if err != nil {
 				return err
 			}
 			defer func() { _ = body.Close() }() // only read from
 			opts.Source = body
 		}
-		id, err := h.archive.Import(c.ctx(), opts, sink(put))
+		id, err := h.archive.Import(c.ctx(), opts, sink(send))
 		if err != nil {
 			return err
 		}
-		put(stream.Message{Status: id.String()})
+		send(wire.Message{Status: id.String()}, 0)
 		return nil
 	})
 }
@@ -178,7 +146,7 @@ func fetchClient() *http.Client {
 }
 
 // fetch opens what `import URL` names; a name without a scheme is http.
-func (h transferHandlers) fetch(ctx context.Context, from string, put func(stream.Message)) (io.ReadCloser, error) {
+func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
 	}
@@ -198,15 +166,15 @@ func (h transferHandlers) fetch(ctx context.Context, from string, put func(strea
 		_ = resp.Body.Close() // only read from
 		return nil, errs.New(errs.Unavailable, "import %s: the server answers %s", u.Redacted(), resp.Status)
 	}
-	put(stream.Message{Status: "Downloading from " + u.Redacted()})
-	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, put: put}, nil
+	send(wire.Message{Status: "Downloading from " + u.Redacted()}, 0)
+	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, send: send}, nil
 }
 
 // counted reports how much was read.
 type counted struct {
 	io.ReadCloser
 	read, told, total int64
-	put               func(stream.Message)
+	send              sender
 }
 
 func (r *counted) Read(b []byte) (int, error) {
@@ -214,7 +182,7 @@ func (r *counted) Read(b []byte) (int, error) {
 	r.read += int64(n)
 	if r.read-r.told >= 512<<10 || err == io.EOF && r.read > r.told {
 		r.told = r.read
-		r.put(stream.Message{Status: "Importing", Progress: &stream.Progress{Current: r.read, Total: max(r.total, 0)}})
+		r.send(wire.Message{Status: "Importing", Detail: &wire.ProgressDetail{Current: r.read, Total: max(r.total, 0)}}, 0)
 	}
 	return n, err
 }
@@ -236,15 +204,15 @@ func (h transferHandlers) push(c *call) error {
 		return err
 	}
 	if c.r.Header.Get(authHeader) == "" { // very old clients send them as body
-		var a authConfig
+		var a wire.Auth
 		if err := c.body(&a, true); err != nil {
 			return err
 		}
-		cred = a.credentials()
+		cred = credentialsOf(a)
 	}
 	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
-	return c.progress(func(put func(stream.Message)) error {
-		return h.pusher.Push(c.ctx(), ref, opts, sink(put))
+	return c.progress(func(send sender) error {
+		return h.pusher.Push(c.ctx(), ref, opts, sink(send))
 	})
 }
 
@@ -254,8 +222,8 @@ func (h transferHandlers) load(c *call) error {
 		return err
 	}
 	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
-	return c.progress(func(put func(stream.Message)) error {
-		return h.archive.Load(c.ctx(), c.r.Body, opts, sink(put))
+	return c.progress(func(send sender) error {
+		return h.archive.Load(c.ctx(), c.r.Body, opts, sink(send))
 	})
 }
 
@@ -274,44 +242,4 @@ func (h transferHandlers) save(c *call) error {
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")
 	return h.archive.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format")}, c.w)
-}
-
-// commit answers POST /commit. Warnings is ply's own: what the image does not hold although the container shows it.
-func (h containerHandlers) commit(c *call) error {
-	opts := container.CommitOptions{Author: c.get("author"), Message: c.get("comment"), Changes: c.q["changes"],
-		Pause: c.boolOr("pause", true), Format: oci.Format(c.get("format"))}
-	if repo := c.get("repo"); repo != "" {
-		name, err := repoTag(repo, c.get("tag"))
-		if err != nil {
-			return err
-		}
-		if name.Digest() != "" {
-			return errs.New(errs.Invalid, "cannot commit to digest reference")
-		}
-		opts.Name = name.WithDefaultTag()
-	}
-	var body wire.Config
-	if err := c.body(&body, true); err != nil {
-		return err
-	}
-	rc, err := runConfig(&body)
-	if err != nil {
-		return err
-	}
-	opts.Config = rc
-	if c.get("container") == "" {
-		return errs.New(errs.Invalid, "parameter container is missing")
-	}
-	result, err := h.commits.Commit(c.ctx(), c.get("container"), opts)
-	if err != nil {
-		return err
-	}
-	var warnings []string
-	for _, path := range result.LeftOut {
-		warnings = append(warnings, "the image does not hold what is in "+path+": it is a mount, and a commit keeps only the container's own layer")
-	}
-	return c.json(http.StatusCreated, struct {
-		ID       string   `json:"Id"`
-		Warnings []string `json:",omitempty"`
-	}{result.ID.String(), warnings})
 }

@@ -10,6 +10,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/wire"
 )
 
 // usageHandlers answers what takes how much space.
@@ -31,14 +32,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		}
 	}
 	wanted := func(t string) bool { return len(types) == 0 || slices.Contains(types, t) }
-	answer := struct {
-		LayersSize  int64
-		Images      []imageSummary
-		Containers  []containerSummary
-		Volumes     []volumeAnswer
-		BuildCache  []struct{}
-		BuilderSize *int64 `json:",omitempty"` // until 1.41
-	}{}
+	var answer wire.DiskUsage
 	containers, err := h.containers.List(c.ctx(), container.ListOptions{All: true, Size: wanted("container")})
 	if err != nil {
 		return err
@@ -52,7 +46,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		if err != nil {
 			return err
 		}
-		answer.Images = []imageSummary{}
+		answer.Images = []wire.Image{}
 		for _, img := range images {
 			answer.Images = append(answer.Images, summaryOf(img, c.v, uses[img.ID], true))
 		}
@@ -61,7 +55,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		}
 	}
 	if wanted("container") {
-		answer.Containers = []containerSummary{}
+		answer.Containers = []wire.Container{}
 		now := h.now()
 		for _, ctr := range containers {
 			answer.Containers = append(answer.Containers, containerSummaryOf(ctr, c.v, true, now))
@@ -72,7 +66,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		if err != nil {
 			return err
 		}
-		answer.Volumes = []volumeAnswer{}
+		answer.Volumes = []wire.Volume{}
 		for _, v := range volumes {
 			a := volumeOf(v)
 			size, err := h.volumes.Size(c.ctx(), v.Name)
@@ -82,12 +76,12 @@ func (h usageHandlers) diskUsage(c *call) error {
 			if err != nil {
 				return err
 			}
-			a.UsageData = &volumeUsage{size, v.RefCount}
+			a.UsageData = &wire.VolumeUsage{Size: size, RefCount: int64(v.RefCount)}
 			answer.Volumes = append(answer.Volumes, a)
 		}
 	}
 	if wanted("build-cache") {
-		answer.BuildCache = []struct{}{}
+		answer.BuildCache = []wire.BuildCache{}
 	}
 	if c.v < 42 {
 		answer.BuilderSize = new(int64)

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ply/internal/volume"
+	"ply/internal/wire"
 )
 
 // volumeHandlers answers for volumes.
@@ -18,24 +19,8 @@ func (h volumeHandlers) routes(add adder) {
 	add(remove, "/volumes/{name}", h.remove)
 }
 
-type volumeAnswer struct {
-	CreatedAt  string `json:",omitempty"`
-	Driver     string
-	Labels     map[string]string
-	Mountpoint string
-	Name       string
-	Options    map[string]string
-	Scope      string
-	UsageData  *volumeUsage `json:",omitempty"`
-}
-
-type volumeUsage struct {
-	Size     int64
-	RefCount int
-}
-
-func volumeOf(v *volume.Volume) volumeAnswer {
-	a := volumeAnswer{Driver: v.Driver, Labels: v.Labels, Mountpoint: v.Mountpoint, Name: v.Name, Options: v.Options, Scope: "local"}
+func volumeOf(v *volume.Volume) wire.Volume {
+	a := wire.Volume{Driver: v.Driver, Labels: v.Labels, Mountpoint: v.Mountpoint, Name: v.Name, Options: v.Options, Scope: "local"}
 	if !v.Created.IsZero() {
 		a.CreatedAt = v.Created.Format(time.RFC3339)
 	}
@@ -51,10 +36,7 @@ func (h volumeHandlers) list(c *call) error {
 	if err != nil {
 		return err
 	}
-	answer := struct {
-		Volumes  []volumeAnswer
-		Warnings []string
-	}{Volumes: make([]volumeAnswer, 0, len(volumes))}
+	answer := wire.Volumes{Volumes: make([]wire.Volume, 0, len(volumes))}
 	for _, v := range volumes {
 		answer.Volumes = append(answer.Volumes, volumeOf(v))
 	}
@@ -62,11 +44,7 @@ func (h volumeHandlers) list(c *call) error {
 }
 
 func (h volumeHandlers) create(c *call) error {
-	var body struct {
-		Name, Driver       string
-		DriverOpts, Labels map[string]string
-		ClusterVolumeSpec  *struct{}
-	}
+	var body wire.VolumeBody
 	if err := c.body(&body, true); err != nil {
 		return err
 	}
@@ -104,8 +82,5 @@ func (h volumeHandlers) prune(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, struct {
-		VolumesDeleted []string
-		SpaceReclaimed int64
-	}{names, freed})
+	return c.json(http.StatusOK, wire.VolumesPruned{VolumesDeleted: names, SpaceReclaimed: freed})
 }

@@ -8,6 +8,8 @@ import (
 	"net/http"
 	"strings"
 	"syscall"
+
+	"ply/internal/wire"
 )
 
 // Error is an answer of the engine with an error status.
@@ -68,9 +70,7 @@ func checkStatus(resp *http.Response) error {
 
 // errorText returns the message of an error answer.
 func errorText(resp *http.Response, body []byte) string {
-	var m struct {
-		Message string `json:"message"`
-	}
+	var m wire.Error
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && json.Unmarshal(body, &m) == nil && m.Message != "" {
 		return strings.TrimSpace(m.Message)
 	}

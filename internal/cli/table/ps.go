@@ -76,8 +76,8 @@ func Ps(c *wire.Container, now time.Time, trunc bool) PsRow {
 		mounts = append(mounts, name)
 	}
 	r.LocalVolumes, r.Mounts = strconv.Itoa(volumes), strings.Join(mounts, ",")
-	nets := make([]string, 0, len(c.Networks.Networks))
-	for n := range c.Networks.Networks {
+	nets := make([]string, 0, len(c.NetworkSettings.Networks))
+	for n := range c.NetworkSettings.Networks {
 		nets = append(nets, n)
 	}
 	slices.Sort(nets)

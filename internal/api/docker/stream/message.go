@@ -9,39 +9,12 @@ import (
 	"sync"
 
 	"github.com/docker/go-units"
+
+	"ply/internal/wire"
 )
 
-// Message is one JSON line of a progress stream.
-type Message struct {
-	Stream   string    `json:"stream,omitempty"`
-	Status   string    `json:"status,omitempty"`
-	Progress *Progress `json:"progressDetail,omitempty"`
-	// Bar is drawn for clients that show it as it is; filled in by Messages from Progress.
-	Bar      string `json:"progress,omitempty"`
-	ID       string `json:"id,omitempty"`
-	Error    *Error `json:"errorDetail,omitempty"`
-	ErrorMsg string `json:"error,omitempty"`
-	Aux      any    `json:"aux,omitempty"`
-	// Counter is not 0 when the message reports a number that grows: while the client is slow, a newer message with the
-	// same ID and Counter replaces this one.
-	Counter int `json:"-"`
-}
-
-// Progress is how far something is; Total 0 is unknown, Units "" means bytes.
-type Progress struct {
-	Current int64  `json:"current,omitempty"`
-	Total   int64  `json:"total,omitempty"`
-	Units   string `json:"units,omitempty"`
-}
-
-// Error ends a stream whose status was sent already.
-type Error struct {
-	Code    int    `json:"code,omitempty"`
-	Message string `json:"message"`
-}
-
-// String draws the bar as docker's clients expect it: 50 columns and the amounts.
-func (p *Progress) String() string {
+// Bar draws a progress as docker's clients expect it: 50 columns and the amounts. Without a progress it returns "".
+func Bar(p *wire.ProgressDetail) string {
 	if p == nil || p.Current <= 0 && p.Total <= 0 {
 		return ""
 	}
@@ -66,15 +39,21 @@ func (p *Progress) String() string {
 	return bar + fmt.Sprintf("%8s/%s%s", amount(p.Current), amount(p.Total), tail)
 }
 
+// queued is a message that waits for the client.
+type queued struct {
+	wire.Message
+	counter int
+}
+
 // Messages writes messages as JSON lines without ever making the sender wait: a goroutine writes, and while the
-// client is slow a newer state of the same thing replaces the older one. Safe for concurrent use; Close ends it.
+// client is slow a newer number replaces the older one of the same counter. Safe for concurrent use; Close ends it.
 type Messages struct {
 	w     io.Writer
 	flush func()
 
 	mu       sync.Mutex
-	pending  []Message
-	counters map[string]int // ID → index in pending of its last message, when that has a Counter
+	pending  []queued
+	counters map[string]int // ID → index in pending of its last message, when that has a counter
 	closed   bool
 	err      error
 	started  bool
@@ -89,19 +68,20 @@ func NewMessages(w io.Writer, flush func()) *Messages {
 	return m
 }
 
-// Put queues a message. After Close it does nothing.
-func (m *Messages) Put(msg Message) {
+// Put queues a message. counter is not 0 when the message reports a number that grows: until it is written, a newer message
+// with the same ID and counter replaces it. After Close, Put does nothing.
+func (m *Messages) Put(msg wire.Message, counter int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed || m.err != nil {
 		return
 	}
-	counts := msg.ID != "" && msg.Counter != 0
-	if i, ok := m.counters[msg.ID]; ok && counts && m.pending[i].Counter == msg.Counter {
-		m.pending[i] = msg
+	counts := msg.ID != "" && counter != 0
+	if i, ok := m.counters[msg.ID]; ok && counts && m.pending[i].counter == counter {
+		m.pending[i].Message = msg
 		return
 	}
-	m.pending = append(m.pending, msg)
+	m.pending = append(m.pending, queued{msg, counter})
 	delete(m.counters, msg.ID)
 	if counts {
 		m.counters[msg.ID] = len(m.pending) - 1
@@ -140,15 +120,15 @@ func (m *Messages) run() {
 	}
 }
 
-func (m *Messages) write(batch []Message) error {
+func (m *Messages) write(batch []queued) error {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)
 	for _, msg := range batch {
-		if msg.Bar == "" {
-			msg.Bar = msg.Progress.String()
+		if msg.Progress == "" {
+			msg.Progress = Bar(msg.Detail)
 		}
-		if err := enc.Encode(msg); err != nil {
+		if err := enc.Encode(msg.Message); err != nil {
 			return err
 		}
 		buf.Truncate(buf.Len() - 1)

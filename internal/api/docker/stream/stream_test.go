@@ -12,6 +12,8 @@ import (
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/jsonstream"
+
+	"ply/internal/wire"
 )
 
 // Docker's own demultiplexer reads what many writers write at once.
@@ -53,7 +55,7 @@ func TestFrame(t *testing.T) {
 }
 
 func TestBar(t *testing.T) {
-	for want, p := range map[string]*Progress{
+	for want, p := range map[string]*wire.ProgressDetail{
 		"": {},
 		"[=========================>                         ]  524.3kB/1.049MB": {Current: 512 << 10, Total: 1 << 20},
 		"[==================================================>]  1.049MB/1.049MB": {Current: 1 << 20, Total: 1 << 20},
@@ -61,11 +63,11 @@ func TestBar(t *testing.T) {
 		"      5B": {Current: 5},
 		"[=========================>                         ]        1/2 items": {Current: 1, Total: 2, Units: "items"},
 	} {
-		if got := p.String(); got != want {
+		if got := Bar(p); got != want {
 			t.Errorf("%+v = %q, want %q", p, got, want)
 		}
 	}
-	if got := (*Progress)(nil).String(); got != "" {
+	if got := Bar(nil); got != "" {
 		t.Errorf("nil = %q", got)
 	}
 }
@@ -89,9 +91,9 @@ func TestSlowClient(t *testing.T) {
 	g := &gate{open: make(chan struct{})}
 	m := NewMessages(g, func() {})
 	for i := range 100_000 {
-		m.Put(Message{ID: "layer", Status: "Downloading", Progress: &Progress{Current: int64(i + 1), Total: 100_000}, Counter: 1})
+		m.Put(wire.Message{ID: "layer", Status: "Downloading", Detail: &wire.ProgressDetail{Current: int64(i + 1), Total: 100_000}}, 1)
 	}
-	m.Put(Message{ID: "layer", Status: "Pull complete", Progress: &Progress{}})
+	m.Put(wire.Message{ID: "layer", Status: "Pull complete", Detail: &wire.ProgressDetail{}}, 0)
 	m.mu.Lock()
 	kept := len(m.pending)
 	m.mu.Unlock()
@@ -113,7 +115,7 @@ func TestSlowClient(t *testing.T) {
 	if last.Status != "Pull complete" || before.Progress.Current != 100_000 {
 		t.Errorf("last lines = %s", lines[len(lines)-2:])
 	}
-	m.Put(Message{Status: "too late"})
+	m.Put(wire.Message{Status: "too late"}, 0)
 	if strings.Contains(g.String(), "too late") {
 		t.Error("a message after Close was written")
 	}
@@ -123,19 +125,19 @@ func TestSlowClient(t *testing.T) {
 func TestWhatIsReplacedWhileTheClientIsSlow(t *testing.T) {
 	g := &gate{open: make(chan struct{})}
 	m := NewMessages(g, func() {})
-	m.Put(Message{ID: "first", Status: "s"}) // the writer may have taken this one already
-	for _, msg := range []Message{
-		{ID: "a", Status: "s", Counter: 1, Progress: &Progress{Current: 1}},
-		{ID: "a", Status: "s", Counter: 1, Progress: &Progress{Current: 2}},
-		{ID: "b", Status: "s", Counter: 1, Progress: &Progress{Current: 3}},
-		{ID: "a", Status: "s", Counter: 2, Progress: &Progress{Current: 4}},
-		{ID: "a", Status: "s", Progress: &Progress{Current: 5}},
-		{ID: "a", Status: "s", Counter: 2, Progress: &Progress{Current: 6}},
-		{ID: "b", Status: "s", Counter: 1, Progress: &Progress{Current: 7}},
-		{Status: "s", Counter: 1, Progress: &Progress{Current: 8}},
-		{Status: "s", Counter: 1, Progress: &Progress{Current: 9}},
+	m.Put(wire.Message{ID: "first", Status: "s"}, 0) // the writer may have taken this one already
+	for _, msg := range []queued{
+		{wire.Message{ID: "a", Status: "s", Detail: &wire.ProgressDetail{Current: 1}}, 1},
+		{wire.Message{ID: "a", Status: "s", Detail: &wire.ProgressDetail{Current: 2}}, 1},
+		{wire.Message{ID: "b", Status: "s", Detail: &wire.ProgressDetail{Current: 3}}, 1},
+		{wire.Message{ID: "a", Status: "s", Detail: &wire.ProgressDetail{Current: 4}}, 2},
+		{wire.Message{ID: "a", Status: "s", Detail: &wire.ProgressDetail{Current: 5}}, 0},
+		{wire.Message{ID: "a", Status: "s", Detail: &wire.ProgressDetail{Current: 6}}, 2},
+		{wire.Message{ID: "b", Status: "s", Detail: &wire.ProgressDetail{Current: 7}}, 1},
+		{wire.Message{Status: "s", Detail: &wire.ProgressDetail{Current: 8}}, 1},
+		{wire.Message{Status: "s", Detail: &wire.ProgressDetail{Current: 9}}, 1},
 	} {
-		m.Put(msg)
+		m.Put(msg.Message, msg.counter)
 	}
 	close(g.open)
 	if _, err := m.Close(); err != nil {
@@ -162,9 +164,9 @@ func (broken) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestClientThatLeft(t *testing.T) {
 	m := NewMessages(broken{}, func() {})
-	m.Put(Message{Status: "a"})
+	m.Put(wire.Message{Status: "a"}, 0)
 	for range 1000 {
-		m.Put(Message{Status: "b"})
+		m.Put(wire.Message{Status: "b"}, 0)
 	}
 	if _, err := m.Close(); err == nil {
 		t.Error("Close = nil, want the client's absence")

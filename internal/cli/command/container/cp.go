@@ -22,6 +22,7 @@ import (
 	"ply/internal/cli/progress"
 	"ply/internal/cli/tarstream"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // cpFlags are the flags of cp.
@@ -85,18 +86,10 @@ func cp(ctx context.Context, inv *command.Invocation, f *cpFlags, src, dst strin
 	return command.EndOf(ctx, copyTo(ctx, inv, api, f, srcP, dstC, dstP))
 }
 
-// pathStat is the header X-Docker-Container-Path-Stat.
-type pathStat struct {
-	Name       string      `json:"name"`
-	Size       int64       `json:"size"`
-	Mode       fs.FileMode `json:"mode"`
-	LinkTarget string      `json:"linkTarget"`
-}
-
-// statHeader reads pathStat from an answer.
-func statHeader(resp *http.Response) (pathStat, error) {
-	var st pathStat
-	b, err := base64.StdEncoding.DecodeString(resp.Header.Get("X-Docker-Container-Path-Stat"))
+// statHeader reads wire.PathStat from an answer.
+func statHeader(resp *http.Response) (wire.PathStat, error) {
+	var st wire.PathStat
+	b, err := base64.StdEncoding.DecodeString(resp.Header.Get(wire.PathStatHeader))
 	if err == nil {
 		err = json.Unmarshal(b, &st)
 	}
@@ -106,23 +99,23 @@ func statHeader(resp *http.Response) (pathStat, error) {
 	return st, nil
 }
 
-// statContainer returns the pathStat of a path in a container.
-func statContainer(ctx context.Context, api *client.Client, id, p string) (pathStat, error) {
+// statContainer returns the wire.PathStat of a path in a container.
+func statContainer(ctx context.Context, api *client.Client, id, p string) (wire.PathStat, error) {
 	resp, err := api.Open(ctx, client.Request{Method: http.MethodHead, Path: "/containers/" + id + "/archive", Query: url.Values{"path": {p}}})
 	if err != nil {
 		var ce *client.Error
 		if errors.As(err, &ce) && ce.Status == http.StatusNotFound { // the answer to HEAD has no body that could hold the error
-			return pathStat{}, &client.Error{Status: 404, Message: "Could not find the file " + p + " in container " + id}
+			return wire.PathStat{}, &client.Error{Status: 404, Message: "Could not find the file " + p + " in container " + id}
 		}
-		return pathStat{}, err
+		return wire.PathStat{}, err
 	}
 	resp.Body.Close()
 	return statHeader(resp)
 }
 
 // followIn resolves a symbolic link at the end of a path in the container by one step, as docker does. It returns the resulting path
-// and its pathStat.
-func followIn(ctx context.Context, api *client.Client, id, p string) (string, *pathStat, error) {
+// and its wire.PathStat.
+func followIn(ctx context.Context, api *client.Client, id, p string) (string, *wire.PathStat, error) {
 	st, err := statContainer(ctx, api, id, p)
 	if err != nil {
 		return p, nil, err

@@ -8,6 +8,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // Diff returns the command diff.
@@ -22,10 +23,7 @@ func Diff(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var out []struct {
-				Path string
-				Kind int
-			}
+			var out []wire.Change
 			if err := api.Do(cmd.Context(), client.Request{Path: "/containers/" + args[0] + "/changes"}, &out); err != nil {
 				return err
 			}

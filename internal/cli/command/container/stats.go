@@ -117,7 +117,7 @@ func statsOnce(ctx context.Context, api *client.Client, refs []string, strict, t
 	var wg sync.WaitGroup
 	for i, ref := range refs {
 		wg.Go(func() {
-			var r reading
+			var r wire.Stats
 			err := api.Do(ctx, client.Request{Path: "/containers/" + ref + "/stats", Query: url.Values{"stream": {"0"}}}, &r)
 			if err != nil {
 				rows[i], failed[i] = emptyStats(ref), err

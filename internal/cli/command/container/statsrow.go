@@ -3,46 +3,10 @@ package container
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"ply/internal/cli/format"
+	"ply/internal/wire"
 )
-
-// reading is one answer of /containers/ID/stats.
-type reading struct {
-	Name     string    `json:"name"`
-	ID       string    `json:"id"`
-	Read     time.Time `json:"read"`
-	CPU      cpuStats  `json:"cpu_stats"`
-	PreCPU   cpuStats  `json:"precpu_stats"`
-	PidStats struct {
-		Current uint64 `json:"current"`
-	} `json:"pids_stats"`
-	Memory struct {
-		Usage uint64            `json:"usage"`
-		Limit uint64            `json:"limit"`
-		Stats map[string]uint64 `json:"stats"`
-	} `json:"memory_stats"`
-	Networks map[string]struct {
-		Rx uint64 `json:"rx_bytes"`
-		Tx uint64 `json:"tx_bytes"`
-	} `json:"networks"`
-	Blkio struct {
-		Bytes []struct {
-			Op    string `json:"op"`
-			Value uint64 `json:"value"`
-		} `json:"io_service_bytes_recursive"`
-	} `json:"blkio_stats"`
-}
-
-type cpuStats struct {
-	Usage struct {
-		Total  uint64   `json:"total_usage"`
-		PerCPU []uint64 `json:"percpu_usage"`
-	} `json:"cpu_usage"`
-	System uint64 `json:"system_cpu_usage"`
-	Online uint32 `json:"online_cpus"`
-}
 
 type statsRow struct {
 	format.RowMark
@@ -55,34 +19,34 @@ var statsTitles = format.Titles{"Container": "CONTAINER", "ID": "CONTAINER ID", 
 const statsTable = "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}"
 
 // statsRowOf returns the row of a reading; ref is the container as the user named it.
-func statsRowOf(ref string, r *reading, trunc bool) statsRow {
+func statsRowOf(ref string, r *wire.Stats, trunc bool) statsRow {
 	row := statsRow{Container: ref, ID: r.ID, Name: strings.TrimPrefix(r.Name, "/")}
 	if trunc {
 		row.ID = format.ShortID(r.ID)
 	}
 	cpu := 0.0
-	used := float64(r.CPU.Usage.Total) - float64(r.PreCPU.Usage.Total)
-	total := float64(r.CPU.System) - float64(r.PreCPU.System)
-	online := float64(r.CPU.Online)
+	used := float64(r.CPUStats.CPUUsage.Total) - float64(r.PreCPUStats.CPUUsage.Total)
+	total := float64(r.CPUStats.SystemUsage) - float64(r.PreCPUStats.SystemUsage)
+	online := float64(r.CPUStats.OnlineCPUs)
 	if online == 0 {
-		online = float64(len(r.CPU.Usage.PerCPU))
+		online = float64(len(r.CPUStats.CPUUsage.PerCPU))
 	}
 	if total > 0 && used > 0 {
 		cpu = used / total * online * 100
 	}
 	row.CPUPerc = fmt.Sprintf("%.2f%%", cpu)
-	mem := float64(withoutCache(r.Memory.Usage, r.Memory.Stats))
-	row.MemUsage = format.IEC(mem) + " / " + format.IEC(float64(r.Memory.Limit))
+	mem := float64(withoutCache(r.MemoryStats.Usage, r.MemoryStats.Stats))
+	row.MemUsage = format.IEC(mem) + " / " + format.IEC(float64(r.MemoryStats.Limit))
 	row.MemPerc = "0.00%"
-	if r.Memory.Limit > 0 {
-		row.MemPerc = fmt.Sprintf("%.2f%%", mem/float64(r.Memory.Limit)*100)
+	if r.MemoryStats.Limit > 0 {
+		row.MemPerc = fmt.Sprintf("%.2f%%", mem/float64(r.MemoryStats.Limit)*100)
 	}
 	var rx, tx, rd, wr uint64
 	for _, n := range r.Networks {
-		rx += n.Rx
-		tx += n.Tx
+		rx += n.RxBytes
+		tx += n.TxBytes
 	}
-	for _, b := range r.Blkio.Bytes {
+	for _, b := range r.BlkioStats.ServiceBytes {
 		switch b.Op {
 		case "Read", "read":
 			rd += b.Value
@@ -92,7 +56,7 @@ func statsRowOf(ref string, r *reading, trunc bool) statsRow {
 	}
 	row.NetIO = format.Size(int64(rx)) + " / " + format.Size(int64(tx))
 	row.BlockIO = format.Size(int64(rd)) + " / " + format.Size(int64(wr))
-	row.PIDs = fmt.Sprint(r.PidStats.Current)
+	row.PIDs = fmt.Sprint(r.PidsStats.Current)
 	return row
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"ply/internal/cli/client"
+	"ply/internal/wire"
 )
 
 // statsWatch keeps a stream per container and the newest row of each.
@@ -66,7 +67,7 @@ func (w *statsWatch) stream(ref string, x *watched) {
 	defer resp.Body.Close()
 	dec := json.NewDecoder(resp.Body)
 	for {
-		var r reading
+		var r wire.Stats
 		if err := dec.Decode(&r); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = nil

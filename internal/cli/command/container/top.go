@@ -9,6 +9,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
+	"ply/internal/wire"
 )
 
 // Top returns the command top.
@@ -24,10 +25,7 @@ func Top(inv *command.Invocation) *cobra.Command {
 			if len(args) > 1 {
 				q.Set("ps_args", strings.Join(args[1:], " "))
 			}
-			var out struct {
-				Titles    []string
-				Processes [][]string
-			}
+			var out wire.Processes
 			if err := api.Do(cmd.Context(), client.Request{Path: "/containers/" + args[0] + "/top", Query: q}, &out); err != nil {
 				return err
 			}

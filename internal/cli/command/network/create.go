@@ -10,43 +10,12 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
-
-// networkCreate is the body of a request to create a network.
-type networkCreate struct {
-	Name       string
-	Driver     string
-	Scope      string `json:",omitempty"`
-	EnableIPv4 *bool  `json:",omitempty"`
-	EnableIPv6 *bool  `json:",omitempty"`
-	IPAM       ipam
-	Internal   bool
-	Attachable bool
-	Ingress    bool
-	ConfigOnly bool
-	ConfigFrom *struct{ Network string } `json:",omitempty"`
-	Options    map[string]string
-	Labels     map[string]string
-}
-
-// ipam is the part of networkCreate about addresses.
-type ipam struct {
-	Driver  string
-	Options map[string]string
-	Config  []ipamConfig
-}
-
-// ipamConfig is one subnet.
-type ipamConfig struct {
-	Subnet             string            `json:",omitempty"`
-	IPRange            string            `json:",omitempty"`
-	Gateway            string            `json:",omitempty"`
-	AuxiliaryAddresses map[string]string `json:",omitempty"`
-}
 
 // Create returns the command network create.
 func Create(inv *command.Invocation) *cobra.Command {
-	var n networkCreate
+	var n wire.NetworkBody
 	var from string
 	var ipv4, ipv6 bool
 	var aux, ipamOpt, options opts.Map
@@ -64,7 +33,7 @@ func Create(inv *command.Invocation) *cobra.Command {
 			n.EnableIPv6 = &ipv6
 		}
 		if from != "" {
-			n.ConfigFrom = &struct{ Network string }{from}
+			n.ConfigFrom = &wire.ConfigReference{Network: from}
 		}
 		var err error
 		if n.IPAM.Config, err = ipamConfigs(subnets, ranges, gateways, aux.Values); err != nil {
@@ -74,10 +43,7 @@ func Create(inv *command.Invocation) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var out struct {
-			ID      string `json:"Id"`
-			Warning string
-		}
+		var out wire.NetworkCreated
 		if err := api.Do(cmd.Context(), client.Request{Method: "POST", Path: "/networks/create", Body: n}, &out); err != nil {
 			return err
 		}
@@ -107,12 +73,12 @@ func Create(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
-// ipamConfigs returns one configuration per subnet. A range, a gateway or an auxiliary address goes to the subnet that contains it.
-func ipamConfigs(subnets, ranges, gateways []string, aux map[string]string) ([]ipamConfig, error) {
+// wire.IPAMConfigs returns one configuration per subnet. A range, a gateway or an auxiliary address goes to the subnet that contains it.
+func ipamConfigs(subnets, ranges, gateways []string, aux map[string]string) ([]wire.IPAMConfig, error) {
 	if len(subnets) == 0 && len(ranges)+len(gateways)+len(aux) > 0 {
 		return nil, errs.New(errs.Invalid, "every ip-range or gateway must have a corresponding subnet")
 	}
-	out := make([]ipamConfig, len(subnets))
+	out := make([]wire.IPAMConfig, len(subnets))
 	nets, err := parseSubnets(subnets)
 	if err != nil {
 		return nil, err
@@ -120,7 +86,7 @@ func ipamConfigs(subnets, ranges, gateways []string, aux map[string]string) ([]i
 	for i, s := range subnets {
 		out[i].Subnet = s
 	}
-	assign := func(what, addr string, set func(c *ipamConfig) bool) error {
+	assign := func(what, addr string, set func(c *wire.IPAMConfig) bool) error {
 		ip, _, _ := strings.Cut(addr, "/")
 		for i := range nets {
 			if contains(nets[i], ip) {
@@ -133,17 +99,17 @@ func ipamConfigs(subnets, ranges, gateways []string, aux map[string]string) ([]i
 		return errs.New(errs.Invalid, "no matching subnet for %s %s", what, addr)
 	}
 	for _, r := range ranges {
-		if err := assign("ip-range", r, func(c *ipamConfig) bool { ok := c.IPRange == ""; c.IPRange = r; return ok }); err != nil {
+		if err := assign("ip-range", r, func(c *wire.IPAMConfig) bool { ok := c.IPRange == ""; c.IPRange = r; return ok }); err != nil {
 			return nil, err
 		}
 	}
 	for _, g := range gateways {
-		if err := assign("gateway", g, func(c *ipamConfig) bool { ok := c.Gateway == ""; c.Gateway = g; return ok }); err != nil {
+		if err := assign("gateway", g, func(c *wire.IPAMConfig) bool { ok := c.Gateway == ""; c.Gateway = g; return ok }); err != nil {
 			return nil, err
 		}
 	}
 	for k, v := range aux {
-		if err := assign("aux-address", v, func(c *ipamConfig) bool {
+		if err := assign("aux-address", v, func(c *wire.IPAMConfig) bool {
 			if c.AuxiliaryAddresses == nil {
 				c.AuxiliaryAddresses = map[string]string{}
 			}

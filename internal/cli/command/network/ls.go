@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -56,9 +55,9 @@ func Ls(inv *command.Invocation) *cobra.Command {
 			rows := make([]networkRow, len(list))
 			for i := range list {
 				n := &list[i]
-				rows[i] = networkRow{ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: n.Scope, IPv6: strconv.FormatBool(n.IPv6),
-					IPv4:     strconv.FormatBool(n.IPv4 != nil && *n.IPv4),
-					Internal: strconv.FormatBool(n.Internal), Labels: strings.Join(opts.Pairs(n.Labels), ","), CreatedAt: stampOf(n.Created), labels: n.Labels}
+				rows[i] = networkRow{ID: n.ID, Name: n.Name, Driver: n.Driver, Scope: n.Scope, IPv6: strconv.FormatBool(n.EnableIPv6),
+					IPv4:     strconv.FormatBool(n.EnableIPv4 != nil && *n.EnableIPv4),
+					Internal: strconv.FormatBool(n.Internal), Labels: strings.Join(opts.Pairs(n.Labels), ","), CreatedAt: n.Created.String(), labels: n.Labels}
 				if !noTrunc {
 					rows[i].ID = format.ShortID(n.ID)
 				}
@@ -74,12 +73,4 @@ func Ls(inv *command.Invocation) *cobra.Command {
 	c.Flags().BoolVar(&noTrunc, "no-trunc", false, "Do not truncate the output")
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "Only display network IDs")
 	return c
-}
-
-// stampOf returns a time of the API in the form of docker's tables.
-func stampOf(s string) string {
-	if t, err := time.Parse(time.RFC3339Nano, s); err == nil {
-		return t.String()
-	}
-	return s
 }

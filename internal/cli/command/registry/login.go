@@ -163,7 +163,7 @@ func login(ctx context.Context, inv *command.Invocation, c config.Credentials) e
 		return err
 	}
 	body := wire.Auth{Username: c.Username, Password: c.Password, ServerAddress: c.Server, IdentityToken: c.IdentityToken}
-	var out struct{ Status, IdentityToken string }
+	var out wire.LoginResult
 	if err := api.Do(ctx, client.Request{Method: "POST", Path: "/auth", Body: body}, &out); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
+	"ply/internal/wire"
 )
 
 // searchRow is a row of search. The exported fields are the names that templates of --format use.
@@ -50,13 +51,7 @@ func Search(inv *command.Invocation) *cobra.Command {
 			if err := api.Do(cmd.Context(), client.Request{Path: "/images/search", Query: q, Header: inv.AuthHeader(cmd.Context(), domain)}, &raw); err != nil {
 				return err
 			}
-			var list []struct {
-				Name        string `json:"name"`
-				Description string `json:"description"`
-				Stars       int    `json:"star_count"`
-				Official    bool   `json:"is_official"`
-				Automated   bool   `json:"is_automated"`
-			}
+			var list []wire.SearchResult
 			if err := json.Unmarshal(raw, &list); err != nil {
 				return err
 			}

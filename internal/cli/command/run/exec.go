@@ -70,9 +70,7 @@ func execute(ctx context.Context, inv *command.Invocation, f *execFlags, contain
 	if err != nil {
 		return err
 	}
-	var created struct {
-		ID string `json:"Id"`
-	}
+	var created wire.ExecCreated
 	// Ask for the container first, as docker does, so that an error is about the container.
 	if err := api.Do(ctx, client.Request{Path: "/containers/" + container + "/json"}, nil); err != nil {
 		return err

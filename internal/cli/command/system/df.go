@@ -16,25 +16,6 @@ import (
 	"ply/internal/wire"
 )
 
-// dfAnswer is the answer of /system/df.
-type dfAnswer struct {
-	LayersSize int64
-	Images     []wire.Image
-	Containers []wire.Container
-	Volumes    []wire.Volume
-	BuildCache []buildCache
-}
-
-// buildCache is one record of the build cache.
-type buildCache struct {
-	ID, Type, Description string
-	InUse, Shared         bool
-	Size                  int64
-	CreatedAt             time.Time
-	LastUsedAt            *time.Time
-	UsageCount            int
-}
-
 // dfRow is a row of system df. The exported fields are the names that templates of --format use.
 type dfRow struct {
 	format.RowMark
@@ -54,14 +35,14 @@ func Df(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var d dfAnswer
+			var d wire.DiskUsage
 			if err := api.Do(cmd.Context(), client.Request{Path: "/system/df"}, &d); err != nil {
 				return err
 			}
 			if verbose {
-				return d.writeVerbose(inv.Out, inv.Now(), tmpl)
+				return writeVerbose(&d, inv.Out, inv.Now(), tmpl)
 			}
-			return format.Table(inv.Out, tmpl, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", dfTitles, d.rows())
+			return format.Table(inv.Out, tmpl, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", dfTitles, dfRows(&d))
 		},
 	}
 	c.Flags().StringVar(&tmpl, "format", "", format.TableHelp)
@@ -78,8 +59,8 @@ func reclaim(part, of int64) string {
 	return s
 }
 
-// rows returns a row per kind of object.
-func (d *dfAnswer) rows() []dfRow {
+// dfRows returns a row per kind of object.
+func dfRows(d *wire.DiskUsage) []dfRow {
 	var usedImages int
 	var used int64
 	for i := range d.Images {
@@ -137,7 +118,7 @@ func (d *dfAnswer) rows() []dfRow {
 }
 
 // writeVerbose prints a table per kind of object, or the whole answer with a template. Ages are relative to now.
-func (d *dfAnswer) writeVerbose(w io.Writer, now time.Time, tmpl string) error {
+func writeVerbose(d *wire.DiskUsage, w io.Writer, now time.Time, tmpl string) error {
 	if tmpl != "" {
 		b, err := json.Marshal(d)
 		if err != nil {

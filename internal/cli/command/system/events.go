@@ -16,20 +16,11 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
 	"ply/internal/cli/opts"
+	"ply/internal/wire"
 )
 
 // event is one line of /events.
-type event struct {
-	Type, Action string
-	Actor        struct {
-		ID         string
-		Attributes map[string]string
-	}
-	Status   string `json:"status"`
-	ID       string `json:"id"`
-	Time     int64  `json:"time"`
-	TimeNano int64  `json:"timeNano"`
-}
+type event wire.Event
 
 // line returns the line that is printed without --format.
 func (e *event) line() string {

@@ -1,47 +1,17 @@
 package system
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 
 	"ply/internal/cli/format"
+	"ply/internal/wire"
 )
 
-// engineInfo is the part of /info that info prints.
-type engineInfo struct {
-	ID                                                 string
-	Containers, ContainersRunning, ContainersPaused    int
-	ContainersStopped, Images, NCPU, NFd, NGoroutines  int
-	NEventsListener                                    int
-	Driver, LoggingDriver, CgroupDriver, CgroupVersion string
-	DriverStatus                                       [][2]string
-	Plugins                                            struct{ Volume, Network, Authorization, Log []string }
-	Debug, ExperimentalBuild, LiveRestoreEnabled       bool
-	MemTotal                                           int64
-	ServerVersion, DockerRootDir, Name, KernelVersion  string
-	OperatingSystem, OSType, Architecture              string
-	HTTPProxy                                          string `json:"HttpProxy"`
-	HTTPSProxy                                         string `json:"HttpsProxy"`
-	NoProxy                                            string
-	SystemTime, IndexServerAddress, DefaultRuntime     string
-	InitBinary                                         string
-	Labels, SecurityOptions, Warnings, CDISpecDirs     []string
-	Swarm                                              struct{ LocalNodeState string }
-	Runtimes                                           map[string]json.RawMessage
-	ContainerdCommit, RuncCommit, InitCommit           struct{ ID string }
-	DefaultAddressPools                                []struct {
-		Base string
-		Size int
-	}
-	RegistryConfig *struct {
-		InsecureRegistryCIDRs []string
-		IndexConfigs          map[string]struct{ Secure bool }
-		Mirrors               []string
-	}
-}
+// engineInfo is the answer of /info, which info prints as text.
+type engineInfo wire.Info
 
 // write prints the lines below "Server:".
 func (i *engineInfo) write(w io.Writer) {
@@ -135,26 +105,25 @@ func (i *engineInfo) writeHost(p func(string, ...any), some func(string, string)
 }
 
 func (i *engineInfo) writeRegistry(p func(string, ...any)) {
-	if r := i.RegistryConfig; r != nil {
-		var insecure []string
-		for name, c := range r.IndexConfigs {
-			if !c.Secure {
-				insecure = append(insecure, name)
-			}
+	r := i.RegistryConfig
+	var insecure []string
+	for name, c := range r.IndexConfigs {
+		if !c.Secure {
+			insecure = append(insecure, name)
 		}
-		slices.Sort(insecure)
-		insecure = append(insecure, r.InsecureRegistryCIDRs...)
-		if len(insecure) > 0 {
-			p(" Insecure Registries:")
-			for _, s := range insecure {
-				p("  %s", s)
-			}
+	}
+	slices.Sort(insecure)
+	insecure = append(insecure, r.InsecureRegistryCIDRs...)
+	if len(insecure) > 0 {
+		p(" Insecure Registries:")
+		for _, s := range insecure {
+			p("  %s", s)
 		}
-		if len(r.Mirrors) > 0 {
-			p(" Registry Mirrors:")
-			for _, m := range r.Mirrors {
-				p("  %s", m)
-			}
+	}
+	if len(r.Mirrors) > 0 {
+		p(" Registry Mirrors:")
+		for _, m := range r.Mirrors {
+			p("  %s", m)
 		}
 	}
 	p(" Live Restore Enabled: %t", i.LiveRestoreEnabled)

@@ -13,6 +13,7 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
 	"ply/internal/version"
+	"ply/internal/wire"
 )
 
 // clientVersion is the part of version and info that is about this program.
@@ -26,24 +27,6 @@ type clientVersion struct {
 	Arch              string
 	BuildTime         string
 	Context           string
-}
-
-// serverVersion is the answer of /version.
-type serverVersion struct {
-	Platform   struct{ Name string }
-	Components []struct {
-		Name, Version string
-		Details       map[string]string
-	}
-	Version       string
-	APIVersion    string `json:"ApiVersion"`
-	MinAPIVersion string
-	GitCommit     string
-	GoVersion     string
-	Os, Arch      string
-	KernelVersion string
-	Experimental  bool
-	BuildTime     string
 }
 
 // localVersion returns the version of this program.
@@ -122,7 +105,7 @@ func printVersion(ctx context.Context, inv *command.Invocation, tmpl string, cli
 	if failed != nil || clientOnly {
 		return failed
 	}
-	var sv serverVersion
+	var sv wire.Version
 	if err := json.Unmarshal(server, &sv); err != nil {
 		return err
 	}
@@ -139,7 +122,7 @@ func writeClientVersion(w io.Writer, v clientVersion) {
 		v.Version, api, v.GoVersion, v.GitCommit, v.BuildTime, v.Os, v.Arch, v.Context)
 }
 
-func writeServerVersion(w io.Writer, v *serverVersion) {
+func writeServerVersion(w io.Writer, v *wire.Version) {
 	name := v.Platform.Name
 	if name != "" {
 		name = " " + name

@@ -33,7 +33,7 @@ func Ls(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var out struct{ Volumes []wire.Volume }
+			var out wire.Volumes
 			if err := api.Do(cmd.Context(), client.Request{Path: "/volumes", Query: q}, &out); err != nil {
 				return err
 			}

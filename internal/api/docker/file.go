@@ -4,11 +4,10 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
-	"os"
-	"time"
 
 	"ply/internal/container/rootfs"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // fileHandlers answers docker cp and export.
@@ -21,9 +20,6 @@ func (h fileHandlers) routes(add adder) {
 	add(get, "/containers/{id}/export", h.export)
 }
 
-// statHeader tells what the path of an archive request is.
-const statHeader = "X-Docker-Container-Path-Stat"
-
 func (c *call) archivePath() (string, error) {
 	path := c.get("path")
 	if path == "" {
@@ -33,17 +29,11 @@ func (c *call) archivePath() (string, error) {
 }
 
 func (c *call) setStat(st rootfs.Info) error {
-	b, err := json.Marshal(struct {
-		Name       string      `json:"name"`
-		Size       int64       `json:"size"`
-		Mode       os.FileMode `json:"mode"`
-		Mtime      time.Time   `json:"mtime"`
-		LinkTarget string      `json:"linkTarget"`
-	}{st.Name, st.Size, st.Mode, st.ModTime, st.LinkTarget})
+	b, err := json.Marshal(wire.PathStat{Name: st.Name, Size: st.Size, Mode: st.Mode, Mtime: st.ModTime, LinkTarget: st.LinkTarget})
 	if err != nil {
 		return errs.New(errs.Internal, "path %s: %w", st.Name, err)
 	}
-	c.w.Header().Set(statHeader, base64.StdEncoding.EncodeToString(b))
+	c.w.Header().Set(wire.PathStatHeader, base64.StdEncoding.EncodeToString(b))
 	return nil
 }
 
@@ -87,4 +77,9 @@ func (h fileHandlers) copyTo(c *call) error {
 		return err
 	}
 	return c.none(http.StatusOK)
+}
+
+func (h fileHandlers) export(c *call) error {
+	c.w.Header().Set("Content-Type", "application/octet-stream")
+	return h.files.Export(c.ctx(), c.vars["id"], c.w)
 }

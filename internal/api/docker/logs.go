@@ -1,0 +1,69 @@
+package docker
+
+import (
+	"net/http"
+	"time"
+
+	"ply/internal/api/docker/stream"
+	"ply/internal/container/session"
+	"ply/internal/errs"
+)
+
+func (h sessionHandlers) logs(c *call) error {
+	opts := session.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
+		Timestamps: c.bool("timestamps"), Details: c.bool("details"), Tail: -1}
+	if !opts.Stdout && !opts.Stderr {
+		return errs.New(errs.Invalid, "Bad parameters: you must choose at least one stream")
+	}
+	var err error
+	if opts.Since, err = c.time("since"); err != nil {
+		return err
+	}
+	if opts.Until, err = c.time("until"); err != nil {
+		return err
+	}
+	if tail := c.get("tail"); tail != "" && tail != "all" {
+		n, _, err := c.int("tail")
+		if err != nil {
+			return err
+		}
+		if n >= 0 {
+			opts.Tail = n
+		}
+	}
+	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
+	if err != nil {
+		return err
+	}
+	c.w.Header().Set("Content-Type", c.streamType(ctr.Spec.Tty))
+	out := &flusher{w: c.w, rc: http.NewResponseController(c.w), always: opts.Follow}
+	if opts.Follow {
+		// A reader of logs must see an empty log as an open stream, not as silence.
+		stop := time.AfterFunc(50*time.Millisecond, out.begin)
+		defer stop.Stop()
+	}
+	mux := stream.NewMux(out)
+	stdout, stderr := mux.Stdout(), mux.Stderr()
+	if ctr.Spec.Tty {
+		stdout, stderr = out, out
+	}
+	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
+	if out.end() && err != nil {
+		if c.ctx().Err() != nil { // the client left
+			return nil
+		}
+		return err
+	}
+	if err == nil && !c.w.wrote {
+		return c.none(http.StatusOK)
+	}
+	return err
+}
+
+// streamType is the media type of output: framed or, with a terminal, raw. Before 1.42 both had one name.
+func (c *call) streamType(tty bool) string {
+	if tty || c.v < 42 {
+		return stream.TypeRaw
+	}
+	return stream.TypeMux
+}
