@@ -12,6 +12,7 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/opts"
 	"ply/internal/errs"
+	"ply/internal/oci"
 	"ply/internal/wire"
 )
 
@@ -78,14 +79,20 @@ func createContainer(ctx context.Context, inv *command.Invocation, api *client.C
 	req := client.Request{Method: "POST", Path: "/containers/create", Query: q, Body: body}
 	var out wire.Created
 	err = api.Do(ctx, req, &out)
-	if client.IsNotFound(err) && r.pull != "never" && r.pull != "always" && missingImage(err) {
-		if !r.quiet {
-			fmt.Fprintf(inv.Err, "Unable to find image '%s' locally\n", opts.WithTag(body.Image))
+	if client.IsNotFound(err) && r.pull != "never" && r.pull != "always" {
+		missing, merr := missingImage(ctx, api, body.Image, r.platform)
+		if merr != nil {
+			return "", merr
 		}
-		if perr := pullImage(ctx, inv, api, r, body.Image); perr != nil {
-			return "", perr
+		if missing {
+			if !r.quiet {
+				fmt.Fprintf(inv.Err, "Unable to find image '%s' locally\n", opts.WithTag(body.Image))
+			}
+			if err := pullImage(ctx, inv, api, r, body.Image); err != nil {
+				return "", err
+			}
+			err = api.Do(ctx, req, &out)
 		}
-		err = api.Do(ctx, req, &out)
 	}
 	if err != nil {
 		return "", err
@@ -102,10 +109,22 @@ func isID(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// missingImage reports whether err is about a missing image, and not about a missing network, volume or container.
-func missingImage(err error) bool {
-	s := strings.ToLower(err.Error())
-	return strings.Contains(s, "no such image") || strings.Contains(s, "image") && (strings.Contains(s, "not found") || strings.Contains(s, "the specified platform"))
+// missingImage reports whether the engine has no image of that name, or has it for another platform. A create fails with the same status
+// when a network, a volume or a container is missing, and a pull would not help then.
+func missingImage(ctx context.Context, api *client.Client, image, platform string) (bool, error) {
+	var d wire.ImageDetail
+	err := api.Do(ctx, client.Request{Path: "/images/" + image + "/json"}, &d)
+	if client.IsNotFound(err) {
+		return true, nil
+	}
+	if err != nil || platform == "" {
+		return false, err
+	}
+	want, err := oci.ParsePlatform(platform)
+	if err != nil {
+		return false, err
+	}
+	return !want.Matches(oci.Platform{OS: d.Os, Architecture: d.Architecture, Variant: d.Variant}), nil
 }
 
 // pullImage pulls the image of a new container. Progress goes to stderr, because stdout belongs to the container.
