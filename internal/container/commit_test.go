@@ -38,7 +38,7 @@ func diff(t *testing.T, w *world) {
 	}
 }
 
-// The seed's commit: of a running container, with message and author; the result runs, volumes are left out.
+// A commit of a running container has its message and author, its image runs, and the content of volumes is left out.
 func TestCommitRunning(t *testing.T) { onDrivers(t, commitRunning) }
 
 func commitRunning(t *testing.T, w *world) {
@@ -82,7 +82,7 @@ func commitRunning(t *testing.T, w *world) {
 	wantErr(t, err, errs.Invalid, "RUN")
 }
 
-// A commit without changes makes a layer all the same; one of a stopped container works too.
+// A commit without changes makes a layer too, and a container that does not run can be committed.
 func TestCommitStopped(t *testing.T) { onDrivers(t, commitStopped) }
 
 func commitStopped(t *testing.T, w *world) {
@@ -104,7 +104,7 @@ func commitStopped(t *testing.T, w *world) {
 	}
 }
 
-// A removal does not wait for a commit, and a commit not for a removal.
+// A removal and a commit of the same container do not wait for each other.
 func TestRemoveDuringCommit(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -116,7 +116,7 @@ func TestRemoveDuringCommit(t *testing.T) {
 			_, err := w.s.Commit(ctx, id, container.CommitOptions{Pause: true})
 			done <- err
 		}()
-		time.Sleep(time.Duration(i) * 2 * time.Millisecond) // so that the two meet at different points
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond) // so that the removal meets the commit at different points
 		began := time.Now()
 		if err := w.s.Remove(ctx, id, true, true, false); err != nil {
 			t.Fatal(err)
@@ -124,7 +124,7 @@ func TestRemoveDuringCommit(t *testing.T) {
 		if err := <-done; err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.Conflict) {
 			t.Errorf("commit: %v", err)
 		}
-		if d := time.Since(began); d > 20*time.Second { // the limit of what waits for nothing
+		if d := time.Since(began); d > 20*time.Second { // longer than anything here takes without a deadlock
 			t.Fatalf("they waited %v for each other", d)
 		}
 	}

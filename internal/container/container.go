@@ -1,9 +1,12 @@
-// Package container runs containers: their state machine, create, start, stop, kill, exec, attach, logs,
-// commit, diff and copy. A container's process lives under a ply-shim, never under plyd.
+// Package container runs containers: it creates, starts, stops, removes and commits them, restores them when the engine
+// starts, and lists them. A container's process is a child of a ply-shim, never of plyd.
 //
-// Invariants: the record in the database and the shim's exit file together tell the truth after any crash;
-// a container's identity is boot id + pid + start time, never a bare pid; what a container prints is in its log
-// before a client sees it end.
+// Service has the life cycle; Files and Sessions are views of the same containers for copying files and for attach, logs
+// and exec. The work on files is in package rootfs, that on streams in session, and the run options are in spec.
+//
+// Invariants: the state of a container can be derived from its record in the database and the shim's exit file after any
+// crash; a process is identified by boot ID, pid and start time, never by its pid alone; the output of a container is in
+// its log before a client is told of its end.
 package container
 
 import (
@@ -18,7 +21,7 @@ import (
 	"ply/internal/volume"
 )
 
-// Status of a container, as docker words it.
+// Status of a container, in docker's words.
 type Status string
 
 // The states.
@@ -123,7 +126,7 @@ type Exit struct {
 // WaitCondition of Wait.
 type WaitCondition string
 
-// Docker's three.
+// The conditions, as docker has them.
 const (
 	WaitNotRunning WaitCondition = "not-running"
 	WaitNextExit   WaitCondition = "next-exit"
@@ -133,7 +136,7 @@ const (
 // Process is one line of top: fields in the order of the titles.
 type Process []string
 
-// Stats is one reading of a container's consumption; bytes and nanoseconds.
+// Stats is one reading of the resources that a container uses, in bytes and nanoseconds.
 type Stats struct {
 	ID, Name   string
 	Read       time.Time

@@ -8,7 +8,7 @@ import (
 	"ply/internal/volume"
 )
 
-// The services fit where the engine puts them.
+// The services implement the interfaces that the engine uses them for.
 var (
 	_ docker.Containers = (*container.Service)(nil)
 	_ docker.Files      = (*container.Files)(nil)

@@ -112,7 +112,7 @@ func copy(t *testing.T, w *world) {
 	if err := w.s.Stop(ctx, id, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.files.CopyTo(ctx, id, "/root", &z, true, true); err != nil { // stopped, compressed, owned by the container's user
+	if err := w.files.CopyTo(ctx, id, "/root", &z, true, true); err != nil { // into a stopped container, compressed, owned by the container's user
 		t.Fatal(err)
 	}
 	if got := w.copyFrom(id, "/root/."); got["put"] != "in" {
@@ -153,8 +153,8 @@ func copyHostile(t *testing.T, w *world) {
 	}
 }
 
-// A container that swaps a directory for a link all the time never gets a copy to the host, and the
-// decompressors that its image ships are not run.
+// Copies stay in the container while it keeps replacing a directory by a link to the host, and no decompressor of its
+// image is run.
 func TestCopyRace(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
@@ -215,7 +215,7 @@ func export(t *testing.T, w *world) {
 	}
 }
 
-// What an image ships where a runtime mounts leads nowhere (dev, proc, etc/hosts, a volume's path, WORKDIR).
+// Links of an image at paths where a runtime mounts or writes (dev, proc, etc/hosts, a volume, WORKDIR) lead nowhere.
 func TestHostileImage(t *testing.T) { onDrivers(t, hostileImage) }
 
 func hostileImage(t *testing.T, w *world) {

@@ -104,9 +104,9 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 	c.mu.Unlock()
 }
 
-// exited sets the state of a container whose run has ended. again says that it waits for a restart; tell says to answer
-// those who wait for the end.
-func (c *ctr) exited(exit Exit, again, tell bool) {
+// exited sets the state of a container whose run has ended. again: it waits for a restart. answer: those who wait for the
+// end are answered.
+func (c *ctr) exited(exit Exit, again, answer bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.life = nil
@@ -117,7 +117,7 @@ func (c *ctr) exited(exit Exit, again, tell bool) {
 		st.Status = StatusRestarting
 		st.Restarts++
 	}
-	if tell {
+	if answer {
 		c.notify(exit, WaitNotRunning, WaitNextExit)
 	}
 }

@@ -83,12 +83,12 @@ func parsePorts(v string) (p ports, err error) {
 	return p, err
 }
 
-func (p ports) holds(port uint16) bool { return port >= p.first && port <= p.last }
+func (p ports) contains(port uint16) bool { return port >= p.first && port <= p.last }
 
 // publishes reports whether a published port of the container lies in the range, on either end.
 func publishes(c *Container, want ports) bool {
 	for _, p := range c.Ports {
-		if p.Proto == want.proto && p.HostPort != 0 && (want.holds(p.ContainerPort) || want.holds(p.HostPort)) {
+		if p.Proto == want.proto && p.HostPort != 0 && (want.contains(p.ContainerPort) || want.contains(p.HostPort)) {
 			return true
 		}
 	}

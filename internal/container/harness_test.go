@@ -64,7 +64,7 @@ func newWorldWith(t testing.TB, tweak func(*container.Options)) *world {
 	return newWorldOn(t, drivers.Names()[0], tweak)
 }
 
-// onDrivers runs a test once on each storage driver, for tests in which containers meet the driver.
+// onDrivers runs a test once per storage driver, for tests of what the driver does for containers.
 func onDrivers(t *testing.T, test func(*testing.T, *world)) {
 	for _, d := range drivers.Names() {
 		t.Run(d, func(t *testing.T) { test(t, newWorldOn(t, d, nil)) })
@@ -122,7 +122,7 @@ func (w *world) open() {
 	}
 }
 
-// close lets go of everything, as the death of plyd does; containers run on.
+// close ends the services like the death of plyd; the containers run on.
 func (w *world) close() {
 	w.t.Helper()
 	if err := w.s.Close(); err != nil {
@@ -296,7 +296,7 @@ func (w *world) start(id string) {
 	}
 }
 
-// up starts a container that stays.
+// up starts a container that runs until it is stopped.
 func (w *world) up(edit func(*spec.Spec)) string {
 	w.t.Helper()
 	spec := sh("trap 'exit 3' TERM; echo ready; while :; do sleep 1 & wait $!; done")
@@ -309,7 +309,7 @@ func (w *world) up(edit func(*spec.Spec)) string {
 	return id
 }
 
-// run runs a container to its end and gives exit code, stdout and stderr.
+// run runs a container to its end and returns exit code, stdout and stderr.
 func (w *world) run(spec spec.Spec) (code int, stdout, stderr string) {
 	w.t.Helper()
 	id := w.create(spec)
@@ -382,7 +382,7 @@ func (w *world) get(id string) *container.Container {
 	return c
 }
 
-// exec runs a command beside the first process.
+// exec runs a command in a running container.
 func (w *world) exec(id string, cmd ...string) (code int, out string) {
 	w.t.Helper()
 	return w.execSpec(id, spec.ExecSpec{Cmd: cmd, AttachStdout: true, AttachStderr: true})
@@ -444,7 +444,7 @@ func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a ne
 	}
 	made := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends
+		runtime.LockOSThread() // not unlocked, so that the thread ends
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
 			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), req.NetnsPath, "", unix.MS_BIND, "")
@@ -489,7 +489,7 @@ func (f *fakeNetwork) Detach(_ context.Context, id oci.ContainerID, path string)
 	return nil
 }
 
-// health is a check that runs quickly.
+// health returns a check with a short interval.
 func health(test ...string) *oci.Healthcheck {
 	return &oci.Healthcheck{Test: test, Interval: 50 * time.Millisecond, Timeout: 20 * time.Second, Retries: 2}
 }

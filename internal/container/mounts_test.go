@@ -16,7 +16,7 @@ import (
 	"ply/internal/volume"
 )
 
-// The seed's story: a bind that is made, shared both ways, and outlives the container; volumes-from.
+// A bind makes its source, is shared in both directions and outlives the container; --volumes-from takes the mounts over.
 func TestBindAndVolumesFrom(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
@@ -102,7 +102,7 @@ func volumeCopyUp(t *testing.T, w *world) {
 	}
 }
 
-// An image's VOLUME becomes an anonymous volume, filled, and goes with rm -v.
+// A VOLUME of an image becomes an anonymous volume that is filled from the image and removed by rm -v.
 func TestImageVolume(t *testing.T) { onDrivers(t, imageVolume) }
 
 func imageVolume(t *testing.T, w *world) {

@@ -20,7 +20,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// The engine's death changes nothing for a container: it is found again, its exit code and log are right.
+// A container that runs while the engine is replaced is found again, with the right exit code and log.
 func TestRestoreLive(t *testing.T) { onDrivers(t, restoreLive) }
 
 func restoreLive(t *testing.T, w *world) {
@@ -82,7 +82,7 @@ func TestRestoreShowsNetworkAndPorts(t *testing.T) {
 	}
 }
 
-// A container that ended while no engine was there has its exit code.
+// A container that ended while no engine ran has its exit code.
 func TestRestoreEnded(t *testing.T) {
 	w := newWorld(t)
 	id := w.up(func(s *spec.Spec) {
@@ -97,7 +97,7 @@ func TestRestoreEnded(t *testing.T) {
 	}
 	w.eventually("exit file", func() bool { _, err := os.Stat(filepath.Join(dir, shim.ExitFile)); return err == nil })
 	w.open()
-	w.eventually("settled", func() bool { return w.get(id).State.Status == container.StatusExited })
+	w.eventually("exit recorded", func() bool { return w.get(id).State.Status == container.StatusExited })
 	if st := w.get(id).State; st.ExitCode != 6 || st.Started.IsZero() || c.Name != w.get(id).Name {
 		t.Errorf("state %+v", st)
 	}
@@ -106,7 +106,8 @@ func TestRestoreEnded(t *testing.T) {
 	}
 }
 
-// Shim and engine killed: exited with 255, processes gone, nothing left; with a policy, running again.
+// After engine and shim were killed a container has the exit code 255 and its processes are gone. With a restart policy it
+// runs again.
 func TestRestoreKilledShim(t *testing.T) { onDrivers(t, restoreKilledShim) }
 
 func restoreKilledShim(t *testing.T, w *world) {
@@ -136,7 +137,7 @@ func restoreKilledShim(t *testing.T, w *world) {
 	}
 }
 
-// A shim that is killed under a living engine.
+// A container whose shim is killed while the engine runs ends with 255 and can be started again.
 func TestShimKilled(t *testing.T) {
 	w := newWorld(t)
 	id := w.up(nil)
@@ -154,7 +155,7 @@ func TestShimKilled(t *testing.T) {
 	w.start(id)
 }
 
-// After a reboot pid files point at strangers: nobody is signalled, all is exited with 255.
+// After a reboot the pid files name other processes. None of them is signalled, and the container has the exit code 255.
 func TestRestoreAfterReboot(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
@@ -163,7 +164,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.close()
-	// The record of a run that a power cut ended, and files that name this very test.
+	// The record of a run that a power cut ended, and pid files that name this test.
 	w.forge(id)
 	w.open()
 	if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != 255 {
@@ -206,15 +207,15 @@ func (w *world) forge(id string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	stranger := []byte(`{"boot":"00000000-0000-0000-0000-000000000000","pid":` + itoa(self.PID) + `,"start":` + utoa(self.Start) + `}`)
+	other := []byte(`{"boot":"00000000-0000-0000-0000-000000000000","pid":` + itoa(self.PID) + `,"start":` + utoa(self.Start) + `}`)
 	for _, f := range []string{shim.PidFile, shim.InitFile} {
-		if err := os.WriteFile(filepath.Join(bundle, f), stranger, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(bundle, f), other, 0o600); err != nil {
 			w.t.Fatal(err)
 		}
 	}
 }
 
-// A crash between directory and record leaves files that the next start deletes.
+// Restore deletes the directories of a container whose record was not written before a crash.
 func TestRestoreSweeps(t *testing.T) { onDrivers(t, restoreSweeps) }
 
 func restoreSweeps(t *testing.T, w *world) {
@@ -229,8 +230,8 @@ func restoreSweeps(t *testing.T, w *world) {
 	w.clean()
 }
 
-// What a new engine starts: always, whoever stopped it; unless-stopped, unless a user stopped it; and a restart of
-// a --rm container keeps it.
+// A new engine starts containers with the policy always, and those with unless-stopped that no user stopped. A restart of
+// a --rm container does not remove it.
 func TestRestorePolicies(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
@@ -243,7 +244,7 @@ func TestRestorePolicies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.s.StopAll(ctx); err != nil { // the engine's own stop is not a user's
+	if err := w.s.StopAll(ctx); err != nil { // this is not a stop by a user
 		t.Fatal(err)
 	}
 	if st := w.get(shut).State.Status; st != container.StatusExited {

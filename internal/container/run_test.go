@@ -82,7 +82,7 @@ func TestStartIsIdempotentAndStopToo(t *testing.T) {
 	if err := w.s.Stop(ctx, id, "", nil); err != container.ErrNotModified {
 		t.Errorf("second stop: %v", err)
 	}
-	w.start(id) // the writable layer and all else still work
+	w.start(id) // the container still works
 	one := 0
 	if err := w.s.Restart(ctx, id, "", &one); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestPauseAndTop(t *testing.T) {
 	if st.Cgroup.PidsCurrent == 0 || st.SystemCPU == 0 {
 		t.Errorf("stats %+v", st)
 	}
-	if err := w.s.Pause(ctx, id); err != nil { // a stop thaws
+	if err := w.s.Pause(ctx, id); err != nil { // so that the stop has to thaw it
 		t.Fatal(err)
 	}
 	if err := w.s.Stop(ctx, id, "", nil); err != nil {

@@ -17,7 +17,7 @@ import (
 	"ply/internal/errs"
 )
 
-// buffer is a bytes.Buffer for several goroutines.
+// buffer is a bytes.Buffer for concurrent use.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -35,7 +35,7 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// attach attaches in the background; the channel gets Attach's result.
+// attach attaches in the background; the channel receives Attach's result.
 func (w *world) attach(id string, o session.AttachOptions) <-chan error {
 	w.t.Helper()
 	ready := make(chan struct{})
@@ -64,7 +64,7 @@ func result(t testing.TB, c <-chan error) error {
 	}
 }
 
-// Who attaches before the start gets everything, and stdin reaches the process.
+// A client that attaches before the start receives all output, and its input reaches the process.
 func TestAttachBeforeStart(t *testing.T) {
 	w := newWorld(t)
 	spec := sh("echo first; cat; echo last >&2; exit 4")
@@ -178,7 +178,7 @@ func TestExec(t *testing.T) {
 	wantErr(t, err, errs.NotFound, "No such exec instance: nope")
 }
 
-// A thousand short execs and aborted attaches leave no descriptor and no goroutine.
+// Many short execs and aborted attaches leave no open descriptor.
 func TestExecLeaksNothing(t *testing.T) {
 	w := newWorld(t)
 	id := w.up(func(s *spec.Spec) { s.OpenStdin = true })

@@ -18,8 +18,8 @@ import (
 	"ply/internal/errs"
 )
 
-// Everything at once on few containers: whatever the order, each call ends, each error is one that a client can
-// understand, and nothing is left behind (the harness looks).
+// All operations at once on few containers: in any order each call ends, each error is one that a client can understand,
+// and nothing is left behind (world.end checks that).
 func TestStress(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -60,7 +60,7 @@ func TestStress(t *testing.T) {
 			}
 			err = w.sessions.ExecStart(ctx, id, session.AttachOptions{Stdout: io.Discard, Stream: true}, false, [2]uint{})
 			if err != nil && errors.Is(err, errs.Internal) {
-				return nil // the container ended while the exec began; the runtime says so in its own words
+				return nil // the container ended while the exec began; the error has the runtime's words
 			}
 			return err
 		},
@@ -84,7 +84,7 @@ func TestStress(t *testing.T) {
 				k, n := kinds[rand.IntN(len(kinds))], names[rand.IntN(len(names))]
 				began := time.Now()
 				err := ops[k](n)
-				if d := time.Since(began); d > 25*time.Second { // below the limits at which waits are given up
+				if d := time.Since(began); d > 25*time.Second { // shorter than the time limits of waiting
 					t.Errorf("%s %s took %v: %v", k, n, d, err)
 				}
 				switch {
@@ -102,7 +102,7 @@ func TestStress(t *testing.T) {
 	}
 }
 
-// A shim that cannot be run leaves a container that can be started once it can.
+// A start without a runnable shim fails, and works once the shim can run.
 func TestShimMissing(t *testing.T) {
 	var broken string
 	w := newWorldWith(t, func(o *container.Options) {

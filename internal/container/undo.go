@@ -2,7 +2,7 @@ package container
 
 import "log/slog"
 
-// undoer takes back, in reverse order, what a start or create has done so far.
+// undoer undoes, in reverse order, the steps of a start or create that has failed.
 type undoer struct {
 	log   *slog.Logger
 	steps []undoStep
@@ -15,7 +15,7 @@ type undoStep struct {
 
 func (u *undoer) add(what string, do func() error) { u.steps = append(u.steps, undoStep{what, do}) }
 
-// all runs the steps; what fails is logged, because the error that led here is the one to tell.
+// all runs the steps. It logs their errors, because the caller returns the error that made it undo them.
 func (u *undoer) all() {
 	for i := len(u.steps) - 1; i >= 0; i-- {
 		if err := u.steps[i].do(); err != nil {

@@ -1,5 +1,4 @@
-// Package names invents names for containers: an adjective and the surname of somebody who found
-// something out, joined by an underscore. The lists are our own.
+// Package names makes up names for containers: an adjective and the surname of a scientist, joined by an underscore.
 package names
 
 import (
@@ -7,7 +6,7 @@ import (
 	"strconv"
 )
 
-// adjectives and surnames are sorted, lower-case ASCII letters only; a test holds that.
+// adjectives and surnames are sorted and have lower-case ASCII letters only; a test checks that.
 var adjectives = []string{
 	"agile", "amber", "ample", "apt", "ardent", "artful", "balmy", "blithe", "bold", "boundless", "brave", "breezy",
 	"bright", "brisk", "calm", "candid", "careful", "cheery", "civil", "clear", "clever", "cosmic", "cosy", "crisp",
@@ -35,8 +34,8 @@ var surnames = []string{
 	"tesla", "thompson", "torvalds", "turing", "varahamihira", "volta", "wiles", "wu", "yalow", "yonath", "zhang",
 }
 
-// New gives a name at random. try counts earlier attempts that met a name in use: from the fourth on a number
-// is appended, so that a caller who loops comes to an end.
+// New returns a random name. try counts the earlier attempts of a caller who found their names in use. From the fourth on
+// a random number is appended, so that the caller's loop ends.
 func New(try int) string {
 	n := adjectives[rand.IntN(len(adjectives))] + "_" + surnames[rand.IntN(len(surnames))]
 	if try > 3 {

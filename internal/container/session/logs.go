@@ -21,13 +21,8 @@ func LogConfig(driver string, opts map[string]string) (shim.Log, error) {
 	if err != nil {
 		return l, err
 	}
-	_, sized := opts["max-size"]
-	_, counted := opts["max-file"]
-	if l.Driver == logfile.JSONFile && !sized {
-		l.MaxSize = defaultLogSize
-		if !counted {
-			l.MaxFiles = defaultLogFiles
-		}
+	if _, sized := opts["max-size"]; l.Driver == logfile.JSONFile && !sized { // max-file needs max-size
+		l.MaxSize, l.MaxFiles = defaultLogSize, defaultLogFiles
 	}
 	return l, nil
 }

@@ -1,0 +1,97 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+	"ply/internal/store/layer"
+)
+
+// countingDriver counts mounts; only Mount and Unmount are called.
+type countingDriver struct {
+	layer.Driver
+	mounts, unmounts int
+	fail             error
+}
+
+func (d *countingDriver) Mount(context.Context, string, oci.Chain, string, layer.MountOptions) error {
+	if d.fail != nil {
+		return d.fail
+	}
+	d.mounts++
+	return nil
+}
+
+func (d *countingDriver) Unmount(context.Context, string) error {
+	d.unmounts++
+	return nil
+}
+
+func newRoot(t *testing.T) (*Root, *countingDriver) {
+	d := &countingDriver{}
+	return New(Options{Driver: d, Container: oci.ContainerID(strings.Repeat("ab", 32)), Dir: t.TempDir()}), d
+}
+
+func check(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The first user mounts the root and the last one unmounts it; a reservation alone does not mount it.
+func TestRootIsMountedWhileUsed(t *testing.T) {
+	r, d := newRoot(t)
+	ctx := t.Context()
+	check(t, r.Reserve())
+	if d.mounts != 0 {
+		t.Error("a reservation mounted the root")
+	}
+	check(t, r.Acquire(ctx), r.Acquire(ctx), r.Release(), r.Release())
+	if d.mounts != 1 || d.unmounts != 0 {
+		t.Errorf("%d mounts, %d unmounts while a reservation is left, want 1 and 0", d.mounts, d.unmounts)
+	}
+	check(t, r.Release())
+	if d.unmounts != 1 {
+		t.Error("the root stays mounted without users")
+	}
+	d.fail = errs.New(errs.Internal, "no mount")
+	if err := r.Acquire(ctx); err == nil {
+		t.Error("a failed mount was reported as a success")
+	}
+	d.fail = nil
+	r.Adopt()
+	check(t, r.Acquire(ctx), r.Release(), r.Release())
+	if d.mounts != 1 || d.unmounts != 2 {
+		t.Errorf("%d mounts, %d unmounts of an adopted root, want 1 and 2", d.mounts, d.unmounts)
+	}
+}
+
+// Close waits for the users and refuses new ones; Reopen admits them again.
+func TestRootClose(t *testing.T) {
+	r, _ := newRoot(t)
+	ctx := t.Context()
+	check(t, r.Acquire(ctx))
+	short, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+	defer cancel()
+	if err := r.Close(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Close with a user = %v, want the end of its context", err)
+	}
+	if err := r.Acquire(ctx); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Acquire after Close = %v, want NotFound", err)
+	}
+	if err := r.Reserve(); !errors.Is(err, errs.NotFound) {
+		t.Errorf("Reserve after Close = %v, want NotFound", err)
+	}
+	r.Reopen()
+	check(t, r.Acquire(ctx), r.Release())
+	done := make(chan error)
+	go func() { done <- r.Close(ctx) }()
+	time.Sleep(10 * time.Millisecond) // let Close wait; the test holds either way
+	check(t, r.Release(), <-done)
+}
