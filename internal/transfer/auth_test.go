@@ -23,8 +23,8 @@ var (
 	wrong = transfer.Credentials{Username: remotetest.User, Password: "wrong"}
 )
 
-// TestAuthBasic: a registry with htpasswd.
-func TestAuthBasic(t *testing.T) {
+// Pull, push and login at a registry with Basic authentication.
+func TestBasicAuthentication(t *testing.T) {
 	reg := remotetest.Start(t, remotetest.Options{Htpasswd: true})
 	img := remotetest.Make(t, oci.FormatDocker, transfertest.Files(1, 100), transfertest.Files(2, 2_000_000))
 	remotetest.Put(t, "http://"+reg.Addr, "r", "1", img, remotetest.User, remotetest.Password)
@@ -48,8 +48,8 @@ func TestAuthBasic(t *testing.T) {
 	}
 }
 
-// TestAuthToken: a registry with a token server.
-func TestAuthToken(t *testing.T) {
+// Pull, push and login at a registry with a token server.
+func TestTokenAuthentication(t *testing.T) {
 	tokens := remotetest.StartToken(t)
 	reg := remotetest.Start(t, remotetest.Options{Token: tokens})
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 100), transfertest.Files(2, 2_000_000))
@@ -108,8 +108,8 @@ func testLogin(t *testing.T, w *transfertest.World, addr, identity string) {
 	transfertest.WantClass(t, err, errs.Unavailable, "connection refused")
 }
 
-// TestPullTokenExpires: the registry takes no token older than six requests; the pull gets new ones and does not notice.
-func TestPullTokenExpires(t *testing.T) {
+// The registry accepts a token for six requests only. The pull gets new tokens and succeeds.
+func TestTokenExpiresDuringPull(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 100), transfertest.Files(2, 20<<20), transfertest.Files(3, 200_000))
 	reg := remotetest.StartFake(t, false)
 	reg.Add("r", "1", img)
@@ -135,8 +135,7 @@ func TestPullTokenExpires(t *testing.T) {
 	}
 }
 
-// TestTokenAnswers: hostile and odd answers of token servers.
-func TestTokenAnswers(t *testing.T) {
+func TestMalformedAnswersOfTokenServers(t *testing.T) {
 	cases := map[string]struct {
 		answer string
 		want   string
@@ -209,8 +208,8 @@ func TestSearch(t *testing.T) {
 	transfertest.WantClass(t, err, errs.Unimplemented, "registry "+real.Addr+": cannot be searched")
 }
 
-// TestMirrorPrefix: a mirror below a path, and what happens when all mirrors are down: the hub's own address is asked.
-func TestMirrorPrefix(t *testing.T) {
+// A mirror may be below a path. When all mirrors fail, the hub itself is asked.
+func TestMirrorBelowAPath(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 100))
 	reg := remotetest.StartFake(t, false)
 	reg.Add("library/x", "latest", img)

@@ -53,8 +53,8 @@ func benchImage(t testing.TB, layers, files, size int) *remotetest.Image {
 	return remotetest.Make(t, oci.FormatDocker, specs...)
 }
 
-// BenchmarkPull is one pull of an image of 4 layers with 32 MiB of files each from a docker-registry on loopback into an empty store.
-// MB/s counts the uncompressed tars.
+// BenchmarkPull pulls an image of 4 layers, with 32 MiB of files each, from a docker-registry on loopback into an empty store. MB/s
+// is of the uncompressed tars.
 func BenchmarkPull(b *testing.B) {
 	img := benchImage(b, 4, 128, 256<<10)
 	var tars int64
@@ -87,7 +87,7 @@ func BenchmarkPull(b *testing.B) {
 	}
 }
 
-// BenchmarkPush is the push of the same image, made here, to an empty repository: compression included.
+// BenchmarkPush pushes the same image, which was made here and has to be compressed, to an empty repository.
 func BenchmarkPush(b *testing.B) {
 	img := benchImage(b, 4, 128, 256<<10)
 	var tars int64

@@ -20,8 +20,8 @@ import (
 	"ply/internal/transfer/transfertest"
 )
 
-// TestDrivers: pull, mount, push and pull again on every real driver; the image holds the same layer at two places.
-func TestDrivers(t *testing.T) {
+// Pull, mount, push and pull again on every storage driver. The image has the same layer twice.
+func TestStorageDrivers(t *testing.T) {
 	dir := remotetest.LayerSpec{Files: []remotetest.File{{Name: "etc/"}, {Name: "etc/a", Data: []byte("a")}}}
 	zstd := transfertest.Files(3, 100_000)
 	zstd.Codec = compress.Zstd

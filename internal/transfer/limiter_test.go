@@ -21,12 +21,12 @@ func TestLimiter(t *testing.T) {
 		t.Errorf("Acquire while the slot is taken waited %d times, %v; want once and a cancelled context", waited, err)
 	}
 	release()
-	release() // a second call frees no second slot
+	release() // a second call does not free a second slot
 	first, err := l.Acquire(t.Context(), func() { t.Error("waited for a free slot") })
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A new number holds from the next Acquire on; who has a slot does not count against it.
+	// A new maximum applies from the next Acquire on. Slots taken earlier do not count.
 	l.SetMax(2)
 	if l.Max() != 2 {
 		t.Errorf("Max() = %d after SetMax(2)", l.Max())

@@ -7,8 +7,7 @@ import (
 	"ply/internal/transfer"
 )
 
-// Every state has a name of its own.
-func TestStateNames(t *testing.T) {
+func TestEveryStateHasItsOwnName(t *testing.T) {
 	var names []string
 	for _, s := range transfer.States() {
 		name := s.String()

@@ -14,7 +14,7 @@ import (
 	"ply/internal/transfer/transfertest"
 )
 
-// TestRegistryRestarts: docker-registry dies amid a pull and amid a push and comes back.
+// docker-registry is killed during a pull and during a push, and starts again.
 func TestRegistryRestarts(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 24<<20))
 	reg := remotetest.Start(t, remotetest.Options{})
@@ -55,7 +55,7 @@ func TestRegistryRestarts(t *testing.T) {
 	})
 	w.Holds(name, img)
 	w.AwaitRetention()
-	// Into another registry, so that nothing can be mounted.
+	// Push to another registry, where no layer can be mounted.
 	old := reg
 	reg = remotetest.Start(t, remotetest.Options{})
 	old.Stop()
@@ -69,8 +69,8 @@ func TestRegistryRestarts(t *testing.T) {
 	other.Holds(to, img)
 }
 
-// TestSkopeoReads: what we push, another client reads and verifies.
-func TestSkopeoReads(t *testing.T) {
+// skopeo reads and verifies an image that was pushed.
+func TestSkopeoReadsWhatWasPushed(t *testing.T) {
 	reg := remotetest.Start(t, remotetest.Options{})
 	for _, format := range []oci.Format{oci.FormatDocker, oci.FormatOCI} {
 		w := transfertest.New(t, transfertest.Options{})
@@ -84,8 +84,8 @@ func TestSkopeoReads(t *testing.T) {
 	}
 }
 
-// TestLoopbackTLS: a registry on loopback with a certificate that nobody knows is spoken to in TLS all the same.
-func TestLoopbackTLS(t *testing.T) {
+// A registry on loopback may have a certificate that nobody trusts.
+func TestUntrustedCertificateOnLoopback(t *testing.T) {
 	reg := remotetest.StartFake(t, true)
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 100))
 	reg.Add("r", "1", img)
@@ -94,8 +94,8 @@ func TestLoopbackTLS(t *testing.T) {
 	w.Holds(reg.Addr()+"/r:1", img)
 }
 
-// TestMirrorAndHubDown says what each of them answered.
-func TestMirrorAndHubDown(t *testing.T) {
+// When the mirror and the hub fail, the error has the answers of both.
+func TestErrorWhenMirrorAndHubFail(t *testing.T) {
 	n := remotetest.NewNet(t)
 	reg := remotetest.StartFake(t, false)
 	n.Name("mirror.test", "203.0.113.7")

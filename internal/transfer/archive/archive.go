@@ -1,13 +1,14 @@
-// Package archive moves images through tar files: save, load, import.
+// Package archive reads and writes tar files that hold images: save, load, and import of a root file system.
 //
-// Save writes the hybrid layout: one file that is an OCI layout and, by manifest.json, repositories and a directory for
-// each layer, also what every Docker since the first can read; layers are in it once. Load reads whatever any of
-// those wrote, from a stream, in one pass: each layer goes straight into the store's driver as it comes by and
-// is committed only when the whole archive has been read and checked.
+// Save writes the hybrid layout by default: an OCI layout that, with manifest.json, repositories and one directory per
+// layer, is also an archive that every version of Docker can read. Each layer is in it once. Load reads the archives that all
+// these versions wrote. It reads a stream in one pass, and writes each layer into the store's driver when it comes. Layers
+// that the archive has announced before are committed at once, the others when the whole archive has been read and checked.
 //
-// Invariants: nothing an archive says about itself is believed: every blob is hashed again, links never leave the
-// archive, no entry's name becomes a path on disk; a bad archive leaves neither names nor layers behind.
-// Follows OCI image-spec 1.1.1 (image layout) and Docker's image spec 1.0 to 1.2.
+// Invariants: nothing that an archive says about itself is trusted. Every blob is hashed again, links that leave the archive
+// are refused, and no name of an entry is used as a path on disk. A load that fails leaves no names and no layers.
+//
+// The formats are defined by OCI image-spec 1.1.1 (image layout) and Docker's image spec 1.0 to 1.2.
 package archive
 
 import (
@@ -24,24 +25,24 @@ type Options struct {
 	Limits Limits
 }
 
-// Limits bound what an archive may cost. Zero fields mean the defaults.
+// Limits bound the resources that one archive may use. A field that is 0 means the default.
 type Limits struct {
-	Entries  int   // tar entries; 100,000
-	Metadata int64 // bytes of manifests, configs and the like, held in memory; 64 MiB
-	Layer    int64 // bytes of one uncompressed layer; oci.MaxLayerSize
-	Images   int   // images of one archive; 1,000
-	Names    int   // names of one archive; 10,000
-	Reserve  int64 // bytes that stay free on the data root's file system; the greater of 1 GiB and 5 %, at most half of what is free at the start
+	Entries  int   // tar entries; the default is 100,000
+	Metadata int64 // bytes of manifests, configs and other small files, which are kept in memory; the default is 64 MiB
+	Layer    int64 // bytes of one uncompressed layer; the default is oci.MaxLayerSize
+	Images   int   // images; the default is 1,000
+	Names    int   // names; the default is 10,000
+	Reserve  int64 // bytes to keep free on the data root's file system; the default is 5 %, at least 1 GiB, at most half of what is free
 }
 
-// Archive saves from and loads into one store. Safe for concurrent use.
+// Archive saves images from a store and loads images into it. Safe for concurrent use.
 type Archive struct {
 	st     *store.Store
 	images *image.Service
 	opts   Options
 }
 
-// New makes the archive side of a store; images is the service of the same store.
+// New returns the archive service of a store. images is the image service of the same store.
 func New(st *store.Store, images *image.Service, opts Options) *Archive {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -69,15 +70,15 @@ const (
 	fileLayout       = "oci-layout"
 	blobDir          = "blobs/sha256/"
 
-	// annotationName is containerd's: the full reference of an image in index.json.
+	// annotationName is defined by containerd: the full reference of an image in index.json.
 	annotationName = "io.containerd.image.name"
-	// annotationTag is the image-spec's: in practice a bare tag or a whole reference.
+	// annotationTag is defined by the image-spec. In practice it is a tag without a repository, or a whole reference.
 	annotationTag = "org.opencontainers.image.ref.name"
-	// annotationDigests is ours: repository@digest references, separated by blanks, that the image is known by. Load
-	// believes those whose digest is that of a manifest or index in the archive that leads to the image.
+	// annotationDigests is defined here: repository@digest references of the image, separated by blanks. Load accepts those whose
+	// digest is that of a manifest or index in the archive that leads to the image.
 	annotationDigests = "io.ply.image.digests"
-	// annotationManifests is ours: digests, separated by blanks, of the exact manifests and indexes that the image came
-	// with. The archive has their bytes; of their layers perhaps only the uncompressed tars.
+	// annotationManifests is defined here: digests, separated by blanks, of the exact manifests and indexes that the image came
+	// with. The archive has their bytes. It may have their layers as uncompressed tars only.
 	annotationManifests = "io.ply.image.manifests"
 )
 
@@ -88,5 +89,5 @@ type dockerImage struct {
 	Layers   []string `json:"Layers"`
 }
 
-// repositories maps a familiar repository to tags and the v1 IDs of their top layers.
+// repositories maps the familiar name of a repository to its tags, and these to the v1 IDs of their top layers.
 type repositories map[string]map[string]string

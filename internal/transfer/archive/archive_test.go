@@ -29,7 +29,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite golden files")
 
-// side is a store with its archive.
+// side is a store with its archive service.
 type side struct {
 	*imagetest.Fixture
 	*archive.Archive
@@ -40,7 +40,7 @@ func newSide(t testing.TB, opts archive.Options) side {
 	return side{f, archive.New(f.Store, f.Images, opts)}
 }
 
-// newDroppingSide is a side that keeps no compressed layers.
+// newDroppingSide returns a side whose store keeps no compressed layers.
 func newDroppingSide(t testing.TB) side {
 	f := imagetest.NewWith(t, store.Options{Retain: store.RetainNever})
 	return side{f, archive.New(f.Store, f.Images, archive.Options{})}
@@ -89,7 +89,7 @@ func (s side) tryLoad(t testing.TB, data []byte, opts transfer.LoadOptions) (lin
 	return lines, err
 }
 
-// iotestReader hides everything but Read, as a network stream does.
+// iotestReader has no method but Read, like a network stream.
 type iotestReader struct{ io.Reader }
 
 func (s side) image(t testing.TB, ref string) *image.Image {
@@ -101,7 +101,7 @@ func (s side) image(t testing.TB, ref string) *image.Image {
 	return img
 }
 
-// four makes an image of four layers, two of them shared with base.
+// four makes an image of four layers; it shares two of them with the image base.
 func four(t testing.TB, s side) {
 	t.Helper()
 	base := s.Image(imagetest.Spec{Name: "base:1", Layers: [][]byte{
@@ -139,7 +139,7 @@ func list(t testing.TB, data []byte) (names []string, items map[string]item) {
 	}
 }
 
-// TestSaveListing holds the entries of each format, their kinds and sizes, against golden files.
+// The entries of each format, with their types and sizes, are those of the golden files.
 func TestSaveListing(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -180,7 +180,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// TestSaveLegacy is behaviours.md row 16: four layers give four directories and thirteen files.
+// The legacy format has a directory per layer: four layers give four directories and thirteen files.
 func TestSaveLegacy(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -217,7 +217,7 @@ func TestSaveLegacy(t *testing.T) {
 	if len(repos) != 1 || len(repos["ubuntu"]) != 1 || slices.Contains(parents, top) || items[top+"/json"].data == nil {
 		t.Errorf("repositories %v", repos)
 	}
-	// Row 17: layer.tar is a plain change set.
+	// layer.tar is the uncompressed tar of the layer.
 	if n, _ := list(t, items[top+"/layer.tar"].data); !cmp.Equal(n, []string{"d"}) {
 		t.Errorf("top layer holds %v", n)
 	}
@@ -233,7 +233,7 @@ func TestSaveIsDeterministic(t *testing.T) {
 	}
 }
 
-// TestRoundTrip: every format back into an empty store, in several packings.
+// An archive of every format can be loaded into an empty store, compressed or with its entries in another order.
 func TestRoundTrip(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -269,11 +269,11 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// packings are what may happen to an archive on its way.
+// packings are the ways in which an archive may have been compressed or reordered.
 var packings = map[string]func(testing.TB, []byte) []byte{
 	"plain": func(_ testing.TB, b []byte) []byte { return b },
 	"gzip":  gzipped,
-	"reversed": func(t testing.TB, b []byte) []byte { // metadata last
+	"reversed": func(t testing.TB, b []byte) []byte { // the documents come last
 		names, items := list(t, b)
 		slices.Reverse(names)
 		return rebuild(t, names, items)
@@ -319,7 +319,7 @@ func rebuild(t testing.TB, names []string, items map[string]item) []byte {
 	return b.Bytes()
 }
 
-// The oldest layout knows no history: the files and what to run survive, the ID does not.
+// The oldest layout has no history. Files and run configuration survive a round trip, the ID does not.
 func TestLegacyRoundTrip(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	four(t, s)
@@ -330,7 +330,7 @@ func TestLegacyRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(a.Chain, b.Chain); diff != "" || !cmp.Equal(a.Config.Config, b.Config.Config) || len(b.Config.History) != 4 || !a.Created().Equal(b.Created()) {
 		t.Errorf("%s\n%+v", diff, b.Config)
 	}
-	// Saved by ID there is no repositories file.
+	// An archive of an image that was saved by ID has no file repositories.
 	d2 := newSide(t, archive.Options{})
 	if lines := d2.load(t, s.save(t, "legacy", string(a.ID))); !cmp.Equal(lines, []string{"Loaded " + string(b.ID)}) {
 		t.Error(lines)
@@ -377,7 +377,7 @@ func TestSaveNames(t *testing.T) {
 	}
 }
 
-// A layer that is in an archive twice, or in two images, is there once.
+// A layer that an image has twice, or that two images have, is in the archive once.
 func TestSaveSharesLayers(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -415,7 +415,7 @@ func TestLoadMovesNames(t *testing.T) {
 	}
 }
 
-func TestLoadHealsADamagedLayer(t *testing.T) {
+func TestLoadReplacesADamagedLayer(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
 	data := s.save(t, "", "ubuntu:14.04")
@@ -453,7 +453,7 @@ func TestLoadProgress(t *testing.T) {
 	}
 }
 
-// Many layers wait for their turn without a driver's writer each, and whatever the order each is written once.
+// Many layers wait without one writer of the driver each. Each is written once, in any order of the entries.
 func TestLoadManyLayers(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	var layers [][]byte
@@ -473,7 +473,7 @@ func TestLoadManyLayers(t *testing.T) {
 				if d.Driver.MaxOpen > 5 || d.Driver.Creates != 40 || d.Driver.Made != 40 {
 					t.Errorf("at most %d writers at once, %d in all, %d layers", d.Driver.MaxOpen, d.Driver.Creates, d.Driver.Made)
 				}
-				if name == "plain" && d.Driver.MaxOpen > 2 { // the one in memory comes between
+				if name == "plain" && d.Driver.MaxOpen > 2 { // one of the layers is in memory
 					t.Errorf("%d writers at once for an archive with its documents first", d.Driver.MaxOpen)
 				}
 			})

@@ -14,7 +14,7 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// noise is text that compresses to about a half.
+// noise returns text that compresses to about half of its size.
 func noise(n int) string {
 	r := rand.New(rand.NewPCG(1, 2))
 	b := make([]byte, n)
@@ -34,7 +34,7 @@ func benchSide(b *testing.B) side {
 	return side{f, archive.New(f.Store, f.Images, archive.Options{})}
 }
 
-// BenchmarkLoad: a 128 MiB image of two layers, plain and gzipped as a whole, into the erofs driver, durable.
+// BenchmarkLoad loads an archive with an image of 128 MiB in two layers, uncompressed and compressed with gzip, with the erofs driver.
 func BenchmarkLoad(b *testing.B) {
 	s := benchSide(b)
 	half := noise(64 << 20)
@@ -58,7 +58,7 @@ func BenchmarkLoad(b *testing.B) {
 	}
 }
 
-// BenchmarkSave: the same image out.
+// BenchmarkSave saves the same image.
 func BenchmarkSave(b *testing.B) {
 	s := benchSide(b)
 	s.Image(imagetest.Spec{Name: "big", Layers: [][]byte{imagetest.Tar(b, "a", noise(128<<20))}})

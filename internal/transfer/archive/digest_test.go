@@ -21,7 +21,7 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// pulled makes an image as a pull leaves it: exact manifest, compressed layers, perhaps an index, names by digest.
+// pulled makes an image as a pull does: with its exact manifest, compressed layers, names by digest, and an index if withIndex.
 func pulled(t *testing.T, s side, name string, withIndex bool) (id oci.ImageID, manifest oci.Digest, top oci.Digest) {
 	t.Helper()
 	ctx := t.Context()
@@ -86,8 +86,8 @@ func pulled(t *testing.T, s side, name string, withIndex bool) (id oci.ImageID, 
 	return id, md.Digest, top
 }
 
-// TestDigestsSurvive: what was pulled keeps the digest of its repository through save and load, and the bytes of its
-// manifest, with the compressed layers where they are retained and without.
+// An image that was pulled keeps its repository digest and the bytes of its manifest when it is saved and loaded, whether or not the
+// store has its compressed layers.
 func TestDigestsSurvive(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -124,7 +124,7 @@ func TestDigestsSurvive(t *testing.T) {
 				if !bytes.Equal(d.save(t, format, "h:5000/team/app:1"), data) {
 					t.Error("saved again it differs")
 				}
-				// Nothing of this is younger than the grace time's protection: a collection keeps what records refer to.
+				// A collection keeps what records refer to.
 				if _, err := d.Images.Remove(t.Context(), "h:5000/team/app:1", image.RemoveOptions{}); err != nil {
 					t.Fatal(err)
 				}
@@ -180,7 +180,7 @@ func TestSaveByDigest(t *testing.T) {
 	}
 }
 
-// An index whose bytes nobody kept cannot be proven: the manifest's digest takes its place.
+// The digest of an index whose bytes are lost cannot be verified. The archive has the digest of the manifest instead.
 func TestDigestOfALostIndex(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	_, manifest, top := pulled(t, s, "h:5000/team/app:1", true)
@@ -194,8 +194,8 @@ func TestDigestOfALostIndex(t *testing.T) {
 	}
 }
 
-// A digest that an archive claims for an image whose manifest it is not would let `run repo@digest` start something else.
-func TestClaimedDigestsAreProven(t *testing.T) {
+// If an archive could claim any digest for its image, `run repo@digest` would start an image with another digest.
+func TestClaimedDigestsAreVerified(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	pulled(t, s, "h:5000/team/app:1", false)
 	lie := "h:5000/team/app@sha256:" + strings.Repeat("a", 64)
@@ -220,7 +220,7 @@ func TestClaimedDigestsAreProven(t *testing.T) {
 	}
 }
 
-// Two images over one base, one pulled and one made here: the base's layers are in the archive once.
+// Two images have a common base; one was pulled, the other made here. The archive has the layers of the base once.
 func TestSaveMixesForms(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	id, _, _ := pulled(t, s, "app:1", false)
@@ -244,8 +244,8 @@ func TestSaveMixesForms(t *testing.T) {
 	}
 }
 
-// A compressed form that rots is found, not written out as good, and does not stand in the way for long.
-func TestSaveFindsRot(t *testing.T) {
+// Save detects a damaged compressed layer. The next save works without it.
+func TestSaveDetectsDamage(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	id, manifest, _ := pulled(t, s, "app:1", false)
 	raw, err := s.Store.Blobs.Bytes(manifest, 1<<20)
@@ -274,7 +274,7 @@ func TestSaveFindsRot(t *testing.T) {
 	}
 }
 
-// TestReserve: nothing is written into the last free space.
+// A load that would use the reserved disk space fails.
 func TestReserve(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{Limits: archive.Limits{Reserve: 1 << 60}})
 	big := imagetest.Tar(t, "x", strings.Repeat("x", 40<<20))

@@ -45,7 +45,7 @@ func (s side) loadOn(t *testing.T, data []byte) (lines []string, err error) {
 	return lines, err
 }
 
-// rich is a layer with what tars can say: links, whiteouts, modes, owners, times, long names.
+// rich is a layer with links, whiteouts, modes, owners, times and long names.
 func rich(t *testing.T) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -76,7 +76,7 @@ func rich(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// TestOnDrivers: load, save, import and removal on the real storage drivers, byte for byte.
+// Load, save, import and removal work byte for byte with every storage driver.
 func TestOnDrivers(t *testing.T) {
 	from := newSide(t, archive.Options{})
 	four(t, from)
@@ -122,7 +122,7 @@ func TestOnDrivers(t *testing.T) {
 	}
 }
 
-// noLayers wants the driver empty.
+// noLayers checks that the driver has no layers.
 func noLayers(t *testing.T, s side) {
 	t.Helper()
 	err := s.Store.Layers.Walk(t.Context(), func(k layer.Key, _ time.Time) error {
@@ -140,7 +140,7 @@ func noLayers(t *testing.T, s side) {
 	})
 }
 
-// TestHostileLayerOnDrivers: the layer is what no driver may unpack; load and import refuse and leave nothing.
+// No driver may unpack the layer. Load and import refuse it and leave nothing in the store.
 func TestHostileLayerOnDrivers(t *testing.T) {
 	evil := imagetest.Tar(t, "ok", strings.Repeat("x", 50_000), "../evil", "x")
 	s := newSide(t, archive.Options{})
@@ -164,10 +164,10 @@ func TestHostileLayerOnDrivers(t *testing.T) {
 	}
 }
 
-// One layer under two stacks: drivers that keep it per stack need its bytes twice.
-func TestSameLayerUnderTwoStacks(t *testing.T) {
+// One layer is in two chains. A driver that stores layers per chain needs its bytes twice.
+func TestSameLayerInTwoChains(t *testing.T) {
 	s := newSide(t, archive.Options{})
-	var b bytes.Buffer // a hard link into the layer below
+	var b bytes.Buffer // a hard link to a file of the layer below
 	w := tar.NewWriter(&b)
 	if err := w.WriteHeader(&tar.Header{Name: "link", Typeflag: tar.TypeLink, Linkname: "f"}); err != nil {
 		t.Fatal(err)

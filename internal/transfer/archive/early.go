@@ -8,37 +8,37 @@ import (
 	"ply/internal/oci"
 )
 
-// maxPlans bounds how often an archive's documents are read again in the hope of more.
+// maxPlans bounds how often the documents that were read so far are parsed, to find out which layers will come.
 const maxPlans = 16
 
-// early commits layers while the archive is still coming in, when its documents came first (our own do) and the
-// layers below are there. What was committed is taken back if the load fails.
+// early commits layers while the archive is still read. That is possible when the documents come before the layers, as in
+// archives of Save, and the layers below are there. If the load fails, its layers are removed again.
 type early struct {
 	in       *intake
 	c        *commit
 	platform oci.Platform
 
 	tries int
-	plan  map[string]place // path in the archive → what it is to become
+	plan  map[string]position // by path in the archive; nil = not known yet
 }
 
-// place is a layer of an image.
-type place struct {
+// position is a layer of an image: the n-th, counted from 0 at the bottom.
+type position struct {
 	w *wanted
 	n int
 }
 
-// find makes a plan of the documents that are there; it gives false when they do not tell what name is.
-func (e *early) find(name string) (place, bool) {
+// find returns which layer the file called name is. It returns false when the documents that were read so far do not say.
+func (e *early) find(name string) (position, bool) {
 	if e.plan == nil && e.tries < maxPlans && (e.in.files[fileIndex] != nil || e.in.files[fileManifest] != nil) {
 		e.tries++
-		if r, err := e.in.understand(e.platform, true); err == nil {
-			e.plan = map[string]place{}
+		if r, err := e.in.parse(e.platform, true); err == nil {
+			e.plan = map[string]position{}
 			for _, w := range r.list {
 				for n, paths := range w.paths {
 					for _, p := range paths {
 						if _, ok := e.plan[p]; !ok {
-							e.plan[p] = place{w, n}
+							e.plan[p] = position{w, n}
 						}
 					}
 				}
@@ -49,7 +49,7 @@ func (e *early) find(name string) (place, bool) {
 	return p, ok
 }
 
-// ready reports whether everything below a layer is committed, in the store, or read already.
+// ready reports whether all layers below the file called name have been read.
 func (e *early) ready(name string) bool {
 	p, ok := e.find(name)
 	if !ok {
@@ -63,7 +63,7 @@ func (e *early) ready(name string) bool {
 	return true
 }
 
-// file looks for the n-th layer of an image among what has been read.
+// file returns the n-th layer of an image if it has been read, else nil.
 func (e *early) file(w *wanted, n int) *file {
 	for _, p := range w.paths[n] {
 		if f, err := e.in.find(p); err == nil && f != nil {
@@ -73,8 +73,8 @@ func (e *early) file(w *wanted, n int) *file {
 	return nil
 }
 
-// commit makes a layer that was just read durable, and those below it, if it is their turn. A layer that turns out bad
-// is remembered as such; an error is what ends the load.
+// commit commits a layer that was just read, and those below it, if all of them are there. It marks a layer that is bad. It returns
+// an error only when the load cannot go on.
 func (e *early) commit(ctx context.Context, f *file) error {
 	p, ok := e.find(f.name)
 	if !ok || f.bad != nil || !e.ready(f.name) {
@@ -87,7 +87,7 @@ func (e *early) commit(ctx context.Context, f *file) error {
 			continue
 		}
 		if at.diffID != "" && at.diffID != p.w.chain[i] {
-			return nil // the final reading says what is wrong
+			return nil // the parse of the complete archive returns the error
 		}
 		err := e.c.layer(ctx, at, p.w.chain[:i+1])
 		if errors.Is(err, errs.Invalid) {

@@ -13,18 +13,18 @@ import (
 	"ply/internal/store"
 )
 
-// export is one image to save under the names that were asked for.
+// export is one image to save, with the names that were requested.
 type export struct {
 	img     *image.Image
 	tags    []oci.Reference
 	digests []oci.Reference
 
-	manifest  []byte         // what index.json points at
+	manifest  []byte         // the manifest that index.json lists
 	desc      oci.Descriptor // of manifest
-	generated bool           // manifest was made for this archive: it lists plain tars
-	extra     []carried      // exact manifests and indexes that go along
-	layers    []*layerFile   // bottom first
-	v1        []v1Layer      // bottom first
+	generated bool           // manifest was made for this archive
+	extra     []carried      // exact manifests and indexes that are saved too
+	layers    []*layerFile   // bottom layer first
+	v1        []v1Layer      // bottom layer first
 }
 
 // carried is a manifest or index with its exact bytes.
@@ -33,10 +33,10 @@ type carried struct {
 	raw  []byte
 }
 
-// layerFile is one stored form of a layer in the archive.
+// layerFile is a layer in the form in which the archive has it.
 type layerFile struct {
 	diffID oci.DiffID
-	chain  oci.Chain // one stack that it tops
+	chain  oci.Chain // a chain whose top layer it is
 	desc   oci.Descriptor
 	plain  bool // the uncompressed tar
 	made   time.Time
@@ -44,7 +44,7 @@ type layerFile struct {
 
 func (l *layerFile) path() string { return blobDir + l.desc.Digest.Hex() }
 
-// created is a time for tar headers: whole seconds, never before the epoch.
+// created returns the creation time of the image for tar headers: in whole seconds, not before 1970.
 func (e *export) created() time.Time {
 	t := e.img.Created().UTC().Truncate(time.Second)
 	if t.Before(time.Unix(0, 0)) {
@@ -53,7 +53,7 @@ func (e *export) created() time.Time {
 	return t
 }
 
-// collect finds what refs name, each image once, in the order they were asked for, and leases it.
+// collect finds the images that refs name, each once, in the order of refs, and leases them.
 func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string) ([]*export, error) {
 	if len(refs) == 0 {
 		return nil, errs.New(errs.Invalid, "save: no image named")
@@ -86,7 +86,7 @@ func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string
 	return list, nil
 }
 
-// expandRepository turns a bare repository into its tags; everything else stays as it is.
+// expandRepository returns the tags of a ref that is only a repository, else the ref itself.
 func (a *Archive) expandRepository(ref string) []string {
 	r, err := oci.ParseReference(ref)
 	if err != nil || r.Tag() != "" || r.Digest() != "" {
@@ -103,7 +103,7 @@ func (a *Archive) expandRepository(ref string) []string {
 	return out
 }
 
-// name adds a name, with the digests known for its repository; a zero name adds none.
+// name adds a name and the digest references of its repository. It ignores the zero name.
 func (e *export) name(name oci.Reference) {
 	add := func(to *[]oci.Reference, r oci.Reference) {
 		if !slices.ContainsFunc(*to, func(o oci.Reference) bool { return o.String() == r.String() }) {
@@ -124,7 +124,8 @@ func (e *export) name(name oci.Reference) {
 	}
 }
 
-// plan chooses manifests and layer files. Plain makes every layer an uncompressed tar, for the layouts without an OCI index.
+// plan chooses the manifest and the layer files of each image. With plain, every layer is an uncompressed tar, for the layouts
+// without index.json.
 func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, plain bool) error {
 	forms := map[oci.DiffID]*layerFile{}
 	for _, e := range list {
@@ -141,7 +142,7 @@ func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, 
 		}
 		if !plain && e.manifest == nil {
 			if len(e.extra) > 0 {
-				a.opts.Log.Info("save: compressed layers are not retained, uncompressed ones go along with the exact manifest", "image", string(e.img.ID))
+				a.opts.Log.Info("save: the store does not have the compressed layers, uncompressed ones are saved with the exact manifest", "image", string(e.img.ID))
 			}
 			if err := e.generate(); err != nil {
 				return err
@@ -154,7 +155,7 @@ func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, 
 	return nil
 }
 
-// readManifests loads the exact manifests that the store still has; a damaged one stays behind.
+// readManifests reads the exact manifests of an image. It leaves out those that are missing or damaged.
 func (a *Archive) readManifests(lease *store.Lease, e *export) {
 	for _, d := range e.img.Manifests {
 		lease.Blob(d.Digest)
@@ -167,7 +168,7 @@ func (a *Archive) readManifests(lease *store.Lease, e *export) {
 	}
 }
 
-// chooseManifest takes the youngest exact manifest whose layers are all in the blob store.
+// chooseManifest sets the manifest of an image to its latest exact manifest whose layers are all in the blob store, if there is one.
 func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
 	for i := len(e.extra) - 1; i >= 0; i-- {
 		c := e.extra[i]
@@ -195,6 +196,7 @@ func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
 	}
 }
 
+// holds reports whether the blob store has all these layers.
 func (a *Archive) holds(layers []oci.Descriptor) bool {
 	for _, l := range layers {
 		if size, err := a.st.Blobs.Stat(l.Digest); err != nil || size != l.Size {
@@ -204,7 +206,7 @@ func (a *Archive) holds(layers []oci.Descriptor) bool {
 	return true
 }
 
-// planPlain takes layers as tars, or in the form in which another image of this archive brings them.
+// planPlain plans the layers as uncompressed tars, or in the form in which another image of the archive has them.
 func (a *Archive) planPlain(ctx context.Context, e *export, forms map[oci.DiffID]*layerFile) error {
 	for n, d := range e.img.Chain {
 		chain := e.img.Chain[:n+1]
@@ -224,7 +226,7 @@ func (a *Archive) planPlain(ctx context.Context, e *export, forms map[oci.DiffID
 	return nil
 }
 
-// generate writes a manifest for an image that has none whose layers are here.
+// generate makes a manifest that lists the planned layers.
 func (e *export) generate() error {
 	m := oci.Manifest{
 		SchemaVersion: 2,
@@ -244,8 +246,8 @@ func (e *export) generate() error {
 	return nil
 }
 
-// claims are the references by digest to restore. One whose bytes are not here (an index that nobody kept) could not
-// be proven: the manifest's own digest goes along in its place.
+// claims returns the digest references that Load is to restore. Load accepts a reference only if the archive has the bytes with its
+// digest. For an index that is not here, claims adds a reference to the manifest itself.
 func (e *export) claims() []oci.Reference {
 	var out []oci.Reference
 	add := func(r oci.Reference) {
@@ -263,7 +265,7 @@ func (e *export) claims() []oci.Reference {
 	return out
 }
 
-// exact lists the manifests and indexes that the image came with, the current one last.
+// exact returns the manifests and indexes that the image came with, the current one last.
 func (e *export) exact() []carried {
 	if e.generated || e.manifest == nil {
 		return e.extra
@@ -281,7 +283,7 @@ func ociLayerType(t string) string {
 	return t
 }
 
-// index is index.json: one entry for each name, or one for an image that is saved without.
+// index returns index.json: one entry per name, or one entry for an image without a name.
 func index(list []*export) oci.Index {
 	idx := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex, Manifests: []oci.Descriptor{}}
 	for _, e := range list {

@@ -18,8 +18,8 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// TestLoadFaults fails every disk operation of a load, one after the other, once and for good: a load that was
-// acknowledged is all there after a restart, one that failed has no names and no images.
+// In each round another disk operation of a load fails, once or from then on. After a restart, a load that returned no error is
+// complete, and one that returned an error has left no names and no images.
 func TestLoadFaults(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	pulled(t, s, "h:5000/app:1", true)
@@ -36,7 +36,7 @@ func TestLoadFaults(t *testing.T) {
 	}
 }
 
-// loadWithFault reports whether the fault came about.
+// loadWithFault reports whether the fault occurred.
 func loadWithFault(t *testing.T, data []byte, n int, forever bool) bool {
 	t.Helper()
 	root, err := os.MkdirTemp(t.TempDir(), "")
@@ -78,10 +78,10 @@ func loadWithFault(t *testing.T, data []byte, n int, forever bool) bool {
 			t.Errorf("operation %d: acknowledged, then: %v, %d bytes", n, err, b.Len())
 		}
 	}
-	if n%3 != 0 { // the rest takes long
+	if n%3 != 0 { // the following takes long
 		return hit
 	}
-	// Whatever happened, trying again works.
+	// The next load succeeds.
 	if err := archive.New(st, images, archive.Options{}).Load(t.Context(), bytes.NewReader(data), transfer.LoadOptions{}, transfer.Discard); err != nil {
 		t.Errorf("operation %d: again: %v", n, err)
 	}

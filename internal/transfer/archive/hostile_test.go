@@ -23,7 +23,7 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// doc is an archive that a case takes apart and spoils.
+// doc is an archive that a test case changes.
 type doc struct {
 	t     *testing.T
 	names []string
@@ -61,7 +61,7 @@ func (d *doc) drop(names ...string) *doc {
 
 func (d *doc) bytes() []byte { return rebuild(d.t, d.names, d.items) }
 
-// edit changes a JSON file by text.
+// edit replaces text in a JSON file.
 func (d *doc) edit(name, old, new string) *doc {
 	d.t.Helper()
 	text := string(d.items[name].data)
@@ -71,7 +71,7 @@ func (d *doc) edit(name, old, new string) *doc {
 	return d.file(name, strings.ReplaceAll(text, old, new))
 }
 
-// twice writes an entry two times.
+// twice writes an entry twice.
 func (d *doc) twice(name string) []byte {
 	return rebuild(d.t, append(append([]string(nil), d.names...), name), d.items)
 }
@@ -92,7 +92,7 @@ func (d *doc) config() string {
 	return m[0].Config
 }
 
-// ociManifest is the blob that index.json names.
+// ociManifest returns the name of the blob that index.json lists.
 func (d *doc) ociManifest() string {
 	var i oci.Index
 	if err := json.Unmarshal(d.items["index.json"].data, &i); err != nil {
@@ -101,7 +101,7 @@ func (d *doc) ociManifest() string {
 	return "blobs/sha256/" + i.Manifests[0].Digest.Hex()
 }
 
-// TestHostileArchives: each is refused with a reason, and leaves neither names, images, layers nor blobs behind.
+// Each archive is refused with a reason and leaves no names, images, layers or blobs.
 func TestHostileArchives(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -168,7 +168,7 @@ func TestHostileArchives(t *testing.T) {
 		"config absolute":   {docker(func(d *doc) { d.edit("manifest.json", d.config(), "/etc/passwd") }), `has no "/etc/passwd"`},
 		"config missing":    {docker(func(d *doc) { d.drop(d.config()) }), "has no"},
 		"config empty name": {docker(func(d *doc) { d.edit("manifest.json", d.config(), "") }), "has no"},
-		"config changed":    {docker(func(d *doc) { d.edit(d.config(), "amd64", "arm64") }), "holds something else"},
+		"config changed":    {docker(func(d *doc) { d.edit(d.config(), "amd64", "arm64") }), "has other content"},
 		"config a layer":    {docker(func(d *doc) { d.edit("manifest.json", d.config(), d.dockerLayers()[0]) }), "config"},
 		"config garbage":    {docker(func(d *doc) { c := d.config(); d.edit("manifest.json", c, "x").file("x", "{}") }), "rootfs type"},
 		"config for windows": {docker(func(d *doc) {
@@ -219,14 +219,14 @@ func TestHostileArchives(t *testing.T) {
 		"index.json is a manifest": {ociCase(func(d *doc) { d.file("index.json", string(d.items[d.ociManifest()].data)) }), "index"},
 		"index and manifest":       {ociCase(func(d *doc) { d.edit("index.json", `"manifests"`, `"layers":[],"config":{},"manifests"`) }), "image and an index at once"},
 		"manifest missing":         {ociCase(func(d *doc) { d.drop(d.ociManifest()) }), "listed but not there"},
-		"manifest changed":         {ociCase(func(d *doc) { d.edit(d.ociManifest(), `"schemaVersion":2`, `"schemaVersion":2 `) }), "holds something else"},
+		"manifest changed":         {ociCase(func(d *doc) { d.edit(d.ociManifest(), `"schemaVersion":2`, `"schemaVersion":2 `) }), "has other content"},
 		"manifest size": {ociCase(func(d *doc) {
 			n := len(d.items[d.ociManifest()].data)
 			d.edit("index.json", fmt.Sprintf(`"size":%d`, n), `"size":7`)
 		}), "its descriptor says 7"},
 		"manifest type":      {ociCase(func(d *doc) { d.edit("index.json", oci.MediaTypeOCIManifest, oci.MediaTypeDockerManifest) }), "was served as"},
 		"bad digest":         {ociCase(func(d *doc) { d.edit("index.json", `"digest":"sha256:`, `"digest":"sha256:../../`) }), "invalid digest"},
-		"layer blob changed": {ociCase(func(d *doc) { n := d.names[len(d.names)-1]; d.items[n].data[700] ^= 1 }), "holds something else"},
+		"layer blob changed": {ociCase(func(d *doc) { n := d.names[len(d.names)-1]; d.items[n].data[700] ^= 1 }), "has other content"},
 		"index names a layer": {ociCase(func(d *doc) {
 			d.edit("index.json", strings.TrimPrefix(d.ociManifest(), "blobs/sha256/"), strings.TrimPrefix(d.names[len(d.names)-1], "blobs/sha256/"))
 		}), "listed but not there"},
@@ -261,7 +261,7 @@ func TestHostileArchives(t *testing.T) {
 		"index.json and manifest.json disagree": {hybrid(func(d *doc) {
 			c := strings.Replace(string(d.items[d.config()].data), "amd64", "arm64", 1)
 			d.edit("manifest.json", d.config(), "other").file("other", c)
-		}), "gives the name ubuntu:14.04 to two images"},
+		}), "has two images with the name ubuntu:14.04"},
 
 		"parent of itself": {legacy(func(d *doc) {
 			top := topOf(d)
@@ -271,7 +271,7 @@ func TestHostileArchives(t *testing.T) {
 			top := topOf(d)
 			d.file(top+"/json", `{"id":"`+top+`","parent":"../../etc"}`)
 		}), "has no ../../etc/json"},
-		"another's ID":       {legacy(func(d *doc) { top := topOf(d); d.file(top+"/json", `{"id":"`+strings.Repeat("a", 64)+`"}`) }), "calls itself"},
+		"another's ID":       {legacy(func(d *doc) { top := topOf(d); d.file(top+"/json", `{"id":"`+strings.Repeat("a", 64)+`"}`) }), "has the id"},
 		"layer.tar missing":  {legacy(func(d *doc) { d.drop(topOf(d) + "/layer.tar") }), "layer.tar"},
 		"top missing":        {legacy(func(d *doc) { d.file("repositories", `{"a":{"b":"`+strings.Repeat("b", 64)+`"}}`) }), "has no"},
 		"bad name":           {legacy(func(d *doc) { d.edit("repositories", `"ubuntu"`, `"UB/../x"`) }), "invalid reference"},
@@ -302,7 +302,7 @@ func TestHostileArchives(t *testing.T) {
 	}
 }
 
-// topOf gives the v1 ID that repositories names.
+// topOf returns the v1 ID in the file repositories.
 func topOf(d *doc) string {
 	var r map[string]map[string]string
 	if err := json.Unmarshal(d.items["repositories"].data, &r); err != nil {
@@ -311,7 +311,7 @@ func topOf(d *doc) string {
 	return r["ubuntu"]["14.04"]
 }
 
-// swapLayer replaces the second layer and mends the config, so that only the layer's content is wrong.
+// swapLayer replaces the second layer and corrects the config, so that only the content of the layer is bad.
 func swapLayer(d *doc, content []byte) {
 	l, c := d.dockerLayers()[1], d.config()
 	old := oci.DigestOf(d.items[l].data)
@@ -331,7 +331,7 @@ func hugeMetadata(t *testing.T) []byte {
 	return rebuild(t, names, items)
 }
 
-// everything lists what a store holds: records, blobs, layers, temporaries.
+// everything lists the content of a store: records, blobs, layers and temporary files.
 func everything(t *testing.T, s side) (all []string) {
 	t.Helper()
 	err := s.Store.Meta.View(func(tx *meta.Tx) error {
@@ -361,8 +361,8 @@ func everything(t *testing.T, s side) (all []string) {
 	return all
 }
 
-// TestBenignTwins: what looks odd and is fine.
-func TestBenignTwins(t *testing.T) {
+// Unusual archives that are valid.
+func TestUnusualArchives(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
 	id := s.image(t, "ubuntu:14.04").ID
@@ -446,8 +446,8 @@ func TestBenignTwins(t *testing.T) {
 	}
 }
 
-// A layer that the archive lacks may be in the store.
-func TestLoadThinArchive(t *testing.T) {
+// The archive may lack a layer that the store has.
+func TestLoadArchiveWithoutALayer(t *testing.T) {
 	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
 	four(t, s)
 	doc := parse(t, s.save(t, "oci", "ubuntu:14.04"))
@@ -466,8 +466,8 @@ func TestLoadThinArchive(t *testing.T) {
 	}
 }
 
-// A cancelled or broken stream leaves nothing behind, wherever it stops.
-func TestLoadBreaksAnywhere(t *testing.T) {
+// A stream that is cancelled or breaks, at any byte, leaves nothing in the store.
+func TestLoadOfABrokenStream(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	pulled(t, s, "h:5000/app:1", true)
 	data := s.save(t, "", "h:5000/app:1")

@@ -17,9 +17,9 @@ import (
 	"ply/internal/transfer"
 )
 
-// Import makes a one-layer image of a root file system's tar, plain or compressed, which becomes the layer byte for byte
-// (after decompression). Changes are the instructions of package change. errs.Invalid for a stream that is no tar or
-// may not be unpacked, a bad change or platform; nothing is left behind then.
+// Import makes an image of the tar of a root file system, plain or compressed. The uncompressed tar becomes its only layer, byte for
+// byte. Changes are the instructions of package change. errs.Invalid when the stream is not a tar or has an entry that is
+// refused, and for a malformed change or platform. After an error, nothing stays in the store.
 func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (id oci.ImageID, err error) {
 	platform := oci.HostPlatform()
 	if opts.Platform != "" {
@@ -70,7 +70,7 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 	return id, err
 }
 
-// importLayer stores the stream as a layer at the bottom of a stack.
+// importLayer stores the stream as a layer without layers below it.
 func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Reader, progress transfer.Sink) (oci.DiffID, error) {
 	if r == nil {
 		return "", errs.New(errs.Invalid, "no source")

@@ -51,8 +51,8 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// However the tar is packed, the layer is the same.
-func TestImportPackings(t *testing.T) {
+// The layer is the same however the tar is compressed.
+func TestImportOfCompressedTars(t *testing.T) {
 	rootfs := imagetest.Tar(t, "a", strings.Repeat("abc", 50_000))
 	pack := func(w func(io.Writer) (io.WriteCloser, error)) []byte {
 		var b bytes.Buffer
@@ -119,8 +119,8 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
-// What import makes, every format of save can carry.
-func TestImportedImageTravels(t *testing.T) {
+// An imported image can be saved and loaded in every format.
+func TestImportedImageRoundTrip(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	if _, err := s.Import(t.Context(), transfer.ImportOptions{Name: imagetest.Ref(t, "i"), From: "-", Source: bytes.NewReader(imagetest.Tar(t, "a", "b"))}, transfer.Discard); err != nil {
 		t.Fatal(err)

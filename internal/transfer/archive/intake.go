@@ -26,39 +26,38 @@ import (
 	"ply/internal/transfer"
 )
 
-// Small files stay in memory whatever they are; they may still turn out to be layers.
+// smallFile is the size up to which a file is kept in memory. It may still be a layer.
 const smallFile = 32 << 10
 
-// maxLinks bounds how many links lead from a name to its file.
+// maxLinks bounds how many links find follows.
 const maxLinks = 10
 
-// maxLayers bounds the big files of an archive, which all may wait, each with an open file, for its end.
+// maxLayers bounds the large files of an archive. Each of them may need an open file until the end of the archive.
 const maxLayers = 2048
 
-// maxWriters bounds the driver's writers that wait for what lies below them; a writer holds megabytes. More layers than
-// these wait in files of their own and are copied.
+// maxWriters bounds the writers of the driver that wait until the layers below are committed, because a writer needs megabytes of
+// memory. Further layers are written to a file first.
 const maxWriters = 4
 
-// file is one regular file of an archive, already read: either in memory or, if it may be a layer, in a
-// writer of the driver that waits for its commit.
+// file is one regular file of an archive that was read. It is in memory, in a writer of the driver, or in a file on disk.
 type file struct {
 	name   string
-	digest oci.Digest // of the bytes as they are in the archive
-	size   int64
-	data   []byte // the whole content, when writer is nil and bad is nil
+	digest oci.Digest // of the bytes in the archive
+	size   int64      // of the bytes in the archive
+	data   []byte     // the content, when it is in memory
 
-	writer layer.Writer
-	spill  durable.File   // holds the uncompressed tar in place of a writer; has no name on disk any more
-	diffID oci.DiffID     // of the uncompressed tar; "" for files in memory until asked for
+	writer layer.Writer   // has the uncompressed tar
+	spill  durable.File   // has the uncompressed tar when there is no writer; the file has no name on disk
+	diffID oci.DiffID     // of the uncompressed tar; "" for a file in memory whose diffID was not needed yet
 	codec  compress.Codec // how the layer is compressed in the archive
-	blob   *blob.Writer   // takes the compressed form; nil when it is not to be kept
-	bad    error          // why this cannot be a layer
+	blob   *blob.Writer   // has the compressed form; nil when that is not kept
+	bad    error          // why the file is not a valid layer; nil = none known
 }
 
-// abort gives up what waits.
+// abort discards what was not committed.
 func (f *file) abort() {
 	if f.writer != nil {
-		_ = f.writer.Abort() // nothing was promised: what stays is a temporary
+		_ = f.writer.Abort() // a temporary file that stays is removed by the next start
 		f.writer = nil
 	}
 	if f.spill != nil {
@@ -71,7 +70,7 @@ func (f *file) abort() {
 	}
 }
 
-// intake reads an archive once, in whatever order its entries come.
+// intake reads an archive once. The entries may be in any order.
 type intake struct {
 	a       *Archive
 	files   map[string]*file
@@ -79,9 +78,9 @@ type intake struct {
 	entries int
 	memory  int64
 	layers  int
-	waiting []*file // for their commit, with a writer each; some no longer
+	waiting []*file // files with a writer that is not committed; some may have lost it since
 	guard   guard
-	show    transfer.Sink // progress of layers
+	show    transfer.Sink // gets the progress of layers
 	buf     []byte
 	early   *early
 }
@@ -93,14 +92,14 @@ func (a *Archive) newIntake(show transfer.Sink) *intake {
 	}
 }
 
-// abort gives up every layer that was not committed.
+// abort discards every layer that was not committed.
 func (in *intake) abort() {
 	for _, f := range in.files {
 		f.abort()
 	}
 }
 
-// read takes the whole archive in, decompressing it when need be.
+// read reads the whole archive, which may be compressed.
 func (in *intake) read(ctx context.Context, r io.Reader) error {
 	zr, _, err := compress.NewReader(&interruptible{ctx, r})
 	if err != nil {
@@ -123,7 +122,7 @@ func (in *intake) read(ctx context.Context, r io.Reader) error {
 			return err
 		}
 	}
-	// A client that streams wants its last bytes read; padding is not worth more than this.
+	// Read padding after the end of the archive, so that the client can send all of its stream, but not without a limit.
 	_, _ = io.CopyN(io.Discard, zr, 16<<20)
 	if in.entries == 0 {
 		return errs.New(errs.Invalid, "archive: is empty")
@@ -181,7 +180,7 @@ func (in *intake) link(name, target string) error {
 	return nil
 }
 
-// fresh refuses a second entry of a name: readers disagree about which of the two counts.
+// fresh refuses a second entry with the same name: readers of archives differ in which of the two they take.
 func (in *intake) fresh(name string) error {
 	_, link := in.links[name]
 	if in.files[name] != nil || link {
@@ -194,7 +193,7 @@ func (in *intake) tooMuch() error {
 	return errs.New(errs.Invalid, "archive: manifests, configs and small files exceed %d bytes", in.a.opts.Limits.Metadata)
 }
 
-// isControl tells the files that say what the others are.
+// isControl reports whether a file is one of those that list the others.
 func isControl(name string) bool {
 	return name == fileManifest || name == fileRepositories || name == fileIndex || name == fileLayout
 }
@@ -234,7 +233,7 @@ func (in *intake) regular(ctx context.Context, name string, size int64, r io.Rea
 	return in.layer(ctx, f, head, r)
 }
 
-// isJSON looks at the beginning: an object or array, and not a tar whose first name starts with a bracket.
+// isJSON reports whether a file begins as a JSON object or array and is not a tar whose first name begins with a bracket.
 func isJSON(head []byte) bool {
 	if len(head) >= 262 && string(head[257:262]) == "ustar" {
 		return false
@@ -243,8 +242,8 @@ func isJSON(head []byte) bool {
 	return len(head) > 0 && (head[0] == '{' || head[0] == '[')
 }
 
-// layer streams a file into the driver, hashing it on the way. What is wrong with the file alone ends up in f.bad: it
-// only matters if an image wants it. An error is returned for what ends the whole load.
+// layer reads a file that may be a layer into its target and hashes it. If the file is not a valid layer, layer sets f.bad, which
+// matters only if an image has the file as a layer. It returns an error when the load cannot go on.
 func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) error {
 	outer := &faultReader{r: &interruptible{ctx, r}}
 	raw := sha256.New()
@@ -273,7 +272,7 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 		f.abort()
 		f.bad, src = err, hashed
 	}
-	// What a decompressor or driver left unread still belongs to the digest.
+	// Bytes that the decompressor or the driver did not read belong to the digest too.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, src, in.buf); err != nil {
 		return fatal(err)
 	}
@@ -284,8 +283,8 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 	return in.early.commit(ctx, f)
 }
 
-// target decides where a layer goes: straight into the driver when what lies below it is there already, or while few
-// writers wait; else into a file.
+// target returns where to write a layer: a writer of the driver when the layers below are there, or while few writers wait; else a
+// file.
 func (in *intake) target(ctx context.Context, f *file) (w io.Writer, err error) {
 	if in.early.ready(f.name) || in.writers() < maxWriters {
 		f.writer, err = in.a.st.Layers.Create(ctx)
@@ -299,13 +298,13 @@ func (in *intake) target(ctx context.Context, f *file) (w io.Writer, err error) 
 	return f.spill, fsys.Remove(f.spill.Name())
 }
 
-// writers counts the driver's writers that wait.
+// writers returns how many writers of the driver wait.
 func (in *intake) writers() int {
 	in.waiting = slices.DeleteFunc(in.waiting, func(f *file) bool { return f.writer == nil })
 	return len(in.waiting)
 }
 
-// unpack copies the decompressed layer to where it waits.
+// unpack decompresses a layer into its target.
 func (in *intake) unpack(f *file, src io.Reader, w io.Writer) error {
 	zr, codec, err := compress.NewReader(src)
 	if err != nil {
@@ -331,7 +330,8 @@ func (in *intake) unpack(f *file, src io.Reader, w io.Writer) error {
 	return nil
 }
 
-// shortName is what a layer is called before its digest is known: 12 hex digits of its path, or its base name.
+// shortName returns the name of a layer in the progress, where its digest is not known yet: 12 hex digits of its path, or 12
+// characters of its base name.
 func shortName(name string) string {
 	for part := range strings.SplitSeq(name, "/") {
 		base, _, _ := strings.Cut(part, ".")
@@ -343,7 +343,7 @@ func shortName(name string) string {
 	return base[:min(len(base), 12)]
 }
 
-// find follows links from a path inside the archive. nil when there is no such file.
+// find returns a file by its path in the archive. It follows links. It returns nil when there is no such file.
 func (in *intake) find(name string) (*file, error) {
 	name, err := safepath.Clean(name)
 	if err != nil {
@@ -355,14 +355,14 @@ func (in *intake) find(name string) (*file, error) {
 		}
 		target, ok := in.links[name]
 		if !ok {
-			return nil, nil //nolint:nilnil // absent is an answer
+			return nil, nil //nolint:nilnil // the file is absent, which is no error
 		}
 		name = target
 	}
 	return nil, errs.New(errs.Invalid, "archive: too many links from %q", clip(name))
 }
 
-// document is find for a file that must be there and in memory.
+// document is find for a file that must exist and be in memory.
 func (in *intake) document(name string) (*file, error) {
 	f, err := in.find(name)
 	if err == nil && (f == nil || f.data == nil) {
@@ -371,19 +371,19 @@ func (in *intake) document(name string) (*file, error) {
 	return f, err
 }
 
-// blobFile finds content by digest and checks that it is what the name says. nil when it is not in the archive.
+// blobFile returns a blob of an OCI layout. errs.Invalid when its content has another digest. nil when the archive does not have it.
 func (in *intake) blobFile(d oci.Digest) (*file, error) {
 	f, err := in.find(blobDir + d.Hex())
 	if err != nil || f == nil {
 		return nil, err
 	}
 	if f.digest != d {
-		return nil, errs.New(errs.Invalid, "archive: blob %s holds something else, %s", d, f.digest)
+		return nil, errs.New(errs.Invalid, "archive: blob %s has other content, %s", d, f.digest)
 	}
 	return f, nil
 }
 
-// faultReader remembers that the archive itself could not be read.
+// faultReader keeps the error with which reading the archive failed, to distinguish it from errors of the content.
 type faultReader struct {
 	r   io.Reader
 	err error
@@ -397,6 +397,7 @@ func (f *faultReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// progressReader reports how much was read of a layer.
 type progressReader struct {
 	r              io.Reader
 	show           transfer.Sink
@@ -406,6 +407,7 @@ type progressReader struct {
 	shown          int64
 }
 
+// progressStep is the number of bytes between two reports.
 const progressStep = 1 << 20
 
 func (p *progressReader) Read(b []byte) (int, error) {
@@ -418,13 +420,14 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// guard stops writing before the file system is full for everybody else.
+// guard makes writes fail before the file system is full, because other programs need space too.
 type guard struct {
 	dir     string
 	reserve int64
 	written int64
 }
 
+// guardStep is the number of bytes between two looks at the free space.
 const guardStep = 32 << 20
 
 func newGuard(dir string, reserve int64) guard {

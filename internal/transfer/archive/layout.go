@@ -11,31 +11,31 @@ import (
 	"ply/internal/safepath"
 )
 
-// wanted is one image of an archive, understood and checked as far as that goes without its layers' commit.
+// wanted is one image of an archive. Everything was checked that can be checked before its layers are committed.
 type wanted struct {
 	id       oci.ImageID
 	config   []byte
 	chain    oci.Chain
-	layers   []*file         // bottom first; nil where the archive has none and the store must
-	paths    [][]string      // where in the archive each layer is, or will be
-	tags     []oci.Reference // in the archive's order
-	digests  []oci.Reference // proven
+	layers   []*file         // bottom layer first; nil for a layer that the archive does not have and the store must have
+	paths    [][]string      // paths in the archive of each layer
+	tags     []oci.Reference // in the order of the archive
+	digests  []oci.Reference // repository@digest references that acceptDigests accepted
 	exact    []exactManifest // the current one last
-	original []string        // claimed repository@digest references
+	original []string        // repository@digest references that the archive claims
 }
 
-// exactManifest is a manifest to keep, with the index that lists it when that is in the archive too.
+// exactManifest is a manifest to store, with the index that lists it if that is in the archive too.
 type exactManifest struct {
 	desc  oci.Descriptor
 	raw   []byte
 	index *carried
 }
 
-// reading gathers the images of an archive.
-type reading struct {
+// parser collects the images of an archive.
+type parser struct {
 	in       *intake
 	platform oci.Platform
-	partial  bool // layers may still come
+	partial  bool // the archive was not read to its end: layers may be missing
 	list     []*wanted
 	byID     map[oci.ImageID]*wanted
 	byTag    map[string]oci.ImageID
@@ -43,10 +43,10 @@ type reading struct {
 	skipped  []string // media types of artifacts, which are not images
 }
 
-// understand reads whichever layouts the archive has. Where several speak of one name they must agree. Partial is for an
-// archive that has not come in completely: layers may be missing.
-func (in *intake) understand(platform oci.Platform, partial bool) (*reading, error) {
-	r := &reading{in: in, platform: platform, partial: partial, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}}
+// parse reads the documents of all layouts that the archive has. If several of them have the same name, it must be of the same
+// image. partial says that the archive was not read to its end: layers may be missing.
+func (in *intake) parse(platform oci.Platform, partial bool) (*parser, error) {
+	r := &parser{in: in, platform: platform, partial: partial, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}}
 	manifest, err := in.find(fileManifest)
 	if err != nil {
 		return nil, err
@@ -80,8 +80,8 @@ func (in *intake) understand(platform oci.Platform, partial bool) (*reading, err
 	return r, nil
 }
 
-// add puts an image on the list, or finds it there.
-func (r *reading) add(config *file) (*wanted, error) {
+// add returns the image with a config. It adds the image when it is new.
+func (r *parser) add(config *file) (*wanted, error) {
 	id := oci.ImageID(config.digest)
 	if w := r.byID[id]; w != nil {
 		return w, nil
@@ -100,8 +100,8 @@ func (r *reading) add(config *file) (*wanted, error) {
 	return w, nil
 }
 
-// tag gives an image a name. A name that the archive gives to two images is refused.
-func (r *reading) tag(w *wanted, text string) error {
+// tag adds a name to an image. errs.Invalid when another image of the archive has the same name.
+func (r *parser) tag(w *wanted, text string) error {
 	ref, err := oci.ParseReference(text)
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: image %s: %w", w.id.Short(), err)
@@ -118,7 +118,7 @@ func (r *reading) tag(w *wanted, text string) error {
 		return nil
 	case "":
 	default:
-		return errs.New(errs.Invalid, "archive: gives the name %s to two images, %s and %s", ref.Familiar(), have.Short(), w.id.Short())
+		return errs.New(errs.Invalid, "archive: has two images with the name %s, %s and %s", ref.Familiar(), have.Short(), w.id.Short())
 	}
 	if r.names++; r.names > r.in.a.opts.Limits.Names {
 		return errs.New(errs.Invalid, "archive: has more than %d names", r.in.a.opts.Limits.Names)
@@ -128,7 +128,7 @@ func (r *reading) tag(w *wanted, text string) error {
 	return nil
 }
 
-// setLayer gives an image its n-th layer and compares what can be compared by now.
+// setLayer sets the n-th layer of an image and compares its diffID with the config.
 func (w *wanted) setLayer(n int, f *file) error {
 	if f == nil || w.layers[n] == f {
 		return nil
@@ -153,15 +153,15 @@ func (w *wanted) setLayer(n int, f *file) error {
 	return nil
 }
 
-// addPath notes where the n-th layer is in the archive.
+// addPath adds a path in the archive of the n-th layer.
 func (w *wanted) addPath(n int, name string) {
 	if name, err := safepath.Clean(name); err == nil && !slices.Contains(w.paths[n], name) {
 		w.paths[n] = append(w.paths[n], name)
 	}
 }
 
-// docker reads manifest.json.
-func (r *reading) docker(data []byte) error {
+// docker parses manifest.json.
+func (r *parser) docker(data []byte) error {
 	var images []dockerImage
 	if err := oci.DecodeJSON(data, &images); err != nil {
 		return errs.New(errs.Invalid, "archive: %s: %w", fileManifest, err)
@@ -172,7 +172,7 @@ func (r *reading) docker(data []byte) error {
 			return errs.New(errs.Invalid, "%s: image %d: config: %w", fileManifest, i, err)
 		}
 		if want, ok := strings.CutSuffix(d.Config, ".json"); ok && oci.IsHex64(want) && config.digest.Hex() != want {
-			return errs.New(errs.Invalid, "archive: config %s holds something else, %s", clip(d.Config), config.digest)
+			return errs.New(errs.Invalid, "archive: config %s has other content, %s", clip(d.Config), config.digest)
 		}
 		if err := r.checkName(d.Config, config); err != nil {
 			return err
@@ -211,16 +211,16 @@ func (r *reading) docker(data []byte) error {
 	return nil
 }
 
-// checkName compares content with a path that is a digest.
-func (r *reading) checkName(name string, f *file) error {
+// checkName compares the digest of a file with its path, if the path has a digest.
+func (r *parser) checkName(name string, f *file) error {
 	if hex, ok := strings.CutPrefix(strings.TrimPrefix(name, "./"), blobDir); ok && oci.IsHex64(hex) && f.digest.Hex() != hex {
-		return errs.New(errs.Invalid, "archive: blob sha256:%s holds something else, %s", hex, f.digest)
+		return errs.New(errs.Invalid, "archive: blob sha256:%s has other content, %s", hex, f.digest)
 	}
 	return nil
 }
 
-// oci reads index.json.
-func (r *reading) oci(data []byte) error {
+// oci parses index.json.
+func (r *parser) oci(data []byte) error {
 	idx, err := oci.DecodeIndex(data, "")
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %s: %w", fileIndex, err)
@@ -233,8 +233,9 @@ func (r *reading) oci(data []byte) error {
 	return nil
 }
 
-// choose leaves out attestations and, of entries that share a name, those for other platforms.
-func (r *reading) choose(idx *oci.Index) []oci.Descriptor {
+// choose returns the entries of an index without attestations, and only one of several entries with the same name: that for the
+// wanted platform.
+func (r *parser) choose(idx *oci.Index) []oci.Descriptor {
 	groups := map[string][]oci.Descriptor{}
 	var order []string
 	for i, d := range idx.Manifests {
@@ -263,7 +264,7 @@ func (r *reading) choose(idx *oci.Index) []oci.Descriptor {
 	return out
 }
 
-// imageName finds a name in annotations: "" when there is only a bare tag, which names nothing.
+// imageName returns the name in annotations, or "". A tag without a repository is not a name.
 func imageName(a map[string]string) string {
 	if n := a[annotationName]; n != "" {
 		return n
@@ -274,8 +275,8 @@ func imageName(a map[string]string) string {
 	return ""
 }
 
-// descriptor follows index.json to an image. above is the index that lists d, when that is not index.json itself.
-func (r *reading) descriptor(d oci.Descriptor, above *carried, depth int, notes map[string]string) error {
+// descriptor parses the manifest or index of a descriptor. above is the index that lists d; nil = index.json.
+func (r *parser) descriptor(d oci.Descriptor, above *carried, depth int, notes map[string]string) error {
 	if depth > oci.MaxIndexDepth {
 		return errs.New(errs.Invalid, "archive: indexes are nested deeper than %d", oci.MaxIndexDepth)
 	}
@@ -308,8 +309,8 @@ func (r *reading) descriptor(d oci.Descriptor, above *carried, depth int, notes 
 	return r.manifest(d, f.data, above, notes)
 }
 
-// manifest reads one image of an OCI layout.
-func (r *reading) manifest(d oci.Descriptor, raw []byte, above *carried, notes map[string]string) error {
+// manifest parses one image of an OCI layout.
+func (r *parser) manifest(d oci.Descriptor, raw []byte, above *carried, notes map[string]string) error {
 	m, err := oci.DecodeManifest(raw, d.MediaType)
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %s: %w", d.Digest, err)
@@ -353,15 +354,15 @@ func (r *reading) manifest(d oci.Descriptor, raw []byte, above *carried, notes m
 		return err
 	}
 	if packed {
-		// A manifest of plain tars was made for the archive; one of compressed layers came from a registry or goes to one.
+		// A manifest of uncompressed tars was made for the archive. One of compressed layers is that of a registry.
 		w.keep(exactManifest{d, raw, above})
 	}
 	w.original = append(w.original, strings.Fields(notes[annotationDigests])...)
 	return r.named(w, notes)
 }
 
-// named applies the name an annotation gives; one with a digest must be proven like the others.
-func (r *reading) named(w *wanted, notes map[string]string) error {
+// named adds the name in the annotations. A name with a digest is a claim that acceptDigests checks.
+func (r *parser) named(w *wanted, notes map[string]string) error {
 	name := imageName(notes)
 	if name == "" {
 		return nil
@@ -373,7 +374,7 @@ func (r *reading) named(w *wanted, notes map[string]string) error {
 	return r.tag(w, name)
 }
 
-// keep notes an exact manifest; the last one kept is the current one.
+// keep adds an exact manifest, which becomes the current one.
 func (w *wanted) keep(m exactManifest) {
 	for i, have := range w.exact {
 		if have.desc.Digest == m.desc.Digest {
@@ -387,11 +388,11 @@ func (w *wanted) keep(m exactManifest) {
 	w.exact = append(w.exact, m)
 }
 
-// maxExact bounds how many manifests and references an image brings along.
+// maxExact bounds the exact manifests and the digest references of an image.
 const maxExact = 64
 
-// exactOf finds the manifests that our own save put beside the one it generated.
-func (r *reading) exactOf(w *wanted, notes map[string]string) error {
+// exactOf adds the exact manifests that Save put beside the one that it made for the archive.
+func (r *parser) exactOf(w *wanted, notes map[string]string) error {
 	list := strings.Fields(notes[annotationManifests])
 	if len(list) > maxExact || len(strings.Fields(notes[annotationDigests])) > maxExact {
 		return errs.New(errs.Invalid, "archive: image %s: more than %d manifests or digests", w.id.Short(), maxExact)
@@ -437,13 +438,14 @@ func (r *reading) exactOf(w *wanted, notes map[string]string) error {
 	return nil
 }
 
+// lists reports whether an index lists a manifest.
 func lists(index []byte, d oci.Digest) bool {
 	idx, err := oci.DecodeIndex(index, "")
 	return err == nil && slices.ContainsFunc(idx.Manifests, func(m oci.Descriptor) bool { return m.Digest == d })
 }
 
-// prove keeps those claimed digest references whose digest leads, by bytes in the archive, to the image.
-func (w *wanted) prove() {
+// acceptDigests accepts the claimed digest references whose digest is that of an exact manifest of the image, or of its index.
+func (w *wanted) acceptDigests() {
 	for _, text := range w.original {
 		ref, err := oci.ParseReference(text)
 		if err != nil || ref.Digest() == "" {
@@ -459,7 +461,7 @@ func (w *wanted) prove() {
 	}
 }
 
-// v1Config is what load needs of the oldest layout's json files.
+// v1Config has the fields of a v1 config that Load needs.
 type v1Config struct {
 	ID              string          `json:"id"`
 	Parent          string          `json:"parent"`

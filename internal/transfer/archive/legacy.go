@@ -10,9 +10,9 @@ import (
 	"ply/internal/oci"
 )
 
-// legacy reads the layout without manifest.json: directories named after v1 IDs, and repositories. A config is made of
-// each v1 chain, as Docker made it when it left v1 behind.
-func (r *reading) legacy() error {
+// legacy parses the layout without manifest.json: directories named after v1 IDs, and repositories. It makes a config from each v1
+// chain, in the way in which Docker migrated its v1 images.
+func (r *parser) legacy() error {
 	var repos repositories
 	f, err := r.in.find(fileRepositories)
 	if err != nil {
@@ -37,7 +37,7 @@ func (r *reading) legacy() error {
 			tops[id] = append(tops[id], repo+":"+tag)
 		}
 	}
-	if len(order) == 0 { // saved by ID: whatever nobody was made from
+	if len(order) == 0 { // saved by ID: take the layers that are not the parent of another
 		order = childless(all)
 	}
 	slices.Sort(order)
@@ -62,7 +62,7 @@ type v1File struct {
 	raw []byte
 }
 
-func (r *reading) v1Configs() (map[string]v1File, error) {
+func (r *parser) v1Configs() (map[string]v1File, error) {
 	all := map[string]v1File{}
 	for name, f := range r.in.files {
 		dir, base := path.Split(name)
@@ -75,13 +75,14 @@ func (r *reading) v1Configs() (map[string]v1File, error) {
 			return nil, errs.New(errs.Invalid, "archive: %s: %w", name, err)
 		}
 		if v.ID != "" && v.ID != id {
-			return nil, errs.New(errs.Invalid, "archive: %s calls itself %s", name, clip(v.ID))
+			return nil, errs.New(errs.Invalid, "archive: %s has the id %s", name, clip(v.ID))
 		}
 		all[id] = v
 	}
 	return all, nil
 }
 
+// childless returns the v1 IDs that are nobody's parent.
 func childless(all map[string]v1File) []string {
 	parents := map[string]bool{}
 	for _, v := range all {
@@ -96,8 +97,8 @@ func childless(all map[string]v1File) []string {
 	return out
 }
 
-// v1Image follows the parents of a top layer and makes the image's config.
-func (r *reading) v1Image(all map[string]v1File, top string) (*wanted, error) {
+// v1Image follows the parents of a top layer and adds the image.
+func (r *parser) v1Image(all map[string]v1File, top string) (*wanted, error) {
 	var ids []string // top first
 	seen := map[string]bool{}
 	for id := top; id != ""; id = all[id].Parent {
@@ -139,7 +140,7 @@ func (r *reading) v1Image(all map[string]v1File, top string) (*wanted, error) {
 	return w, nil
 }
 
-func (r *reading) v1Layer(id string) (*file, error) {
+func (r *parser) v1Layer(id string) (*file, error) {
 	f, err := r.in.find(id + "/layer.tar")
 	if err != nil {
 		return nil, err
@@ -175,7 +176,7 @@ func v1History(v v1Config) map[string]any {
 	return h
 }
 
-// v1ToConfig drops what only v1 knows and adds what it did not; the rest stays as it was.
+// v1ToConfig converts a v1 config: it removes the fields that only v1 has and adds rootfs, history and os.
 func v1ToConfig(raw []byte, rootfs oci.RootFS, history []map[string]any) ([]byte, error) {
 	var c map[string]json.RawMessage
 	if err := oci.DecodeJSON(raw, &c); err != nil {

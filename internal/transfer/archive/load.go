@@ -19,10 +19,9 @@ import (
 	"ply/internal/transfer"
 )
 
-// Load makes images of an archive in any of the layouts, plain or compressed, read once from its beginning to its end.
-// Progress gets "Loading layer" while layers come in, unless Quiet, and for each name the line "Loaded image: NAME",
-// for an image without a name "Loaded image ID: ID"; a name that moves is announced before. errs.Invalid for an
-// archive that does not hold together, errs.Exhausted for one that does not fit; either leaves nothing behind.
+// Load records the images of an archive in any of the layouts, plain or compressed. It reads r once from start to end. It reports
+// LayerLoading while it reads layers, unless Quiet, and at the end the other states of a load. errs.Invalid when the archive is
+// malformed or inconsistent, errs.Exhausted when the disk is full. After an error, nothing of the archive stays in the store.
 func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptions, progress transfer.Sink) (err error) {
 	platform := oci.HostPlatform()
 	if opts.Platform != "" {
@@ -36,7 +35,7 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	}
 	in := a.newIntake(show)
 	defer in.abort()
-	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, spent: map[*file]oci.Chain{}}
+	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, added: map[*file]oci.Chain{}}
 	c.lease = a.st.Lease()
 	in.early = &early{in: in, c: c, platform: platform}
 	err = c.run(ctx, r, platform, progress)
@@ -48,22 +47,22 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	return nil
 }
 
-// commit brings what an archive holds into the store.
+// commit writes the content of an archive into the store.
 type commit struct {
 	a     *Archive
 	in    *intake
 	lease *store.Lease
-	fresh []oci.Chain  // stacks that this load brought
-	blobs []oci.Digest // configs and manifests, perhaps brought by this load
-	done  map[oci.ChainID]bool
-	spent map[*file]oci.Chain // where a streamed layer went
+	fresh []oci.Chain          // chains whose top layer this load has added
+	blobs []oci.Digest         // blobs that this load may have added
+	done  map[oci.ChainID]bool // chains whose top layer is committed
+	added map[*file]oci.Chain  // the chain as whose top layer a file was committed
 }
 
 func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, progress transfer.Sink) error {
 	if err := c.in.read(ctx, r); err != nil {
 		return err
 	}
-	archive, err := c.in.understand(platform, false)
+	archive, err := c.in.parse(platform, false)
 	if err != nil {
 		return err
 	}
@@ -76,10 +75,10 @@ func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, pr
 	return c.names(ctx, archive.list, progress)
 }
 
-// all makes every layer durable, then records the images without names.
+// all commits every layer and stores every manifest. The images themselves are recorded by names.
 func (c *commit) all(ctx context.Context, list []*wanted) error {
 	for _, w := range list {
-		w.prove()
+		w.acceptDigests()
 		c.lease.Layer(w.chain)
 		for i, id := range w.chain.IDs() {
 			if c.done[id] {
@@ -99,17 +98,17 @@ func (c *commit) all(ctx context.Context, list []*wanted) error {
 	return nil
 }
 
-// layer commits the top layer of a stack; nil when the archive has none and the store must.
+// layer commits the top layer of a chain. If the archive does not have the layer, f is nil and the store must have it.
 func (c *commit) layer(ctx context.Context, f *file, chain oci.Chain) error {
 	_, err := c.a.st.Layers.Stat(ctx, chain)
-	held := err == nil
+	present := err == nil
 	if f == nil {
-		if !held {
+		if !present {
 			return errs.New(errs.Invalid, "is neither in the archive nor in the store")
 		}
 		return nil
 	}
-	if !held {
+	if !present {
 		c.fresh = append(c.fresh, chain)
 	}
 	writer, err := c.writer(ctx, f)
@@ -120,19 +119,19 @@ func (c *commit) layer(ctx context.Context, f *file, chain oci.Chain) error {
 	if err != nil {
 		return errors.Join(err, writer.Abort())
 	}
-	c.spent[f] = chain
-	if f.spill != nil { // from here on the driver has it: do not hold the space twice
+	c.added[f] = chain
+	if f.spill != nil { // the driver has the layer now: free the disk space of the copy
 		err = f.spill.Close()
 		f.spill = nil
 	}
 	return errors.Join(err, c.a.st.RecordLayer(info, nil))
 }
 
-// writer gives a driver's writer that holds the layer: the one it was streamed into, or a new one if the layer is in memory or
-// needed under a second stack.
+// writer returns a writer of the driver that has the layer: the one into which the layer was read, or a new one when the layer is in
+// memory or in a file, or is in a second chain too.
 func (c *commit) writer(ctx context.Context, f *file) (layer.Writer, error) {
-	at, spent := c.spent[f]
-	if f.writer != nil && !spent {
+	at, committed := c.added[f]
+	if f.writer != nil && !committed {
 		w := f.writer
 		f.writer = nil
 		return w, nil
@@ -162,7 +161,7 @@ func (c *commit) writer(ctx context.Context, f *file) (layer.Writer, error) {
 	return w, nil
 }
 
-// manifests stores an image's exact manifests with the compressed layers they speak of.
+// manifests stores the exact manifests of an image and the compressed layers that they list.
 func (c *commit) manifests(w *wanted) error {
 	for _, m := range w.exact {
 		docs := [][]byte{m.raw}
@@ -190,14 +189,14 @@ func (c *commit) manifests(w *wanted) error {
 	return nil
 }
 
-// form records how a manifest stores a layer, and keeps the bytes when the archive had them.
+// form records the compressed form of a layer that a manifest lists. It stores the bytes if the archive has them.
 func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 	if string(d.Digest) == string(w.chain[i]) {
 		return nil
 	}
 	f, err := c.in.blobFile(d.Digest)
 	if err != nil || f == nil {
-		return err // not in the archive: a push makes it again, or leaves it where it is
+		return err // not in the archive: a push has to compress the layer again, or get it from a registry
 	}
 	c.lease.Blob(d.Digest)
 	c.blobs = append(c.blobs, d.Digest)
@@ -220,7 +219,7 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 	return c.a.st.RecordLayer(rec, &meta.LayerBlob{Descriptor: oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}})
 }
 
-// names records the images, all or none, and says so.
+// names records all images with their names in one transaction and reports them.
 func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Sink) error {
 	var puts []image.PutOptions
 	var done []transfer.Progress
@@ -256,7 +255,7 @@ func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Si
 	return nil
 }
 
-// diffOf hashes a small layer as the tar that it unpacks to.
+// diffOf returns the diffID of a small layer that is in memory.
 func diffOf(data []byte) (oci.DiffID, error) {
 	r, _, err := compress.NewReader(bytes.NewReader(data))
 	if err != nil {
@@ -264,7 +263,7 @@ func diffOf(data []byte) (oci.DiffID, error) {
 	}
 	defer r.Close()
 	h := sha256.New()
-	const limit = 1 << 30 // of 8 MiB at most: more is a bomb
+	const limit = 1 << 30 // a layer in memory has at most 8 MiB: more than this is an attack
 	n, err := io.Copy(h, io.LimitReader(r, limit+1))
 	if err != nil {
 		return "", err

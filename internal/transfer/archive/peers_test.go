@@ -19,7 +19,7 @@ import (
 	"ply/test/private"
 )
 
-// run gives a peer's standard output.
+// run returns the standard output of a program.
 func run(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)
@@ -47,8 +47,8 @@ func needs(t *testing.T, program string) {
 	}
 }
 
-// TestSkopeoReadsOurs: as Docker archive and as OCI archive, config and layers unchanged.
-func TestSkopeoReadsOurs(t *testing.T) {
+// skopeo reads a saved archive as a Docker archive and as an OCI archive, with the same config and layers.
+func TestSkopeoReadsSavedArchives(t *testing.T) {
 	needs(t, "skopeo")
 	s := newSide(t, archive.Options{})
 	four(t, s)
@@ -62,14 +62,14 @@ func TestSkopeoReadsOurs(t *testing.T) {
 			if got := run(t, "skopeo", "inspect", "--raw", "--config", source); got != string(want.Raw) {
 				t.Errorf("config %s\nwant   %s", got, want.Raw)
 			}
-			// copy re-hashes every layer against the config.
+			// skopeo copy compares the digest of every layer with the config.
 			out := filepath.Join(t.TempDir(), "out")
 			run(t, "skopeo", "--insecure-policy", "copy", source, "dir:"+out)
 		})
 	}
 }
 
-// TestLoadFromSkopeo keeps the manifest with its compressed layers.
+// Load of an archive that skopeo wrote keeps the manifest and its compressed layers.
 func TestLoadFromSkopeo(t *testing.T) {
 	needs(t, "skopeo")
 	s := newSide(t, archive.Options{})
@@ -95,7 +95,7 @@ func TestLoadFromSkopeo(t *testing.T) {
 			if len(lines) != 1 || !strings.HasPrefix(lines[0], c.line) {
 				t.Error(lines)
 			}
-			// skopeo writes the config anew when it changes formats: the ID is not ours.
+			// skopeo writes another config when it converts the format, so the ID differs.
 			img := d.image(t, strings.TrimPrefix(lines[0], "Loaded "))
 			if diff := cmp.Diff(s.image(t, "ubuntu:14.04").Chain, img.Chain); diff != "" {
 				t.Error(diff)
@@ -104,7 +104,7 @@ func TestLoadFromSkopeo(t *testing.T) {
 				t.Errorf("manifest %v", img.Manifest)
 			}
 			if c.manifest {
-				// Saved again it is the same manifest over the same compressed layers, which skopeo still reads.
+				// Saved again, the archive has the same manifest and compressed layers, and skopeo can read it.
 				again := writeFile(t, d.save(t, "", string(img.ID)))
 				raw := run(t, "skopeo", "inspect", "--raw", "oci-archive:"+again)
 				stored, err := d.Store.Blobs.Bytes(img.Manifest.Digest, 1<<20)
@@ -118,7 +118,7 @@ func TestLoadFromSkopeo(t *testing.T) {
 	}
 }
 
-// dockerd starts Debian's Docker on directories of its own; the result is the command line of its client.
+// dockerd starts Debian's Docker with directories of its own. It returns the command line of the client for it.
 func dockerd(t *testing.T) []string {
 	t.Helper()
 	needs(t, "dockerd")
@@ -126,7 +126,7 @@ func dockerd(t *testing.T) []string {
 	if _, err := os.Stat(client); err != nil {
 		t.Fatal("needs Debian's docker.io client")
 	}
-	dir, err := os.MkdirTemp("", "ply-dockerd-") // short: the socket's path is limited
+	dir, err := os.MkdirTemp("", "ply-dockerd-") // a short path, because the length of the socket's path is limited
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func dockerd(t *testing.T) []string {
 	}
 }
 
-// TestDocker20 loads what we save into Docker 20.10, and what it saves into ours.
+// Docker 20.10 loads what Save wrote, and Load reads what Docker 20.10 saved.
 func TestDocker20(t *testing.T) {
 	docker := dockerd(t)
 	do := func(t *testing.T, args ...string) string {
@@ -212,7 +212,7 @@ func TestDocker20(t *testing.T) {
 				if img := d.image(t, "ubuntu:14.04"); string(img.ID) != got[0].ID {
 					t.Errorf("ID %s, want %s", img.ID, got[0].ID)
 				}
-				// The oldest layout, as Docker wrote it, is in there too.
+				// The archive that Docker wrote has the oldest layout too.
 				names, items := list(t, data)
 				kept := names[:0:0]
 				for _, n := range names {
@@ -235,8 +235,8 @@ func TestDocker20(t *testing.T) {
 	})
 }
 
-// TestSharedImages loads the published images and saves them byte-exact. They lie beside the source tree where they are at hand, or
-// where PLY_TEST_IMAGES says.
+// Published images keep their manifests byte for byte when they are loaded and saved. They are in the directory PLY_TEST_IMAGES, or
+// beside the source tree; without them, the test is skipped.
 func TestSharedImages(t *testing.T) {
 	dir := os.Getenv("PLY_TEST_IMAGES")
 	if dir == "" {
@@ -270,7 +270,7 @@ func TestSharedImages(t *testing.T) {
 			if got := d.image(t, name); got.ID != img.ID || got.Manifest == nil || got.Manifest.Digest != img.Manifest.Digest {
 				t.Errorf("%+v", got.Manifest)
 			}
-			// Without the compressed blobs the manifest still travels.
+			// Without the compressed layers, the archive has the manifest too.
 			e := newSide(t, archive.Options{})
 			e.load(t, d.save(t, "", name))
 			if got := e.image(t, name); got.Manifest == nil || got.Manifest.Digest != img.Manifest.Digest {

@@ -16,13 +16,13 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// TestLoadRemoveSaveTogether: loads, imports, removals, prunes, collections and saves of images that share layers, all at
-// once. A name that resolves is always a whole image; in the end nothing dead is left.
+// Loads, imports, removals, prunes, collections and saves of images with common layers run at the same time. A name that resolves is
+// always a complete image. In the end nothing unused is left.
 func TestLoadRemoveSaveTogether(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)
 	pulled(t, s, "h:5000/app:1", true)
-	rootfs := imagetest.Tar(t, "etc/", "", "etc/passwd", "root:x:0:0:root:/root:/bin/sh\n") // a layer of four's
+	rootfs := imagetest.Tar(t, "etc/", "", "etc/passwd", "root:x:0:0:root:/root:/bin/sh\n") // a layer of the image that four makes
 	archives := [][]byte{s.save(t, "", "ubuntu:14.04"), s.save(t, "docker", "base:1"), s.save(t, "oci", "h:5000/app:1")}
 	d := onDriver(t, drivers["erofs"])
 	ctx := t.Context()
@@ -82,7 +82,7 @@ func TestLoadRemoveSaveTogether(t *testing.T) {
 	noLayers(t, d)
 }
 
-// whole checks that every record's blobs and layers are there.
+// whole checks that all blobs and layers that records refer to exist.
 func whole(t *testing.T, s side) {
 	t.Helper()
 	err := s.Store.Meta.View(func(tx *meta.Tx) error {

@@ -15,12 +15,15 @@ import (
 	"ply/internal/transfer"
 )
 
-// Save writes images as one uncompressed tar: byte for byte the same for the same images and names. A ref is anything
-// Get takes, or a bare repository, which means all its tags; by ID an image is saved without a name.
-// Format is "" or "hybrid", "oci", "docker" or "legacy". An image that was pulled brings its exact manifest and, where
-// the store retains them, its compressed layers; else its layers are plain tars and load restores its repository digests
-// all the same. Nothing is written before everything has been found; errs.DataLoss at the end of a layer that turns
-// out damaged spoils the archive.
+// Save writes images as one uncompressed tar. The same images and names give the same bytes. A ref is anything that Get takes, or a
+// repository, which means all its tags. An image that is saved by its ID has no name in the archive. The format is "" or
+// "hybrid", "oci", "docker" or "legacy".
+//
+// An image that was pulled is saved with its exact manifest and, if the store has them, its compressed layers. Otherwise the
+// layers are uncompressed tars; Load restores the repository digests of the image in both cases.
+//
+// Save finds everything before it writes the first byte. If a layer turns out to be damaged while it is written, Save returns
+// errs.DataLoss and the archive is unusable.
 func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) (err error) {
 	lease := a.st.Lease()
 	defer lease.Release()
@@ -58,7 +61,7 @@ func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOpt
 	return nil
 }
 
-// entry is one file of the archive. Its size is known before its content is read.
+// entry is one file of the archive.
 type entry struct {
 	name  string
 	made  time.Time
@@ -68,7 +71,7 @@ type entry struct {
 	layer *layerFile // content
 }
 
-// builder collects entries in the order in which they are written.
+// builder collects the entries in the order in which they are written.
 type builder struct {
 	a       *Archive
 	entries []entry
@@ -93,7 +96,7 @@ func (b *builder) dir(name string, made time.Time) {
 	b.add(entry{name: name + "/", made: made, dir: true})
 }
 
-// newest is the time of files that speak of all images.
+// newest returns the latest creation time of the images, for the files that are about all of them.
 func newest(list []*export) time.Time {
 	t := epoch
 	for _, e := range list {
@@ -104,13 +107,13 @@ func newest(list []*export) time.Time {
 	return t
 }
 
-// ociFiles puts what tells about an OCI layout, but no layer.
+// ociFiles adds the files that describe an OCI layout.
 func (b *builder) ociFiles(list []*export) {
 	b.file(fileLayout, epoch, []byte(`{"imageLayoutVersion":"1.0.0"}`))
 	b.file(fileIndex, newest(list), marshal(index(list)))
 }
 
-// ociBlobs puts the small blobs, before any layer: who reads the stream knows early what to expect.
+// ociBlobs adds the small blobs. They come before the layers, so that a reader of the stream knows which layers will follow.
 func (b *builder) ociBlobs(list []*export) {
 	b.dir("blobs", epoch)
 	b.dir(strings.TrimSuffix(blobDir, "/"), epoch)
@@ -154,7 +157,7 @@ func (b *builder) hybrid(list []*export) error {
 }
 
 func (b *builder) docker(list []*export) error {
-	// Some readers take a link's size for the layer's: manifest.json names the files behind them.
+	// Some readers take the size of a link for the size of the layer, so manifest.json names the files, not the links.
 	first := firstV1(list)
 	b.manifest(list, func(e *export) string { return e.img.ID.Hex() + ".json" }, func(e *export, i int) string { return first[e.layers[i].diffID] })
 	b.repositories(list)
@@ -165,7 +168,7 @@ func (b *builder) docker(list []*export) error {
 	return nil
 }
 
-// firstV1 tells under which v1 ID a layer's bytes are.
+// firstV1 returns the path at which the archive has the bytes of each layer.
 func firstV1(list []*export) map[oci.DiffID]string {
 	first := map[oci.DiffID]string{}
 	for _, e := range list {
@@ -181,7 +184,7 @@ func firstV1(list []*export) map[oci.DiffID]string {
 func (b *builder) legacy(list []*export) error {
 	for _, e := range list {
 		if len(e.v1) == 0 {
-			return errs.New(errs.Invalid, "image %s: has no layers, which the legacy format cannot say", e.img.ID.Short()).
+			return errs.New(errs.Invalid, "image %s: has no layers, which the legacy format cannot express", e.img.ID.Short()).
 				WithHint("Save it in another format.")
 		}
 	}
@@ -190,7 +193,7 @@ func (b *builder) legacy(list []*export) error {
 	return nil
 }
 
-// v1Layers puts a directory for each layer; one that is there under another ID becomes a link.
+// v1Layers adds a directory for each layer. A layer that the archive has under another ID is a link.
 func (b *builder) v1Layers(list []*export) {
 	first := firstV1(list)
 	for _, e := range list {
@@ -228,7 +231,7 @@ func (b *builder) manifest(list []*export, config func(*export) string, layer fu
 	b.file(fileManifest, epoch, marshalLine(images))
 }
 
-// repositories is there when anything has a name that v1 can say.
+// repositories adds the file repositories, if an image has a name and at least one layer.
 func (b *builder) repositories(list []*export) {
 	repos := repositories{}
 	for _, e := range list {
@@ -279,7 +282,7 @@ func (b *builder) write(ctx context.Context, w io.Writer) error {
 	return tw.Close()
 }
 
-// writeLayer copies one layer, checking that what it reads is what it promised.
+// writeLayer copies one layer. errs.DataLoss when its size or digest is not as expected.
 func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf []byte) (err error) {
 	var r io.ReadCloser
 	if l.plain {
@@ -292,7 +295,7 @@ func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf
 	}
 	defer errs.Close(&err, r)
 	hash := sha256.New()
-	if !l.plain { // the driver verifies its own
+	if !l.plain { // the driver verifies an uncompressed tar itself
 		w = io.MultiWriter(w, hash)
 	}
 	n, err := io.CopyBuffer(struct{ io.Writer }{w}, &interruptible{ctx, io.LimitReader(r, l.desc.Size+1)}, buf)
@@ -302,16 +305,16 @@ func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf
 	case err != nil:
 		return fmt.Errorf("layer %s: %w", l.diffID.Short(), err)
 	case !l.plain && oci.DigestOfHash(hash) != l.desc.Digest:
-		// The compressed form is a cache: without it the next save takes the layer itself.
-		return errors.Join(errs.New(errs.DataLoss, "layer %s: its compressed form is damaged on disk and was dropped", l.diffID.Short()).
+		// The compressed form is a cache. Without it, the next save writes the uncompressed layer.
+		return errors.Join(errs.New(errs.DataLoss, "layer %s: its compressed form is damaged on disk and was removed", l.diffID.Short()).
 			WithHint("Save again."), a.st.Blobs.Remove(l.desc.Digest))
 	}
 	return nil
 }
 
-// interruptible ends a copy when the context does.
+// interruptible returns the cause from Read when the context has ended.
 type interruptible struct {
-	ctx context.Context //nolint:containedctx // lives for one copy
+	ctx context.Context //nolint:containedctx // exists during one copy
 	r   io.Reader
 }
 

@@ -7,8 +7,8 @@ import (
 	"ply/internal/oci"
 )
 
-// v1Layer is a layer as the oldest layout knows it: a directory named after the hash of its v1 config, which names
-// its parent's.
+// v1Layer is a layer in the oldest layout: a directory that is named after the hash of its v1 config. The config names the
+// directory of the layer below.
 type v1Layer struct {
 	id   string // 64 hex digits
 	json []byte
@@ -17,8 +17,9 @@ type v1Layer struct {
 // v1Version is the content of each directory's VERSION file.
 const v1Version = "1.0"
 
-// v1Chain makes up the v1 configs of an image's layers, bottom first: the top one is the image's config without what
-// v1 does not know, those below carry nothing but their parent and a fixed time, so that they are equal in all images.
+// v1Chain returns v1 configs for the layers of an image, bottom layer first. That of the top layer is the config of the image
+// without the fields that v1 does not have. The others have only a parent and a fixed time, so that a layer has the same v1
+// config in all images.
 func v1Chain(e *export) []v1Layer {
 	var layers []v1Layer
 	parent := ""
@@ -30,7 +31,7 @@ func v1Chain(e *export) []v1Layer {
 		if i == len(e.img.Chain)-1 {
 			cfg = map[string]json.RawMessage{}
 			if json.Unmarshal(e.img.Raw, &cfg) != nil {
-				cfg = map[string]json.RawMessage{} // Get has decoded it: cannot happen
+				cfg = map[string]json.RawMessage{} // cannot happen: Get has decoded it
 			}
 			for _, k := range []string{"id", "parent", "rootfs", "history"} {
 				delete(cfg, k)
@@ -39,7 +40,7 @@ func v1Chain(e *export) []v1Layer {
 		if parent != "" {
 			cfg["parent"] = quote(parent)
 		}
-		// The hash covers the stack's identity too, so that equal configs over different files differ.
+		// The hash includes the chain ID, so that equal configs of different layers have different IDs.
 		cfg["layer_id"] = quote(string(chain))
 		id := oci.DigestOf(marshal(cfg)).Hex()
 		delete(cfg, "layer_id")
@@ -52,7 +53,7 @@ func v1Chain(e *export) []v1Layer {
 
 func quote(s string) json.RawMessage { return marshal(s) }
 
-// marshal is for values that cannot fail: strings, and maps of what was JSON already.
+// marshal encodes values for which encoding cannot fail: strings, and maps of values that were decoded from JSON.
 func marshal(v any) []byte {
 	b, err := json.Marshal(v)
 	if err != nil {

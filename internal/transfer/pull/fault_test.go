@@ -24,14 +24,14 @@ import (
 	"ply/internal/transfer/transfertest"
 )
 
-// TestPullFaults: the registry misbehaves for some requests; the pull ends with the right bytes and without fetching much twice.
-func TestPullFaults(t *testing.T) {
+// Some requests fail. The pull gets the right bytes all the same and fetches few of them twice.
+func TestTemporaryFaults(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 3_000_000), transfertest.Files(2, 18<<20))
 	type fault func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool
 	faults := map[string]struct {
-		fault  fault
-		times  int64
-		refuse float64 // how many times the layers' bytes may be sent
+		fault fault
+		times int64
+		most  float64 // how often each byte of a layer may be sent, on average
 	}{
 		"reset": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			f.ServeSome(w, r, l, rnd.IntN(len(l.Blob)))
@@ -70,7 +70,7 @@ func TestPullFaults(t *testing.T) {
 			r.Header.Del("Range")
 			f.ServeSome(w, r, l, len(l.Blob))
 			return true
-		}, 1 << 30, 1.6}, // one whole answer, and what the kernel took in for the others before they were hung up on
+		}, 1 << 30, 1.6}, // one whole answer, and what the kernel received of the others before they were closed
 		"range ignored and cut off": {func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer, rnd *rand.Rand) bool {
 			r.Header.Del("Range")
 			if len(f.Log("GET /v2/r/blobs/"+string(l.Digest))) < 4 {
@@ -114,7 +114,7 @@ func TestPullFaults(t *testing.T) {
 				w.MustPull(reg.Addr() + "/r:1")
 				w.Holds(reg.Addr()+"/r:1", img)
 				for _, l := range img.Layers {
-					if got := reg.Served(l.Digest); float64(got) > c.refuse*float64(l.Size) {
+					if got := reg.Served(l.Digest); float64(got) > c.most*float64(l.Size) {
 						t.Errorf("layer of %d bytes: %d were sent", l.Size, got)
 					}
 				}
@@ -123,15 +123,15 @@ func TestPullFaults(t *testing.T) {
 	}
 }
 
-// TestPullHopeless: faults that do not end give a clear error, and nothing is visible.
-func TestPullHopeless(t *testing.T) {
+// Faults that do not end lead to a clear error, and nothing of the image is visible.
+func TestPermanentFaults(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 3_000_000), transfertest.Files(2, 18<<20))
 	cases := map[string]struct {
 		hook  func(f *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer)
 		class error
 		want  string
 	}{
-		"absurd patience": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
+		"Retry-After of a day": {func(_ *remotetest.Fake, w http.ResponseWriter, _ *http.Request, _ *remotetest.Layer) {
 			w.Header().Set("Retry-After", "86400")
 			remotetest.Refuse(w, http.StatusTooManyRequests, "TOOMANYREQUESTS", "rate limit")
 		}, errs.Unavailable, "asks to wait 24h0m0s before the next try: toomanyrequests: rate limit"},
@@ -146,7 +146,7 @@ func TestPullHopeless(t *testing.T) {
 			w.WriteHeader(http.StatusPartialContent)
 			_, _ = w.Write(l.Blob[5:])
 		}, errs.Invalid, "starts at byte 5"},
-		"size in range lies": {func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer) {
+		"wrong size in content range": {func(_ *remotetest.Fake, w http.ResponseWriter, r *http.Request, l *remotetest.Layer) {
 			from, end := remotetest.Range(r, len(l.Blob))
 			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, end-1, 1<<40))
 			w.WriteHeader(http.StatusPartialContent)
@@ -179,8 +179,8 @@ func TestPullHopeless(t *testing.T) {
 	}
 }
 
-// TestPullRedirectToStorage: blobs at another host, which must not see the credentials.
-func TestPullRedirectToStorage(t *testing.T) {
+// The registry redirects blobs to another host, which must not get the credentials.
+func TestRedirectToStorage(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(2, 18<<20))
 	var leaked atomic.Bool
 	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -217,8 +217,8 @@ func TestPullRedirectToStorage(t *testing.T) {
 	}
 }
 
-// TestPullResumes: a pull that is cancelled, or whose process dies, does not fetch again what it has.
-func TestPullResumes(t *testing.T) {
+// After a pull was cancelled, or its process has ended, the next pull fetches only the missing bytes.
+func TestInterruptedPullResumes(t *testing.T) {
 	for _, mode := range []string{"cancel", "process"} {
 		for _, size := range []int{6 << 20, 60 << 20} {
 			t.Run(fmt.Sprintf("%s-%d", mode, size>>20), func(t *testing.T) {
@@ -263,7 +263,7 @@ func TestPullResumes(t *testing.T) {
 					fi, err := os.Stat(w.Root + "/partial/" + big.Digest.Hex())
 					return err == nil && fi.Size() >= limit.Load()*19/20
 				})
-				time.Sleep(50 * time.Millisecond) // for what is under way
+				time.Sleep(50 * time.Millisecond) // for bytes that are in transit
 				cancel()
 				if err := <-done; !errors.Is(err, context.Canceled) {
 					t.Fatalf("cancelled pull: %v", err)
@@ -287,8 +287,8 @@ func TestPullResumes(t *testing.T) {
 	}
 }
 
-// TestPullStaleProgress: a record that is ahead of its data costs a second download, not a wrong layer.
-func TestPullStaleProgress(t *testing.T) {
+// When the record of a partial download claims too many bytes, they are fetched again and the layer is right.
+func TestRecordOfPartialClaimsTooMuch(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(2, 6<<20))
 	l := img.Layers[0]
 	reg := remotetest.StartFake(t, false)
@@ -308,8 +308,8 @@ func TestPullStaleProgress(t *testing.T) {
 	w.Holds(reg.Addr()+"/r:1", img)
 }
 
-// TestPullSingleFlight: many pulls of images that share a layer fetch it once; cancelling some does not fail the others.
-func TestPullSingleFlight(t *testing.T) {
+// Many pulls of images with a common layer fetch it once. When some are cancelled, the others succeed.
+func TestPullsShareAFlight(t *testing.T) {
 	shared := transfertest.Files(1, 6<<20)
 	reg := remotetest.StartFake(t, false)
 	var imgs []*remotetest.Image
@@ -344,7 +344,7 @@ func TestPullSingleFlight(t *testing.T) {
 	for i := range imgs {
 		w.Await(func() bool { return waits[i].Has(transfer.LayerQueued, big.Digest.Short()) })
 	}
-	for i := range 7 { // among them, almost surely, the one that started it
+	for i := range 7 { // the pull that started the flight is very likely one of them
 		ctxs[i*3%20]()
 	}
 	for i := range 7 {
@@ -372,13 +372,13 @@ func TestPullSingleFlight(t *testing.T) {
 	}
 }
 
-// TestPullMirrorLies: wrong content from a mirror is fetched from the hub's next endpoint.
-func TestPullMirrorLies(t *testing.T) {
+// When a mirror sends wrong bytes, the layer is fetched from the next mirror.
+func TestMirrorSendsWrongBytes(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 100_000))
-	good, liar := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
+	good, bad := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
 	good.Add("library/x", "latest", img)
-	liar.Add("library/x", "latest", img)
-	liar.Hook = func(w http.ResponseWriter, r *http.Request) bool {
+	bad.Add("library/x", "latest", img)
+	bad.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 		l := remotetest.LayerOf(r, img)
 		if l == nil {
 			return false
@@ -388,13 +388,13 @@ func TestPullMirrorLies(t *testing.T) {
 		_, _ = w.Write(b)
 		return true
 	}
-	w := transfertest.New(t, transfertest.Options{Remote: remote.Options{Mirrors: []string{liar.URL, good.URL}}})
+	w := transfertest.New(t, transfertest.Options{Remote: remote.Options{Mirrors: []string{bad.URL, good.URL}}})
 	w.MustPull("x")
 	w.Holds("x", img)
 }
 
-// TestRetain: compressed layers are kept as the policy says.
-func TestRetain(t *testing.T) {
+// A pull keeps compressed layers as the policy of the store says.
+func TestRetentionAfterPull(t *testing.T) {
 	reg := remotetest.StartFake(t, false)
 	var imgs []*remotetest.Image
 	for i := range 4 {

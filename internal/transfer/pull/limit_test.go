@@ -13,8 +13,8 @@ import (
 	"ply/internal/transfer/transfertest"
 )
 
-// TestLimits: not more layers at a time than allowed, and a layer that must wait says so.
-func TestLimits(t *testing.T) {
+// At most Max layers are fetched at a time, and a layer that has to wait is reported as waiting.
+func TestParallelLayers(t *testing.T) {
 	reg := remotetest.StartFake(t, false)
 	var specs []remotetest.LayerSpec
 	for i := range 6 {

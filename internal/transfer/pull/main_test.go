@@ -6,7 +6,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestMain fails when a test leaves goroutines behind: flights, relays, compressors, bodies that nobody closed.
+// TestMain fails when a test leaves goroutines running, such as flights, relays, compressors or readers of bodies.
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"))
 }

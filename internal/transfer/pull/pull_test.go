@@ -44,7 +44,7 @@ func TestPullFormats(t *testing.T) {
 	}
 }
 
-func TestPullLines(t *testing.T) {
+func TestPullProgress(t *testing.T) {
 	reg := remotetest.StartFake(t, false)
 	base := transfertest.Files(1, 1000)
 	first := remotetest.Make(t, oci.FormatDocker, base)
@@ -188,8 +188,8 @@ func TestPullErrors(t *testing.T) {
 	transfertest.WantClass(t, err, errs.Unavailable, "lookup nowhere.invalid", "no such host")
 }
 
-// TestPullHostile: a registry that serves what is not what it says. Nothing must be visible afterwards.
-func TestPullHostile(t *testing.T) {
+// The registry sends content that does not match its digest, size or type. The pull fails, and nothing of the image is visible.
+func TestHostileContent(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 5000), transfertest.Files(2, 5000))
 	other := remotetest.Make(t, oci.FormatOCI, transfertest.Files(3, 5000), transfertest.Files(4, 5000))
 	swap := func(old, new string) []byte { return []byte(strings.ReplaceAll(string(img.Manifest), old, new)) }
@@ -289,8 +289,8 @@ func TestPullHostile(t *testing.T) {
 	}
 }
 
-// TestPullTruncatedGzip: the digest is right, the data is not whole.
-func TestPullTruncatedGzip(t *testing.T) {
+// The digest of the blob is right, but its gzip data ends early.
+func TestTruncatedGzip(t *testing.T) {
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 50_000))
 	l := img.Layers[0]
 	short := l.Blob[:len(l.Blob)-100]

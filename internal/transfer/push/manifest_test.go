@@ -9,8 +9,7 @@ import (
 	"ply/internal/oci"
 )
 
-// TestDockerManifestBytes holds the schema 2 form to docker's: for two layers and sizes of the usual number of digits it
-// is 741 bytes long.
+// A schema 2 manifest is byte for byte as docker writes it. With two layers and sizes of these numbers of digits it has 741 bytes.
 func TestDockerManifestBytes(t *testing.T) {
 	d := oci.DigestOf([]byte("x"))
 	img := &image.Image{ID: oci.ImageID(d), Raw: make([]byte, 2000)}

@@ -19,8 +19,8 @@ import (
 	"ply/internal/transfer/transfertest"
 )
 
-// TestPushKeepsDigests: pull, push elsewhere, pull there: the same bytes, whatever the format and whether or not the
-// compressed layers were kept.
+// An image that was pulled is pushed to another registry byte for byte, in every format, whether or not its compressed layers were
+// kept.
 func TestPushKeepsDigests(t *testing.T) {
 	src, dst := remotetest.Start(t, remotetest.Options{}), remotetest.Start(t, remotetest.Options{})
 	zstd := transfertest.Files(3, 40_000)
@@ -60,7 +60,7 @@ func TestPushKeepsDigests(t *testing.T) {
 	}
 }
 
-func TestPushMade(t *testing.T) {
+func TestPushOfAnImageMadeHere(t *testing.T) {
 	reg := remotetest.Start(t, remotetest.Options{})
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 3_000_000), transfertest.Files(2, 50))
 	for _, format := range []oci.Format{oci.FormatDocker, oci.FormatOCI} {
@@ -93,7 +93,7 @@ func TestPushMade(t *testing.T) {
 			for _, l := range img.Layers {
 				other.Driver.SameTar(t, l.DiffID, l.Tar)
 			}
-			// A second push of the same layers to another repository moves no bytes.
+			// A push of the same layers to another repository of the registry sends no layer.
 			w.Tag(name, reg.Addr+"/other/"+string(format)+":1")
 			l = w.MustPush(reg.Addr+"/other/"+string(format)+":1", transfer.Credentials{})
 			if !l.Has(transfer.LayerMounted, a, "mhk/"+string(format)) || !l.HasPushed(reg.Addr+"/other/"+string(format)+":1", body) {
@@ -103,7 +103,7 @@ func TestPushMade(t *testing.T) {
 	}
 }
 
-func TestPushSchema2WhenOCIRefused(t *testing.T) {
+func TestPushSchema2WhenOCIIsRefused(t *testing.T) {
 	reg := remotetest.StartFake(t, false)
 	reg.Hook = func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method == http.MethodPut && strings.Contains(r.Header.Get("Content-Type"), "oci") {
@@ -122,8 +122,8 @@ func TestPushSchema2WhenOCIRefused(t *testing.T) {
 	}
 }
 
-func TestPushRefetchesFromSource(t *testing.T) {
-	// Compressed elsewhere and not kept here: only the registry it came from can give the same bytes again.
+// A layer that was compressed elsewhere and is not kept here is sent from a registry that has it.
+func TestPushFromAnotherRegistry(t *testing.T) {
 	src, dst := remotetest.StartFake(t, false), remotetest.StartFake(t, false)
 	img := remotetest.Make(t, oci.FormatOCI, transfertest.Files(1, 3_000_000))
 	src.Add("r", "1", img)
@@ -135,7 +135,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	if !l.HasPushed(dst.Addr()+"/r:1", img.Manifest) {
 		t.Errorf("digest changed:\n%s", l.Text())
 	}
-	// The registry that was heard of last is gone: the one before still has it.
+	// The last recorded registry is gone. The one before it still has the layer.
 	dst.Close()
 	next := remotetest.StartFake(t, false)
 	w.Tag(src.Addr()+"/r:1", next.Addr()+"/r:1")
@@ -143,7 +143,7 @@ func TestPushRefetchesFromSource(t *testing.T) {
 		t.Errorf("digest changed:\n%s", l.Text())
 	}
 
-	// And when nobody can, the user hears that the digest differs.
+	// No registry has the layer any more. The push compresses it anew and reports that the manifest has changed.
 	src.DropBlobs()
 	third := remotetest.StartFake(t, false)
 	w2 := transfertest.New(t, transfertest.Options{Store: store.Options{Retain: store.RetainNever}})
@@ -163,15 +163,15 @@ func TestPushRefetchesFromSource(t *testing.T) {
 	}
 }
 
-// TestPushResumes: the connection breaks amid uploads; what the registry has is not sent again.
-func TestPushResumes(t *testing.T) {
+// Connections break during uploads. Bytes that the registry has are not sent again.
+func TestInterruptedUploadResumes(t *testing.T) {
 	for name, retain := range map[string]store.Retain{"kept blob": store.RetainAlways, "compressed while sent": store.RetainNever} {
 		t.Run(name, func(t *testing.T) {
 			reg := remotetest.StartFake(t, false)
 			var breaks atomic.Int64
 			reg.Hook = func(_ http.ResponseWriter, r *http.Request) bool {
 				if r.Method == http.MethodPatch && breaks.Add(1) <= 3 {
-					// The registry keeps what it got and the line drops.
+					// The registry keeps the bytes it got, and the connection breaks.
 					r.Body = &breakingBody{r.Body, 700_000}
 				}
 				return false
@@ -204,7 +204,7 @@ func TestPushResumes(t *testing.T) {
 	}
 }
 
-// breakingBody lets some bytes through, then fails.
+// breakingBody fails after a number of bytes.
 type breakingBody struct {
 	io.ReadCloser
 	left int
@@ -239,8 +239,8 @@ func TestPushErrors(t *testing.T) {
 	transfertest.WantClass(t, push(free+"/r:1", transfer.Credentials{}), errs.Unavailable, "connection refused")
 }
 
-// TestPushFaults: the registry refuses for a while.
-func TestPushFaults(t *testing.T) {
+// The registry refuses the first requests. The push succeeds all the same.
+func TestTemporaryFaults(t *testing.T) {
 	faults := map[string]func(w http.ResponseWriter, r *http.Request) bool{
 		"503 on everything": func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(http.StatusServiceUnavailable)

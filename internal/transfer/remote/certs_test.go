@@ -13,7 +13,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// TestCertsDir: the registry's CA and our client certificate come from certs.d/<host:port>/.
+// The CA of a registry and the client certificate for it are read from certs.d/<host:port>/.
 func TestCertsDir(t *testing.T) {
 	n := remotetest.NewNet(t)
 	const host = "mutual.example.test:5443"
@@ -26,7 +26,7 @@ func TestCertsDir(t *testing.T) {
 	}
 	ask := func() error {
 		_, err := c.Session(ref, Pull, transfer.Credentials{}).Manifest(t.Context(), "1")
-		if err := c.Reload(nil, nil, nil); err != nil { // forgets the pools
+		if err := c.Reload(nil, nil, nil); err != nil { // Reload drops the connection pools
 			t.Fatal(err)
 		}
 		return err

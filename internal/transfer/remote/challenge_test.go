@@ -30,7 +30,7 @@ func TestParseChallenges(t *testing.T) {
 			}
 		}
 		if len(c.in) > 1 && c.in[0] == "Basic" && len(got) > 2 {
-			got = got[:2] // what follows a broken quote is nobody's business
+			got = got[:2] // what follows an unterminated quote is undefined
 		}
 		if d := cmp.Diff(c.want, got, cmp.AllowUnexported(challenge{})); d != "" {
 			t.Errorf("%q: %s", c.in, d)

@@ -18,10 +18,10 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// capture is a server that remembers every request it got.
+// capture is a server that records every request.
 type capture struct {
 	mu   sync.Mutex
-	got  []string // everything of each request, headers included
+	got  []string // each request with its headers and body
 	with http.HandlerFunc
 }
 
@@ -41,7 +41,7 @@ func (c *capture) all() string {
 	return strings.Join(c.got, "\n")
 }
 
-// secrets are the forms in which the password could leak.
+// secrets are the forms in which the password could appear.
 var secrets = []string{
 	remotetest.Password,
 	base64.StdEncoding.EncodeToString([]byte(remotetest.User + ":" + remotetest.Password)),
@@ -106,27 +106,27 @@ func bearerChallenge(realm string) http.HandlerFunc {
 	}
 }
 
-// TestC1RealmNeverGetsCredentials: a registry names a token server that must not be told the password, nor be connected to.
-func TestC1RealmNeverGetsCredentials(t *testing.T) {
+// A registry names a token server that must get neither the password nor a connection.
+func TestForbiddenTokenServers(t *testing.T) {
 	cases := map[string]struct {
 		realm   string
-		noDial  string // no connection to an address that starts so
+		noDial  string // addresses with this prefix must get no connection
 		message string
 	}{
-		"other domain":          {"https://evil.test/token", evilIP, "another domain"},
-		"look-alike domain":     {"https://registry.example.test.evil.test/token", evilIP, "another domain"},
-		"http":                  {"http://auth.example.test/token", authIP, "http while the registry is https"},
-		"link-local":            {"https://169.254.169.254/token", "169.254", "another domain"},
-		"unspecified":           {"https://0.0.0.0/token", "0.0.0.0", "another domain"},
-		"credentials in realm":  {"https://a:b@auth.example.test/token", authIP, "credentials of its own"},
-		"no URL":                {"::", "x", "token server"},
-		"file":                  {"file:///etc/passwd", "x", "token server"},
-		"name leads inside":     {"https://inner.example.test/token", "192.168.1.1", "private address"},
-		"name leads to itself":  {"https://loop.example.test/token", "127.0.0.1", "private address"},
-		"name leads to metal":   {"https://meta.example.test/token", "169.254", "no registry may lead to"},
-		"name is unspecified":   {"https://zero.example.test/token", "0.0.0.0", "no registry may lead to"},
-		"mapped metadata":       {"https://mapped.example.test/token", "[::ffff", "no registry may lead to"},
-		"answers with redirect": {"https://auth.example.test/redirect", evilIP, "never followed"},
+		"other domain":                      {"https://evil.test/token", evilIP, "another domain"},
+		"look-alike domain":                 {"https://registry.example.test.evil.test/token", evilIP, "another domain"},
+		"http":                              {"http://auth.example.test/token", authIP, "http while the registry is https"},
+		"link-local":                        {"https://169.254.169.254/token", "169.254", "another domain"},
+		"unspecified":                       {"https://0.0.0.0/token", "0.0.0.0", "another domain"},
+		"credentials in realm":              {"https://a:b@auth.example.test/token", authIP, "credentials of its own"},
+		"no URL":                            {"::", "x", "token server"},
+		"file":                              {"file:///etc/passwd", "x", "token server"},
+		"name of a private address":         {"https://inner.example.test/token", "192.168.1.1", "private address"},
+		"name of loopback":                  {"https://loop.example.test/token", "127.0.0.1", "private address"},
+		"name of a metadata service":        {"https://meta.example.test/token", "169.254", "no registry may lead to"},
+		"name of 0.0.0.0":                   {"https://zero.example.test/token", "0.0.0.0", "no registry may lead to"},
+		"name of a mapped metadata address": {"https://mapped.example.test/token", "[::ffff", "no registry may lead to"},
+		"answers with redirect":             {"https://auth.example.test/redirect", evilIP, "never followed"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -159,8 +159,7 @@ func TestC1RealmNeverGetsCredentials(t *testing.T) {
 	}
 }
 
-// TestC1RealmAllowed: the benign twins.
-func TestC1RealmAllowed(t *testing.T) {
+func TestAllowedTokenServers(t *testing.T) {
 	grant := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"tok"}`) }
 	cases := map[string]struct {
 		realm  string
@@ -204,8 +203,8 @@ func TestC1RealmAllowed(t *testing.T) {
 	}
 }
 
-// TestC2AuthorizationStaysHome: redirects and upload locations at another host get no Authorization, and https never becomes http.
-func TestC2AuthorizationStaysHome(t *testing.T) {
+// Another host to which a registry redirects, or sends an upload, gets no Authorization. A redirect from https to http is refused.
+func TestOtherHostsGetNoAuthorization(t *testing.T) {
 	data := []byte("blob")
 	digest := oci.DigestOf(data)
 	authorized := func(w http.ResponseWriter, r *http.Request) bool {
@@ -233,8 +232,8 @@ func TestC2AuthorizationStaysHome(t *testing.T) {
 	}
 	t.Run("blob redirect", func(t *testing.T) {
 		s := newScene(t, Options{})
-		// Redirect targets are checked against the system's roots, which do not know the test's CA: the request must
-		// fail there, and must not have carried anything before that. Over http both ends are plain.
+		// The certificate of a redirect's target is checked with the roots of the system, which do not have the CA of this
+		// test. So the request fails, and it must not have sent anything before that.
 		s.registry.with = redirectTo("https://evil.test/x?sig=1")
 		if _, err := read(s, t); err == nil || !strings.Contains(err.Error(), "x509") || strings.Contains(err.Error(), "sig=") {
 			t.Errorf("error %v, want one about the certificate, without the query", err)
@@ -301,7 +300,7 @@ func TestC2AuthorizationStaysHome(t *testing.T) {
 	})
 }
 
-// TestMirrorGetsNoCredentials: the hub's user pulls, mirrors that ask for a password are passed over.
+// A mirror gets no credentials. One that asks for a password is treated as failed.
 func TestMirrorGetsNoCredentials(t *testing.T) {
 	index := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[]}`, oci.MediaTypeOCIIndex)
 	s := newScene(t, Options{Mirrors: []string{"https://evil.test", "https://dead.test", "https://auth.example.test"}})
@@ -362,7 +361,7 @@ func TestPlainHTTPHint(t *testing.T) {
 		t.Errorf("class of %v", err)
 	}
 
-	// Reloading does it, by name and by network; a name that leaves its network is fenced off.
+	// After Reload the registry may be insecure, by its name or by its network, but not by another network.
 	for _, insecure := range []string{"plain.example.test:5000", "203.0.113.0/24"} {
 		if err := s.client.Reload(nil, []string{insecure}, nil); err != nil {
 			t.Fatal(err)
@@ -383,8 +382,8 @@ func TestPlainHTTPHint(t *testing.T) {
 	}
 }
 
-// TestC3BadCertificate: no code path accepts one unasked.
-func TestC3BadCertificate(t *testing.T) {
+// No request accepts an untrusted certificate of a registry that is not declared insecure.
+func TestUntrustedCertificateIsRefused(t *testing.T) {
 	s := newScene(t, Options{})
 	f := remotetest.StartFake(t, true)
 	s.net.Name("tls.example.test", "203.0.113.6")

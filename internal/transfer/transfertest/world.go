@@ -1,5 +1,4 @@
-// Package transfertest gives tests of pull and push a store with both sides of a transfer, images to move and a record of the
-// progress.
+// Package transfertest provides a store with a puller and a pusher for tests, layers for images, and a record of the progress.
 package transfertest
 
 import (
@@ -34,7 +33,7 @@ type Options struct {
 	Uploads   int            // push.Options.Max
 }
 
-// World is an engine as far as a transfer needs one.
+// World is the part of an engine that a transfer needs.
 type World struct {
 	Root   string
 	Driver *Driver
@@ -49,7 +48,7 @@ type World struct {
 	opts Options
 }
 
-// Log collects what is logged.
+// Log collects log lines.
 type Log struct {
 	mu sync.Mutex
 	b  strings.Builder
@@ -62,7 +61,7 @@ func (l *Log) Write(p []byte) (int, error) {
 	return l.b.Write(p)
 }
 
-// String returns all of it.
+// String returns all lines.
 func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -132,7 +131,7 @@ type Lines struct {
 	all []string
 }
 
-// Sink takes progress: each state once in a row, whatever its counters.
+// Sink collects a report, unless it differs from the last one only in its counters.
 func (l *Lines) Sink(p transfer.Progress) {
 	l.mu.Lock()
 	if s := Line(p); len(l.all) == 0 || l.all[len(l.all)-1] != s {
@@ -176,7 +175,7 @@ func (l *Lines) Text() string {
 	return strings.Join(l.all, "\n")
 }
 
-// Has reports whether a line was collected. State is the line's state, the rest its fields as Line writes them.
+// Has reports whether a line with this state and these fields, as Line writes them, was collected.
 func (l *Lines) Has(state transfer.State, fields ...string) bool {
 	want := strings.Join(append([]string{state.String()}, fields...), " ")
 	l.mu.Lock()
@@ -189,7 +188,7 @@ func (l *Lines) Has(state transfer.State, fields ...string) bool {
 	return false
 }
 
-// HasPushed reports whether the push of a name ended with a manifest's digest and size.
+// HasPushed reports whether the push of a name ended with the digest and size of a manifest.
 func (l *Lines) HasPushed(name string, manifest []byte) bool {
 	return l.Has(transfer.ManifestPushed, name, string(oci.DigestOf(manifest)), fmt.Sprint(len(manifest)))
 }
@@ -233,7 +232,7 @@ func (w *World) Tag(from, to string) {
 	}
 }
 
-// Make puts an image into the store that no registry ever saw, as commit and build do.
+// Make records an image that was never in a registry, as commit and build do.
 func (w *World) Make(name string, format oci.Format, img *remotetest.Image) {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -263,7 +262,7 @@ func (w *World) Make(name string, format oci.Format, img *remotetest.Image) {
 	}
 }
 
-// Holds checks that an image is here, as it was made, under a name.
+// Holds checks that the store has an image under a name, byte for byte.
 func (w *World) Holds(name string, img *remotetest.Image) {
 	w.t.Helper()
 	got, err := w.Images.Get(w.t.Context(), name)
@@ -291,7 +290,7 @@ func (w *World) Holds(name string, img *remotetest.Image) {
 	}
 }
 
-// Lacks checks that nothing of a failed pull is visible.
+// Lacks checks that the store has no image under a name.
 func (w *World) Lacks(name string) {
 	w.t.Helper()
 	if _, err := w.Images.Get(w.t.Context(), name); !errors.Is(err, errs.NotFound) {
@@ -299,7 +298,7 @@ func (w *World) Lacks(name string) {
 	}
 }
 
-// Await waits for something that another goroutine does.
+// Await waits until ok returns true.
 func (w *World) Await(ok func() bool) {
 	w.t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -314,7 +313,7 @@ func (w *World) Await(ok func() bool) {
 	}
 }
 
-// AwaitRetention waits until it was decided about every compressed layer whether it stays.
+// AwaitRetention waits until Retention has decided about every compressed layer.
 func (w *World) AwaitRetention() {
 	w.t.Helper()
 	w.Await(func() bool {

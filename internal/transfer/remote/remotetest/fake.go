@@ -14,10 +14,10 @@ import (
 	"ply/internal/oci"
 )
 
-// Fake is a small registry in the test's process. It counts, and Hook may answer in its place.
+// Fake is a small registry in the process of the test. It counts requests and bytes. Hook can answer requests in its place.
 type Fake struct {
 	*httptest.Server
-	// Hook sees every request first; true means that it has answered. Set it before requests come.
+	// Hook gets every request first and returns true if it has answered. It is set before the first request.
 	Hook func(w http.ResponseWriter, r *http.Request) bool
 
 	mu        sync.Mutex
@@ -26,7 +26,7 @@ type Fake struct {
 	uploads   map[string]*fakeUpload
 	log       []string
 	served    map[string]int64 // bytes of blobs sent, by digest
-	received  int64            // bytes of uploads taken in
+	received  int64            // bytes of uploads
 }
 
 type stored struct {
@@ -39,7 +39,7 @@ type fakeUpload struct {
 	data []byte
 }
 
-// StartFake runs a fake on loopback until the test ends. With TLS it speaks https with a certificate nobody knows.
+// StartFake runs a fake on loopback until the test ends. With tls it uses https and a certificate that nobody trusts.
 func StartFake(t testing.TB, tls bool) *Fake {
 	t.Helper()
 	f := &Fake{blobs: map[string][]byte{}, manifests: map[string]stored{}, uploads: map[string]*fakeUpload{}, served: map[string]int64{}}
@@ -54,7 +54,7 @@ func StartFake(t testing.TB, tls bool) *Fake {
 	return f
 }
 
-// Addr is host:port.
+// Addr returns host:port.
 func (f *Fake) Addr() string { return f.Listener.Addr().String() }
 
 // Add stores an image.
@@ -83,7 +83,7 @@ func (f *Fake) AddManifest(repo, tag, mediaType string, data []byte) {
 	}
 }
 
-// Manifest gives what was stored under a tag.
+// Manifest returns the manifest under a tag.
 func (f *Fake) Manifest(repo, tag string) (mediaType string, data []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,14 +91,14 @@ func (f *Fake) Manifest(repo, tag string) (mediaType string, data []byte) {
 	return s.mediaType, s.data
 }
 
-// Blob gives a blob or nil.
+// Blob returns a blob, or nil.
 func (f *Fake) Blob(repo string, d oci.Digest) []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.blobs[repo+"@"+string(d)]
 }
 
-// DropBlobs forgets every blob and manifest.
+// DropBlobs removes every blob and manifest.
 func (f *Fake) DropBlobs() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -106,21 +106,21 @@ func (f *Fake) DropBlobs() {
 	clear(f.manifests)
 }
 
-// Served counts the bytes of a blob that were sent so far.
+// Served returns how many bytes of a blob were sent so far.
 func (f *Fake) Served(d oci.Digest) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.served[string(d)]
 }
 
-// Received counts the bytes of blobs that were taken in so far.
+// Received returns how many bytes of blobs were received so far.
 func (f *Fake) Received() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.received
 }
 
-// Log gives "METHOD path" of every request so far that starts with prefix.
+// Log returns "METHOD path" of the requests so far, as far as it starts with prefix.
 func (f *Fake) Log(prefix string) []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -133,7 +133,7 @@ func (f *Fake) Log(prefix string) []string {
 	return out
 }
 
-// Forget empties the log and the counts.
+// Forget clears the log and the counts.
 func (f *Fake) Forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -151,7 +151,7 @@ func (f *Fake) serve(w http.ResponseWriter, r *http.Request) {
 	f.Answer(w, r)
 }
 
-// Answer is what the registry says without a Hook.
+// Answer answers a request as without a Hook.
 func (f *Fake) Answer(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	path := strings.TrimPrefix(r.URL.Path, "/v2/")
@@ -177,7 +177,7 @@ func cut(path, sep string) (repo, rest string, ok bool) {
 	return path[:i], path[i+len(sep):], true
 }
 
-// Refuse answers with a registry's error.
+// Refuse answers with an error as registries send it.
 func Refuse(w http.ResponseWriter, status int, code, message string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
@@ -235,14 +235,14 @@ func (f *Fake) blob(w http.ResponseWriter, r *http.Request, repo, digest string)
 	}
 }
 
-// CountServed is for hooks that send blobs themselves.
+// CountServed adds to Served, for a Hook that sends a blob itself.
 func (f *Fake) CountServed(digest string, n int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.served[digest] += int64(n)
 }
 
-// Range reads the range that a request asks for; the whole when there is none.
+// Range returns the range that a request asks for, or the whole blob when it asks for none.
 func Range(r *http.Request, size int) (from, end int) {
 	end = size
 	v, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
@@ -291,7 +291,7 @@ func (f *Fake) upload(w http.ResponseWriter, r *http.Request, repo, id string) {
 	}
 }
 
-// take appends a request's body, as much of it as comes. It is called with mu held and gives it up while it reads.
+// take appends the body of a request to an upload, also the part before an error. The caller holds mu; take unlocks it while it reads.
 func (f *Fake) take(w http.ResponseWriter, r *http.Request, u *fakeUpload, repo, id string) {
 	f.mu.Unlock()
 	var b bytes.Buffer
@@ -300,7 +300,7 @@ func (f *Fake) take(w http.ResponseWriter, r *http.Request, u *fakeUpload, repo,
 	u.data = append(u.data, b.Bytes()...)
 	f.received += n
 	if err != nil {
-		panic(http.ErrAbortHandler) // what came is kept; the line breaks
+		panic(http.ErrAbortHandler) // the part that was read is kept, and the connection breaks
 	}
 	f.where(w, repo, id)
 	if r.Method == http.MethodPatch {
@@ -317,7 +317,7 @@ func (f *Fake) take(w http.ResponseWriter, r *http.Request, u *fakeUpload, repo,
 	w.WriteHeader(http.StatusCreated)
 }
 
-// where gives a relative Location whose query is state that must come back as it is.
+// where sets a relative Location. Its query is a state that the client must send back unchanged.
 func (f *Fake) where(w http.ResponseWriter, repo, id string) {
 	w.Header().Set("Location", "/v2/"+repo+"/blobs/uploads/"+id+"?_state=a%26b")
 }

@@ -22,13 +22,13 @@ type File struct {
 	Data []byte
 }
 
-// LayerSpec is a layer to be made.
+// LayerSpec describes a layer for Make.
 type LayerSpec struct {
 	Files []File
 	Codec compress.Codec // "" = gzip
 }
 
-// Layer is a layer as it was made.
+// Layer is a layer with the exact bytes of its tar and its blob.
 type Layer struct {
 	oci.Descriptor
 	DiffID oci.DiffID
@@ -36,7 +36,7 @@ type Layer struct {
 	Blob   []byte
 }
 
-// Image is an image as it was made: exact bytes of everything.
+// Image is an image with the exact bytes of its parts.
 type Image struct {
 	Layers       []Layer
 	Config       []byte
@@ -44,26 +44,27 @@ type Image struct {
 	ManifestType string
 }
 
-// ID is the image's ID.
+// ID returns the ID of the image.
 func (i *Image) ID() oci.ImageID { return oci.ImageID(oci.DigestOf(i.Config)) }
 
-// Digest is the manifest's.
+// Digest returns the digest of the manifest.
 func (i *Image) Digest() oci.Digest { return oci.DigestOf(i.Manifest) }
 
-// Noise gives n bytes that hardly compress, always the same for a seed.
+// Noise returns n bytes that hardly compress. The same seed gives the same bytes.
 func Noise(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b)
 	return b
 }
 
-// Make builds an image for the host's platform.
+// Make returns an image for the platform of the host.
 func Make(t testing.TB, format oci.Format, specs ...LayerSpec) *Image {
 	t.Helper()
 	return MakeFor(t, format, oci.HostPlatform(), specs...)
 }
 
-// MakeFor builds an image for a platform. Manifest and config are indented in an unusual way: whoever serialises them anew is found out.
+// MakeFor returns an image for a platform. Its manifest and config have an unusual indentation, so that code that serialises them
+// again changes their digests.
 func MakeFor(t testing.TB, format oci.Format, p oci.Platform, specs ...LayerSpec) *Image {
 	t.Helper()
 	img := &Image{ManifestType: oci.MediaTypeOCIManifest}
@@ -139,7 +140,7 @@ func makeLayer(t testing.TB, s LayerSpec) Layer {
 	return l
 }
 
-// MakeIndex builds an index over images, in order, with a platform each, and an attestation entry that nobody must choose.
+// MakeIndex returns an index of images with their platforms, in order. Its first entry is an attestation, which must not be chosen.
 func MakeIndex(t testing.TB, platforms []oci.Platform, images []*Image) (data []byte, mediaType string) {
 	t.Helper()
 	idx := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex}
@@ -156,7 +157,7 @@ func MakeIndex(t testing.TB, platforms []oci.Platform, images []*Image) (data []
 	return mustJSON(t, idx), idx.MediaType
 }
 
-// Put uploads an image by plain requests, without the client that is tested.
+// Put uploads an image with requests of its own, not with the client that is tested.
 func Put(t testing.TB, base, repo, tag string, img *Image, user, password string) {
 	t.Helper()
 	u := &putter{t, base, repo, user, password}
@@ -167,7 +168,7 @@ func Put(t testing.TB, base, repo, tag string, img *Image, user, password string
 	u.manifest(tag, img.ManifestType, img.Manifest)
 }
 
-// PutManifest uploads a manifest or index alone.
+// PutManifest uploads only a manifest or index.
 func PutManifest(t testing.TB, base, repo, ref, mediaType string, data []byte) {
 	t.Helper()
 	(&putter{t, base, repo, "", ""}).manifest(ref, mediaType, data)

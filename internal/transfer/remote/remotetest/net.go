@@ -21,10 +21,10 @@ import (
 	"time"
 )
 
-// Net is a network of names and addresses that exist only for a test. Its Dial and Lookup go into the client's
-// options; connections to unknown addresses fail and are counted like all others.
+// Net simulates names and addresses for a test. Its Dial and Lookup are for the options of the client. Connections to unknown
+// addresses fail; Dialed returns them too.
 type Net struct {
-	Certs string // a certs.d that trusts the network's CA for every host of the network
+	Certs string // a certs.d directory in which every host of the network has the network's CA
 
 	ca    *x509.Certificate
 	caPEM []byte
@@ -32,7 +32,7 @@ type Net struct {
 
 	mu      sync.Mutex
 	names   map[string][]netip.Addr
-	servers map[string]string // "ip:port" → where it really listens
+	servers map[string]string // "ip:port" → the address on which the server listens
 	dialed  []string
 }
 
@@ -61,7 +61,7 @@ func NewNet(t testing.TB) *Net {
 	}
 }
 
-// Name lets a host name resolve.
+// Name makes a host name resolve to addresses.
 func (n *Net) Name(host string, addrs ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -70,7 +70,7 @@ func (n *Net) Name(host string, addrs ...string) {
 	}
 }
 
-// Trust writes the CA for a host, as an administrator does.
+// Trust writes the CA of the network for a host, as an administrator does.
 func (n *Net) Trust(t testing.TB, hostport string) {
 	t.Helper()
 	dir := filepath.Join(n.Certs, hostport)
@@ -80,7 +80,8 @@ func (n *Net) Trust(t testing.TB, hostport string) {
 	write(t, filepath.Join(dir, "ca.crt"), string(n.caPEM))
 }
 
-// Host runs a server for a name at an address of the network: https at 443 with a certificate for the name, http at 80.
+// Host runs a server for a name at an address of the network: with https and a certificate for the name at port 443, with http at
+// port 80.
 func (n *Net) Host(t testing.TB, name, addr string, h http.Handler) {
 	t.Helper()
 	n.Name(name, addr)
@@ -97,14 +98,14 @@ func (n *Net) Host(t testing.TB, name, addr string, h http.Handler) {
 	n.servers[net.JoinHostPort(addr, "80")] = plain.Listener.Addr().String()
 }
 
-// At lets an address of the network lead to a real one.
+// At makes connections to an address of the network go to a real address.
 func (n *Net) At(addrport, real string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.servers[addrport] = real
 }
 
-// ClientCert writes a client certificate for a host into the network's certs.d, and gives the pool that verifies it.
+// ClientCert writes a client certificate for a host into the network's certs.d. It returns the pool that verifies it.
 func (n *Net) ClientCert(t testing.TB, hostport string) *x509.CertPool {
 	t.Helper()
 	c := n.certificate(t, "client")
@@ -120,7 +121,7 @@ func (n *Net) ClientCert(t testing.TB, hostport string) *x509.CertPool {
 	return pool
 }
 
-// HostTLS is Host for https alone, with a client certificate required when clients is not nil. It also listens at port.
+// HostTLS runs a server with https at a port. If clients is not nil, the server requires a client certificate.
 func (n *Net) HostTLS(t testing.TB, name, addr, port string, clients *x509.CertPool, h http.Handler) {
 	t.Helper()
 	s := httptest.NewUnstartedServer(h)
@@ -157,7 +158,7 @@ func (n *Net) Lookup(_ context.Context, host string) ([]netip.Addr, error) {
 	return append([]netip.Addr(nil), addrs...), nil
 }
 
-// Dial connects to an address of the network. The connection says that its far end is there.
+// Dial connects to an address of the network. RemoteAddr of the connection is that address.
 func (n *Net) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	n.mu.Lock()
 	n.dialed = append(n.dialed, addr)
@@ -170,19 +171,19 @@ func (n *Net) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 	if err != nil {
 		return nil, err
 	}
-	return &placedConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))}, nil
+	return &fakeConn{c, net.TCPAddrFromAddrPort(netip.MustParseAddrPort(addr))}, nil
 }
 
-// Dialed gives every address to which a connection was tried.
+// Dialed returns every address to which a connection was attempted.
 func (n *Net) Dialed() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return append([]string(nil), n.dialed...)
 }
 
-type placedConn struct {
+type fakeConn struct {
 	net.Conn
 	remote net.Addr
 }
 
-func (c *placedConn) RemoteAddr() net.Addr { return c.remote }
+func (c *fakeConn) RemoteAddr() net.Addr { return c.remote }

@@ -24,16 +24,16 @@ const (
 	tokenIssuer  = "remotetest-issuer"
 )
 
-// TokenServer gives out tokens that docker-registry accepts, for User and Password or for the identity token that it gives out
-// itself. Everybody else gets tokens without rights.
+// TokenServer issues tokens that docker-registry accepts, to User with Password and to the bearer of its identity token. Anyone else
+// gets a token without rights, or one that may pull if Anyone is set.
 type TokenServer struct {
 	URL      string
-	Identity string // the refresh token that a login gets
+	Identity string // the identity token that a login gets
 	Anyone   bool   // anonymous users may pull
 
 	mu     sync.Mutex
-	asked  []string // scopes, one entry a call
-	Expiry int      // expires_in; 0 = left out
+	asked  []string // scopes, one entry per request
+	Expiry int      // expires_in, in seconds; 0 = not sent
 
 	key     *rsa.PrivateKey
 	cert    []byte
@@ -65,7 +65,7 @@ func StartToken(t testing.TB) *TokenServer {
 	return s
 }
 
-// Asked gives the scopes of every call so far.
+// Asked returns the scopes of every request so far.
 func (s *TokenServer) Asked() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,6 +1,6 @@
-// Package remotetest gives tests registries to talk to: Debian's docker-registry as a process on loopback, a token
-// server for it, and an in-process fake that counts requests and breaks on demand. It also makes images and puts them into a
-// registry without help of the client that is tested.
+// Package remotetest provides registries for tests: Debian's docker-registry as a process on loopback, a token server for it, and a
+// fake in the process of the test, which counts requests and simulates faults. It also makes images and uploads them without
+// the client that is tested.
 package remotetest
 
 import (
@@ -18,12 +18,12 @@ import (
 	"time"
 )
 
-// User and Password are what a registry with Htpasswd or a token server accepts.
+// User and Password are the credentials that a registry with Htpasswd and the token server accept.
 const (
 	User     = "canary-user"
 	Password = "s3cret-canary"
 
-	// bcrypt of Password, with a low cost: tests log in often.
+	// passwordHash is the bcrypt hash of Password, with a low cost because tests log in often.
 	passwordHash = "$2b$05$dY3nVY9XbuIXidIzuisH9.rFxoEGzP.JLsif305iCIE3/PAGLD6pO"
 )
 
@@ -31,7 +31,7 @@ const (
 type Options struct {
 	Htpasswd bool         // Basic authentication with User and Password
 	Token    *TokenServer // Bearer authentication
-	Dir      string       // where it stores; "" = a temporary directory
+	Dir      string       // the directory for its data; "" = a temporary directory
 	Addr     string       // "" = a free port of 127.0.0.1
 }
 
@@ -85,7 +85,7 @@ func write(t testing.TB, name, text string) {
 	}
 }
 
-// FreeAddr gives a loopback address at which nobody listens now.
+// FreeAddr returns a loopback address on which nothing listens now.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // returns at once
@@ -117,7 +117,7 @@ func (r *Registry) await(t testing.TB) {
 	}
 }
 
-// Stop ends the process; a second call does nothing.
+// Stop ends the process. A second call does nothing.
 func (r *Registry) Stop() {
 	if r.cmd.ProcessState != nil {
 		return
@@ -126,7 +126,7 @@ func (r *Registry) Stop() {
 	_ = r.cmd.Wait()
 }
 
-// Get fetches a path of the registry with User's credentials when auth is set; for looking at what a push left.
+// Get fetches a path of the registry, with User and Password when auth is set.
 func (r *Registry) Get(t testing.TB, path string, auth bool, accept string) (status int, h http.Header, body []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+r.Addr+path, nil)
