@@ -1,6 +1,7 @@
-// Command plyd is the engine: it serves the Docker Engine API and keeps images, layers and containers.
+// Command plyd is the engine: it serves the Docker Engine API and manages images, layers and containers.
 //
-// It takes dockerd's flag names and daemon.json's keys. Containers live under their own ply-shim and outlast it.
+// Its flags and the keys of daemon.json have the names of dockerd's. Each container runs under a ply-shim of its own and
+// keeps running when plyd ends.
 package main
 
 import (
@@ -44,10 +45,10 @@ func main() {
 	}
 }
 
-// commandLine is what the flags say.
+// commandLine holds the flags.
 type commandLine struct {
 	configFile string
-	texts      map[string][]string // flag → values as given
+	texts      map[string][]string // by flag: the values as given
 	validate   bool
 	version    bool
 }
@@ -58,8 +59,8 @@ func parse(args []string, stdout io.Writer) (*commandLine, error) {
 	fs.SetOutput(stdout)
 	fs.SortFlags = true
 	fs.StringVar(&cl.configFile, "config-file", defaultConfigFile, "configuration file")
-	fs.BoolVar(&cl.validate, "validate", false, "check the configuration and leave")
-	fs.BoolVarP(&cl.version, "version", "v", false, "print the version and leave")
+	fs.BoolVar(&cl.validate, "validate", false, "check the configuration and exit")
+	fs.BoolVarP(&cl.version, "version", "v", false, "print the version and exit")
 	for _, f := range config.Flags() {
 		v := &textFlag{flag: f, texts: cl.texts}
 		p := fs.VarPF(v, f.Name, f.Short, f.Usage)
@@ -75,7 +76,7 @@ func parse(args []string, stdout io.Writer) (*commandLine, error) {
 		return nil, err
 	}
 	if fs.Changed("config-file") {
-		cl.texts[config.ConfigFlag] = []string{cl.configFile} // a file that is named must be there
+		cl.texts[config.ConfigFlag] = []string{cl.configFile} // a file that is named must exist
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: plyd takes options only", fs.Arg(0))
@@ -83,7 +84,7 @@ func parse(args []string, stdout io.Writer) (*commandLine, error) {
 	return cl, nil
 }
 
-// textFlag hands a flag's texts to config.Load, which knows the types.
+// textFlag collects the values of a flag as text for config.Load, which knows the types.
 type textFlag struct {
 	flag  config.Flag
 	texts map[string][]string
@@ -133,7 +134,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errs.New(errs.Forbidden, "plyd must run as root").WithHint("Start it with sudo, or as a service: systemctl enable --now ply.socket.")
 	}
-	// An engine at rest should be small; the stream buffers are reused, so collecting more often costs little.
+	// An idle engine should be small. Stream buffers are reused, so collecting more often costs little.
 	debug.SetGCPercent(50)
 	syscall.Umask(0o022)
 	var level slog.LevelVar
@@ -167,7 +168,7 @@ func logger(cfg *config.Config, level slog.Leveler, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-// shimPath finds ply-shim beside this program; PATH is not asked, for what it finds would run as root.
+// shimPath returns the path of ply-shim, beside this program. It does not search PATH, because the shim runs as root.
 func shimPath() (string, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -189,7 +190,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 
-	// The socket is opened first: a second plyd on it is told so before it touches a store.
+	// The sockets come first, so that a second plyd on them fails before it touches the data root.
 	listeners, hosts, err := openHosts(cfg)
 	if err != nil {
 		return err
@@ -206,7 +207,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	go e.Housekeeping(ctx)
-	go rest(ctx)
+	go freeWhenIdle(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
 	server := listen.NewServer(docker.New(services(e, hosts, log)), log)
@@ -220,14 +221,14 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 		})
 	}
 	log.Info("plyd is up", "version", version.Version, "driver", e.Store.Layers.Name(), "data-root", cfg.DataRoot, "hosts", cfg.Hosts)
-	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // there may be no service manager
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // without a service manager there is no one to notify
 	select {
 	case <-ctx.Done():
 		log.Info("plyd is stopping; containers run on")
 	case err = <-failed:
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)
-	// Streams such as logs -f and events end with their connections; the rest gets a moment.
+	// Streams such as logs -f and events end when their connections are closed. Other requests get some time to finish.
 	grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if server.Shutdown(grace) != nil {
@@ -257,7 +258,7 @@ func openHosts(cfg *config.Config) (all []net.Listener, hosts []string, err erro
 	return all, hosts, nil
 }
 
-// handleSignals reloads on SIGHUP and tells what goes on on SIGUSR1.
+// handleSignals reloads the configuration on SIGHUP, and logs the stacks of all goroutines on SIGUSR1.
 func handleSignals(ctx context.Context, cl *commandLine, e *engine.Engine, log *slog.Logger, level *slog.LevelVar) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, syscall.SIGHUP, syscall.SIGUSR1)
@@ -269,7 +270,7 @@ func handleSignals(ctx context.Context, cl *commandLine, e *engine.Engine, log *
 		case s := <-c:
 			if s == syscall.SIGUSR1 {
 				var b strings.Builder
-				_ = pprof.Lookup("goroutine").WriteTo(&b, 2) // a strings.Builder takes everything
+				_ = pprof.Lookup("goroutine").WriteTo(&b, 2) // writing to a strings.Builder does not fail
 				log.Info("goroutines", "dump", b.String())
 				continue
 			}
@@ -284,13 +285,13 @@ func handleSignals(ctx context.Context, cl *commandLine, e *engine.Engine, log *
 				level.Set(logLevel(next))
 			}
 			if err != nil {
-				log.Error("reload refused, the old configuration stays", "err", err)
+				log.Error("reload failed, the old configuration stays in force", "err", err)
 			}
 		}
 	}
 }
 
-// setProxies hands the configured proxies to everything that asks the environment.
+// setProxies puts the configured proxies into the environment, where net/http looks for them.
 func setProxies(p config.Proxies) {
 	for name, value := range map[string]string{"HTTP_PROXY": p.HTTP, "HTTPS_PROXY": p.HTTPS, "NO_PROXY": p.No} {
 		if value != "" {
@@ -299,7 +300,7 @@ func setProxies(p config.Proxies) {
 	}
 }
 
-// writePidfile refuses to start beside a living plyd of the same pid file.
+// writePidfile writes the pid file. It fails when a plyd with the same pid file is running.
 func writePidfile(name string) (release func(), err error) {
 	if name == "" {
 		return func() {}, nil
@@ -311,7 +312,7 @@ func writePidfile(name string) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	// A lock, not the number in it: numbers are reused.
+	// The lock decides, not the number in the file: process numbers are reused.
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		b, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()

@@ -14,7 +14,7 @@ import (
 	"ply/internal/store/layer/drivers"
 )
 
-// check looks at the meaning of every setting and normalises what docker normalises.
+// check checks the meaning of every setting, and normalises values as Docker does. path is the file, for messages.
 func (c *Config) check(path string) ([]Warning, error) {
 	from := ""
 	if path != "" {
@@ -101,13 +101,13 @@ func (c *Config) checkPaths(func(string, string, ...any)) error {
 		}
 		c.Hosts[i] = host
 	}
-	if c.TLS { // there is no TLS that lets everybody in
+	if c.TLS { // unlike Docker, never without verifying clients
 		c.TLSVerify = true
 	}
 	return nil
 }
 
-// parseHost fills in what docker fills in: a bare path is a unix socket.
+// parseHost checks an address to listen on. As in Docker, a bare path is a unix socket.
 func parseHost(h string) (string, error) {
 	if strings.HasPrefix(h, "/") {
 		h = "unix://" + h
@@ -139,7 +139,8 @@ func (c *Config) checkNumbers(func(string, string, ...any)) error {
 	return nil
 }
 
-// checkRegistries: a mirror that is none stops the start; what is no registry cannot be trusted, so it is dropped.
+// checkRegistries refuses a malformed mirror. It drops a malformed insecure registry with a warning, because without the entry
+// the engine is stricter, not weaker.
 func (c *Config) checkRegistries(warn func(string, string, ...any)) error {
 	for i, m := range c.RegistryMirrors {
 		u, err := url.Parse(m)
@@ -256,8 +257,8 @@ func (c *Config) checkContainers(warn func(string, string, ...any)) error {
 	return nil
 }
 
-// Reloadable compares the settings that run with new ones: live names the changed keys that take effect at once, restart those
-// that need a restart. Both are sorted as in Config.
+// Reloadable compares the settings in force with new ones. live names the changed keys that a reload puts in force, restart
+// those that need a restart. Both are sorted as in Config.
 func Reloadable(old, new *Config) (live, restart []string) {
 	a, b := reflect.ValueOf(old).Elem(), reflect.ValueOf(new).Elem()
 	for _, f := range fields() {
@@ -277,7 +278,7 @@ func Reloadable(old, new *Config) (live, restart []string) {
 	return live, restart
 }
 
-// Take copies the live settings of new into a copy of c: what a reload leads to.
+// Take returns a copy of c with the live settings of new.
 func (c *Config) Take(new *Config) *Config {
 	next := *c
 	to, from := reflect.ValueOf(&next).Elem(), reflect.ValueOf(new).Elem()

@@ -1,12 +1,12 @@
-// Package config is the engine's settings: daemon.json merged with the command line, checked key by key.
+// Package config holds the engine's settings: it merges daemon.json with the command line and checks every key.
 //
-// Docker's keys and flag names are taken. A key that is set in both places is an error that names both. A key of docker's
-// that this engine does not act on, and a key nobody knows, is a warning that names it, never a reason not to start; a
-// misspelt key is taken for the one that was meant, with a warning. A value of the wrong type or meaning is an error that
-// names the file and the key. Two keys that guard the machine (authorization-plugins, userns-remap) are errors when set,
-// because an engine that starts without them is not what was asked for.
+// Keys and flags have Docker's names. A key that is set in both places is an error that names both. A key of Docker that
+// this engine does not act on, and an unknown key, is a warning that names it; the engine starts. A misspelt key is taken
+// as the key that was meant, with a warning. A value of the wrong type or meaning is an error that names the file and the
+// key. Two keys that guard the machine (authorization-plugins, userns-remap) are errors when set, because an engine that
+// starts without them would leave the machine open.
 //
-// Invariant: a *Config that Load returned is complete (defaults filled in) and checked; nobody changes it.
+// Invariant: a *Config that Load returned is complete (it has all defaults) and checked, and it is never changed.
 package config
 
 import (
@@ -17,9 +17,9 @@ import (
 
 // Config holds every setting. The json tag is the key in daemon.json, the flag tag the flag's name.
 type Config struct {
-	// Where things are.
-	DataRoot string   `json:"data-root" flag:"data-root" use:"root directory of everything that is kept"`
-	ExecRoot string   `json:"exec-root" flag:"exec-root" use:"root directory of what lives until the next boot"`
+	// Paths and addresses.
+	DataRoot string   `json:"data-root" flag:"data-root" use:"directory of all durable data"`
+	ExecRoot string   `json:"exec-root" flag:"exec-root" use:"directory of data that lasts until the next boot"`
 	Pidfile  string   `json:"pidfile" flag:"pidfile,p" use:"path of the pid file"`
 	Hosts    []string `json:"hosts" flag:"host,H" use:"address to listen on: unix://PATH, fd:// or tcp://HOST:PORT"`
 	Group    string   `json:"group" flag:"group,G" use:"group of the unix socket"`
@@ -29,75 +29,75 @@ type Config struct {
 	ImageFormat   string `json:"image-format" flag:"image-format" use:"manifest format of images made without a base: oci or docker"`
 	RetainBlobs   string `json:"retain-blobs" flag:"retain-blobs" use:"keep compressed layers after a pull: auto, always or never"`
 
-	// What the engine tells.
-	Debug        bool              `json:"debug" flag:"debug,D" live:"yes" use:"log in detail"`
+	// Logs and labels.
+	Debug        bool              `json:"debug" flag:"debug,D" live:"yes" use:"write a detailed log"`
 	LogLevel     string            `json:"log-level" flag:"log-level,l" live:"yes" use:"log level: debug, info, warn, error or fatal"`
 	LogFormat    string            `json:"log-format" flag:"log-format" use:"log format: text or json"`
 	Labels       []string          `json:"labels" flag:"label" live:"yes" use:"key=value label of this engine"`
-	Experimental bool              `json:"experimental" ignored:"nothing here is experimental by switch"`
-	Features     map[string]bool   `json:"features" ignored:"features are not switched one by one" live:"yes"`
+	Experimental bool              `json:"experimental" ignored:"there are no experimental features"`
+	Features     map[string]bool   `json:"features" ignored:"there are no optional features" live:"yes"`
 	LogDriver    string            `json:"log-driver" flag:"log-driver" use:"default log driver of containers: json-file, local or none"`
 	LogOpts      map[string]string `json:"log-opts" flag:"log-opt" use:"default log driver option"`
 
 	// Registries.
-	RegistryMirrors        []string `json:"registry-mirrors" flag:"registry-mirror" live:"yes" use:"mirror of the hub, asked first"`
-	InsecureRegistries     []string `json:"insecure-registries" flag:"insecure-registry" live:"yes" use:"registry that may be asked without verified TLS: HOST[:PORT] or an address range"`
-	AuthRealms             []string `json:"auth-realms" flag:"auth-realm" live:"yes" use:"token server that any registry may send its users to: HOST[:PORT]"`
-	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" live:"yes" use:"layers fetched at a time"`
-	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" live:"yes" use:"layers pushed at a time"`
-	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" live:"yes" use:"tries for each layer"`
+	RegistryMirrors        []string `json:"registry-mirrors" flag:"registry-mirror" live:"yes" use:"mirror of Docker Hub, tried first"`
+	InsecureRegistries     []string `json:"insecure-registries" flag:"insecure-registry" live:"yes" use:"registry that is used without verified TLS: HOST[:PORT] or an address range"`
+	AuthRealms             []string `json:"auth-realms" flag:"auth-realm" live:"yes" use:"token server that every registry may name: HOST[:PORT]"`
+	MaxConcurrentDownloads int      `json:"max-concurrent-downloads" flag:"max-concurrent-downloads" live:"yes" use:"layers that are downloaded at the same time"`
+	MaxConcurrentUploads   int      `json:"max-concurrent-uploads" flag:"max-concurrent-uploads" live:"yes" use:"layers that are uploaded at the same time"`
+	MaxDownloadAttempts    int      `json:"max-download-attempts" flag:"max-download-attempts" live:"yes" use:"attempts to download a layer"`
 	Proxies                Proxies  `json:"proxies" use:"proxies of the engine itself"`
 	HTTPProxy              string   `flag:"http-proxy" use:"HTTP proxy of the engine itself"`
 	HTTPSProxy             string   `flag:"https-proxy" use:"HTTPS proxy of the engine itself"`
-	NoProxy                string   `flag:"no-proxy" use:"hosts that are reached without a proxy"`
+	NoProxy                string   `flag:"no-proxy" use:"hosts that the engine reaches without a proxy"`
 
-	// What containers get.
+	// Defaults of containers.
 	DefaultUlimits      map[string]Ulimit  `json:"default-ulimits" flag:"default-ulimit" use:"default ulimit of containers: NAME=SOFT[:HARD]"`
 	DefaultShmSize      Size               `json:"default-shm-size" flag:"default-shm-size" use:"default size of /dev/shm"`
 	CgroupParent        string             `json:"cgroup-parent" flag:"cgroup-parent" use:"parent cgroup of all containers"`
 	DefaultCgroupnsMode string             `json:"default-cgroupns-mode" flag:"default-cgroupns-mode" use:"default cgroup namespace of containers: host or private"`
 	DefaultIpcMode      string             `json:"default-ipc-mode" flag:"default-ipc-mode" use:"default IPC of containers: shareable or private"`
 	DefaultRuntime      string             `json:"default-runtime" flag:"default-runtime" use:"default OCI runtime"`
-	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" use:"further OCI runtime: NAME=PATH"`
+	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" use:"additional OCI runtime: NAME=PATH"`
 	Init                bool               `json:"init" flag:"init" use:"run an init in every container"`
-	InitPath            string             `json:"init-path" flag:"init-path" use:"path of that init"`
+	InitPath            string             `json:"init-path" flag:"init-path" use:"path of the init program"`
 	ExecOpts            []string           `json:"exec-opts" flag:"exec-opt" use:"option of running containers: native.cgroupdriver=cgroupfs or systemd"`
-	NoNewPrivileges     bool               `json:"no-new-privileges" flag:"no-new-privileges" use:"no container gains privileges by default"`
+	NoNewPrivileges     bool               `json:"no-new-privileges" flag:"no-new-privileges" use:"set no-new-privileges for containers by default"`
 	SeccompProfile      string             `json:"seccomp-profile" flag:"seccomp-profile" use:"path of the seccomp profile, builtin or unconfined"`
-	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers survive the engine's stop (they do, whatever is set)"`
+	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers keep running when the engine stops (always on)"`
 
 	// Network.
 	Bridge              string   `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
 	BIP                 string   `json:"bip" flag:"bip" use:"address of the default bridge, ADDRESS/BITS"`
-	FixedCIDR           string   `json:"fixed-cidr" flag:"fixed-cidr" use:"range of the default bridge's network to take addresses from"`
-	DefaultAddressPools []Pool   `json:"default-address-pools" flag:"default-address-pool" use:"pool of networks: base=ADDRESS/BITS,size=BITS"`
+	FixedCIDR           string   `json:"fixed-cidr" flag:"fixed-cidr" use:"range of addresses for containers in the default bridge's network"`
+	DefaultAddressPools []Pool   `json:"default-address-pools" flag:"default-address-pool" use:"addresses for new networks: base=ADDRESS/BITS,size=BITS"`
 	MTU                 int      `json:"mtu" flag:"mtu" use:"MTU of containers"`
 	DNS                 []string `json:"dns" flag:"dns" use:"name server of containers"`
 	DNSOpts             []string `json:"dns-opts" flag:"dns-opt" use:"resolver option of containers"`
 	DNSSearch           []string `json:"dns-search" flag:"dns-search" use:"search domain of containers"`
 	IP                  string   `json:"ip" flag:"ip" use:"default address of published ports"`
-	IPForward           bool     `json:"ip-forward" flag:"ip-forward" use:"switch net.ipv4.ip_forward on"`
-	IPMasq              bool     `json:"ip-masq" flag:"ip-masq" use:"masquerade what containers send out"`
-	IPTables            bool     `json:"iptables" flag:"iptables" use:"make packet filter rules"`
-	UserlandProxy       bool     `json:"userland-proxy" flag:"userland-proxy" use:"forward loopback traffic in user space where the kernel does not"`
-	ICC                 bool     `json:"icc" flag:"icc" use:"containers of the default network reach each other"`
+	IPForward           bool     `json:"ip-forward" flag:"ip-forward" use:"enable net.ipv4.ip_forward"`
+	IPMasq              bool     `json:"ip-masq" flag:"ip-masq" use:"masquerade outgoing traffic of containers"`
+	IPTables            bool     `json:"iptables" flag:"iptables" use:"add packet filter rules"`
+	UserlandProxy       bool     `json:"userland-proxy" flag:"userland-proxy" use:"forward loopback traffic to published ports in user space where the kernel does not"`
+	ICC                 bool     `json:"icc" flag:"icc" use:"let containers of the default network reach each other"`
 
 	// Transport.
-	TLS       bool   `json:"tls" flag:"tls" use:"use TLS; it always verifies clients"`
+	TLS       bool   `json:"tls" flag:"tls" use:"use TLS and verify clients"`
 	TLSVerify bool   `json:"tlsverify" flag:"tlsverify" use:"use TLS and verify clients"`
-	TLSCACert string `json:"tlscacert" flag:"tlscacert" use:"certificate that signs clients' certificates"`
+	TLSCACert string `json:"tlscacert" flag:"tlscacert" use:"certificate of the authority that signs the clients' certificates"`
 	TLSCert   string `json:"tlscert" flag:"tlscert" use:"the engine's certificate"`
-	TLSKey    string `json:"tlskey" flag:"tlskey" use:"its key"`
+	TLSKey    string `json:"tlskey" flag:"tlskey" use:"key of the engine's certificate"`
 
-	// Docker's keys that nothing here acts on: known, so that they are not taken for misspelt ones.
+	// Docker's keys without an effect here. They are declared so that they are not taken for misspelt keys.
 	StorageOpts           []string          `json:"storage-opts" ignored:"the storage drivers have no options"`
 	IPv6                  bool              `json:"ipv6" ignored:"the default network is IPv4"`
 	FixedCIDRv6           string            `json:"fixed-cidr-v6" ignored:"the default network is IPv4"`
-	IP6Tables             bool              `json:"ip6tables" ignored:"iptables counts for both families"`
+	IP6Tables             bool              `json:"ip6tables" ignored:"iptables applies to both address families"`
 	DefaultGateway        string            `json:"default-gateway" ignored:"the bridge is the gateway"`
 	DefaultGatewayV6      string            `json:"default-gateway-v6" ignored:"the default network is IPv4"`
 	UserlandProxyPath     string            `json:"userland-proxy-path" ignored:"the proxy is built in"`
-	FirewallBackend       string            `json:"firewall-backend" ignored:"it is nftables"`
+	FirewallBackend       string            `json:"firewall-backend" ignored:"the firewall is always nftables"`
 	DefaultNetworkOpts    map[string]driver `json:"default-network-opts" ignored:"networks have no default options"`
 	HostGatewayIP         string            `json:"host-gateway-ip" ignored:"host-gateway is the bridge's address"`
 	HostGatewayIPs        []string          `json:"host-gateway-ips" ignored:"host-gateway is the bridge's address"`
@@ -123,11 +123,11 @@ type Config struct {
 	ValidateFlag          bool              `json:"validate" ignored:"it is a flag, not a setting"`
 	AllowNondistributable []string          `json:"allow-nondistributable-artifacts" ignored:"every layer is pushed"`
 	Builder               builder           `json:"builder" ignored:"there is no build cache to bound yet"`
-	AuthorizationPlugins  []string          `json:"authorization-plugins" refused:"there are no authorization plugins, so everybody they refuse would be let in"`
-	UsernsRemap           string            `json:"userns-remap" refused:"containers would run with the ids that it keeps from them"`
+	AuthorizationPlugins  []string          `json:"authorization-plugins" refused:"there are no authorization plugins, so users whom they refuse would have access"`
+	UsernsRemap           string            `json:"userns-remap" refused:"there are no user namespaces, so containers would run with the real user IDs"`
 }
 
-// driver and builder only give ignored keys their docker types.
+// driver and builder are the types of ignored keys.
 type (
 	driver  map[string]string
 	builder struct {
@@ -140,7 +140,7 @@ type (
 	}
 )
 
-// Proxies of the engine itself; they win over the environment's.
+// Proxies are the proxies of the engine itself. They take precedence over those of the environment.
 type Proxies struct {
 	HTTP  string `json:"http-proxy"`
 	HTTPS string `json:"https-proxy"`
@@ -154,22 +154,22 @@ type Ulimit struct {
 	Soft int64
 }
 
-// Runtime is an OCI runtime to start by its command line.
+// Runtime is an OCI runtime that is started as a program.
 type Runtime struct {
 	Path string   `json:"path"`
 	Args []string `json:"runtimeArgs"`
 }
 
-// Pool is a range of addresses that networks of Size bits are cut from.
+// Pool is a range of addresses, Base, that is divided into networks with prefixes of Size bits.
 type Pool struct {
 	Base string `json:"base"`
 	Size int    `json:"size"`
 }
 
-// Size is a number of bytes; in text it may end in k, m, g or t, powers of 1024.
+// Size is a number of bytes. Its text may end in k, m, g or t, which are powers of 1024.
 type Size int64
 
-// Default gives the settings of an engine without any.
+// Default returns the settings of an engine without a file and without flags.
 func Default() Config {
 	return Config{
 		DataRoot: "/var/lib/ply", ExecRoot: "/run/ply", Pidfile: "/run/ply.pid", Hosts: []string{"unix:///run/ply.sock"},
@@ -180,10 +180,10 @@ func Default() Config {
 	}
 }
 
-// Warning is something that the user should mend and that does not stop the engine.
+// Warning is a mistake that the user should correct and that does not keep the engine from starting.
 type Warning struct {
 	Key  string
-	Text string // a whole sentence that names file and key
+	Text string // a full sentence that names the file and the key
 }
 
 func (w Warning) String() string { return w.Text }

@@ -22,7 +22,7 @@ func load(t *testing.T, text string, flags map[string][]string) (*Config, []Warn
 	return Load(path, flags)
 }
 
-func TestSeedWithMirrorAndInsecureRegistry(t *testing.T) {
+func TestMirrorAndInsecureRegistry(t *testing.T) {
 	c, warnings, err := load(t, `{
   "registry-mirrors": ["https://3ghuubp0.mirror.example"],
   "insecure-registries": ["172.28.109.11:5000"]
@@ -38,8 +38,8 @@ func TestSeedWithMirrorAndInsecureRegistry(t *testing.T) {
 	}
 }
 
-// T1: the key is misspelt and the registry is a placeholder, as printed; the engine starts, says both, and uses the mirror.
-func TestSeedWithMisspeltMirrors(t *testing.T) {
+// A file as users copy it from the web, with a misspelt key and a placeholder: the engine starts, warns of both, and uses the mirror.
+func TestMisspeltMirrorsAndAPlaceholder(t *testing.T) {
 	c, warnings, err := load(t, `{
     "registry-mirros":["https://registry.example-cn.com"],
     "insecure-registries":["ip:port"]
@@ -69,7 +69,7 @@ func text(ws []Warning) string {
 	return b.String()
 }
 
-func TestLoopbackRegistryOfSeed(t *testing.T) { // T14
+func TestLoopbackRegistry(t *testing.T) {
 	c, warnings, err := load(t, `{"insecure-registries": ["127.0.0.1:5000"]}`, nil)
 	if err != nil || len(warnings) != 0 || len(c.InsecureRegistries) != 1 {
 		t.Fatalf("Load = %v, %v, %v", c, warnings, err)
@@ -202,7 +202,7 @@ func TestMissingFile(t *testing.T) {
 	}
 }
 
-// Every flag must be settable, and be no setting that is ignored.
+// Every flag can be set, and none of them is a setting without an effect.
 func TestEveryFlagWorks(t *testing.T) {
 	values := map[string]string{"default-ulimit": "nofile=1:2", "log-opt": "a=b", "label": "a=b", "add-runtime": "x=/bin/x", "host": "unix:///x", "dns": "10.0.0.1", "ip": "127.0.0.1",
 		"default-address-pool": "base=10.0.0.0/8,size=24", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",

@@ -12,15 +12,15 @@ import (
 	"github.com/docker/go-units"
 )
 
-// Flag describes one flag of the engine's command line, for the program that parses it.
+// Flag describes one flag of the engine's command line to the program that parses it.
 type Flag struct {
 	Name, Short, Usage string
-	Bool               bool // may stand without a value
-	Many               bool // may be given several times
+	Bool               bool // the value may be left out
+	Many               bool // may be repeated
 	Default            string
 }
 
-// Flags lists the flags that Load takes, sorted by name; ConfigFlag is not among them.
+// Flags returns the flags that Load accepts, sorted by name, without ConfigFlag.
 func Flags() []Flag {
 	def := Default()
 	v := reflect.ValueOf(def)
@@ -46,7 +46,7 @@ func Flags() []Flag {
 	return list
 }
 
-// setText sets a field from the texts of a flag.
+// setText sets a field from the values of a flag, in the order in which they were given.
 func setText(v reflect.Value, texts []string) error {
 	if len(texts) == 0 {
 		return fmt.Errorf("no value")
@@ -142,7 +142,7 @@ func (s *Size) parse(text string) error {
 	return nil
 }
 
-// UnmarshalJSON takes a number of bytes or a text such as "64M".
+// UnmarshalJSON reads a number of bytes or a text such as "64M".
 func (s *Size) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' {
 		var text string

@@ -16,10 +16,10 @@ import (
 	"ply/internal/store/layer/drivers"
 )
 
-// maxFile bounds daemon.json.
+// maxFile is the largest daemon.json that is read, in bytes.
 const maxFile = 1 << 20
 
-// ConfigFlag is the flag that names the file; when it is among the flags, the file must exist.
+// ConfigFlag is the flag that names the file. When it is set, the file must exist.
 const ConfigFlag = "config-file"
 
 // field is one setting of Config.
@@ -32,7 +32,7 @@ type field struct {
 	use              string
 }
 
-// fields reads the table off the struct.
+// fields returns the settings that the tags of Config describe.
 func fields() []field {
 	t := reflect.TypeFor[Config]()
 	list := make([]field, 0, t.NumField())
@@ -46,8 +46,8 @@ func fields() []field {
 	return list
 }
 
-// Load reads the file at path (one that does not exist is empty, unless flags name it by ConfigFlag) and puts the flags
-// that were set (by name, with all their values) over the defaults. Errors are errs.Invalid and name the key and the file.
+// Load reads the file at path and applies the flags that were set: their names with all their values. A file that does not
+// exist counts as empty, unless ConfigFlag is among the flags. Errors are errs.Invalid and name the key and the file.
 func Load(path string, flags map[string][]string) (*Config, []Warning, error) {
 	cfg := Default()
 	l := loader{path: path, cfg: &cfg, fields: fields(), set: map[string]string{}}
@@ -90,7 +90,7 @@ func readFile(path string) ([]byte, error) {
 	return bytes.TrimPrefix(b, []byte("\xef\xbb\xbf")), nil
 }
 
-// loader gathers settings; set remembers which keys the file had, with their text.
+// loader collects settings. set holds the keys of the file, with their values as text.
 type loader struct {
 	path     string
 	cfg      *Config
@@ -112,7 +112,7 @@ func (l *loader) byKey(key string) *field {
 	return nil
 }
 
-// file reads the JSON object key by key.
+// file applies the settings of the file. Misspelt keys come last, so that a correctly spelt key wins.
 func (l *loader) file(raw []byte) error {
 	if len(bytes.TrimSpace(raw)) == 0 {
 		return nil
@@ -121,26 +121,26 @@ func (l *loader) file(raw []byte) error {
 	if err != nil {
 		return invalid("%s: %w", l.path, err)
 	}
-	var strange []string
+	var unknown []string
 	for _, key := range keys {
 		f := l.byKey(key)
 		if f == nil {
-			strange = append(strange, key)
+			unknown = append(unknown, key)
 			continue
 		}
 		if err := l.assign(f, key, values[key]); err != nil {
 			return err
 		}
 	}
-	for _, key := range strange {
-		if err := l.stranger(key, values[key]); err != nil {
+	for _, key := range unknown {
+		if err := l.guess(key, values[key]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// assign decodes the value of a known key.
+// assign sets a known key, warns when it has no effect, and refuses it when it cannot be supported.
 func (l *loader) assign(f *field, key string, raw json.RawMessage) error {
 	if err := l.decode(f, raw); err != nil {
 		return invalid("%s: %s: %w", l.path, key, err)
@@ -156,7 +156,7 @@ func (l *loader) assign(f *field, key string, raw json.RawMessage) error {
 	return nil
 }
 
-// decode takes a value into its field; null keeps the default. A value is replaced, never merged.
+// decode decodes a value into its field. null keeps the default. A value replaces the default as a whole.
 func (l *loader) decode(f *field, raw json.RawMessage) error {
 	if string(bytes.TrimSpace(raw)) == "null" {
 		return nil
@@ -172,7 +172,7 @@ func (l *loader) decode(f *field, raw json.RawMessage) error {
 	return nil
 }
 
-// plainJSON says what was wanted in words of the file, not of Go.
+// plainJSON describes a decoding error in terms of the file, without the names of Go types.
 func plainJSON(err error, t reflect.Type) error {
 	var wrong *json.UnmarshalTypeError
 	if !errors.As(err, &wrong) {
@@ -223,8 +223,8 @@ func article(value string) string {
 	return "a " + value
 }
 
-// stranger deals with a key that nobody knows: near to a known one it counts as that.
-func (l *loader) stranger(key string, raw json.RawMessage) error {
+// guess handles an unknown key: when it is nearly a known one, it is taken as that one.
+func (l *loader) guess(key string, raw json.RawMessage) error {
 	known, distance := l.nearest(key)
 	switch {
 	case known == nil || distance > 3 || distance > len(key)/3:
@@ -234,7 +234,7 @@ func (l *loader) stranger(key string, raw json.RawMessage) error {
 	case distance > 2:
 		l.warn(key, "%s: unknown key, ignored: did you mean %s?", quoteKey(key), known.key)
 	default:
-		l.warn(key, "%s: did you mean %s? It is taken for that; mend the key", quoteKey(key), known.key)
+		l.warn(key, "%s: did you mean %s? It is taken as that key; correct the spelling", quoteKey(key), known.key)
 		return l.assign(known, key, raw)
 	}
 	return nil
@@ -247,7 +247,8 @@ func quoteKey(key string) string {
 	return fmt.Sprintf("%q", key)
 }
 
-// nearest finds the known key with the least typing errors; nil when two are as near, for then nobody knows.
+// nearest returns the known key that differs in the fewest typing errors, and their number. It returns nil when two keys
+// are equally near, because then it is open which one was meant.
 func (l *loader) nearest(key string) (*field, int) {
 	if len(key) > 60 {
 		return nil, 0
@@ -271,7 +272,7 @@ func (l *loader) nearest(key string) (*field, int) {
 	return best, least
 }
 
-// distance counts inserted, dropped, changed and swapped letters.
+// distance returns how many letters are inserted, missing, changed or swapped.
 func distance(a, b string) int {
 	prev2, prev, cur := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range prev {
@@ -294,10 +295,10 @@ func distance(a, b string) int {
 	return prev[len(b)]
 }
 
-// object splits a JSON object into its keys, in order, and values. A key twice is an error.
+// object returns the keys of a JSON object, in order, and its values. A key that occurs twice is an error.
 func object(raw []byte) (keys []string, values map[string]json.RawMessage, err error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
-	place := func(err error) error {
+	atLine := func(err error) error {
 		off := min(dec.InputOffset(), int64(len(raw)))
 		var syntax *json.SyntaxError
 		if errors.As(err, &syntax) {
@@ -310,7 +311,7 @@ func object(raw []byte) (keys []string, values map[string]json.RawMessage, err e
 	}
 	tok, err := dec.Token()
 	if err != nil {
-		return nil, nil, place(err)
+		return nil, nil, atLine(err)
 	}
 	if tok != json.Delim('{') {
 		return nil, nil, errors.New("want a JSON object of settings")
@@ -319,15 +320,15 @@ func object(raw []byte) (keys []string, values map[string]json.RawMessage, err e
 	for dec.More() {
 		tok, err := dec.Token()
 		if err != nil {
-			return nil, nil, place(err)
+			return nil, nil, atLine(err)
 		}
 		key, ok := tok.(string)
 		if !ok {
-			return nil, nil, place(errors.New("want a key"))
+			return nil, nil, atLine(errors.New("want a key"))
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {
-			return nil, nil, place(err)
+			return nil, nil, atLine(err)
 		}
 		if _, twice := values[key]; twice {
 			return nil, nil, fmt.Errorf("%s: set twice", quoteKey(key))
@@ -336,15 +337,15 @@ func object(raw []byte) (keys []string, values map[string]json.RawMessage, err e
 		values[key] = value
 	}
 	if _, err := dec.Token(); err != nil {
-		return nil, nil, place(err)
+		return nil, nil, atLine(err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
-		return nil, nil, place(errors.New("something follows the object"))
+		return nil, nil, atLine(errors.New("something follows the object"))
 	}
 	return keys, values, nil
 }
 
-// compact is a value as one short line, for messages.
+// compact returns a value as one short line, for messages.
 func compact(raw json.RawMessage) string {
 	var b bytes.Buffer
 	if json.Compact(&b, raw) != nil {
@@ -356,7 +357,7 @@ func compact(raw json.RawMessage) string {
 	return b.String()
 }
 
-// flags puts the flags that were set over the rest.
+// flags applies the flags. A key that is set in the file and as a flag is an error.
 func (l *loader) flags(flags map[string][]string) error {
 	names := make([]string, 0, len(flags))
 	for name := range flags {
@@ -381,7 +382,7 @@ func (l *loader) flags(flags map[string][]string) error {
 	return l.proxyFlags(flags)
 }
 
-// proxyFlags moves the three proxy flags into Proxies.
+// proxyFlags moves the values of the three proxy flags into Proxies.
 func (l *loader) proxyFlags(flags map[string][]string) error {
 	for _, p := range []struct {
 		flag     string

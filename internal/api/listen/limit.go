@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-const maxConns = 1000 // a listener
+const maxConns = 1000 // per listener
 
-// limit lets at most maxConns connections in at a time; more wait in the kernel's queue.
+// limit returns a listener that accepts at most maxConns connections at the same time. Further ones wait in the kernel's queue.
 func limit(l net.Listener) net.Listener {
 	return &limited{Listener: l, slots: make(chan struct{}, maxConns), done: make(chan struct{})}
 }
@@ -45,7 +45,7 @@ func (l *limited) Close() error {
 	return l.Listener.Close()
 }
 
-// One type a kind of connection, so that half-closing and looking at the socket still work.
+// There is one type per kind of connection, so that the methods for half-closing and for the raw socket stay available.
 type (
 	limitedUnix struct {
 		*net.UnixConn
@@ -61,11 +61,11 @@ type (
 	}
 )
 
-// Close gives the slot back.
+// Close closes the connection and frees its slot.
 func (c *limitedUnix) Close() error { defer c.release(); return c.UnixConn.Close() }
 
-// Close gives the slot back.
+// Close closes the connection and frees its slot.
 func (c *limitedTCP) Close() error { defer c.release(); return c.TCPConn.Close() }
 
-// Close gives the slot back.
+// Close closes the connection and frees its slot.
 func (c *limitedConn) Close() error { defer c.release(); return c.Conn.Close() }

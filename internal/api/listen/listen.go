@@ -1,5 +1,6 @@
-// Package listen opens the doors of the API: unix sockets, sockets of systemd's, and TCP with TLS that knows its clients. It says who
-// may come in and how many at a time; what they may ask is package docker's business.
+// Package listen opens the sockets on which the API is served: unix sockets, sockets from systemd, and TCP with TLS that
+// verifies its clients. It decides who may connect and how many at the same time. What a client may ask is decided by the
+// package that serves the requests.
 package listen
 
 import (
@@ -16,22 +17,23 @@ import (
 	"ply/internal/errs"
 )
 
-// Options of Open.
+// Options are the options of Open.
 type Options struct {
-	Group string // owner group of a unix socket; "" is ply, where that group exists
+	Group string // group that owns a unix socket; "" is the group ply if it exists
 	TLS   TLS
 }
 
-// TLS says how a TCP listener proves itself and whom it lets in.
+// TLS is the configuration of a TCP listener.
 type TLS struct {
-	CertFile, KeyFile string // the engine's own
-	CAFile            string // clients must show a certificate signed by it
-	Verify            bool   // tlsverify; without it no TCP listener is opened
+	CertFile, KeyFile string // certificate and key of the engine
+	CAFile            string // clients need a certificate that this authority signed
+	Verify            bool   // the setting tlsverify; without it Open refuses TCP
 }
 
-// Open opens an address of the API: unix:///path, fd:// (all sockets that systemd hands over) or fd://N, tcp://host:port.
-// Each lets at most 1000 connections in at a time. TCP needs TLS that verifies clients: whoever reaches the API is root. Errors are errs.Invalid for an address that cannot
-// be, errs.Conflict when another engine answers there.
+// Open opens an address of the API: unix:///path, tcp://host:port, fd:// for all sockets that systemd passes, or fd://N for
+// one of them. Each listener accepts at most 1000 connections at the same time. TCP needs TLS that verifies clients, because
+// whoever reaches the API has the rights of root. Open returns errs.Invalid for an address that cannot be opened, and
+// errs.Conflict when another engine serves it.
 func Open(addr string, o Options) ([]net.Listener, error) {
 	scheme, rest, ok := strings.Cut(addr, "://")
 	if !ok {
@@ -62,7 +64,7 @@ func Open(addr string, o Options) ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// listenSystemd takes the sockets that systemd opened for this process.
+// listenSystemd returns the sockets that systemd opened for this process. which is the number of a descriptor, or "" for all.
 func listenSystemd(which string, t TLS) ([]net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil {
@@ -110,7 +112,7 @@ func listenTCP(addr, hostport string, t TLS) (net.Listener, error) {
 	return tls.NewListener(limit(l), cfg), nil
 }
 
-// config refuses what would let anybody in.
+// config returns the configuration of a listener. It refuses one that does not verify clients.
 func (t TLS) config(addr string) (*tls.Config, error) {
 	if !t.Verify || t.CertFile == "" || t.KeyFile == "" || t.CAFile == "" {
 		return nil, errs.New(errs.Invalid, "host %s: a TCP listener needs TLS that verifies its clients, because whoever reaches it is root", addr).
@@ -132,7 +134,7 @@ func (t TLS) config(addr string) (*tls.Config, error) {
 		ClientAuth: tls.RequireAndVerifyClientCert, NextProtos: []string{"http/1.1"}}, nil
 }
 
-// CertificateHosts gives the DNS names of a certificate, in lower case: docker.Options.Hosts of a TCP listener.
+// CertificateHosts returns the DNS names of a certificate, in lower case. They are the Hosts of docker.Options.
 func CertificateHosts(certFile, keyFile string) ([]string, error) {
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"ply/internal/errs"
 )
 
-// shortDir is a directory whose path fits into a socket's address.
+// shortDir returns a directory whose path is short enough for the address of a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "l")
@@ -29,7 +29,7 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-// serve answers OK to everything until the test ends.
+// serve answers every request with OK until the test ends.
 func serve(t *testing.T, l net.Listener) {
 	t.Helper()
 	srv := NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "OK") }), nil)
@@ -73,7 +73,7 @@ func TestStaleSocketIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An engine that took the path over keeps it when the first one closes.
+	// Closing the first engine must not remove the socket of the one that replaced it.
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// systemd hands sockets over as descriptors 3 and up; the child answers one request on each and leaves.
+// systemd passes sockets as descriptors 3 and up. The child process answers one request on each and ends.
 func TestSocketActivation(t *testing.T) {
 	if os.Getenv("ACTIVATED") != "" {
 		activatedChild(t)
@@ -170,7 +170,7 @@ func activatedChild(t *testing.T) {
 	ls, err := Open("fd://", Options{})
 	if os.Getenv("ACTIVATED") == "tcp" {
 		if err == nil || !strings.Contains(err.Error(), "needs TLS") {
-			t.Errorf("Open on a TCP socket of systemd's without TLS = %v", err)
+			t.Errorf("Open on a TCP socket from systemd without TLS = %v", err)
 		}
 		return
 	}
@@ -232,6 +232,6 @@ func TestManyConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := extra.Read(make([]byte, 1)); err != nil {
-		t.Errorf("after another left, connection 1001 = %v", err)
+		t.Errorf("after another connection was closed, connection 1001 = %v", err)
 	}
 }

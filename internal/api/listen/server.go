@@ -17,15 +17,15 @@ const (
 	maxHeader     = 64 << 10
 )
 
-// NewServer gives an HTTP server with the limits of the API, to Serve what Open opened. Its Shutdown does not wait for
-// connections that attach and exec took over.
+// NewServer returns an HTTP server with the limits of the API. Its Serve takes the listeners of Open. Its Shutdown does not
+// wait for connections that attach and exec have taken over. A nil log discards.
 func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &http.Server{
 		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // HTTP/2 cannot be taken over
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // no HTTP/2: attach needs connections that can be taken over
 		ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			logPeer(ctx, log, conn)
@@ -34,7 +34,7 @@ func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// logPeer notes who speaks on a unix socket.
+// logPeer logs which process connected to a unix socket.
 func logPeer(ctx context.Context, log *slog.Logger, conn net.Conn) {
 	if !log.Enabled(ctx, slog.LevelDebug) {
 		return

@@ -15,10 +15,10 @@ import (
 	"ply/internal/errs"
 )
 
-// defaultGroup may use the socket, where it exists.
+// defaultGroup is the group whose members may use the socket, if it exists.
 const defaultGroup = "ply"
 
-// listenUnix makes the socket file. One that is left over is replaced only when nobody answers on it.
+// listenUnix creates the socket file. It replaces an existing one only when no process serves it.
 func listenUnix(path, group string) (net.Listener, error) {
 	if !filepath.IsAbs(path) || path != filepath.Clean(path) {
 		return nil, errs.New(errs.Invalid, "host unix://%s: want a clean absolute path", path)
@@ -38,7 +38,7 @@ func listenUnix(path, group string) (net.Listener, error) {
 	if err := clearSocket(path); err != nil {
 		return nil, err
 	}
-	// Made under another name and renamed when its owner and mode are right: nobody can connect before.
+	// The socket gets its name only when its owner and mode are right, so that no one can connect before.
 	temp := path + ".new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errs.New(errs.Internal, "socket %s: %w", temp, err)
@@ -50,7 +50,7 @@ func listenUnix(path, group string) (net.Listener, error) {
 	l.SetUnlinkOnClose(false)
 	err = os.Chown(temp, 0, gid)
 	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		err = nil // rootless: the socket is its user's
+		err = nil // without root the socket belongs to the user
 	}
 	if err == nil {
 		err = os.Chmod(temp, socketMode())
@@ -59,7 +59,7 @@ func listenUnix(path, group string) (net.Listener, error) {
 		err = os.Rename(temp, path)
 	}
 	if err != nil {
-		_ = os.Remove(temp) // only tidying up
+		_ = os.Remove(temp) // the error that matters is reported
 		return nil, errs.New(errs.Internal, "socket %s: %w", path, errors.Join(err, l.Close()))
 	}
 	st, err := os.Stat(path)
@@ -86,10 +86,10 @@ func lockSocket(path string) (unlock func(), err error) {
 		_ = f.Close() // nothing was written
 		return nil, errs.New(errs.Conflict, "socket %s: another engine is opening it", path)
 	}
-	return func() { _ = f.Close() }, nil // closing unlocks
+	return func() { _ = f.Close() }, nil // closing releases the lock
 }
 
-// clearSocket removes a left-over socket file. It refuses to touch anything else.
+// clearSocket removes the socket file of an engine that ended. It refuses to remove anything else.
 func clearSocket(path string) error {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -103,11 +103,11 @@ func clearSocket(path string) error {
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
-		_ = conn.Close() // only asked whether somebody is there
+		_ = conn.Close() // the connection was only a test
 		return errs.New(errs.Conflict, "socket %s: another engine answers on it", path)
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return errs.New(errs.Conflict, "socket %s: somebody may be using it: %w", path, err)
+		return errs.New(errs.Conflict, "socket %s: another process may be using it: %w", path, err)
 	}
 	if err := os.Remove(path); err != nil {
 		return errs.New(errs.Internal, "socket %s: %w", path, err)
@@ -115,7 +115,7 @@ func clearSocket(path string) error {
 	return nil
 }
 
-// socketGroup gives the group of the socket: one that was asked for must exist.
+// socketGroup returns the ID of the group of the socket. A group that the user named must exist; the default one need not.
 func socketGroup(name string) (int, error) {
 	asked := name != ""
 	if !asked {
@@ -138,7 +138,7 @@ func socketGroup(name string) (int, error) {
 	return gid, nil
 }
 
-// unixListener removes its socket file at the end, unless another engine has put its own there.
+// unixListener removes its socket file when it is closed, unless another engine has replaced it.
 type unixListener struct {
 	*net.UnixListener
 	path string
