@@ -34,6 +34,12 @@ var drawnRecords = map[string][]drawnRecord{
 	},
 	"DISK.md": {
 		{"network/<hex>.json", "network", "Connection", "connectionVersion"},
+		{"partial/<hex>.json", "store/blob", "partialState", "partialVersion"},
+		{"layers/sha256/<hex>/layer.json", "store/layer/erofs", "layerRecord", "layerVersion"},
+		{"layers/sha256/<hex>/index.json", "store/layer/erofs", "indexRecord", "indexVersion"},
+		{"layers/sha256/<hex>/meta.json", "store/layer/tree", "Meta", "metaVersion"},
+		{"layers/sha256/<hex>@<hex>/variant.json", "store/layer/overlay2", "variantMeta", "variantVersion"},
+		{"containers/<hex>/rw/copied.json", "store/layer/vfs", "copied", "copiedVersion"},
 	},
 }
 

@@ -17,8 +17,8 @@ func drawn(t *testing.T) (roots [2][]*regexp.Regexp) {
 		t.Fatal(err)
 	}
 	blocks := strings.Split(string(doc), "```\n")
-	if len(blocks) != 5 {
-		t.Fatalf("docs/DISK.md has %d code fences, want 4", len(blocks)-1)
+	if len(blocks) != 7 { // data root, exec root, fields
+		t.Fatalf("docs/DISK.md has %d code fences, want 6", len(blocks)-1)
 	}
 	for i, block := range []string{blocks[1], blocks[3]} {
 		for line := range strings.Lines(block) {
@@ -41,13 +41,13 @@ func TestDiskDrawing(t *testing.T) {
 			w.ply("commit", "c1", "x:1")
 			w.ply("run", "--name", "c2", "busybox", "true")
 			for i, root := range []string{"data", "run"} {
-				checkDrawn(t, filepath.Join(w.dir, root), roots[i], driver == "vfs" && i == 0)
+				checkDrawn(t, filepath.Join(w.dir, root), roots[i])
 			}
 		})
 	}
 }
 
-func checkDrawn(t *testing.T, root string, patterns []*regexp.Regexp, vfs bool) {
+func checkDrawn(t *testing.T, root string, patterns []*regexp.Regexp) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -62,7 +62,7 @@ func checkDrawn(t *testing.T, root string, patterns []*regexp.Regexp, vfs bool) 
 				return nil
 			}
 		}
-		if d.IsDir() || (vfs && strings.HasPrefix(rel, "layers/")) {
+		if d.IsDir() {
 			return nil // only what holds data is drawn
 		}
 		t.Errorf("%s is not drawn in docs/DISK.md", rel)

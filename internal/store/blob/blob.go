@@ -1,7 +1,7 @@
-// Package blob keeps content by its digest: manifests, configs, compressed layers.
+// Package blob stores content by its digest: manifests, configs and compressed layers.
 //
-// Invariants: a file under blobs/sha256/ is complete, was verified against its name before it got it, and is
-// never changed; a partial download lives under partial/ until it is verified. Safe for concurrent use.
+// Invariants: a file in blobs/sha256/ is complete, has the digest that is its name, and is never changed; a download is in
+// partial/ until it is complete and verified.
 package blob
 
 import (
@@ -19,23 +19,27 @@ import (
 	"ply/internal/oci"
 )
 
-// Store is the blobs of one data root.
+// Store is the blob store of one data root. Safe for concurrent use.
 type Store struct {
 	fs      durable.FS
 	dir     string // blobs/sha256
 	partial string
 
 	mu   sync.Mutex
-	open map[oci.Digest]bool // partials in use
+	open map[oci.Digest]bool // open downloads
 }
 
-// Open makes the directories below dir when they are missing and removes what a crash left.
+// Open opens the store in dir, which it creates when it does not exist, and removes the temporaries of a crash. The error's
+// class is errs.Precondition when a newer release left a download; in that case nothing is changed.
 func Open(fsys durable.FS, dir string) (*Store, error) {
 	s := &Store{
 		fs:      fsys,
 		dir:     filepath.Join(dir, "blobs", "sha256"),
 		partial: filepath.Join(dir, "partial"),
 		open:    map[oci.Digest]bool{},
+	}
+	if err := s.checkPartials(); err != nil {
+		return nil, err
 	}
 	for _, d := range []string{s.dir, s.partial} {
 		if err := fsys.MkdirAll(d, 0o700); err != nil {
@@ -47,7 +51,7 @@ func Open(fsys durable.FS, dir string) (*Store, error) {
 
 func (s *Store) path(d oci.Digest) string { return filepath.Join(s.dir, d.Hex()) }
 
-// Stat gives the size of a blob in bytes; errs.NotFound when it is not here.
+// Stat returns the size of a blob in bytes. The error's class is errs.NotFound when it is not in the store.
 func (s *Store) Stat(d oci.Digest) (int64, error) {
 	fi, err := s.fs.Lstat(s.path(d))
 	if err != nil {
@@ -63,16 +67,16 @@ func classify(d oci.Digest, err error) error {
 	return errs.New(errs.Internal, "blob %s: %w", d, err)
 }
 
-// Reader reads one blob. It does not verify: use Bytes, or hash what is read, before trusting it.
+// Reader reads one blob. It does not verify the content: the caller hashes what it reads, or uses Bytes.
 type Reader struct {
 	durable.File
 	size int64
 }
 
-// Size is the blob's size in bytes.
+// Size returns the blob's size in bytes.
 func (r *Reader) Size() int64 { return r.size }
 
-// Open opens a blob for reading; errs.NotFound when it is not here. The caller closes it.
+// Open opens a blob for reading. The error's class is errs.NotFound when it is not in the store. The caller closes it.
 func (s *Store) Open(d oci.Digest) (*Reader, error) {
 	f, err := s.fs.OpenFile(s.path(d), os.O_RDONLY, 0)
 	if err != nil {
@@ -85,22 +89,22 @@ func (s *Store) Open(d oci.Digest) (*Reader, error) {
 	return &Reader{f, fi.Size()}, nil
 }
 
-// Bytes reads a whole blob of at most limit bytes and verifies it. errs.DataLoss says that it is damaged;
-// the blob is then out of the way, so that the next pull or load brings it anew.
+// Bytes reads a whole blob of at most limit bytes and verifies it. The error's class is errs.DataLoss when the blob is
+// damaged. Bytes then removes it, so that the next pull or load stores it again.
 func (s *Store) Bytes(d oci.Digest, limit int64) ([]byte, error) {
 	b, err := durable.ReadFile(s.fs, s.path(d), limit)
 	if err != nil {
 		return nil, classify(d, err)
 	}
 	if got := oci.DigestOf(b); got != d {
-		_ = s.fs.Remove(s.path(d)) // best effort: a blob that stays is refused again
+		_ = s.fs.Remove(s.path(d)) // a damaged blob that stays is refused again
 		return nil, errs.New(errs.DataLoss, "blob %s: damaged on disk, content has digest %s", d, got).
 			WithHint("Pull or load the image again.")
 	}
 	return b, nil
 }
 
-// Put stores b, durable when it returns. Storing what is here already is no error.
+// Put stores b, durable when it returns. Storing a blob that exists is no error.
 func (s *Store) Put(b []byte) (oci.Digest, error) {
 	d := oci.DigestOf(b)
 	if _, err := s.Bytes(d, int64(len(b))); err == nil {
@@ -112,7 +116,7 @@ func (s *Store) Put(b []byte) (oci.Digest, error) {
 	return d, nil
 }
 
-// Remove deletes a blob; one that is not here is no error.
+// Remove removes a blob. Removing one that does not exist is no error.
 func (s *Store) Remove(d oci.Digest) error {
 	if err := s.fs.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.Internal, "blob %s: remove: %w", d, err)
@@ -120,7 +124,7 @@ func (s *Store) Remove(d oci.Digest) error {
 	return nil
 }
 
-// Walk visits every complete blob; made is when it was stored.
+// Walk calls visit for every blob. Made is when the blob was stored.
 func (s *Store) Walk(visit func(d oci.Digest, size int64, made time.Time) error) error {
 	entries, err := s.fs.ReadDir(s.dir)
 	if err != nil {
@@ -138,7 +142,8 @@ func (s *Store) Walk(visit func(d oci.Digest, size int64, made time.Time) error)
 	return nil
 }
 
-// Writer takes a blob whose digest need not be known before its end. Exactly one of Commit and Abort ends it.
+// Writer stores a blob whose digest may be unknown until its end. It is not safe for concurrent use. Exactly one of Commit
+// and Abort ends it; Abort after Commit does nothing.
 type Writer struct {
 	s    *Store
 	f    durable.File
@@ -147,7 +152,7 @@ type Writer struct {
 	done bool
 }
 
-// Create starts a blob.
+// Create starts a new blob.
 func (s *Store) Create() (*Writer, error) {
 	f, err := s.fs.OpenFile(durable.TempName(s.dir), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -156,7 +161,7 @@ func (s *Store) Create() (*Writer, error) {
 	return &Writer{s: s, f: f, hash: sha256.New()}, nil
 }
 
-// Write appends.
+// Write appends to the blob.
 func (w *Writer) Write(p []byte) (int, error) {
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
@@ -167,7 +172,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Commit makes the blob durable and visible. A want that is not "" and not the digest is errs.Invalid, and nothing is kept.
+// Commit makes the blob durable and visible, and returns its digest and size. When want is not "" and is not the digest,
+// the error's class is errs.Invalid and nothing is stored.
 func (w *Writer) Commit(want oci.Digest) (oci.Digest, int64, error) {
 	d := oci.DigestOfHash(w.hash)
 	if want != "" && want != d {
@@ -186,7 +192,7 @@ func (w *Writer) Commit(want oci.Digest) (oci.Digest, int64, error) {
 	return d, w.size, nil
 }
 
-// Abort throws the blob away; after Commit it does nothing.
+// Abort discards the blob.
 func (w *Writer) Abort() error {
 	if w.done {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"ply/internal/durable/faultfs"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
+	"ply/internal/record/recordtest"
 )
 
 func open(t *testing.T, fsys durable.FS, dir string) *Store {
@@ -250,5 +253,67 @@ func TestFaults(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The form in which the progress of a download is stored. The files of builds before the first release decode too.
+func TestGoldenPartial(t *testing.T) {
+	v := partialState{Prefix: 123456}
+	recordtest.Filled(t, v)
+	data, err := record.Marshal(partialVersion, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recordtest.Golden(t, "partial.v1.json", data)
+	recordtest.Decodes(t, "partial.v1.json", partialVersion, v)
+	recordtest.Decodes(t, "partial.unversioned.json", partialVersion, v)
+}
+
+// A download of an earlier build goes on where it ended. One of a newer release stops Open before anything is changed. A
+// damaged record costs the download's progress.
+func TestPartialOfOtherReleases(t *testing.T) {
+	d := oci.DigestOf([]byte("x"))
+	for text, want := range map[string]int64{
+		`{"prefix":3}` + "\n": 3, `{"version":1,"writer":"0.0.1","prefix":3}`: 3, "{": 0, "": 0, `{"version":0,"prefix":3}`: 0,
+	} {
+		dir := t.TempDir()
+		s := open(t, durable.OS, dir)
+		p, err := s.Partial(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.File().WriteAt([]byte("abcdef"), 0)
+		if err := p.Keep(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(s.partialPath(d)+".json", []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, durable.OS, dir)
+		if p, err = s.Partial(d); err != nil || p.Prefix() != want {
+			t.Errorf("record %q: prefix %d, %v; want %d", text, p.Prefix(), err, want)
+		}
+		if err := p.Discard(); err != nil {
+			t.Error(err)
+		}
+	}
+	dir := t.TempDir()
+	s := open(t, durable.OS, dir)
+	newer := `{"version":2,"writer":"9.8.7","prefix":3}`
+	if err := errors.Join(
+		os.WriteFile(s.partialPath(d)+".json", []byte(newer), 0o600),
+		os.WriteFile(durable.TempName(s.dir), nil, 0o600), // Open would remove it
+	); err != nil {
+		t.Fatal(err)
+	}
+	f := &faultfs.FS{Under: durable.OS}
+	if _, err := Open(f, dir); !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "ply 9.8.7") || f.Count() != 0 {
+		t.Errorf("Open with a newer download: %v after %d changes", err, f.Count())
+	}
+	if _, err := s.Partial(d); !errors.Is(err, errs.Precondition) {
+		t.Errorf("Partial with a newer record: %v", err)
+	}
+	if b, err := os.ReadFile(s.partialPath(d) + ".json"); err != nil || string(b) != newer {
+		t.Errorf("the record is now %s, %v", b, err)
 	}
 }

@@ -1,7 +1,6 @@
 package blob
 
 import (
-	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -13,14 +12,14 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 )
 
-// PartialTTL is how long an unfinished download is kept for the next try.
+// PartialTTL is how long an unfinished download is kept since its last use.
 const PartialTTL = 7 * 24 * time.Hour
 
-// Partial is a download that may be unfinished: a file that survives its process. Its methods are for one
-// goroutine, except that File may be read and written at any offset by many. Exactly one of Commit, Keep and
-// Discard ends it.
+// Partial is a download in progress. Its file outlives the process. One goroutine at a time may call its methods, but many
+// may read and write its File at different offsets. Exactly one of Commit, Keep and Discard ends it.
 type Partial struct {
 	s      *Store
 	d      oci.Digest
@@ -28,16 +27,45 @@ type Partial struct {
 	prefix int64
 }
 
+// partialState is partial/<hex>.json. Builds before the first release wrote it without a version.
 type partialState struct {
-	Prefix int64 `json:"prefix"`
+	Prefix int64 `json:"prefix"` // bytes from the start that are there without a gap
 }
 
-// Partial opens the download of a digest; errs.Conflict while another one in this process has it.
+const (
+	partialVersion  = 1
+	maxPartialState = 4096
+)
+
+// checkPartials refuses a store in which a newer release left a download. It only reads.
+func (s *Store) checkPartials() error {
+	entries, err := s.fs.ReadDir(s.partial)
+	if err != nil {
+		return nil // a new store; other errors come up again when the directory is used
+	}
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), ".json") {
+			continue
+		}
+		name := filepath.Join(s.partial, e.Name())
+		data, err := durable.ReadFile(s.fs, name, maxPartialState)
+		if err != nil {
+			continue
+		}
+		if _, err := record.ReadHeader(name, data, partialVersion); errors.Is(err, errs.Precondition) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Partial opens the download of a digest, with the data of an earlier try. The error's class is errs.Conflict while the
+// download is open already.
 func (s *Store) Partial(d oci.Digest) (*Partial, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open[d] {
-		return nil, errs.New(errs.Conflict, "blob %s: is being downloaded already", d)
+		return nil, errs.New(errs.Conflict, "blob %s: a download is in progress already", d)
 	}
 	f, err := s.fs.OpenFile(s.partialPath(d), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -48,10 +76,14 @@ func (s *Store) Partial(d oci.Digest) (*Partial, error) {
 	if err != nil {
 		return nil, errors.Join(classify(d, err), f.Close())
 	}
-	// The record may be ahead of the data after a power cut, never the other way that matters: the caller
-	// hashes the prefix again, so a lie costs a second download, not a wrong blob.
+	// After a power cut the record may claim more than was written. The caller hashes the prefix, so a wrong record costs
+	// a second download and never makes a wrong blob. The same holds for a damaged record.
 	var st partialState
-	if b, err := durable.ReadFile(s.fs, s.partialPath(d)+".json", 4096); err == nil && json.Unmarshal(b, &st) == nil {
+	err = record.ReadFile(s.fs, s.partialPath(d)+".json", maxPartialState, partialVersion, &st)
+	if errors.Is(err, errs.Precondition) {
+		return nil, errors.Join(err, f.Close())
+	}
+	if err == nil {
 		p.prefix = max(0, min(st.Prefix, fi.Size()))
 	}
 	s.open[d] = true
@@ -60,15 +92,18 @@ func (s *Store) Partial(d oci.Digest) (*Partial, error) {
 
 func (s *Store) partialPath(d oci.Digest) string { return filepath.Join(s.partial, d.Hex()) }
 
-// File is the data, to be written at any offset.
+// File returns the file of the data. It may be written at any offset.
 func (p *Partial) File() durable.File { return p.f }
 
-// Prefix is how many bytes from the start are there without a gap.
+// Prefix returns how many bytes from the start are there without a gap.
 func (p *Partial) Prefix() int64 { return p.prefix }
 
-// SetPrefix records that the first n bytes are there. Not synced: it is a hint for the next try.
+// SetPrefix records that the first n bytes are there. The record is a hint for the next try, so it is not synced.
 func (p *Partial) SetPrefix(n int64) error {
-	b, _ := json.Marshal(partialState{n})
+	b, err := record.Marshal(partialVersion, partialState{n})
+	if err != nil {
+		return err
+	}
 	name := p.s.partialPath(p.d) + ".json"
 	f, err := p.s.fs.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
@@ -86,7 +121,7 @@ func (p *Partial) SetPrefix(n int64) error {
 	return nil
 }
 
-// Reset forgets all that is there.
+// Reset discards all data of the download.
 func (p *Partial) Reset() error {
 	if err := p.f.Truncate(0); err != nil {
 		return errs.New(writeClass(err), "blob %s: reset: %w", p.d, err)
@@ -100,7 +135,7 @@ func (p *Partial) release() {
 	delete(p.s.open, p.d)
 }
 
-// Commit makes the file a blob. The caller has hashed every byte of it.
+// Commit makes the file a blob, durable when it returns. The caller must have verified its digest.
 func (p *Partial) Commit() error {
 	defer p.release()
 	err := p.f.Sync()
@@ -113,20 +148,20 @@ func (p *Partial) Commit() error {
 	return ignoreNotExist(p.s.fs.Remove(p.s.partialPath(p.d) + ".json"))
 }
 
-// Keep closes the download; it stays for the next try.
+// Keep closes the download and leaves its data for the next try.
 func (p *Partial) Keep() error {
 	defer p.release()
 	return p.f.Close()
 }
 
-// Discard removes the download.
+// Discard closes the download and removes its data.
 func (p *Partial) Discard() error {
 	defer p.release()
 	name := p.s.partialPath(p.d)
 	return errors.Join(p.f.Close(), ignoreNotExist(p.s.fs.Remove(name)), ignoreNotExist(p.s.fs.Remove(name+".json")))
 }
 
-// RemoveStale deletes downloads that nobody has touched for PartialTTL.
+// RemoveStale removes the downloads that were not used for PartialTTL.
 func (s *Store) RemoveStale(now time.Time) error {
 	entries, err := s.fs.ReadDir(s.partial)
 	if err != nil {
@@ -156,7 +191,7 @@ func ignoreNotExist(err error) error {
 	return err
 }
 
-// writeClass tells a full disk from everything else that can go wrong while writing.
+// writeClass returns the class of a failed write: errs.Exhausted for a full disk, errs.Internal for anything else.
 func writeClass(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return errs.Exhausted

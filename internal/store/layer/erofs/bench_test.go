@@ -10,7 +10,7 @@ import (
 	"ply/internal/store/layer"
 )
 
-// BenchmarkCreate is the whole way of a layer into the store, fsync included.
+// BenchmarkCreate measures writing and committing a layer, fsync included.
 func BenchmarkCreate(b *testing.B) {
 	entries := make([]entry, 2000)
 	for i := range entries {
@@ -32,7 +32,7 @@ func BenchmarkCreate(b *testing.B) {
 	}
 }
 
-// BenchmarkMount is what a container start pays for its root: layers mounted already.
+// BenchmarkMount measures mounting the root of a container when its layers are mounted already.
 func BenchmarkMount(b *testing.B) {
 	for _, n := range []int{1, 10, 60} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -59,7 +59,7 @@ func BenchmarkMount(b *testing.B) {
 	}
 }
 
-// BenchmarkCreateSmall is a build step that changes one small file: all fixed cost.
+// BenchmarkCreateSmall measures a layer with one small file, as of a build step: the fixed cost of a layer.
 func BenchmarkCreateSmall(b *testing.B) {
 	d := open(b, b.TempDir(), Options{})
 	for i := 0; b.Loop(); i++ {

@@ -20,16 +20,16 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// builder makes the index of one layer for one chain of parents.
+// builder writes the index of one layer for one chain of parents.
 type builder struct {
 	d       *Driver
 	dir     string // staging
 	syncs   *syncing
 	tree    *image.Tree
-	rec     *record
+	rec     *layerRecord
 	parents oci.Chain
-	name    string
-	chain   *sideFile
+	name    string    // of the index, without extension
+	chain   *sideFile // copies of files of the parents; nil while there are none
 }
 
 func (b *builder) build(ctx context.Context, missing []image.Missing) error {
@@ -42,7 +42,8 @@ func (b *builder) build(ctx context.Context, missing []image.Missing) error {
 	case b.rec.Side != nil:
 		devices = append(devices, image.Device{Tag: sideName, Size: b.rec.Side.Size})
 	case chain != nil:
-		// Device 2 is always the side file, so that an extent is known while the tar is read.
+		// The side file is always device 2, because extents are assigned while the tar is still being read. A layer
+		// without one repeats the tar in its place.
 		devices = append(devices, image.Device{Tag: tarName, Size: b.rec.TarSize})
 	}
 	if chain != nil {
@@ -53,7 +54,7 @@ func (b *builder) build(ctx context.Context, missing []image.Missing) error {
 	if err != nil {
 		return err
 	}
-	return b.d.writeJSON(b.syncs, filepath.Join(b.dir, b.name+".json"), indexRecord{Index: *idx, Chain: chain})
+	return b.d.writeJSON(b.syncs, filepath.Join(b.dir, b.name+".json"), indexVersion, indexRecord{Index: *idx, Chain: chain})
 }
 
 func (b *builder) write(uuid [16]byte, devices []image.Device) (*fileSum, error) {
@@ -66,16 +67,16 @@ func (b *builder) write(uuid [16]byte, devices []image.Device) (*fileSum, error)
 	return &fileSum{size, oci.DigestOfHash(h)}, b.syncs.file(f, err)
 }
 
-// resolve asks the layers below for what is missing.
+// resolve fills in what the layer takes from its parents: the attributes of directories and the targets of hard links.
 func (b *builder) resolve(ctx context.Context, missing []image.Missing) (sum *fileSum, err error) {
 	if len(missing) == 0 {
 		return nil, nil
 	}
 	var below *os.File
 	if len(b.parents) > 0 {
-		v, err := b.d.look(b.parents)
+		v, err := b.d.openChain(b.parents)
 		if err != nil {
-			return nil, fmt.Errorf("layer %s: look at the layers below: %w", b.rec.DiffID.Short(), err)
+			return nil, fmt.Errorf("layer %s: open the layers below: %w", b.rec.DiffID.Short(), err)
 		}
 		defer errs.Close(&err, v)
 		below = v.root
@@ -104,7 +105,7 @@ func (b *builder) closeChain() error {
 func (b *builder) fill(below *os.File, m image.Missing) error {
 	gone := func() error {
 		if !m.File {
-			return nil // new here: as made
+			return nil // the directory is new in this layer and keeps the default attributes
 		}
 		return errs.New(errs.Invalid, "layer tar: hard link to %.200q, which is a file neither of this layer nor of those below", m.Path)
 	}
@@ -116,7 +117,7 @@ func (b *builder) fill(below *os.File, m image.Missing) error {
 		return gone()
 	}
 	if err != nil {
-		return &os.PathError{Op: "look below for", Path: m.Path, Err: err}
+		return &os.PathError{Op: "open below", Path: m.Path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), m.Path)
 	defer f.Close()
@@ -135,7 +136,7 @@ func (b *builder) fill(below *os.File, m image.Missing) error {
 	return b.tree.Fill(m, a)
 }
 
-// copyUp copies the content of a file below to the chain's side file.
+// copyUp copies the content of a file of the parents into the side file of the chain.
 func (b *builder) copyUp(below *os.File, name string, size int64) (image.Extent, error) {
 	fd, err := openBelow(below, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
 	if err != nil {
@@ -164,7 +165,7 @@ func openBelow(root *os.File, name string, flags uint64) (int, error) {
 	}
 }
 
-// attrOf reads what an inode is, but where its content lies. f may be O_PATH.
+// attrOf returns the attributes of an inode, without the extent of its content. f may be open with O_PATH.
 func attrOf(f *os.File) (image.Attr, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {

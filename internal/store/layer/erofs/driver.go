@@ -21,13 +21,18 @@ import (
 
 // Options of Open. The zero value is right for a machine of its own.
 type Options struct {
-	// Buffered reads layers through the page cache of their files instead of past it. Sequential reads of cold layers
-	// get faster and their content is cached twice.
+	// Buffered mounts read layers through the page cache of the layers' files, so that content is cached twice. Without
+	// it they read the files directly. Sequential reads of layers that are not cached yet are faster with it. It is
+	// also used where direct access does not work.
 	Buffered bool
-	// Reserve is how many bytes of the file system layers must leave free; 0 is 5 %, at most 1 GiB.
+	// Attached mounts every layer at a directory below layers/mounts. Without it the mounts are detached: they are not
+	// visible in any directory. It is also used where the kernel cannot stack detached mounts (before Linux 6.15).
+	Attached bool
+	// Reserve is the free space of the file system that layers must leave, in bytes; 0 means 5 %, at most 1 GiB.
 	Reserve int64
-	Limits  tarscan.Limits
-	// IdleMounts is how many layers that nothing uses stay mounted; 0 is 64, negative none.
+	// Limits bounds what a tar may contain.
+	Limits tarscan.Limits
+	// IdleMounts is how many unused layers stay mounted; 0 means 64, a negative number none.
 	IdleMounts int
 }
 
@@ -35,36 +40,35 @@ type Options struct {
 type Driver struct {
 	fs     durable.FS
 	opts   Options
-	root   string
 	layers string // layers/sha256
-	roots  string // layers/roots, empty directories that views have on top
+	roots  string // layers/roots: empty directories that are the top layer of views
 	inits  *writable.Inits
 	quar   string // layers/quarantine
-	places string // layers/mounts, for kernels that want layers to have a place
+	points string // layers/mounts: mount points of attached layers
 	kind   string // of the backing file system
-	placed bool   // layers must be attached somewhere to be stacked
 
-	background sync.WaitGroup // what Close waits for
-	placeCount atomic.Uint64
-	installing keyed
+	background sync.WaitGroup // Close waits for it
+	pointCount atomic.Uint64  // makes the names of mount points unique
+	installing keyed          // held while a layer directory is created, changed or removed
 
-	mu      sync.Mutex // guards what follows; never held over I/O, except to close idle mounts
-	records map[oci.DiffID]*record
-	damaged map[oci.DiffID]string
+	mu      sync.Mutex // guards the fields below; not held during I/O, except to close idle mounts
+	records map[oci.DiffID]*layerRecord
+	damaged map[oci.DiffID]string // the reason
 	mounts  map[mountKey]*layerMount
-	idle    []*layerMount // oldest first
-	targets map[string][]*layerMount
+	idle    []*layerMount            // mounts without users, oldest first
+	targets map[string][]*layerMount // the mounts below each target; nil while the target is being mounted
 }
 
 var _ layer.Driver = (*Driver)(nil)
 
-// Open opens or makes the driver's part of root, a directory on a file system for which Probe is content. Layers
-// found damaged are set aside, so that they do not stop the others; temporaries of a crash are removed. One
-// process may have a root open. errs.Precondition says why EROFS layers do not work here.
+// Open opens or creates the driver's part of root, a directory for which Probe succeeds. It moves damaged layers to the
+// quarantine, so that they do not affect the others, and removes the temporaries of a crash. One process at a time may
+// have a root open. The error's class is errs.Precondition when EROFS layers do not work here, or when a newer release
+// wrote one of the layers; in that case nothing is changed.
 func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	d := &Driver{
-		fs: fsys, opts: opts, root: root,
-		records: map[oci.DiffID]*record{}, damaged: map[oci.DiffID]string{},
+		fs: fsys, opts: opts,
+		records: map[oci.DiffID]*layerRecord{}, damaged: map[oci.DiffID]string{},
 		mounts: map[mountKey]*layerMount{}, targets: map[string][]*layerMount{},
 	}
 	if d.opts.IdleMounts == 0 {
@@ -74,11 +78,13 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.root = abs
 	base := filepath.Join(abs, "layers")
 	d.layers, d.roots = filepath.Join(base, "sha256"), filepath.Join(base, "roots")
-	d.quar, d.places = filepath.Join(base, "quarantine"), filepath.Join(base, "mounts")
-	for _, dir := range []string{base, d.layers, d.roots, d.quar, d.places} {
+	d.quar, d.points = filepath.Join(base, "quarantine"), filepath.Join(base, "mounts")
+	if err := d.checkAllVersions(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{base, d.layers, d.roots, d.quar, d.points} {
 		if err := d.makeDir(dir); err != nil {
 			return nil, err
 		}
@@ -93,13 +99,33 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err != nil {
 		return nil, errs.New(errs.Precondition, "erofs: %w", err)
 	}
-	d.kind, d.placed, d.opts.Buffered = p.fsType, p.placed, p.buffered
-	if err := d.dropPlaces(); err != nil {
+	d.kind = p.fsType
+	d.opts.Buffered = opts.Buffered || p.buffered
+	d.opts.Attached = opts.Attached || p.attached
+	if err := d.clearMountPoints(); err != nil {
 		return nil, err
 	}
 	return d, d.load()
 }
 
+// checkAllVersions refuses a root in which a newer release wrote any layer. It only reads.
+func (d *Driver) checkAllVersions() error {
+	entries, err := d.fs.ReadDir(d.layers)
+	if err != nil {
+		return nil // a new root; other errors come up again when the directory is used
+	}
+	for _, e := range entries {
+		if !oci.IsHex64(e.Name()) {
+			continue
+		}
+		if err := d.checkVersions(filepath.Join(d.layers, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeDir creates a directory, durable when it returns. The directory may exist already.
 func (d *Driver) makeDir(dir string) error {
 	if err := d.fs.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return err
@@ -114,8 +140,8 @@ func (d *Driver) makeDir(dir string) error {
 	return d.fs.SyncDir(filepath.Dir(dir))
 }
 
-// sweepTemps removes what a crash left. What cannot be removed, as after damage to the file system, is no reason
-// not to start; the next start tries again.
+// sweepTemps removes the temporaries of a crash. One that cannot be removed, as after damage to the file system, does not
+// stop the driver: the next start tries again.
 func (d *Driver) sweepTemps() error {
 	dirs := []string{filepath.Dir(d.layers), d.layers, d.roots, d.quar}
 	entries, err := d.fs.ReadDir(d.layers)
@@ -133,7 +159,7 @@ func (d *Driver) sweepTemps() error {
 	return nil
 }
 
-// load reads every record and sets aside what is damaged.
+// load reads every layer record and moves damaged layers to the quarantine.
 func (d *Driver) load() error {
 	entries, err := d.fs.ReadDir(d.quar)
 	if err != nil {
@@ -155,7 +181,7 @@ func (d *Driver) load() error {
 	}
 	for _, e := range entries {
 		if !oci.IsHex64(e.Name()) {
-			continue // not ours
+			continue // not a layer
 		}
 		id := diffIDOf(e.Name())
 		r, err := d.readRecord(id, d.layerDir(id))
@@ -166,13 +192,13 @@ func (d *Driver) load() error {
 		}
 		d.damaged[id] = err.Error()
 		if isDamage(err) {
-			_ = d.quarantine(id, err.Error()) // where even that fails it is still known as damaged
+			_ = d.quarantine(id, err.Error()) // when this fails, d.damaged still knows the layer
 		}
 	}
 	return nil
 }
 
-// isDamage tells errors that lie in what is stored from those of the moment, such as too many open files.
+// isDamage reports whether an error comes from the stored data, and not from the moment, such as too many open files.
 func isDamage(err error) bool {
 	for _, class := range []error{errs.DataLoss, errs.NotFound, unix.EIO, unix.EUCLEAN, unix.ENOTDIR} {
 		if errors.Is(err, class) {
@@ -184,7 +210,7 @@ func isDamage(err error) bool {
 
 func diffIDOf(hex string) oci.DiffID { return oci.DiffID("sha256:" + hex) }
 
-// quarantine moves a layer aside, so that a commit of it starts afresh.
+// quarantine moves a layer directory to the quarantine, so that the layer can be committed again.
 func (d *Driver) quarantine(id oci.DiffID, reason string) error {
 	d.mu.Lock()
 	delete(d.records, id)
@@ -207,7 +233,7 @@ func (d *Driver) quarantine(id oci.DiffID, reason string) error {
 		return err
 	}
 	if err := durable.WriteFile(d.fs, filepath.Join(aside, reasonName), []byte(reason), 0o600); err != nil && !errors.Is(err, unix.ENOSPC) {
-		return err // without room for the reason it stays "damaged"
+		return err // on a full disk the reason is lost, and reads "damaged" after a restart
 	}
 	return errors.Join(d.fs.SyncDir(d.quar), d.fs.SyncDir(d.layers))
 }
@@ -230,8 +256,9 @@ func (d *Driver) Status() [][2]string {
 	return status
 }
 
-// record gives what is known about a layer. A damaged layer is errs.DataLoss, an unknown one errs.NotFound.
-func (d *Driver) record(id oci.DiffID) (*record, error) {
+// lookup returns the record of a layer. The error's class is errs.DataLoss for a damaged layer and errs.NotFound for an
+// unknown one.
+func (d *Driver) lookup(id oci.DiffID) (*layerRecord, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if r := d.records[id]; r != nil {
@@ -262,14 +289,14 @@ func (d *Driver) Close() error {
 	return all
 }
 
-// dropPlaces takes away the places that an earlier process gave to layers.
-func (d *Driver) dropPlaces() error {
-	entries, err := d.fs.ReadDir(d.places)
+// clearMountPoints unmounts what an earlier process mounted below layers/mounts, and removes the mount points.
+func (d *Driver) clearMountPoints() error {
+	entries, err := d.fs.ReadDir(d.points)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		p := filepath.Join(d.places, e.Name())
+		p := filepath.Join(d.points, e.Name())
 		if err := mount.Unmount(p, true); err != nil {
 			return err
 		}
@@ -280,27 +307,27 @@ func (d *Driver) dropPlaces() error {
 	return nil
 }
 
-// keyed is a lock a layer.
+// keyed is a set of locks, one per layer. The zero value works.
 type keyed struct {
-	mu   sync.Mutex
-	held map[oci.DiffID]chan struct{}
+	mu    sync.Mutex
+	locks map[oci.DiffID]chan struct{} // closed when the lock is released
 }
 
-// lock waits for the layer's lock; the result gives it back.
+// lock takes the lock of a layer, and waits for it if necessary; unlock releases it.
 func (k *keyed) lock(ctx context.Context, id oci.DiffID) (unlock func(), err error) {
 	for {
 		k.mu.Lock()
-		wait, busy := k.held[id]
+		wait, busy := k.locks[id]
 		if !busy {
-			if k.held == nil {
-				k.held = map[oci.DiffID]chan struct{}{}
+			if k.locks == nil {
+				k.locks = map[oci.DiffID]chan struct{}{}
 			}
 			mine := make(chan struct{})
-			k.held[id] = mine
+			k.locks[id] = mine
 			k.mu.Unlock()
 			return func() {
 				k.mu.Lock()
-				delete(k.held, id)
+				delete(k.locks, id)
 				k.mu.Unlock()
 				close(mine)
 			}, nil

@@ -9,20 +9,36 @@ import (
 	"ply/internal/store/layer/layertest"
 )
 
-func openDefault(t *testing.T, root string) layer.Driver {
-	t.Helper()
-	d, err := erofs.Open(durable.OS, root, erofs.Options{})
-	if err != nil {
-		t.Fatal(err)
+// with returns a function that opens the driver with options.
+func with(opts erofs.Options) layertest.Open {
+	return func(t *testing.T, root string) layer.Driver {
+		t.Helper()
+		d, err := erofs.Open(durable.OS, root, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
 	}
-	return d
 }
 
-func TestDriver(t *testing.T) { layertest.Run(t, openDefault) }
+func open(fsys durable.FS, root string) (layer.Driver, error) {
+	return erofs.Open(fsys, root, erofs.Options{})
+}
+
+func TestDriver(t *testing.T) { layertest.Run(t, with(erofs.Options{})) }
+
+// The mode for disks without direct access.
+func TestBuffered(t *testing.T) { layertest.Run(t, with(erofs.Options{Buffered: true})) }
+
+// The mode for kernels that cannot stack detached mounts.
+func TestAttached(t *testing.T) { layertest.Run(t, with(erofs.Options{Attached: true})) }
+
+func TestFaults(t *testing.T)   { layertest.RunFaults(t, open) }
+func TestVersions(t *testing.T) { layertest.RunVersions(t, open) }
 
 func BenchmarkDriver(b *testing.B) {
 	layertest.RunBenchmarks(b, func(b *testing.B, root string) layer.Driver {
-		d, err := erofs.Open(durable.OS, root, erofs.Options{})
+		d, err := open(durable.OS, root)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -18,7 +18,7 @@ import (
 	"ply/internal/oci"
 )
 
-// P4: whatever is damaged, Open works, the rest is there, and a commit heals.
+// Whatever part of a layer is damaged, Open works, the other layers are usable, and a new commit repairs the layer.
 func TestDamageIsSetAside(t *testing.T) {
 	content := strings.Repeat("x", 3000)
 	data := pack(t, entry{name: "f", body: content, mode: 0o644})
@@ -30,8 +30,8 @@ func TestDamageIsSetAside(t *testing.T) {
 		"record of another": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, recordName), []byte(`{"version":1}`), 0o600)
 		},
-		"record of tomorrow": func(dir string) error {
-			return os.WriteFile(filepath.Join(dir, recordName), []byte(`{"version":2}`), 0o600)
+		"record with a bad version": func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, recordName), []byte(`{"version":-2}`), 0o600)
 		},
 		"index missing":     func(dir string) error { return os.Remove(filepath.Join(dir, "index.erofs")) },
 		"index empty":       func(dir string) error { return os.Truncate(filepath.Join(dir, "index.erofs"), 0) },
@@ -73,7 +73,7 @@ func TestDamageIsSetAside(t *testing.T) {
 	}
 }
 
-// Every operation that changes the disk fails once, or from then on: the layer is there whole or not at all.
+// Each operation that changes the disk fails, once or from then on: afterwards the layer exists completely or not at all.
 func TestCommitFaults(t *testing.T) {
 	data := pack(t, entry{name: "d/f", body: strings.Repeat("x", 70_000)}, entry{name: "l", kind: tar.TypeLink, link: "g"})
 	base := pack(t, entry{name: "g", body: "below"})
@@ -103,7 +103,7 @@ func TestCommitFaults(t *testing.T) {
 				} else {
 					c := append(slices.Clone(chain), oci.DiffID(oci.DigestOf(data)))
 					if _, serr := after.Stat(t.Context(), c); serr == nil {
-						// Failed after the rename: then it must be whole.
+						// It failed after the rename, so the layer must be complete.
 						if verr := after.Verify(t.Context(), c); verr != nil {
 							t.Errorf("operation %d: %v, and what is there is %v", n, err, verr)
 						}
@@ -115,7 +115,7 @@ func TestCommitFaults(t *testing.T) {
 				}
 				if !f.Hit() {
 					if err != nil {
-						t.Errorf("untouched and yet: %v", err)
+						t.Errorf("without a fault: %v", err)
 					}
 					return
 				}

@@ -11,18 +11,18 @@ import (
 	"ply/internal/oci"
 )
 
-// install makes a finished staging directory the layer, or takes from it what the layer held already lacks.
-// The staging directory is gone when there is no error.
-func (d *Driver) install(ctx context.Context, staging string, r *record, parents oci.Chain, index string) error {
+// install renames a complete staging directory to the layer's name. When the layer exists already, it only moves the index
+// that the existing one lacks. The staging directory does not exist any more when install returns nil.
+func (d *Driver) install(ctx context.Context, staging string, r *layerRecord, parents oci.Chain, index string) error {
 	unlock, err := d.installing.lock(ctx, r.DiffID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	dir := d.layerDir(r.DiffID)
-	if held, err := d.record(r.DiffID); err == nil {
-		err := d.verify(ctx, held, index)
-		if errors.Is(err, errs.NotFound) { // sound, but for other parents
+	if existing, err := d.lookup(r.DiffID); err == nil {
+		err := d.verify(ctx, existing, index)
+		if errors.Is(err, errs.NotFound) { // the layer is whole, but has no index for these parents
 			if err = d.adopt(staging, dir, index); err != nil {
 				return err
 			}
@@ -56,7 +56,8 @@ func (d *Driver) install(ctx context.Context, staging string, r *record, parents
 	return d.fs.RemoveAll(filepath.Join(d.quar, r.DiffID.Hex()))
 }
 
-// adopt moves one more index into a layer that is held; its record comes last.
+// adopt moves one more index into the directory of an existing layer. The index's record is moved last, after the names of
+// its files are durable.
 func (d *Driver) adopt(staging, dir, index string) error {
 	for _, name := range []string{chainFile(index), index + ".erofs"} {
 		err := d.fs.Rename(filepath.Join(staging, name), filepath.Join(dir, name))

@@ -113,9 +113,10 @@ func want(tb testing.TB, root, name, content string) {
 	}
 }
 
-// A layer whose hard link and directories depend on what is below looks right on each of its chains.
+// A layer whose hard link and directories depend on the layers below looks right on each of its chains.
 func TestLayerOnTwoChains(t *testing.T) {
-	d := open(t, t.TempDir(), Options{})
+	dir := t.TempDir()
+	d := open(t, dir, Options{})
 	one := put(t, d, nil, pack(t, entry{name: "d/", kind: tar.TypeDir, mode: 0o700}, entry{name: "d/f", mode: 0o600, body: "one"}))
 	two := put(t, d, nil, pack(t, entry{name: "d/", kind: tar.TypeDir, mode: 0o711}, entry{name: "d/f", mode: 0o644, body: strings.Repeat("two", 5000)}))
 	top := pack(t, entry{name: "d/new", body: "x"}, entry{name: "l", kind: tar.TypeLink, link: "d/f"})
@@ -151,7 +152,7 @@ func TestLayerOnTwoChains(t *testing.T) {
 	if err := d.Remove(t.Context(), keys[len(keys)-2]); !errors.Is(err, errs.Conflict) {
 		t.Errorf("remove of a mounted index: %v", err)
 	}
-	d2 := open(t, d.root, Options{}) // nothing mounted as far as it knows
+	d2 := open(t, dir, Options{}) // does not know the mounts of d
 	if err := d2.Remove(t.Context(), keys[len(keys)-2]); err != nil {
 		t.Error(err)
 	}
@@ -163,10 +164,10 @@ func TestLayerOnTwoChains(t *testing.T) {
 	}
 }
 
-// Sparse files become side data with holes, also beside content copied up from below.
+// The content of sparse files is kept in side data with holes, also when other content is copied up from below.
 func TestSparseLayer(t *testing.T) {
 	var buf bytes.Buffer
-	// archive/tar does not write sparse files: a PAX 1.0 one by hand.
+	// archive/tar does not write sparse files, so the PAX 1.0 headers are made here.
 	w := tar.NewWriter(&buf)
 	body := "1\n1048576\n3\n" + strings.Repeat("\x00", 500) + "end"
 	h := &tar.Header{Name: "GNUSparseFile.0/s", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body)), Format: tar.FormatPAX,
@@ -199,7 +200,7 @@ func TestSparseLayer(t *testing.T) {
 	}
 }
 
-// sparsePAX replaces the first extended header by one that makes the file that follows sparse.
+// sparsePAX replaces the first extended header by one that makes the next file sparse.
 func sparsePAX(t *testing.T, data []byte) []byte {
 	t.Helper()
 	if data[156] != 'x' {
@@ -226,7 +227,7 @@ func sparsePAX(t *testing.T, data []byte) []byte {
 	return slices.Concat(h, body, data[1024:])
 }
 
-// Overlayfs knows no opaque root: the driver leaves out what lies below it.
+// Overlayfs has no opaque root directory: the driver leaves out the layers below one.
 func TestOpaqueRoot(t *testing.T) {
 	d := open(t, t.TempDir(), Options{})
 	chain := put(t, d, nil, pack(t, entry{name: "old", body: "1"}))
@@ -239,11 +240,10 @@ func TestOpaqueRoot(t *testing.T) {
 	}
 }
 
-// Kernels before 6.15 stack layers only when they have a place.
-func TestLayersWithPlaces(t *testing.T) {
+// Each attached layer has one mount point. After a kill the next driver removes them, and the views stay.
+func TestAttachedLayers(t *testing.T) {
 	root := t.TempDir()
-	d := open(t, root, Options{})
-	d.placed = true
+	d := open(t, root, Options{Attached: true})
 	chain := put(t, d, nil, pack(t, entry{name: "a", body: "1"}))
 	chain = put(t, d, chain, pack(t, entry{name: "b", body: "2"}))
 	target := t.TempDir()
@@ -251,18 +251,15 @@ func TestLayersWithPlaces(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, target, "a", "1")
-	places, _ := os.ReadDir(d.places)
-	if len(places) != 2 {
-		t.Errorf("%d places, want one a layer", len(places))
+	points, _ := os.ReadDir(d.points)
+	if len(points) != 2 {
+		t.Errorf("%d mount points, want one per layer", len(points))
 	}
-	d2 := open(t, root, Options{}) // as after a kill: takes the places away, the view stays
-	if places, _ := os.ReadDir(d2.places); len(places) != 0 {
-		t.Errorf("%d places after a new start", len(places))
+	d2 := open(t, root, Options{}) // as after a kill of d
+	if points, _ := os.ReadDir(d2.points); len(points) != 0 {
+		t.Errorf("%d mount points after a new start", len(points))
 	}
 	want(t, target, "b", "2")
-	for _, m := range d.mounts {
-		m.place = "" // gone already
-	}
 	if err := d.Unmount(t.Context(), target); err != nil {
 		t.Error(err)
 	}
@@ -334,7 +331,7 @@ func TestParallelCommitsAndViews(t *testing.T) {
 	}
 }
 
-// The free space that layers must leave is looked at before and while a layer is written.
+// The free space that layers must leave is checked before and while a layer is written.
 func TestReserve(t *testing.T) {
 	d := open(t, t.TempDir(), Options{Reserve: 1 << 60})
 	if _, err := d.Create(t.Context()); !errors.Is(err, errs.Exhausted) {
@@ -384,8 +381,8 @@ func TestWriterRefusesUseAfterEnd(t *testing.T) {
 
 var _ layer.Driver = (*Driver)(nil)
 
-// What programs that compare st_dev and st_ino rely on (find -xdev, du, tar): a root is one device, inode numbers
-// are its own, and links share theirs.
+// Programs such as find -xdev, du and tar compare st_dev and st_ino: a root is one device, different files have different
+// inode numbers, and hard links have the same one.
 func TestRootIsOneDevice(t *testing.T) {
 	d := open(t, t.TempDir(), Options{})
 	var chain oci.Chain

@@ -24,28 +24,31 @@ type mountKey struct {
 	index string
 }
 
-// layerMount is the one mount of a layer.
+// layerMount is the mount of one index of a layer. All chains and containers with the layer share it.
 type layerMount struct {
 	key  mountKey
-	refs int // guarded by Driver.mu; 0 = idle
+	refs int // users; guarded by Driver.mu; 0 means idle
 
-	once  sync.Once
+	once  sync.Once // mounts; sets the fields below
 	err   error
 	tree  *mount.Tree
-	place string // "" while the kernel needs none
+	point string // the mount point; "" for a detached mount
 }
 
 func (m *layerMount) layer() mount.Layer {
-	if m.place != "" {
-		return mount.At(m.place)
+	if m.point != "" {
+		return mount.At(m.point)
 	}
 	return mount.Of(m.tree)
 }
 
 func (m *layerMount) close(d *Driver) error {
 	var err error
-	if m.place != "" {
-		err = errors.Join(mount.Unmount(m.place, true), d.fs.Remove(m.place))
+	if m.point != "" {
+		err = mount.Unmount(m.point, true)
+		if rerr := d.fs.Remove(m.point); !os.IsNotExist(rerr) {
+			err = errors.Join(err, rerr)
+		}
 	}
 	if m.tree != nil {
 		err = errors.Join(err, m.tree.Close())
@@ -53,18 +56,19 @@ func (m *layerMount) close(d *Driver) error {
 	return err
 }
 
-// acquire mounts what a chain consists of, bottom first, without layers that one above hides entirely: those below
-// an opaque root, and the lower ones of a layer that comes again. Each success must be paired with release.
-func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*record, error) {
+// acquire mounts the layers of a chain and returns them, bottom first, each with its record. It leaves out layers that
+// others hide completely: those below an opaque root, and the lower copies of a layer that the chain has several times.
+// The caller releases the mounts.
+func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*layerRecord, error) {
 	var mounts []*layerMount
-	var records []*record
+	var records []*layerRecord
 	seen := map[mountKey]bool{}
 	for i := len(chain) - 1; i >= 0; i-- {
-		r, err := d.record(chain[i])
+		r, err := d.lookup(chain[i])
 		if err == nil {
 			key := mountKey{chain[i], r.indexName(chain[:i])}
 			if seen[key] {
-				continue // overlayfs takes no directory twice, and every name of it shows through the upper one
+				continue // overlayfs refuses the same directory twice, and the upper copy shows all its names
 			}
 			seen[key] = true
 			var m *layerMount
@@ -90,7 +94,7 @@ func (d *Driver) acquire(chain oci.Chain) ([]*layerMount, []*record, error) {
 	return mounts, records, nil
 }
 
-func (d *Driver) mountLayer(r *record, parents oci.Chain) (*layerMount, error) {
+func (d *Driver) mountLayer(r *layerRecord, parents oci.Chain) (*layerMount, error) {
 	key := mountKey{r.DiffID, r.indexName(parents)}
 	d.mu.Lock()
 	m := d.mounts[key]
@@ -108,7 +112,7 @@ func (d *Driver) mountLayer(r *record, parents oci.Chain) (*layerMount, error) {
 		err := m.err
 		d.mu.Lock()
 		if d.mounts[key] == m {
-			delete(d.mounts, key) // so that the next one tries again
+			delete(d.mounts, key) // so that the next caller tries again
 		}
 		d.mu.Unlock()
 		return nil, err
@@ -138,21 +142,21 @@ func (d *Driver) mountIndex(m *layerMount) error {
 		return errs.New(errs.Internal, "layer %s: %w", m.key.id.Short(), err)
 	}
 	m.tree = tree
-	if !d.placed {
+	if !d.opts.Attached {
 		return nil
 	}
-	place := filepath.Join(d.places, m.key.id.Hex()[:16]+"-"+strconv.FormatUint(d.placeCount.Add(1), 10))
-	if err := d.fs.Mkdir(place, 0o700); err != nil && !os.IsExist(err) {
+	point := filepath.Join(d.points, m.key.id.Hex()[:16]+"-"+strconv.FormatUint(d.pointCount.Add(1), 10))
+	if err := d.fs.Mkdir(point, 0o700); err != nil && !os.IsExist(err) {
 		return errors.Join(err, tree.Close())
 	}
-	if err := tree.Attach(place); err != nil {
-		return errors.Join(err, d.fs.Remove(place), tree.Close())
+	if err := tree.Attach(point); err != nil {
+		return errors.Join(err, d.fs.Remove(point), tree.Close())
 	}
-	m.place = place
+	m.point = point
 	return nil
 }
 
-// devices gives the files of an index's device table.
+// devices returns the paths of the files in an index's device table.
 func (d *Driver) devices(dir, index string) (paths []string, err error) {
 	f, err := d.fs.OpenFile(filepath.Join(dir, index+".erofs"), os.O_RDONLY, 0)
 	if err != nil {
@@ -169,14 +173,15 @@ func (d *Driver) devices(dir, index string) (paths []string, err error) {
 		case chainTag:
 			tag = chainFile(index)
 		default:
-			return nil, errs.New(errs.DataLoss, "index wants device %q", tag)
+			return nil, errs.New(errs.DataLoss, "%s.erofs: unknown device %q", index, tag)
 		}
 		paths = append(paths, filepath.Join(dir, tag))
 	}
 	return paths, nil
 }
 
-// release gives back what acquire gave. Mounts stay for a while when nothing uses them.
+// release ends the use of mounts that acquire returned. The most recently used mounts stay mounted, up to
+// Options.IdleMounts.
 func (d *Driver) release(mounts []*layerMount) {
 	d.mu.Lock()
 	var drop []*layerMount
@@ -184,7 +189,7 @@ func (d *Driver) release(mounts []*layerMount) {
 		if m.refs--; m.refs > 0 {
 			continue
 		}
-		if d.mounts[m.key] != m { // forgotten meanwhile
+		if d.mounts[m.key] != m { // forget has removed it
 			drop = append(drop, m)
 			continue
 		}
@@ -197,11 +202,11 @@ func (d *Driver) release(mounts []*layerMount) {
 	}
 	d.mu.Unlock()
 	for _, m := range drop {
-		_ = m.close(d) // nobody can act on it; dropPlaces does at the next start
+		_ = m.close(d) // the caller cannot act on an error; clearMountPoints tries again at the next start
 	}
 }
 
-// forget takes the mounts of a layer out of use; those in use live on until they are released. mu is held.
+// forget removes the mounts of a layer from the table. Mounts in use stay until they are released. The caller holds mu.
 func (d *Driver) forget(id oci.DiffID) {
 	for k, m := range d.mounts {
 		if k.id != id {
@@ -215,7 +220,8 @@ func (d *Driver) forget(id oci.DiffID) {
 	}
 }
 
-// inUse reports whether a layer, or one index of it when index is not "", is part of something mounted. mu is held.
+// inUse reports whether a layer is part of a mounted file system. When index is not "", only this index counts. The caller
+// holds mu.
 func (d *Driver) inUse(id oci.DiffID, index string) bool {
 	for k, m := range d.mounts {
 		if k.id == id && (index == "" || k.index == index) && m.refs > 0 {
@@ -225,7 +231,7 @@ func (d *Driver) inUse(id oci.DiffID, index string) bool {
 	return false
 }
 
-// unmountIdle drops a mount that nothing uses. mu is held.
+// unmountIdle unmounts an idle mount. The caller holds mu.
 func (d *Driver) unmountIdle(m *layerMount) {
 	delete(d.mounts, m.key)
 	d.idle = slices.DeleteFunc(d.idle, func(i *layerMount) bool { return i == m })

@@ -22,9 +22,9 @@ import (
 
 const keyPrefix = "sha256-"
 
-// Keys implements layer.Driver: for every layer the index that one chain of parents may need, and the layer
-// itself, which every chain with it has in common. Which layers depend on their parents is not known before they are
-// here, so both are always named.
+// Keys implements layer.Driver. Each layer has a key that all chains with it share, and one for the index that it may need
+// on these parents. Whether a layer depends on its parents is not known before it is committed, so both are always
+// returned.
 func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 	ids := chain.IDs()
 	keys := make([]layer.Key, 0, 2*len(chain))
@@ -37,7 +37,7 @@ func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 	return keys
 }
 
-// parseKey gives the layer of a key, and the index's base name when it is one.
+// parseKey returns the layer of a key and, if the key is that of an index, the index's file name without extension.
 func parseKey(k layer.Key) (id oci.DiffID, index string, err error) {
 	rest, ok := strings.CutPrefix(string(k), keyPrefix)
 	hex, parent, two := strings.Cut(rest, "-")
@@ -50,13 +50,13 @@ func parseKey(k layer.Key) (id oci.DiffID, index string, err error) {
 	return diffIDOf(hex), index, nil
 }
 
-// Stat implements layer.Driver. A layer found damaged is set aside and not held any more.
+// Stat implements layer.Driver. It moves a damaged layer to the quarantine and reports it as not found.
 func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) {
 	if len(chain) == 0 {
 		return layer.Info{}, errs.New(errs.Invalid, "layer: an empty chain has no top")
 	}
 	id := chain.Top()
-	r, err := d.record(id)
+	r, err := d.lookup(id)
 	if err == nil {
 		if err = d.glance(r, r.indexName(chain.Parent())); errors.Is(err, errs.DataLoss) {
 			err = d.condemn(ctx, r, err)
@@ -71,9 +71,9 @@ func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) 
 	return r.info(), nil
 }
 
-// glance looks whether a layer and one index are whole, as far as lengths tell. errs.NotFound says that a layer
-// which depends on its parents was not committed on these.
-func (d *Driver) glance(r *record, index string) error {
+// glance checks the records of a layer and of one index, and the sizes of their files. The error's class is errs.NotFound
+// when the layer depends on its parents and was not committed on these.
+func (d *Driver) glance(r *layerRecord, index string) error {
 	dir := d.layerDir(r.DiffID)
 	if _, err := d.readRecord(r.DiffID, dir); err != nil {
 		return lost(err)
@@ -89,7 +89,7 @@ func (d *Driver) glance(r *record, index string) error {
 	return lost(err)
 }
 
-// lost makes a missing part of a layer its damage.
+// lost turns errs.NotFound into errs.DataLoss, for files that the layer must have.
 func lost(err error) error {
 	if errors.Is(err, errs.NotFound) {
 		return errs.New(errs.DataLoss, "%w", err)
@@ -97,15 +97,15 @@ func lost(err error) error {
 	return err
 }
 
-// condemn sets a layer aside that was found damaged, unless it was replaced or removed meanwhile. It returns the error
-// for whoever wants the layer.
-func (d *Driver) condemn(ctx context.Context, r *record, reason error) error {
+// condemn moves a damaged layer to the quarantine, unless it was replaced or removed meanwhile. It returns the error for
+// the caller that wants the layer.
+func (d *Driver) condemn(ctx context.Context, r *layerRecord, reason error) error {
 	unlock, err := d.installing.lock(ctx, r.DiffID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	now, err := d.record(r.DiffID)
+	now, err := d.lookup(r.DiffID)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error
 		return nil, errs.New(errs.Invalid, "layer: an empty chain has no tar")
 	}
 	id := chain.Top()
-	r, err := d.record(id)
+	r, err := d.lookup(id)
 	if err != nil {
 		return nil, err
 	}
@@ -135,11 +135,12 @@ func (d *Driver) Tar(ctx context.Context, chain oci.Chain) (io.ReadCloser, error
 	return &tarReader{d: d, f: f, r: r, left: r.TarSize, h: sha256.New()}, nil
 }
 
-// tarReader hashes what it gives and compares at the end. A layer found damaged is set aside.
+// tarReader hashes the tar while it is read and compares size and digest at the end. It moves a damaged layer to the
+// quarantine.
 type tarReader struct {
 	d    *Driver
 	f    durable.File
-	r    *record
+	r    *layerRecord
 	left int64
 	h    hash.Hash
 	err  error
@@ -156,9 +157,9 @@ func (t *tarReader) Read(p []byte) (int, error) {
 	case errors.Is(err, unix.EIO):
 		t.err = t.damaged(err)
 	case err == io.EOF && t.left != 0, t.left < 0:
-		t.err = t.damaged(errors.New("its tar has not the length it had"))
+		t.err = t.damaged(errors.New("the length of its tar has changed"))
 	case err == io.EOF && oci.DiffID(oci.DigestOfHash(t.h)) != t.r.DiffID:
-		t.err = t.damaged(errors.New("its tar has not the digest it had"))
+		t.err = t.damaged(errors.New("the content of its tar has changed"))
 	default:
 		t.err = err
 	}
@@ -166,7 +167,7 @@ func (t *tarReader) Read(p []byte) (int, error) {
 }
 
 func (t *tarReader) damaged(reason error) error {
-	err := t.d.condemn(context.Background(), t.r, reason) // waits only for another commit or removal of the layer
+	err := t.d.condemn(context.Background(), t.r, reason) // only waits for another commit or removal of the layer
 	if !errors.Is(err, errs.DataLoss) {
 		err = errors.Join(damage(t.r.DiffID, reason), err)
 	}
@@ -213,7 +214,7 @@ func (d *Driver) walkIndexes(id oci.DiffID, visit func(layer.Key, time.Time) err
 		return err
 	}
 	for _, e := range entries {
-		// The .erofs, not the .json: an index that a crash cut off from its record is found as well.
+		// The .erofs file counts and not the record, so that an index whose record a crash prevented is found too.
 		hex, ok := strings.CutPrefix(e.Name(), "index-")
 		hex, erofs := strings.CutSuffix(hex, ".erofs")
 		if !ok || !erofs || !oci.IsHex64(hex) {
@@ -276,8 +277,8 @@ func (d *Driver) removeIndex(dir, index string) error {
 }
 
 func (d *Driver) removeLayer(id oci.DiffID) error {
-	// Not synced: after a crash the layer is there, or half gone under a name that start-up clears away. Either way
-	// nothing refers to it.
+	// The rename is not synced. After a crash the layer exists, or a part of it under the name of a temporary, which the
+	// next start removes. No record refers to it in either case.
 	tmp := durable.TempName(d.layers)
 	err := d.fs.Rename(d.layerDir(id), tmp)
 	if err == nil {
@@ -289,13 +290,13 @@ func (d *Driver) removeLayer(id oci.DiffID) error {
 		d.fs.RemoveAll(filepath.Join(d.quar, id.Hex())))
 }
 
-// Verify implements layer.Driver. A damaged layer is set aside.
+// Verify implements layer.Driver. It moves a damaged layer to the quarantine.
 func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 	if len(chain) == 0 {
 		return errs.New(errs.Invalid, "layer: an empty chain has no top")
 	}
 	id := chain.Top()
-	r, err := d.record(id)
+	r, err := d.lookup(id)
 	if err != nil {
 		return err
 	}
@@ -306,9 +307,9 @@ func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 	return err
 }
 
-// verify reads everything of a layer and one index. errs.NotFound says that the layer is sound and only the index is not
-// there.
-func (d *Driver) verify(ctx context.Context, r *record, index string) error {
+// verify reads all files of a layer and of one index. The error's class is errs.NotFound when the layer is whole and only
+// the index does not exist.
+func (d *Driver) verify(ctx context.Context, r *layerRecord, index string) error {
 	absent := d.glance(r, index)
 	if absent != nil && !errors.Is(absent, errs.NotFound) {
 		return absent

@@ -17,8 +17,8 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// Probe tells whether this driver works on root, which is made when it is not there, by mounting a tiny layer
-// on it and writing over it. why says what is in the way.
+// Probe reports whether this driver works on root, and if not why. It creates root when it does not exist, mounts a tiny
+// layer on it and writes to an overlay over that layer.
 func Probe(root string) (ok bool, why string) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return false, err.Error()
@@ -31,11 +31,11 @@ func Probe(root string) (ok bool, why string) {
 
 type probed struct {
 	fsType   string
-	placed   bool // detached layers cannot be stacked
+	attached bool // the kernel cannot stack detached mounts
 	buffered bool // direct access does not work, as on disks with sectors of 4 KiB
 }
 
-// probe tries direct access first, unless buffered is wanted, then buffered.
+// probe tries direct access and, when that fails or buffered is true, buffered access.
 func probe(root string, buffered bool) (probed, error) {
 	if !buffered {
 		if p, err := tryProbe(root, true); err == nil {
@@ -74,16 +74,16 @@ func tryProbe(root string, direct bool) (p probed, err error) {
 	if err == nil {
 		return p, nil
 	}
-	place := filepath.Join(dir, "place")
-	if merr := errors.Join(os.Mkdir(place, 0o700), tree.Attach(place)); merr != nil {
+	point := filepath.Join(dir, "mount")
+	if merr := errors.Join(os.Mkdir(point, 0o700), tree.Attach(point)); merr != nil {
 		return p, errors.Join(err, merr)
 	}
-	err = errors.Join(probeStack(dir, mount.At(place)), mount.Unmount(place, true))
-	p.placed = err == nil
+	err = errors.Join(probeStack(dir, mount.At(point)), mount.Unmount(point, true))
+	p.attached = err == nil
 	return p, err
 }
 
-// hintFor says in words what usually stands behind a refusal.
+// hintFor returns the usual cause of an error of mounting.
 func hintFor(err error, fsType string) string {
 	switch {
 	case errors.Is(err, unix.ENODEV):
@@ -96,7 +96,7 @@ func hintFor(err error, fsType string) string {
 	return "EROFS on files of " + fsType + " does not work"
 }
 
-// probeLayer makes a layer of one file.
+// probeLayer writes a layer with one file.
 func probeLayer(dir string) (img, device string, err error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -129,7 +129,7 @@ func probeLayer(dir string) (img, device string, err error) {
 	return img, device, errors.Join(err, f.Close())
 }
 
-// probeStack reads and writes through an overlay over the layer.
+// probeStack mounts an overlay over the layer, opens its file for writing, and reads the file.
 func probeStack(dir string, below mount.Layer) (err error) {
 	up, work := filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, d := range []string{up, work} {

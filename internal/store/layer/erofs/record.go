@@ -1,7 +1,7 @@
 package erofs
 
 import (
-	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +10,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 	"ply/internal/store/layer"
 )
 
@@ -20,42 +21,42 @@ const (
 	reasonName = "reason"
 	chainTag   = "chain.data" // in an index's device table: chain-<chainID>.data
 
-	recordVersion = 1
-	maxRecord     = 1 << 20
+	layerVersion = 1 // of layer.json
+	indexVersion = 1 // of index.json
+	maxRecord    = 1 << 20
 )
 
-// record is layer.json.
-type record struct {
-	Version    int        `json:"version"`
+// layerRecord is layer.json. Builds before the first release wrote it with a version and without a writer.
+type layerRecord struct {
 	DiffID     oci.DiffID `json:"diffID"`
-	Size       int64      `json:"size"`
-	TarSize    int64      `json:"tarSize"`
-	Entries    int        `json:"entries"`
-	Dependent  bool       `json:"dependent,omitempty"`  // has one index a chain of parents
-	OpaqueRoot bool       `json:"opaqueRoot,omitempty"` // hides all layers below it
-	Root       bool       `json:"root,omitempty"`       // an entry describes the root
-	Side       *fileSum   `json:"side,omitempty"`
-	made       time.Time
+	Size       int64      `json:"size"`                 // as in layer.Info
+	TarSize    int64      `json:"tarSize"`              // bytes of layer.tar
+	Entries    int        `json:"entries"`              // as in layer.Info
+	Dependent  bool       `json:"dependent,omitempty"`  // the layer has one index per chain of parents
+	OpaqueRoot bool       `json:"opaqueRoot,omitempty"` // the layer hides all layers below it
+	Root       bool       `json:"root,omitempty"`       // an entry of the tar describes the root directory
+	Side       *fileSum   `json:"side,omitempty"`       // side.data, if there is one
+	made       time.Time  // when the layer was committed; the modification time of layer.json
 }
 
-// fileSum says what a file must be.
+// fileSum is the size and digest that a file must have.
 type fileSum struct {
 	Size   int64      `json:"size"`
 	Digest oci.Digest `json:"digest"`
 }
 
-// indexRecord is index.json.
+// indexRecord is index.json. Builds before the first release wrote it without a version.
 type indexRecord struct {
-	Index fileSum  `json:"index"`
-	Chain *fileSum `json:"chain,omitempty"`
+	Index fileSum  `json:"index"`           // index.erofs
+	Chain *fileSum `json:"chain,omitempty"` // chain-<chainID>.data, if there is one
 }
 
-func (r *record) info() layer.Info {
+func (r *layerRecord) info() layer.Info {
 	return layer.Info{DiffID: r.DiffID, Size: r.Size, TarSize: r.TarSize, Entries: r.Entries}
 }
 
-// indexName gives the base name of the index of a layer on parents, without extension.
-func (r *record) indexName(parents oci.Chain) string { return indexName(r.Dependent, parents) }
+// indexName returns the file name, without extension, of the layer's index for these parents.
+func (r *layerRecord) indexName(parents oci.Chain) string { return indexName(r.Dependent, parents) }
 
 func indexName(dependent bool, parents oci.Chain) string {
 	if !dependent || len(parents) == 0 {
@@ -64,24 +65,22 @@ func indexName(dependent bool, parents oci.Chain) string {
 	return "index-" + parents.ID().Hex()
 }
 
-// chainFile is the side file that belongs to an index.
+// chainFile returns the name of the side file that belongs to an index.
 func chainFile(index string) string {
 	return "chain" + strings.TrimPrefix(index, "index") + ".data"
 }
 
 func (d *Driver) layerDir(id oci.DiffID) string { return filepath.Join(d.layers, id.Hex()) }
 
-// readRecord reads and checks a layer directory; the error says what is wrong with it.
-func (d *Driver) readRecord(id oci.DiffID, dir string) (*record, error) {
-	r := &record{}
-	if err := d.readJSON(filepath.Join(dir, recordName), r); err != nil {
+// readRecord reads the record of a layer directory and checks the sizes of the files that it names. The error says what is
+// wrong with the layer.
+func (d *Driver) readRecord(id oci.DiffID, dir string) (*layerRecord, error) {
+	r := &layerRecord{}
+	if err := d.readJSON(filepath.Join(dir, recordName), layerVersion, r); err != nil {
 		return nil, err
 	}
-	if r.Version != recordVersion {
-		return nil, errs.New(errs.DataLoss, "%s: version %d is not known", recordName, r.Version)
-	}
 	if r.DiffID != id {
-		return nil, errs.New(errs.DataLoss, "%s: speaks of %.80s", recordName, r.DiffID)
+		return nil, errs.New(errs.DataLoss, "%s: describes layer %.80s", recordName, r.DiffID)
 	}
 	if err := d.checkSize(filepath.Join(dir, tarName), r.TarSize); err != nil {
 		return nil, err
@@ -102,10 +101,11 @@ func (d *Driver) readRecord(id oci.DiffID, dir string) (*record, error) {
 	return r, nil
 }
 
-// readIndex reads an index's record; a missing one is errs.NotFound, a damaged one errs.DataLoss.
+// readIndex reads the record of an index and checks the sizes of its files. The error's class is errs.NotFound when there
+// is no record and errs.DataLoss when something is damaged.
 func (d *Driver) readIndex(dir, name string) (*indexRecord, error) {
 	r := &indexRecord{}
-	if err := d.readJSON(filepath.Join(dir, name+".json"), r); err != nil {
+	if err := d.readJSON(filepath.Join(dir, name+".json"), indexVersion, r); err != nil {
 		return nil, err
 	}
 	if err := d.checkSize(filepath.Join(dir, name+".erofs"), r.Index.Size); err != nil {
@@ -119,7 +119,7 @@ func (d *Driver) readIndex(dir, name string) (*indexRecord, error) {
 	return r, nil
 }
 
-func (d *Driver) readJSON(name string, v any) error {
+func (d *Driver) readJSON(name string, known int, v any) error {
 	data, err := durable.ReadFile(d.fs, name, maxRecord)
 	if os.IsNotExist(err) {
 		return errs.New(errs.NotFound, "%s is missing", filepath.Base(name))
@@ -127,8 +127,31 @@ func (d *Driver) readJSON(name string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return errs.New(errs.DataLoss, "%s: %w", filepath.Base(name), err)
+	return record.Unmarshal(filepath.Base(name), data, known, v)
+}
+
+// checkVersions refuses a layer directory that a newer release wrote. It only reads, and it ignores what is damaged.
+func (d *Driver) checkVersions(dir string) error {
+	entries, err := d.fs.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		known := indexVersion
+		switch name, ok := strings.CutSuffix(e.Name(), ".json"); {
+		case e.Name() == recordName:
+			known = layerVersion
+		case !ok || !strings.HasPrefix(name, "index"):
+			continue
+		}
+		name := filepath.Join(dir, e.Name())
+		data, err := durable.ReadFile(d.fs, name, maxRecord)
+		if err != nil {
+			continue
+		}
+		if _, err := record.ReadHeader(name, data, known); errors.Is(err, errs.Precondition) {
+			return err
+		}
 	}
 	return nil
 }

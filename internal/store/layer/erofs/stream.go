@@ -16,7 +16,7 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// hasher takes the digest of the pieces that pass.
+// hasher computes the digest of the tar from its pieces.
 type hasher struct {
 	in chan *piece
 	h  hash.Hash
@@ -31,14 +31,14 @@ func (h *hasher) run() {
 	}
 }
 
-// scanner indexes the pieces that pass.
+// scanner indexes the tar from its pieces.
 type scanner struct {
 	d    *Driver
 	dir  string
 	in   chan *piece
 	fail atomic.Pointer[error]
 
-	// Of run until it is over:
+	// These belong to run until it has returned.
 	cur     *piece
 	off     int
 	tree    *image.Tree
@@ -64,7 +64,7 @@ func (s *scanner) run() {
 	}
 }
 
-// failure gives the scan's error as soon as there is one.
+// failure returns the scan's error, or nil while there is none.
 func (s *scanner) failure() error {
 	if err := s.fail.Load(); err != nil {
 		return *err
@@ -72,7 +72,7 @@ func (s *scanner) failure() error {
 	return nil
 }
 
-// Read gives the pieces as one stream.
+// Read implements io.Reader over the pieces.
 func (s *scanner) Read(p []byte) (int, error) {
 	for s.cur == nil || s.off == len(s.cur.b) {
 		if s.cur != nil {
@@ -120,7 +120,7 @@ func (s *scanner) visit(e *tarscan.Entry, data io.Reader) error {
 	return s.tree.Add(e, where)
 }
 
-// finish ends the side file, when there is one.
+// finish completes the side file and returns its sum, or nil when there is none.
 func (s *scanner) finish(syncs *syncing) (*fileSum, error) {
 	if s.side == nil {
 		return nil, nil
@@ -130,7 +130,7 @@ func (s *scanner) finish(syncs *syncing) (*fileSum, error) {
 	return side.finish(syncs)
 }
 
-// close gives up what run opened.
+// close closes the side file, if there is one.
 func (s *scanner) close() error {
 	if s.side == nil {
 		return nil
@@ -138,7 +138,7 @@ func (s *scanner) close() error {
 	return s.side.f.Close()
 }
 
-// sideFile holds content that does not lie in the tar as one piece. Regions of zeros become holes.
+// sideFile holds file content that is not one piece of the tar. Regions of zeros become holes.
 type sideFile struct {
 	f    durable.File
 	size int64
@@ -159,7 +159,7 @@ func (d *Driver) newSide(name string) (*sideFile, error) {
 	return &sideFile{f: f, buf: make([]byte, sideBuf), zero: make([]byte, sideBuf)}, nil
 }
 
-// add appends size bytes of r and gives their offset.
+// add appends size bytes of r and returns their offset.
 func (s *sideFile) add(r io.Reader, size int64) (int64, error) {
 	start := s.size
 	for pos, left := start, size; left > 0; {

@@ -13,8 +13,8 @@ import (
 	"ply/internal/store/layer/writable"
 )
 
-// base gives the layers of a chain, in the order of acquire, as overlayfs takes them: top first.
-func base(mounts []*layerMount, records []*record) writable.Base {
+// base converts the layers of a chain from the order of acquire to that of overlayfs, top first.
+func base(mounts []*layerMount, records []*layerRecord) writable.Base {
 	b := writable.Base{Root: -1}
 	for i, m := range slices.Backward(mounts) {
 		if b.Root < 0 && records[i].Root {
@@ -41,16 +41,18 @@ func base(mounts []*layerMount, records []*record) writable.Base {
 
 // View implements layer.Driver.
 func (d *Driver) View(_ context.Context, chain oci.Chain, target string) error {
-	return d.place(target, chain, func(base writable.Base) error {
+	return d.mountAt(target, chain, func(base writable.Base) error {
 		return writable.View(d.fs, base, d.roots, target)
 	})
 }
 
-// maxLayers leaves room for what lies on top of an image: mount points, or the attributes of the root.
+// maxLayers is how many layers an image may have. One more overlay layer is needed for mount points, or for the attributes
+// of the root directory.
 const maxLayers = mount.MaxLowers - 1
 
-// place mounts a chain's layers and lets attach make them appear at target; they are held until Unmount.
-func (d *Driver) place(target string, chain oci.Chain, attach func(writable.Base) error) (err error) {
+// mountAt mounts the layers of a chain and calls stack, which mounts an overlay of them at target. The layers stay in use
+// until Unmount.
+func (d *Driver) mountAt(target string, chain oci.Chain, stack func(writable.Base) error) (err error) {
 	target, err = filepath.Abs(target)
 	if err != nil {
 		return err
@@ -58,7 +60,7 @@ func (d *Driver) place(target string, chain oci.Chain, attach func(writable.Base
 	d.mu.Lock()
 	_, busy := d.targets[target]
 	if !busy {
-		d.targets[target] = nil // ours from here on
+		d.targets[target] = nil // reserves the target
 	}
 	d.mu.Unlock()
 	if !busy {
@@ -74,13 +76,13 @@ func (d *Driver) place(target string, chain oci.Chain, attach func(writable.Base
 		}
 	}
 	if busy {
-		return errs.New(errs.Conflict, "mount %s: something is mounted there", target)
+		return errs.New(errs.Conflict, "mount %s: something is mounted there already", target)
 	}
 	mounts, records, err := d.acquire(chain)
 	if err != nil {
 		return err
 	}
-	if err = attach(base(mounts, records)); err != nil {
+	if err = stack(base(mounts, records)); err != nil {
 		d.release(mounts)
 		return err
 	}
@@ -107,22 +109,22 @@ func (d *Driver) Unmount(_ context.Context, target string) error {
 	return nil
 }
 
-// looking is a chain open for look-ups, without a place.
-type looking struct {
+// chainReader is a chain that is open for reading through a descriptor, and mounted nowhere.
+type chainReader struct {
 	d      *Driver
 	mounts []*layerMount
 	tree   *mount.Tree
 	root   *os.File
 }
 
-func (l *looking) Close() error {
+func (l *chainReader) Close() error {
 	err := errors.Join(l.root.Close(), l.tree.Close())
 	l.d.release(l.mounts)
 	return err
 }
 
-// look opens a chain, not empty, for reading through a descriptor.
-func (d *Driver) look(chain oci.Chain) (l *looking, err error) {
+// openChain opens a chain of at least one layer for reading. The caller closes it.
+func (d *Driver) openChain(chain oci.Chain) (l *chainReader, err error) {
 	mounts, records, err := d.acquire(chain)
 	if err != nil {
 		return nil, err
@@ -132,7 +134,7 @@ func (d *Driver) look(chain oci.Chain) (l *looking, err error) {
 			d.release(mounts)
 		}
 	}()
-	// Overlayfs wants two layers when nothing is writable.
+	// Overlayfs needs at least two layers when it has no upper directory.
 	empty := filepath.Join(d.roots, "empty")
 	if err := d.makeDir(empty); err != nil {
 		return nil, err
@@ -145,5 +147,5 @@ func (d *Driver) look(chain oci.Chain) (l *looking, err error) {
 	if err != nil {
 		return nil, errors.Join(err, tree.Close())
 	}
-	return &looking{d: d, mounts: mounts, tree: tree, root: root}, nil
+	return &chainReader{d: d, mounts: mounts, tree: tree, root: root}, nil
 }

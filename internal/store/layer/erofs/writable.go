@@ -16,7 +16,7 @@ func (d *Driver) CreateWritable(_ context.Context, dir string, chain oci.Chain) 
 
 // Mount implements layer.Driver.
 func (d *Driver) Mount(_ context.Context, dir string, chain oci.Chain, target string, opts layer.MountOptions) error {
-	return d.place(target, chain, func(base writable.Base) error {
+	return d.mountAt(target, chain, func(base writable.Base) error {
 		return writable.Mount(d.fs, d.inits, dir, chain, base, target, opts)
 	})
 }
@@ -45,7 +45,7 @@ func (d *Driver) RemoveWritable(_ context.Context, dir string) error {
 	return writable.Remove(d.fs, d.inits, dir)
 }
 
-// with lends the layers of a chain.
+// with calls do while the layers of a chain are mounted.
 func (d *Driver) with(chain oci.Chain, do func(writable.Base) error) error {
 	mounts, records, err := d.acquire(chain)
 	if err != nil {

@@ -2,7 +2,7 @@ package erofs
 
 import (
 	"context"
-	"encoding/json"
+
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +15,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tarscan"
 )
@@ -22,13 +23,13 @@ import (
 const (
 	pieceSize  = 1 << 20
 	pieceCount = 6
-	flushEvery = 8 << 20  // bytes whose write-back is started together
-	checkEvery = 64 << 20 // bytes between looks at the free space
-	keepCached = 16 << 20 // tars below this stay cached: what was just built is often pushed next
+	flushEvery = 8 << 20  // bytes after which write-back is started
+	checkEvery = 64 << 20 // bytes after which the free space is checked again
+	keepCached = 16 << 20 // smaller tars stay in the page cache: what was just built is often pushed next
 )
 
-// Create implements layer.Driver. The tar goes to its file in the caller's goroutine, and through two more
-// that hash and index it at the same time.
+// Create implements layer.Driver. The caller's goroutine writes the tar to its file, while two more goroutines hash and
+// index it.
 func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -53,7 +54,7 @@ func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
 	return w, nil
 }
 
-// checkRoom refuses to start filling the file system's last bytes.
+// checkRoom returns an error of class errs.Exhausted when the file system has less free space than the reserve.
 func (d *Driver) checkRoom() error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(d.layers, &st); err != nil {
@@ -70,11 +71,11 @@ func (d *Driver) checkRoom() error {
 	return nil
 }
 
-// piece is a part of the tar on its way through hash and scan.
+// piece is a part of the tar that is written, hashed and scanned at the same time.
 type piece struct {
 	b    []byte
-	refs atomic.Int32
-	home chan<- *piece
+	refs atomic.Int32  // users; the last one returns the piece
+	home chan<- *piece // the free pieces
 }
 
 func (p *piece) done() {
@@ -91,22 +92,22 @@ type writer struct {
 	size int64
 
 	free    chan *piece
-	cur     *piece
-	flushed int64
-	checked int64
+	cur     *piece // being filled by Write
+	flushed int64  // bytes whose write-back was started
+	checked int64  // size at the last check of the free space
 	hash    *hasher
 	scan    *scanner
-	work    sync.WaitGroup
+	work    sync.WaitGroup // hash and scan
 	syncs   syncing
 
-	joined bool
-	ended  bool
-	err    error // of the file, final
+	joined bool  // the stream has ended, hash and scan too
+	ended  bool  // committed or aborted
+	err    error // of writing the tar; final
 }
 
 var errEnded = errors.New("layer writer: already committed or aborted")
 
-// Write implements io.Writer. What makes the tar unacceptable is reported as soon as it is seen.
+// Write implements io.Writer. It returns the error of the scan as soon as there is one.
 func (w *writer) Write(p []byte) (int, error) {
 	if w.ended || w.joined {
 		return 0, errEnded
@@ -135,7 +136,7 @@ func (w *writer) Write(p []byte) (int, error) {
 	return n, w.err
 }
 
-// pass hands the current piece to hash and scan and writes it while they read it.
+// pass sends the current piece to hash and scan, and writes it while they read it.
 func (w *writer) pass() error {
 	p := w.cur
 	w.cur = nil
@@ -155,7 +156,7 @@ func (w *writer) pass() error {
 	}
 	w.size += int64(len(p.b))
 	if w.size-w.flushed >= flushEvery {
-		// Starts write-back and does not wait for it; only a hint, so its error means nothing.
+		// This starts write-back and does not wait for it. It is only a hint, so its error does not matter.
 		_ = unix.SyncFileRange(int(w.tar.Fd()), w.flushed, w.size-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
 		w.flushed = w.size
 	}
@@ -166,7 +167,7 @@ func (w *writer) pass() error {
 	return nil
 }
 
-// exhausted gives a full disk its class.
+// exhausted wraps the error of a full disk in the class errs.Exhausted, and returns other errors as they are.
 func exhausted(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return errs.New(errs.Exhausted, "%w", err).WithHint("Free space or remove images.")
@@ -194,7 +195,7 @@ func (w *writer) Abort() error {
 		return nil
 	}
 	w.ended = true
-	w.err = errEnded // nothing more is written
+	w.err = errEnded // so that join writes nothing more
 	w.join()
 	return errors.Join(w.scan.close(), w.tar.Close(), w.d.fs.RemoveAll(w.dir))
 }
@@ -235,21 +236,21 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	return r.info(), w.d.forgetPages(w.tar, w.size)
 }
 
-// forgetPages closes a finished tar, and takes a large one out of the page cache when mounts read past it: there
-// it would only displace what is used, and make removal slow. It does not keep the caller waiting.
+// forgetPages closes a finished tar. It also drops a large one from the page cache, in the background, when mounts read the
+// file directly: its pages would only displace others and make removal slow.
 func (d *Driver) forgetPages(tar durable.File, size int64) error {
 	if d.opts.Buffered || size < keepCached {
 		return tar.Close()
 	}
 	d.background.Go(func() {
 		_ = unix.Fadvise(int(tar.Fd()), 0, 0, unix.FADV_DONTNEED)
-		_ = tar.Close() // it was synced, and is only read from here on
+		_ = tar.Close() // it was synced, so the error does not matter
 	})
 	return nil
 }
 
-// seal writes everything but the tar into the staging directory.
-func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*record, string, error) {
+// seal writes everything except the tar into the staging directory. It returns the record and the name of the index.
+func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*layerRecord, string, error) {
 	side, err := w.scan.finish(&w.syncs)
 	if err != nil {
 		return nil, "", err
@@ -258,20 +259,20 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*r
 	if err != nil {
 		return nil, "", err
 	}
-	r := &record{
-		Version: recordVersion, DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
+	r := &layerRecord{
+		DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
 		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,
 	}
 	b := builder{d: w.d, dir: w.dir, syncs: &w.syncs, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
 	if err := b.build(ctx, missing); err != nil {
 		return nil, "", err
 	}
-	return r, b.name, w.d.writeJSON(&w.syncs, filepath.Join(w.dir, recordName), r)
+	return r, b.name, w.d.writeJSON(&w.syncs, filepath.Join(w.dir, recordName), layerVersion, r)
 }
 
-// writeJSON writes a record in a staging directory.
-func (d *Driver) writeJSON(syncs *syncing, name string, v any) error {
-	data, err := json.Marshal(v)
+// writeJSON writes a record into a staging directory.
+func (d *Driver) writeJSON(syncs *syncing, name string, version int, v any) error {
+	data, err := record.Marshal(version, v)
 	if err != nil {
 		return err
 	}
@@ -283,7 +284,7 @@ func (d *Driver) writeJSON(syncs *syncing, name string, v any) error {
 	return syncs.file(f, err)
 }
 
-// syncing makes files durable beside each other: together they cost the disk little more than one.
+// syncing syncs files in parallel: together they take little longer than one.
 type syncing struct {
 	work sync.WaitGroup
 	mu   sync.Mutex
@@ -300,7 +301,7 @@ func (s *syncing) start(sync func() error) {
 	})
 }
 
-// file syncs and closes f, or only closes it when there is an error already, which it gives back.
+// file syncs and closes f in the background. When err is not nil, it only closes f and returns err.
 func (s *syncing) file(f durable.File, err error) error {
 	if err != nil {
 		return errors.Join(err, f.Close())

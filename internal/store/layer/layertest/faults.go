@@ -14,14 +14,11 @@ import (
 	"ply/internal/store/layer"
 )
 
-// RunFaults makes a stack of layers and a writable over and over, each time letting another file-system operation of
-// the driver fail: once with an error, and once as if the process ended there. After that a driver on the same
-// root must start, hold whole layers or none, keep no leftovers, and take the same layers again.
+// RunFaults makes a stack of layers and a writable again and again, and each time lets another file-system operation of
+// the driver fail: once with an error, and once as if the process ended there. Afterwards a driver on the same root must
+// start, have complete layers or none, leave no temporaries, and accept the same layers again.
 func RunFaults(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error)) {
-	tars := [][]byte{
-		makeTar(t, dir("a").chmod(0o700), file("a/f", noise(30, 20_000)), file("a/f", "again")),
-		makeTar(t, file("a/g", "x"), hardlink("l", "a/f"), file("b/.wh.x", "")),
-	}
+	tars := stackTars(t)
 	for _, dead := range []bool{false, true} {
 		t.Run(map[bool]string{false: "error", true: "death"}[dead], func(t *testing.T) {
 			for n := 1; ; n++ {
@@ -37,38 +34,52 @@ func RunFaults(t *testing.T, open func(fsys durable.FS, root string) (layer.Driv
 	}
 }
 
-// faultAt runs the story with operation n failing; done says that it ended before.
+// stackTars returns two layers. The second depends on the first in every way in which a layer can.
+func stackTars(t *testing.T) [][]byte {
+	return [][]byte{
+		makeTar(t, dir("a").chmod(0o700), file("a/f", noise(30, 20_000)), file("a/f", "again")),
+		makeTar(t, file("a/g", "x"), hardlink("l", "a/f"), file("b/.wh.x", "")),
+	}
+}
+
+// commitAll commits layers on top of each other.
+func commitAll(t *testing.T, d layer.Driver, tars [][]byte) (chain oci.Chain, err error) {
+	for _, data := range tars {
+		info, err := tryIn(t.Context(), d, chain, data, diffID(data))
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, info.DiffID)
+	}
+	return chain, nil
+}
+
+// faultAt runs the sequence with operation n failing. Done is true when the sequence has fewer operations.
 func faultAt(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error), tars [][]byte, n int, dead bool) (done bool) {
 	t.Helper()
 	base := t.TempDir()
 	root, dir := filepath.Join(base, "driver"), filepath.Join(base, "rw")
 	must(t, os.Mkdir(root, 0o755))
 	must(t, os.Mkdir(dir, 0o755))
-	// Most trees are small; what a run leaves is not needed by the next.
-	defer os.RemoveAll(base)
+	defer os.RemoveAll(base) // now, so that the runs do not add up
 	ops, what := 0, ""
 	fsys := &faultfs.FS{Under: durable.OS, FailAt: n, Forever: dead, Short: true, Trace: func(op string) {
 		if ops++; ops == n {
 			what = op
 		}
 	}}
-	story := func(fsys durable.FS) error {
+	sequence := func(fsys durable.FS) error {
 		d, err := open(fsys, root)
 		if err != nil {
 			return err
 		}
-		var chain oci.Chain
-		for _, data := range tars {
-			info, err := tryIn(t.Context(), d, chain, data, diffID(data))
-			if err != nil {
-				return errors.Join(err, d.Close())
-			}
-			chain = append(chain, info.DiffID)
+		chain, err := commitAll(t, d, tars)
+		if err == nil {
+			err = d.CreateWritable(t.Context(), dir, chain)
 		}
-		err = d.CreateWritable(t.Context(), dir, chain)
 		return errors.Join(err, d.Close())
 	}
-	err := story(fsys)
+	err := sequence(fsys)
 	if !fsys.Hit() {
 		must(t, err)
 		return true
@@ -77,7 +88,7 @@ func faultAt(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver
 		t.Errorf("operation %d (%s) failing leaves %q", n, what, left)
 	}
 	if err == nil && dead {
-		t.Errorf("operation %d (%s): everything failed and nobody noticed", n, what)
+		t.Errorf("operation %d (%s): all later operations failed, and no error was returned", n, what)
 	}
 	d, err := open(durable.OS, root)
 	if err != nil {
@@ -103,7 +114,7 @@ func faultAt(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver
 	}
 	must(t, d.RemoveWritable(t.Context(), dir))
 	must(t, d.Close())
-	if err := story(durable.OS); err != nil {
+	if err := sequence(durable.OS); err != nil {
 		t.Errorf("operation %d (%s): second try: %v", n, what, err)
 	}
 	return false

@@ -97,7 +97,8 @@ func probe(dir string) error {
 	return t.Close()
 }
 
-// Open opens the driver's directory, making it when it is new, and deletes what a crash left.
+// Open opens or creates the driver's part of root and removes the temporaries of a crash. The error's class is
+// errs.Precondition when a newer release wrote one of the layers; in that case nothing is changed.
 func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -106,6 +107,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	d := &Driver{
 		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
 		metas: map[oci.DiffID]*tree.Meta{}, targets: map[string][]string{},
+	}
+	if err := tree.CheckVersions(fsys, d.layers, map[string]int{variantName: variantVersion}); err != nil {
+		return nil, err
 	}
 	for _, dir := range []string{d.layers, d.roots()} {
 		if err := fsys.MkdirAll(dir, 0o711); err != nil {
@@ -185,6 +189,8 @@ func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 			return nil, tree.Damaged(id, err)
 		}
 		return nil, errs.New(errs.NotFound, "layer %s: not held", id)
+	case errors.Is(err, errs.Precondition):
+		return nil, err
 	case err != nil:
 		return nil, tree.Damaged(id, err)
 	case m.DiffID != id:

@@ -46,7 +46,13 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// TestTmpfs has the data root on a tmpfs, as a nested engine has.
+func TestVersions(t *testing.T) {
+	layertest.RunVersions(t, func(fsys durable.FS, root string) (layer.Driver, error) {
+		return overlay2.Open(fsys, root, overlay2.Options{})
+	})
+}
+
+// A data root on a tmpfs, as of a nested engine.
 func TestTmpfs(t *testing.T) {
 	layertest.Run(t, func(t *testing.T, root string) layer.Driver {
 		mounted, err := mount.IsMounted(root)

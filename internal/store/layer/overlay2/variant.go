@@ -2,7 +2,7 @@ package overlay2
 
 import (
 	"context"
-	"encoding/json"
+
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +12,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 	"ply/internal/store/layer/tree"
 	"ply/internal/store/layer/upper"
 	"ply/internal/store/layer/writable"
@@ -19,17 +20,16 @@ import (
 
 const variantName = "variant.json"
 
-// variantMeta describes a variant.
+// variantMeta is variant.json. Builds before the first release wrote it with a version and without a writer.
 type variantMeta struct {
-	Version int  `json:"version"`
-	Empty   bool `json:"empty"` // the layer is right as it is on this chain
+	Empty bool `json:"empty"` // the layer needs no changes on this chain, so fs/ is empty
 }
 
 const variantVersion = 1
 
-// variant finds the variant of the top layer of chain, making it when everything for it is there. has is false when there is
-// nothing to mount. Errors: errs.NotFound when a layer below is not held, errs.Invalid when the layer links to files
-// that the chain does not have.
+// variant returns the directory of the variant of the chain's top layer, and makes it if necessary. Has is false when there
+// is nothing to mount. The error's class is errs.NotFound when a layer below does not exist here, and errs.Invalid when the
+// layer links to files that the chain does not have.
 func (d *Driver) variant(ctx context.Context, chain oci.Chain) (dir string, has bool, err error) {
 	m, err := d.meta(chain.Top())
 	if err != nil {
@@ -49,7 +49,7 @@ func (d *Driver) variant(ctx context.Context, chain oci.Chain) (dir string, has 
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return "", false, err
 	}
-	base, paths, err := d.base(ctx, parents) // before the lock: it locks the variants below
+	base, paths, err := d.base(ctx, parents) // not under the lock, because it locks the variants below
 	if err != nil {
 		return "", false, err
 	}
@@ -66,17 +66,14 @@ func noTarget(m *tree.Meta, l tree.Link) error {
 }
 
 func (d *Driver) variantMeta(dir string) (v variantMeta, err error) {
-	data, err := durable.ReadFile(d.fsys, filepath.Join(dir, variantName), 4096)
-	if err != nil {
-		return v, err
+	err = record.ReadFile(d.fsys, filepath.Join(dir, variantName), 4096, variantVersion, &v)
+	if errors.Is(err, errs.DataLoss) {
+		return v, fs.ErrNotExist // a variant can be made again
 	}
-	if err := json.Unmarshal(data, &v); err != nil || v.Version != variantVersion {
-		return v, fs.ErrNotExist // made again
-	}
-	return v, nil
+	return v, err
 }
 
-// makeVariant builds the variant beside and renames it to dir.
+// makeVariant builds the variant in a temporary directory and renames that to dir.
 func (d *Driver) makeVariant(ctx context.Context, m *tree.Meta, dir string, base writable.Base, paths []string) (has bool, err error) {
 	dirs, err := openAll(paths)
 	if err != nil {
@@ -113,29 +110,26 @@ func (d *Driver) makeVariant(ctx context.Context, m *tree.Meta, dir string, base
 		ctx: ctx, meta: m, top: top, own: own, lower: upper.StackLower(dirs...), lowerDirs: dirs,
 		all: upper.StackLower(append([]*os.File{own}, dirs...)...),
 	}
-	if m.OpaqueRoot { // nothing of the chain is seen, but links into it are still links to it
+	if m.OpaqueRoot { // the layers below are hidden, but hard links into them are still valid
 		r.all = upper.StackLower(own)
 	}
 	if err := r.run(); err != nil {
-		return false, fmt.Errorf("layer %s on %s: %w", m.DiffID, base0(paths), err)
+		return false, fmt.Errorf("layer %s on %s: %w", m.DiffID, topOf(paths), err)
 	}
-	data, err := json.Marshal(variantMeta{Version: variantVersion, Empty: !r.made})
-	if err != nil {
-		return false, err
-	}
-	if err := durable.WriteFile(d.fsys, filepath.Join(tmp, variantName), data, 0o600); err != nil {
+	if err := record.WriteFile(d.fsys, filepath.Join(tmp, variantName), variantVersion, variantMeta{Empty: !r.made}, 0o600); err != nil {
 		return false, err
 	}
 	if err := d.fsys.SyncFS(tmp); err != nil {
 		return false, err
 	}
-	if err := d.fsys.RemoveAll(dir); err != nil { // one that could not be read
+	if err := d.fsys.RemoveAll(dir); err != nil { // a damaged variant
 		return false, err
 	}
 	return r.made, durable.Rename(d.fsys, tmp, dir)
 }
 
-func base0(paths []string) string {
+// topOf names the uppermost object directory of a chain, for errors.
+func topOf(paths []string) string {
 	if len(paths) == 0 {
 		return "nothing"
 	}

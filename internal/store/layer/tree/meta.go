@@ -1,12 +1,13 @@
 package tree
 
 import (
-	"encoding/json"
+	"errors"
 	"path/filepath"
 
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 	"ply/internal/store/layer"
 )
 
@@ -18,29 +19,30 @@ const (
 	metaName   = "meta.json"
 )
 
-// Name is a file name in JSON: base64, because names need not be UTF-8.
+// Name is a file name. It is base64 in JSON, because file names need not be UTF-8.
 type Name []byte
 
-// Meta describes a layer directory.
+// Meta is meta.json: the description of a layer directory. Builds before the first release wrote it with a version and
+// without a writer.
 type Meta struct {
-	Version int        `json:"version"`
 	DiffID  oci.DiffID `json:"diffID"`
-	TarSize int64      `json:"tarSize"`
-	Size    int64      `json:"size"`
-	Entries int        `json:"entries"`
-	// OwnRoot says that an entry describes the root directory.
+	TarSize int64      `json:"tarSize"` // bytes of the uncompressed tar
+	Size    int64      `json:"size"`    // as in layer.Info
+	Entries int        `json:"entries"` // as in layer.Info
+	// OwnRoot is true when an entry describes the root directory.
 	OwnRoot bool `json:"ownRoot,omitempty"`
-	// OpaqueRoot says that nothing of the layers below is seen. Overlayfs knows no mark for that: the
-	// driver leaves them out.
+	// OpaqueRoot is true when the layer hides all layers below it. Overlayfs has no mark for that, so the driver leaves
+	// those layers out.
 	OpaqueRoot bool `json:"opaqueRoot,omitempty"`
-	// Implied are directories (not the root) that no entry describes and through which layers below can be seen,
+	// Implied lists the directories (without the root) that no entry describes and that do not hide the layers below,
 	// parents first.
 	Implied []Name `json:"implied,omitempty"`
-	// Links are hard links to names that this layer does not have.
+	// Links lists hard links to names that this layer does not have.
 	Links []Link `json:"links,omitempty"`
-	// Wiped are directories (not the root) that hold whiteouts. Overlayfs filters those out only where it merges.
+	// Wiped lists the directories (without the root) that have whiteouts. Overlayfs hides whiteouts only in directories
+	// that it merges.
 	Wiped []Name `json:"wiped,omitempty"`
-	// Hidden maps recipe names to files in hidden/.
+	// Hidden lists the files in hidden/ by their names in the recipe.
 	Hidden []Hidden `json:"hidden,omitempty"`
 }
 
@@ -50,43 +52,70 @@ type Link struct {
 	Target Name `json:"target"`
 }
 
-// Hidden is content that a later entry of the same tar replaced.
+// Hidden is the content of a file that a later entry of the same tar replaced.
 type Hidden struct {
 	Name Name `json:"name"` // in the recipe
 	File int  `json:"file"` // in hidden/
 }
 
-const metaVersion = 1
+const (
+	metaVersion = 1
+	maxMeta     = 1 << 30
+)
 
-// Alone says that the layer is the same whatever it stands on.
+// Alone reports whether the layer does not depend on the layers below it.
 func (m *Meta) Alone() bool { return len(m.Implied) == 0 && len(m.Links) == 0 && len(m.Wiped) == 0 }
 
-// Info gives what a driver tells about the layer.
+// Info returns the description that drivers report.
 func (m *Meta) Info() layer.Info {
 	return layer.Info{DiffID: m.DiffID, Size: m.Size, TarSize: m.TarSize, Entries: m.Entries}
 }
 
-// Load reads the Meta of a layer directory. Errors: fs.ErrNotExist passes through; what is damaged is
-// errs.DataLoss.
+// Load reads the Meta of a layer directory. A missing file is fs.ErrNotExist. The error's class is errs.DataLoss when the
+// file is damaged and errs.Precondition when a newer release wrote it.
 func Load(fsys durable.FS, dir string) (*Meta, error) {
-	data, err := durable.ReadFile(fsys, filepath.Join(dir, metaName), 1<<30)
-	if err != nil {
-		return nil, err
-	}
 	var m Meta
-	if err := json.Unmarshal(data, &m); err != nil {
-		return nil, errs.New(errs.DataLoss, "layer directory %s: %s: %w", filepath.Base(dir), metaName, err)
-	}
-	if m.Version != metaVersion {
-		return nil, errs.New(errs.DataLoss, "layer directory %s: %s has version %d, want %d", filepath.Base(dir), metaName, m.Version, metaVersion)
+	if err := record.ReadFile(fsys, filepath.Join(dir, metaName), maxMeta, metaVersion, &m); err != nil {
+		return nil, err
 	}
 	return &m, nil
 }
 
 func (m *Meta) save(fsys durable.FS, dir string) error {
-	data, err := json.Marshal(m)
+	return record.WriteFile(fsys, filepath.Join(dir, metaName), metaVersion, m, 0o600)
+}
+
+// CheckVersions refuses a directory of layer directories in which a newer release wrote a description: meta.json, or one of
+// the driver's own files in also, which maps file names to the newest versions known. It only reads, and it ignores what
+// is damaged.
+func CheckVersions(fsys durable.FS, layers string, also map[string]int) error {
+	entries, err := fsys.ReadDir(layers)
 	if err != nil {
+		return nil // a new root; other errors come up again when the directory is used
+	}
+	for _, e := range entries {
+		if durable.IsTemp(e.Name()) {
+			continue
+		}
+		if err := checkVersion(fsys, filepath.Join(layers, e.Name(), metaName), metaVersion); err != nil {
+			return err
+		}
+		for name, known := range also {
+			if err := checkVersion(fsys, filepath.Join(layers, e.Name(), name), known); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkVersion(fsys durable.FS, name string, known int) error {
+	data, err := durable.ReadFile(fsys, name, maxMeta)
+	if err != nil {
+		return nil
+	}
+	if _, err := record.ReadHeader(name, data, known); errors.Is(err, errs.Precondition) {
 		return err
 	}
-	return durable.WriteFile(fsys, filepath.Join(dir, metaName), data, 0o600)
+	return nil
 }

@@ -85,7 +85,7 @@ func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
 		return nil, w.err
 	}
 	m := &w.un.meta
-	m.Version, m.TarSize = metaVersion, w.size
+	m.TarSize = w.size
 	m.DiffID = oci.DiffID(oci.DigestOfHash(w.sum))
 	if want != "" && want != m.DiffID {
 		return nil, errs.New(errs.Invalid, "layer %s: its tar has the digest %s", want, m.DiffID)

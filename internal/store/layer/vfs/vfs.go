@@ -58,7 +58,8 @@ func Probe(root string) (bool, string) {
 	return true, ""
 }
 
-// Open opens the driver's directory, making it when it is new, and deletes what a crash left.
+// Open opens or creates the driver's part of root and removes the temporaries of a crash. The error's class is
+// errs.Precondition when a newer release wrote one of the layers; in that case nothing is changed.
 func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -66,6 +67,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	}
 	d := &Driver{
 		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
+	}
+	if err := tree.CheckVersions(fsys, d.layers, nil); err != nil {
+		return nil, err
 	}
 	for _, dir := range []string{d.layers, d.emptyDir()} {
 		if err := fsys.MkdirAll(dir, 0o755); err != nil {
@@ -131,6 +135,9 @@ func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
 		if _, serr := d.fsys.Lstat(d.dir(chain)); serr != nil {
 			return nil, errs.New(errs.NotFound, "layer %s: not held on these %d layers", chain.Top(), len(chain)-1)
 		}
+	}
+	if errors.Is(err, errs.Precondition) {
+		return nil, err
 	}
 	if err == nil && m.DiffID != chain.Top() {
 		err = errors.New("is described as " + string(m.DiffID))

@@ -35,3 +35,9 @@ func TestFaults(t *testing.T) {
 		return vfs.Open(fsys, root, vfs.Options{})
 	})
 }
+
+func TestVersions(t *testing.T) {
+	layertest.RunVersions(t, func(fsys durable.FS, root string) (layer.Driver, error) {
+		return vfs.Open(fsys, root, vfs.Options{})
+	})
+}

@@ -2,7 +2,7 @@ package vfs
 
 import (
 	"context"
-	"encoding/json"
+
 	"errors"
 	"fmt"
 	"io"
@@ -17,21 +17,26 @@ import (
 	"ply/internal/errs"
 	"ply/internal/mount"
 	"ply/internal/oci"
+	"ply/internal/record"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tree"
 	"ply/internal/store/layer/upper"
 	"ply/internal/store/layer/writable"
 )
 
-const copiedName = "copied.json"
+const (
+	copiedName    = "copied.json"
+	copiedVersion = 1
+)
 
-// copied is what is known about a container's tree beside the tree.
+// copied is copied.json: what must be known about a container's tree to find its changes. Builds before the first release
+// wrote it without a version.
 type copied struct {
-	Since [2]int64 `json:"since"` // seconds and nanoseconds of the file system's clock when the copy was complete
-	Made  []mark   `json:"made,omitempty"`
+	Since [2]int64 `json:"since"`          // when the copy was complete: seconds and nanoseconds of the file system's clock
+	Made  []mark   `json:"made,omitempty"` // mount points of the runtime, which are no changes
 }
 
-// mark is a mount point as it was made.
+// mark is what a mount point looked like when it was made.
 type mark struct {
 	Path  tree.Name `json:"path"`
 	Ino   uint64    `json:"ino"`
@@ -101,21 +106,13 @@ func (d *Driver) CreateWritable(ctx context.Context, dir string, chain oci.Chain
 }
 
 func saveCopied(fsys durable.FS, dir string, c *copied) error {
-	data, err := json.Marshal(c)
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(fsys, filepath.Join(dir, copiedName), data, 0o600)
+	return record.WriteFile(fsys, filepath.Join(dir, copiedName), copiedVersion, c, 0o600)
 }
 
 func loadCopied(fsys durable.FS, dir string) (*copied, error) {
-	data, err := durable.ReadFile(fsys, filepath.Join(dir, copiedName), 16<<20)
-	if err != nil {
-		return nil, err
-	}
 	var c copied
-	if err := json.Unmarshal(data, &c); err != nil {
-		return nil, errs.New(errs.DataLoss, "writable layer: %s: %w", copiedName, err)
+	if err := record.ReadFile(fsys, filepath.Join(dir, copiedName), 16<<20, copiedVersion, &c); err != nil {
+		return nil, err
 	}
 	return &c, nil
 }
