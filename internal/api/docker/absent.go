@@ -49,7 +49,7 @@ func (absentHandlers) routes(add adder) {
 	add(post, "/build/cancel", build)
 	add(post, "/session", build)
 	add(post, "/grpc", build)
-	add(post, "/build/prune", func(c *call) error { // without a builder there is no cache
+	add(post, "/build/prune", func(c *call) error { // there is no builder, so there is no cache
 		return c.json(http.StatusOK, wire.BuildCachePruned{})
 	})
 	add(get, "/distribution/{name...}/json", func(*call) error {

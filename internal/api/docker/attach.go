@@ -13,8 +13,8 @@ import (
 	"ply/internal/errs"
 )
 
-// line is a connection that will be taken over from HTTP once the service is ready; until then its reads wait. It
-// lets an error that comes before have a status.
+// line is a connection that is taken over from HTTP when the service is ready. Until then its reads and writes wait, so that
+// an error before the takeover can be answered with a status.
 type line struct {
 	c   *call
 	typ string // media type
@@ -27,16 +27,16 @@ type line struct {
 	cancel context.CancelFunc
 }
 
-// newLine gives a line and the context of its work: it ends when the client is gone.
+// newLine returns a line and the context of its work, which ends when the client is gone.
 func newLine(c *call, typ string, tty bool) (*line, context.Context) {
 	l := &line{c: c, typ: typ, tty: tty, ready: make(chan struct{})}
-	// After a take-over HTTP no longer watches the connection, and a server that shuts down no longer knows it.
+	// After the takeover, net/http does not watch the connection any more, and a shutdown does not close it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx()))
 	l.cancel = cancel
 	return l, ctx
 }
 
-// open takes the connection over.
+// open takes the connection over. Further calls return the result of the first.
 func (l *line) open() error {
 	l.once.Do(func() {
 		l.conn, l.failed = stream.Hijack(l.c.w, l.c.r, l.typ)
@@ -58,7 +58,7 @@ func (l *line) opened() bool {
 	}
 }
 
-// Read gives what the client sends.
+// Read reads what the client sends.
 func (l *line) Read(b []byte) (int, error) {
 	<-l.ready
 	if l.failed != nil {
@@ -67,7 +67,7 @@ func (l *line) Read(b []byte) (int, error) {
 	return l.conn.Read(b)
 }
 
-// Write sends to the client; without a client its work ends.
+// Write sends to the client. When that fails, the work ends.
 func (l *line) Write(b []byte) (int, error) {
 	<-l.ready
 	if l.failed != nil {
@@ -80,7 +80,7 @@ func (l *line) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// watch ends the work of a client that closed its connection without a word. interval is how often to look.
+// watch ends the work when the client has closed its connection. It checks once per interval.
 func (l *line) watch(ctx context.Context, interval time.Duration) {
 	select {
 	case <-l.ready:
@@ -105,7 +105,7 @@ func (l *line) watch(ctx context.Context, interval time.Duration) {
 	}
 }
 
-// outputs gives the writers for the two outputs of a container or exec.
+// outputs returns the writers for the two outputs of a container or exec.
 func (l *line) outputs() (stdout, stderr io.Writer) {
 	if l.tty {
 		return l, l
@@ -114,7 +114,7 @@ func (l *line) outputs() (stdout, stderr io.Writer) {
 	return mux.Stdout(), mux.Stderr()
 }
 
-// close ends a line: readers waiting for it get EOF. Bytes that the client did not read yet still reach it.
+// close ends the line. Waiting readers get EOF. The client still receives the bytes that were written before.
 func (l *line) close() {
 	l.once.Do(func() { // never opened
 		l.failed = errs.New(errs.Internal, "connection: closed before it was taken over")
@@ -122,15 +122,15 @@ func (l *line) close() {
 	})
 	l.cancel()
 	if l.conn != nil {
-		_ = l.conn.CloseWrite() // the client sees the end before the close
+		_ = l.conn.CloseWrite() // the client sees the end of the stream first
 		_ = l.conn.Close()
 	}
 }
 
-// watchEvery is how long a client that vanished silently is served.
+// watchEvery is how often to check for a client that has disappeared.
 const watchEvery = 2 * time.Second
 
-// run serves one attach or exec: work gets the streams and the function that takes the connection over.
+// run serves one attach or exec. work gets the streams and the function that takes the connection over.
 func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(context.Context, session.AttachOptions) error) error {
 	opts := session.AttachOptions{Stream: true, Ready: l.open}
 	out, errOut := l.outputs()
@@ -148,7 +148,7 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 		defer close(watched)
 		l.watch(ctx, watchEvery)
 	}()
-	// The request's own context tells of a client that leaves before the take-over.
+	// Before the takeover, the context of the request reports that the client is gone.
 	stop := context.AfterFunc(l.c.ctx(), func() {
 		if !l.opened() {
 			l.cancel()
@@ -157,7 +157,7 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	err := work(ctx, opts)
 	if l.opened() {
 		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, session.ErrDetached) {
-			_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the only place left to say it
+			_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the status was sent already
 			l.c.w.status = statusOf(err)
 		}
 		err = nil
@@ -182,7 +182,7 @@ func (h sessionHandlers) attach(c *call) error {
 	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts session.AttachOptions) error {
 		opts.Logs, opts.Stream, opts.DetachKeys = c.bool("logs"), c.bool("stream"), c.get("detachKeys")
 		err := h.sessions.Attach(ctx, c.vars["id"], opts)
-		if err == nil && !l.opened() { // nothing to send, but the client waits for the take-over
+		if err == nil && !l.opened() { // there is nothing to send, but the client waits for the takeover
 			err = l.open()
 		}
 		return err

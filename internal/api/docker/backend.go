@@ -1,19 +1,20 @@
 // Package docker serves the Docker Engine API over HTTP.
 //
-// Docker's shapes, wording and status codes live here and nowhere below: services speak their own types,
-// this package translates. Versions 1.24 to 1.51 are answered, each in its own shape.
+// Only this package and package wire know the shapes of Docker's API: services have types of their own, and this package
+// translates. Clients of the versions 1.24 to 1.51 get answers in the shape of their version.
 //
 // What ply adds to Docker's API:
 //
-//	GET  /images/{name}/layers   the stack of one image, bottom first
-//	GET  /images/tree            the forest of all stacks, each layer with Children
+//	GET  /images/{name}/layers   the layers of one image, bottom first
+//	GET  /images/tree            the layers of all images as trees, each layer with Children
 //	GET  /images/get?format=     save as hybrid (the default), oci, docker or legacy
 //	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
-//	POST /commit?format=         the same for a commit; its answer may hold Warnings
+//	POST /commit?format=         the same for a commit; its answer may have Warnings
+//	POST /images/prune           with the filter unused: images that were not used since a time
 //
-// Invariants: an option that a client sets is done or refused by name; an error that comes before the first byte has a
-// status and a message, and one that comes later cuts the connection or ends the stream of messages, so that nobody takes a
-// part for the whole; nothing of a body, query or credential is logged.
+// Invariants: an option that a client sets is either done or refused by its name. An error before the first byte of an answer
+// has a status and a message. A later error cuts the connection or ends the stream of messages, so that no client takes an
+// incomplete answer for a complete one. Bodies, queries and credentials are never logged.
 package docker
 
 import (
@@ -34,15 +35,16 @@ import (
 	"ply/internal/volume"
 )
 
-// Images is what the image endpoints need; image.Service has it.
+// Images is what the image endpoints need; image.Service implements it.
 type Images interface {
-	// Get finds by name, name:tag, name@digest, ID or unambiguous prefix of an ID. errs.NotFound says "No such image: REF".
+	// Get finds an image by name, name:tag, name@digest, ID or unambiguous prefix of an ID. It returns errs.NotFound with
+	// the text "No such image: REF".
 	Get(ctx context.Context, ref string) (*image.Image, error)
 	List(ctx context.Context, opts image.ListOptions) ([]*image.Image, error)
 	History(ctx context.Context, ref string) ([]image.HistoryEntry, error)
-	// Layers gives the stack of one image, bottom first.
+	// Layers returns the layers of one image, bottom first.
 	Layers(ctx context.Context, ref string) ([]*image.LayerView, error)
-	// Tree gives the forest of all stacks.
+	// Tree returns the layers of all images as trees; the roots are the bottom layers.
 	Tree(ctx context.Context) ([]*image.LayerView, error)
 	Tag(ctx context.Context, ref string, name oci.Reference) error
 	Remove(ctx context.Context, ref string, opts image.RemoveOptions) ([]image.Removed, error)
@@ -54,43 +56,43 @@ type imageGetter interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
 }
 
-// Puller is what a pull needs; pull.Puller has it.
+// Puller is what a pull needs; pull.Puller implements it.
 type Puller interface {
 	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
 }
 
-// Pusher is what a push needs; push.Pusher has it.
+// Pusher is what a push needs; push.Pusher implements it.
 type Pusher interface {
 	Push(ctx context.Context, ref oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error
 }
 
-// Archive is what save, load and import need; archive.Archive has it.
+// Archive is what save, load and import need; archive.Archive implements it.
 type Archive interface {
 	Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) error
 	Load(ctx context.Context, r io.Reader, opts transfer.LoadOptions, progress transfer.Sink) error
 	Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (oci.ImageID, error)
 }
 
-// Registry is what login and search need; remote.Client has it.
+// Registry is what login and search need; remote.Client implements it.
 type Registry interface {
 	// Login checks credentials. It returns an identity token to keep instead of the password, or "".
 	Login(ctx context.Context, cred transfer.Credentials) (token string, err error)
 	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error)
 }
 
-// Containers is what the container endpoints need; container.Service has it. ref is an ID, an unambiguous
-// prefix or a name; errs.NotFound says "No such container: REF".
+// Containers is what the container endpoints need; container.Service implements it. ref is an ID, an unambiguous prefix of an
+// ID, or a name. Methods return errs.NotFound with the text "No such container: REF".
 type Containers interface {
 	Lifecycle
 	ContainerState
 	Committer
 }
 
-// Lifecycle makes containers, starts, changes and removes them.
+// Lifecycle creates, starts, stops, changes and removes containers.
 type Lifecycle interface {
 	Create(ctx context.Context, spec spec.Spec) (id oci.ContainerID, warnings []string, err error)
 	Start(ctx context.Context, ref string) error
-	Stop(ctx context.Context, ref, signal string, timeout *int) error // timeout in seconds; nil = the container's
+	Stop(ctx context.Context, ref, signal string, timeout *int) error // timeout in seconds; nil is that of the container
 	Restart(ctx context.Context, ref, signal string, timeout *int) error
 	Kill(ctx context.Context, ref, signal string) error
 	Pause(ctx context.Context, ref string) error
@@ -98,22 +100,22 @@ type Lifecycle interface {
 	Remove(ctx context.Context, ref string, force, volumes, link bool) error
 	Rename(ctx context.Context, ref, name string) error
 	Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) ([]string, error)
-	// Wait returns a channel that gets one Exit, registered before Wait returns.
+	// Wait returns a channel that receives one Exit. No exit after the return of Wait is missed.
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
 	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
 }
 
-// ContainerState reports how containers are.
+// ContainerState reports the state of containers.
 type ContainerState interface {
 	containerGetter
 	containerLister
 	Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows []container.Process, err error)
 	Changes(ctx context.Context, ref string) ([]Change, error)
-	// Stats sends a reading now and, when stream, every second until ctx ends.
+	// Stats sends one reading, or with stream one per second until ctx ends.
 	Stats(ctx context.Context, ref string, stream bool, send func(container.Stats) error) error
 }
 
-// Committer makes images of containers.
+// Committer makes images from containers.
 type Committer interface {
 	Commit(ctx context.Context, ref string, opts container.CommitOptions) (container.CommitResult, error)
 }
@@ -126,7 +128,7 @@ type containerLister interface {
 	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
 }
 
-// Files is what the endpoints of docker cp and export need; container.Files has it.
+// Files is what the endpoints of docker cp and export need; container.Files implements it.
 type Files interface {
 	PathStat(ctx context.Context, ref, path string) (rootfs.Info, error)
 	CopyFrom(ctx context.Context, ref, path string, w io.Writer) error
@@ -134,7 +136,7 @@ type Files interface {
 	Export(ctx context.Context, ref string, w io.Writer) error
 }
 
-// Sessions is what the endpoints of attach, logs and exec need; container.Sessions has it.
+// Sessions is what the endpoints of attach, logs and exec need; container.Sessions implements it.
 type Sessions interface {
 	Attach(ctx context.Context, ref string, opts session.AttachOptions) error
 	Logs(ctx context.Context, ref string, opts session.LogOptions, stdout, stderr io.Writer) error
@@ -145,32 +147,32 @@ type Sessions interface {
 	ExecGet(ctx context.Context, id string) (*session.ExecInfo, error)
 }
 
-// Change is container.Change by the layer package's name for it.
+// Change is one path that differs from the image.
 type Change = container.Change
 
-// Volumes is what the volume endpoints need; volume.Service has it.
+// Volumes is what the volume endpoints need; volume.Service implements it.
 type Volumes interface {
 	Create(ctx context.Context, name, driver string, labels, options map[string]string) (*volume.Volume, error)
 	Get(ctx context.Context, name string) (*volume.Volume, error)
 	List(ctx context.Context, filters filter.Args) ([]*volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
-	// Size sums what a volume holds, in bytes: a walk through its files.
+	// Size returns the size of all files of a volume, in bytes. It reads the whole directory tree.
 	Size(ctx context.Context, name string) (int64, error)
 	Prune(ctx context.Context, filters filter.Args) (names []string, reclaimed int64, err error)
 }
 
-// Networks is what the network endpoints need; network.Service has it.
+// Networks is what the network endpoints need; network.Service implements it.
 type Networks interface {
 	Get(ctx context.Context, ref string) (*network.Network, error)
 	List(ctx context.Context, filters filter.Args) ([]*network.Network, error)
 }
 
-// Events is what /events needs; *events.Bus has it.
+// Events is what /events needs; *events.Bus implements it.
 type Events interface {
 	Listen(ctx context.Context) ([]events.Event, <-chan events.Event)
 }
 
-// System is what /info and /version need; system.Service has it.
+// System is what /info and /version need; system.Service implements it.
 type System interface {
 	Info(ctx context.Context) (system.Info, error)
 	Version() system.Version

@@ -17,20 +17,20 @@ import (
 	"ply/internal/filter"
 )
 
-// maxBody bounds a JSON body; streams (tars) are bounded by whoever reads them.
+// maxBody is the largest JSON body that is read, in bytes. Tar streams are limited by their readers.
 const maxBody = 8 << 20
 
 // bodyTimeout is how long a client may take to send a JSON body.
 const bodyTimeout = 60 * time.Second
 
-// maxDepth bounds the nesting of a JSON body.
+// maxDepth is the deepest nesting of a JSON body.
 const maxDepth = 64
 
-// call is one request on its way through a handler.
+// call is one request, with what its handler needs to answer it.
 type call struct {
 	w    *recorder
 	r    *http.Request
-	v    int // minor API version
+	v    int // minor version of the API
 	vars map[string]string
 	q    url.Values
 }
@@ -46,10 +46,10 @@ func (c *call) parseQuery() error {
 	return nil
 }
 
-// get gives a query parameter or "".
+// get returns a query parameter, or "".
 func (c *call) get(key string) string { return c.q.Get(key) }
 
-// bool reads a flag as docker does: absent, empty, 0, no, false and none are false.
+// bool reads a truth value as Docker does: absent, empty, 0, no, false and none are false, everything else is true.
 func (c *call) bool(key string) bool {
 	switch strings.ToLower(strings.TrimSpace(c.q.Get(key))) {
 	case "", "0", "no", "false", "none":
@@ -58,7 +58,7 @@ func (c *call) bool(key string) bool {
 	return true
 }
 
-// boolOr is bool with a default for an absent or empty parameter.
+// boolOr is bool with another value for an absent or empty parameter.
 func (c *call) boolOr(key string, def bool) bool {
 	if c.q.Get(key) == "" {
 		return def
@@ -66,7 +66,7 @@ func (c *call) boolOr(key string, def bool) bool {
 	return c.bool(key)
 }
 
-// int reads a number; ok is false when the parameter is absent.
+// int reads a number. ok is false when the parameter is absent.
 func (c *call) int(key string) (n int, ok bool, err error) {
 	s := c.q.Get(key)
 	if s == "" {
@@ -79,7 +79,7 @@ func (c *call) int(key string) (n int, ok bool, err error) {
 	return n, true, nil
 }
 
-// size reads a terminal size: h and w.
+// size reads the size of a terminal from the parameters h and w.
 func (c *call) size() (height, width uint, err error) {
 	for _, p := range []struct {
 		key string
@@ -94,7 +94,7 @@ func (c *call) size() (height, width uint, err error) {
 	return height, width, nil
 }
 
-// time reads a moment: seconds[.nanoseconds] since 1970, or RFC 3339. Zero when absent or "0".
+// time reads a time: seconds[.nanoseconds] since 1970, or RFC 3339. It returns the zero time when the parameter is absent or "0".
 func (c *call) time(key string) (time.Time, error) {
 	s := c.q.Get(key)
 	if s == "" || s == "0" {
@@ -112,7 +112,7 @@ func (c *call) time(key string) (time.Time, error) {
 	return time.Time{}, errs.New(errs.Invalid, "parameter %s: %q is neither seconds since 1970 nor an RFC 3339 time", key, clip(s))
 }
 
-// filters reads the parameter filters. Who applies them checks keys and values.
+// filters reads the parameter filters. The service that applies the filters checks keys and values.
 func (c *call) filters() (filter.Args, error) { return filter.Parse(c.q.Get("filters")) }
 
 // hasBody reports whether the request may carry a body.
@@ -120,8 +120,8 @@ func (c *call) hasBody() bool {
 	return c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0
 }
 
-// body reads the JSON body into v. Unknown fields are tolerated, as clients are newer than engines. A missing body is
-// an error unless optional.
+// body reads the JSON body into v. Unknown fields are ignored, because clients may be newer than the engine. A missing body
+// is an error, unless optional is set.
 func (c *call) body(v any, optional bool) error {
 	b, err := c.bytes()
 	if err != nil {
@@ -149,13 +149,13 @@ func (c *call) body(v any, optional bool) error {
 	return nil
 }
 
-// bytes reads the whole body, at most maxBody.
+// bytes reads the whole body, which may have at most maxBody bytes.
 func (c *call) bytes() ([]byte, error) {
 	if !c.hasBody() {
 		return nil, nil
 	}
 	rc := http.NewResponseController(c.w)
-	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // not on every kind of connection
+	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // some kinds of connections have no deadlines
 	b, err := io.ReadAll(io.LimitReader(c.r.Body, maxBody+1))
 	_ = rc.SetReadDeadline(time.Time{})
 	if err != nil {
@@ -224,7 +224,7 @@ func (c *call) json(status int, v any) error {
 	return err
 }
 
-// encode is JSON with a newline, and without the escaping of <, > and & that json.Marshal does.
+// encode returns v as JSON with a newline. Unlike json.Marshal it does not escape <, > and &.
 func encode(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)

@@ -9,7 +9,7 @@ import (
 	"ply/internal/wire"
 )
 
-// commit answers POST /commit. Warnings is ply's own: what the image does not hold although the container shows it.
+// commit answers POST /commit. Warnings is ply's own: it names the mounts whose content is not in the image.
 func (h containerHandlers) commit(c *call) error {
 	opts := container.CommitOptions{Author: c.get("author"), Message: c.get("comment"), Changes: c.q["changes"],
 		Pause: c.boolOr("pause", true), Format: oci.Format(c.get("format"))}

@@ -10,7 +10,7 @@ import (
 	"ply/internal/wire"
 )
 
-// runConfig returns the config that a commit asks for; nil when nothing is set: clients send an empty object to say nothing.
+// runConfig returns the config that a commit asks for, or nil when nothing is set: clients send an empty object for that.
 func runConfig(cfg *wire.Config) (*oci.RunConfig, error) {
 	if reflect.DeepEqual(*cfg, wire.Config{}) {
 		return nil, nil
@@ -47,7 +47,7 @@ func applyConfig(cfg *wire.Config, sp *spec.Spec) error {
 	sp.AttachStdin, sp.AttachStdout, sp.AttachStderr = cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr
 	sp.Tty, sp.OpenStdin, sp.StdinOnce = cfg.Tty, cfg.OpenStdin, cfg.StdinOnce
 	sp.Env, sp.Cmd, sp.Entrypoint, sp.WorkingDir = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.WorkingDir
-	if len(sp.Entrypoint) == 1 && sp.Entrypoint[0] == "" { // how clients say "none"
+	if len(sp.Entrypoint) == 1 && sp.Entrypoint[0] == "" { // clients mean "none" by this
 		sp.Entrypoint = []string{}
 	}
 	sp.ExposedPorts, sp.Volumes, sp.Labels = ports, sortedKeys(cfg.Volumes), cfg.Labels

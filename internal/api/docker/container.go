@@ -12,7 +12,7 @@ import (
 	"ply/internal/wire"
 )
 
-// containerHandlers answers for containers: their life, their state and what is made of them.
+// containerHandlers serves the life and the state of containers, and the images made from them.
 type containerHandlers struct {
 	containers Lifecycle
 	state      ContainerState
@@ -64,8 +64,8 @@ func (h containerHandlers) start(c *call) error {
 	return c.done(h.containers.Start(c.ctx(), c.vars["id"]))
 }
 
-// patience reads t, the seconds to wait before a kill.
-func (c *call) patience() (*int, error) {
+// stopTimeout reads t, the seconds to wait before a kill. nil is the timeout of the container.
+func (c *call) stopTimeout() (*int, error) {
 	t, ok, err := c.int("t")
 	if err != nil || !ok {
 		return nil, err
@@ -77,7 +77,7 @@ func (c *call) patience() (*int, error) {
 }
 
 func (h containerHandlers) stop(c *call) error {
-	t, err := c.patience()
+	t, err := c.stopTimeout()
 	if err != nil {
 		return err
 	}
@@ -85,14 +85,14 @@ func (h containerHandlers) stop(c *call) error {
 }
 
 func (h containerHandlers) restart(c *call) error {
-	t, err := c.patience()
+	t, err := c.stopTimeout()
 	if err != nil {
 		return err
 	}
 	return c.done(h.containers.Restart(c.lasting(), c.vars["id"], c.get("signal"), t))
 }
 
-// lasting is for work that must not stop half-way because the client went away.
+// lasting returns a context for work that must not stop half-way when the client disconnects.
 func (c *call) lasting() context.Context { return context.WithoutCancel(c.ctx()) }
 
 func (h containerHandlers) kill(c *call) error {
@@ -185,14 +185,14 @@ func (h containerHandlers) changes(c *call) error {
 	if err != nil {
 		return err
 	}
-	var list []wire.Change // null when nothing changed, as docker answers
+	var list []wire.Change // as in Docker, null when nothing changed
 	for _, ch := range changes {
 		list = append(list, wire.Change{Path: ch.Path, Kind: int(ch.Kind)})
 	}
 	return c.json(http.StatusOK, list)
 }
 
-// wait sends its headers before the container ends: clients start the container only when they have them.
+// wait sends its headers before the container ends. Clients wait for them before they start the container.
 func (h containerHandlers) wait(c *call) error {
 	cond := container.WaitCondition(c.get("condition"))
 	switch cond {

@@ -32,7 +32,7 @@ func (h containerHandlers) create(c *call) error {
 	return c.json(http.StatusCreated, wire.Created{ID: string(id), Warnings: notNil(warnings)})
 }
 
-// createSpec maps the whole request; what the engine cannot do is an error that names the option.
+// createSpec returns the spec of a request. An option that the engine does not have is an error that names it.
 func createSpec(b *wire.CreateBody) (spec.Spec, error) {
 	var sp spec.Spec
 	cfg := b.Config
@@ -57,7 +57,7 @@ func createSpec(b *wire.CreateBody) (spec.Spec, error) {
 				return sp, err
 			}
 			if wantsNothing(e) && (name == "default" || name == sp.NetworkMode && isBuiltIn(name)) {
-				continue // clients name the network also when they want nothing of it
+				continue // clients name the network even when they set nothing for it
 			}
 			if name == "default" {
 				name = "bridge"
@@ -78,7 +78,7 @@ func isBuiltIn(network string) bool {
 	return network == "bridge" || network == "host" || network == "none" || network == "default"
 }
 
-// wantsNothing reports whether a client named a network without asking for anything in it.
+// wantsNothing reports whether a client named a network without setting anything for it.
 func wantsNothing(e *wire.EndpointSettings) bool {
 	return e.IPAMConfig == nil && len(e.Links) == 0 && len(e.Aliases) == 0 && e.MacAddress == ""
 }
@@ -118,7 +118,7 @@ func endpointSpec(e *wire.EndpointSettings, name string) (network.EndpointSpec, 
 	return ep, nil
 }
 
-// checkMAC: the old place of the MAC address and the new one must not disagree.
+// checkMAC refuses two different MAC addresses in the old field and in the new one.
 func checkMAC(sp *spec.Spec) error {
 	if sp.MacAddress == "" {
 		return nil

@@ -11,13 +11,13 @@ import (
 	"ply/internal/errs"
 )
 
-// The range of API versions that are answered, "1." left out.
+// The oldest and the newest version of the API, without the leading "1.".
 const (
 	minVersion = 24
 	maxVersion = 51
 )
 
-// Options of New. Every service must be there; the rest may be zero.
+// Options are the options of New. Every service is required; the rest may be zero.
 type Options struct {
 	Images     Images
 	Puller     Puller
@@ -33,24 +33,24 @@ type Options struct {
 	System     System
 
 	Log    *slog.Logger // nil discards
-	Driver string       // storage driver, told by image inspect
-	// HTTP fetches what `import URL` names; nil means a client that gives up on a silent server.
+	Driver string       // name of the storage driver, for image inspect
+	// HTTP downloads the source of `import URL`. nil is a client that gives up when a server does not answer.
 	HTTP *http.Client
-	// Hosts are the names, besides addresses and localhost, by which clients may call a TCP listener:
-	// see listen.CertificateHosts.
+	// Hosts are the host names, in addition to addresses and localhost, that requests over TCP may carry; see
+	// listen.CertificateHosts.
 	Hosts []string
 }
 
-// server guards requests and hands each to its handler. It holds no state of its own and is safe for concurrent use.
+// server checks requests and passes each to its handler. It has no state that changes, so it is safe for concurrent use.
 type server struct {
 	routes []route
 	log    *slog.Logger
 	hosts  []string
-	name   string // of the program, with its version
+	name   string // name and version of the program, for the header Server
 	now    func() time.Time
 }
 
-// New gives the handler of the whole API. It panics when a service is missing: that is a mistake of the caller.
+// New returns the handler of the whole API. It panics when a service is missing.
 func New(o Options) http.Handler {
 	switch {
 	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
@@ -67,7 +67,7 @@ func New(o Options) http.Handler {
 	return s
 }
 
-// ServeHTTP guards, routes, answers and logs one request. Bodies, queries and headers are never logged: they hold secrets.
+// ServeHTTP answers one request and logs it. It never logs bodies, queries and headers, because they contain secrets.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &recorder{ResponseWriter: w}
 	start := time.Now()
@@ -91,7 +91,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if rec.wrote {
 			s.log.Info("answer broken off", "method", r.Method, "path", r.URL.Path, "err", err)
 			if !rec.hijacked {
-				panic(http.ErrAbortHandler) // the client must see that the answer is not whole
+				panic(http.ErrAbortHandler) // cut the connection, so that the client sees that the answer is incomplete
 			}
 			return
 		}
@@ -121,7 +121,7 @@ func (s *server) answer(w *recorder, r *http.Request) error {
 	return rt.do(c)
 }
 
-// header sets what every answer carries: clients negotiate with it.
+// header sets the headers of every answer, from which clients learn the version of the API.
 func (s *server) header(h http.Header) {
 	h.Set("Api-Version", versionText(maxVersion))
 	h.Set("Docker-Experimental", "false")
@@ -129,7 +129,7 @@ func (s *server) header(h http.Header) {
 	h.Set("Server", s.name)
 }
 
-// recorder remembers what was sent, for the log and to know whether an error can still have a status.
+// recorder records what was sent, for the log, and to decide whether an error can still have a status.
 type recorder struct {
 	http.ResponseWriter
 	status   int
@@ -154,7 +154,7 @@ func (w *recorder) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Hijack hands the connection over to who needs it in this form.
+// Hijack implements http.Hijacker for packages that need it.
 func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if err == nil {
@@ -163,5 +163,5 @@ func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-// Unwrap lets http.ResponseController reach the connection.
+// Unwrap gives http.ResponseController access to the connection.
 func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }

@@ -12,7 +12,7 @@ import (
 	"ply/internal/wire"
 )
 
-// statuses is the one place where a class becomes a status.
+// statuses maps the class of an error to its status. This is the only such table.
 var statuses = []struct {
 	class  error
 	status int
@@ -32,7 +32,7 @@ var statuses = []struct {
 	{errs.Internal, http.StatusInternalServerError},
 }
 
-// statusError is an error whose status no class has.
+// statusError is an error with a status that no class has.
 type statusError struct {
 	status int
 	error
@@ -40,7 +40,7 @@ type statusError struct {
 
 func (e *statusError) Unwrap() error { return e.error }
 
-// statusOf gives the status of an error: the outermost class counts, because it is what the service meant.
+// statusOf returns the status of an error. The outermost class counts, because the service chose it.
 func statusOf(err error) int {
 	if special := (*statusError)(nil); errors.As(err, &special) {
 		return special.status
@@ -63,17 +63,17 @@ func statusOf(err error) int {
 	return http.StatusInternalServerError
 }
 
-// isNotModified: the container is in the state that was asked for.
+// isNotModified reports whether the container already was in the state that was asked for.
 func isNotModified(err error) bool {
 	return errors.Is(err, container.ErrNotModified) || errdefs.IsNotModified(err)
 }
 
-// messageOf is the text that a client shows.
+// messageOf returns the text that clients show.
 func messageOf(err error) string {
 	return strings.ToValidUTF8(err.Error(), "\uFFFD")
 }
 
-// writeError answers with {"message": …} and gives the status.
+// writeError answers with the message of an error and returns the status.
 func writeError(w http.ResponseWriter, err error) int {
 	status := statusOf(err)
 	if status == http.StatusNotModified {
@@ -87,6 +87,6 @@ func writeError(w http.ResponseWriter, err error) int {
 	w.Header().Del("Content-Length")
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(b) // the client is gone: nobody to tell
+	_, _ = w.Write(b) // when this fails, the client is gone
 	return status
 }

@@ -26,12 +26,12 @@ func eventOf(e events.Event) wire.Event {
 	return a
 }
 
-// eventHandlers answers what happens.
+// eventHandlers serves the stream of events.
 type eventHandlers struct{ bus Events }
 
 func (h eventHandlers) routes(add adder) { add(get, "/events", h.stream) }
 
-// stream sends what happens. With since or until, what is remembered comes first.
+// stream sends events as they happen. With since or until it first sends the past events that the bus still has.
 func (h eventHandlers) stream(c *call) error {
 	since, err := c.time("since")
 	if err != nil {
@@ -112,7 +112,7 @@ var eventFilters = filter.Table[events.Event]{
 	"network":   filter.Any(ofObject("network")),
 	"volume":    filter.Any(ofObject("volume")),
 
-	// Docker knows these kinds of objects; this engine has none of them.
+	// Docker has these kinds of objects, this engine does not.
 	"config":  filter.Any(ofObject("config")),
 	"node":    filter.Any(ofObject("node")),
 	"plugin":  filter.Any(ofObject("plugin")),
@@ -120,7 +120,7 @@ var eventFilters = filter.Table[events.Event]{
 	"service": filter.Any(ofObject("service")),
 }
 
-// ofObject returns whether an event is about the object of one type that a name, an ID or a prefix of it means.
+// ofObject returns a test for events about an object of the given kind, by its name, its ID or a prefix of the ID.
 func ofObject(kind string) func(events.Event, string) bool {
 	return func(e events.Event, v string) bool {
 		return e.Type == kind && (e.ID == v || e.Attributes["name"] == v || isPrefix(e.ID, v))
@@ -135,12 +135,12 @@ func ofImage(e events.Event, v string) bool {
 	return e.ID == v || strings.HasPrefix(strings.TrimPrefix(e.ID, "sha256:"), v) || sameImage(e.Attributes["name"], v)
 }
 
-// isPrefix reports whether v is a usable prefix of a hex ID.
+// isPrefix reports whether v is a prefix of an ID and long enough to identify it.
 func isPrefix(id, v string) bool {
 	return len(v) >= 4 && strings.HasPrefix(id, v) && oci.IsHex64(id)
 }
 
-// sameImage compares names with and without their tag.
+// sameImage reports whether name is the image v. A v without a tag is every tag of its repository.
 func sameImage(name, v string) bool {
 	if name == "" {
 		return false

@@ -62,7 +62,7 @@ func (h sessionHandlers) execStart(c *call) error {
 		if l.opened() {
 			return err
 		}
-		// A command that could not run has its exit code: clients want the message in the stream and ask for the code after.
+		// A command that could not run has an exit code. Clients expect the message in the stream, and ask for the code later.
 		if err != nil {
 			if now, getErr := h.sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
 				return err

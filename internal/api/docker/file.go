@@ -10,7 +10,7 @@ import (
 	"ply/internal/wire"
 )
 
-// fileHandlers answers docker cp and export.
+// fileHandlers serves docker cp and export.
 type fileHandlers struct{ files Files }
 
 func (h fileHandlers) routes(add adder) {

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// flusher sends what is written at once. Safe for concurrent use.
+// flusher is a writer to a client. Safe for concurrent use.
 type flusher struct {
 	w      http.ResponseWriter
 	rc     *http.ResponseController
@@ -27,7 +27,7 @@ func (f *flusher) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// begin sends the headers when nothing has been written yet.
+// begin sends the headers, unless something has been written already.
 func (f *flusher) begin() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -36,10 +36,10 @@ func (f *flusher) begin() {
 	}
 	f.begun = true
 	f.w.WriteHeader(http.StatusOK)
-	_ = f.rc.Flush() // a client that left shows in the next write
+	_ = f.rc.Flush() // when the client is gone, the next write fails
 }
 
-// end stops begin from writing later, and tells whether something was sent.
+// end prevents later calls of begin from writing. It reports whether something was sent.
 func (f *flusher) end() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -10,14 +10,14 @@ import (
 	"ply/internal/errs"
 )
 
-// overTCP reports whether a request came over TCP: then it may come from a web page in disguise.
+// overTCP reports whether a request came over TCP, where a web page in a browser can send requests too.
 func overTCP(r *http.Request) bool {
 	addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	return ok && strings.HasPrefix(addr.Network(), "tcp")
 }
 
-// guard refuses over TCP what a browser sends for a foreign page: an Origin, a cross-site mark, or a Host that is not ours
-// (a name that somebody else's DNS points here).
+// guard refuses requests over TCP that a browser sends for a web page: requests with an Origin, with a cross-site mark, or with
+// a Host that is not a name of this engine, because any DNS name can point to its address.
 func (s *server) guard(r *http.Request) error {
 	if !overTCP(r) {
 		return nil

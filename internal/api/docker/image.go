@@ -12,7 +12,7 @@ import (
 	"ply/internal/wire"
 )
 
-// imageHandlers answers for the images that are here.
+// imageHandlers serves the images in the store.
 type imageHandlers struct {
 	images     Images
 	containers containerLister
@@ -30,7 +30,7 @@ func (h imageHandlers) routes(add adder) {
 	add(remove, "/images/{name...}", h.remove)
 }
 
-// noName is what old clients want to see for an image without names.
+// noName is what old clients expect for an image without names.
 const noName = "<none>"
 
 func summaryOf(img *image.Image, v int, containers int64, shared bool) wire.Image {
@@ -69,7 +69,7 @@ func (h imageHandlers) list(c *call) error {
 	if err != nil {
 		return err
 	}
-	if old := c.get("filter"); old != "" { // before 1.28 the one filter by name
+	if old := c.get("filter"); old != "" { // until 1.27 the filter by name was a parameter of its own
 		filters["reference"] = append(filters["reference"], old)
 	}
 	if c.bool("manifests") || c.bool("identity") {
@@ -95,7 +95,7 @@ func (h imageHandlers) list(c *call) error {
 	return c.json(http.StatusOK, list)
 }
 
-// uses counts the containers of every image, for the versions that show it.
+// uses returns the number of containers of each image, for the versions of the API that show it.
 func (h imageHandlers) uses(c *call) (map[oci.ImageID]int64, error) {
 	if c.v < 51 {
 		return nil, nil
@@ -158,7 +158,7 @@ func (h imageHandlers) inspect(c *call) error {
 	return c.json(http.StatusOK, a)
 }
 
-// lastComment is the message of a commit: in the config's comment or in the newest step of its history.
+// lastComment returns the message of a commit, from the comment of the config or of the newest step of its history.
 func lastComment(cfg oci.Config) string {
 	if cfg.Comment == "" && len(cfg.History) > 0 {
 		return cfg.History[len(cfg.History)-1].Comment
@@ -234,7 +234,7 @@ func (h imageHandlers) tag(c *call) error {
 	return c.none(http.StatusCreated)
 }
 
-// repoTag puts docker's two parameters together. A digest in tag makes repo@digest.
+// repoTag returns the reference that Docker's two parameters make. A tag that is a digest makes repo@digest.
 func repoTag(repo, tag string) (oci.Reference, error) {
 	if repo == "" {
 		return oci.Reference{}, errs.New(errs.Invalid, "invalid reference format: the repository's name is missing")

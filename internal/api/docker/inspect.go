@@ -44,7 +44,7 @@ func inspectOf(ctr *container.Container, v int, size bool) wire.ContainerDetail 
 	return a
 }
 
-// timeText is a moment as inspect shows it; one that never was is the year 1.
+// timeText returns a time in the form of inspect. The zero time is in the year 1.
 func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 func stateOf(st container.State) wire.State {
@@ -69,7 +69,7 @@ func stateOf(st container.State) wire.State {
 	return a
 }
 
-// mountPoints lists what is mounted, without what --tmpfs asked for: HostConfig.Tmpfs tells that.
+// mountPoints returns the mounts of a container, without those of --tmpfs, which are in HostConfig.Tmpfs.
 func mountPoints(ctr *container.Container) []wire.MountPoint {
 	list := make([]wire.MountPoint, 0, len(ctr.Mounts))
 	for _, m := range ctr.Mounts {
@@ -110,7 +110,7 @@ func alive(st container.Status) bool {
 	return st == container.StatusRunning || st == container.StatusPaused || st == container.StatusRestarting
 }
 
-// endpointOf shows a place in a network: what was asked for and what came of it. Names are resolved on networks of users only.
+// endpointOf returns the connection to a network: what was asked for, and what came of it. Only user-defined networks resolve names.
 func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *wire.EndpointSettings {
 	e := &wire.EndpointSettings{Links: asked.Links, Aliases: asked.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
 		Gateway: addrText(ep.Gateway), IPv6Gateway: addrText(ep.Gateway6)}
@@ -127,7 +127,7 @@ func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *wire.En
 	case isBuiltIn(ep.Network):
 	case v >= 45:
 		e.DNSNames = ep.Aliases
-	default: // the names were among the aliases
+	default: // older clients look for the names among the aliases
 		e.Aliases = ep.Aliases
 	}
 	if v >= 48 {
@@ -158,7 +158,7 @@ func (h containerHandlers) list(c *call) error {
 		return err
 	}
 	answer := make([]wire.Container, 0, len(list))
-	names := map[string]oci.ImageID{} // what a name means now; "" for nothing
+	names := map[string]oci.ImageID{} // the image of each name; "" when there is none
 	now := h.now()
 	for _, ctr := range list {
 		sum := containerSummaryOf(ctr, c.v, size, now)
@@ -169,7 +169,7 @@ func (h containerHandlers) list(c *call) error {
 			}
 			names[ctr.ImageName] = id
 		}
-		if id != ctr.Image { // the name went to another image
+		if id != ctr.Image { // the name points at another image now
 			sum.Image = ctr.Image.String()
 		}
 		answer = append(answer, sum)
@@ -201,7 +201,7 @@ func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Tim
 	return a
 }
 
-// commandText is what runs, arguments with blanks in quotes.
+// commandText returns the command line of a container. Arguments with spaces are quoted.
 func commandText(ctr *container.Container) string {
 	text := ctr.Path
 	for _, arg := range ctr.Args {
@@ -213,7 +213,7 @@ func commandText(ctr *container.Container) string {
 	return text
 }
 
-// portSummaries lists the ports of a running container, one a host address, sorted.
+// portSummaries returns the ports of a running container, one per host address, sorted.
 func portSummaries(ctr *container.Container) []wire.Port {
 	list := []wire.Port{}
 	if !alive(ctr.State.Status) {
@@ -240,7 +240,7 @@ func portSummaries(ctr *container.Container) []wire.Port {
 	return list
 }
 
-// statusText is a state in words: "Up 36 seconds (healthy)", "Exited (0) 2 minutes ago".
+// statusText describes a state: "Up 36 seconds (healthy)", "Exited (0) 2 minutes ago".
 func statusText(st container.State, now time.Time) string {
 	since := func(t time.Time) string { return units.HumanDuration(max(now.Sub(t), 0)) }
 	switch st.Status {

@@ -38,7 +38,7 @@ func (h sessionHandlers) logs(c *call) error {
 	c.w.Header().Set("Content-Type", c.streamType(ctr.Spec.Tty))
 	out := &flusher{w: c.w, rc: http.NewResponseController(c.w), always: opts.Follow}
 	if opts.Follow {
-		// A reader of logs must see an empty log as an open stream, not as silence.
+		// A client that follows an empty log must get the headers.
 		stop := time.AfterFunc(50*time.Millisecond, out.begin)
 		defer stop.Stop()
 	}
@@ -49,7 +49,7 @@ func (h sessionHandlers) logs(c *call) error {
 	}
 	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
 	if out.end() && err != nil {
-		if c.ctx().Err() != nil { // the client left
+		if c.ctx().Err() != nil { // the client is gone
 			return nil
 		}
 		return err
@@ -60,7 +60,7 @@ func (h sessionHandlers) logs(c *call) error {
 	return err
 }
 
-// streamType is the media type of output: framed or, with a terminal, raw. Before 1.42 both had one name.
+// streamType returns the media type of output: frames, or raw bytes with a terminal. Until 1.41 both had the same name.
 func (c *call) streamType(tty bool) string {
 	if tty || c.v < 42 {
 		return stream.TypeRaw

@@ -8,7 +8,7 @@ import (
 	"ply/internal/wire"
 )
 
-// mountSpec checks a --mount and turns it into the engine's.
+// mountSpec checks a --mount and returns it in the engine's form.
 func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 	s := volume.MountSpec{Type: m.Type, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
 	bad := func(format string, args ...any) (volume.MountSpec, error) {
@@ -18,7 +18,7 @@ func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 		return bad("field Target must not be empty")
 	}
 	switch m.Consistency {
-	case "", "default", "consistent", "cached", "delegated": // all the same where host and container share a kernel
+	case "", "default", "consistent", "cached", "delegated": // there is no difference when host and container share a kernel
 	default:
 		return bad("unknown Consistency %q", clip(m.Consistency))
 	}

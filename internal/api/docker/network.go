@@ -9,10 +9,10 @@ import (
 	"ply/internal/wire"
 )
 
-// networkHandlers answers for networks.
+// networkHandlers serves networks.
 type networkHandlers struct {
 	networks   Networks
-	containers containerGetter // names the containers of a network
+	containers containerGetter // for the names of the containers in a network
 }
 
 func (h networkHandlers) routes(add adder) {
@@ -84,7 +84,7 @@ func (h networkHandlers) inspect(c *call) error {
 	return c.json(http.StatusOK, a)
 }
 
-// networkFixed answers what would change the networks.
+// networkFixed refuses requests that would change the networks.
 func networkFixed(*call) error {
 	return errs.New(errs.Unimplemented, "user-defined networks are not supported: the networks are bridge, host and none")
 }
@@ -97,7 +97,7 @@ func (h networkHandlers) remove(c *call) error {
 	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
 }
 
-// prune finds nothing: the pre-defined networks are never pruned.
+// prune removes nothing, because the pre-defined networks are never removed.
 func (h networkHandlers) prune(c *call) error {
 	filters, err := c.filters()
 	if err != nil {

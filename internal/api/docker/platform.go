@@ -8,8 +8,8 @@ import (
 	"ply/internal/oci"
 )
 
-// platformParam reads a platform that is written as os/arch[/variant] or, since 1.46, as JSON. The answer is
-// normalised; "" stays "".
+// platformParam reads a platform that is written as os/arch[/variant] or, since 1.46, as JSON. It returns the normalised
+// platform, or "" for "".
 func platformParam(s string) (string, error) {
 	if s == "" {
 		return "", nil
@@ -28,7 +28,7 @@ func platformParam(s string) (string, error) {
 	return p.String(), nil
 }
 
-// checkPlatform refuses an image that is not for the platform a request names; it keeps to the one platform an image has.
+// checkPlatform refuses an image that is not for the platform that a request names.
 func checkPlatform(c *call, images imageGetter, ref string) error {
 	text, err := platformParam(c.get("platform"))
 	if err != nil || text == "" {

@@ -11,7 +11,7 @@ import (
 	"ply/internal/wire"
 )
 
-// portBindings flattens docker's map, sorted by container port, so that the same request gives the same spec.
+// portBindings returns the bindings of Docker's map, sorted by container port, so that equal requests make equal specs.
 func portBindings(m map[string][]wire.PortBinding) ([]network.PortBinding, error) {
 	var list []network.PortBinding
 	for key, bindings := range m {
@@ -22,7 +22,7 @@ func portBindings(m map[string][]wire.PortBinding) ([]network.PortBinding, error
 		if first != last {
 			return nil, errs.New(errs.Invalid, "invalid port %q: a binding is for one container port", clip(key))
 		}
-		if len(bindings) == 0 { // published, wherever
+		if len(bindings) == 0 { // published on any port
 			bindings = []wire.PortBinding{{}}
 		}
 		for _, b := range bindings {
@@ -56,7 +56,7 @@ func portBindings(m map[string][]wire.PortBinding) ([]network.PortBinding, error
 
 func isRange(s string) bool { return strings.Contains(s, "-") }
 
-// bindingOf is the binding as it was asked for.
+// bindingOf returns a binding as it was asked for.
 func bindingOf(p network.PortBinding) wire.PortBinding {
 	b := wire.PortBinding{}
 	if p.HostIP.IsValid() {
@@ -71,7 +71,7 @@ func bindingOf(p network.PortBinding) wire.PortBinding {
 	return b
 }
 
-// exposedPorts normalises to number/protocol, one a port, sorted by number.
+// exposedPorts returns ports in the form number/protocol, without ranges, sorted by number.
 func exposedPorts(set map[string]struct{}) ([]string, error) {
 	type port struct {
 		num   uint16
@@ -137,7 +137,7 @@ func parseRange(s string) (first, last uint16, ok bool) {
 	return uint16(a), uint16(b), true
 }
 
-// boundAddresses are the host addresses that a binding listens on: one that names none means all, in both families.
+// boundAddresses returns the host addresses of a binding. Without an address it is bound to all, in both families.
 func boundAddresses(p network.PortBinding) []netip.Addr {
 	if p.HostIP.IsValid() {
 		return []netip.Addr{p.HostIP}

@@ -11,7 +11,7 @@ import (
 // sender sends a message to the client; see wire.Messages.
 type sender func(m wire.Message, counter int)
 
-// sink puts the progress of a transfer into docker's words.
+// sink describes the progress of a transfer in Docker's words.
 func sink(send sender) transfer.Sink {
 	return func(p transfer.Progress) {
 		for _, m := range messages(p) {
@@ -28,8 +28,8 @@ func counterOf(p transfer.Progress) int {
 	return 0
 }
 
-// messages returns what docker says about a state: nearly always one message. Docker writes about layers with an ID and a
-// progress detail, about a whole pull or push with a status, and about a load with a line of text.
+// messages returns Docker's messages about a state, mostly one. Messages about a layer have an ID and a progress detail, those
+// about a whole pull or push have a status, and those about a load are lines of text.
 func messages(p transfer.Progress) []wire.Message {
 	layer := func(words string) []wire.Message {
 		return []wire.Message{{ID: p.Layer, Status: words, Detail: &wire.ProgressDetail{Current: p.Current, Total: p.Total}}}
@@ -108,7 +108,7 @@ func messages(p transfer.Progress) []wire.Message {
 	return nil
 }
 
-// rawJSON returns the JSON of a value that always has one.
+// rawJSON returns the JSON of a value that can always be encoded.
 func rawJSON(v any) json.RawMessage {
 	b, err := json.Marshal(v)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // authHeader carries a client's credentials for a registry.
 const authHeader = "X-Registry-Auth"
 
-// decodeBase64 takes both alphabets, padded or not: clients differ.
+// decodeBase64 accepts both alphabets, with and without padding, because clients differ.
 func decodeBase64(s string) ([]byte, error) {
 	s = strings.TrimRight(s, "=")
 	if strings.ContainsAny(s, "+/") {
@@ -24,7 +24,7 @@ func decodeBase64(s string) ([]byte, error) {
 	return base64.RawURLEncoding.DecodeString(s)
 }
 
-// credentials reads X-Registry-Auth. Its text never appears in an error.
+// credentials reads X-Registry-Auth. Errors do not contain its text.
 func (c *call) credentials() (transfer.Credentials, error) {
 	h := strings.TrimSpace(c.r.Header.Get(authHeader))
 	if h == "" {
@@ -53,7 +53,7 @@ func (h transferHandlers) auth(c *call) error {
 	return c.json(http.StatusOK, wire.LoginResult{IdentityToken: token, Status: "Login Succeeded"})
 }
 
-// credentialsOf reads docker's form of credentials; Auth is an older form of user name and password.
+// credentialsOf returns credentials of the API in the engine's form. Auth is an older form of user name and password.
 func credentialsOf(a wire.Auth) transfer.Credentials {
 	if a.Username == "" && a.Password == "" && a.Auth != "" {
 		if b, err := decodeBase64(a.Auth); err == nil {

@@ -6,7 +6,7 @@ import (
 	"ply/internal/wire"
 )
 
-// refuseResources is refuseHost for the limits; prefix is where they stand in the body.
+// refuseResources is refuseHost for the limits. prefix is the path of the limits in the body.
 func refuseResources(r *wire.Resources, prefix string) error {
 	if len(r.DeviceRequests) > 0 {
 		d := r.DeviceRequests[0]
@@ -35,7 +35,7 @@ func refuseResources(r *wire.Resources, prefix string) error {
 	return nil
 }
 
-// applyResources puts the limits, devices and ulimits into a spec.
+// applyResources sets the limits, devices and ulimits of a spec.
 func applyResources(r *wire.Resources, sp *spec.Spec) error {
 	sp.CgroupParent, sp.DeviceRules = r.CgroupParent, r.DeviceCgroupRules
 	sp.OomKillDisable = r.OomKillDisable != nil && *r.OomKillDisable
@@ -55,7 +55,7 @@ func applyResources(r *wire.Resources, sp *spec.Spec) error {
 // limits returns the limits of a request.
 func limits(r *wire.Resources) spec.Resources {
 	swappiness := r.MemorySwappiness
-	if swappiness != nil && *swappiness == -1 { // clients say "not set" so
+	if swappiness != nil && *swappiness == -1 { // clients mean "not set" by this
 		swappiness = nil
 	}
 	pids := r.PidsLimit

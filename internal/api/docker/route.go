@@ -9,19 +9,19 @@ import (
 	"ply/internal/errs"
 )
 
-// handler answers one request. An error before the first byte becomes a status and a JSON message; after it
-// the connection is cut.
+// handler answers one request. An error before the first byte is answered with a status and a JSON message. An error after
+// it cuts the connection.
 type handler func(*call) error
 
-// route is one line of the table. Pattern parts in braces match one path part; {name...} matches one or more,
-// because image names have slashes.
+// route is one line of the table. A part of the pattern in braces matches one part of the path. {name...} matches one or
+// more, because image names have slashes.
 type route struct {
 	method  string
 	pattern string
 	do      handler
 }
 
-// match finds the first route for a path without its version; nil when there is none.
+// match returns the first route for a path without its version, or nil, and the values of the parts in braces.
 func match(routes []route, method, path string) (*route, map[string]string) {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	for i := range routes {
@@ -50,7 +50,7 @@ func matchParts(pattern, parts []string) (map[string]string, bool) {
 		take := 1
 		if n, many := strings.CutSuffix(name, "..."); many {
 			name = n
-			take = len(parts) - (len(pattern) - i - 1) // what the rest of the pattern leaves
+			take = len(parts) - (len(pattern) - i - 1) // the rest of the pattern takes the others
 		}
 		if take < 1 || take > len(parts) {
 			return nil, false
@@ -68,7 +68,7 @@ func matchParts(pattern, parts []string) (map[string]string, bool) {
 	return vars, len(parts) == 0
 }
 
-// splitVersion takes /v1.N off a path; a path without it speaks the newest version.
+// splitVersion splits /v1.N off a path. A path without it has the newest version.
 func splitVersion(path string) (version int, rest string, err error) {
 	if strings.ContainsFunc(path, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		return 0, "", errs.New(errs.Invalid, "invalid path: control characters are not allowed")
@@ -94,7 +94,7 @@ func splitVersion(path string) (version int, rest string, err error) {
 	return version, "/" + rest, nil
 }
 
-// compareVersion gives the minor version of "1.minor", 0 for what is older, or tooNew.
+// compareVersion returns the minor version of "1.minor". It returns 0 for an older version, and tooNew for a newer one.
 func compareVersion(major, minor string) (version int, tooNew bool) {
 	ma, err := strconv.Atoi(major)
 	if err != nil {
@@ -147,7 +147,7 @@ func (s *server) table(o *Options) []route {
 	return t
 }
 
-// adder puts a route into the table.
+// adder adds a route to the table.
 type adder func(method, pattern string, do handler)
 
 const (

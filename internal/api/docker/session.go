@@ -1,6 +1,6 @@
 package docker
 
-// sessionHandlers answers attach, logs and exec.
+// sessionHandlers serves attach, logs and exec.
 type sessionHandlers struct {
 	sessions   Sessions
 	containers containerGetter

@@ -40,11 +40,11 @@ func interfaceOf(n network.Counters) wire.InterfaceStats {
 	}
 }
 
-// errEnough ends a reading that has all it needs.
+// errEnough ends the readings when the client has what it asked for.
 var errEnough = errors.New("enough")
 
-// stats sends a reading every second, or one. One reading takes two, a second apart, unless one-shot: from
-// their difference clients compute the load.
+// stats sends one reading per second, or one in all. A single one contains the reading of the second before, from which
+// clients compute the load, unless one-shot is set.
 func (h containerHandlers) stats(c *call) error {
 	follow, once := c.boolOr("stream", true), c.bool("one-shot")
 	if follow && once {
@@ -62,7 +62,7 @@ func (h containerHandlers) stats(c *call) error {
 		}
 		first := last == nil
 		last = &a
-		if first && !follow && !once && st.Cgroup.CPUTotal != 0 { // one that does not run has nothing to compare
+		if first && !follow && !once && st.Cgroup.CPUTotal != 0 { // a stopped container has no load
 			return nil
 		}
 		b, err := encode(a)

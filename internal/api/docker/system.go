@@ -12,7 +12,7 @@ import (
 	"ply/internal/wire"
 )
 
-// systemHandlers answers what the engine is.
+// systemHandlers describes the engine.
 type systemHandlers struct{ system System }
 
 func (h systemHandlers) routes(add adder) {
@@ -51,7 +51,7 @@ func (h systemHandlers) version(c *call) error {
 	return c.json(http.StatusOK, a)
 }
 
-// hubName is the name of the index that short names belong to.
+// hubName is the registry of image names without a host.
 const hubName = "docker.io"
 
 func (h systemHandlers) info(c *call) error {
@@ -93,7 +93,7 @@ func (h systemHandlers) info(c *call) error {
 func registriesOf(cfg *config.Config) wire.RegistryConfig {
 	rc := wire.RegistryConfig{InsecureRegistryCIDRs: []string{}, IndexConfigs: map[string]wire.IndexConfig{}, Mirrors: notNil(cfg.RegistryMirrors)}
 	rc.IndexConfigs[hubName] = wire.IndexConfig{Name: hubName, Mirrors: notNil(cfg.RegistryMirrors), Secure: true, Official: true}
-	// Loopback is always allowed, whatever the configuration says.
+	// Loopback addresses are always insecure registries.
 	for _, r := range append([]string{"127.0.0.0/8", "::1/128"}, cfg.InsecureRegistries...) {
 		if slices.Contains(rc.InsecureRegistryCIDRs, r) {
 			continue
@@ -107,7 +107,7 @@ func registriesOf(cfg *config.Config) wire.RegistryConfig {
 	return rc
 }
 
-// hideUser drops the credentials of a proxy's URL.
+// hideUser replaces the credentials in the URL of a proxy.
 func hideUser(url string) string {
 	scheme, rest, ok := strings.Cut(url, "://")
 	if !ok {
@@ -123,7 +123,7 @@ func hideUser(url string) string {
 	return scheme + "://" + authority + path
 }
 
-// notNil makes an absent list an empty one in JSON.
+// notNil returns an empty list for nil, so that JSON has [] and not null.
 func notNil[T any](list []T) []T {
 	if list == nil {
 		return []T{}

@@ -16,14 +16,14 @@ import (
 	"ply/internal/wire"
 )
 
-// transferHandlers answers what moves images: over the network, in archives, and as imported trees.
+// transferHandlers moves images: over the network, in archives, and as imported file trees.
 type transferHandlers struct {
 	puller   Puller
 	pusher   Pusher
 	archive  Archive
 	registry Registry
 	images   imageGetter
-	http     *http.Client // fetches what `import URL` names
+	http     *http.Client // downloads the source of `import URL`
 }
 
 func (h transferHandlers) routes(add adder) {
@@ -36,15 +36,15 @@ func (h transferHandlers) routes(add adder) {
 	add(post, "/auth", h.auth)
 }
 
-// progress runs long work and streams what it reports. The status is sent with the first message, so an error before
-// it has a status of its own; a later one ends the stream as errorDetail.
+// progress runs long work and streams its messages. The status is sent with the first message, so an error before it has a
+// status of its own. A later error is the last message of the stream.
 func (c *call) progress(work func(send sender) error) error {
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
-	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would eat the rest of the body
+	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would discard the rest of the body
 		return errs.New(errs.Internal, "answer: %w", err)
 	}
-	out := stream.NewMessages(c.w, func() { _ = rc.Flush() }) // a failure shows in the next write
+	out := stream.NewMessages(c.w, func() { _ = rc.Flush() }) // when it fails, the next write fails too
 	err := func() error {
 		defer func() { _, _ = out.Close() }() // also when work panics
 		return work(out.Put)
@@ -84,7 +84,7 @@ func (h transferHandlers) create(c *call) error {
 }
 
 func (h transferHandlers) pull(c *call, platform string) error {
-	name := strings.TrimSuffix(c.get("fromImage"), ":") // clients write "name:" for all tags
+	name := strings.TrimSuffix(c.get("fromImage"), ":") // clients send "name:" for all tags
 	if oci.IsHex64(name) {
 		return errs.New(errs.Invalid, "invalid repository name (%s), cannot specify 64-byte hexadecimal strings", name)
 	}
@@ -135,7 +135,8 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 	})
 }
 
-// fetchClient gives up on servers that do not answer, never on slow bodies: those the client of the API can end.
+// fetchClient returns a client that gives up when a server does not answer. It has no limit for slow bodies, because the user
+// can end the request.
 func fetchClient() *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
@@ -145,7 +146,7 @@ func fetchClient() *http.Client {
 	}}
 }
 
-// fetch opens what `import URL` names; a name without a scheme is http.
+// fetch opens the source of `import URL`. An address without a scheme is http.
 func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
@@ -170,7 +171,7 @@ func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (
 	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, send: send}, nil
 }
 
-// counted reports how much was read.
+// counted is a body that reports how much of it was read.
 type counted struct {
 	io.ReadCloser
 	read, told, total int64
@@ -203,7 +204,7 @@ func (h transferHandlers) push(c *call) error {
 	if err != nil {
 		return err
 	}
-	if c.r.Header.Get(authHeader) == "" { // very old clients send them as body
+	if c.r.Header.Get(authHeader) == "" { // very old clients send credentials in the body
 		var a wire.Auth
 		if err := c.body(&a, true); err != nil {
 			return err

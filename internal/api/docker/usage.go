@@ -13,7 +13,7 @@ import (
 	"ply/internal/wire"
 )
 
-// usageHandlers answers what takes how much space.
+// usageHandlers serves the use of disk space.
 type usageHandlers struct {
 	images     Images
 	containers containerLister
@@ -71,7 +71,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 			a := volumeOf(v)
 			size, err := h.volumes.Size(c.ctx(), v.Name)
 			if errors.Is(err, errs.NotFound) {
-				continue // removed in this moment
+				continue // it was removed after the list was made
 			}
 			if err != nil {
 				return err
@@ -89,7 +89,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 	return c.json(http.StatusOK, answer)
 }
 
-// layersSize sums every layer once: that is how they lie on disk.
+// layersSize returns the size of all layers. A layer counts once, as on disk.
 func (h usageHandlers) layersSize(c *call) (int64, error) {
 	tree, err := h.images.Tree(c.ctx())
 	if err != nil {

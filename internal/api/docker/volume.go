@@ -8,7 +8,7 @@ import (
 	"ply/internal/wire"
 )
 
-// volumeHandlers answers for volumes.
+// volumeHandlers serves volumes.
 type volumeHandlers struct{ volumes Volumes }
 
 func (h volumeHandlers) routes(add adder) {
@@ -75,7 +75,7 @@ func (h volumeHandlers) prune(c *call) error {
 	if err != nil {
 		return err
 	}
-	if c.v < 42 { // before, named volumes were pruned too
+	if c.v < 42 { // until 1.41 named volumes were pruned too
 		filters["all"] = []string{"true"}
 	}
 	names, freed, err := h.volumes.Prune(c.ctx(), filters)

@@ -12,26 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Media types of a taken-over connection.
+// Media types of a connection that was taken over.
 const (
 	TypeRaw = "application/vnd.docker.raw-stream"
 	TypeMux = "application/vnd.docker.multiplexed-stream"
 )
 
-// Conn is a connection taken over from HTTP.
+// Conn is a connection that was taken over from HTTP.
 type Conn struct {
 	net.Conn
 	in *bufio.Reader
 }
 
-// Hijack takes the connection of a request over and answers: 101 to a client that asked for an upgrade, 200 to others.
-// After it the caller owns the connection and closes it.
+// Hijack takes over the connection of a request. It answers 101 to a client that asked for an upgrade, and 200 to others. The
+// caller closes the connection.
 func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, error) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("connection: take over: %w", err)
 	}
-	_ = conn.SetDeadline(time.Time{}) // limits of HTTP no longer hold; a dead connection shows in the next read
+	_ = conn.SetDeadline(time.Time{}) // remove the deadlines of HTTP; when this fails, the next read fails too
 	var b strings.Builder
 	if r.Header.Get("Upgrade") != "" {
 		b.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
@@ -48,13 +48,13 @@ func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, 
 		return nil, fmt.Errorf("connection: answer: %w", joinClose(err, conn))
 	}
 	c := &Conn{Conn: conn, in: rw.Reader}
-	c.settle()
+	c.awaitRead()
 	return c, nil
 }
 
-// settle waits a moment until the client has read the answer. Clients in Python read it through a buffer that they then
-// throw away, with all that arrived by then.
-func (c *Conn) settle() {
+// awaitRead waits a short time until the client has read the answer. Clients in Python read it through a buffer that they
+// discard afterwards, with everything that has arrived by then.
+func (c *Conn) awaitRead() {
 	if c.LocalAddr().Network() != "unix" {
 		return
 	}
@@ -72,7 +72,7 @@ func (c *Conn) settle() {
 	}
 }
 
-// control runs f on the descriptor of the connection; false when there is none.
+// control runs f on the descriptor of the connection. It returns false when there is none.
 func (c *Conn) control(f func(fd int)) bool {
 	conn := c.Conn
 	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
@@ -96,10 +96,10 @@ func joinClose(err error, conn net.Conn) error {
 	return err
 }
 
-// Read gives what the client sent, first what HTTP had buffered.
+// Read reads what the client sends. The first bytes come from the buffer of HTTP.
 func (c *Conn) Read(b []byte) (int, error) { return c.in.Read(b) }
 
-// CloseWrite tells the client that nothing more comes.
+// CloseWrite ends the stream to the client.
 func (c *Conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -107,7 +107,7 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
-// Gone reports whether the client closed the whole connection, not only its sending side. False when that cannot be told.
+// Gone reports whether the client has closed the whole connection, not only its sending side. It returns false when it cannot find out.
 func (c *Conn) Gone() bool {
 	gone := false
 	c.control(func(fd int) {

@@ -39,14 +39,14 @@ func Bar(p *wire.ProgressDetail) string {
 	return bar + fmt.Sprintf("%8s/%s%s", amount(p.Current), amount(p.Total), tail)
 }
 
-// queued is a message that waits for the client.
+// queued is a message that was not written yet.
 type queued struct {
 	wire.Message
 	counter int
 }
 
-// Messages writes messages as JSON lines without ever making the sender wait: a goroutine writes, and while the
-// client is slow a newer number replaces the older one of the same counter. Safe for concurrent use; Close ends it.
+// Messages writes messages as JSON lines. The sender never waits: a goroutine writes, and while the client is slow, a newer
+// number replaces the older one of the same counter. Safe for concurrent use. Close ends the goroutine.
 type Messages struct {
 	w     io.Writer
 	flush func()
@@ -61,7 +61,7 @@ type Messages struct {
 	done     chan struct{}
 }
 
-// NewMessages starts a stream on w; flush runs after each batch of lines.
+// NewMessages starts a stream of messages to w. It calls flush after each batch of lines.
 func NewMessages(w io.Writer, flush func()) *Messages {
 	m := &Messages{w: w, flush: flush, counters: map[string]int{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
 	go m.run()
@@ -132,7 +132,7 @@ func (m *Messages) write(batch []queued) error {
 			return err
 		}
 		buf.Truncate(buf.Len() - 1)
-		buf.WriteString("\r\n") // as docker ends its lines
+		buf.WriteString("\r\n") // Docker ends its lines so
 	}
 	if _, err := m.w.Write(buf.Bytes()); err != nil {
 		return err
@@ -141,7 +141,7 @@ func (m *Messages) write(batch []queued) error {
 	return nil
 }
 
-// Close waits until everything is written. Started tells whether anything was.
+// Close waits until all messages are written. started reports whether there were any.
 func (m *Messages) Close() (started bool, err error) {
 	m.mu.Lock()
 	if !m.closed {

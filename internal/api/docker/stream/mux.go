@@ -6,31 +6,31 @@ import (
 	"sync"
 )
 
-// The streams of a frame.
+// The values of the first byte of a frame.
 const (
 	Stdin  = 0
 	Stdout = 1
 	Stderr = 2
 )
 
-// maxFrame bounds the payload of one frame, so that a reader needs a small buffer only.
+// maxFrame is the largest payload of a frame, so that readers need only a small buffer.
 const maxFrame = 64 << 10
 
-// Mux puts two outputs on one connection: frames of stream, 0, 0, 0, big-endian length and the bytes.
-// Its writers are safe for concurrent use.
+// Mux sends two outputs over one connection. A frame is the number of the stream, three zero bytes, the length as a big-endian
+// number of four bytes, and the payload. The writers are safe for concurrent use.
 type Mux struct {
 	mu  sync.Mutex
 	w   io.Writer
 	buf []byte
 }
 
-// NewMux makes a Mux that writes frames to w.
+// NewMux returns a Mux that writes frames to w.
 func NewMux(w io.Writer) *Mux { return &Mux{w: w} }
 
-// Stdout is the writer of stream 1.
+// Stdout returns the writer of stream 1.
 func (m *Mux) Stdout() io.Writer { return output{m, Stdout} }
 
-// Stderr is the writer of stream 2.
+// Stderr returns the writer of stream 2.
 func (m *Mux) Stderr() io.Writer { return output{m, Stderr} }
 
 type output struct {
@@ -38,7 +38,7 @@ type output struct {
 	stream byte
 }
 
-// Write sends b as one frame or several; each is one write below.
+// Write sends b as one or more frames. Each frame is written in one piece.
 func (o output) Write(b []byte) (n int, err error) {
 	o.mux.mu.Lock()
 	defer o.mux.mu.Unlock()
