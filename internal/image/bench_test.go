@@ -8,7 +8,7 @@ import (
 	"ply/internal/image/imagetest"
 )
 
-// BenchmarkList: 100 images of 10 layers, half of them shared.
+// BenchmarkList lists 100 images of 10 layers, half of which are shared.
 func BenchmarkList(b *testing.B) {
 	f := imagetest.New(b)
 	var layers [][]byte
@@ -41,7 +41,7 @@ func BenchmarkList(b *testing.B) {
 	})
 }
 
-// BenchmarkRemove: one image of 10 layers, with its space.
+// BenchmarkRemove removes an image of 10 layers and frees its space.
 func BenchmarkRemove(b *testing.B) {
 	f := imagetest.New(b)
 	var layers [][]byte

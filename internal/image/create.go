@@ -19,11 +19,13 @@ import (
 
 var archPattern = regexp.MustCompile(`^[a-z0-9_]{1,32}$`)
 
-// Put records an image whose layers the store holds: its config, its manifest when it has one, its names. What it
-// checks: the config, that the manifest is in the blob store and speaks of this config and as many layers, that
-// every layer of the stack is in the driver. One transaction; an image that is there already keeps what it has
-// and gains the rest. The lease must hold the layers and blobs; nil makes Put take one of its own for the config.
-// Publishes nothing. Errors: errs.Invalid for bad bytes, errs.Precondition for a layer or blob that is missing.
+// Put records an image whose layers are in the store: its config, its manifest if it has one, and its names, in one transaction. An
+// image that is recorded already keeps its names and manifests and gets the new ones. Put publishes no event.
+//
+// Put checks the config, that the blob store has the manifest, that the manifest lists this config and as many layers, and that
+// the driver has every layer. errs.Invalid for malformed or inconsistent content, errs.Precondition for a missing layer or blob.
+//
+// The lease protects the layers and blobs. With nil, Put uses a lease of its own for the config.
 func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (oci.ImageID, error) {
 	ids, err := s.PutAll(ctx, lease, []PutOptions{o})
 	if err != nil {
@@ -32,7 +34,7 @@ func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (oc
 	return ids[0], nil
 }
 
-// PutAll is Put for several images, or several manifests of one, in one transaction: all or none.
+// PutAll is Put for several images, or for several manifests of one image, in one transaction.
 func (s *Service) PutAll(ctx context.Context, lease *store.Lease, all []PutOptions) (ids []oci.ImageID, err error) {
 	if lease == nil {
 		lease = s.st.Lease()
@@ -92,7 +94,7 @@ func (s *Service) prepare(ctx context.Context, lease *store.Lease, o PutOptions)
 	return r, nil
 }
 
-// CheckConfig decodes a config and refuses one that cannot become an image here. errs.Invalid.
+// CheckConfig decodes a config. errs.Invalid when it is malformed or for a platform that the engine cannot run.
 func CheckConfig(raw []byte) (*oci.Config, error) {
 	cfg, err := oci.DecodeConfig(raw)
 	if err != nil {
@@ -111,7 +113,7 @@ func checkPlatform(cfg *oci.Config) error {
 	return nil
 }
 
-// storeConfig makes sure the config's bytes are in the blob store, undamaged.
+// storeConfig stores the config, unless the blob store has it undamaged.
 func (s *Service) storeConfig(lease *store.Lease, id oci.ImageID, raw []byte) error {
 	lease.Blob(oci.Digest(id))
 	if have, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig); err == nil && bytes.Equal(have, raw) {
@@ -121,7 +123,7 @@ func (s *Service) storeConfig(lease *store.Lease, id oci.ImageID, raw []byte) er
 	return err
 }
 
-// checkManifest fits the manifest, when there is one, to the config, and settles o.Format.
+// checkManifest compares the manifest, if there is one, with the config. It sets o.Format.
 func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) error {
 	if o.Manifest == nil {
 		if o.Index != nil {
@@ -155,7 +157,7 @@ func (s *Service) checkManifest(id oci.ImageID, cfg *oci.Config, o *PutOptions) 
 	return s.checkIndex(id, o)
 }
 
-// checkIndex wants the manifest among the index's.
+// checkIndex checks that the index lists the manifest.
 func (s *Service) checkIndex(id oci.ImageID, o *PutOptions) error {
 	if o.Index == nil {
 		return nil
@@ -176,7 +178,7 @@ func (s *Service) checkIndex(id oci.ImageID, o *PutOptions) error {
 	return errs.New(errs.Invalid, "image %s: index %s does not list manifest %s", id.Short(), o.Index.Digest, o.Manifest.Digest)
 }
 
-// checkLayers asks the driver for every layer of a stack, bottom first.
+// checkLayers checks that the driver has every layer of a chain.
 func (s *Service) checkLayers(ctx context.Context, chain oci.Chain) ([]layer.Info, error) {
 	infos := make([]layer.Info, len(chain))
 	for i := range chain {
@@ -192,11 +194,11 @@ func (s *Service) checkLayers(ctx context.Context, chain oci.Chain) ([]layer.Inf
 	return infos, nil
 }
 
-// write merges the image into what is recorded of it already.
+// write records the image. If it is recorded already, write adds what is new.
 func (r *putRecord) write(tx *meta.Tx) error {
 	now := time.Now().UTC()
 	rec, err := tx.Images.Get(r.id)
-	if err != nil { // new, or its record was damaged
+	if err != nil { // the image is new, or its record is damaged
 		rec = meta.Image{Format: r.Format, Created: now, LastUsed: now}
 	}
 	rec.Chain = r.chain
@@ -218,7 +220,7 @@ func (r *putRecord) write(tx *meta.Tx) error {
 		return err
 	}
 	for i, info := range r.infos {
-		if _, err := tx.Layers.Get(r.chain[i]); err != nil { // absent or damaged
+		if _, err := tx.Layers.Get(r.chain[i]); err != nil { // the record is absent or damaged
 			if err := tx.Layers.Put(r.chain[i], meta.Layer{Size: info.Size, TarSize: info.TarSize}); err != nil {
 				return err
 			}
@@ -232,13 +234,13 @@ func (r *putRecord) write(tx *meta.Tx) error {
 	return nil
 }
 
-// descends reports whether id was made, through any number of images, from ancestor.
+// descends reports whether ancestor is id or one of its ancestors.
 func descends(tx *meta.Tx, id, ancestor oci.ImageID) bool {
 	return slices.Contains(withAncestors(tx, []oci.ImageID{id}), ancestor)
 }
 
-// Create makes an image of a config and layers that the store holds: it writes the config deterministically,
-// stores and records it, and names it. Errors as Put; errs.NotFound for an unknown parent.
+// Create encodes a config, records an image with it and names the image. The layers are in the store. The same config gives the
+// same image. Errors as Put; errs.NotFound for an unknown parent.
 func (s *Service) Create(ctx context.Context, lease *store.Lease, o CreateOptions) (oci.ImageID, error) {
 	cfg := o.Config
 	if cfg.Created == nil {
@@ -300,11 +302,11 @@ func (s *Service) Create(ctx context.Context, lease *store.Lease, o CreateOption
 	return id, err
 }
 
-// EncodeConfig writes a config as docker writes it: compact, keys of the outer object sorted, those of the inner
-// ones in docker's order. The same config gives the same bytes.
+// EncodeConfig encodes a config as docker does: without white space, the keys of the outer object sorted, those of the inner
+// objects in docker's order. The same config gives the same bytes.
 func EncodeConfig(cfg oci.Config) ([]byte, error) {
 	if cfg.RootFS.DiffIDs == nil {
-		cfg.RootFS.DiffIDs = oci.Chain{} // null would not be read by everybody
+		cfg.RootFS.DiffIDs = oci.Chain{} // some readers do not accept null
 	}
 	flat, err := json.Marshal(cfg)
 	if err != nil {
@@ -324,7 +326,7 @@ func EncodeConfig(cfg oci.Config) ([]byte, error) {
 	return out, nil
 }
 
-// clip bounds what an error repeats of an image.
+// clip shortens text of an image for an error.
 func clip(s string) string {
 	if len(s) > 100 {
 		return s[:100] + "…"

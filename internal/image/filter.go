@@ -9,7 +9,7 @@ import (
 
 // ListFilters are the conditions of List.
 var ListFilters = filter.Table[*Image]{
-	"dangling":  filter.Bool(anyImage), // List knows what is dangling
+	"dangling":  filter.Bool(anyImage), // List evaluates it
 	"label":     filter.Labels(labelsOf),
 	"label!":    filter.NoLabel(labelsOf),
 	"before":    filter.ByCaller[*Image](nil), // an image
@@ -31,7 +31,7 @@ func anyImage(*Image, bool) bool { return true }
 
 func labelsOf(img *Image) map[string]string { return img.Config.Config.Labels }
 
-// selection is the filters of one List.
+// selection has the filters of one List.
 type selection struct {
 	match         filter.Match[*Image]
 	dangling      *bool
@@ -85,7 +85,8 @@ func (s *Service) createdOf(refs []string) (created *time.Time, err error) {
 	return created, nil
 }
 
-// wantNames decides by names alone. shown is false for an intermediate image that was not asked for.
+// wantNames reports whether the names of an image pass the filters. shown is false for an intermediate image when opts.All is not
+// set.
 func (sel *selection) wantNames(img *Image, shown, isParent bool) bool {
 	if len(img.Names)+len(img.Digests) == 0 {
 		if sel.dangling != nil {
@@ -97,7 +98,7 @@ func (sel *selection) wantNames(img *Image, shown, isParent bool) bool {
 	return sel.dangling == nil || !*sel.dangling || len(img.Names) == 0 && !isParent
 }
 
-// wants decides by what the config says.
+// wants reports whether the config of an image passes the filters.
 func (sel *selection) wants(img *Image) bool {
 	created := img.Created()
 	if sel.before != nil && !created.Before(*sel.before) || sel.since != nil && !created.After(*sel.since) {

@@ -13,7 +13,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// addManifest gives an image a manifest, as a pull into repository would, and its digest as a name.
+// addManifest adds a manifest to an image, and its digest as a name, as a pull from repository does.
 func addManifest(t *testing.T, f *imagetest.Fixture, id oci.ImageID, repository string) oci.Digest {
 	t.Helper()
 	img, err := f.Images.Get(t.Context(), string(id))

@@ -7,9 +7,9 @@ import (
 	"ply/internal/oci"
 )
 
-// History gives the steps of an image's making, newest first. The newest has the image's ID; older ones have the
-// ID of the local image that ended with them, or none. Steps without a layer have size 0. An image that records
-// no steps gets one for each layer.
+// History returns the steps that made an image, the last step first. The last step has the ID of the image. The other steps have
+// the ID of the local image that ended with them, if there is one. A step without a layer has size 0. For an image whose config
+// has no history, History returns one step per layer.
 func (s *Service) History(ctx context.Context, ref string) ([]HistoryEntry, error) {
 	img, err := s.Get(ctx, ref)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *Service) History(ctx context.Context, ref string) ([]HistoryEntry, erro
 	return entries, ctx.Err()
 }
 
-// nameSteps puts IDs and tags on the steps (oldest first) with which the image and its local ancestors end.
+// nameSteps sets the IDs and tags of the steps, first step first, with which the image and its local ancestors end.
 func (s *Service) nameSteps(img *Image, c *catalog, entries []HistoryEntry) {
 	at := len(entries) - 1
 	if at < 0 {
@@ -63,7 +63,7 @@ func (s *Service) nameSteps(img *Image, c *catalog, entries []HistoryEntry) {
 		id = rec.Parent
 		cfg, _, err := s.config(id)
 		if err != nil {
-			return // gone or damaged: its steps stay without an ID
+			return // the ancestor was removed or is damaged: the earlier steps get no ID
 		}
 		n := len(cfg.History)
 		if n == 0 || n > at {
@@ -73,7 +73,7 @@ func (s *Service) nameSteps(img *Image, c *catalog, entries []HistoryEntry) {
 	}
 }
 
-// Since is how long ago an entry was made; zero when it does not say.
+// Since returns how long before now the step was made; 0 when the step has no time.
 func (e HistoryEntry) Since(now time.Time) time.Duration {
 	if e.Created.IsZero() {
 		return 0

@@ -1,8 +1,8 @@
-// Package image is what a user calls an image: names, list, tree, history, inspect, tag, remove, prune,
-// and the making of a new image from a config and layers that the store already holds.
+// Package image manages the images of a store: their names, list, tree, history, tag, remove and prune, and the creation of an
+// image from a config and layers that the store already has.
 //
-// Invariants: an image's ID is the digest of its config; a name points only at an image whose config and
-// layers are durable; removing is a transaction on records, and space is freed by the collection that follows.
+// Invariants: the ID of an image is the digest of its config. A name refers only to an image whose config and layers are
+// durable. Removing an image is a transaction on records; the collection that follows frees the disk space.
 package image
 
 import (
@@ -12,40 +12,40 @@ import (
 	"ply/internal/oci"
 )
 
-// Image is one image as the store knows it.
+// Image is one image of the store.
 type Image struct {
 	ID       oci.ImageID
 	Parent   oci.ImageID
 	Config   oci.Config
-	Raw      []byte // the config's exact bytes
+	Raw      []byte // the exact bytes of the config
 	Format   oci.Format
 	Names    []oci.Reference // tags, sorted
 	Digests  []oci.Reference // repository@digest, sorted
-	Manifest *oci.Descriptor // the last manifest it was pulled or pushed with, when one is known
-	Size     int64           // sum of its layers' sizes
-	Shared   int64           // the part of Size that other images have too; -1 when not asked for
+	Manifest *oci.Descriptor // the last manifest with which it was pulled or pushed; nil = none
+	Size     int64           // sum of the sizes of its layers, in bytes
+	Shared   int64           // the part of Size in layers that other images have too; -1 = not computed
 	Tagged   time.Time
 	LastUsed time.Time
 
-	Chain     oci.Chain        // its layers, bottom first, as recorded (there even when the config is damaged)
-	Manifests []oci.Descriptor // every manifest and index it was pulled, pushed or loaded with; exact bytes are in the blob store
+	Chain     oci.Chain        // its layers, bottom layer first, as recorded; valid also when the config is damaged
+	Manifests []oci.Descriptor // the manifests and indexes with which it was pulled, pushed or loaded; the blob store has their bytes
 }
 
-// LayerView is one layer of an image for the layer view and the tree.
+// LayerView is one layer in the result of Layers or Tree.
 type LayerView struct {
 	DiffID    oci.DiffID
 	Chain     oci.ChainID
 	Size      int64
-	Virtual   int64 // cumulative size up to and with this layer
+	Virtual   int64 // sum of the sizes of this layer and those below it
 	CreatedBy string
 	Tags      []oci.Reference // names of the images whose top layer this is
-	Images    []oci.ImageID   // images that have exactly this stack
-	Children  []*LayerView    // in a tree: stacks one layer higher
+	Images    []oci.ImageID   // images that have exactly this chain
+	Children  []*LayerView    // in a tree: the chains with one layer more
 }
 
-// HistoryEntry is one line of `history`, newest first.
+// HistoryEntry is one step in the history of an image.
 type HistoryEntry struct {
-	ID        oci.ImageID // "" shows as <missing>
+	ID        oci.ImageID // the local image that ended with this step; "" = none
 	Created   time.Time
 	CreatedBy string
 	Size      int64
@@ -55,40 +55,40 @@ type HistoryEntry struct {
 
 // ListOptions are the options of List; ListFilters lists the filters.
 type ListOptions struct {
-	All     bool // intermediate images too
+	All     bool // list intermediate images too
 	Filters filter.Args
 	Shared  bool // compute Image.Shared
 }
 
-// CreateOptions of Create: everything that a new image needs; the layers are in the store already.
+// CreateOptions are the options of Create. The layers of the image are in the store already.
 type CreateOptions struct {
-	Parent  oci.ImageID   // "" for none
-	Config  oci.Config    // RootFS and History complete; Created set by the caller
-	Format  oci.Format    // "" means the parent's, or the daemon's image-format setting
-	Name    oci.Reference // zero for none; a missing tag means latest
-	Message string        // becomes the config's comment and that of the last history entry, where those have none
+	Parent  oci.ImageID   // "" = none
+	Config  oci.Config    // with RootFS and History; a nil Created becomes the current time
+	Format  oci.Format    // "" = the format of the parent, else Options.Format
+	Name    oci.Reference // zero = none; a missing tag means latest
+	Message string        // the comment of the config and of the last history entry, if these have none
 }
 
-// PutOptions of Put: an image whose config somebody else made.
+// PutOptions are the options of Put.
 type PutOptions struct {
-	Config   []byte          // exact bytes
-	Format   oci.Format      // "" means the manifest's family, else oci.FormatOCI
-	Manifest *oci.Descriptor // of its manifest, whose bytes are in the blob store; nil when there is none
-	Index    *oci.Descriptor // of the index the manifest was chosen from, bytes in the blob store too; nil when there is none
-	Names    []oci.Reference // repository:tag or repository@digest; each is moved here
-	Parent   oci.ImageID     // local image it was made from; "" for none
+	Config   []byte          // the exact bytes
+	Format   oci.Format      // "" = the format of the manifest, else oci.FormatOCI
+	Manifest *oci.Descriptor // its manifest, whose bytes are in the blob store; nil = none
+	Index    *oci.Descriptor // the index that lists the manifest, whose bytes are in the blob store too; nil = none
+	Names    []oci.Reference // repository:tag or repository@digest; another image that has one of them loses it
+	Parent   oci.ImageID     // the local image from which it was made; "" = none
 }
 
-// RemoveOptions of Remove.
+// RemoveOptions are the options of Remove.
 type RemoveOptions struct {
 	Force   bool
 	NoPrune bool // keep untagged parents
 }
 
-// Removed is one line that rmi prints: exactly one of the two is set.
+// Removed is one line of the result of a removal. Exactly one of its fields is set.
 type Removed struct {
-	Untagged string      // familiar reference
-	Deleted  oci.ImageID // an image or, after its image, the ChainID of a stack that no image needs any more
+	Untagged string      // the familiar form of the name
+	Deleted  oci.ImageID // an image, or the chain ID of layers that no image has any more
 }
 
 // PruneOptions are the options of Prune; PruneFilters lists the filters.

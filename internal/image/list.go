@@ -10,9 +10,9 @@ import (
 	"ply/internal/oci"
 )
 
-// List returns the images that match, newest first. Without opts.All, an image that has no name and that others
-// were made from is left out. With a reference filter, Names and Digests hold only what matched.
-// An image whose config is damaged is listed with an empty Config. errs.Invalid names a bad filter.
+// List returns the images that match the filters, newest first. Without opts.All, it leaves out images without a name from which
+// others were made. With a reference filter, Names and Digests have only the names that match. An image whose config is damaged
+// is listed with an empty Config. errs.Invalid for a malformed filter.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) {
 	c, err := s.read()
 	if err != nil {
@@ -40,7 +40,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 		}
 		img.Config, img.Raw, err = s.config(id)
 		if errors.Is(err, errs.NotFound) {
-			continue // removed since the picture was taken
+			continue // removed since the catalog was read
 		}
 		if err != nil {
 			s.opts.Log.Warn("damaged image", "image", string(id), "err", err)
@@ -61,7 +61,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 	return list, nil
 }
 
-// fillShared sums, for each image, the layers that some other image has too.
+// fillShared sets Shared of each image.
 func (c *catalog) fillShared(list []*Image) {
 	users := map[oci.DiffID]int{}
 	for _, rec := range c.images {
@@ -79,6 +79,7 @@ func (c *catalog) fillShared(list []*Image) {
 	}
 }
 
+// distinct returns the layers of a chain, each once.
 func distinct(chain oci.Chain) []oci.DiffID {
 	out := slices.Clone([]oci.DiffID(chain))
 	slices.Sort(out)

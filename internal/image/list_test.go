@@ -16,7 +16,8 @@ import (
 	"ply/internal/oci"
 )
 
-// gallery: base ← mid (nameless) ← top; other (two names, one repository by digest); dangling.
+// gallery makes base, mid from base (without a name), top from mid, other (with two tags and a digest) and dangling (without a
+// name).
 func gallery(t *testing.T) (*imagetest.Fixture, map[oci.ImageID]string) {
 	f := imagetest.New(t)
 	base := f.Image(imagetest.Spec{Name: "base:1", Layers: [][]byte{imagetest.Tar(t, "a", "1234")}, Labels: map[string]string{"kind": "base", "x": ""}})
@@ -162,7 +163,7 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// What was pulled has no local parents; what records no history still shows its layers.
+// The history of an image without local parents, and of one whose config has no history.
 func TestHistoryWithoutParents(t *testing.T) {
 	f := imagetest.New(t)
 	a, b := f.Layer(imagetest.Tar(t, "a", "123")), f.Layer(imagetest.Tar(t, "b", "1"))
@@ -232,7 +233,7 @@ func drawTree(views []*image.LayerView, names map[oci.ImageID]string, indent str
 
 func itoa(n int64) string { return string(rune('0' + n)) }
 
-// A stack as deep as images get, and two images that share most of it.
+// The deepest chain that an image may have, and two images that share most of it.
 func TestTreeDeep(t *testing.T) {
 	f := imagetest.New(t)
 	var chain [][]byte

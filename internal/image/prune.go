@@ -10,8 +10,8 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Prune removes images that no container uses: without filters those that have no tag, with dangling=false all.
-// PruneFilters lists the filters. All images are removed in one transaction; the second result is the space freed, in bytes.
+// Prune removes images that no container uses: without filters those without a tag, with dangling=false all. It removes them in one
+// transaction. The second result is the freed space in bytes. PruneFilters lists the filters.
 func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int64, error) {
 	c, err := s.read()
 	if err != nil {
@@ -48,8 +48,8 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int6
 	return r.out, freed, err
 }
 
-// prunable returns the images that the filters choose, children before what they were made from. With needsConfig an
-// image whose config is damaged is kept: whether it matches is unknown.
+// prunable returns the images that match the filters, children before their parents. With needsConfig, it leaves out images whose
+// config is damaged, because it is unknown whether they match.
 func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*Image], needsConfig, all bool) ([]oci.ImageID, error) {
 	parents := c.parents()
 	type candidate struct {
@@ -111,14 +111,14 @@ func withParents(c *catalog, id oci.ImageID) map[oci.ImageID]bool {
 	return seen
 }
 
-// prune removes one image if it is still what was chosen and no container uses it.
+// prune removes one image, unless it has got a tag since it was chosen or a container uses it.
 func (r *remover) prune(id oci.ImageID, all bool) error {
 	if _, ok := r.c.images[id]; !ok || r.used(id).by != "" {
 		return nil
 	}
 	n := r.c.names[id]
 	if n != nil && len(n.tags) > 0 && !all {
-		return nil // tagged meanwhile
+		return nil // tagged since it was chosen
 	}
 	if r.hasChildren(id) && n.count() == 0 {
 		return nil

@@ -10,37 +10,41 @@ import (
 	"ply/internal/store/meta"
 )
 
-// usage is who uses an image, asked before the transaction.
+// usage says which container uses an image. It is found out before the transaction.
 type usage struct {
-	by      string // a container's short ID; "" = nobody
+	by      string // short ID of a container; "" = none
 	running bool   // by is running
 }
 
-// remover takes names and images away inside one transaction. Its rules are docker's, whose words it uses: see Remove.
+// remover removes names and images in one transaction. Its rules and texts are docker's; see Remove.
 type remover struct {
 	tx      *meta.Tx
 	c       *catalog
 	use     map[oci.ImageID]usage
-	records map[oci.ImageID]string // containers by the records, for those made since use was asked
+	records map[oci.ImageID]string // short ID of a container of the image, from the records: it may be newer than use
 	out     []Removed
 	events  []removal
 	chains  []oci.Chain  // of deleted images
 	blobs   []oci.Digest // their configs and manifests
-	missing oci.ImageID  // an image whose use was not asked for; the whole transaction is void
+	missing oci.ImageID  // an image that is not in use; the transaction is then repeated
 }
 
+// removal is an event to publish.
 type removal struct {
 	action string
 	id     oci.ImageID
 }
 
-// Remove takes an image's names, or the image, away.
+// Remove removes a name of an image, or the image.
 //
-// By name while other names are left, it only untags. By name or ID of an image with one name (and the digests
-// in that name's repository) it removes the image, unless a container uses it (errs.Conflict): then force takes
-// the names only. By ID with several names it is errs.Conflict without force. Nameless parents that nobody
-// needs go too, unless NoPrune. What nobody needs any more is deleted from the disk when Remove returns.
-// Layers follow their image in the answer: a Deleted line then holds a stack's ChainID, as docker prints it.
+// If ref is a name and the image has other names, Remove removes only that name. If ref is the only name of the image (besides
+// digests in the same repository), or its ID, Remove removes the image. If a container uses the image, the result is
+// errs.Conflict; with Force, the names are removed and the image stays. If ref is the ID of an image with several names, the
+// result is errs.Conflict without Force.
+//
+// Parents without a name that nothing needs are removed too, unless NoPrune is set. When Remove returns, the blobs and layers
+// that nothing needs are deleted. In the result, an image is followed by the chain IDs of its layers that no image has any
+// more, as docker prints them.
 func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) ([]Removed, error) {
 	r, err := s.removing(ctx, func(tx *meta.Tx) ([]oci.ImageID, error) {
 		m, err := resolve(tx, ref)
@@ -62,8 +66,8 @@ func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) ([
 	return r.out, err
 }
 
-// removing asks who uses the images that pick names (and those they were made from), then runs do in one
-// transaction. It starts over when an image turned up in between that nobody was asked about.
+// removing finds out which containers use the images that pick returns and their ancestors. Then it runs do in one transaction.
+// If do needs another image, because the records have changed in between, removing starts again.
 func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.ImageID, error), do func(*remover) error) (*remover, error) {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -96,6 +100,7 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 	}
 }
 
+// withAncestors returns images and the images from which they were made.
 func withAncestors(tx *meta.Tx, ids []oci.ImageID) []oci.ImageID {
 	seen := map[oci.ImageID]bool{}
 	var all []oci.ImageID
@@ -131,7 +136,7 @@ func (s *Service) usage(ids []oci.ImageID) map[oci.ImageID]usage {
 	return m
 }
 
-// finish tells what happened and frees what nobody needs any more.
+// finish publishes the events and frees what nothing needs any more.
 func (s *Service) finish(ctx context.Context, r *remover) (freed int64, err error) {
 	for _, e := range r.events {
 		s.Publish(e.action, e.id, "")
@@ -139,7 +144,7 @@ func (s *Service) finish(ctx context.Context, r *remover) (freed int64, err erro
 	if len(r.chains) == 0 {
 		return 0, nil
 	}
-	// The records are gone whatever happens now: a client that left must not keep the space occupied.
+	// The records are removed already, so the space is freed even if the client has gone.
 	freed, err = s.st.Reclaim(context.WithoutCancel(ctx), r.chains, r.blobs)
 	if err != nil {
 		s.opts.Log.Warn("space of removed images not freed yet", "err", err)
@@ -158,7 +163,8 @@ func (r *remover) used(id oci.ImageID) usage {
 	return u
 }
 
-// containersByImage reads the one field of a container's record that package store reads too.
+// containersByImage returns the short ID of a container of each image. It reads the field of the records of containers that package
+// store reads too.
 func containersByImage(tx *meta.Tx) map[oci.ImageID]string {
 	m := map[oci.ImageID]string{}
 	for id, raw := range tx.Containers.All() {
@@ -181,7 +187,7 @@ func (r *remover) byName(id oci.ImageID, name oci.Reference, typed string, force
 		return err
 	}
 	if name.Tag() != "" && !slices.ContainsFunc(r.c.names[id].tags, sameRepository(name)) {
-		// The last tag in a repository takes that repository's digests along.
+		// The digests of a repository are removed with its last tag.
 		for _, d := range slices.Clone(r.c.names[id].digests) {
 			if sameRepository(name)(d) {
 				if err := r.untag(id, d); err != nil {
@@ -215,7 +221,7 @@ func (r *remover) byID(id oci.ImageID, force, prune bool) error {
 	return r.delete(id, force, prune, false)
 }
 
-// singleReference reports whether there is at most one tag, and everything is in one repository.
+// singleReference reports whether there is at most one tag, and all names are in one repository.
 func singleReference(names []oci.Reference) bool {
 	tags := 0
 	for _, n := range names {
@@ -229,8 +235,8 @@ func singleReference(names []oci.Reference) bool {
 	return tags <= 1
 }
 
-// conflict tells what stands in the way of deleting an image: always that others were made from it or that it runs;
-// names and stopped containers when asked.
+// conflict returns an error if an image cannot be deleted: because others were made from it, because a container of it is
+// running, and, if names or stopped are set, because it has names or a stopped container.
 func (r *remover) conflict(id oci.ImageID, names, stopped bool) error {
 	const format = "conflict: unable to delete %s (%s) - %s"
 	u := r.used(id)
@@ -256,8 +262,8 @@ func (r *remover) hasChildren(id oci.ImageID) bool {
 	return false
 }
 
-// delete removes an image and, when prune, the parents that nobody needs then. Quiet means that an image
-// which is still needed stays without complaint.
+// delete removes an image and, with prune, its parents that nothing needs then. With quiet, it is no error that the image is
+// still needed.
 func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
 	rec, ok := r.c.images[id]
 	if !ok {
@@ -276,7 +282,7 @@ func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
 		}
 	}
 	if r.used(id).by != "" {
-		return nil // a stopped container still wants to start from it
+		return nil // a stopped container needs it for its next start
 	}
 	if err := r.tx.Images.Delete(id); err != nil {
 		return err
@@ -296,7 +302,7 @@ func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
 	return r.delete(rec.Parent, false, true, true)
 }
 
-// dropLayers names the stacks, top first, that no image needs any more.
+// dropLayers adds the chain IDs of layers that no image has any more to the result, top layer first.
 func (r *remover) dropLayers(chain oci.Chain) {
 	ids := chain.IDs()
 	keep := 0
@@ -318,7 +324,7 @@ func (r *remover) untag(id oci.ImageID, name oci.Reference) error {
 	}
 	n := r.c.names[id]
 	same := func(o oci.Reference) bool { return o.String() == name.String() }
-	// Clones: callers walk the old slices.
+	// The slices are cloned because callers iterate over the old ones.
 	n.tags = slices.DeleteFunc(slices.Clone(n.tags), same)
 	n.digests = slices.DeleteFunc(slices.Clone(n.digests), same)
 	r.out = append(r.out, Removed{Untagged: name.Familiar()})

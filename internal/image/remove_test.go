@@ -20,7 +20,7 @@ import (
 
 const ctr = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
-// said turns the lines of rmi into words: what was deleted gets its name in names.
+// said writes the result of a removal as text: "-NAME" for a removed name, and the name in names for a deleted image.
 func said(removed []image.Removed, names map[oci.ImageID]string) string {
 	var out []string
 	for _, r := range removed {
@@ -44,10 +44,10 @@ func said(removed []image.Removed, names map[oci.ImageID]string) string {
 func TestRemove(t *testing.T) {
 	for _, c := range []struct {
 		name    string
-		ref     string // a name, or "#name" for the ID of what gallery calls so
+		ref     string // a name, or "#name" for the ID of an image of gallery
 		opts    image.RemoveOptions
-		inUse   string // image that a stopped container uses
-		running string // image that a running one uses
+		inUse   string // an image that a stopped container uses
+		running string // an image that a running container uses
 		want    string
 		refused string
 	}{
@@ -115,7 +115,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// state is everything rmi could change.
+// state lists everything that a removal can change.
 func state(t *testing.T, f *imagetest.Fixture) (all []string) {
 	t.Helper()
 	err := f.Store.Meta.View(func(tx *meta.Tx) error {
@@ -133,7 +133,7 @@ func state(t *testing.T, f *imagetest.Fixture) (all []string) {
 	return append(all, f.Driver.Files()...)
 }
 
-// checkFiles wants exactly the layers that images have, at once and whatever their age.
+// checkFiles checks that the driver has exactly the layers that images have.
 func checkFiles(t *testing.T, f *imagetest.Fixture) {
 	t.Helper()
 	want := map[string]bool{}
@@ -176,7 +176,7 @@ func TestRemoveByDigestKeepsTheTag(t *testing.T) {
 	if _, err := f.Images.Get(t.Context(), "r/x:1"); err != nil {
 		t.Error(err)
 	}
-	// By the manifest's digest alone it is the image that is meant.
+	// The digest of the manifest, without a repository, means the image.
 	got, err = f.Images.Remove(t.Context(), string(d), image.RemoveOptions{})
 	if err != nil || said(got, map[oci.ImageID]string{id: "x"}) != "-r/x:1 x layer" {
 		t.Errorf("%v %v", got, err)
@@ -186,7 +186,7 @@ func TestRemoveByDigestKeepsTheTag(t *testing.T) {
 	}
 }
 
-// A container made between the question and the transaction is seen in its record.
+// A container that is created after InUse was called is found in its record.
 func TestRemoveSeesContainerRecords(t *testing.T) {
 	f := imagetest.New(t)
 	id := f.Image(imagetest.Spec{Name: "x"})
@@ -251,7 +251,7 @@ func TestPrune(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Images of equal depth come in the order of their making, which the clock may blur.
+			// Images with as many ancestors are removed in the order of their creation times, which may be equal.
 			if a, b := sortedWords(said(got, names)), sortedWords(c.want); a != b {
 				t.Errorf("got  %q\nwant %q", said(got, names), c.want)
 			}

@@ -8,13 +8,13 @@ import (
 	"ply/internal/store/meta"
 )
 
-// match is what a reference typed by a user points at.
+// match is the image that a reference means.
 type match struct {
 	id   oci.ImageID
-	name oci.Reference // the recorded name, when it was found by one; zero when by ID or manifest digest
+	name oci.Reference // the recorded name by which the image was found; zero = by an ID or a digest of a manifest
 }
 
-// notFound words a miss as docker does: a name gets its default tag.
+// notFound returns docker's error for an image that does not exist. A name in it has its default tag.
 func notFound(ref string) error {
 	if oci.IsHex64(ref) {
 		ref = "sha256:" + ref
@@ -31,7 +31,8 @@ func isDigest(s string) bool {
 	return err == nil
 }
 
-// resolve finds an image by anything a user may type. Records only: it works for damaged images too.
+// resolve finds the image that a reference means, as Get defines it. It reads records only, so that it also finds an image whose
+// config is damaged.
 func resolve(tx *meta.Tx, ref string) (match, error) {
 	if ref == "" {
 		return match{}, errs.New(errs.Invalid, "invalid reference format: image name is empty")
@@ -59,7 +60,7 @@ func resolve(tx *meta.Tx, ref string) (match, error) {
 	return match{}, notFound(ref)
 }
 
-// nameKey is the form under which a name is recorded: repository:tag or repository@digest.
+// nameKey returns the form in which a name is recorded: repository:tag or repository@digest.
 func nameKey(r oci.Reference) oci.Reference {
 	if d := r.Digest(); d != "" {
 		return r.Repository().WithDigest(d)
@@ -67,6 +68,7 @@ func nameKey(r oci.Reference) oci.Reference {
 	return r.WithDefaultTag()
 }
 
+// resolveDigest finds an image by its ID or by the digest of one of its manifests or indexes.
 func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	d := oci.Digest("sha256:" + strings.TrimPrefix(ref, "sha256:"))
 	if tx.Images.Has(oci.ImageID(d)) {
@@ -84,7 +86,7 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 			}
 		}
 	}
-	// An index is of several images; the name tells which one was pulled last.
+	// Several images may have this index. A name with its digest refers to the image that was pulled last.
 	for key, rec := range tx.Names.All() {
 		if strings.HasSuffix(key, "@"+string(d)) && tx.Images.Has(rec.Image) {
 			return match{id: rec.Image}, nil
@@ -96,7 +98,7 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	return match{}, notFound(ref)
 }
 
-// resolvePrefix gives "" when nothing matches. IDs win over digests of manifests.
+// resolvePrefix finds an image by a prefix of its ID, else of the digest of one of its manifests. It returns "" when none matches.
 func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 	var found oci.ImageID
 	for id := range tx.Images.Prefix(oci.ImageID("sha256:" + prefix)) {
@@ -108,7 +110,7 @@ func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 	if found != "" {
 		return found, nil
 	}
-	var digest oci.Digest // that found is known by
+	var digest oci.Digest // the digest by which found was found
 	for id, rec := range tx.Images.All() {
 		for _, m := range rec.Manifests {
 			if !hasHexPrefix(string(m.Digest), prefix) || found == id {

@@ -79,7 +79,7 @@ func TestAmbiguousPrefixAndNamesFirst(t *testing.T) {
 	first := map[byte]oci.ImageID{}
 	var shared byte
 	var a, b oci.ImageID
-	for i := 0; shared == 0 && i < 17; i++ { // 17 IDs: two share their first digit
+	for i := 0; shared == 0 && i < 17; i++ { // of 17 IDs, two have the same first digit
 		id := f.Image(imagetest.Spec{Hours: i})
 		c := id.Hex()[0]
 		if other, ok := first[c]; ok {
@@ -98,13 +98,13 @@ func TestAmbiguousPrefixAndNamesFirst(t *testing.T) {
 	}
 }
 
-// A damaged config is reported where it is needed, and keeps neither listing nor removal from working.
+// A damaged config is an error where it is needed. The image can still be listed and removed.
 func TestDamagedConfig(t *testing.T) {
 	f := imagetest.New(t)
 	id := f.Image(imagetest.Spec{Name: "bad", Layers: [][]byte{imagetest.Tar(t, "a", "b")}})
 	f.Image(imagetest.Spec{Name: "good", Hours: 1})
 	flipBlob(t, f, oci.Digest(id))
-	for range 2 { // the first finding puts the blob out of the way: a missing config is no missing image
+	for range 2 { // the first Get removes the damaged blob; the second finds no config, but the image still exists
 		if _, err := f.Images.Get(t.Context(), "bad"); !errors.Is(err, errs.DataLoss) || errors.Is(err, errs.NotFound) {
 			t.Errorf("Get: %v", err)
 		}
@@ -144,7 +144,7 @@ func texts(refs []oci.Reference) []string {
 	return out
 }
 
-// update writes to the database behind the service's back.
+// update writes to the database without the service.
 func update(t *testing.T, f *imagetest.Fixture, do func(tx *meta.Tx) error) {
 	t.Helper()
 	if err := f.Store.Meta.Update(do); err != nil {

@@ -17,24 +17,24 @@ import (
 
 // Options of New. The zero value works.
 type Options struct {
-	Log    *slog.Logger // nil discards
-	Events *events.Bus  // nil publishes nowhere
-	Format oci.Format   // of an image that has no parent; "" = oci.FormatOCI
-	// InUse gives the IDs of the containers made from an image, stopped ones too. nil = nobody uses images.
-	// It is called outside of any transaction.
+	Log    *slog.Logger // nil = none
+	Events *events.Bus  // nil = none
+	Format oci.Format   // of new images without a parent; "" = oci.FormatOCI
+	// InUse returns the IDs of the containers of an image, stopped ones too. It is called outside of transactions. nil = there
+	// are no containers.
 	InUse func(oci.ImageID) []string
-	// Running tells whether a container that InUse named runs: its image cannot even be removed by force.
-	// nil = none runs.
+	// Running reports whether a container that InUse has returned is running. Its image cannot be removed, not even by force. nil =
+	// none is running.
 	Running func(containerID string) bool
 }
 
-// Service answers for the images of one store. Safe for concurrent use.
+// Service manages the images of one store. Safe for concurrent use.
 type Service struct {
 	st   *store.Store
 	opts Options
 }
 
-// New makes the service of an open store.
+// New returns the service of an open store.
 func New(st *store.Store, opts Options) *Service {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
@@ -45,8 +45,8 @@ func New(st *store.Store, opts Options) *Service {
 	return &Service{st: st, opts: opts}
 }
 
-// Publish tells the event bus of something that happened to an image: action is docker's word ("load",
-// "import", "pull" …), name is the familiar reference, or "" for the ID. The image's labels go along.
+// Publish publishes an event of an image, with the labels of the image. action is docker's word, such as "load" or "pull". name
+// is the familiar form of a name; "" = the ID.
 func (s *Service) Publish(action string, id oci.ImageID, name string) {
 	if s.opts.Events == nil {
 		return
@@ -73,7 +73,7 @@ func (s *Service) publish(action string, id oci.ImageID, name string, labels map
 	s.opts.Events.Publish(events.Event{Type: "image", Action: action, ID: string(id), Attributes: attrs})
 }
 
-// users gives the containers that use an image.
+// users returns the containers of an image.
 func (s *Service) users(id oci.ImageID) []string {
 	if s.opts.InUse == nil {
 		return nil
@@ -81,7 +81,8 @@ func (s *Service) users(id oci.ImageID) []string {
 	return s.opts.InUse(id)
 }
 
-// config reads and verifies an image's config. errs.NotFound when the image itself was removed meanwhile.
+// config reads and verifies the config of an image. errs.NotFound when the image was removed in the meantime, errs.DataLoss when
+// the config is missing or damaged.
 func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
 	raw, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig)
 	if errors.Is(err, errs.NotFound) && s.gone(id) {
@@ -92,13 +93,14 @@ func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
 		cfg, err = oci.DecodeConfig(raw)
 	}
 	if err != nil {
-		// Not wrapped: a blob that is missing is no missing image.
+		// err is not wrapped: its class may be NotFound, but the image exists.
 		return oci.Config{}, nil, errs.New(errs.DataLoss, "image %s: config: %v", id.Short(), err).
 			WithHint("Pull or load the image again, or remove it.")
 	}
 	return *cfg, raw, nil
 }
 
+// gone reports whether an image has no record.
 func (s *Service) gone(id oci.ImageID) (gone bool) {
 	err := s.st.Meta.View(func(tx *meta.Tx) error {
 		gone = !tx.Images.Has(id)
@@ -107,17 +109,18 @@ func (s *Service) gone(id oci.ImageID) (gone bool) {
 	return err == nil && gone
 }
 
-// catalog is a consistent picture of the records of all images.
+// catalog has the records of all images, as read in one transaction.
 type catalog struct {
 	images map[oci.ImageID]meta.Image
-	names  map[oci.ImageID]*named
+	names  map[oci.ImageID]*named // nil = the image has no name
 	sizes  map[oci.DiffID]int64
 }
 
+// named has the names of one image.
 type named struct {
 	tags    []oci.Reference
 	digests []oci.Reference
-	updated time.Time // of the youngest tag
+	updated time.Time // when the last of the tags was set
 }
 
 func (n *named) count() int {
@@ -127,7 +130,7 @@ func (n *named) count() int {
 	return len(n.tags) + len(n.digests)
 }
 
-// all gives every name, tags first.
+// all returns every name, tags first.
 func (n *named) all() []oci.Reference {
 	if n == nil {
 		return nil
@@ -146,7 +149,7 @@ func (n *named) add(r oci.Reference, rec meta.Name) {
 	}
 }
 
-// namesOf collects the names of one image, sorted.
+// namesOf returns the names of one image, sorted.
 func namesOf(tx *meta.Tx, id oci.ImageID) *named {
 	n := &named{}
 	for key, rec := range tx.Names.All() {
@@ -160,7 +163,7 @@ func namesOf(tx *meta.Tx, id oci.ImageID) *named {
 	return n
 }
 
-// readCatalog reads all records; a name whose image is gone is left out.
+// readCatalog reads all records. It leaves out names of images that do not exist.
 func readCatalog(tx *meta.Tx) *catalog {
 	c := &catalog{
 		images: map[oci.ImageID]meta.Image{},
@@ -168,7 +171,7 @@ func readCatalog(tx *meta.Tx) *catalog {
 		sizes:  map[oci.DiffID]int64{},
 	}
 	for id := range tx.Images.Keys() {
-		c.images[id], _ = tx.Images.Get(id) // an image with a damaged record is here too, without layers: it can be removed
+		c.images[id], _ = tx.Images.Get(id) // an image with a damaged record has no layers here, but it can be removed
 	}
 	for key, rec := range tx.Names.All() {
 		if _, ok := c.images[rec.Image]; !ok {
@@ -189,7 +192,7 @@ func readCatalog(tx *meta.Tx) *catalog {
 	return c
 }
 
-// parents is the set of images that others were made from.
+// parents returns the images from which other images were made.
 func (c *catalog) parents() map[oci.ImageID]bool {
 	p := map[oci.ImageID]bool{}
 	for _, rec := range c.images {
@@ -200,7 +203,7 @@ func (c *catalog) parents() map[oci.ImageID]bool {
 	return p
 }
 
-// read takes a consistent picture.
+// read reads the catalog in a transaction of its own.
 func (s *Service) read() (c *catalog, err error) {
 	err = s.st.Meta.View(func(tx *meta.Tx) error {
 		c = readCatalog(tx)
@@ -209,7 +212,7 @@ func (s *Service) read() (c *catalog, err error) {
 	return c, err
 }
 
-// build fills an Image from records; the config is the caller's to add.
+// build makes an Image from records, without its config.
 func build(id oci.ImageID, rec meta.Image, n *named, size int64) *Image {
 	img := &Image{
 		ID: id, Parent: rec.Parent, Format: rec.Format, Size: size, Shared: -1,
@@ -233,10 +236,9 @@ func (c *catalog) size(chain oci.Chain) (total int64) {
 	return total
 }
 
-// Get finds one image: by name (with or without registry and tag), by name and digest, by ID, by the digest of
-// a manifest it is known by, or by an unambiguous prefix of its ID; names win over IDs.
-// errs.NotFound says "No such image: REF", errs.Invalid names an ambiguous prefix or a malformed reference,
-// errs.DataLoss an image whose config is damaged.
+// Get returns the image that a reference means: a name with or without registry and tag, a name with a digest, an ID, the digest of
+// one of its manifests, or an unambiguous prefix of its ID. A name takes precedence over an ID. errs.NotFound when there is no
+// such image, errs.Invalid for an ambiguous prefix or a malformed reference, errs.DataLoss when the config is damaged.
 func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
 	var img *Image
 	err := s.st.Meta.View(func(tx *meta.Tx) error {
@@ -270,10 +272,10 @@ func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
 	return img, ctx.Err()
 }
 
-// touchGrain is how exact LastUsed is: a run must not pay for a durable write each time.
+// touchGrain is the precision of LastUsed. With it, few runs of an image need a durable write.
 const touchGrain = 10 * time.Minute
 
-// Touch records that an image was used now.
+// Touch records that an image is used now.
 func (s *Service) Touch(_ context.Context, id oci.ImageID) error {
 	now := time.Now().UTC()
 	fresh := false
@@ -295,7 +297,7 @@ func (s *Service) Touch(_ context.Context, id oci.ImageID) error {
 	})
 }
 
-// Created is when the image says it was made; the zero time when it does not say.
+// Created returns the creation time in the config, or the zero time.
 func (i *Image) Created() time.Time {
 	if i.Config.Created == nil {
 		return time.Time{}
@@ -303,6 +305,7 @@ func (i *Image) Created() time.Time {
 	return *i.Config.Created
 }
 
+// hasHexPrefix reports whether the hex digits of an ID or digest begin with p.
 func hasHexPrefix(id, p string) bool {
 	return strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), p)
 }

@@ -9,8 +9,8 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Find gives the ID of the image that a reference names, without reading the image, and the recorded name
-// (repository:tag or repository@digest) it was found by; zero when it was found by ID. Errors as Get.
+// Find returns the ID of the image that a reference means, without reading the image, and the recorded name by which it was
+// found; the zero name when it was found by its ID or a digest. Errors as Get.
 func (s *Service) Find(ref string) (id oci.ImageID, name oci.Reference, err error) {
 	err = s.st.Meta.View(func(tx *meta.Tx) error {
 		m, err := resolve(tx, ref)
@@ -20,13 +20,13 @@ func (s *Service) Find(ref string) (id oci.ImageID, name oci.Reference, err erro
 	return id, name, err
 }
 
-// Lookup is Find for who only wants the ID.
+// Lookup is Find without the name.
 func (s *Service) Lookup(ref string) (oci.ImageID, error) {
 	id, _, err := s.Find(ref)
 	return id, err
 }
 
-// Tags gives the tagged names of a repository, sorted; none is no error.
+// Tags returns the names with a tag of a repository, sorted. It is no error when there are none.
 func (s *Service) Tags(repository oci.Reference) (names []oci.Reference, err error) {
 	err = s.st.Meta.View(func(tx *meta.Tx) error {
 		for key, rec := range tx.Names.Prefix(repository.Name() + ":") {
@@ -39,8 +39,8 @@ func (s *Service) Tags(repository oci.Reference) (names []oci.Reference, err err
 	return names, err
 }
 
-// Tag gives an image one more name; a name that another image had moves here. A name without a tag gets latest;
-// one with a digest is errs.Invalid.
+// Tag adds a name to an image. Another image that has the name loses it. A name without a tag gets the tag latest. errs.Invalid
+// for a name with a digest.
 func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
 	name, err := tagName(name)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Layers gives the stack of one image, bottom first, with the images that end at each layer.
+// Layers returns the layers of one image, bottom layer first, each with the images whose top layer it is.
 func (s *Service) Layers(ctx context.Context, ref string) ([]*LayerView, error) {
 	img, err := s.Get(ctx, ref)
 	if err != nil {
@@ -35,8 +35,8 @@ func (s *Service) Layers(ctx context.Context, ref string) ([]*LayerView, error) 
 	return views, nil
 }
 
-// Tree gives the forest of all stacks: each root is a bottom layer, each child the stack one layer higher; common
-// beginnings of images are one branch. An image without layers is a root of its own with an empty DiffID.
+// Tree returns the chains of all images as trees. A root is a bottom layer, a child a chain with one layer more. Images with the
+// same lower layers share a branch. Images without layers are in a root with an empty DiffID.
 func (s *Service) Tree(ctx context.Context) ([]*LayerView, error) {
 	c, err := s.read()
 	if err != nil {
@@ -101,7 +101,7 @@ func (t *tree) add(rec meta.Image, made []string) {
 	}
 }
 
-// ends tells which images have exactly a stack.
+// ends returns the images that have exactly a chain, by chain ID.
 func (c *catalog) ends() map[oci.ChainID][]oci.ImageID {
 	m := map[oci.ChainID][]oci.ImageID{}
 	for id, rec := range c.images {
@@ -114,6 +114,7 @@ func (c *catalog) ends() map[oci.ChainID][]oci.ImageID {
 	return m
 }
 
+// mark sets the images of a layer and their tags.
 func (c *catalog) mark(v *LayerView, ids []oci.ImageID) {
 	v.Images = ids
 	for _, id := range ids {
@@ -124,7 +125,8 @@ func (c *catalog) mark(v *LayerView, ids []oci.ImageID) {
 	slices.SortFunc(v.Tags, func(a, b oci.Reference) int { return cmp.Compare(a.String(), b.String()) })
 }
 
-// sortViews orders siblings by the first name found in or above them, nameless ones last, then by stack.
+// sortViews sorts siblings by the first name of the images in their branch, branches without names last, then by chain ID. It
+// returns the first name of all.
 func sortViews(views []*LayerView) (first string) {
 	const last = "\xff"
 	keys := make(map[*LayerView]string, len(views))
@@ -143,7 +145,7 @@ func sortViews(views []*LayerView) (first string) {
 	return first
 }
 
-// createdBy gives the instruction behind each layer, bottom first.
+// createdBy returns the instruction that made each layer, bottom layer first.
 func createdBy(cfg oci.Config) []string {
 	var out []string
 	for _, h := range cfg.History {

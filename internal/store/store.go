@@ -1,12 +1,12 @@
-// Package store is what is on disk under a data root: blobs, layers and the database of what they mean,
-// with the leases and the collection that keep the three together.
+// Package store manages the content of a data root: blobs, layers, and the database with their records. Leases protect objects
+// while an operation is under way, and collections remove the objects that no record needs.
 //
 // Invariants:
-//   - a record is written only after what it speaks of is durable;
-//   - an operation takes a lease on an object before it looks whether the object is there, and holds it until a
-//     record refers to the object; a collection takes nothing that is leased, referred to, or younger than Grace;
-//   - leases live in memory: the database admits one process, so a lease ends with its owner, and what a crash
-//     leaves is protected by Grace until the next try has picked it up.
+//   - A record is written only after the objects that it refers to are durable.
+//   - An operation leases an object before it checks whether the object exists, and keeps the lease until a record refers to the
+//     object. A collection removes no object that a record needs, that is leased, or that is younger than the grace time.
+//   - Leases are in memory only. The database admits one process, so all leases end with the process. Objects that a crash leaves
+//     without a record are protected by the grace time, so that the next attempt can use them.
 package store
 
 import (
@@ -25,7 +25,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// DefaultGrace is how long an object that nothing refers to is left alone.
+// DefaultGrace is the grace time: a collection does not remove a younger object, even if nothing refers to it.
 const DefaultGrace = 24 * time.Hour
 
 // Options of Open.
@@ -51,8 +51,8 @@ type Store struct {
 
 	grace time.Duration
 
-	mu       sync.Mutex // guards the two maps, never held over I/O
-	leased   map[node]int
+	mu       sync.Mutex             // guards the two maps; not held while objects are removed
+	leased   map[node]int           // number of leases
 	removing map[node]chan struct{} // closed when the object is gone
 }
 
@@ -102,8 +102,8 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 // Close closes the driver and the database.
 func (s *Store) Close() error { return errors.Join(s.Layers.Close(), s.Meta.Close()) }
 
-// RecordLayer writes down a committed layer, and one stored form of it when blob is not nil: a form known already
-// gets the new repositories. Call it while the layer is leased.
+// RecordLayer records a committed layer and, if form is not nil, a compressed form of it. If the form is recorded already, it
+// gets the new repositories. The caller has leased the layer.
 func (s *Store) RecordLayer(info layer.Info, form *meta.LayerBlob) error {
 	return s.Meta.Update(func(tx *meta.Tx) error {
 		l, err := tx.Layers.Get(info.DiffID)
@@ -140,8 +140,8 @@ func mergeForm(forms []meta.LayerBlob, f meta.LayerBlob) []meta.LayerBlob {
 	return append(forms, f)
 }
 
-// Collect removes whatever nothing refers to, nobody leases, and is older than the grace time. It returns the bytes of
-// the blobs it freed; what cannot be removed is reported and does not keep the rest.
+// Collect removes the objects that no record needs, that are not leased, and that are older than the grace time. It returns the
+// size of the removed blobs in bytes. An object that cannot be removed is in the error; the others are removed all the same.
 func (s *Store) Collect(ctx context.Context) (int64, error) {
 	started := time.Now()
 	var all []node
@@ -170,8 +170,8 @@ func (s *Store) Collect(ctx context.Context) (int64, error) {
 	return freed, errors.Join(err, s.Blobs.RemoveStale(started))
 }
 
-// Reclaim removes those of the given objects that nothing refers to and nobody leases, whatever their age: for an
-// operation that has just dropped the references itself. It returns the bytes freed, counted as tar and blob sizes.
+// Reclaim removes, of the given objects, those that no record needs and that are not leased, whatever their age. It is for an
+// operation that has just removed the references to them. It returns the freed bytes: the sum of the sizes of tars and blobs.
 func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Digest) (int64, error) {
 	var all []node
 	sizes := map[node]int64{}
@@ -191,7 +191,7 @@ func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Dig
 			for i, d := range c {
 				rec, err := tx.Layers.Get(d)
 				if err != nil {
-					continue // a damaged record costs a number, not the space
+					continue // the size is unknown, but the space is freed
 				}
 				if keys := s.Layers.Keys(c[:i+1]); len(keys) > 0 {
 					sizes[node{layer: keys[len(keys)-1]}] = rec.TarSize
@@ -216,7 +216,7 @@ func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Dig
 	return s.sweep(ctx, all, func(node) bool { return false }, sizes)
 }
 
-// sweep condemns the dead under the lock that leases need, then removes them without it.
+// sweep chooses the objects to remove while it holds mu, so that no lease can begin in between. It removes them without mu.
 func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, sizes map[node]int64) (int64, error) {
 	s.mu.Lock()
 	live, err := s.mark()
@@ -233,15 +233,15 @@ func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, siz
 	if len(dead) == 0 {
 		return 0, nil
 	}
-	// The transaction waits for the disk as long as the removal does; they need not wait for each other.
+	// Both the transaction and the removal wait for the disk, so they run at the same time.
 	forgotten := make(chan error, 1)
 	go func() { forgotten <- s.forgetLayers() }()
 	freed, failed := s.removeAll(ctx, dead, sizes)
 	return freed, errors.Join(failed, <-forgotten)
 }
 
-// removers is how many objects are removed at a time: freeing a large file is work for the kernel, on some file
-// systems for the disk as well.
+// removers is the number of objects that are removed at a time. Removing a large file keeps the kernel busy, and with some file
+// systems the disk.
 const removers = 4
 
 func (s *Store) removeAll(ctx context.Context, dead []node, sizes map[node]int64) (freed int64, failed error) {
@@ -266,7 +266,7 @@ func (s *Store) removeAll(ctx context.Context, dead []node, sizes map[node]int64
 	return freed, failed
 }
 
-// remove removes one condemned object and lets waiting leases go on.
+// remove removes one object that sweep has chosen. Then the leases that wait for it continue.
 func (s *Store) remove(ctx context.Context, n node) error {
 	err := ctx.Err()
 	if err == nil && n.blob != "" {

@@ -16,7 +16,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// memLayers is the part of a driver that collection sees: objects by diffID.
+// memLayers is a driver in memory, as far as collections and Health need one: its objects are keyed by diffID.
 type memLayers struct {
 	layer.Driver
 	mu      sync.Mutex
@@ -238,7 +238,7 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// A lease that comes while its object is being removed waits until it is gone: its owner must then see that it is not there.
+// A lease on an object that is being removed begins after the removal, so that its owner sees that the object is gone.
 func TestLeaseWaitsForRemoval(t *testing.T) {
 	w := newWorld(t, 0)
 	id, chain := w.image("one", 1)
@@ -272,8 +272,8 @@ func TestLeaseWaitsForRemoval(t *testing.T) {
 	lease.Release()
 }
 
-// An image that is recorded while a collection removes other things keeps the records of its layers.
-func TestImageThatComesDuringCollection(t *testing.T) {
+// An image that is recorded while a collection removes other objects keeps the records of its layers.
+func TestImageRecordedDuringCollection(t *testing.T) {
 	w := newWorld(t, 0)
 	id, chain := w.image("one", 1)
 	w.drop(id, "one")
@@ -309,7 +309,7 @@ func TestOneBadObjectDoesNotKeepTheRest(t *testing.T) {
 	}
 }
 
-// A damaged container record must stop a collection: what it needs is unknown.
+// A damaged record of a container stops a collection, because it is unknown what the container needs.
 func TestDamagedRecordStopsCollection(t *testing.T) {
 	w := newWorld(t, time.Nanosecond)
 	d := w.layer(1)

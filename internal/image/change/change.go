@@ -1,9 +1,8 @@
-// Package change applies Dockerfile instructions that only change an image's run configuration: what
-// `commit --change` and `import --change` take.
+// Package change applies Dockerfile instructions that change only the run configuration of an image, for `commit --change` and
+// `import --change`: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME and WORKDIR.
 //
-// The language is the Dockerfile's: exec form is a JSON array of strings and anything else is shell form; words may
-// be quoted; $name, ${name}, ${name:-word}, ${name:+word} and ${name:?word} stand for what ENV says so far.
-// Known: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME, WORKDIR.
+// The syntax is that of a Dockerfile. The exec form is a JSON array of strings; anything else is the shell form. Words may be
+// quoted. $name, ${name}, ${name:-word}, ${name:+word} and ${name:?word} are replaced by variables that ENV has set.
 package change
 
 import (
@@ -21,12 +20,11 @@ import (
 	"ply/internal/oci"
 )
 
-// MaxSize bounds the text of all changes together, in bytes.
+// MaxSize is the maximum size of the text of all changes together, in bytes.
 const MaxSize = 1 << 20
 
-// Apply changes cfg as the instructions say, one after the other. Each line may hold several instructions, one a text
-// line, with continuation lines and comments as in a Dockerfile. When one is wrong the error (errs.Invalid) names it,
-// and cfg is as it was.
+// Apply applies instructions to cfg, in order. Each string may have several instructions, one per line, with continuation lines and
+// comments as in a Dockerfile. errs.Invalid for a malformed instruction, which is in the error; cfg is then unchanged.
 func Apply(cfg *oci.RunConfig, lines []string) error {
 	a := applier{cfg: clone(*cfg)}
 	total := 0
@@ -44,7 +42,7 @@ func Apply(cfg *oci.RunConfig, lines []string) error {
 	return nil
 }
 
-// clone copies what instructions change in place.
+// clone copies the parts of a config that instructions change in place.
 func clone(c oci.RunConfig) oci.RunConfig {
 	c.ExposedPorts = maps.Clone(c.ExposedPorts)
 	c.Volumes = maps.Clone(c.Volumes)
@@ -54,7 +52,7 @@ func clone(c oci.RunConfig) oci.RunConfig {
 	return c
 }
 
-// split cuts text into instructions: continuation lines joined, comments and blank lines dropped.
+// split splits text into instructions. It joins continuation lines and removes comments and blank lines.
 func split(text string) []string {
 	var out []string
 	var open strings.Builder
@@ -88,7 +86,7 @@ func split(text string) []string {
 
 type applier struct {
 	cfg    oci.RunConfig
-	cmdSet bool // CMD was among the changes: ENTRYPOINT leaves it alone
+	cmdSet bool // a CMD was applied, so that ENTRYPOINT does not reset it
 }
 
 func (a *applier) apply(line string) error {
@@ -117,7 +115,7 @@ func (a *applier) apply(line string) error {
 	return do(name, rest)
 }
 
-// command gives the words to run: those of the exec form, or the shell's and the text.
+// command returns the words of the exec form, or those of the shell and the text of the shell form.
 func (a *applier) command(rest string) []string {
 	if words, ok := jsonForm(rest); ok {
 		return words
@@ -132,7 +130,7 @@ func (a *applier) command(rest string) []string {
 	return append(slices.Clone(shell), rest)
 }
 
-// jsonForm reads the exec form; text that is not a JSON array of strings is none.
+// jsonForm parses the exec form. It returns false when the text is not a JSON array of strings.
 func jsonForm(s string) ([]string, bool) {
 	if !strings.HasPrefix(s, "[") {
 		return nil, false
@@ -161,7 +159,7 @@ func (a *applier) cmd(_, rest string) error {
 func (a *applier) entrypoint(_, rest string) error {
 	a.cfg.Entrypoint = a.command(rest)
 	if !a.cmdSet {
-		a.cfg.Cmd = nil // it was meant for the old entry point
+		a.cfg.Cmd = nil // it belongs to the old entry point
 	}
 	return nil
 }
@@ -195,7 +193,7 @@ func (a *applier) label(name, rest string) error {
 	return err
 }
 
-// pairs reads "k=v k2=v2" or, when the first word has no "=", "k the rest".
+// pairs parses "k=v k2=v2" or, if the first word has no "=", "k the rest".
 func (a *applier) pairs(name, rest string) ([][2]string, error) {
 	words := splitWords(rest)
 	if !strings.Contains(words[0], "=") {
@@ -260,7 +258,7 @@ func (a *applier) expose(_, rest string) error {
 	return nil
 }
 
-// parsePorts reads "80", "80/udp" or "8000-8010/tcp".
+// parsePorts parses "80", "80/udp" or "8000-8010/tcp".
 func parsePorts(s string) ([]string, error) {
 	bad := errs.New(errs.Invalid, "invalid containerPort: %s", clip(s))
 	ports, proto, given := strings.Cut(s, "/")
@@ -320,7 +318,7 @@ func (a *applier) healthcheck(_, rest string) error {
 	return nil
 }
 
-// healthFlags takes the leading --key=value words off.
+// healthFlags parses the words --key=value at the beginning and returns the rest.
 func healthFlags(rest string) (kind, args string, flags map[string]string, err error) {
 	flags = map[string]string{}
 	for strings.HasPrefix(rest, "--") {

@@ -119,7 +119,7 @@ func TestApplyRefuses(t *testing.T) {
 	}
 }
 
-// Doubling values must hit a bound, not memory.
+// Variables whose values double must fail at the limit, before they use much memory.
 func TestApplyBoundsGrowth(t *testing.T) {
 	lines := []string{"ENV A=aaaaaaaaaaaaaaaa"}
 	for range 64 {

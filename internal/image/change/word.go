@@ -6,8 +6,8 @@ import (
 	"ply/internal/errs"
 )
 
-// splitWords cuts at blanks outside quotes. Quotes and backslashes stay: expand takes them away.
-// Text without a word gives one empty word.
+// splitWords splits text at blanks outside quotes. It keeps quotes and backslashes, which expand removes. For text without a word
+// it returns one empty word.
 func splitWords(s string) []string {
 	var words []string
 	var quote byte
@@ -26,7 +26,7 @@ func splitWords(s string) []string {
 		}
 		switch {
 		case c == '\\' && quote != '\'':
-			i++ // whatever follows is part of the word
+			i++ // the next character is part of the word
 		case quote == 0 && (c == '"' || c == '\''):
 			quote = c
 		case c == quote:
@@ -42,13 +42,13 @@ func splitWords(s string) []string {
 	return words
 }
 
-// maxNesting bounds ${a:-${b:-…}}, maxExpanded what one word may grow to, in bytes.
+// maxNesting is the maximum depth of ${a:-${b:-…}}, maxExpanded the maximum size of an expanded word in bytes.
 const (
 	maxNesting  = 32
 	maxExpanded = 1 << 20
 )
 
-// expand takes quotes and backslashes away and puts variables' values in.
+// expand removes quotes and backslashes and replaces variables by their values.
 func (a *applier) expand(word string) (string, error) {
 	e := expander{s: word, env: a.lookup}
 	out, err := e.run(0, 0)
@@ -73,7 +73,7 @@ type expander struct {
 	env func(string) (string, bool)
 }
 
-// run reads up to the byte until (0 = the end), which it leaves unread.
+// run expands the text before the byte until, which it does not read; 0 means the end of the text.
 func (e *expander) run(until byte, depth int) (string, error) {
 	if depth > maxNesting {
 		return "", errs.New(errs.Invalid, "variables are nested deeper than %d", maxNesting)
@@ -153,7 +153,7 @@ func (e *expander) double(depth int) (string, error) {
 	return "", errs.New(errs.Invalid, "unexpected end of statement while looking for matching double-quote")
 }
 
-// variable reads $name or ${…}; a $ before anything else is itself.
+// variable expands $name or ${…}. A $ before anything else stays a $.
 func (e *expander) variable(depth int) (string, error) {
 	e.i++
 	if e.i < len(e.s) && e.s[e.i] == '{' {
@@ -197,7 +197,7 @@ func (e *expander) braced(depth int) (string, error) {
 	}
 	if e.s[e.i] == ':' {
 		e.i++
-		set = v != "" // with a colon, empty counts as unset
+		set = v != "" // with a colon, an empty variable counts as not set
 	}
 	if e.i >= len(e.s) {
 		return "", errs.New(errs.Invalid, "${%s has no closing brace", name)

@@ -1,4 +1,4 @@
-// Package imagetest gives tests of images a store that needs neither root nor mounts, and ways to fill it.
+// Package imagetest provides a store that needs neither root nor mounts, and images for it, for tests.
 package imagetest
 
 import (

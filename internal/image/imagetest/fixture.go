@@ -23,7 +23,7 @@ type Fixture struct {
 	Images *image.Service
 	Events *events.Bus
 
-	// InUse and Running answer for containers: image → container IDs, container ID → running.
+	// InUse has the IDs of the containers of an image, Running whether a container is running.
 	InUse   map[oci.ImageID][]string
 	Running map[string]bool
 
@@ -37,7 +37,7 @@ func New(t testing.TB) *Fixture {
 	return NewWith(t, store.Options{})
 }
 
-// NewWith is New with options for the store.
+// NewWith is New with options of the store.
 func NewWith(t testing.TB, opts store.Options) *Fixture {
 	t.Helper()
 	root := t.TempDir()
@@ -51,7 +51,7 @@ func NewWith(t testing.TB, opts store.Options) *Fixture {
 	return f
 }
 
-// On opens an empty store in root on a real driver; Fixture.Driver is nil.
+// On opens an empty store in root with a storage driver. Fixture.Driver is nil.
 func On(t testing.TB, root string, driver layer.Driver) *Fixture {
 	t.Helper()
 	return on(t, root, driver, store.Options{})
@@ -82,7 +82,7 @@ func (f *Fixture) open(root string, driver layer.Driver) {
 	})
 }
 
-// Damage makes the record of an image unreadable, as a new process finds it. It works on a fixture made by New.
+// Damage makes the record of an image unreadable and opens the store again. The fixture was made by New.
 func (f *Fixture) Damage(id oci.ImageID) {
 	f.t.Helper()
 	root := f.Store.Root
@@ -93,7 +93,7 @@ func (f *Fixture) Damage(id oci.ImageID) {
 	f.open(root, f.Driver)
 }
 
-// Tar makes a layer: path → content, in the order given; a path that ends in "/" is a directory.
+// Tar returns the tar of a layer. files are pairs of a path and its content. A path that ends in "/" is a directory.
 func Tar(t testing.TB, files ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -116,7 +116,7 @@ func Tar(t testing.TB, files ...string) []byte {
 	return b.Bytes()
 }
 
-// Layer stores a tar as a layer and gives its diffID.
+// Layer stores a tar as a layer and returns its diffID.
 func (f *Fixture) Layer(tarred []byte) oci.DiffID {
 	f.t.Helper()
 	ctx := f.t.Context()
@@ -137,21 +137,21 @@ func (f *Fixture) Layer(tarred []byte) oci.DiffID {
 	return info.DiffID
 }
 
-// Spec of an image to make. The zero value is a nameless image without layers.
+// Spec describes an image for Fixture.Image. The zero value is an image without a name and without layers.
 type Spec struct {
 	Name   string
 	Parent oci.ImageID
-	Layers [][]byte // tars on top of the parent's layers; each is one history entry
-	Empty  []string // history entries without a layer, after those
+	Layers [][]byte // tars of the layers above those of the parent; each has one history entry
+	Empty  []string // further history entries, without a layer
 	Labels map[string]string
-	Hours  int // created that many hours after a fixed day
+	Hours  int // hours from Day to the creation time
 	Format oci.Format
 }
 
-// Day is the fixed day of Spec.Hours.
+// Day is the creation time of an image with Spec.Hours 0.
 var Day = time.Date(2024, 1, 2, 3, 4, 5, 0, time.UTC)
 
-// Image makes an image.
+// Image records an image and returns its ID.
 func (f *Fixture) Image(s Spec) oci.ImageID {
 	f.t.Helper()
 	ctx := f.t.Context()

@@ -1,8 +1,8 @@
-// Package gc is mark and sweep over any graph, as pure functions: it knows neither databases nor files.
+// Package gc has the two steps of a collection, mark and sweep, as pure functions on a graph. It uses neither databases nor files.
 package gc
 
-// Mark gives every node that can be reached from the roots. Refs names what a node needs; it is asked
-// once a node, and its first error ends the walk: a picture with holes must not be swept by.
+// Mark returns every node that can be reached from the roots. refs returns the nodes that a node needs; Mark calls it once per node. When
+// refs fails, Mark returns no nodes: a sweep with an incomplete result would remove nodes that are needed.
 func Mark[N comparable](roots []N, refs func(N) ([]N, error)) (map[N]struct{}, error) {
 	live := make(map[N]struct{}, len(roots))
 	todo := append([]N(nil), roots...)
@@ -22,7 +22,7 @@ func Mark[N comparable](roots []N, refs func(N) ([]N, error)) (map[N]struct{}, e
 	return live, nil
 }
 
-// Sweep gives the nodes of all that are not live and that keep does not protect.
+// Sweep returns the nodes of all that are not live and for which keep returns false.
 func Sweep[N comparable](all []N, live map[N]struct{}, keep func(N) bool) []N {
 	var dead []N
 	for _, n := range all {

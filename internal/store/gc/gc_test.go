@@ -21,7 +21,7 @@ func TestMarkStopsAtAnError(t *testing.T) {
 	}
 }
 
-// On random graphs: what is swept is exactly what a naive fixpoint says is unreachable and unprotected.
+// On random graphs, Sweep returns exactly the nodes that a simple fixpoint computation finds unreachable and that keep does not protect.
 func TestAgainstFixpoint(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(1, 30).Draw(t, "n")

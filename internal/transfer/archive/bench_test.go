@@ -34,7 +34,8 @@ func benchSide(b *testing.B) side {
 	return side{f, archive.New(f.Store, f.Images, archive.Options{})}
 }
 
-// BenchmarkLoad loads an archive with an image of 128 MiB in two layers, uncompressed and compressed with gzip, with the erofs driver.
+// BenchmarkLoad loads an archive with an image of 128 MiB in two layers, uncompressed and compressed with gzip, with the erofs
+// driver.
 func BenchmarkLoad(b *testing.B) {
 	s := benchSide(b)
 	half := noise(64 << 20)

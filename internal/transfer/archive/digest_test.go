@@ -86,8 +86,8 @@ func pulled(t *testing.T, s side, name string, withIndex bool) (id oci.ImageID, 
 	return id, md.Digest, top
 }
 
-// An image that was pulled keeps its repository digest and the bytes of its manifest when it is saved and loaded, whether or not the
-// store has its compressed layers.
+// An image that was pulled keeps its repository digest and the bytes of its manifest when it is saved and loaded, whether or not
+// the store has its compressed layers.
 func TestDigestsSurvive(t *testing.T) {
 	for _, c := range []struct {
 		name          string

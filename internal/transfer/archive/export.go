@@ -168,7 +168,8 @@ func (a *Archive) readManifests(lease *store.Lease, e *export) {
 	}
 }
 
-// chooseManifest sets the manifest of an image to its latest exact manifest whose layers are all in the blob store, if there is one.
+// chooseManifest sets the manifest of an image to its latest exact manifest whose layers are all in the blob store, if there is
+// one.
 func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
 	for i := len(e.extra) - 1; i >= 0; i-- {
 		c := e.extra[i]

@@ -17,8 +17,8 @@ import (
 	"ply/internal/transfer"
 )
 
-// Import makes an image of the tar of a root file system, plain or compressed. The uncompressed tar becomes its only layer, byte for
-// byte. Changes are the instructions of package change. errs.Invalid when the stream is not a tar or has an entry that is
+// Import makes an image of the tar of a root file system, plain or compressed. The uncompressed tar becomes its only layer, byte
+// for byte. Changes are the instructions of package change. errs.Invalid when the stream is not a tar or has an entry that is
 // refused, and for a malformed change or platform. After an error, nothing stays in the store.
 func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progress transfer.Sink) (id oci.ImageID, err error) {
 	platform := oci.HostPlatform()

@@ -371,7 +371,8 @@ func (in *intake) document(name string) (*file, error) {
 	return f, err
 }
 
-// blobFile returns a blob of an OCI layout. errs.Invalid when its content has another digest. nil when the archive does not have it.
+// blobFile returns a blob of an OCI layout. errs.Invalid when its content has another digest. nil when the archive does not have
+// it.
 func (in *intake) blobFile(d oci.Digest) (*file, error) {
 	f, err := in.find(blobDir + d.Hex())
 	if err != nil || f == nil {

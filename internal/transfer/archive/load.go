@@ -127,8 +127,8 @@ func (c *commit) layer(ctx context.Context, f *file, chain oci.Chain) error {
 	return errors.Join(err, c.a.st.RecordLayer(info, nil))
 }
 
-// writer returns a writer of the driver that has the layer: the one into which the layer was read, or a new one when the layer is in
-// memory or in a file, or is in a second chain too.
+// writer returns a writer of the driver that has the layer: the one into which the layer was read, or a new one when the layer is
+// in memory or in a file, or is in a second chain too.
 func (c *commit) writer(ctx context.Context, f *file) (layer.Writer, error) {
 	at, committed := c.added[f]
 	if f.writer != nil && !committed {

@@ -16,8 +16,8 @@ import (
 	"ply/internal/transfer/archive"
 )
 
-// Loads, imports, removals, prunes, collections and saves of images with common layers run at the same time. A name that resolves is
-// always a complete image. In the end nothing unused is left.
+// Loads, imports, removals, prunes, collections and saves of images with common layers run at the same time. A name that resolves
+// is always a complete image. In the end nothing unused is left.
 func TestLoadRemoveSaveTogether(t *testing.T) {
 	s := newSide(t, archive.Options{})
 	four(t, s)

@@ -297,8 +297,8 @@ type writeFunc func([]byte) (int, error)
 
 func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
 
-// foreignSource returns a source that reads the layer from another repository that is recorded to have it, or nil when none answers.
-// The client sent credentials for the target only, so requests to any other registry are anonymous.
+// foreignSource returns a source that reads the layer from another repository that is recorded to have it, or nil when none
+// answers. The client sent credentials for the target only, so requests to any other registry are anonymous.
 func (l *layerPush) foreignSource(ctx context.Context, f meta.LayerBlob) *source {
 	for _, name := range slices.Backward(f.Repositories) {
 		ref, err := oci.ParseReference(name)

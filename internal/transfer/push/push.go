@@ -293,8 +293,8 @@ func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
 	return false, nil
 }
 
-// manifest sends the exact manifest if the layers were sent in the form that it lists, else a new manifest that lists what was sent.
-// A registry that refuses OCI's media types gets a schema 2 manifest.
+// manifest sends the exact manifest if the layers were sent in the form that it lists, else a new manifest that lists what was
+// sent. A registry that refuses OCI's media types gets a schema 2 manifest.
 func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
 	data, mediaType := []byte(nil), ""
 	if exact != nil && slices.EqualFunc(descs, exact.manifest.Layers, func(a, b oci.Descriptor) bool { return a.Digest == b.Digest }) {

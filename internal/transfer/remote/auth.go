@@ -302,8 +302,8 @@ func parseToken(host string, body []byte) (bearerToken, error) {
 	return t, nil
 }
 
-// realmTransport returns the transport for one token request. At the registry's own origin it uses the TLS settings of the registry,
-// elsewhere those for the host of the token server.
+// realmTransport returns the transport for one token request. At the registry's own origin it uses the TLS settings of the
+// registry, elsewhere those for the host of the token server.
 func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error) {
 	d := &dialer{c: c, timeout: connectTimeout, target: b.realm.Hostname(), check: realmCheck(b.peer)}
 	host := b.realm.Host

@@ -11,9 +11,9 @@ import (
 	"ply/internal/errs"
 )
 
-// checkRealm decides whether the credentials for a registry may be sent to the token server that the registry names. Its own host and
-// port are allowed. Another host must belong to the same registrable domain or be in Options.AuthRealms, and it must use https
-// unless the registry itself uses http. same is true when the token server is at the registry's own origin.
+// checkRealm decides whether the credentials for a registry may be sent to the token server that the registry names. Its own host
+// and port are allowed. Another host must belong to the same registrable domain or be in Options.AuthRealms, and it must use
+// https unless the registry itself uses http. same is true when the token server is at the registry's own origin.
 func (c *Client) checkRealm(registry *url.URL, realm string) (u *url.URL, same bool, err error) {
 	u, err = url.Parse(realm)
 	refuse := func(why string) error {

@@ -1,5 +1,5 @@
-// Package remote is the client of the distribution protocol: endpoints and mirrors, TLS, authentication and tokens, manifests, blobs
-// and uploads, retries, login and search.
+// Package remote is the client of the distribution protocol: endpoints and mirrors, TLS, authentication and tokens, manifests,
+// blobs and uploads, retries, login and search.
 //
 // Invariants: credentials are sent to the host that they are for and to a token server that this host may name, and nowhere
 // else: not to mirrors, not to the target of a redirect, not into logs or errors. The size of every answer is bounded. What a

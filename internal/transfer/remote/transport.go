@@ -64,7 +64,8 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	return t, nil
 }
 
-// certsSeen returns a text that differs when the files that tlsConfig reads have changed, so that a new certificate is used at once.
+// certsSeen returns a text that differs when the files that tlsConfig reads have changed, so that a new certificate is used at
+// once.
 func (c *Client) certsSeen(host string) string {
 	var seen strings.Builder
 	for _, dir := range c.opts.CertsDirs {
@@ -116,8 +117,8 @@ func newTransport(d *dialer, conf *tls.Config) *http.Transport {
 	}
 }
 
-// tlsConfig reads <dir>/<host>/ of every certificate directory. Files *.crt are roots in addition to those of the system, X.cert and
-// X.key are a client certificate.
+// tlsConfig reads <dir>/<host>/ of every certificate directory. Files *.crt are roots in addition to those of the system, X.cert
+// and X.key are a client certificate.
 func (c *Client) tlsConfig(host string) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	for _, dir := range c.opts.CertsDirs {

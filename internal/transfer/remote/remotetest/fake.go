@@ -291,7 +291,8 @@ func (f *Fake) upload(w http.ResponseWriter, r *http.Request, repo, id string) {
 	}
 }
 
-// take appends the body of a request to an upload, also the part before an error. The caller holds mu; take unlocks it while it reads.
+// take appends the body of a request to an upload, also the part before an error. The caller holds mu; take unlocks it while it
+// reads.
 func (f *Fake) take(w http.ResponseWriter, r *http.Request, u *fakeUpload, repo, id string) {
 	f.mu.Unlock()
 	var b bytes.Buffer

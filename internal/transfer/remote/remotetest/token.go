@@ -24,8 +24,8 @@ const (
 	tokenIssuer  = "remotetest-issuer"
 )
 
-// TokenServer issues tokens that docker-registry accepts, to User with Password and to the bearer of its identity token. Anyone else
-// gets a token without rights, or one that may pull if Anyone is set.
+// TokenServer issues tokens that docker-registry accepts, to User with Password and to the bearer of its identity token. Anyone
+// else gets a token without rights, or one that may pull if Anyone is set.
 type TokenServer struct {
 	URL      string
 	Identity string // the identity token that a login gets
