@@ -18,10 +18,6 @@ func refuseResources(r *wire.Resources, prefix string) error {
 		why  string
 	}{
 		{len(r.BlkioWeightDevice) > 0, "BlkioWeightDevice", "only BlkioWeight is"},
-		{len(r.BlkioDeviceReadBps) > 0, "BlkioDeviceReadBps", "block devices cannot be throttled one by one"},
-		{len(r.BlkioDeviceWriteBps) > 0, "BlkioDeviceWriteBps", "block devices cannot be throttled one by one"},
-		{len(r.BlkioDeviceReadIOps) > 0, "BlkioDeviceReadIOps", "block devices cannot be throttled one by one"},
-		{len(r.BlkioDeviceWriteIOps) > 0, "BlkioDeviceWriteIOps", "block devices cannot be throttled one by one"},
 		{r.KernelMemoryTCP != 0, "KernelMemoryTCP", "the kernel no longer has it"},
 		{r.CPUCount != 0, "CpuCount", "it belongs to Windows; use NanoCpus"},
 		{r.CPUPercent != 0, "CpuPercent", "it belongs to Windows; use NanoCpus"},
@@ -69,15 +65,31 @@ func limits(r *wire.Resources) spec.Resources {
 	return spec.Resources{Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, KernelMemory: r.KernelMemory,
 		MemorySwappiness: swappiness, NanoCPUs: r.NanoCPUs, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
 		CPURealtimePeriod: r.CPURealtimePeriod, CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
-		PidsLimit: pids, BlkioWeight: r.BlkioWeight}
+		PidsLimit: pids, BlkioWeight: r.BlkioWeight, DeviceReadBps: deviceRates(r.BlkioDeviceReadBps), DeviceWriteBps: deviceRates(r.BlkioDeviceWriteBps),
+		DeviceReadIOps: deviceRates(r.BlkioDeviceReadIOps), DeviceWriteIOps: deviceRates(r.BlkioDeviceWriteIOps)}
+}
+
+func deviceRates(list []wire.ThrottleDevice) (rates []spec.DeviceRate) {
+	for _, d := range list {
+		rates = append(rates, spec.DeviceRate(d))
+	}
+	return rates
+}
+
+func throttleDevices(rates []spec.DeviceRate) []wire.ThrottleDevice {
+	list := []wire.ThrottleDevice{}
+	for _, r := range rates {
+		list = append(list, wire.ThrottleDevice(r))
+	}
+	return list
 }
 
 // resourcesOf returns the limits, devices and ulimits of a spec.
 func resourcesOf(sp *spec.Spec) wire.Resources {
 	r := sp.Resources
 	out := wire.Resources{CPUShares: r.CPUShares, Memory: r.Memory, NanoCPUs: r.NanoCPUs, CgroupParent: sp.CgroupParent, BlkioWeight: r.BlkioWeight,
-		BlkioWeightDevice: []wire.WeightDevice{}, BlkioDeviceReadBps: []wire.ThrottleDevice{}, BlkioDeviceWriteBps: []wire.ThrottleDevice{}, BlkioDeviceReadIOps: []wire.ThrottleDevice{},
-		BlkioDeviceWriteIOps: []wire.ThrottleDevice{}, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota, CPURealtimePeriod: r.CPURealtimePeriod,
+		BlkioWeightDevice: []wire.WeightDevice{}, BlkioDeviceReadBps: throttleDevices(r.DeviceReadBps), BlkioDeviceWriteBps: throttleDevices(r.DeviceWriteBps), BlkioDeviceReadIOps: throttleDevices(r.DeviceReadIOps),
+		BlkioDeviceWriteIOps: throttleDevices(r.DeviceWriteIOps), CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota, CPURealtimePeriod: r.CPURealtimePeriod,
 		CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Devices: []wire.DeviceMapping{},
 		DeviceCgroupRules: sp.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,
 		MemorySwappiness: r.MemorySwappiness, OomKillDisable: &sp.OomKillDisable, PidsLimit: r.PidsLimit, Ulimits: []wire.Ulimit{}}

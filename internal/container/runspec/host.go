@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +21,7 @@ type Host struct {
 	HardLimits       map[string]uint64 // rlimit name without RLIMIT_ → hard limit
 	SwapLimit        bool              // the kernel can limit swap
 	OOMKillDisable   bool              // the kernel can switch the OOM killer off for a cgroup
+	DeviceRates      bool              // the kernel can limit the rates of block devices
 	RecursiveRO      bool              // read-only binds can be made so recursively
 	AppArmor         bool
 	CPUs             int // possible ones
@@ -55,9 +57,12 @@ func ProbeHost() (Host, error) {
 	if h.CgroupV2 {
 		own, err := filepath.Glob("/sys/fs/cgroup/*/memory.swap.max")
 		h.SwapLimit = err == nil && len(own) > 0
+		controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+		h.DeviceRates = err == nil && slices.Contains(strings.Fields(string(controllers)), "io")
 	} else {
 		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
+		h.DeviceRates = exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
 	}
 	h.RecursiveRO = kernelAtLeast(5, 12)
 	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")

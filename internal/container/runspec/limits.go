@@ -2,6 +2,7 @@ package runspec
 
 import (
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -88,6 +89,20 @@ func discard(r *spec.Resources, host *Host) (warnings []string) {
 		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
 		r.MemorySwappiness = nil
 	}
+	for _, l := range []struct {
+		list *[]spec.DeviceRate
+		what string
+	}{
+		{&r.DeviceReadBps, "BPS Block I/O read limit or the cgroup is not mounted. Block I/O BPS read limit discarded."},
+		{&r.DeviceWriteBps, "BPS Block I/O write limit or the cgroup is not mounted. Block I/O BPS write limit discarded."},
+		{&r.DeviceReadIOps, "IOPS Block read limit or the cgroup is not mounted. Block I/O IOPS read limit discarded."},
+		{&r.DeviceWriteIOps, "IOPS Block write limit or the cgroup is not mounted. Block I/O IOPS write limit discarded."},
+	} {
+		if len(*l.list) > 0 && !host.DeviceRates {
+			warnings = append(warnings, "Your kernel does not support "+l.what)
+			*l.list = nil
+		}
+	}
 	return warnings
 }
 
@@ -102,11 +117,9 @@ func linuxResources(r spec.Resources, host *Host) (*specs.LinuxResources, []stri
 		limit := max(*r.PidsLimit, -1)
 		out.Pids = &specs.LinuxPids{Limit: &limit}
 	}
-	if r.BlkioWeight != 0 {
-		w := r.BlkioWeight
-		out.BlockIO = &specs.LinuxBlockIO{Weight: &w}
-	}
-	return out, warnings, nil
+	var err error
+	out.BlockIO, err = blockIO(&r, host)
+	return out, warnings, err
 }
 
 func memoryLimits(r *spec.Resources, host *Host) *specs.LinuxMemory {
@@ -126,6 +139,48 @@ func memoryLimits(r *spec.Resources, host *Host) *specs.LinuxMemory {
 		m.Swappiness = &v
 	}
 	return m
+}
+
+func blockIO(r *spec.Resources, host *Host) (*specs.LinuxBlockIO, error) {
+	var b specs.LinuxBlockIO
+	if r.BlkioWeight != 0 {
+		b.Weight = &r.BlkioWeight
+	}
+	for _, l := range []struct {
+		from []spec.DeviceRate
+		to   *[]specs.LinuxThrottleDevice
+	}{
+		{r.DeviceReadBps, &b.ThrottleReadBpsDevice}, {r.DeviceWriteBps, &b.ThrottleWriteBpsDevice},
+		{r.DeviceReadIOps, &b.ThrottleReadIOPSDevice}, {r.DeviceWriteIOps, &b.ThrottleWriteIOPSDevice},
+	} {
+		for _, d := range l.from {
+			t := specs.LinuxThrottleDevice{Rate: d.Rate}
+			if d.Rate == 0 && host.CgroupV2 {
+				t.Rate = math.MaxUint64 // there 0 is refused, and this is no limit
+			}
+			var err error
+			if t.Major, t.Minor, err = blockDevice(d.Path); err != nil {
+				return nil, err
+			}
+			*l.to = append(*l.to, t)
+		}
+	}
+	if reflect.ValueOf(b).IsZero() {
+		return nil, nil
+	}
+	return &b, nil
+}
+
+// blockDevice returns the number of a block device of the host.
+func blockDevice(name string) (major, minor int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return 0, 0, errs.New(errs.NotFound, "block device: stat %s: %w", name, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, 0, errs.New(errs.Invalid, "block device: %s is not one", name)
+	}
+	return int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)), nil
 }
 
 func cpuLimits(r spec.Resources) *specs.LinuxCPU {

@@ -1,7 +1,9 @@
 package spec
 
 import (
+	"path"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -23,6 +25,38 @@ type Resources struct {
 	CpusetMems         string `json:"CpusetMems"`
 	PidsLimit          *int64 `json:"PidsLimit"`
 	BlkioWeight        uint16 `json:"BlkioWeight"`
+
+	// Rates of block devices, in bytes and in operations per second.
+	DeviceReadBps   []DeviceRate `json:"DeviceReadBps,omitempty"`
+	DeviceWriteBps  []DeviceRate `json:"DeviceWriteBps,omitempty"`
+	DeviceReadIOps  []DeviceRate `json:"DeviceReadIOps,omitempty"`
+	DeviceWriteIOps []DeviceRate `json:"DeviceWriteIOps,omitempty"`
+}
+
+// DeviceRate is the rate of one block device of the host; 0 is no limit.
+type DeviceRate struct {
+	Path string `json:"Path"`
+	Rate uint64 `json:"Rate"`
+}
+
+// deviceLists returns the lists of rates, with docker's names for them.
+func (r *Resources) deviceLists() []namedRates {
+	return []namedRates{{"BlkioDeviceReadBps", &r.DeviceReadBps}, {"BlkioDeviceWriteBps", &r.DeviceWriteBps},
+		{"BlkioDeviceReadIOps", &r.DeviceReadIOps}, {"BlkioDeviceWriteIOps", &r.DeviceWriteIOps}}
+}
+
+type namedRates struct {
+	name string
+	list *[]DeviceRate
+}
+
+// setRate replaces the rate of a device, or adds it.
+func setRate(list []DeviceRate, d DeviceRate) []DeviceRate {
+	if i := slices.IndexFunc(list, func(have DeviceRate) bool { return have.Path == d.Path }); i >= 0 {
+		list[i] = d
+		return list
+	}
+	return append(list, d)
 }
 
 // minMemory is the least memory limit that docker accepts, in bytes.
@@ -61,6 +95,13 @@ func (r *Resources) Check() error {
 		return invalid("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return invalid("Range of blkio weight is from 10 to 1000")
+	}
+	for _, l := range r.deviceLists() {
+		for _, d := range *l.list {
+			if !path.IsAbs(d.Path) || strings.IndexByte(d.Path, 0) >= 0 {
+				return invalid("%s: bad format for device path: %q", l.name, clip(d.Path))
+			}
+		}
 	}
 	if _, err := maxOfSet("cpuset cpus", r.CpusetCpus); err != nil {
 		return err
@@ -152,5 +193,12 @@ func (r *Resources) Overlay(n Resources) {
 	}
 	if n.BlkioWeight != 0 {
 		r.BlkioWeight = n.BlkioWeight
+	}
+	changes := n.deviceLists()
+	for i, l := range r.deviceLists() {
+		*l.list = slices.Clone(*l.list)
+		for _, d := range *changes[i].list {
+			*l.list = setRate(*l.list, d)
+		}
 	}
 }

@@ -1,0 +1,68 @@
+package runspec
+
+import (
+	"errors"
+	"math"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/spec"
+	"ply/internal/errs"
+)
+
+// blockNode makes a node of the block device 7:1. Only its number is read.
+func blockNode(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "disk")
+	if err := unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(7, 1))); err != nil {
+		t.Skipf("making a device node: %v", err)
+	}
+	return name
+}
+
+func throttle(rate uint64) []specs.LinuxThrottleDevice {
+	d := specs.LinuxThrottleDevice{Rate: rate}
+	d.Major, d.Minor = 7, 1
+	return []specs.LinuxThrottleDevice{d}
+}
+
+func TestDeviceRates(t *testing.T) {
+	disk := blockNode(t)
+	rate := func(n uint64) []spec.DeviceRate { return []spec.DeviceRate{{Path: disk, Rate: n}} }
+	in := input(t)
+	in.Host.DeviceRates = true
+	in.Spec.Resources = spec.Resources{DeviceReadBps: rate(1 << 20), DeviceWriteBps: rate(2), DeviceReadIOps: rate(3), DeviceWriteIOps: rate(0)}
+	out, warnings, err := Build(in)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	want := &specs.LinuxBlockIO{ThrottleReadBpsDevice: throttle(1 << 20), ThrottleWriteBpsDevice: throttle(2), ThrottleReadIOPSDevice: throttle(3),
+		ThrottleWriteIOPSDevice: throttle(math.MaxUint64)}
+	if d := cmp.Diff(want, out.Linux.Resources.BlockIO); d != "" {
+		t.Errorf("block I/O (-want +got):\n%s", d)
+	}
+	in.Host.CgroupV2 = false
+	if out, _, err = Build(in); err != nil || out.Linux.Resources.BlockIO.ThrottleWriteIOPSDevice[0].Rate != 0 {
+		t.Errorf("no limit on cgroup v1: %v %+v", err, out.Linux.Resources.BlockIO)
+	}
+	in.Host.DeviceRates = false
+	out, warnings, err = Build(in)
+	if err != nil || out.Linux.Resources.BlockIO != nil {
+		t.Errorf("without the controller: %v, %+v", err, out.Linux.Resources.BlockIO)
+	}
+	if text := strings.Join(warnings, "\n"); len(warnings) != 4 || !strings.Contains(text, "Block I/O BPS read limit discarded.") || !strings.Contains(text, "Block I/O IOPS write limit discarded.") {
+		t.Errorf("warnings %q, want docker's four", warnings)
+	}
+	in.Host.DeviceRates = true
+	for path, want := range map[string]error{"/dev/nosuch": errs.NotFound, "/dev/null": errs.Invalid} {
+		in.Spec.Resources = spec.Resources{DeviceReadBps: []spec.DeviceRate{{Path: path, Rate: 1}}}
+		if _, _, err := Build(in); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v, want class %v", path, err, want)
+		}
+	}
+}
