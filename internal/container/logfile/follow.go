@@ -13,17 +13,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pollEvery is how often a log is looked at where the kernel gives no notice.
+// pollEvery is how often a log is checked when inotify is not available.
 const pollEvery = 200 * time.Millisecond
 
-// watcher tells that something happened in a log's directory.
+// watcher reports that something happened in the directory of a log.
 type watcher struct {
-	changed chan struct{}
+	changed chan struct{} // has room for one report
 	stop    func()
-	done    chan struct{}
+	done    chan struct{} // closed when the goroutine has returned
 }
 
-// watch begins at once: what happens after it returns is noticed.
+// watch starts a watcher. It reports everything that happens after watch has returned.
 func watch(path string) (*watcher, error) {
 	w := &watcher{changed: make(chan struct{}, 1), done: make(chan struct{})}
 	notify := func() {
@@ -36,10 +36,10 @@ func watch(path string) (*watcher, error) {
 	if err == nil {
 		_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
 		if err != nil {
-			_ = unix.Close(fd) // nothing is lost with it
+			_ = unix.Close(fd) // nothing was written to it
 		}
 	}
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENOSPC) { // the limits on inotify are low: look ourselves
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENOSPC) { // the limits of inotify are reached
 		t := time.NewTicker(pollEvery)
 		stop := make(chan struct{})
 		w.stop = func() { t.Stop(); close(stop) }
@@ -60,7 +60,7 @@ func watch(path string) (*watcher, error) {
 		return nil, fmt.Errorf("log %s: watch: %w", path, err)
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
-	w.stop = func() { _ = f.Close() } // wakes the reader
+	w.stop = func() { _ = f.Close() } // ends the read below
 	go func() {
 		defer close(w.done)
 		buf := make([]byte, 4096)
@@ -74,12 +74,13 @@ func watch(path string) (*watcher, error) {
 	return w, nil
 }
 
+// close stops the watcher.
 func (w *watcher) close() {
 	w.stop()
 	<-w.done
 }
 
-// follow goes on after existing.
+// follow visits the records that are added after existing has returned.
 func (r *reader) follow(ctx context.Context, changed <-chan struct{}) error {
 	var until <-chan time.Time
 	if !r.o.Until.IsZero() {
@@ -95,7 +96,7 @@ func (r *reader) follow(ctx context.Context, changed <-chan struct{}) error {
 		select {
 		case <-changed:
 		case <-ended:
-			return r.more(ctx) // what was written before the end
+			return r.more(ctx) // records that were written before the end
 		case <-until:
 			return r.more(ctx)
 		case <-ctx.Done():
@@ -104,7 +105,7 @@ func (r *reader) follow(ctx context.Context, changed <-chan struct{}) error {
 	}
 }
 
-// more reads what was added, across rotations.
+// more visits the records that were added since the last call, also when the log was rotated.
 func (r *reader) more(ctx context.Context) error {
 	if r.f == nil {
 		return r.existing(ctx)
@@ -114,13 +115,13 @@ func (r *reader) more(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
-		if st.Size() < r.off+int64(len(r.buf)) { // cut to nothing: a log of one file was rotated
+		if st.Size() < r.off+int64(len(r.buf)) { // a log of one file was rotated: the file was truncated
 			r.off, r.buf = 0, r.buf[:0]
 		}
-		// The name is looked at before the last read: whatever the old file will ever hold is then read.
+		// Look at the name before the last read. If it then names another file, nothing more is written to this one.
 		now, err := os.Stat(r.opts.Path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return r.drain(ctx) // between two steps of a rotation, or removed
+			return r.drain(ctx) // a rotation is under way, or the log was removed
 		}
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
@@ -137,7 +138,7 @@ func (r *reader) more(ctx context.Context) error {
 	}
 }
 
-// advance goes to the file after the one that was read, which has another name now.
+// advance opens the file that follows the old one, which a rotation has renamed.
 func (r *reader) advance(ctx context.Context, old fs.FileInfo) error {
 	for i := 1; i <= r.opts.MaxFiles; i++ {
 		st, err := os.Stat(r.opts.Path + "." + strconv.Itoa(i))
@@ -150,9 +151,9 @@ func (r *reader) advance(ctx context.Context, old fs.FileInfo) error {
 		}
 		f, err := os.OpenFile(next, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if err != nil {
-			break // it moved on meanwhile
+			break // it was rotated meanwhile
 		}
-		// Rotated between the two looks: then this is the old one again, or a later one was skipped.
+		// If the log was rotated between Stat and OpenFile, f is the old file again, or a file was skipped.
 		if st, err := os.Stat(r.opts.Path + "." + strconv.Itoa(i)); err != nil || !os.SameFile(st, old) {
 			_ = f.Close() // only read from
 			break
@@ -161,7 +162,7 @@ func (r *reader) advance(ctx context.Context, old fs.FileInfo) error {
 		r.f, r.off, r.buf = f, 0, r.buf[:0]
 		return nil
 	}
-	// Compressed or gone: read everything that is there and pass over what was seen.
+	// The old file was compressed or removed. Read all files again and skip the records that were visited.
 	_ = r.f.Close() // only read from
 	r.f, r.off, r.buf = nil, 0, r.buf[:0]
 	r.skipTo = r.last

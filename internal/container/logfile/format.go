@@ -10,20 +10,21 @@ import (
 	"ply/internal/container/shim"
 )
 
-// format is how a driver writes records.
+// format encodes and decodes the records of a driver.
 type format interface {
-	// encode appends a record.
+	// encode appends a record to buf.
 	encode(buf []byte, m Message) []byte
-	// next gives the first whole record of buf and its length; n is 0 when buf holds none yet. A record that cannot
-	// be read has ok false and is passed over.
+	// next decodes the first record of buf and returns its length; n is 0 when buf does not hold all of it. ok is false
+	// for a damaged record, which the caller skips.
 	next(buf []byte) (m Message, n int, ok bool)
-	// whole gives the length of the longest run of whole records from the start of the file's last bytes; used to
-	// cut a torn end off. tail is the end of the file, start says that it is the file entire.
+	// whole returns how much of tail to keep, so that the file ends with a whole record. tail is the end of the file;
+	// start reports that it is the whole file. A negative result asks for the whole file.
 	whole(tail []byte, start bool) int
-	// back gives how many bytes of the end of buf the last n records take, and how many records those are.
+	// back returns the size of the last n records of buf, and their number if there are fewer.
 	back(buf []byte, n int) (size, records int)
 }
 
+// formatOf returns the format of a driver.
 func formatOf(driver string) format {
 	if driver == Local {
 		return localFormat{}
@@ -31,7 +32,7 @@ func formatOf(driver string) format {
 	return jsonFormat{}
 }
 
-// jsonFormat is {"log":"text\n","stream":"stdout","time":"RFC3339Nano"} and a newline.
+// jsonFormat is docker's json-file format: {"log":"text\n","stream":"stdout","time":"RFC3339Nano"} and a newline.
 type jsonFormat struct{}
 
 func (jsonFormat) encode(buf []byte, m Message) []byte {
@@ -46,8 +47,8 @@ func (jsonFormat) encode(buf []byte, m Message) []byte {
 
 const hexDigits = "0123456789abcdef"
 
-// appendJSONString quotes as docker's writer does: the HTML characters and the two Unicode line ends are escaped,
-// bytes that are no UTF-8 become U+FFFD.
+// appendJSONString appends a quoted string as docker's writer does: it escapes HTML characters and the two Unicode line
+// separators, and replaces bytes that are not UTF-8 by U+FFFD.
 func appendJSONString(buf, s []byte) []byte {
 	buf = append(buf, '"')
 	from := 0
@@ -96,7 +97,7 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 	i := bytes.IndexByte(buf, '\n')
 	if i < 0 {
 		if len(buf) > maxRecord {
-			return m, len(buf), false // no record is that long: skip to where one may begin
+			return m, len(buf), false // no record is that long; skip until a newline
 		}
 		return m, 0, false
 	}
@@ -114,7 +115,7 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 func (jsonFormat) whole(tail []byte, start bool) int {
 	i := bytes.LastIndexByte(tail, '\n')
 	if i < 0 && !start {
-		return len(tail) // nothing known about it: leave it
+		return len(tail) // the record is longer than any that this package writes; leave the file as it is
 	}
 	return i + 1
 }
@@ -132,8 +133,8 @@ func (jsonFormat) back(buf []byte, n int) (size, records int) {
 	return len(buf) - end, records
 }
 
-// localFormat is docker's local driver: big-endian length, a protobuf LogEntry (1 source, 2 time in ns, 3 line, 4
-// partial), the length again.
+// localFormat is the format of docker's local driver. A record is a big-endian length of 4 bytes, a protobuf LogEntry
+// (1 source, 2 time in nanoseconds, 3 line, 4 partial), and the length again.
 type localFormat struct{}
 
 func (localFormat) encode(buf []byte, m Message) []byte {
@@ -174,6 +175,7 @@ func (localFormat) next(buf []byte) (m Message, n int, ok bool) {
 	return m, n, ok
 }
 
+// decodeEntry decodes a LogEntry.
 func decodeEntry(b []byte) (m Message, ok bool) {
 	m.Stream = shim.Stdout
 	partial := false
@@ -217,7 +219,7 @@ func decodeEntry(b []byte) (m Message, ok bool) {
 
 func (localFormat) whole(tail []byte, start bool) int {
 	if !start {
-		// Records can only be counted from the start; the caller gives the whole file when its end is not whole.
+		// Records can only be found from the start of the file, unless the last one is whole.
 		if size, records := (localFormat{}).back(tail, 1); records == 1 && size > 0 {
 			return len(tail)
 		}

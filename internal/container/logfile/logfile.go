@@ -1,10 +1,14 @@
-// Package logfile keeps what a container prints: docker's json-file format and its local format, with
-// rotation, and reading them back whole, from the tail, and while they grow.
+// Package logfile stores the output of a container in log files and reads them: whole, from the tail, and while they grow.
+// The files have docker's json-file format or docker's local format, with docker's rotation.
 //
-// Invariants: one writer (the container's shim) and any number of readers in other processes, with no lock between
-// them; a record is appended by one write, so a reader sees it whole or not yet; a writer that cannot write
-// drops the record and never blocks the container; a torn record that a crash left is cut off by the next writer
-// and skipped by readers. Times within one writer's life strictly increase.
+// Invariants: a log has one writer, the container's shim, and any number of readers in other processes, without a lock
+// between them. A record is appended by one write, so a reader sees all of it or nothing. A writer that cannot write drops
+// the record and never blocks the container. A part of a record that a crash left is skipped by readers and cut off by the
+// next writer. Times that one writer stores strictly increase.
+//
+// Neither format has a version. Both are docker's, other programs read them, and a shim of one release appends to what a
+// shim of another release wrote. So they never change: testdata holds a golden file of each. A new format gets a new driver
+// name, which a shim that does not know it refuses (see Create).
 package logfile
 
 import (
@@ -19,31 +23,31 @@ import (
 	"ply/internal/errs"
 )
 
-// The drivers.
+// Names of the log drivers.
 const (
 	JSONFile = "json-file"
 	Local    = "local"
 	None     = "none"
 )
 
-// maxPiece is the most bytes of a line in one record, as docker's; longer lines are split.
+// maxPiece bounds the part of a line in one record, in bytes, as docker does. A longer line is split into records.
 const maxPiece = 16 << 10
 
-// maxRecord bounds a record on reading: a piece whose every byte was escaped, with room.
+// maxRecord bounds a record that is read, in bytes. It has room for a piece of which every byte is escaped.
 const maxRecord = 1 << 20
 
-// Message is one record.
+// Message is the content of one record.
 type Message struct {
 	Time   time.Time
 	Stream byte // shim.Stdout or shim.Stderr
-	// Line holds the bytes as printed, with their newline. One without a newline is the beginning of a line
-	// that goes on in the next record of its stream, or the unfinished end of the output.
+	// Line holds the bytes as they were printed, with the newline. Without a newline it is a part of a line that continues
+	// in the next record of the stream, or the unfinished last line of the output.
 	Line []byte
 }
 
-// ParseOptions checks a log driver's name and options as a user gives them and resolves docker's defaults: json-file
-// keeps everything in one file, local keeps five files of 20 MB, rotated ones compressed. Path is left empty.
-// An option that ply does not have is an error that names it.
+// ParseOptions checks the name and the options of a log driver as a user wrote them, and sets docker's defaults: json-file
+// keeps everything in one file; local keeps five files of 20 MB, of which the rotated ones are compressed. It leaves Path
+// empty. It refuses options that ply does not have.
 func ParseOptions(driver string, opts map[string]string) (shim.Log, error) {
 	l := shim.Log{Driver: driver, MaxFiles: 1}
 	switch driver {

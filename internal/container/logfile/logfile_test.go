@@ -79,7 +79,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// TestJSONFileFormat: other programs read this file.
+// Other programs read this format.
 func TestJSONFileFormat(t *testing.T) {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
 	got := string(jsonFormat{}.encode(nil, Message{Time: when, Stream: shim.Stderr, Line: []byte("a\"\\\n\x00<\xff\u2029é")}))
@@ -201,7 +201,7 @@ func TestFollowAcrossRotations(t *testing.T) {
 			for i := 10; i < 600; i++ {
 				emit(i)
 				if i%50 == 0 {
-					time.Sleep(2 * time.Millisecond) // let the reader come in between
+					time.Sleep(2 * time.Millisecond) // let the reader run
 				}
 			}
 			if err := errors.Join(s.Close(), w.Close()); err != nil {
@@ -221,6 +221,34 @@ func TestFollowAcrossRotations(t *testing.T) {
 	}
 }
 
+// A rotation between two steps of a listing must not show a file and its compressed copy.
+func TestListingDuringARotation(t *testing.T) {
+	l := newLog(t, JSONFile)
+	l.MaxSize, l.MaxFiles = 200, 5
+	write(t, l, shim.Stdout, "one\n", "two\n", "three\n", "four\n", "five\n", "six\n")
+	r := &reader{opts: l}
+	files, err := r.list()
+	if err != nil || len(files) != 3 || !isStable(files) {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	defer closeFiles(files)
+	if err := compress(l.Path + ".1"); err != nil {
+		t.Fatal(err)
+	}
+	if isStable(files) {
+		t.Error("a listing with a file that was compressed since then counts as stable")
+	}
+	if err := os.Rename(l.Path+".2", l.Path+".3"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(l.Path+".1.gz", l.Path+".2.gz"); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, l, ReadOptions{Tail: -1}); strings.Join(got, "") != "one\ntwo\nthree\nfour\nfive\nsix\n" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestFollowWaits(t *testing.T) {
 	l := newLog(t, JSONFile)
 	w, err := Create(l)
@@ -237,7 +265,7 @@ func TestFollowWaits(t *testing.T) {
 		})
 	}()
 	s := w.Stream(shim.Stdout)
-	// Tail 0 begins at whatever is there when it looks, so go on until it sees one.
+	// With Tail 0 the reader starts at the end of the log, at some moment. Write until it sees a record.
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for seen := false; !seen; {

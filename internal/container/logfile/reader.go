@@ -18,17 +18,17 @@ import (
 	"ply/internal/errs"
 )
 
-// ReadOptions of Read.
+// ReadOptions are the options of Read.
 type ReadOptions struct {
 	Stdout, Stderr bool
-	Tail           int       // newest N records before Since and Until are looked at; negative = all
-	Since, Until   time.Time // zero = open
-	Follow         bool      // go on until Ended is closed, Until has passed, or the context ends
+	Tail           int       // start with the last N records, counted before Since and Until apply; negative means all
+	Since, Until   time.Time // zero means no limit
+	Follow         bool      // wait for further records until Ended is closed, Until has passed or the context ends
 	Ended          <-chan struct{}
 }
 
-// Read visits the records of a log in order; visit's error ends it. A log that was never written is empty. Records
-// that cannot be read are passed over. Driver none is errs.Unimplemented, with docker's words.
+// Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never
+// written is empty. Damaged records are skipped. For the driver none Read returns errs.Unimplemented with docker's words.
 func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message) error) error {
 	if opts.Driver == None {
 		return errs.New(errs.Unimplemented, "configured logging driver does not support reading")
@@ -54,21 +54,22 @@ func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message)
 	return err
 }
 
-// errDone ends a reading early and well.
+// errDone ends a read early and without an error.
 var errDone = errors.New("done")
 
+// reader is the state of one Read.
 type reader struct {
 	opts  shim.Log
 	o     ReadOptions
 	fmt   format
 	visit func(Message) error
 
-	f       *os.File // the newest file
-	off     int64    // of buf's first byte in f
-	buf     []byte   // read and not yet a whole record
-	last    time.Time
-	skipTo  time.Time // records up to here were seen already
-	started bool
+	f       *os.File  // the newest file; nil when there was none
+	off     int64     // offset in f of the first byte of buf
+	buf     []byte    // bytes of a record that is not whole yet
+	last    time.Time // of the last record
+	skipTo  time.Time // records up to this time were visited before
+	started bool      // Tail was applied
 }
 
 func (r *reader) close() {
@@ -81,12 +82,47 @@ func (r *reader) close() {
 type file struct {
 	*os.File
 	zipped bool
-	start  int64 // where to begin
-	skip   int   // zipped: records to pass over
+	start  int64 // offset of the first record to visit, in a plain file
+	skip   int   // number of records to skip, in a compressed file
 }
 
-// open lists a log's files, oldest first. A rotation meanwhile may show one twice; that one is dropped.
-func (r *reader) open() (files []file, err error) {
+// maxListings bounds how often open lists the files of a log that is rotated all the time.
+const maxListings = 50
+
+// open opens the files of a log, oldest first.
+func (r *reader) open() ([]file, error) {
+	for try := 1; ; try++ {
+		files, err := r.list()
+		if err != nil || try == maxListings || isStable(files) {
+			return files, err
+		}
+		closeFiles(files)
+	}
+}
+
+// isStable reports whether all files still have their names. If not, the log was rotated while it was listed, and the
+// content of one file may also be in another one, which is its compressed copy under the next name.
+func isStable(files []file) bool {
+	for _, f := range files {
+		now, err := os.Lstat(f.Name())
+		if err != nil {
+			return false
+		}
+		if st, err := f.Stat(); err != nil || !os.SameFile(st, now) {
+			return false
+		}
+	}
+	return true
+}
+
+func closeFiles(files []file) {
+	for _, f := range files {
+		_ = f.Close() // only read from
+	}
+}
+
+// list opens the files of a log, oldest first. A file that a rotation made appear under two names is opened once.
+func (r *reader) list() (files []file, err error) {
 	seen := map[[2]uint64]bool{}
 	add := func(name string, zipped bool) (bool, error) {
 		f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -117,9 +153,7 @@ func (r *reader) open() (files []file, err error) {
 		}
 	}
 	if err != nil {
-		for _, f := range files {
-			_ = f.Close() // only read from
-		}
+		closeFiles(files)
 		return nil, err
 	}
 	for i, j := 0, len(files)-1; i < j; i, j = i+1, j-1 {
@@ -128,7 +162,7 @@ func (r *reader) open() (files []file, err error) {
 	return files, nil
 }
 
-// existing reads what is there now and leaves the newest file open in r.f.
+// existing visits the records that exist now and leaves the newest file open in r.f.
 func (r *reader) existing(ctx context.Context) error {
 	files, err := r.open()
 	if err != nil {
@@ -167,13 +201,13 @@ func (r *reader) existing(ctx context.Context) error {
 	return nil
 }
 
-// tail finds where the newest records begin: the first file to read, with its start set.
+// tail finds the last Tail records. It returns the first file to read and sets that file's start or skip.
 func (r *reader) tail(files []file) (first int, err error) {
 	need := r.o.Tail
 	for i := len(files) - 1; i >= 0; i-- {
 		f := &files[i]
 		if need == 0 {
-			if i == len(files)-1 { // nothing but what comes later
+			if i == len(files)-1 { // only records that are added later
 				st, err := f.Stat()
 				if err != nil {
 					return 0, err
@@ -205,7 +239,7 @@ func (r *reader) tail(files []file) (first int, err error) {
 	return 0, nil
 }
 
-// tailStart looks from the end of a file for the beginning of its last n records, in growing blocks.
+// tailStart finds the offset of the last n records of a file. It reads from the end, in growing blocks.
 func tailStart(f *os.File, format format, n int) (start int64, records int, err error) {
 	st, err := f.Stat()
 	if err != nil {
@@ -226,12 +260,12 @@ func tailStart(f *os.File, format format, n int) (start int64, records int, err 
 			return end - int64(size), got, nil
 		}
 		if block > 64<<20 {
-			// Records as docker writes them are small; this is n of them in 64 MiB. Begin at one.
+			// The block does not hold n records, and reading more would take too much memory. Begin with the first that it holds.
 			size, got := format.back(buf, n)
 			return end - int64(size), got, nil
 		}
 	}
-	// The whole file: count from its start, so that the first record counts too.
+	// The block is the whole file. Count from its start, because back does not find the first record.
 	var starts []int64
 	for off := 0; ; {
 		_, k, ok := format.next(buf[off:])
@@ -249,6 +283,7 @@ func tailStart(f *os.File, format format, n int) (start int64, records int, err 
 	return starts[len(starts)-n], n, nil
 }
 
+// zipped visits the records of a compressed file.
 func (r *reader) zipped(ctx context.Context, f file) error {
 	skip := f.skip
 	return eachZipped(f, r.fmt, func(m Message) error {
@@ -256,14 +291,15 @@ func (r *reader) zipped(ctx context.Context, f file) error {
 			skip--
 			return nil
 		}
-		return r.give(ctx, m)
+		return r.deliver(ctx, m)
 	})
 }
 
+// eachZipped calls visit for each record of a compressed file.
 func eachZipped(f file, format format, visit func(Message) error) error {
 	zr, err := gzip.NewReader(f.File)
 	if err != nil {
-		return nil // a damaged old file hides its own records only
+		return nil // the records of a damaged file are lost, those of the other files are not
 	}
 	var buf []byte
 	block := make([]byte, 64<<10)
@@ -276,12 +312,12 @@ func eachZipped(f file, format format, visit func(Message) error) error {
 		}
 		buf = append(buf[:0], rest...)
 		if rerr != nil {
-			return nil // the end, or damage: as above
+			return nil // the end of the file, or damage as above
 		}
 	}
 }
 
-// each visits the whole records of buf and gives the rest.
+// each calls visit for each whole record of buf and returns the rest of buf.
 func each(buf []byte, format format, visit func(Message) error) (rest []byte, err error) {
 	for {
 		m, n, ok := format.next(buf)
@@ -297,7 +333,7 @@ func each(buf []byte, format format, visit func(Message) error) (rest []byte, er
 	}
 }
 
-// drain reads r.f to its end.
+// drain visits the records of r.f up to its end.
 func (r *reader) drain(ctx context.Context) error {
 	block := make([]byte, 64<<10)
 	for {
@@ -309,7 +345,7 @@ func (r *reader) drain(ctx context.Context) error {
 			return nil
 		}
 		r.buf = append(r.buf, block[:n]...)
-		rest, err := each(r.buf, r.fmt, func(m Message) error { return r.give(ctx, m) })
+		rest, err := each(r.buf, r.fmt, func(m Message) error { return r.deliver(ctx, m) })
 		if err != nil {
 			return err
 		}
@@ -318,7 +354,8 @@ func (r *reader) drain(ctx context.Context) error {
 	}
 }
 
-func (r *reader) give(ctx context.Context, m Message) error {
+// deliver calls visit unless the options exclude the record.
+func (r *reader) deliver(ctx context.Context, m Message) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

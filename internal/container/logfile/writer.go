@@ -18,7 +18,7 @@ import (
 	"ply/internal/errs"
 )
 
-// Writer appends to a log. Safe for concurrent use; one Writer per log.
+// Writer appends records to a log. It is safe for concurrent use. A log must have only one Writer.
 type Writer struct {
 	opts shim.Log
 	fmt  format
@@ -28,14 +28,15 @@ type Writer struct {
 	size int64
 	last time.Time
 	buf  []byte
-	lost int64 // records that could not be written
-	err  error // why the last one could not
+	lost int64 // number of records that could not be written
+	err  error // of the last record that could not be written
 
-	compressing sync.WaitGroup // at most one
+	compressing sync.WaitGroup // at most one goroutine
 }
 
-// Create opens a log for appending, making the file; its directory must exist. A torn end is cut off. Driver none
-// gives a Writer that discards.
+// Create opens a log for appending and creates the file if it is missing; the directory must exist. It cuts off a part of a
+// record that a crash left. The Writer of the driver none discards everything. An unknown driver is refused with
+// errs.Invalid.
 func Create(opts shim.Log) (*Writer, error) {
 	w := &Writer{opts: opts, fmt: formatOf(opts.Driver)}
 	switch opts.Driver {
@@ -43,17 +44,18 @@ func Create(opts shim.Log) (*Writer, error) {
 		return w, nil
 	case JSONFile, Local:
 	default:
-		return nil, errs.New(errs.Invalid, "log driver %q: not known", opts.Driver)
+		return nil, errs.New(errs.Invalid, "log driver %q: unknown", opts.Driver)
 	}
 	if err := w.open(0); err != nil {
 		return nil, err
 	}
-	if err := w.mend(); err != nil {
+	if err := w.cutTornEnd(); err != nil {
 		return nil, errors.Join(fmt.Errorf("log %s: %w", opts.Path, err), w.f.Close())
 	}
 	return w, nil
 }
 
+// open opens the file of the log.
 func (w *Writer) open(flags int) error {
 	f, err := os.OpenFile(w.opts.Path, os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW|flags, 0o640)
 	if err != nil {
@@ -70,8 +72,8 @@ func (w *Writer) open(flags int) error {
 	return nil
 }
 
-// mend cuts off what a crash left of a record.
-func (w *Writer) mend() error {
+// cutTornEnd truncates the file to whole records.
+func (w *Writer) cutTornEnd() error {
 	if w.size == 0 {
 		return nil
 	}
@@ -95,7 +97,7 @@ func (w *Writer) mend() error {
 	return nil
 }
 
-// append writes records of one stream: pieces are lines or parts of them. It never fails for the caller.
+// append writes one record per piece; a piece is a line or a part of one. Records that cannot be written are counted.
 func (w *Writer) append(stream byte, pieces [][]byte) {
 	if w.opts.Driver == None || len(pieces) == 0 {
 		return
@@ -103,7 +105,7 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.buf = w.buf[:0]
-	waiting := 0 // records in buf
+	waiting := 0 // number of records in buf
 	for _, p := range pieces {
 		now := time.Now().Round(0)
 		if !now.After(w.last) {
@@ -118,7 +120,7 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 			w.flush(waiting)
 			waiting = 0
 			if err := w.rotate(); err != nil {
-				w.fail(0, err) // records go on into the file that is there
+				w.fail(0, err) // the current file takes further records
 			}
 			w.buf = append(w.buf, record...)
 		}
@@ -130,12 +132,12 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 	}
 }
 
-// flush writes buf, which holds some records.
+// flush writes buf, which holds a number of records.
 func (w *Writer) flush(records int) {
 	n, err := w.f.Write(w.buf)
 	w.buf = w.buf[:0]
 	if err != nil {
-		if n > 0 { // a part of a record would spoil the next one
+		if n > 0 { // a part of a record would damage the next one
 			err = errors.Join(err, w.f.Truncate(w.size))
 		}
 		w.fail(records, err)
@@ -144,19 +146,20 @@ func (w *Writer) flush(records int) {
 	w.size += int64(n)
 }
 
+// fail counts records that could not be written.
 func (w *Writer) fail(records int, err error) {
 	w.lost += int64(records)
 	w.err = err
 }
 
-// Lost tells how many records were dropped because the disk refused them, and why the last one was.
+// Lost returns how many records could not be written, and the error of the last one.
 func (w *Writer) Lost() (int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.lost, w.err
 }
 
-// rotate moves path to path.1, path.1 to path.2 and so on; the oldest goes.
+// rotate renames path to path.1, path.1 to path.2 and so on, and removes the oldest file. With one file it truncates path.
 func (w *Writer) rotate() error {
 	w.compressing.Wait()
 	if w.opts.MaxFiles < 2 {
@@ -185,7 +188,7 @@ func (w *Writer) rotate() error {
 	}
 	old := w.f
 	if err := w.open(0); err != nil {
-		return err // old stays open: records go on into it
+		return err // old stays open and takes further records
 	}
 	if err := old.Close(); err != nil {
 		return err
@@ -196,7 +199,7 @@ func (w *Writer) rotate() error {
 			defer w.compressing.Done()
 			if err := compress(name(1)); err != nil {
 				w.mu.Lock()
-				w.err = err // the plain file stays and is read as well
+				w.err = err // the plain file stays, and readers read it
 				w.mu.Unlock()
 			}
 		}()
@@ -227,7 +230,7 @@ func compress(name string) (err error) {
 	return os.Remove(name)
 }
 
-// Close ends the log. Streams must have been closed before.
+// Close closes the log. Its Streams must have been closed before.
 func (w *Writer) Close() error {
 	w.compressing.Wait()
 	w.mu.Lock()
@@ -240,18 +243,19 @@ func (w *Writer) Close() error {
 	return f.Close()
 }
 
-// Stream splits one output stream into records. Not safe for concurrent use.
+// Stream splits one output stream into records. It is not safe for concurrent use.
 type Stream struct {
 	w      *Writer
 	stream byte
-	rest   []byte
-	pieces [][]byte
+	rest   []byte   // the unfinished line
+	pieces [][]byte // reused by Write
 }
 
-// Stream gives a writer for shim.Stdout or shim.Stderr.
+// Stream returns a Stream for shim.Stdout or shim.Stderr.
 func (w *Writer) Stream(stream byte) *Stream { return &Stream{w: w, stream: stream} }
 
-// Write takes output as it comes. It always takes all of it: what cannot be stored is counted in Lost.
+// Write stores the lines of p and keeps an unfinished one for the next call. It never fails; Lost counts the records that
+// could not be written.
 func (s *Stream) Write(p []byte) (int, error) {
 	n := len(p)
 	if s.w.opts.Driver == None {
@@ -287,7 +291,7 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close writes an unfinished line.
+// Close stores the unfinished line.
 func (s *Stream) Close() error {
 	if len(s.rest) > 0 {
 		s.w.append(s.stream, [][]byte{s.rest})
