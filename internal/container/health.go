@@ -28,6 +28,10 @@ func (s *supervisor) watchHealth(c *ctr, l *life) {
 		c.rec.State.Health = nil
 		return
 	}
+	if l.Client.Newer() != nil { // that shim cannot be asked to run the check, so the health is unknown
+		c.rec.State.Health = nil
+		return
+	}
 	check := *h
 	c.rec.State.Health = &Health{Status: "starting"}
 	s.env.work.Go(func() { (&healthCheck{c: c, l: l, h: check}).run() })

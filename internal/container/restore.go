@@ -164,6 +164,9 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 	if st.Status == "created" { // the engine died during the start
 		return false, client.Shutdown(ctx)
 	}
+	if err := client.Newer(); err != nil {
+		r.env.log.Warn("container of a later release", "container", c.id, "err", err)
+	}
 	att, attached := r.env.opts.Network.Attached(c.id)
 	began := time.Now()
 	c.mu.Lock()

@@ -60,6 +60,7 @@ func replacePlyd(t *testing.T, old, busybox string, sig syscall.Signal) {
 	terminal.closed()
 	m.eventually("end of short without a plyd", func() bool { _, err := os.Stat(shortExit); return err == nil })
 	m.start(bin)
+	m.want("127.0.0.1:18080", "port", "busy", "80/tcp")
 	t.Logf("under this build, after the previous plyd was %s:\n%s", sig, m.ply("ps", "-a", "--format", "{{.Names}}\t{{.Status}}\t{{.Ports}}"))
 	for name, want := range pids {
 		m.want(want, "inspect", "-f", "{{.State.Pid}}", name)
