@@ -18,7 +18,7 @@ import (
 	"ply/internal/api/docker/stream"
 )
 
-// upgrade sends a request on a new connection and gives the connection with the answer's head read.
+// upgrade sends a request on a new connection. It returns the connection after reading the head of the answer.
 func upgrade(t *testing.T, sock, request string, header ...string) (*net.UnixConn, *bufio.Reader, *http.Response) {
 	t.Helper()
 	conn, err := net.Dial("unix", sock)
@@ -94,7 +94,7 @@ func TestAttachFramesAndHalfClose(t *testing.T) {
 	}
 }
 
-// What a client sends together with its request is input too.
+// Bytes that a client sends together with its request are input too.
 func TestAttachEarlyInput(t *testing.T) {
 	sock := newWorld(t).serve(t)
 	got := raw(t, sock, "POST /v1.51/containers/web/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: x\r\n"+asksUpgrade+"\r\nearly", "early")
@@ -103,7 +103,7 @@ func TestAttachEarlyInput(t *testing.T) {
 	}
 }
 
-// A client that leaves without a word ends the work for it, also when the container says nothing; no goroutine stays.
+// When a client disappears, its work ends, even when the container writes nothing. No goroutine remains.
 func TestAbandonedAttach(t *testing.T) {
 	w := newWorld(t)
 	w.containers.attached = make(chan struct{}, 100)
@@ -138,7 +138,7 @@ func TestAbandonedAttach(t *testing.T) {
 	t.Errorf("%d goroutines, %d before", runtime.NumGoroutine(), before)
 }
 
-// A client that only half-closes keeps getting output.
+// A client that closes only its sending side still gets output.
 func TestHalfClosedAttachGoesOn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -168,7 +168,7 @@ func TestAttachErrorHasAStatus(t *testing.T) {
 	}
 }
 
-// wait must send its head while the container still runs: clients start the container only then.
+// wait sends its headers while the container runs, because clients start the container after them.
 func TestWaitSendsItsHeadFirst(t *testing.T) {
 	w := newWorld(t)
 	w.containers.release = make(chan struct{})
@@ -207,7 +207,7 @@ func TestEventsStream(t *testing.T) {
 	}
 }
 
-// A handler that is closed down while clients hang on gives everything back.
+// A server that is closed while clients are attached frees everything.
 func TestServerCloses(t *testing.T) {
 	w := newWorld(t)
 	sock := w.serve(t)

@@ -18,7 +18,7 @@ import (
 	"ply/internal/events"
 )
 
-// serve puts a world behind a unix socket and gives its path.
+// serve serves a world on a unix socket and returns the path of the socket.
 func (w *world) serve(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir's paths can be too long for a socket
@@ -45,7 +45,7 @@ func (w *world) serve(t *testing.T) string {
 	return sock
 }
 
-// dockers lists the docker clients of this machine: the one in PATH and Debian's.
+// dockers returns the docker clients of this machine: the one in PATH and that of Debian.
 func dockers(t *testing.T) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -62,7 +62,7 @@ func dockers(t *testing.T) map[string]string {
 	return found
 }
 
-// run runs a client and gives its two outputs together; status is what must come.
+// run runs a client, checks its exit status, and returns both of its outputs together.
 func run(t *testing.T, sock, stdin string, status int, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -175,7 +175,7 @@ func TestDockerClientEvents(t *testing.T) {
 	}
 }
 
-// What the docker client makes of its flags becomes the spec that the flags say.
+// The flags of the docker client arrive in the spec.
 func TestDockerClientFlags(t *testing.T) {
 	t.Parallel()
 	for version, path := range dockers(t) {
@@ -212,7 +212,7 @@ func TestDockerClientFlags(t *testing.T) {
 	}
 }
 
-// pythonScript does what programs on python3-docker do.
+// pythonScript uses Docker's Python library as programs do.
 const pythonScript = `
 import docker, sys
 c = docker.DockerClient(base_url="unix://" + sys.argv[1], version="auto")

@@ -9,12 +9,12 @@ import (
 	"testing"
 )
 
-// unrouted are the paths of the swagger that this engine answers with "page not found", each with its reason.
+// unrouted are the paths of the API's description that this engine does not have, with the reason.
 var unrouted = map[string]string{
 	"GET /images/{}/attestations": "since 1.55, this engine speaks 1.51",
 }
 
-// TestEveryRouteOfTheSwagger reads the API's own description and fails on a path that nobody answers.
+// TestEveryRouteOfTheSwagger reads the description of the API and fails on a path without a route.
 func TestEveryRouteOfTheSwagger(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
 	if err != nil {
@@ -47,7 +47,7 @@ func TestEveryRouteOfTheSwagger(t *testing.T) {
 	}
 }
 
-// swaggerRoutes finds "METHOD /path" by the indentation of the file.
+// swaggerRoutes returns "METHOD /path" for each route. It finds them by the indentation of the file.
 func swaggerRoutes(text string) []string {
 	var routes []string
 	_, paths, _ := strings.Cut(text, "\npaths:\n")

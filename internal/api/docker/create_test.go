@@ -25,7 +25,7 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
-// fullRequest sets everything that a client can set and this engine has.
+// fullRequest sets every option that this engine has.
 const fullRequest = `{
  "Hostname":"h","Domainname":"d","User":"u:g","AttachStdin":true,"AttachStdout":true,"AttachStderr":true,"Tty":true,"OpenStdin":true,"StdinOnce":true,
  "ExposedPorts":{"443":{},"3000-3001/udp":{},"80/tcp":{}},"Env":["A=1","B"],"Cmd":"one word","Entrypoint":["/e"],"Image":"busybox","Volumes":{"/v2":{},"/v1":{}},
@@ -92,7 +92,7 @@ func TestCreateMapsEverything(t *testing.T) {
 	}
 }
 
-// What inspect says of a container can be sent to create again and means the same.
+// The answer of inspect can be sent to create, and means the same there.
 func TestInspectGivesTheRequestBack(t *testing.T) {
 	spec := fullSpec()
 	a := inspectOf(&container.Container{ID: ctrWeb, Name: "named", Spec: spec, ImageName: "busybox"}, 43, false)
@@ -115,7 +115,7 @@ func TestInspectGivesTheRequestBack(t *testing.T) {
 	}
 }
 
-// Docker's own types must be able to read what inspect and list say.
+// Docker's own types can decode the answers of inspect and list.
 func TestAnswersFitDockersTypes(t *testing.T) {
 	w := newWorld(t)
 	w.containers.specs = nil
@@ -143,7 +143,7 @@ func TestAnswersFitDockersTypes(t *testing.T) {
 	}
 }
 
-// No field of docker's HostConfig is read and then forgotten: each, set, either is an error that names it or changes the spec.
+// No field of Docker's HostConfig is ignored: each either is refused with an error that names it, or changes the spec.
 func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 	samples := map[string]string{"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
 		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,

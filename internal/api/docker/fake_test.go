@@ -34,7 +34,7 @@ import (
 	"ply/internal/volume"
 )
 
-// moment is when everything happened.
+// moment is the time of all that the fakes report.
 var moment = time.Date(2026, 3, 4, 5, 6, 7, 890, time.UTC)
 
 var (
@@ -55,7 +55,7 @@ func ref(s string) oci.Reference {
 	return r
 }
 
-// fakeImages holds two images.
+// fakeImages has two images.
 type fakeImages struct {
 	mu     sync.Mutex
 	tagged []string
@@ -143,7 +143,7 @@ func (f *fakeImages) Prune(_ context.Context, o image.PruneOptions) ([]image.Rem
 	return []image.Removed{{Deleted: idBare}}, 1, nil
 }
 
-// fakeMover plays what was seen from a registry.
+// fakeMover reports progress as recorded with a registry.
 type fakeMover struct {
 	mu       sync.Mutex
 	creds    []transfer.Credentials
@@ -242,7 +242,7 @@ func (f *fakeMover) Search(_ context.Context, term string, limit int, _ filter.A
 	return []transfer.SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
 }
 
-// fakeContainers runs nothing: its container repeats what it reads.
+// fakeContainers has two containers. It runs nothing; an attached container repeats its input.
 type fakeContainers struct {
 	mu       sync.Mutex
 	specs    []spec.Spec
@@ -304,7 +304,7 @@ func (f *fakeContainers) Start(_ context.Context, name string) error {
 	return err
 }
 
-// startable: after a create the container starts.
+// startable is set by a create: the next start succeeds.
 func (f *fakeContainers) startable() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -384,7 +384,7 @@ func (f *fakeContainers) Logs(ctx context.Context, name string, o session.LogOpt
 	return nil
 }
 
-// Attach repeats: what comes in goes out; at the end of input a line goes to stderr.
+// Attach copies the input to stdout. At the end of the input it writes a line to stderr.
 func (f *fakeContainers) Attach(ctx context.Context, name string, o session.AttachOptions) error {
 	if name == "refused" {
 		return errs.New(errs.Conflict, "You cannot attach to a stopped container, start it first")
@@ -631,7 +631,7 @@ func (fakeSystem) Version() system.Version {
 	}
 }
 
-// world is a handler over fakes.
+// world is the handler of the API with fake services.
 type world struct {
 	images     *fakeImages
 	mover      *fakeMover
@@ -650,7 +650,7 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// do runs one request without a network.
+// do runs one request without a network connection.
 func (w *world) do(method, target string, body io.Reader, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, target, body)
 	if body != nil {
@@ -664,7 +664,7 @@ func (w *world) do(method, target string, body io.Reader, header ...string) *htt
 	return rec
 }
 
-// fullDuplex is a recorder that can do what a connection can.
+// fullDuplex is a recorder that supports the full-duplex mode of a connection.
 type fullDuplex struct{ *httptest.ResponseRecorder }
 
 func (f *fullDuplex) EnableFullDuplex() error { return nil }

@@ -11,8 +11,8 @@ import (
 	"ply/internal/errs"
 )
 
-// FuzzRequest sends any method, path, query and body: nothing panics, every error is a message with a status that the table
-// has.
+// FuzzRequest sends any method, path, query and body. No handler panics, and every error is a message with a status from the
+// table.
 func FuzzRequest(f *testing.F) {
 	for _, tc := range goldenRequests {
 		path, query, _ := strings.Cut(tc.target, "?")
@@ -61,7 +61,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// The outermost class decides, and each class has its status.
+// The outermost class of an error decides its status.
 func TestStatuses(t *testing.T) {
 	inner := errs.New(errs.NotFound, "x: gone")
 	for _, tc := range []struct {

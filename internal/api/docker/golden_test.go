@@ -17,7 +17,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 
 const busyboxSpec = `{"Image":"busybox","Cmd":["sh"],"HostConfig":{"Binds":["/a:/b"],"NetworkMode":"default"}}`
 
-// goldenRequests are one answer a file. Every line of the route table must be met by one of them.
+// goldenRequests are requests whose answers are kept, one per file. Every route must be met by one of them.
 var goldenRequests = []struct{ name, method, target, body string }{
 	{"ping", "GET", "/_ping", ""},
 	{"ping_head", "HEAD", "/v1.51/_ping", ""},
@@ -166,7 +166,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// always are headers of every answer.
+// always holds the headers that every answer has.
 var always = map[string]bool{"Api-Version": true, "Docker-Experimental": true, "Ostype": true, "Server": true}
 
 func dump(request string, status int, header map[string][]string, body string) string {

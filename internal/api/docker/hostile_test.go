@@ -16,7 +16,7 @@ import (
 	"ply/internal/wire"
 )
 
-// message is the text of an error answer; it fails when the answer is none.
+// message returns the text of an error answer. The test fails when the answer is not an error.
 func message(t *testing.T, rec *httptest.ResponseRecorder) string {
 	t.Helper()
 	var body struct {
@@ -111,7 +111,7 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
-// Every field of a create request with a value of every wrong type gives 400 or is accepted; nothing panics.
+// Every field of a create request, set to a value of every type, is refused with 400 or accepted. Nothing panics.
 func TestWrongTypesInEveryField(t *testing.T) {
 	whole := wire.CreateBody{Config: &wire.Config{}, HostConfig: &wire.HostConfig{}}
 	b, err := json.Marshal(whole)
@@ -172,7 +172,7 @@ func TestCredentialsInEveryBase64(t *testing.T) {
 	}
 }
 
-// raw sends bytes to the server and gives what comes back until want is in it ("" for never) or the server closes.
+// raw sends bytes to the server. It returns the answer up to want, or up to the end when want is "".
 func raw(t *testing.T, sock, text, want string) string {
 	t.Helper()
 	conn, err := net.Dial("unix", sock)

@@ -73,7 +73,7 @@ func (h imageHandlers) list(c *call) error {
 		filters["reference"] = append(filters["reference"], old)
 	}
 	if c.bool("manifests") || c.bool("identity") {
-		return unavailable("listing the manifests of images", "this engine keeps one platform an image")
+		return unavailable("listing the manifests of images", "this engine keeps one platform per image")
 	}
 	shared := c.bool("shared-size")
 	images, err := h.images.List(c.ctx(), image.ListOptions{All: c.bool("all"), Filters: filters, Shared: shared})
@@ -123,7 +123,7 @@ func imageRunConfigOf(rc oci.RunConfig, v int) wire.ImageConfig {
 
 func (h imageHandlers) inspect(c *call) error {
 	if c.bool("manifests") {
-		return unavailable("inspecting the manifests of an image", "this engine keeps one platform an image")
+		return unavailable("inspecting the manifests of an image", "this engine keeps one platform per image")
 	}
 	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
 		return err
@@ -266,7 +266,7 @@ func removedList(removed []image.Removed) []wire.Removed {
 
 func (h imageHandlers) remove(c *call) error {
 	if c.get("platforms") != "" {
-		return unavailable("removing single platforms of an image", "this engine keeps one platform an image")
+		return unavailable("removing single platforms of an image", "this engine keeps one platform per image")
 	}
 	removed, err := h.images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"ply/internal/transfer"
 )
 
-// Every state of a transfer has docker's words, byte for byte.
+// The messages about every state of a transfer are Docker's, byte for byte.
 func TestWordsOfEveryState(t *testing.T) {
 	const (
 		layer  = "0123456789ab"

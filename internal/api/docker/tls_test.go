@@ -21,7 +21,7 @@ import (
 	"ply/internal/api/listen"
 )
 
-// pair makes a certificate and key signed by parent (nil: by itself).
+// pair creates a certificate and its key. parent signs it; with nil it signs itself.
 func pair(t *testing.T, dir, name string, parent *tls.Certificate, hosts ...string) *tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -136,7 +136,7 @@ func TestTCPLetsInOnlyItsClients(t *testing.T) {
 	testAttachOverTLS(t, ls[0].Addr().String(), &tls.Config{RootCAs: pool, ServerName: "engine.example", Certificates: []tls.Certificate{*mine}})
 }
 
-// A connection taken over from TLS half-closes as well.
+// A connection with TLS that was taken over can be half-closed too.
 func testAttachOverTLS(t *testing.T, addr string, cfg *tls.Config) {
 	conn, err := tls.Dial("tcp", addr, cfg)
 	if err != nil {

@@ -49,7 +49,7 @@ func (h volumeHandlers) create(c *call) error {
 		return err
 	}
 	if body.ClusterVolumeSpec != nil {
-		return unsupported("ClusterVolumeSpec", "this engine is no part of a cluster")
+		return unsupported("ClusterVolumeSpec", "this engine is not part of a cluster")
 	}
 	v, err := h.volumes.Create(c.ctx(), body.Name, body.Driver, body.Labels, body.DriverOpts)
 	if err != nil {

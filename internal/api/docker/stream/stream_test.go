@@ -16,7 +16,7 @@ import (
 	"ply/internal/wire"
 )
 
-// Docker's own demultiplexer reads what many writers write at once.
+// Docker's own demultiplexer reads the frames of writers that write at the same time.
 func TestMuxIsReadByDocker(t *testing.T) {
 	var buf bytes.Buffer
 	m := NewMux(&buf)
@@ -72,7 +72,7 @@ func TestBar(t *testing.T) {
 	}
 }
 
-// gate is a writer that stands still until it is opened.
+// gate is a writer that blocks until it is opened.
 type gate struct {
 	open chan struct{}
 	mu   sync.Mutex
@@ -86,7 +86,7 @@ func (g *gate) Write(b []byte) (int, error) {
 	return g.Buffer.Write(b)
 }
 
-// While the client stands still nobody waits, and what is kept is the newest state of each thing and every step.
+// While the client does not read, the sender does not wait. The newest number of each counter and all other messages are kept.
 func TestSlowClient(t *testing.T) {
 	g := &gate{open: make(chan struct{})}
 	m := NewMessages(g, func() {})
@@ -121,7 +121,7 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// Only a newer value of the same counter of the same ID replaces a message.
+// A message is replaced only by a newer number of the same counter and ID.
 func TestWhatIsReplacedWhileTheClientIsSlow(t *testing.T) {
 	g := &gate{open: make(chan struct{})}
 	m := NewMessages(g, func() {})
