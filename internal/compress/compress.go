@@ -1,8 +1,8 @@
-// Package compress reads and writes the compressed forms that layers and archives come in.
+// Package compress decompresses and compresses layers and archives.
 //
-// Reading goes by magic bytes, never by name or media type. Memory is bounded: a zstd window of at most 128 MiB, an
-// xz dictionary of at most 128 MiB. What is written is the same for the same input, parameters and version of ply,
-// however many cores there are; Params as text says how to write it again.
+// A reader finds the codec by magic bytes, not by a name or media type. Memory is limited: a zstd window and an xz dictionary may
+// have up to 128 MiB. The output of a writer depends only on the input, the parameters and the version of ply, not on the number
+// of cores; the text of Params says how to make the same bytes again.
 package compress
 
 import (
@@ -23,10 +23,10 @@ import (
 	"ply/internal/errs"
 )
 
-// Codec names a compressed form.
+// Codec is a compressed form.
 type Codec string
 
-// The forms that are read; None, Gzip and Zstd are also written.
+// The codecs that are read. None, Gzip and Zstd are also written.
 const (
 	None  Codec = "none"
 	Gzip  Codec = "gzip"
@@ -50,7 +50,7 @@ var magics = []struct {
 	{Bzip2, []byte("BZh")},
 }
 
-// Sniff names the form of data that starts with b; None when it is no known one.
+// Sniff returns the codec of data that starts with b; None when it is not a known one.
 func Sniff(b []byte) Codec {
 	for _, m := range magics {
 		if bytes.HasPrefix(b, m.magic) {
@@ -64,8 +64,8 @@ func Sniff(b []byte) Codec {
 	return None
 }
 
-// NewReader decompresses r by its magic. Errors while reading are errs.Invalid for bad data; an error of r itself
-// is passed on unchanged. Close frees the decoder and does not close r.
+// NewReader decompresses r with the codec that its first bytes show. While reading, the error's class is errs.Invalid for damaged
+// data; an error of r itself is returned unchanged. Close frees the decoder and does not close r.
 func NewReader(r io.Reader) (io.ReadCloser, Codec, error) {
 	src := &sourceReader{r: r}
 	br := bufio.NewReaderSize(src, bufSize)
@@ -120,7 +120,7 @@ func (r *reader) Read(p []byte) (int, error) {
 
 func (r *reader) Close() error { return r.close() }
 
-// sourceReader remembers an error of the source, so that it is not taken for bad data.
+// sourceReader keeps an error of the source, to tell it from an error of the decoder.
 type sourceReader struct {
 	r   io.Reader
 	err error
@@ -141,19 +141,19 @@ func (s *sourceReader) blame(c Codec, err error) error {
 	return errs.New(errs.Invalid, "%s data: %w", c, err)
 }
 
-// Params say how to compress; the zero Level is the codec's default.
+// Params say how to compress. Level 0 is the codec's default.
 type Params struct {
 	Codec Codec
 	Level int
 }
 
-// blockSize of parallel gzip is part of the output's identity.
+// blockSize is that of parallel gzip, in bytes. The output depends on it.
 const blockSize = 1 << 20
 
-// version changes whenever the same Params would give other bytes.
+// version changes whenever the same Params produce other bytes.
 const version = "1"
 
-// String gives a text that ParseParams reads and that changes whenever the output would.
+// String returns a text that ParseParams parses and that is different when the output would be.
 func (p Params) String() string {
 	return fmt.Sprintf("%s;level=%d;v=%s", p.Codec, p.level(), version)
 }
@@ -171,7 +171,8 @@ func (p Params) level() int {
 	}
 }
 
-// ParseParams reads what String wrote; errs.Invalid when it was another version's or nobody's.
+// ParseParams parses what String returned. The error's class is errs.Invalid for the text of another version and for any other
+// text.
 func ParseParams(s string) (Params, error) {
 	parts := strings.Split(s, ";")
 	if len(parts) != 3 || parts[2] != "v="+version || !strings.HasPrefix(parts[1], "level=") {
@@ -189,7 +190,8 @@ type nopWriter struct{ io.Writer }
 
 func (nopWriter) Close() error { return nil }
 
-// NewWriter compresses to w, in parallel. Close ends the stream and does not close w. A codec that is only read is errs.Invalid.
+// NewWriter compresses to w, in parallel. Close ends the stream and does not close w. The error's class is errs.Invalid for a
+// codec that is only read.
 func NewWriter(w io.Writer, p Params) (io.WriteCloser, error) {
 	switch p.Codec {
 	case None:
@@ -204,7 +206,7 @@ func NewWriter(w io.Writer, p Params) (io.WriteCloser, error) {
 		}
 		return z, nil
 	case Zstd:
-		// One encoder goroutine layout for all machines: with concurrency the block split stays the same.
+		// The encoder divides the input into blocks in the same way however many goroutines it uses.
 		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(p.level())), zstd.WithWindowSize(8<<20))
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "zstd: %w", err)

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"runtime"
@@ -125,7 +126,7 @@ type errReader struct{ err error }
 
 func (e errReader) Read([]byte) (int, error) { return 0, e.err }
 
-// A pushed layer must be producible again with the same digest, however the writes were cut.
+// A pushed layer must have the same digest when it is compressed again, however long the single writes are.
 func TestWriterIsDeterministic(t *testing.T) {
 	plain := text(5<<20 + 77)
 	for _, p := range []Params{{Codec: None}, {Codec: Gzip}, {Codec: Gzip, Level: 1}, {Codec: Zstd}} {
@@ -149,7 +150,7 @@ func TestWriterIsDeterministic(t *testing.T) {
 			sums[i] = sha256.Sum256(out.Bytes())
 			back, _, err := decode(out.Bytes())
 			if err != nil || !bytes.Equal(back, plain) {
-				t.Fatalf("%s: round trip gave %d bytes, %v", p, len(back), err)
+				t.Fatalf("%s: round trip returns %d bytes, %v", p, len(back), err)
 			}
 		}
 		if sums[0] != sums[1] || sums[1] != sums[2] {
@@ -170,6 +171,44 @@ func TestParseParamsRefuses(t *testing.T) {
 	}
 	if _, err := NewWriter(io.Discard, Params{Codec: Xz}); !errors.Is(err, errs.Invalid) {
 		t.Errorf("writing xz: %v", err)
+	}
+}
+
+// The output of each codec is part of the identity of a pushed layer: when a new version of a library changes it, version must be
+// raised, so that layers are not expected to have the digests of the old output.
+func TestOutputIsThatOfTheVersion(t *testing.T) {
+	for params, want := range map[Params]string{
+		{Codec: None}: "44763c3f316c183da26c580cc917c96f57c1053800645c028acf6854efec5853",
+		{Codec: Gzip}: "bc31c21d84e56507e8c53a920140b2144d06a4394a4720d6118ded127f3003ff",
+		{Codec: Zstd}: "a8aad7cd80ec762606e12abf6da895d6f2f0e0523493fa9c66bd9cc72a571286",
+	} {
+		var out bytes.Buffer
+		w, err := NewWriter(&out, params)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(text(5<<20 + 77)); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprintf("%x", sha256.Sum256(out.Bytes())); got != want {
+			t.Errorf("output of %s has the digest %s, want %s", params, got, want)
+		}
+	}
+}
+
+// A zstd frame states the memory that its decoder needs.
+func TestZstdWindowIsLimited(t *testing.T) {
+	frame := func(windowLog byte) []byte { // a frame with one empty raw block
+		return []byte{0x28, 0xb5, 0x2f, 0xfd, 0, (windowLog - 10) << 3, 1, 0, 0}
+	}
+	if got, codec, err := decode(frame(27)); err != nil || codec != Zstd || len(got) != 0 {
+		t.Errorf("window of 128 MiB: %d bytes, %s, %v", len(got), codec, err)
+	}
+	if _, _, err := decode(frame(28)); !errors.Is(err, errs.Invalid) {
+		t.Errorf("window of 256 MiB: %v, want class Invalid", err)
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// GzipEngine names what decompresses gzip in this build.
+// GzipEngine is the name of the library that decompresses gzip in this build.
 const GzipEngine = "klauspost"
 
-// newGunzip reads all members of a gzip stream.
+// newGunzip decompresses all members of a gzip stream.
 func newGunzip(r io.Reader) (io.ReadCloser, error) { return gzip.NewReader(r) }

@@ -52,18 +52,18 @@ import (
 	"unsafe"
 )
 
-// GzipEngine names what decompresses gzip in this build.
+// GzipEngine is the name of the library that decompresses gzip in this build.
 const GzipEngine = "isa-l"
 
-// gunzip is a streaming reader over ISA-L's inflate, which is two to four times faster than pure Go. The state and both
-// buffers live in C memory: cgo may not keep Go pointers between calls.
+// gunzip decompresses with ISA-L's inflate, which is two to four times as fast as pure Go. The state and both buffers are in C
+// memory, because C may not keep Go pointers between calls.
 type gunzip struct {
 	src     io.Reader
 	state   *C.struct_inflate_state
 	in      []byte // C memory
 	out     []byte // C memory
-	pending []byte // of in: not consumed yet
-	ready   []byte // of out: not delivered yet
+	pending []byte // the part of in that is not decompressed yet
+	ready   []byte // the part of out that is not read yet
 	srcEOF  bool
 	started bool // the current member has consumed input
 	err     error
@@ -84,7 +84,7 @@ func newGunzip(r io.Reader) (io.ReadCloser, error) {
 	return g, nil
 }
 
-// Close frees the memory; reading afterwards is an error.
+// Close frees the memory. Reading afterwards is an error.
 func (g *gunzip) Close() error {
 	if g.state == nil {
 		return nil
@@ -110,7 +110,7 @@ func (g *gunzip) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// fill runs one inflate call; io.EOF when the stream has ended cleanly.
+// fill calls inflate once. It returns io.EOF when the stream is complete.
 func (g *gunzip) fill() error {
 	if len(g.pending) == 0 && !g.srcEOF {
 		n, err := g.src.Read(g.in)

@@ -1,8 +1,7 @@
 // Package errs classifies errors by what the caller should do about them.
 //
-// A class is one of containerd/errdefs' sentinels, so any client or library that
-// knows those classes knows ours. A message never repeats its class: the text is for
-// people, the class for code. Test with errors.Is(err, errs.NotFound).
+// A class is one of the sentinels of containerd/errdefs, so clients and libraries that know those classes know these. A
+// message does not repeat its class: the text is for people, the class for code. Test it with errors.Is(err, errs.NotFound).
 package errs
 
 import (
@@ -17,19 +16,19 @@ import (
 var (
 	NotFound      = errdefs.ErrNotFound           // name something else
 	Exists        = errdefs.ErrAlreadyExists      // use what is there, or another name
-	Invalid       = errdefs.ErrInvalidArgument    // mend the request or the input bytes
-	Conflict      = errdefs.ErrConflict           // resolve what stands in the way, then retry
+	Invalid       = errdefs.ErrInvalidArgument    // correct the request or the input bytes
+	Conflict      = errdefs.ErrConflict           // remove the cause of the conflict, then retry
 	Precondition  = errdefs.ErrFailedPrecondition // change the state first
 	Unauthorized  = errdefs.ErrUnauthenticated    // log in
-	Forbidden     = errdefs.ErrPermissionDenied   // ask for the right
+	Forbidden     = errdefs.ErrPermissionDenied   // get the permission
 	Unavailable   = errdefs.ErrUnavailable        // retry later
 	Exhausted     = errdefs.ErrResourceExhausted  // free space, or raise the limit
-	Unimplemented = errdefs.ErrNotImplemented     // do without
+	Unimplemented = errdefs.ErrNotImplemented     // use another way
 	DataLoss      = errdefs.ErrDataLoss           // the stored object is damaged: pull or load it again
-	Internal      = errdefs.ErrInternal           // report it
+	Internal      = errdefs.ErrInternal           // report a bug
 )
 
-// Error is a classified error with a message of its own and, when one is known, the way out.
+// Error is an error of a class, with a message and, where one is known, a hint what to do.
 type Error struct {
 	Class error  // one of the sentinels above
 	Msg   string // complete text, without the class and without the hint
@@ -37,7 +36,7 @@ type Error struct {
 	Err   error  // cause, already part of Msg; may be nil
 }
 
-// Error gives the message and, after a blank, the hint.
+// Error returns the message and the hint.
 func (e *Error) Error() string {
 	if e.Hint == "" {
 		return e.Msg
@@ -48,23 +47,23 @@ func (e *Error) Error() string {
 // Is reports whether target is the class of e.
 func (e *Error) Is(target error) bool { return target == e.Class }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// New makes an error of a class. The format may hold one %w: its text becomes part of the
-// message and its chain stays reachable.
+// New returns an error of a class. The format may contain one %w: the text of that error becomes part of the message, and
+// errors.Is and errors.As find it.
 func New(class error, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Class: class, Msg: err.Error(), Err: errors.Unwrap(err)}
 }
 
-// WithHint sets the way out and returns e.
+// WithHint sets the hint and returns e.
 func (e *Error) WithHint(format string, args ...any) *Error {
 	e.Hint = fmt.Sprintf(format, args...)
 	return e
 }
 
-// Close closes c and joins its error to *err. Meant for defer on writers, whose Close can lose data.
+// Close closes c and joins its error to *err. It is for defer on writers, whose Close may fail to write data.
 func Close(err *error, c io.Closer) {
 	*err = errors.Join(*err, c.Close())
 }

@@ -1,11 +1,11 @@
-// Package mount makes, attaches and undoes Linux mounts through the new mount API (fsopen, fsconfig,
-// fsmount, move_mount): no option page and its length limit, errors with the kernel's own words, and mounts
-// that live as a descriptor before, or without ever, having a place in the tree.
+// Package mount makes, attaches and removes Linux mounts with the new mount API: fsopen, fsconfig, fsmount, move_mount.
+// Compared with mount(2), options may be longer than a page, errors carry the kernel's messages, and a mount can be used by its
+// descriptor without being attached to a directory.
 //
-// A Tree is a detached mount. It lives until Close; what was attached from it lives on its own. Overlays
-// always have redirect_dir=nofollow, metacopy=off and index=off: a layer must not be able to point elsewhere,
-// and an upper directory must hold whole files.
+// A Tree is a detached mount. It exists until Close; what was attached from it exists independently. Overlays always have
+// redirect_dir=nofollow, metacopy=off and index=off: a layer must not be able to point elsewhere, and an upper directory must
+// contain whole files.
 //
-// Kernel needs: EROFS on a file 6.12; detached trees as overlay layers 6.15 (before, attach them first and
-// name them with At).
+// Required kernels: 6.12 for EROFS on a file, 6.15 for detached trees as layers of an overlay. On older kernels the caller
+// attaches the trees and names them with At.
 package mount

@@ -5,13 +5,13 @@ import "golang.org/x/sys/unix"
 // Erofs describes a file-backed EROFS mount.
 type Erofs struct {
 	Image   string
-	Devices []string // files that hold the data, in the order of the image's device table
-	// DirectIO reads the files past their own page cache: content is cached once instead of twice.
+	Devices []string // files with the data, in the order of the image's device table
+	// DirectIO reads the files without their page cache, so that content is cached once instead of twice.
 	DirectIO bool
 }
 
-// Mount gives the image as a read-only detached tree. Nothing in it is a device or set-id as seen through this
-// tree alone; an overlay made over it is not bound by that.
+// Mount mounts the image as a read-only detached tree. Device nodes and set-user-ID bits in it have no effect through this
+// tree itself; they have through an overlay on it.
 func (e Erofs) Mount() (*Tree, error) {
 	c, err := open("erofs")
 	if err != nil {

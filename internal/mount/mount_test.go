@@ -76,7 +76,7 @@ func TestOverlayStacksAndSurvivesItsDescriptor(t *testing.T) {
 	}
 }
 
-// A layer that says where else a directory lies must not be believed.
+// A layer cannot make a directory appear at another path by an overlayfs attribute of its own.
 func TestOverlayDoesNotFollowRedirects(t *testing.T) {
 	base := t.TempDir()
 	top, bottom, at := mkdir(t, base, "top"), mkdir(t, base, "bottom"), mkdir(t, base, "at")
@@ -96,7 +96,7 @@ func TestOverlayDoesNotFollowRedirects(t *testing.T) {
 	}
 }
 
-func TestRefusalsCarryTheKernelsWords(t *testing.T) {
+func TestErrorsHaveTheKernelsMessage(t *testing.T) {
 	base := t.TempDir()
 	_, err := Overlay{Lower: []Layer{At(filepath.Join(base, "absent"))}, Upper: base, Work: base}.Mount()
 	if !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), "lower layer 0") {
@@ -140,7 +140,7 @@ func TestBind(t *testing.T) {
 	}
 }
 
-// fsconfig takes strings of 255 bytes; longer paths go through descriptors.
+// fsconfig accepts strings of 255 bytes; longer paths are set by descriptors.
 func TestLongPaths(t *testing.T) {
 	base := t.TempDir()
 	deep := mkdir(t, base, strings.Repeat("d", 200), strings.Repeat("e", 200))
@@ -159,7 +159,7 @@ func TestLongPaths(t *testing.T) {
 	}
 }
 
-// A detached tree serves as a layer, also once its descriptor is closed.
+// A detached tree can be a layer, and the overlay keeps it when its descriptor is closed.
 func TestTreeAsLayer(t *testing.T) {
 	base := t.TempDir()
 	a, b, at := mkdir(t, base, "a"), mkdir(t, base, "b"), mkdir(t, base, "at")

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kind names the file system that a path lies on as docker's info does, or by its magic number.
+// Kind returns the name of the file system that a path lies on as in `docker info`, or its magic number.
 func Kind(path string) (string, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {

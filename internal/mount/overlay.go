@@ -9,35 +9,35 @@ import (
 	"ply/internal/errs"
 )
 
-// MaxLowers is how many lower layers overlayfs takes.
+// MaxLowers is the largest number of lower layers that overlayfs accepts.
 const MaxLowers = 500
 
-// Layer is a directory that an overlay stands on.
+// Layer is a directory or a detached tree as a lower layer of an overlay.
 type Layer struct {
 	path string
 	tree *Tree
 }
 
-// At is a layer that has a place.
+// At returns the directory at path as a layer.
 func At(path string) Layer { return Layer{path: path} }
 
-// Of is a detached tree as a layer (Linux >= 6.15). The overlay keeps the mount alive on its own.
+// Of returns a detached tree as a layer, which needs Linux 6.15. The overlay keeps the mount after Close of the tree.
 func Of(t *Tree) Layer { return Layer{tree: t} }
 
 // Overlay describes an overlay mount.
 type Overlay struct {
 	Lower []Layer // top first; at least one, at least two when there is no Upper
 	Upper string  // "" for a read-only view
-	Work  string  // beside Upper on the same file system, empty
-	// Volatile leaves out every sync of the upper file system. After a crash the upper directory must be thrown away:
-	// the kernel refuses to mount it again.
+	Work  string  // empty directory on the file system of Upper
+	// Volatile never syncs the upper file system. After a crash the kernel refuses to mount the upper directory again, and
+	// it must be deleted.
 	Volatile bool
-	// UserXattr keeps overlay's marks in user.overlay.*, the only way inside a user namespace.
+	// UserXattr keeps overlayfs' marks in user.overlay.*, as is necessary in a user namespace.
 	UserXattr bool
 	ReadOnly  bool
 }
 
-// Mount gives the overlay as a detached tree.
+// Mount mounts the overlay as a detached tree. The error's class is errs.Exhausted for more layers than MaxLowers.
 func (o Overlay) Mount() (*Tree, error) {
 	if len(o.Lower) > MaxLowers {
 		return nil, errs.New(errs.Exhausted, "overlay: %d layers, the kernel takes %d", len(o.Lower), MaxLowers)

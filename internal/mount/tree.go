@@ -11,13 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tree is a mount without a place. Safe for concurrent use.
+// Tree is a detached mount. Safe for concurrent use.
 type Tree struct {
 	mu sync.RWMutex
 	fd int // -1 after Close
 }
 
-// Attach makes the tree, or once it is attached another view of it, appear at target.
+// Attach attaches the tree to target. A tree that is attached already is attached a second time.
 func (t *Tree) Attach(target string) error {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -33,7 +33,7 @@ func (t *Tree) Attach(target string) error {
 	return nil
 }
 
-// Open opens the root of the tree O_PATH, for look-ups inside; it keeps the tree alive until it is closed.
+// Open opens the root of the tree with O_PATH, to look up paths in it. The tree exists at least until the file is closed.
 func (t *Tree) Open() (*os.File, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -47,7 +47,8 @@ func (t *Tree) Open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "mount"), nil
 }
 
-// Close gives the descriptor up; a tree that is attached nowhere and part of no overlay is unmounted by it.
+// Close closes the descriptor. That unmounts a tree that is attached nowhere and part of no overlay. A second call does
+// nothing.
 func (t *Tree) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -59,11 +60,11 @@ func (t *Tree) Close() error {
 	return unix.Close(fd)
 }
 
-// context is a file system being configured.
+// context is a file system that is being configured.
 type context struct {
 	fd   int
 	fs   string
-	held []int // O_PATH descriptors behind long paths: file systems look some up only when they mount
+	open []int // O_PATH descriptors for long paths; file systems look some of them up only when they are mounted
 }
 
 func open(fs string) (*context, error) {
@@ -76,7 +77,7 @@ func open(fs string) (*context, error) {
 
 func (c *context) close() {
 	unix.Close(c.fd)
-	for _, fd := range c.held {
+	for _, fd := range c.open {
 		unix.Close(fd)
 	}
 }
@@ -85,10 +86,10 @@ func (c *context) set(key, value string) error {
 	return c.wrap("option "+key, unix.FsconfigSetString(c.fd, key, value))
 }
 
-// maxString is the longest value that fsconfig takes as a string.
+// maxString is the longest value that fsconfig accepts as a string.
 const maxString = 255
 
-// path sets an option that is a path. A long one goes through a descriptor.
+// path sets an option that is a path. A long path is replaced by that of a descriptor.
 func (c *context) path(key, name string) error {
 	if len(name) <= maxString {
 		return c.set(key, name)
@@ -97,7 +98,7 @@ func (c *context) path(key, name string) error {
 	if err != nil {
 		return c.wrap("option "+key, err)
 	}
-	c.held = append(c.held, fd)
+	c.open = append(c.open, fd)
 	return c.set(key, "/proc/self/fd/"+strconv.Itoa(fd))
 }
 
@@ -105,7 +106,7 @@ func (c *context) flag(key string) error {
 	return c.wrap("option "+key, unix.FsconfigSetFlag(c.fd, key))
 }
 
-// mount creates the superblock and the detached mount of it.
+// mount creates the superblock and a detached mount of it.
 func (c *context) mount(attrs int) (*Tree, error) {
 	if err := ignoringEINTR(func() error { return unix.FsconfigCreate(c.fd) }); err != nil {
 		return nil, c.wrap("mount", err)
@@ -124,7 +125,7 @@ func (c *context) wrap(op string, err error) error {
 	return &Error{FS: c.fs, Op: op, Log: c.log(), Err: err}
 }
 
-// log drains the messages that the kernel left in the context.
+// log returns the messages that the kernel has for this context.
 func (c *context) log() []string {
 	var lines []string
 	buf := make([]byte, 4096)
@@ -138,12 +139,12 @@ func (c *context) log() []string {
 	return lines
 }
 
-// Error is a mount that the kernel refused.
+// Error reports a mount that the kernel refused.
 type Error struct {
 	FS  string
 	Op  string
 	Log []string // the kernel's messages, such as "e overlay: …"
-	Err error    // an errno, or os.ErrClosed for a layer that was closed
+	Err error    // an errno, or os.ErrClosed for a layer that is closed
 }
 
 func (e *Error) Error() string {
@@ -154,7 +155,7 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap gives Err.
+// Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
 func ignoringEINTR(call func() error) error {

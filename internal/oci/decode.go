@@ -12,15 +12,15 @@ import (
 	"ply/internal/errs"
 )
 
-// Limits on what is decoded, in bytes and counts.
+// Limits on what is decoded.
 const (
-	MaxManifest      = 4 << 20
-	MaxConfig        = 8 << 20
-	MaxJSONDepth     = 64
-	MaxIndexChildren = 1000
-	MaxIndexDepth    = 8
-	MaxLayers        = 500 // the kernel's limit of overlay layers
-	MaxLayerSize     = 64 << 30
+	MaxManifest      = 4 << 20  // bytes of a manifest or an index
+	MaxConfig        = 8 << 20  // bytes of a config
+	MaxJSONDepth     = 64       // objects and arrays around a value
+	MaxIndexChildren = 1000     // manifests of an index
+	MaxIndexDepth    = 8        // indexes inside each other
+	MaxLayers        = 500      // layers of an image; the kernel's limit for an overlay
+	MaxLayerSize     = 64 << 30 // bytes of a layer as a registry serves it
 )
 
 // IsIndex reports whether a media type is an index or a manifest list.
@@ -33,7 +33,7 @@ func IsManifest(mediaType string) bool {
 	return mediaType == MediaTypeOCIManifest || mediaType == MediaTypeDockerManifest
 }
 
-// FormatOf names the family of a manifest's or index's media type.
+// FormatOf returns the format that the media type of a manifest or an index belongs to.
 func FormatOf(mediaType string) Format {
 	if mediaType == MediaTypeDockerManifest || mediaType == MediaTypeDockerManifestList {
 		return FormatDocker
@@ -41,8 +41,9 @@ func FormatOf(mediaType string) Format {
 	return FormatOCI
 }
 
-// SniffManifest decides what data is, from its own mediaType field, the transport's content type, and its shape; they
-// must not contradict each other (the CVE-2021-41190 family). errs.Invalid otherwise.
+// SniffManifest returns the media type of data: it compares the field mediaType, the content type with which data was served,
+// and which fields there are. The error's class is errs.Invalid when they contradict each other, as in CVE-2021-41190, or when
+// data is neither a manifest nor an index.
 func SniffManifest(data []byte, contentType string) (string, error) {
 	if len(data) > MaxManifest {
 		return "", errs.New(errs.Invalid, "manifest is %d bytes, the limit is %d", len(data), MaxManifest)
@@ -72,7 +73,7 @@ func SniffManifest(data []byte, contentType string) (string, error) {
 		given = parsed
 	}
 	if !IsIndex(given) && !IsManifest(given) {
-		given = "" // generic, such as application/json or text/plain
+		given = "" // an unspecific type, such as application/json or text/plain
 	}
 	mediaType := shape.MediaType
 	switch {
@@ -103,7 +104,8 @@ type manifestShape struct {
 	FSLayers      json.RawMessage `json:"fsLayers"`
 }
 
-// DecodeManifest reads an image manifest. MediaType "" means unknown; a document that contradicts it is errs.Invalid.
+// DecodeManifest decodes an image manifest. MediaType is the content type with which it was served, "" when that is unknown. The
+// error's class is errs.Invalid.
 func DecodeManifest(data []byte, mediaType string) (*Manifest, error) {
 	got, err := SniffManifest(data, mediaType)
 	if err != nil {
@@ -131,7 +133,8 @@ func DecodeManifest(data []byte, mediaType string) (*Manifest, error) {
 	return &m, nil
 }
 
-// DecodeIndex reads an index or manifest list. MediaType "" means unknown; a document that contradicts it is errs.Invalid.
+// DecodeIndex decodes an index or manifest list. MediaType is the content type with which it was served, "" when that is unknown.
+// The error's class is errs.Invalid.
 func DecodeIndex(data []byte, mediaType string) (*Index, error) {
 	got, err := SniffManifest(data, mediaType)
 	if err != nil {
@@ -166,8 +169,8 @@ func checkDescriptor(d Descriptor, limit int64) error {
 	return nil
 }
 
-// DecodeConfig reads an image config: well formed, of type layers. Its history may speak of more or fewer layers than
-// there are: builders leave it out or squash behind its back, and nothing but display hangs on it.
+// DecodeConfig decodes an image config. Its history may have more or fewer entries than there are layers: some builders leave
+// the history out or squash layers without changing it, and it is only displayed. The error's class is errs.Invalid.
 func DecodeConfig(data []byte) (*Config, error) {
 	if len(data) > MaxConfig {
 		return nil, errs.New(errs.Invalid, "config is %d bytes, the limit is %d", len(data), MaxConfig)
@@ -195,11 +198,11 @@ func DecodeConfig(data []byte) (*Config, error) {
 	return &c, nil
 }
 
-// DecodeJSON is json.Unmarshal for bytes that nobody vouches for: it refuses trailing data, duplicate keys, keys that
-// differ from a known one only in case, and too much depth. The caller bounds the length.
+// DecodeJSON is json.Unmarshal for untrusted bytes. It refuses trailing data, duplicate keys, keys that differ from a known one
+// only in case, and values nested deeper than MaxJSONDepth. The caller limits the length.
 func DecodeJSON(data []byte, v any) error { return decode(data, v) }
 
-// decode is json.Unmarshal without its leniency: see checkJSON.
+// decode is json.Unmarshal after checkJSON.
 func decode(data []byte, v any) error {
 	if err := checkJSON(data, reflect.TypeOf(v).Elem()); err != nil {
 		return err
@@ -207,8 +210,8 @@ func decode(data []byte, v any) error {
 	return json.Unmarshal(data, v)
 }
 
-// checkJSON refuses what readers of JSON disagree about: trailing data, duplicate keys, keys that
-// differ from a known one only in case (Go would take them), too much depth. Keys that t does not know are fine.
+// checkJSON refuses what JSON decoders treat differently: trailing data, duplicate keys, keys that differ from a known one only in
+// case, which encoding/json accepts, and deep nesting. Keys that t does not have are accepted.
 func checkJSON(data []byte, t reflect.Type) error {
 	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
 		return errs.New(errs.Invalid, "starts with a byte order mark")
@@ -218,7 +221,7 @@ func checkJSON(data []byte, t reflect.Type) error {
 	if err := checkValue(d, t, 0); err != nil {
 		return err
 	}
-	if _, err := d.Token(); err != io.EOF { //nolint:errorlint // the decoder gives it bare
+	if _, err := d.Token(); err != io.EOF { //nolint:errorlint // the decoder returns it unwrapped
 		return errs.New(errs.Invalid, "has data after its end")
 	}
 	return nil
@@ -230,7 +233,7 @@ func checkValue(d *json.Decoder, t reflect.Type, depth int) error {
 	}
 	tok, err := d.Token()
 	if err != nil {
-		if err == io.EOF { //nolint:errorlint // the decoder gives it bare
+		if err == io.EOF { //nolint:errorlint // the decoder returns it unwrapped
 			err = io.ErrUnexpectedEOF
 		}
 		return err

@@ -1,9 +1,9 @@
-// Package oci is the vocabulary of images: digests, descriptors, references, platforms,
-// manifests and configs, with strict and bounded decoding of bytes that nobody vouches for.
+// Package oci has the types of images: digests, descriptors, references, platforms, manifests and configs, with strict and
+// bounded decoding of untrusted bytes.
 //
-// Invariants: a Digest, DiffID, ChainID or ImageID made by this package's parsers is well
-// formed, so it can be used as a file name. Bytes that were read are never serialised again:
-// identity is over bytes. Follows OCI image-spec 1.1.1 and Docker's schema 2.
+// Invariants: a Digest, DiffID, ChainID or ImageID from a parser of this package is well formed, so it can be used as a file
+// name. Bytes that were read are never serialised again, because digests are over bytes. The package follows OCI image-spec 1.1.1
+// and Docker's schema 2.
 package oci
 
 import (
@@ -15,14 +15,14 @@ import (
 	"ply/internal/errs"
 )
 
-// Digest names content by its hash: "sha256:" and 64 lower-case hex digits. Other algorithms
-// are refused: no registry in use serves them, and each one more is one more way to disagree.
+// Digest identifies content by its hash: "sha256:" and 64 lower-case hex digits. Other algorithms are refused: registries do not
+// use them.
 type Digest string
 
 // DiffID is the digest of a layer's uncompressed tar.
 type DiffID string
 
-// ChainID names a stack of layers: see Chain.ID.
+// ChainID identifies a stack of layers; see Chain.ID.
 type ChainID string
 
 // ImageID is the digest of an image's config.
@@ -33,7 +33,7 @@ type ContainerID string
 
 const digestPrefix = "sha256:"
 
-// ParseDigest checks s; the error's class is errs.Invalid.
+// ParseDigest returns s as a digest. The error's class is errs.Invalid when it is not well formed.
 func ParseDigest(s string) (Digest, error) {
 	if err := checkDigest(s); err != nil {
 		return "", err
@@ -69,13 +69,13 @@ func clip(s string) string {
 	return s
 }
 
-// DigestOf hashes b.
+// DigestOf returns the digest of b.
 func DigestOf(b []byte) Digest {
 	h := sha256.Sum256(b)
 	return Digest(digestPrefix + hex.EncodeToString(h[:]))
 }
 
-// DigestOfHash reads the state of a SHA-256 hash.
+// DigestOfHash returns the digest of what was written to h, a SHA-256 hash.
 func DigestOfHash(h hash.Hash) Digest {
 	return Digest(digestPrefix + hex.EncodeToString(h.Sum(nil)))
 }
@@ -90,57 +90,57 @@ func shortOf(s string) string {
 	return s
 }
 
-// Hex gives the 64 digits, a safe file name.
+// Hex returns the 64 hex digits, which are a safe file name.
 func (d Digest) Hex() string { return hexOf(string(d)) }
 
-// Short gives the first 12 digits.
+// Short returns the first 12 hex digits.
 func (d Digest) Short() string { return shortOf(string(d)) }
 
 func (d Digest) String() string { return string(d) }
 
-// UnmarshalText refuses anything but a well-formed digest.
+// UnmarshalText fails with errs.Invalid for anything but a well-formed digest.
 func (d *Digest) UnmarshalText(b []byte) error {
 	v, err := ParseDigest(string(b))
 	*d = v
 	return err
 }
 
-// Hex gives the 64 digits, a safe file name.
+// Hex returns the 64 hex digits, which are a safe file name.
 func (d DiffID) Hex() string { return hexOf(string(d)) }
 
-// Short gives the first 12 digits.
+// Short returns the first 12 hex digits.
 func (d DiffID) Short() string { return shortOf(string(d)) }
 
 func (d DiffID) String() string { return string(d) }
 
-// UnmarshalText refuses anything but a well-formed digest.
+// UnmarshalText fails with errs.Invalid for anything but a well-formed digest.
 func (d *DiffID) UnmarshalText(b []byte) error {
 	v, err := ParseDigest(string(b))
 	*d = DiffID(v)
 	return err
 }
 
-// Hex gives the 64 digits, a safe file name.
+// Hex returns the 64 hex digits, which are a safe file name.
 func (c ChainID) Hex() string { return hexOf(string(c)) }
 
 func (c ChainID) String() string { return string(c) }
 
-// Hex gives the 64 digits, a safe file name.
+// Hex returns the 64 hex digits, which are a safe file name.
 func (i ImageID) Hex() string { return hexOf(string(i)) }
 
-// Short gives the first 12 digits.
+// Short returns the first 12 hex digits.
 func (i ImageID) Short() string { return shortOf(string(i)) }
 
 func (i ImageID) String() string { return string(i) }
 
-// UnmarshalText refuses anything but a well-formed digest.
+// UnmarshalText fails with errs.Invalid for anything but a well-formed digest.
 func (i *ImageID) UnmarshalText(b []byte) error {
 	v, err := ParseDigest(string(b))
 	*i = ImageID(v)
 	return err
 }
 
-// Short gives the first 12 digits.
+// Short returns the first 12 hex digits.
 func (c ContainerID) Short() string { return shortOf(string(c)) }
 
 func (c ContainerID) String() string { return string(c) }
@@ -148,8 +148,8 @@ func (c ContainerID) String() string { return string(c) }
 // Chain is a stack of layers, bottom first.
 type Chain []DiffID
 
-// ID follows the image-spec: the first layer's ChainID is its DiffID; each next is
-// sha256(ChainID + " " + DiffID). An empty chain has the ID "".
+// ID returns the chain's ID as the image-spec defines it: the ChainID of the first layer is its DiffID, that of each further
+// layer is sha256(ChainID + " " + DiffID). The ID of an empty chain is "".
 func (c Chain) ID() ChainID {
 	var id ChainID
 	for i, d := range c {
@@ -162,7 +162,7 @@ func (c Chain) ID() ChainID {
 	return id
 }
 
-// IDs gives the ChainID of every prefix, bottom first.
+// IDs returns the ChainID of every prefix, shortest first.
 func (c Chain) IDs() []ChainID {
 	ids := make([]ChainID, len(c))
 	for i, d := range c {
@@ -175,7 +175,7 @@ func (c Chain) IDs() []ChainID {
 	return ids
 }
 
-// Parent is the chain without its top layer.
+// Parent returns the chain without its top layer.
 func (c Chain) Parent() Chain {
 	if len(c) == 0 {
 		return nil
@@ -183,5 +183,5 @@ func (c Chain) Parent() Chain {
 	return c[:len(c)-1]
 }
 
-// Top is the uppermost layer; c must not be empty.
+// Top returns the top layer. The chain must not be empty.
 func (c Chain) Top() DiffID { return c[len(c)-1] }

@@ -21,7 +21,7 @@ const (
 	MediaTypeOCILayerZstd       = "application/vnd.oci.image.layer.v1.tar+zstd"
 )
 
-// Format is the family of a manifest's media types.
+// Format is the family of media types that a manifest uses.
 type Format string
 
 // The two families.
@@ -30,7 +30,7 @@ const (
 	FormatDocker Format = "docker"
 )
 
-// Descriptor points at content.
+// Descriptor refers to content.
 type Descriptor struct {
 	MediaType    string            `json:"mediaType"`
 	Digest       Digest            `json:"digest"`
@@ -41,7 +41,7 @@ type Descriptor struct {
 	ArtifactType string            `json:"artifactType,omitempty"`
 }
 
-// Platform says where an image runs.
+// Platform is what an image runs on.
 type Platform struct {
 	Architecture string   `json:"architecture"`
 	OS           string   `json:"os"`
@@ -61,7 +61,7 @@ type Manifest struct {
 	Annotations   map[string]string `json:"annotations,omitempty"`
 }
 
-// Index lists manifests, one a platform.
+// Index lists manifests, one per platform.
 type Index struct {
 	SchemaVersion int               `json:"schemaVersion"`
 	MediaType     string            `json:"mediaType,omitempty"`
@@ -71,7 +71,7 @@ type Index struct {
 	Annotations   map[string]string `json:"annotations,omitempty"`
 }
 
-// Config is an image's config, with Docker's extensions. Fields that nobody here reads stay in the bytes.
+// Config is an image's config, with Docker's extensions. It has the fields that ply reads; others remain in the bytes.
 type Config struct {
 	Created         *time.Time      `json:"created,omitempty"`
 	Author          string          `json:"author,omitempty"`
@@ -90,7 +90,7 @@ type Config struct {
 	Parent          string          `json:"parent,omitempty"`
 }
 
-// RunConfig is what an image says about how to run it.
+// RunConfig has an image's defaults for the containers made from it.
 type RunConfig struct {
 	Hostname     string              `json:"Hostname,omitempty"`
 	Domainname   string              `json:"Domainname,omitempty"`
@@ -110,7 +110,7 @@ type RunConfig struct {
 	Healthcheck  *Healthcheck        `json:"Healthcheck,omitempty"`
 }
 
-// Healthcheck is Docker's; times are nanoseconds.
+// Healthcheck is Docker's health check; times are nanoseconds.
 type Healthcheck struct {
 	Test          []string      `json:"Test,omitempty"`
 	Interval      time.Duration `json:"Interval,omitempty"`
@@ -126,7 +126,7 @@ type RootFS struct {
 	DiffIDs Chain  `json:"diff_ids"`
 }
 
-// History is one step of an image's making.
+// History is one step by which an image was made.
 type History struct {
 	Created    *time.Time `json:"created,omitempty"`
 	CreatedBy  string     `json:"created_by,omitempty"`

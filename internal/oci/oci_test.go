@@ -1,9 +1,11 @@
 package oci
 
 import (
+	_ "crypto/sha512" // makes the algorithm known to the parser of references, as it is in plyd
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,12 +29,12 @@ func TestParseDigest(t *testing.T) {
 		var v struct{ D Digest }
 		b, _ := json.Marshal(map[string]string{"D": bad})
 		if err := json.Unmarshal(b, &v); err == nil {
-			t.Errorf("JSON decoding took %.40q for a digest", bad)
+			t.Errorf("JSON decoding accepts %.40q as a digest", bad)
 		}
 	}
 }
 
-// The ChainID of two layers, by the image-spec's formula.
+// The ChainID of two layers is that of the image-spec's formula.
 func TestChainID(t *testing.T) {
 	c := Chain{DiffID(dA), DiffID("sha256:" + strings.Repeat("b", 64))}
 	want := ChainID(DigestOf([]byte(dA + " sha256:" + strings.Repeat("b", 64))))
@@ -66,7 +68,7 @@ func TestParseReference(t *testing.T) {
 			t.Errorf("ParseReference(%q) = %s %s %s %s %s", c.in, r, r.Familiar(), r.Domain(), r.Path(), r.Tag())
 		}
 	}
-	for _, bad := range []string{"", ":", ":5000/x", "x:", "x/", "/x", "X", "x@y@z", hexA, "-v", "a b", "x@sha256:abc", "x//y", "x:" + strings.Repeat("t", 129), strings.Repeat("a", 4096), "x:tag@md5:" + strings.Repeat("a", 32)} {
+	for _, bad := range []string{"", ":", ":5000/x", "x:", "x/", "/x", "X", "x@y@z", hexA, "-v", "a b", "x@sha256:abc", "x//y", "x:" + strings.Repeat("t", 129), strings.Repeat("a", 4096), "x:tag@md5:" + strings.Repeat("a", 32), "x@sha512:" + strings.Repeat("a", 128)} {
 		if r, err := ParseReference(bad); !errors.Is(err, errs.Invalid) {
 			t.Errorf("ParseReference(%.40q) = %v, %v; want class Invalid", bad, r, err)
 		}
@@ -136,6 +138,110 @@ func TestDecodeConfig(t *testing.T) {
 	}
 }
 
+// JSON null is not a digest, although it decodes into one without an error.
+func TestNullIsNoDigest(t *testing.T) {
+	if _, err := DecodeConfig([]byte(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[null]}}`)); !errors.Is(err, errs.Invalid) {
+		t.Errorf("config: %v, want class Invalid", err)
+	}
+	if _, err := DecodeManifest([]byte(strings.ReplaceAll(manifest(""), `"`+dA+`"`, "null")), ""); !errors.Is(err, errs.Invalid) {
+		t.Errorf("manifest: %v, want class Invalid", err)
+	}
+}
+
+// An index is not decoded as a manifest, nor a manifest as an index.
+func TestManifestAndIndexAreNotMixedUp(t *testing.T) {
+	index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":7}]}`, MediaTypeOCIManifest, dA)
+	if _, err := DecodeManifest([]byte(index), ""); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "is an index") {
+		t.Errorf("DecodeManifest of an index: %v", err)
+	}
+	if _, err := DecodeIndex([]byte(manifest("")), ""); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "is an image manifest") {
+		t.Errorf("DecodeIndex of a manifest: %v", err)
+	}
+}
+
+// Each limit accepts its value and refuses the next one.
+func TestLimits(t *testing.T) {
+	layer := func(size int64) string { return fmt.Sprintf(`{"mediaType":"x","digest":%q,"size":%d}`, dA, size) }
+	many := func(n int) string { return strings.TrimSuffix(strings.Repeat(layer(1)+",", n), ",") }
+	image := func(configSize int64, layers string) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"config":{"mediaType":%q,"digest":%q,"size":%d},"layers":[%s]}`, MediaTypeOCIConfig, dA, configSize, layers)
+	}
+	index := func(manifests string) string { return fmt.Sprintf(`{"schemaVersion":2,"manifests":[%s]}`, manifests) }
+	config := func(layers int) string {
+		ids := strings.TrimSuffix(strings.Repeat(fmt.Sprintf("%q,", dA), layers), ",")
+		return fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%s]}}`, ids)
+	}
+	pad := func(data string, n int) string { return data + strings.Repeat(" ", n-len(data)) }
+	nested := func(depth int) string { return strings.Repeat("[", depth) + strings.Repeat("]", depth) }
+	decodeImage := func(s string) error { _, err := DecodeManifest([]byte(s), ""); return err }
+	decodeIndex := func(s string) error { _, err := DecodeIndex([]byte(s), ""); return err }
+	decodeConfig := func(s string) error { _, err := DecodeConfig([]byte(s)); return err }
+	decodeAny := func(s string) error { var v any; return DecodeJSON([]byte(s), &v) }
+	for _, c := range []struct {
+		name   string
+		decode func(string) error
+		at     string // exactly the limit
+		above  string
+	}{
+		{"length of a manifest", decodeImage, pad(image(1, layer(1)), MaxManifest), pad(image(1, layer(1)), MaxManifest+1)},
+		{"length of an index", decodeIndex, pad(index(layer(1)), MaxManifest), pad(index(layer(1)), MaxManifest+1)},
+		{"length of a config", decodeConfig, pad(config(1), MaxConfig), pad(config(1), MaxConfig+1)},
+		{"layers of a manifest", decodeImage, image(1, many(MaxLayers)), image(1, many(MaxLayers+1))},
+		{"layers of a config", decodeConfig, config(MaxLayers), config(MaxLayers + 1)},
+		{"manifests of an index", decodeIndex, index(many(MaxIndexChildren)), index(many(MaxIndexChildren + 1))},
+		{"size of a layer", decodeImage, image(1, layer(MaxLayerSize)), image(1, layer(MaxLayerSize+1))},
+		{"size of a config", decodeImage, image(MaxConfig, layer(1)), image(MaxConfig+1, layer(1))},
+		{"size of a manifest in an index", decodeIndex, index(layer(MaxManifest)), index(layer(MaxManifest + 1))},
+		{"least size of a layer", decodeImage, image(1, layer(0)), image(1, layer(-1))},
+		{"least size of a config", decodeImage, image(0, layer(1)), image(-1, layer(1))},
+		{"least size of a manifest in an index", decodeIndex, index(layer(0)), index(layer(-1))},
+		{"depth", decodeAny, nested(MaxJSONDepth + 1), nested(MaxJSONDepth + 2)},
+	} {
+		if err := c.decode(c.at); err != nil {
+			t.Errorf("%s: at the limit: %v", c.name, err)
+		}
+		if err := c.decode(c.above); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: above the limit: %v, want class Invalid", c.name, err)
+		}
+	}
+}
+
+// The limits are part of what ply accepts from registries and archives; a change is deliberate.
+func TestLimitsDoNotChangeUnnoticed(t *testing.T) {
+	got := []int64{MaxManifest, MaxConfig, MaxJSONDepth, MaxIndexChildren, MaxIndexDepth, MaxLayers, MaxLayerSize}
+	if want := []int64{4 << 20, 8 << 20, 64, 1000, 8, 500, 64 << 30}; !slices.Equal(got, want) {
+		t.Errorf("limits %v, want %v", got, want)
+	}
+}
+
+// A digest that is not well formed is refused everywhere in a manifest, an index and a config.
+func TestDigestsAreChecked(t *testing.T) {
+	for _, bad := range []string{"sha256:../../etc/passwd", "sha256:" + strings.ToUpper(hexA), "md5:" + hexA, ""} {
+		config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%q]}}`, bad)
+		if _, err := DecodeConfig([]byte(config)); !errors.Is(err, errs.Invalid) {
+			t.Errorf("config with layer %q: %v, want class Invalid", bad, err)
+		}
+		index := fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":%q,"digest":%q,"size":7}]}`, MediaTypeOCIManifest, bad)
+		if _, err := DecodeIndex([]byte(index), ""); !errors.Is(err, errs.Invalid) {
+			t.Errorf("index with manifest %q: %v, want class Invalid", bad, err)
+		}
+		for i := range 2 { // the digest of the config, that of the layer
+			parts := strings.SplitN(manifest(""), dA, 3)
+			parts[i] += bad
+			parts[1-i] += dA
+			if _, err := DecodeManifest([]byte(strings.Join(parts, "")), ""); !errors.Is(err, errs.Invalid) {
+				t.Errorf("manifest with digest %q: %v, want class Invalid", bad, err)
+			}
+		}
+		var id ImageID
+		var diff DiffID
+		var digest Digest
+		if id.UnmarshalText([]byte(bad)) == nil || diff.UnmarshalText([]byte(bad)) == nil || digest.UnmarshalText([]byte(bad)) == nil {
+			t.Errorf("UnmarshalText accepts %q", bad)
+		}
+	}
+}
+
 func TestChoose(t *testing.T) {
 	entry := func(os, arch, variant string) Descriptor {
 		return Descriptor{MediaType: MediaTypeOCIManifest, Digest: DigestOf([]byte(os + arch + variant)), Platform: &Platform{OS: os, Architecture: arch, Variant: variant}}
@@ -162,7 +268,7 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// Strict decoding must be a subset of what encoding/json takes, with the same meaning.
+// What the strict decoder accepts, encoding/json accepts with the same meaning.
 func FuzzDecodeManifest(f *testing.F) {
 	f.Add([]byte(manifest("")))
 	f.Add([]byte(manifest(`,"manifests":[]`)))
@@ -173,7 +279,7 @@ func FuzzDecodeManifest(f *testing.F) {
 		}
 		var loose map[string]json.RawMessage
 		if err := json.Unmarshal(data, &loose); err != nil {
-			t.Fatalf("accepted what is no JSON object: %v", err)
+			t.Fatalf("accepted data that is not a JSON object: %v", err)
 		}
 		var layers []Descriptor
 		if json.Unmarshal(loose["layers"], &layers); len(layers) != len(m.Layers) {

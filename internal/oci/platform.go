@@ -9,10 +9,10 @@ import (
 	"ply/internal/errs"
 )
 
-// HostPlatform is where this process runs, normalised (amd64 has no variant, arm64 has v8 left out).
+// HostPlatform returns the platform that this process runs on, normalised: amd64 and arm64 without the variants v1 and v8.
 func HostPlatform() Platform { return fromSpec(platforms.DefaultSpec()) }
 
-// ParsePlatform reads "os/arch[/variant]", "arch" or "os".
+// ParsePlatform parses "os/arch[/variant]", "arch" or "os". The error's class is errs.Invalid.
 func ParsePlatform(s string) (Platform, error) {
 	p, err := platforms.Parse(s)
 	if err != nil {
@@ -30,7 +30,7 @@ func (p Platform) spec() specs.Platform {
 	return specs.Platform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant}
 }
 
-// String is "os/arch" or "os/arch/variant".
+// String returns "os/arch" or "os/arch/variant".
 func (p Platform) String() string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
@@ -39,23 +39,23 @@ func (p Platform) String() string {
 	return s
 }
 
-// Matches reports whether an image for another platform is what a request for p means: operating system and
-// architecture are the same, and so is the variant unless one of the two leaves it open. Spellings are normalised:
-// amd64/v1 is amd64, arm64/v8 is arm64, and an image that names no operating system is for this one. It does not accept
-// images of lower variants; Choose does, because there the whole choice is known.
+// Matches reports whether an image for the given platform satisfies a request for p: operating system and architecture are the
+// same, and so is the variant unless one of the two names none. Spellings are normalised: amd64/v1 is amd64, arm64/v8 is arm64,
+// and an image without an operating system is for that of this host. Matches does not accept images of lower variants; Choose
+// does, because it sees all images that there are.
 func (p Platform) Matches(image Platform) bool {
 	a, b := platforms.Normalize(p.spec()), platforms.Normalize(image.spec())
 	return a.OS == b.OS && a.Architecture == b.Architecture && (p.Variant == "" || image.Variant == "" || a.Variant == b.Variant)
 }
 
-// Platform returns the platform that an image says it is for.
+// Platform returns the platform that the image is for.
 func (c *Config) Platform() Platform {
 	return Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}
 }
 
-// Choose picks the entry that fits want best: exact variant first, then lower ones (arm v8 → v7 → v6, amd64 v3 → v2 → v1);
-// attestations (unknown/unknown) and artifacts are passed over. An entry without a platform is taken
-// only when it is the sole candidate. errs.NotFound, in docker's words, when none fits.
+// Choose returns the entry that fits want best: first the one of the same variant, then those of lower variants (arm v8, v7, v6;
+// amd64 v3, v2, v1). It skips attestations (unknown/unknown) and artifacts. An entry without a platform is chosen only when it is
+// the only one. The error's class is errs.NotFound, and its text Docker's, when none fits.
 func (i *Index) Choose(want Platform) (Descriptor, error) {
 	matcher := platforms.Only(want.spec())
 	var best *Descriptor

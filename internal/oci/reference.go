@@ -8,13 +8,13 @@ import (
 	"ply/internal/errs"
 )
 
-// Reference is a repository with, perhaps, a tag and a digest, normalised as Docker does:
-// "mysql" means library/mysql of the hub. The zero value is not valid.
+// Reference is a repository, optionally with a tag and a digest, normalised as by Docker: "mysql" is library/mysql of the hub. The
+// zero value is not valid.
 type Reference struct {
 	named reference.Named
 }
 
-// ParseReference normalises s. A 64-digit hex string is an ID, never a name.
+// ParseReference parses and normalises s. The error's class is errs.Invalid, also for 64 hex digits, which are an ID.
 func ParseReference(s string) (Reference, error) {
 	n, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
@@ -31,7 +31,7 @@ func ParseReference(s string) (Reference, error) {
 // IsZero reports whether r was never parsed.
 func (r Reference) IsZero() bool { return r.named == nil }
 
-// String is the full form: docker's canonical domain, path, tag, digest.
+// String returns the full form: domain, path, tag and digest.
 func (r Reference) String() string {
 	if r.named == nil {
 		return ""
@@ -39,22 +39,22 @@ func (r Reference) String() string {
 	return r.named.String()
 }
 
-// Familiar is the form that people type: without the hub's domain and library/.
+// Familiar returns the short form, without the hub's domain and library/.
 func (r Reference) Familiar() string { return reference.FamiliarString(r.named) }
 
-// FamiliarName is Familiar without tag and digest.
+// FamiliarName returns the short form without tag and digest.
 func (r Reference) FamiliarName() string { return reference.FamiliarName(r.named) }
 
-// Name is the full repository: domain and path.
+// Name returns the full name of the repository: domain and path.
 func (r Reference) Name() string { return r.named.Name() }
 
-// Domain is the registry's host, perhaps with a port; the hub's for short names.
+// Domain returns the registry's host with its port, if it has one.
 func (r Reference) Domain() string { return reference.Domain(r.named) }
 
-// Path is the repository without its domain.
+// Path returns the repository without its domain.
 func (r Reference) Path() string { return reference.Path(r.named) }
 
-// Tag is the tag or "".
+// Tag returns the tag or "".
 func (r Reference) Tag() string {
 	if t, ok := r.named.(reference.Tagged); ok {
 		return t.Tag()
@@ -62,7 +62,7 @@ func (r Reference) Tag() string {
 	return ""
 }
 
-// Digest is the digest or "".
+// Digest returns the digest or "".
 func (r Reference) Digest() Digest {
 	if d, ok := r.named.(reference.Digested); ok {
 		return Digest(d.Digest())
@@ -70,13 +70,13 @@ func (r Reference) Digest() Digest {
 	return ""
 }
 
-// Repository drops tag and digest.
+// Repository returns r without tag and digest.
 func (r Reference) Repository() Reference { return Reference{reference.TrimNamed(r.named)} }
 
-// WithDefaultTag adds "latest" where there is neither tag nor digest.
+// WithDefaultTag returns r with the tag "latest" when it has neither tag nor digest.
 func (r Reference) WithDefaultTag() Reference { return Reference{reference.TagNameOnly(r.named)} }
 
-// WithTag puts a tag (and drops the digest).
+// WithTag returns r with this tag and without a digest.
 func (r Reference) WithTag(tag string) (Reference, error) {
 	n, err := reference.WithTag(reference.TrimNamed(r.named), tag)
 	if err != nil {
@@ -85,7 +85,7 @@ func (r Reference) WithTag(tag string) (Reference, error) {
 	return Reference{n}, nil
 }
 
-// WithDigest puts a digest (and drops the tag).
+// WithDigest returns r with this digest and without a tag. When d is not well formed it returns r.
 func (r Reference) WithDigest(d Digest) Reference {
 	n, err := ParseReference(r.named.Name() + "@" + string(d))
 	if err != nil {
@@ -94,7 +94,7 @@ func (r Reference) WithDigest(d Digest) Reference {
 	return n
 }
 
-// TagIn cuts a trailing tag or digest off for messages: "repo:tag" gives "tag", "repo@d" gives d.
+// TagIn returns the digest or else the tag, for messages.
 func (r Reference) TagIn() string {
 	if d := r.Digest(); d != "" {
 		return string(d)
@@ -102,7 +102,7 @@ func (r Reference) TagIn() string {
 	return r.Tag()
 }
 
-// MarshalText gives the full form.
+// MarshalText returns the full form.
 func (r Reference) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // UnmarshalText parses the full form.

@@ -1,8 +1,8 @@
-// Package procid names a process for ever: boot id, pid and start time. A bare pid is reused by the kernel,
-// so a record on disk that holds one may point at a stranger after a crash or a reboot.
+// Package procid identifies a process by boot ID, pid and start time. The kernel reuses pids, so after a crash or a reboot a
+// pid that was stored may be that of another process.
 //
-// Invariant: nothing here signals or changes a process; Open gives a pidfd, and only through it may a
-// process that was found by a record be signalled.
+// Invariant: a process that was found by a stored ID is signalled only through a pidfd, after a check that the pidfd is of that
+// process.
 package procid
 
 import (
@@ -17,14 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ID is the name of one process. The zero ID names none.
+// ID identifies one process. The zero ID identifies none.
 type ID struct {
-	Boot  string `json:"boot"`  // kernel's boot id
+	Boot  string `json:"boot"`  // the kernel's boot ID
 	PID   int    `json:"pid"`   // in the pid namespace of /proc
 	Start uint64 `json:"start"` // field 22 of /proc/PID/stat: clock ticks after boot
 }
 
-// ErrGone says that the process named by an ID has ended.
+// ErrGone reports that the process has ended.
 var ErrGone = errors.New("process has ended")
 
 var bootID = sync.OnceValues(func() (string, error) {
@@ -35,13 +35,13 @@ var bootID = sync.OnceValues(func() (string, error) {
 	return strings.TrimSpace(string(b)), nil
 })
 
-// Boot gives the id of this boot.
+// Boot returns the ID of this boot.
 func Boot() (string, error) { return bootID() }
 
-// Self names the calling process.
+// Self returns the ID of the calling process.
 func Self() (ID, error) { return Of(os.Getpid()) }
 
-// Of names the process that has this pid now; ErrGone when there is none. A zombie has a name still.
+// Of returns the ID of the process that has this pid now, which may be a zombie; ErrGone when there is none.
 func Of(pid int) (ID, error) {
 	boot, err := bootID()
 	if err != nil {
@@ -54,9 +54,8 @@ func Of(pid int) (ID, error) {
 	return ID{Boot: boot, PID: pid, Start: start}, nil
 }
 
-// Alive reports whether the process still runs. A zombie does not, nor does anything of another boot.
-// A process that cannot be looked at for another reason than being gone counts as alive: the caller must
-// not take what it may hold.
+// Alive reports whether the process still runs. A zombie does not run, nor does a process of another boot. When Alive cannot
+// find out, it returns true: the caller must not take over what the process may be using.
 func Alive(id ID) bool {
 	if id.PID <= 0 {
 		return false
@@ -75,7 +74,7 @@ func Alive(id ID) bool {
 	return start == id.Start && state != 'Z' && state != 'X'
 }
 
-// Open gives a pidfd of the process; ErrGone when it has ended. The caller closes it.
+// Open returns a pidfd of the process; ErrGone when it has ended. The caller closes it.
 func Open(id ID) (*os.File, error) {
 	if !Alive(id) {
 		return nil, fmt.Errorf("process %d: %w", id.PID, ErrGone)
@@ -88,15 +87,15 @@ func Open(id ID) (*os.File, error) {
 		return nil, fmt.Errorf("process %d: pidfd: %w", id.PID, err)
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
-	// The pid may have been reused between the look and the open; the descriptor pins whoever has it now.
+	// The pid may have been reused since the check. The pidfd refers to the process that had it when it was opened.
 	if !Alive(id) {
-		_ = f.Close() // nothing was written through it
+		_ = f.Close() // only read
 		return nil, fmt.Errorf("process %d: %w", id.PID, ErrGone)
 	}
 	return f, nil
 }
 
-// Kill sends a signal to exactly this process; ErrGone when it has ended.
+// Kill sends a signal to this process; ErrGone when it has ended.
 func Kill(id ID, sig unix.Signal) error {
 	f, err := Open(id)
 	if err != nil {
@@ -110,8 +109,8 @@ func Kill(id ID, sig unix.Signal) error {
 	return err
 }
 
-// stat reads state and start time. The command name may hold blanks and brackets, so fields count from
-// the last bracket.
+// stat reads the state and the start time. The command name may contain blanks and brackets, so fields are counted from the
+// last bracket.
 func stat(pid int) (state byte, start uint64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {

@@ -41,10 +41,10 @@ func TestKillAndZombie(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := Kill(ID{id.Boot, id.PID, id.Start + 1}, unix.SIGKILL); !errors.Is(err, ErrGone) {
-		t.Errorf("Kill of a stranger = %v, want ErrGone", err)
+		t.Errorf("Kill of another process with the same pid = %v, want ErrGone", err)
 	}
 	if !Alive(id) {
-		t.Fatal("the stranger's signal reached the process")
+		t.Fatal("a signal for another process with the same pid reached this one")
 	}
 	pidfd, err := Open(id)
 	if err != nil {
@@ -60,7 +60,7 @@ func TestKillAndZombie(t *testing.T) {
 	if Alive(id) {
 		t.Error("a zombie counts as alive")
 	}
-	_ = cmd.Wait() // killed by us
+	_ = cmd.Wait() // it was killed above
 	if _, err := Of(id.PID); !errors.Is(err, ErrGone) {
 		t.Errorf("Of after the end = %v, want ErrGone", err)
 	}

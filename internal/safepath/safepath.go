@@ -1,8 +1,8 @@
-// Package safepath opens paths inside a root file system that nobody vouches for.
+// Package safepath opens paths inside a root file system whose content is untrusted.
 //
-// Every look-up is one openat2(2) with RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS: symbolic links, absolute or with
-// any number of "..", stay below the root, and /proc's magic links are refused. The root is a directory
-// descriptor, so renaming what lies above it changes nothing. Nothing else in ply joins untrusted names.
+// Every look-up is one openat2(2) with RESOLVE_IN_ROOT and RESOLVE_NO_MAGICLINKS: symbolic links, absolute or with any number of
+// "..", stay below the root, and the magic links of /proc are refused. The root is a directory descriptor, so renaming its parents
+// changes nothing. No other package joins untrusted names.
 package safepath
 
 import (
@@ -22,8 +22,9 @@ const (
 	maxLinks     = 40 // the kernel's own limit for one look-up
 )
 
-// Clean turns a name from a tar or a user into a clean relative path: no leading slash, no "." or empty
-// components, "." for the root itself. A name with "..", a NUL, or over Linux's limits is errs.Invalid.
+// Clean turns a name from a tar or a user into a clean relative path: without a leading slash and without "." or empty
+// components; the root itself is ".". The error's class is errs.Invalid for a name with ".." or a NUL, and for one that
+// exceeds the limits of Linux.
 func Clean(name string) (string, error) {
 	if len(name) > maxPath {
 		return "", errs.New(errs.Invalid, "path %.60q…: longer than %d bytes", name, maxPath)
@@ -42,8 +43,8 @@ func Clean(name string) (string, error) {
 	return path.Clean(strings.TrimLeft(name, "/")), nil
 }
 
-// Open opens path below root as if root were "/". Flags and mode are open(2)'s; O_CLOEXEC is added. With O_NOFOLLOW a
-// link as last component is ELOOP (or opened itself with O_PATH). The error is an *os.PathError.
+// Open opens a path below root as if root were "/". Flags and mode are those of open(2); O_CLOEXEC is added. With O_NOFOLLOW,
+// a link as the last component is ELOOP, or is opened itself with O_PATH. The error is an *os.PathError.
 func Open(root *os.File, name string, flags int, mode uint32) (*os.File, error) {
 	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
@@ -61,7 +62,7 @@ func Open(root *os.File, name string, flags int, mode uint32) (*os.File, error) 
 		case err == nil:
 			return os.NewFile(uintptr(fd), name), nil
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN):
-			continue // EAGAIN: something was renamed during the look-up; the kernel asks to try again
+			continue // EAGAIN: a directory was renamed during the look-up
 		default:
 			return nil, &os.PathError{Op: "open in root", Path: name, Err: err}
 		}
@@ -69,8 +70,9 @@ func Open(root *os.File, name string, flags int, mode uint32) (*os.File, error) 
 	return nil, &os.PathError{Op: "open in root", Path: name, Err: unix.EAGAIN}
 }
 
-// OpenParent resolves the directory of name and gives it with the last component, for *at calls that do not
-// follow. The base is never "..", "/" or empty; for the root itself it is ".".
+// OpenParent opens the directory of name and returns it with the last component, for *at calls that do not follow links. The
+// base is never "..", "/" or empty; for the root itself it is ".". The error's class is errs.Invalid when name ends in ".." or
+// has a NUL.
 func OpenParent(root *os.File, name string) (dir *os.File, base string, err error) {
 	trimmed := strings.TrimRight(name, "/")
 	dirName, base := path.Split(trimmed)
@@ -84,14 +86,14 @@ func OpenParent(root *os.File, name string) (dir *os.File, base string, err erro
 	return dir, base, err
 }
 
-// MkdirAll makes the missing directories of name, following links inside the root, and opens the last one
-// O_RDONLY. Components made get mode; those that exist are left alone.
+// MkdirAll makes the missing directories of name, following links inside the root, and opens the last one with O_RDONLY. New
+// directories get the mode; others are not changed.
 func MkdirAll(root *os.File, name string, mode uint32) (*os.File, error) {
 	if d, err := Open(root, name, unix.O_RDONLY|unix.O_DIRECTORY, 0); err == nil {
 		return d, nil
 	}
-	// Walk component by component: each step is resolved from the root again, so a link that
-	// points elsewhere in the root is followed, and one that is swapped in meanwhile cannot lead out.
+	// Each component is resolved from the root again. So a link that points elsewhere in the root is followed, and a link that
+	// replaces a directory meanwhile cannot lead out of the root.
 	pending := strings.Split(strings.Trim(name, "/"), "/")
 	done, links := "", 0
 	for len(pending) > 0 {
@@ -123,7 +125,7 @@ func MkdirAll(root *os.File, name string, mode uint32) (*os.File, error) {
 	return Open(root, done, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
-// mkdirOne makes part in parent unless it is there; for a link it gives its target.
+// mkdirOne makes part in parent unless it exists. When it is a link, mkdirOne returns its target.
 func mkdirOne(root *os.File, parent, part string, mode uint32) (target string, made bool, err error) {
 	dir, err := Open(root, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -144,7 +146,7 @@ func mkdirOne(root *os.File, parent, part string, mode uint32) (target string, m
 	return target, false, err
 }
 
-// Readlinkat reads a link in dir; EINVAL says that it is none.
+// Readlinkat returns the target of a link in dir; EINVAL when it is not a link.
 func Readlinkat(dir *os.File, base string) (string, error) {
 	buf := make([]byte, maxPath)
 	n, err := unix.Readlinkat(int(dir.Fd()), base, buf)

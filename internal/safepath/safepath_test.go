@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -36,17 +37,17 @@ func TestClean(t *testing.T) {
 	}
 }
 
-// house is a root with links of every kind beside a canary.
-type house struct {
+// fixture is a root directory with links of every kind, and a directory beside it that nothing may change.
+type fixture struct {
 	root   *os.File
 	path   string
 	canary string
 }
 
-func newHouse(t *testing.T) house {
+func newFixture(t *testing.T) fixture {
 	t.Helper()
 	base := t.TempDir()
-	h := house{path: filepath.Join(base, "root"), canary: filepath.Join(base, "canary")}
+	h := fixture{path: filepath.Join(base, "root"), canary: filepath.Join(base, "canary")}
 	for _, d := range []string{h.path, h.canary, h.path + "/d", h.path + "/d/e", h.path + h.canary} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -60,7 +61,7 @@ func newHouse(t *testing.T) house {
 	up := strings.Repeat("../", 40)
 	for name, target := range map[string]string{
 		"abs": h.canary, "climb": up + h.canary[1:], "loop": "loop", "ping": "pong", "pong": "ping", "d/back": "../d/f", "tod": "d", "tod2": "/tod",
-		"proc": "/proc/self/root", "dangling": "new/deep", "absdangling": h.canary + "/made", "d/e/up": "../../..", "file": "d/f",
+		"proc": "/proc/self/root", "d/abs": "/tod/e", "dangling": "new/deep", "absdangling": h.canary + "/made", "d/e/up": "../../..", "file": "d/f",
 	} {
 		if err := os.Symlink(target, filepath.Join(h.path, name)); err != nil {
 			t.Fatal(err)
@@ -75,7 +76,7 @@ func newHouse(t *testing.T) house {
 	return h
 }
 
-func (h house) checkCanary(t *testing.T) {
+func (h fixture) checkCanary(t *testing.T) {
 	t.Helper()
 	entries, err := os.ReadDir(h.canary)
 	if err != nil {
@@ -88,7 +89,7 @@ func (h house) checkCanary(t *testing.T) {
 }
 
 func TestOpenStaysInside(t *testing.T) {
-	h := newHouse(t)
+	h := newFixture(t)
 	defer h.checkCanary(t)
 	for _, c := range []struct {
 		name string
@@ -141,7 +142,7 @@ func TestOpenRefusesMagicLinks(t *testing.T) {
 }
 
 func TestOpenFlags(t *testing.T) {
-	h := newHouse(t)
+	h := newFixture(t)
 	defer h.checkCanary(t)
 	if _, err := safepath.Open(h.root, "file", os.O_RDONLY|unix.O_NOFOLLOW, 0); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("Open of a link with O_NOFOLLOW: %v, want ELOOP", err)
@@ -154,6 +155,11 @@ func TestOpenFlags(t *testing.T) {
 	if _, err := os.Lstat(h.path + h.canary + "/made"); err != nil {
 		t.Errorf("created through a link: %v, want it inside the root", err)
 	}
+	f, err = safepath.Open(h.root, "regular", os.O_WRONLY|os.O_CREATE, unix.S_IFREG|0o600) // a mode as tar headers have it
+	if err != nil {
+		t.Fatalf("create with a file type in the mode: %v", err)
+	}
+	f.Close()
 	f, err = safepath.Open(h.root, "", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		t.Fatalf("open of the root: %v", err)
@@ -166,7 +172,7 @@ func TestOpenFlags(t *testing.T) {
 }
 
 func TestOpenParent(t *testing.T) {
-	h := newHouse(t)
+	h := newFixture(t)
 	defer h.checkCanary(t)
 	for _, c := range []struct{ name, base, sees string }{
 		{"d/f", "f", "f"}, {"d/f/", "f", "f"}, {"tod2/f", "f", "f"}, {"abs/secret", "secret", "secret"}, {"climb/new", "new", "secret"}, {"top", "top", "d"}, {"/", ".", "d"}, {"", ".", "d"},
@@ -193,11 +199,11 @@ func TestOpenParent(t *testing.T) {
 }
 
 func TestMkdirAll(t *testing.T) {
-	h := newHouse(t)
+	h := newFixture(t)
 	defer h.checkCanary(t)
 	for _, c := range []struct{ name, at string }{
 		{"x/y/z", "x/y/z"}, {"/x/y/z", "x/y/z"}, {"abs/sub/dir", h.canary[1:] + "/sub/dir"}, {"climb/other", h.canary[1:] + "/other"}, {"dangling/more", "new/deep/more"},
-		{"tod2/q", "d/q"}, {"../../esc", "esc"}, {"d/e/up/up", "up"}, {".", "."}, {"absdangling", h.canary[1:] + "/made"},
+		{"tod2/q", "d/q"}, {"d/abs/k", "d/e/k"}, {"../../esc", "esc"}, {"d/e/up/up", "up"}, {".", "."}, {"absdangling", h.canary[1:] + "/made"},
 	} {
 		f, err := safepath.MkdirAll(h.root, c.name, 0o750)
 		if err != nil {
@@ -219,9 +225,31 @@ func TestMkdirAll(t *testing.T) {
 	}
 }
 
-// TestRace swaps a directory for a link that leads out while others walk through it.
-func TestRace(t *testing.T) {
-	h := newHouse(t)
+// MkdirAll follows as many links as the kernel does in one look-up, and no more.
+func TestMkdirAllLimitsLinks(t *testing.T) {
+	h := newFixture(t)
+	const limit = 40
+	target := "d"
+	for i := range limit + 1 {
+		name := "chain" + strconv.Itoa(i+1)
+		if err := os.Symlink(target, filepath.Join(h.path, name)); err != nil {
+			t.Fatal(err)
+		}
+		target = name
+	}
+	f, err := safepath.MkdirAll(h.root, "chain40/new", 0o755)
+	if err != nil {
+		t.Fatalf("through %d links: %v", limit, err)
+	}
+	f.Close()
+	if _, err := safepath.MkdirAll(h.root, "chain41/new2", 0o755); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("through %d links: %v, want ELOOP", limit+1, err)
+	}
+}
+
+// A directory is replaced by a link that leads out of the root while paths through it are opened.
+func TestOpenWhileDirectoryIsReplacedByLink(t *testing.T) {
+	h := newFixture(t)
 	defer h.checkCanary(t)
 	dir, aside := filepath.Join(h.path, "race"), filepath.Join(h.path, "aside")
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -263,6 +291,35 @@ func TestRace(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
+}
+
+// While directories are renamed, the kernel gives up a look-up with ".." that stays in a root; Open tries again.
+func TestOpenWhileDirectoriesAreRenamed(t *testing.T) {
+	h := newFixture(t)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		from, to := filepath.Join(h.path, "d/e"), filepath.Join(h.path, "d/e2")
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.Rename(from, to)
+			_ = os.Rename(to, from)
+		}
+	})
+	defer wg.Wait()
+	defer close(stop)
+	name := strings.Repeat("d/../", 50) + "d/f"
+	for range 30_000 {
+		f, err := safepath.Open(h.root, name, os.O_RDONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
 }
 
 func FuzzClean(f *testing.F) {

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind makes source, a file or directory, appear at target, with what is mounted below it.
+// Bind mounts source, a file or directory, with the mounts below it, on target.
 func Bind(source, target string, readOnly bool) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source,
 		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
@@ -25,7 +25,7 @@ func Bind(source, target string, readOnly bool) error {
 	return t.Attach(target)
 }
 
-// MakePrivate stops mounts at and below target from spreading to or from other namespaces. target must be a mount.
+// MakePrivate stops mounts at and below target from propagating to or from other mounts. Target must be a mount point.
 func MakePrivate(target string) error {
 	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(unix.AT_FDCWD, target, unix.AT_RECURSIVE, attr); err != nil {
@@ -35,7 +35,7 @@ func MakePrivate(target string) error {
 }
 
 // Private makes dir a private mount: it mounts the directory on itself, unless it is a mount already, and stops mounts at
-// and below it from spreading. It makes the directory when it does not exist. made reports whether Private mounted it.
+// and below it from propagating. It makes the directory when it does not exist. made reports whether Private mounted it.
 func Private(dir string) (made bool, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return false, err
@@ -58,8 +58,9 @@ func Private(dir string) (made bool, err error) {
 	return !mounted, nil
 }
 
-// Unmount takes the uppermost mount off target. A place where nothing is mounted, or that is not there, is no
-// error. A busy mount is EBUSY unless detach is set: then it leaves the tree at once and ends with its last user.
+// Unmount unmounts the topmost mount on target. It is no error when nothing is mounted there or target does not exist. For a
+// mount in use it returns EBUSY, unless detach is set: the mount then leaves the directory tree at once and ends with its last
+// user.
 func Unmount(target string, detach bool) error {
 	flags := unix.UMOUNT_NOFOLLOW
 	if detach {
@@ -77,7 +78,7 @@ func Unmount(target string, detach bool) error {
 	return &os.PathError{Op: "unmount", Path: target, Err: err}
 }
 
-// IsMounted reports whether target itself is the root of a mount. A path that is not there is not.
+// IsMounted reports whether target is a mount point. A path that does not exist is none.
 func IsMounted(target string) (bool, error) {
 	var st unix.Statx_t
 	err := ignoringEINTR(func() error {
