@@ -196,7 +196,7 @@ func Execute(w io.Writer, t *template.Template, raw []byte) error {
 }
 
 // missingInStrings reports whether err is about a missing key of a map of strings, such as a label. Unlike a missing field, that is
-// not an error.
+// not an error. text/template has no type for it.
 func missingInStrings(err error) bool {
 	text := err.Error()
 	if !strings.Contains(text, "map has no entry for key") {

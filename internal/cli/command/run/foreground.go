@@ -149,7 +149,8 @@ func exitStatus(stderr io.Writer, e attach.Ending) error {
 	return nil
 }
 
-// startStatus returns the exit code of run for an error of create or start.
+// startStatus returns the exit code of run for an error of create or start. The API answers all of these errors with the same status, so
+// only the text tells them apart, as in Docker's client.
 func startStatus(err error) int {
 	s := err.Error()
 	switch {
