@@ -1,0 +1,120 @@
+package supervise_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/container/shim"
+)
+
+// tracePattern matches a finished or begun system call of strace -f: PID TIME CALL(ARGUMENTS.
+var tracePattern = regexp.MustCompile(`(?m)^\d+ +(\w+)\((.*)$`)
+
+// traceShim records the system calls of a shim that write, sync and rename. stop ends the trace and returns the calls.
+func (b *box) traceShim() (stop func() []string) {
+	b.t.Helper()
+	out := filepath.Join(b.t.TempDir(), "trace")
+	cmd := exec.Command("strace", "-f", "-y", "-s", "400", "-o", out, "-e", "trace=write,writev,pwrite64,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2",
+		"-p", strconv.Itoa(b.c.Identity().PID))
+	var words bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &words, &words
+	if err := cmd.Start(); err != nil {
+		b.t.Fatalf("these tests run Debian's strace: %v", err)
+	}
+	b.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	status := fmt.Sprintf("/proc/%d/status", b.c.Identity().PID)
+	eventually(b.t, "a traced shim", func() bool {
+		data, err := os.ReadFile(status)
+		return err == nil && !strings.Contains(string(data), "TracerPid:\t0\n")
+	})
+	return func() (calls []string) {
+		b.t.Helper()
+		_ = cmd.Process.Signal(unix.SIGINT)
+		_ = cmd.Wait() // it reports the signal
+		data, err := os.ReadFile(out)
+		if err != nil {
+			b.t.Fatalf("%v: %s", err, &words)
+		}
+		for _, m := range tracePattern.FindAllStringSubmatch(string(data), -1) {
+			calls = append(calls, m[1]+" "+m[2])
+		}
+		return calls
+	}
+}
+
+// The output is in the log, and the exit file is durable, before a waiting or attached client learns of the end. A power cut
+// at any moment then loses nothing that a client was told.
+func TestOrderOfTheEnd(t *testing.T) {
+	b := sh(t, "trap 'echo last words; exit 5' TERM; echo up; while :; do sleep 0.05; done").launch().start()
+	b.logged("up\n")
+	stop := b.traceShim()
+	s := b.attach("", shim.AttachArgs{Stdout: true})
+	waited := make(chan error, 1)
+	go func() {
+		e, err := b.c.Wait(t.Context(), "")
+		if err == nil && e.Code != 5 {
+			err = fmt.Errorf("exit code %d", e.Code)
+		}
+		waited <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // the request has arrived
+	if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGTERM)}); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, err := collect(s); err != nil || out != "last words\n" {
+		t.Errorf("attached client: %q, %v", out, err)
+	}
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	calls := stop()
+	dir, file := filepath.Dir(b.cfg.ExitPath), filepath.Base(b.cfg.ExitPath)
+	at := 0
+	for _, step := range []struct {
+		what string
+		is   func(call string) bool
+	}{
+		{"write of the last output to the log", func(c string) bool {
+			return strings.HasPrefix(c, "write") && strings.Contains(c, b.cfg.Log.Path) && strings.Contains(c, "last words")
+		}},
+		{"write of the exit file", func(c string) bool {
+			return strings.HasPrefix(c, "write") && strings.Contains(c, dir) && strings.Contains(c, `\"code\":5`)
+		}},
+		{"fsync of the exit file", func(c string) bool { return strings.HasPrefix(c, "fsync") && strings.Contains(c, dir+"/") }},
+		{"rename to the name of the exit file", func(c string) bool { return strings.HasPrefix(c, "rename") && strings.Contains(c, file+`"`) }},
+		{"fsync of its directory", func(c string) bool { return strings.HasPrefix(c, "fsync") && strings.Contains(c, dir+">") }},
+	} {
+		i := at
+		for i < len(calls) && !step.is(calls[i]) {
+			i++
+		}
+		if i == len(calls) {
+			t.Fatalf("no %s after call %d of:\n%s", step.what, at, strings.Join(calls, "\n"))
+		}
+		at = i + 1
+	}
+	told := func(c string) bool {
+		return strings.Contains(c, "socket:") && (strings.Contains(c, `\"code\":5`) || strings.Contains(c, `"\3\0\0\0`))
+	}
+	n := 0
+	for i, c := range calls {
+		if told(c) {
+			if n++; i < at {
+				t.Errorf("a client learns of the end too early, by call %d (%s) of:\n%s", i, c, strings.Join(calls, "\n"))
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d clients were told, want 2:\n%s", n, strings.Join(calls, "\n"))
+	}
+}
