@@ -25,7 +25,7 @@ func newOptions(t *testing.T, driver string) Options {
 	if os.Getuid() != 0 {
 		t.Skip("an engine needs root")
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "ply-engine.") // a tmpfs holds no layers of every driver
+	dir, err := os.MkdirTemp("/var/tmp", "ply-engine.") // /tmp may be a tmpfs, on which not every driver works
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +132,7 @@ func TestCloseEndsAllPartsAndReportsAllErrors(t *testing.T) {
 func TestASecondEngineOnTheSameRootIsRefused(t *testing.T) {
 	opts := newOptions(t, "vfs")
 	mustOpen(t, opts)
-	// What the first engine works on must not be taken for what a crash left.
+	// The second engine must not remove temporary files of the first one.
 	work := filepath.Join(opts.Config.DataRoot, durable.TempPrefix+"work")
 	if err := os.WriteFile(work, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestAnEngineOpensAgainAfterClose(t *testing.T) {
 	}
 }
 
-// Every part that fails to open must leave nothing behind: newOptions checks the exec root, and the store opens again.
+// When a part fails to open, the parts before it are closed: the exec root is unmounted, and the data root can be opened again.
 func TestAFailedOpenClosesWhatWasOpened(t *testing.T) {
 	for name, spoil := range map[string]func(*testing.T, *Options){
 		"store":     func(_ *testing.T, o *Options) { o.Config.StorageDriver = "nosuch" },
@@ -227,7 +227,7 @@ func TestInfoSaysWhyABetterDriverWasNotTaken(t *testing.T) {
 	if err != nil || !slices.Contains(info.DriverStatus, [2]string{"better not used", "why"}) {
 		t.Errorf("status %v, %v", info.DriverStatus, err)
 	}
-	// The notes are those of the drivers before the chosen one.
+	// There is one note per driver that comes before the chosen one.
 	chosen := slices.Index(drivers.Names(), info.Driver)
 	if len(e.driverNotes)-1 != chosen {
 		t.Errorf("driver %s with the notes %v", info.Driver, e.driverNotes)

@@ -8,8 +8,8 @@
 //		"label": filter.Labels(func(v *Volume) map[string]string { return v.Labels }),
 //	}
 //
-// An item must meet the condition of every key of the request. How several values of one key combine is the matter of
-// the key: most accept an item that fits one of them, labels ask for all. A key without values sets no condition.
+// An item must meet the condition of every key of the request. How several values of one key combine depends on
+// the key: most accept an item that fits one of them, labels require all. A key without values sets no condition.
 //
 // Errors are errs.Invalid and have Docker's wording: "invalid filter 'moon'" for an unknown key, "invalid filter
 // 'dangling=perhaps'" for a malformed value.
@@ -27,7 +27,7 @@ import (
 	"ply/internal/errs"
 )
 
-// Args holds the filters of one request: the values of each key. A nil Args has none.
+// Args are the filters of one request: the values of each key. A nil Args has none.
 type Args map[string][]string
 
 // Parse reads the JSON of the Engine API: {"key":["value"]}, or Docker's older {"key":{"value":true}}. An empty text has
@@ -91,7 +91,7 @@ type Match[T any] func(T) bool
 // Key turns the values of one key into a condition; a nil condition accepts every item. name is the key, for error texts.
 type Key[T any] func(name string, values []string) (Match[T], error)
 
-// Table holds the keys that one list or prune knows.
+// Table lists the keys that one list or prune knows.
 type Table[T any] map[string]Key[T]
 
 // Compile returns the condition that the filters of a request make. It returns errs.Invalid for a key that is not in the

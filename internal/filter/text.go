@@ -36,8 +36,7 @@ func Text[T any](texts func(T) []string) Key[T] {
 	}
 }
 
-// Globs reports whether one of the shell patterns matches one of the texts. ValidGlob tells which patterns are well formed;
-// others match nothing.
+// Globs reports whether one of the shell patterns matches one of the texts. A malformed pattern matches nothing; see ValidGlob.
 func Globs(patterns []string, texts ...string) bool {
 	for _, p := range patterns {
 		for _, t := range texts {

@@ -1,6 +1,6 @@
 // Package system describes the engine: who it is, what it holds, how it is configured and on which machine it runs.
 //
-// The description is made of our own types. How `info` and `version` show it to a client is the matter of the API.
+// The description is made of our own types. The API translates it into the answers of `info` and `version`.
 package system
 
 import (

@@ -112,7 +112,7 @@ type ThrottleDevice struct {
 	Rate uint64
 }
 
-// DeviceMapping gives a host device to a container.
+// DeviceMapping adds a host device to a container.
 type DeviceMapping struct {
 	PathOnHost, PathInContainer, CgroupPermissions string
 }

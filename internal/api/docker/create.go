@@ -91,7 +91,7 @@ func endpointSpec(e *wire.EndpointSettings, name string) (network.EndpointSpec, 
 	case len(e.DriverOpts) > 0:
 		return network.EndpointSpec{}, unsupported("EndpointsConfig.DriverOpts of network "+clip(name), "endpoints take no driver options")
 	case e.GwPriority != nil && *e.GwPriority != 0:
-		return network.EndpointSpec{}, unsupported("EndpointsConfig.GwPriority of network "+clip(name), "the first network gives the gateway")
+		return network.EndpointSpec{}, unsupported("EndpointsConfig.GwPriority of network "+clip(name), "the first network provides the gateway")
 	}
 	ep := network.EndpointSpec{Aliases: e.Aliases, MAC: e.MacAddress, Links: e.Links}
 	if e.MacAddress != "" {

@@ -20,7 +20,7 @@ func (h fileHandlers) routes(add adder) {
 	add(get, "/containers/{id}/export", h.export)
 }
 
-func (c *call) archivePath() (string, error) {
+func (c *call) copyPath() (string, error) {
 	path := c.get("path")
 	if path == "" {
 		return "", errs.New(errs.Invalid, "bad parameter: 'path' cannot be empty")
@@ -38,7 +38,7 @@ func (c *call) setStat(st rootfs.Info) error {
 }
 
 func (h fileHandlers) stat(c *call) error {
-	path, err := c.archivePath()
+	path, err := c.copyPath()
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (h fileHandlers) stat(c *call) error {
 }
 
 func (h fileHandlers) copyFrom(c *call) error {
-	path, err := c.archivePath()
+	path, err := c.copyPath()
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func (h fileHandlers) copyFrom(c *call) error {
 }
 
 func (h fileHandlers) copyTo(c *call) error {
-	path, err := c.archivePath()
+	path, err := c.copyPath()
 	if err != nil {
 		return err
 	}
