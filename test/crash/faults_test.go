@@ -27,14 +27,16 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// bed is a data root that can be put back to how it was prepared.
+// bed is a data root that can be reset to its prepared state.
 type bed struct {
-	dir, saved, driver string
+	dir    string // holds everything
+	saved  string // the prepared data root
+	driver string
 }
 
 func (b *bed) root() string { return filepath.Join(b.dir, "data") }
 
-// reset gives a data root as it was prepared.
+// reset replaces the data root by a copy of the prepared one.
 func (b *bed) reset(t *testing.T) {
 	t.Helper()
 	if err := os.RemoveAll(b.root()); err != nil {
@@ -62,7 +64,7 @@ func (b *bed) mustOpen(t *testing.T) *engine.Engine {
 	return e
 }
 
-// prepare makes a data root with the image base:1, the stopped container old, and an archive of another image.
+// prepare makes a data root with the image base:1 and the stopped container old, and an archive of the image away:1 beside it.
 func prepare(t *testing.T, driver string) *bed {
 	t.Helper()
 	dir, err := os.MkdirTemp("/var/tmp", "ply-crash.")
@@ -140,7 +142,7 @@ func startAndWait(e *engine.Engine, name string) error {
 	}
 }
 
-// op is an operation under test. check looks at a freshly opened engine: acked says that do returned nil.
+// op is an operation under test. check examines an engine that was opened after do; acked reports whether do returned nil.
 type op struct {
 	name  string
 	do    func(t *testing.T, b *bed, e *engine.Engine) error
@@ -151,7 +153,7 @@ func has(e *engine.Engine, ref string) (*image.Image, error) {
 	return e.Images.Get(context.Background(), ref)
 }
 
-// whole reads every layer of an image again.
+// whole reads every layer of an image and compares its digest.
 func whole(e *engine.Engine, ref string) error {
 	img, err := has(e, ref)
 	if err != nil {
@@ -165,12 +167,12 @@ func whole(e *engine.Engine, ref string) error {
 	return nil
 }
 
-// imageIfAcked: an acknowledged image is whole; one that is visible is whole; one that was not acknowledged may be absent.
+// imageIfAcked returns a check: the image exists if it was acknowledged, and it is whole if it exists.
 func imageIfAcked(ref string) func(*testing.T, *bed, *engine.Engine, bool) error {
 	return func(_ *testing.T, _ *bed, e *engine.Engine, acked bool) error {
 		if _, err := has(e, ref); err != nil {
 			if acked {
-				return fmt.Errorf("acknowledged, but: %w", err)
+				return fmt.Errorf("was acknowledged, but: %w", err)
 			}
 			return nil
 		}
@@ -245,7 +247,7 @@ func operations(t *testing.T) []op {
 			c, err := e.Containers.Get(context.Background(), "fresh", false)
 			if err != nil {
 				if acked {
-					return fmt.Errorf("acknowledged, but: %w", err)
+					return fmt.Errorf("was acknowledged, but: %w", err)
 				}
 				return nil
 			}
@@ -263,7 +265,7 @@ func operations(t *testing.T) []op {
 	}
 }
 
-// TestFaults fails each operation of the disk in turn, once and for ever, under every operation of the engine.
+// TestFaults runs every operation of the engine and makes each operation of the disk fail in turn: once, and from then on.
 func TestFaults(t *testing.T) {
 	for _, driver := range []string{"erofs", "overlay2"} {
 		b := prepare(t, driver)
@@ -289,7 +291,7 @@ func exhaust(t *testing.T, b *bed, o op) {
 			acked, opened := attempt(t, b, o, faulty)
 			hit := faulty.Hit()
 			e := b.mustOpen(t)
-			what := fmt.Sprintf("fault at operation %d (for ever: %v)", n, forever)
+			what := fmt.Sprintf("fault at disk operation %d (and all later ones: %v)", n, forever)
 			if err := whole(e, "base:1"); err != nil {
 				t.Errorf("%s: what was there before: %v", what, err)
 			}
@@ -313,7 +315,7 @@ func exhaust(t *testing.T, b *bed, o op) {
 				if !acked {
 					t.Errorf("without a fault the operation fails")
 				}
-				t.Logf("for ever %v: %d operations", forever, faulty.Count())
+				t.Logf("failing from then on %v: %d disk operations", forever, faulty.Count())
 				break
 			}
 		}
@@ -323,7 +325,7 @@ func exhaust(t *testing.T, b *bed, o op) {
 	}
 }
 
-// attempt opens the engine on a faulty disk and runs the operation; a panic fails the test.
+// attempt opens the engine on a faulty disk and runs the operation. A panic fails the test.
 func attempt(t *testing.T, b *bed, o op, faulty *faultfs.FS) (acked, opened bool) {
 	e, err := b.open(t, faulty)
 	if err != nil {
@@ -334,7 +336,7 @@ func attempt(t *testing.T, b *bed, o op, faulty *faultfs.FS) (acked, opened bool
 	return err == nil, true
 }
 
-// temporaries must be gone after a clean start and stop.
+// temporaries checks that no temporary file is left after a clean start and stop.
 func temporaries(t *testing.T, root, what string) {
 	t.Helper()
 	err := filepath.Walk(root, func(path string, fi os.FileInfo, err error) error {

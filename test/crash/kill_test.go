@@ -20,7 +20,7 @@ import (
 	"ply/internal/transfer/remote/remotetest"
 )
 
-// victim is a plyd that gets killed, and the clients' view of what it acknowledged.
+// victim is a plyd that is killed, and its clients.
 type victim struct {
 	t     *testing.T
 	dir   string
@@ -70,26 +70,26 @@ func (v *victim) ply(ctx context.Context, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// fact is what a worker knows of one name after its last acknowledged operation.
+// fact is what a worker knows about one of its objects.
 type fact int
 
 const (
-	unknown fact = iota // the last operation was not acknowledged
+	unknown fact = iota // the last operation on it was not acknowledged
 	present
 	absent
 )
 
-// worker repeats make and remove of its own names and keeps the facts.
+// worker makes and removes objects with its own names and keeps a fact about each.
 type worker struct {
 	name   string
 	make   func(ctx context.Context, n int) error
 	remove func(ctx context.Context, n int) error
-	check  func(n int) error // nil means present and whole
+	check  func(n int) error // returns nil when the object is present and whole
 	facts  map[int]fact
 	next   int
 }
 
-// work runs until ctx ends; the operation that ctx or the kill interrupts leaves its fact unknown.
+// work runs until ctx ends or an operation fails. An operation that is interrupted leaves its fact unknown.
 func (w *worker) work(ctx context.Context, r *rand.Rand) {
 	for ctx.Err() == nil {
 		if n := w.next - 1; w.facts[n] == present && r.IntN(2) == 0 {
@@ -116,9 +116,9 @@ func (w *worker) verify(t *testing.T) {
 		err := w.check(n)
 		switch {
 		case f == present && err != nil:
-			t.Errorf("%s %d was acknowledged and is not there: %v", w.name, n, err)
+			t.Errorf("%s %d was acknowledged and is missing: %v", w.name, n, err)
 		case f == absent && err == nil:
-			t.Errorf("%s %d was removed, acknowledged, and is there", w.name, n)
+			t.Errorf("%s %d was removed, which was acknowledged, and is present", w.name, n)
 		case f == unknown && err == nil:
 			w.facts[n] = present
 		case f == unknown:
@@ -130,7 +130,7 @@ func (w *worker) verify(t *testing.T) {
 func (v *victim) workers(remote string) []*worker {
 	image := func(name string) func(int) error {
 		return func(n int) error {
-			// Saving reads every byte of every layer and compares digests.
+			// save reads every byte of every layer and compares digests.
 			_, err := v.ply(context.Background(), "save", "-o", filepath.Join(v.dir, filepath.Base(name)+".tar"), fmt.Sprintf("%s:%d", name, n))
 			return err
 		}
@@ -175,7 +175,7 @@ func (v *victim) workers(remote string) []*worker {
 	return ws
 }
 
-// TestKill kills plyd at random moments while clients work. Every start must find what was acknowledged.
+// TestKill kills plyd at random moments while clients use it. After every start, what was acknowledged must be there.
 func TestKill(t *testing.T) {
 	dir, err := os.MkdirTemp("/var/tmp", "ply-kill.")
 	if err != nil {
@@ -217,7 +217,7 @@ func TestKill(t *testing.T) {
 		stop()
 		wg.Wait()
 		v.start()
-		if r.IntN(4) == 0 { // the recovery itself is killed too
+		if r.IntN(4) == 0 { // kill the next plyd too, during its start-up
 			v.kill()
 			v.start()
 		}
@@ -232,14 +232,14 @@ func TestKill(t *testing.T) {
 	for _, w := range ws {
 		made += w.next
 		if w.next < cycles/3 {
-			t.Errorf("worker %s made %d things only: the test shows nothing", w.name, w.next)
+			t.Errorf("worker %s made only %d objects, too few for the test to show anything", w.name, w.next)
 		}
 	}
-	t.Logf("%d things made", made)
+	t.Logf("%d objects made", made)
 	v.end()
 }
 
-// end removes everything and looks what is left.
+// end removes everything and checks that nothing is left.
 func (v *victim) end() {
 	t := v.t
 	if ids, err := v.ply(context.Background(), "ps", "-aq"); err != nil {

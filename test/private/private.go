@@ -1,5 +1,5 @@
-// Package private gives tests a machine of their own: a network and mount namespace in which bridges, rules, ports and mounts
-// are theirs, and the binaries of this tree to run there.
+// Package private runs tests in a network namespace and a mount namespace of their own, where they can make bridges, packet
+// filter rules, ports and mounts without touching the machine. It also builds the binaries that the tests run.
 package private
 
 import (
@@ -17,11 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// marker is the environment variable that is set in the process that runs inside the namespaces.
 const marker = "PLY_TEST_INSIDE"
 
-// Main is for TestMain: it runs the test binary again in namespaces of its own, where the loopback interface is up and mounts do
-// not reach the machine, calls prepare there and then the tests. prepare gets a directory that is removed at the end; it may be
-// nil. Main does not return.
+// Main is called by TestMain and does not return. It runs the test binary again in new namespaces, in which the loopback
+// interface is up and mounts do not reach the machine. There it calls prepare, unless that is nil, with a directory that is
+// removed at the end, and then runs the tests.
 func Main(m *testing.M, prepare func(dir string) error) {
 	code, err := inside(m, prepare)
 	if err != nil {
@@ -31,11 +32,12 @@ func Main(m *testing.M, prepare func(dir string) error) {
 	os.Exit(code)
 }
 
+// inside runs the tests if this process is in the new namespaces, and otherwise creates them. It returns the exit code.
 func inside(m *testing.M, prepare func(dir string) error) (int, error) {
 	if os.Getenv(marker) == "" {
 		return again()
 	}
-	if err := os.Unsetenv(marker); err != nil { // a program that the tests start may be such a test itself
+	if err := os.Unsetenv(marker); err != nil { // the tests may start another test binary that calls Main
 		return 0, err
 	}
 	if err := loopbackUp(); err != nil {
@@ -54,12 +56,13 @@ func inside(m *testing.M, prepare func(dir string) error) (int, error) {
 	return m.Run(), nil
 }
 
-// again runs this program in new namespaces. unshare does it: the threads of a Go program cannot leave theirs together.
+// again runs this program in new namespaces. The program unshare creates them, because a Go program cannot move all of its
+// threads into another namespace.
 func again() (int, error) {
 	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--propagation", "private", "--", os.Args[0]}, os.Args[1:]...)...)
 	cmd.Env = append(os.Environ(), marker+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	// When this process is ended from outside, the tests must not run on: they tell where they are and end too.
+	// When this process is killed, the tests must not keep running. SIGQUIT makes them print their stacks and end.
 	runtime.LockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
 	err := cmd.Run()
@@ -70,6 +73,7 @@ func again() (int, error) {
 	return 0, err
 }
 
+// loopbackUp brings the loopback interface up.
 func loopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -86,12 +90,13 @@ func loopbackUp() error {
 	}
 	ifi, err := net.InterfaceByName("lo")
 	if err == nil && ifi.Flags&net.FlagUp == 0 {
-		err = errors.New("it stays down")
+		err = errors.New("the interface stays down")
 	}
 	return err
 }
 
-// Root is the directory of this source tree: the nearest one above the working directory, which is a test's package, with go.mod.
+// Root returns the directory of this source tree: the nearest one with a go.mod at or above the working directory, which is
+// the directory of the test's package.
 func Root() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -105,7 +110,8 @@ func Root() (string, error) {
 	return "", fmt.Errorf("no go.mod above %s", dir)
 }
 
-// Binaries gives the directory that holds ply, plyd and ply-shim: the one that PLY_BIN names, or they are built.
+// Binaries returns the directory that holds ply, plyd and ply-shim: the one that PLY_BIN names, otherwise the one into which
+// it builds them.
 func Binaries() (string, error) {
 	if dir := os.Getenv("PLY_BIN"); dir != "" {
 		return filepath.Abs(dir)
@@ -126,7 +132,7 @@ var shim struct {
 	err  error
 }
 
-// Shim gives a ply-shim of this tree, built at the first call, as a release is; RemoveShim takes it away.
+// Shim returns the path of a ply-shim of this tree. The first call builds it, as a release is built; RemoveShim removes it.
 func Shim() (string, error) {
 	shim.Do(func() {
 		dir, err := os.MkdirTemp("", "ply-shim-test-")
@@ -144,7 +150,7 @@ func Shim() (string, error) {
 	return shim.path, shim.err
 }
 
-// RemoveShim removes what Shim built; TestMain calls it when the tests are over.
+// RemoveShim removes what Shim built. TestMain calls it after the tests.
 func RemoveShim() {
 	if shim.path != "" {
 		_ = os.RemoveAll(filepath.Dir(shim.path))

@@ -85,7 +85,7 @@ func TestSocketOfLongPath(t *testing.T) {
 	}
 }
 
-func TestConnectNeedsALivingShim(t *testing.T) {
+func TestConnectNeedsARunningShim(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := Connect(dir); !errors.Is(err, errs.NotFound) {
 		t.Errorf("an empty bundle: %v", err)
@@ -131,8 +131,8 @@ func TestLaunchChecks(t *testing.T) {
 	}
 }
 
-// TestPeerThatTalksNonsense: a damaged shim gives errors, never a wrong answer.
-func TestPeerThatTalksNonsense(t *testing.T) {
+// Malformed responses are errors.
+func TestMalformedResponses(t *testing.T) {
 	dir := t.TempDir()
 	l, err := Listen(dir)
 	if err != nil {

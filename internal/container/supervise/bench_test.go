@@ -15,7 +15,7 @@ import (
 	"ply/test/private"
 )
 
-// BenchmarkCreateStartWait is what a user waits for: from the spec to the end of /bin/true.
+// BenchmarkCreateStartWait runs /bin/true in a new container, from the runtime spec to the end of the process.
 func BenchmarkCreateStartWait(b *testing.B) {
 	bin, err := private.Shim()
 	if err != nil {
@@ -50,7 +50,7 @@ func BenchmarkCreateStartWait(b *testing.B) {
 	}
 }
 
-// BenchmarkCreateStart leaves the end out.
+// BenchmarkCreateStart creates and starts a container and does not measure its end.
 func BenchmarkCreateStart(b *testing.B) {
 	bin, err := private.Shim()
 	if err != nil {
@@ -83,7 +83,7 @@ func BenchmarkCreateStart(b *testing.B) {
 	}
 }
 
-// BenchmarkExec is one exec of /bin/true in a running container.
+// BenchmarkExec runs /bin/true as an exec in a running container.
 func BenchmarkExec(b *testing.B) {
 	x := sh(b, "sleep 1000").launch().start()
 	p := execProcess(x, "/bin/true")
@@ -103,7 +103,7 @@ func BenchmarkExec(b *testing.B) {
 	}
 }
 
-// maxPSS is the budget of a shim, in KiB.
+// maxPSS bounds the memory of a shim, in KiB of proportional set size.
 const maxPSS = 8 << 10
 
 func TestShimMemory(t *testing.T) {
@@ -124,7 +124,7 @@ func TestShimMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(1200 * time.Millisecond) // a shim slims when its container has been up for a second
+	time.Sleep(1200 * time.Millisecond) // a shim returns memory one second after it has created its container
 	for _, b := range boxes {
 		kb := pss(t, b.c.Identity().PID)
 		t.Logf("PSS of a shim with %d others: %d KiB", len(boxes)-1, kb)

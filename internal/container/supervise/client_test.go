@@ -31,7 +31,7 @@ func pair(t *testing.T) (a, b *net.UnixConn) {
 	return conn(fds[0]), conn(fds[1])
 }
 
-// TestStalledClientIsCut: a client that takes nothing stops the process for the stall limit and no longer.
+// A client that reads nothing stops the process for the stall limit and no longer; then its connection is closed.
 func TestStalledClientIsCut(t *testing.T) {
 	ours, theirs := pair(t)
 	c := newClient(ours, shim.AttachArgs{Stdout: true})
@@ -47,7 +47,7 @@ func TestStalledClientIsCut(t *testing.T) {
 	select {
 	case <-sent:
 	case <-time.After(20 * time.Second):
-		t.Fatal("a dead client stops the process")
+		t.Fatal("a client that reads nothing stops the process")
 	}
 	<-c.finished
 	var last byte
@@ -62,11 +62,11 @@ func TestStalledClientIsCut(t *testing.T) {
 		last = stream
 	}
 	if last == shim.Ended {
-		t.Error("a client that was cut off was told that all is there")
+		t.Error("a client whose connection was closed early got the last chunk")
 	}
 }
 
-// TestSlowClientIsKept: a client that takes something now and then gets everything.
+// A slow client that keeps reading gets everything.
 func TestSlowClientIsKept(t *testing.T) {
 	ours, theirs := pair(t)
 	c := newClient(ours, shim.AttachArgs{Stdout: true})
@@ -92,7 +92,7 @@ func TestSlowClientIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		total += n
-		time.Sleep(15 * time.Millisecond) // in all far longer than the limit
+		time.Sleep(15 * time.Millisecond) // together much longer than the stall limit
 	}
 	if total != chunks*32<<10 {
 		t.Errorf("got %d bytes", total)

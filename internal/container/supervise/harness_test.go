@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	private.RemoveShim()
 	if parents, err := filepath.Glob("/sys/fs/cgroup/*/ply-test"); err == nil {
 		for _, p := range append(parents, "/sys/fs/cgroup/ply-test") {
-			_ = unix.Rmdir(p) // another run may be under way
+			_ = unix.Rmdir(p) // it fails while another run uses it
 		}
 	}
 	os.Exit(code)
@@ -45,7 +45,7 @@ type box struct {
 	warned []string
 }
 
-// newRoot makes a root file system of busybox.
+// newRoot creates a root file system with busybox and returns its path.
 func newRoot(t testing.TB) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "rootfs")
@@ -81,7 +81,7 @@ func newRoot(t testing.TB) string {
 	return root
 }
 
-// newBox prepares a container that runs a shell line.
+// newBox prepares a container that runs a program.
 func newBox(t testing.TB, args ...string) *box {
 	t.Helper()
 	var id [32]byte
@@ -92,7 +92,7 @@ func newBox(t testing.TB, args ...string) *box {
 	b := &box{t: t}
 	name := hex.EncodeToString(id[:])
 	b.in = runspec.Input{ID: name, Rootfs: newRoot(t), Spec: spec.Spec{Cmd: args, Hostname: name[:12], CgroupParent: "/ply-test"}}
-	// As in life: what does not survive a reboot lies in memory.
+	// A real exec root is in memory too.
 	run, err := os.MkdirTemp("/dev/shm", "ply-test-")
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +109,7 @@ func newBox(t testing.TB, args ...string) *box {
 	return b
 }
 
+// sh prepares a container that runs a line of shell.
 func sh(t testing.TB, line string) *box { return newBox(t, "/bin/sh", "-c", line) }
 
 func (b *box) launchErr() error {
@@ -148,7 +149,7 @@ func (b *box) clean() {
 		b.t.Errorf("shutdown: %v", err)
 	}
 	if words, err := os.ReadFile(filepath.Join(b.cfg.Bundle, shim.LogFile)); err == nil && len(words) > 0 {
-		b.t.Logf("shim said: %s", words)
+		b.t.Logf("the shim's log: %s", words)
 	}
 	b.noCgroups()
 	if _, err := os.Stat(filepath.Join(b.cfg.StateDir, b.cfg.ID)); err == nil {
@@ -175,7 +176,7 @@ func (b *box) wait() shim.Exit {
 	return e
 }
 
-// output reads the log.
+// output returns what is in the log.
 func (b *box) output() string {
 	b.t.Helper()
 	var out strings.Builder
@@ -189,7 +190,7 @@ func (b *box) output() string {
 	return out.String()
 }
 
-// run launches, starts and waits; it gives what was printed.
+// run launches and starts the container, waits for its end, and returns its output.
 func (b *box) run() (string, shim.Exit) {
 	b.t.Helper()
 	b.launch().start()
@@ -202,11 +203,12 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: did not come to be", what)
+			t.Fatalf("%s: not within 20 seconds", what)
 		}
 	}
 }
 
+// logged waits until a text is in the log.
 func (b *box) logged(what string) {
 	b.t.Helper()
 	eventually(b.t, "output "+what, func() bool { return strings.Contains(b.output(), what) })
@@ -270,7 +272,7 @@ func writeJSON(t testing.TB, name string, v any) {
 	}
 }
 
-// noCgroups checks that no hierarchy holds a cgroup of the container.
+// noCgroups checks that no hierarchy has a cgroup of the container.
 func (b *box) noCgroups() {
 	b.t.Helper()
 	left, err := filepath.Glob("/sys/fs/cgroup/*/ply-test/" + b.cfg.ID)

@@ -54,7 +54,7 @@ func TestSetuidAndNoNewPrivileges(t *testing.T) {
 	}{{nil, "0"}, {[]string{"no-new-privileges"}, "1000"}} {
 		b := newBox(t, "/bin/euid")
 		b.in.Spec.User, b.in.Spec.SecurityOpt = "user", c.opts
-		// busybox gives its rights back by itself, so this needs another program.
+		// busybox drops the privileges of setuid by itself, so this needs another program.
 		bin := filepath.Join(b.in.Rootfs, "bin/euid")
 		build := exec.Command("go", "build", "-buildvcs=false", "-o", bin, "./testdata/euid")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -115,7 +115,7 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	b.start()
 	b.wait()
 	fds := strings.Fields(b.output())
-	// 0 1 2, and the directory that ls itself reads.
+	// The standard streams, and the directory that ls reads.
 	if len(fds) < 4 || !slices.Equal(fds[:4], []string{"0", "1", "2", "3"}) || slices.Contains(fds, "4") {
 		t.Errorf("descriptors: %v", fds)
 	}
@@ -145,7 +145,7 @@ func TestShimHoldsNothingOfItsParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer leak.Close()
-	// Without O_CLOEXEC it goes to every child that does not defend itself.
+	// Without O_CLOEXEC every child inherits it, unless the child closes it.
 	if _, err := unix.FcntlInt(leak.Fd(), unix.F_SETFD, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func TestMemoryLimitKills(t *testing.T) {
 		t.Errorf("exit %+v, output %q", e, out)
 	}
 	if _, e := sh(t, "exit 137").run(); e.OOMKilled {
-		t.Error("an exit code of 137 counts as out of memory")
+		t.Error("a process that was killed by a signal is reported as killed for lack of memory")
 	}
 }
 
@@ -213,7 +213,7 @@ func TestLimitsAreInCgroups(t *testing.T) {
 	if st, err = b.c.Stats(t.Context()); err != nil || st.MemoryLimit != 96<<20 || st.PidsLimit != 77 {
 		t.Errorf("stats after update %+v, %v", st, err)
 	}
-	// The container can still be entered after an update.
+	// An exec must still work after an update.
 	if err := b.c.Exec(t.Context(), "x", execProcess(b, "/bin/true"), shim.ExecOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestPlantedLinksStayInside(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := treeOf(t, canary)
-			if err := b.launchErr(); err == nil { // refused or contained: both are well
+			if err := b.launchErr(); err == nil { // a refusal is right, and so is a container that cannot reach the host
 				b.start()
 				b.wait()
 			}
@@ -335,7 +335,7 @@ func TestWorkdir(t *testing.T) {
 	if out, _ := b.run(); out != "/made/for/it\n" {
 		t.Errorf("cwd %q", out)
 	}
-	// A link to a descriptor must not lead out.
+	// A working directory that is a link to a descriptor must not reach the host.
 	for fd := 3; fd < 12; fd++ {
 		b := sh(t, "pwd; ls -d ../../../../etc/shadow")
 		if err := os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), filepath.Join(b.in.Rootfs, "work")); err != nil {

@@ -23,7 +23,7 @@ func TestExitCodes(t *testing.T) {
 		want int
 	}{
 		{"exit 0", 0}, {"exit 3", 3}, {"exit 255", 255},
-		{"kill -9 $$; exit 4", 4}, // a first process does not die of its own signals
+		{"kill -9 $$; exit 4", 4}, // the first process of a pid namespace ignores signals from inside
 		{"sh -c 'kill -9 $$'; exit $?", 137},
 	} {
 		t.Run(c.line, func(t *testing.T) {
@@ -116,13 +116,13 @@ func TestNothingRunsBeforeStart(t *testing.T) {
 	}
 }
 
-func TestCreatedCanBeGivenUp(t *testing.T) {
+func TestShutdownOfACreatedContainer(t *testing.T) {
 	b := sh(t, "echo ran").launch()
 	if err := b.c.Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if procid.Alive(procid.ID(b.c.Identity())) {
-		t.Error("the shim lives")
+		t.Error("the shim still runs")
 	}
 	if out := b.output(); out != "" {
 		t.Errorf("it printed %q", out)
@@ -161,11 +161,11 @@ func TestShimOutlivesClient(t *testing.T) {
 		t.Errorf("connect after the end = %v, want errs.NotFound", err)
 	}
 	if e, err := b.c.Wait(t.Context(), ""); err != nil || e.Code != 7 {
-		t.Errorf("wait after the shim went = %+v, %v: want the exit file's", e, err)
+		t.Errorf("wait after the end of the shim = %+v, %v, want the exit file's content", e, err)
 	}
 }
 
-func TestConnectRefusesStranger(t *testing.T) {
+func TestConnectRefusesAnotherProcess(t *testing.T) {
 	b := sh(t, "sleep 100").launch()
 	id := b.c.Identity()
 	id.Start++
@@ -187,7 +187,7 @@ func TestCleanupAfterKilledShim(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := shim.Cleanup(t.Context(), bin, b.cfg.Bundle); !errors.Is(err, errs.Conflict) {
-		t.Errorf("cleanup under a living shim = %v, want errs.Conflict", err)
+		t.Errorf("cleanup under a running shim = %v, want errs.Conflict", err)
 	}
 	initID, err := procid.Of(st.PID)
 	if err != nil {
@@ -207,7 +207,7 @@ func TestCleanupAfterKilledShim(t *testing.T) {
 		}
 	}
 	if procid.Alive(initID) {
-		t.Error("the container's process lives")
+		t.Error("the container's process still runs")
 	}
 }
 
@@ -226,7 +226,7 @@ func TestLaunchCancelled(t *testing.T) {
 			return b.launchIn(ctx, bin)
 		}()
 		if err == nil {
-			continue // it was quicker
+			continue // the launch was complete before the cancellation
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("launch = %v, want the context's error", err)

@@ -15,7 +15,7 @@ import (
 	"ply/test/private"
 )
 
-// otherRuntime is Debian's runc, which docker.io brings along.
+// otherRuntime is Debian's runc, which the package docker.io depends on.
 func otherRuntime(t *testing.T) string {
 	t.Helper()
 	path, err := exec.LookPath("runc")
@@ -139,7 +139,7 @@ func TestOtherRuntime(t *testing.T) {
 			t.Errorf("cleanup = %+v, %v", e, err)
 		}
 		if procid.Alive(id) {
-			t.Error("the container's process lives")
+			t.Error("the container's process still runs")
 		}
 	})
 }

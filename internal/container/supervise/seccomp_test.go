@@ -10,9 +10,9 @@ import (
 	"ply/internal/container/shim"
 )
 
-// TestCompiledSeccompIsRemembered: the second container of a profile, and its execs, are confined by what was compiled
-// for the first; another profile is another program; a damaged one is not used; nothing of it reaches the program.
-func TestCompiledSeccompIsRemembered(t *testing.T) {
+// The second container of a profile, and its execs, load the program that was compiled for the first. Another profile has
+// another program, a damaged program is not used, and the user's program cannot see the memory file.
+func TestSeccompProgramsAreCached(t *testing.T) {
 	const probe = `grep Seccomp: /proc/self/status; for f in 3 4 5 6 7 8 9; do [ -e /proc/self/fd/$f ] && readlink /proc/self/fd/$f | grep memfd; done; ` +
 		`unshare -U true 2>/dev/null || echo no userns; mkdir /made 2>/dev/null || echo no mkdir; echo end`
 	const noMkdir = `seccomp={"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat","unshare"],"action":"SCMP_ACT_ERRNO"}]}`
@@ -62,14 +62,14 @@ func TestCompiledSeccompIsRemembered(t *testing.T) {
 	if n := len(names()); n != 2 {
 		t.Errorf("%d programs of 2 profiles", n)
 	}
-	if err := os.WriteFile(file, bytes.Repeat([]byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f}, 20), 0o600); err != nil { // it would allow all
+	if err := os.WriteFile(file, bytes.Repeat([]byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f}, 20), 0o600); err != nil { // a program that allows everything
 		t.Fatal(err)
 	}
 	if out := run(); out != confined {
 		t.Errorf("with a damaged program: %q", out)
 	}
 	if after, err := os.ReadFile(file); err != nil || !bytes.Equal(after, before) {
-		t.Errorf("the damaged program stays, %v", err)
+		t.Errorf("the damaged program was not replaced, %v", err)
 	}
 
 	b := sh(t, "sleep 100")
@@ -87,7 +87,7 @@ func TestCompiledSeccompIsRemembered(t *testing.T) {
 	if err != nil || !strings.HasPrefix(out, "Seccomp:\t2\nno userns\n") {
 		t.Errorf("exec: %q, %v", out, err)
 	}
-	// A directory that others may write to is nobody's.
+	// A cache directory that other users can write to is not used.
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +95,9 @@ func TestCompiledSeccompIsRemembered(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out := run(); out != confined {
-		t.Errorf("with a directory of everybody: %q", out)
+		t.Errorf("with a cache that everyone can write to: %q", out)
 	}
 	if after, err := os.ReadFile(file); err != nil || string(after) != "bad" {
-		t.Errorf("a directory of everybody was used, %v", err)
+		t.Errorf("a cache that everyone can write to was used, %v", err)
 	}
 }

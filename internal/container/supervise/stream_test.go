@@ -45,7 +45,7 @@ func TestStdinHalfClose(t *testing.T) {
 	b.launch()
 	s := b.attach("", shim.AttachArgs{Stdin: true, Stdout: true})
 	b.start()
-	big := strings.Repeat("0123456789abcdef", 20_000) // more than pipes and sockets hold
+	big := strings.Repeat("0123456789abcdef", 20_000) // more than pipes and sockets buffer
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.Write([]byte(big))
@@ -72,7 +72,7 @@ func TestStdinSurvivesDetach(t *testing.T) {
 		if _, err := s.Write([]byte(word + "\n")); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.CloseWrite(); err != nil { // without StdinOnce it ends this client's input only
+		if err := s.CloseWrite(); err != nil { // without StdinOnce, only this client's input ends
 			t.Fatal(err)
 		}
 		b.logged("got " + word)
@@ -104,7 +104,7 @@ func TestStdinOnceClosesWithFirstClient(t *testing.T) {
 	}
 }
 
-func TestTtySizeBeforeFirstByte(t *testing.T) {
+func TestTerminalHasItsSizeBeforeTheFirstByte(t *testing.T) {
 	b := sh(t, "stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo tty; echo $TERM; read l; stty size")
 	b.cfg.Tty, b.cfg.Stdin, b.cfg.Height, b.cfg.Width = true, true, 11, 22
 	b.launch()
@@ -193,7 +193,7 @@ func TestExecTty(t *testing.T) {
 	}
 }
 
-func TestExecLeavesDaemonBehind(t *testing.T) {
+func TestExecThatStartsADaemon(t *testing.T) {
 	b := sh(t, "sleep 100").launch().start()
 	p := execProcess(b, "/bin/sh", "-c", "(sleep 1.5; echo late; touch /tmp/late) & echo now; exit 4")
 	if err := b.c.Exec(t.Context(), "x", p, shim.ExecOptions{}); err != nil {
@@ -209,14 +209,14 @@ func TestExecLeavesDaemonBehind(t *testing.T) {
 	if e, err := b.c.Wait(t.Context(), "x"); err != nil || e.Code != 4 {
 		t.Errorf("exec wait = %+v, %v", e, err)
 	}
-	// The daemon's write must not kill it.
+	// The pipe stays open, so that the daemon's write does not kill it.
 	eventually(t, "the daemon's file", func() bool {
 		_, err := os.Stat(filepath.Join(b.in.Rootfs, "tmp/late"))
 		return err == nil
 	})
 }
 
-func TestOutputWholeAtExit(t *testing.T) {
+func TestAllOutputIsInTheLogAtTheEnd(t *testing.T) {
 	b := sh(t, "seq 1 20000; seq 20001 20100 >&2")
 	b.cfg.Log.MaxFiles = 1
 	out, e := b.run()
@@ -225,7 +225,7 @@ func TestOutputWholeAtExit(t *testing.T) {
 	}
 }
 
-func TestSlowClientOnlySlows(t *testing.T) {
+func TestSlowClientSlowsTheProcessDown(t *testing.T) {
 	b := sh(t, "seq 1 100000; echo done").launch()
 	s := b.attach("", shim.AttachArgs{Stdout: true})
 	b.start()
@@ -240,7 +240,7 @@ func TestSlowClientOnlySlows(t *testing.T) {
 	b.wait()
 }
 
-func TestAbortedClientsLeaveNothing(t *testing.T) {
+func TestDisconnectedClientsLeaveNoDescriptors(t *testing.T) {
 	b := newBox(t, "/bin/sleep", "100")
 	b.cfg.Stdin = true
 	b.launch().start()
@@ -255,7 +255,7 @@ func TestAbortedClientsLeaveNothing(t *testing.T) {
 	for i := range 40 {
 		s := b.attach("", shim.AttachArgs{Stdin: true, Stdout: true})
 		if i%2 == 0 {
-			_, _ = s.Write([]byte(strings.Repeat("x", 100_000))) // nobody reads it: the pipe is full soon
+			_, _ = s.Write([]byte(strings.Repeat("x", 100_000))) // the process does not read it, so the pipe is soon full
 		}
 		_ = s.Close()
 	}
@@ -374,8 +374,8 @@ func TestManyExecsAtOnce(t *testing.T) {
 	}
 }
 
-// TestKillDuringEverything: whatever a container is doing, an end is an end, and is told once and for all.
-func TestKillDuringEverything(t *testing.T) {
+// Whatever a container does when it is killed, every client learns of the end and gets the same exit code.
+func TestKillAtAnyTime(t *testing.T) {
 	b := newBox(t, "/bin/sh", "-c", "while :; do echo line; done")
 	b.cfg.Stdin = true
 	b.launch()

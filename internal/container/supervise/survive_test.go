@@ -20,7 +20,7 @@ import (
 	"ply/test/private"
 )
 
-// job is what a daemon that will be killed is told to do.
+// job says what the daemon of TestDaemonIsKilled does.
 type job struct {
 	Binary string
 	Config shim.Config
@@ -28,7 +28,7 @@ type job struct {
 	Start  bool
 }
 
-// TestHelperDaemon is no test: it is the daemon of TestDaemonIsKilled.
+// TestHelperDaemon is not a test. TestDaemonIsKilled runs it as the daemon that is killed.
 func TestHelperDaemon(t *testing.T) {
 	raw := os.Getenv("PLY_TEST_JOB")
 	if raw == "" {
@@ -52,7 +52,7 @@ func TestHelperDaemon(t *testing.T) {
 		}
 	}
 	os.Stdout.WriteString("ready\n")
-	select {} // until it is killed
+	select {} // wait to be killed
 }
 
 func TestDaemonIsKilled(t *testing.T) {
@@ -77,13 +77,13 @@ func TestDaemonIsKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-			t.Fatalf("the daemon said %q, %v", line, err)
+			t.Fatalf("the daemon printed %q, %v", line, err)
 		}
-		// The whole group, as a service manager would.
+		// Kill the process group, as a service manager does.
 		if err := unix.Kill(-daemon.Process.Pid, unix.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		_ = daemon.Wait() // killed
+		_ = daemon.Wait() // reports the signal
 		if b.c, err = shim.Connect(b.cfg.Bundle); err != nil {
 			t.Fatal(err)
 		}
@@ -104,10 +104,10 @@ func TestDaemonIsKilled(t *testing.T) {
 }
 
 func TestSignalsAndUmaskAreDefaults(t *testing.T) {
-	// As under a shell that started plyd in the background; the shim inherits it from here.
+	// A shell that starts plyd in the background leaves it like this, and the shim inherits it.
 	signal.Ignore(unix.SIGINT, unix.SIGQUIT)
 	defer signal.Reset(unix.SIGINT, unix.SIGQUIT)
-	act := [8]uintptr{1} // SIG_IGN, for one that os/signal does not reach
+	act := [8]uintptr{1} // SIG_IGN, for a signal that os/signal cannot ignore
 	var was [8]uintptr
 	if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, 32, uintptr(unsafe.Pointer(&act)), uintptr(unsafe.Pointer(&was)), 8, 0, 0); errno != 0 {
 		t.Fatal(errno)
@@ -138,8 +138,8 @@ func TestSignalsAndUmaskAreDefaults(t *testing.T) {
 	}
 }
 
-// TestCgroupsAreTheContainers: in every hierarchy that the host has, whatever its mixture of versions.
-func TestCgroupsAreTheContainers(t *testing.T) {
+// The container's processes, and not the shim, are in the container's cgroup, in every hierarchy of the host.
+func TestOnlyTheContainerIsInItsCgroups(t *testing.T) {
 	b := sh(t, "sleep 100").launch().start()
 	st, err := b.c.State(t.Context(), "")
 	if err != nil {
