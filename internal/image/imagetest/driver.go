@@ -21,31 +21,41 @@ import (
 	"ply/internal/store/layer"
 )
 
-// Driver keeps layers as tars, keyed by diffID, and mounts nothing: every method about mounts and writables answers
-// errs.Unimplemented. Hostile entry names are refused, as real drivers do.
+// Driver keeps each layer as one tar, named after its diffID, and mounts nothing. It refuses entries that leave the layer, as real
+// drivers do.
 type Driver struct {
-	layer.Driver // nil: what is not defined below panics, and no test of images gets there
+	layer.Driver // nil: a call of a method that is not defined below panics
 
 	dir string
 	mu  sync.Mutex
-	// Open counts writers that were neither committed nor aborted, MaxOpen the most there were at once, Creates all.
+	// Open is the number of writers that were neither committed nor aborted, MaxOpen its maximum so far, Creates the number of
+	// all writers.
 	Open, MaxOpen, Creates int
-	// Made counts commits that stored something new.
+	// Made is the number of commits of a layer that was not there.
 	Made int
+
+	commits map[oci.DiffID]int
 }
 
-// NewDriver keeps its files in dir.
-func NewDriver(dir string) *Driver { return &Driver{dir: dir} }
+// NewDriver returns a driver that keeps its files in dir.
+func NewDriver(dir string) *Driver { return &Driver{dir: dir, commits: map[oci.DiffID]int{}} }
+
+// Commits returns how often a layer was committed.
+func (d *Driver) Commits(id oci.DiffID) int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.commits[id]
+}
 
 func (d *Driver) path(id oci.DiffID) string { return filepath.Join(d.dir, id.Hex()) }
 
-// Name is the driver's.
+// Name returns "test".
 func (d *Driver) Name() string { return "test" }
 
 // Close does nothing.
 func (d *Driver) Close() error { return nil }
 
-// Path is where a layer's tar lies, for tests that damage it.
+// Path returns the file of a layer.
 func (d *Driver) Path(id oci.DiffID) string { return d.path(id) }
 
 type writer struct {
@@ -89,11 +99,14 @@ func (w *writer) end() {
 	w.d.mu.Unlock()
 }
 
-func (w *writer) Commit(_ context.Context, _ oci.Chain, want oci.DiffID) (layer.Info, error) {
+func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (layer.Info, error) {
 	id := oci.DiffID(oci.DigestOfHash(w.hash))
 	info, err := scan(w.f)
 	if err == nil && want != "" && want != id {
 		err = errs.New(errs.Invalid, "layer %s: content has digest %s", want, id)
+	}
+	if err == nil && len(parents) > 0 {
+		_, err = w.d.Stat(ctx, parents)
 	}
 	if err != nil {
 		return layer.Info{}, errors.Join(err, w.Abort())
@@ -105,6 +118,7 @@ func (w *writer) Commit(_ context.Context, _ oci.Chain, want oci.DiffID) (layer.
 	if _, err := os.Stat(w.d.path(id)); err != nil {
 		w.d.Made++
 	}
+	w.d.commits[id]++
 	return info, errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.d.path(id)))
 }
 
@@ -134,7 +148,7 @@ func scan(f *os.File) (info layer.Info, err error) {
 	}
 }
 
-// Stat looks at the top layer alone.
+// Stat describes the top layer of a chain. It does not look at the layers below.
 func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
 	f, err := os.Open(d.path(chain.Top()))
 	if err != nil {
@@ -146,7 +160,7 @@ func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
 	return info, err
 }
 
-// Tar reads a layer back and verifies it.
+// Tar returns the tar of the top layer after it has verified it.
 func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) {
 	b, err := os.ReadFile(d.path(chain.Top()))
 	if err != nil {
@@ -158,7 +172,19 @@ func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) 
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
-// Keys are the diffIDs.
+// Verify compares the digest of the top layer with its diffID. It removes a damaged layer, as real drivers do.
+func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
+	r, err := d.Tar(ctx, chain)
+	if errors.Is(err, errs.DataLoss) {
+		return errors.Join(err, os.Remove(d.path(chain.Top())))
+	}
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+// Keys returns one key per layer, made of its diffID.
 func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 	keys := make([]layer.Key, len(chain))
 	for i, id := range chain {
@@ -196,7 +222,7 @@ func (d *Driver) Remove(_ context.Context, key layer.Key) error {
 	return err
 }
 
-// Files lists what the driver holds, temporaries too.
+// Files returns the names of all files, temporary ones included.
 func (d *Driver) Files() []string {
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {

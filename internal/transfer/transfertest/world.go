@@ -2,6 +2,7 @@
 package transfertest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/image"
+	"ply/internal/image/imagetest"
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/meta"
@@ -36,7 +38,7 @@ type Options struct {
 // World is the part of an engine that a transfer needs.
 type World struct {
 	Root   string
-	Driver *Driver
+	Driver *imagetest.Driver
 	Store  *store.Store
 	Images *image.Service
 	Remote *remote.Client
@@ -79,7 +81,11 @@ func New(t testing.TB, opts Options) *World {
 
 func (w *World) open() {
 	w.t.Helper()
-	w.Driver = newDriver(w.t, w.Root)
+	layers := filepath.Join(w.Root, "tars")
+	if err := os.MkdirAll(layers, 0o700); err != nil {
+		w.t.Fatal(err)
+	}
+	w.Driver = imagetest.NewDriver(layers)
 	var err error
 	if w.Store, err = store.Open(w.Root, w.Driver, w.opts.Store); err != nil {
 		w.t.Fatal(err)
@@ -278,7 +284,7 @@ func (w *World) Holds(name string, img *remotetest.Image) {
 		w.t.Errorf("manifest %s: not kept byte-exact: %v", img.Digest(), err)
 	}
 	for _, l := range img.Layers {
-		w.Driver.SameTar(w.t, l.DiffID, l.Tar)
+		w.SameTar(l.DiffID, l.Tar)
 		var rec meta.Layer
 		err := w.Store.Meta.View(func(tx *meta.Tx) (err error) {
 			rec, err = tx.Layers.Get(l.DiffID)
@@ -287,6 +293,15 @@ func (w *World) Holds(name string, img *remotetest.Image) {
 		if err != nil || len(rec.Blobs) == 0 {
 			w.t.Errorf("layer %s: record %+v, %v", l.DiffID.Short(), rec, err)
 		}
+	}
+}
+
+// SameTar compares a layer in the store with what it should be.
+func (w *World) SameTar(id oci.DiffID, want []byte) {
+	w.t.Helper()
+	got, err := os.ReadFile(w.Driver.Path(id))
+	if err != nil || !bytes.Equal(got, want) {
+		w.t.Errorf("layer %s: stored tar differs (%d bytes, want %d): %v", id.Short(), len(got), len(want), err)
 	}
 }
 
