@@ -3,16 +3,21 @@ package logfile
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
 	"ply/internal/errs"
@@ -79,6 +84,88 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+func TestLongLinesAreSplitAsDockerSplitsThem(t *testing.T) {
+	for _, d := range drivers {
+		l := newLog(t, d)
+		write(t, l, shim.Stdout, strings.Repeat("x", 40000)+"\n")
+		var sizes []int
+		for _, line := range read(t, l, ReadOptions{Tail: -1}) {
+			sizes = append(sizes, len(line))
+		}
+		if !slices.Equal(sizes, []int{16384, 16384, 7233}) {
+			t.Errorf("%s: records of %v bytes", d, sizes)
+		}
+	}
+}
+
+// The times of one writer's records strictly increase, even when the clock stands still or is set back.
+func TestTimesIncrease(t *testing.T) {
+	l := newLog(t, JSONFile)
+	w, err := Create(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := time.Now().Add(time.Hour).Round(0)
+	w.last = last
+	s := w.Stream(shim.Stdout)
+	_, _ = s.Write([]byte("a\nb\n"))
+	_, _ = s.Write([]byte("c\n"))
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	err = Read(t.Context(), l, ReadOptions{Stdout: true, Tail: -1}, func(m Message) error {
+		if !m.Time.After(last) {
+			t.Errorf("record %q of %v after one of %v", m.Line, m.Time, last)
+		}
+		last = m.Time
+		n++
+		return nil
+	})
+	if err != nil || n != 3 {
+		t.Errorf("%d records, %v", n, err)
+	}
+}
+
+// A reader sees no record twice while the log is rotated and compressed.
+func TestReadingDuringRotations(t *testing.T) {
+	l := newLog(t, Local)
+	l.MaxSize, l.MaxFiles, l.Compress = 400, 30, true
+	w, err := Create(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream(shim.Stdout)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = fmt.Fprintf(s, "%d\n", i)
+			}
+		}
+	}()
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline) && !t.Failed(); {
+		last := -1
+		for _, line := range read(t, l, ReadOptions{Tail: -1}) {
+			n, err := strconv.Atoi(strings.TrimSpace(line))
+			if err != nil || n <= last {
+				t.Errorf("record %q after %d", line, last)
+				break
+			}
+			last = n
+		}
+	}
+	close(stop)
+	<-stopped
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Other programs read this format.
 func TestJSONFileFormat(t *testing.T) {
 	when := time.Date(2026, 1, 2, 3, 4, 5, 600, time.UTC)
@@ -99,9 +186,9 @@ func TestLocalFormat(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
-	binary := Message{Time: time.Unix(1, 2), Stream: shim.Stderr, Line: []byte{0, 0xff, 0xfe}}
-	back, n, ok := localFormat{}.next(localFormat{}.encode(nil, binary))
-	if !ok || n == 0 || !bytes.Equal(back.Line, binary.Line) || back.Stream != shim.Stderr || !back.Time.Equal(binary.Time) {
+	raw := Message{Time: time.Unix(1, 2), Stream: shim.Stderr, Line: []byte{0, 0xff, 0xfe}}
+	back, n, ok := localFormat{}.next(localFormat{}.encode(nil, raw))
+	if !ok || n == 0 || !bytes.Equal(back.Line, raw.Line) || back.Stream != shim.Stderr || !back.Time.Equal(raw.Time) {
 		t.Errorf("binary line came back as %+v", back)
 	}
 }
@@ -326,6 +413,57 @@ func TestDamagedRecordsArePassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := read(t, l, ReadOptions{Tail: -1}); strings.Join(got, "") != "a\nb\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// A length that no record has, in a damaged file, must not make the reader wait for that many bytes.
+func TestImpossibleLengthIsSkipped(t *testing.T) {
+	for _, size := range []uint32{maxRecord + 1, 1<<32 - 1} {
+		buf := append(binary.BigEndian.AppendUint32(nil, size), "more bytes"...)
+		if _, n, ok := (localFormat{}).next(buf); n != len(buf) || ok {
+			t.Errorf("length %d: skipped %d of %d bytes, %v", size, n, len(buf), ok)
+		}
+	}
+}
+
+// A disk that takes only a part of a record leaves no part of it in the file.
+func TestPartlyWrittenRecordIsRemoved(t *testing.T) {
+	l := newLog(t, JSONFile)
+	w, err := Create(l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := w.Stream(shim.Stdout)
+	_, _ = s.Write([]byte("one\n"))
+	st, err := os.Stat(l.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	signal.Ignore(unix.SIGXFSZ)
+	defer signal.Reset(unix.SIGXFSZ)
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: uint64(st.Size()) + 10, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = s.Write([]byte("lost\n"))
+	if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.Stat(l.Path); err != nil || now.Size() != st.Size() {
+		t.Errorf("the file has %d bytes, %d before, %v", now.Size(), st.Size(), err)
+	}
+	_, _ = s.Write([]byte("two\n"))
+	if n, err := w.Lost(); n != 1 || !errors.Is(err, unix.EFBIG) {
+		t.Errorf("Lost = %d, %v", n, err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, l, ReadOptions{Tail: -1}); strings.Join(got, "") != "one\ntwo\n" {
 		t.Errorf("%q", got)
 	}
 }

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -35,8 +36,10 @@ func TestFrames(t *testing.T) {
 	if _, err := ReadFrame[Request](bytes.NewReader(nil)); !errors.Is(err, io.EOF) {
 		t.Errorf("nothing: %v", err)
 	}
-	if _, err := ReadFrame[Request](strings.NewReader("\xff\xff\xff\xffx")); !errors.Is(err, errs.Invalid) {
-		t.Errorf("a huge frame: %v", err)
+	for _, n := range []uint32{MaxFrame + 1, 1 << 31, 1<<32 - 1} {
+		if _, err := ReadFrame[Request](bytes.NewReader(binary.BigEndian.AppendUint32(nil, n))); !errors.Is(err, errs.Invalid) {
+			t.Errorf("a frame of %d bytes: %v", n, err)
+		}
 	}
 	if _, err := ReadFrame[Request](strings.NewReader("\x00\x00\x00\x01{")); !errors.Is(err, errs.Invalid) {
 		t.Errorf("bad JSON: %v", err)
@@ -96,6 +99,11 @@ func TestConnectNeedsARunningShim(t *testing.T) {
 		}
 	}
 	write(ConfigFile, `{"id":"x"}`)
+	l, err := Listen(dir) // another process may use the name of the socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
 	write(PidFile, `{"boot":"0","pid":1,"start":1}`)
 	if _, err := Connect(dir); !errors.Is(err, errs.NotFound) {
 		t.Errorf("another boot: %v", err)
