@@ -90,9 +90,12 @@ type file struct {
 const maxListings = 50
 
 // open opens the files of a log, oldest first.
-func (r *reader) open() ([]file, error) {
+func (r *reader) open() ([]file, error) { return openStable(r.list) }
+
+// openStable calls list until no file was renamed during the listing.
+func openStable(list func() ([]file, error)) ([]file, error) {
 	for try := 1; ; try++ {
-		files, err := r.list()
+		files, err := list()
 		if err != nil || try == maxListings || isStable(files) {
 			return files, err
 		}
