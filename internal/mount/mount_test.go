@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -137,6 +138,77 @@ func TestBind(t *testing.T) {
 	}
 	if err := Unmount(filepath.Join(base, "nowhere"), false); err != nil {
 		t.Errorf("unmount of nothing: %v", err)
+	}
+}
+
+// An image from elsewhere may contain device nodes and set-user-ID programs.
+func TestErofsTreeHasNoDevicesAndSetuid(t *testing.T) {
+	base := t.TempDir()
+	src, at, image := mkdir(t, base, "src"), mkdir(t, base, "at"), filepath.Join(base, "image")
+	write(t, filepath.Join(src, "f"), "x")
+	if out, err := exec.Command("mkfs.erofs", image, src).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	tree, err := Erofs{Image: image}.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tree.Close()
+	attach(t, tree, at)
+	if b, err := os.ReadFile(filepath.Join(at, "f")); err != nil || string(b) != "x" {
+		t.Errorf("file = %q, %v", b, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(at, &st); err != nil {
+		t.Fatal(err)
+	}
+	const want = unix.ST_RDONLY | unix.ST_NODEV | unix.ST_NOSUID
+	if st.Flags&want != want {
+		t.Errorf("flags of the mount = %#x, want read-only, nodev and nosuid", st.Flags)
+	}
+}
+
+// Unmount does not follow a link to another mount.
+func TestUnmountFollowsNoLink(t *testing.T) {
+	base := t.TempDir()
+	src, at, link := mkdir(t, base, "src"), mkdir(t, base, "at"), filepath.Join(base, "link")
+	if err := errors.Join(Bind(src, at, false), os.Symlink(at, link)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Unmount(at, true) })
+	if err := Unmount(link, true); err != nil {
+		t.Errorf("Unmount of a link: %v", err)
+	}
+	if mounted, err := IsMounted(at); err != nil || !mounted {
+		t.Errorf("target of the link is mounted = %v, %v", mounted, err)
+	}
+}
+
+// Private mounts the directory on itself once; mounts below it do not propagate.
+func TestPrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	for _, want := range []bool{true, false} {
+		made, err := Private(dir)
+		if err != nil || made != want {
+			t.Errorf("Private = %v, %v, want %v", made, err, want)
+		}
+	}
+	t.Cleanup(func() { Unmount(dir, true) })
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); fields[4] == dir {
+			found++
+			if strings.Contains(line, "shared:") {
+				t.Errorf("the mount propagates: %s", line)
+			}
+		}
+	}
+	if found != 1 {
+		t.Errorf("%d mounts on the directory, want 1", found)
 	}
 }
 

@@ -221,6 +221,9 @@ func TestPublishedPort(t *testing.T) {
 	}
 	// A new plyd takes over the endpoint: its address is in use, its port is reserved.
 	w.open()
+	if out, err := exec.Command("nft", "list", "table", "inet", "ply-ply0").CombinedOutput(); err != nil || !strings.Contains(string(out), "5000 : 172.17.0.2 . 5000") {
+		t.Errorf("the rules lost the port: %v\n%s", err, out)
+	}
 	if again, ok := w.s.Attached(idA); !ok || !reflect.DeepEqual(again, a) {
 		t.Errorf("Attached = %+v, %v, before the restart %+v", again, ok, a)
 	}
@@ -242,6 +245,43 @@ func TestPublishedPort(t *testing.T) {
 	out, err := exec.Command("nft", "list", "table", "inet", "ply-ply0").CombinedOutput()
 	if err != nil || strings.Contains(string(out), "5000") {
 		t.Errorf("rules after Detach: %v\n%s", err, out)
+	}
+}
+
+// After a restart, the address of a container that runs is in use.
+func TestRestoredAddressIsInUse(t *testing.T) {
+	w := newWorld(t)
+	for _, id := range []oci.ContainerID{idA, idB} {
+		if _, err := w.attach(id, "bridge"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.s.Detach(t.Context(), idA, w.ns(idA)), w.s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	req := network.AttachRequest{ID: idA, Mode: "bridge", NetnsPath: w.ns(idA), Spec: network.EndpointSpec{IPv4: netip.MustParseAddr("172.17.0.3")}}
+	if _, err := w.s.Attach(t.Context(), req); !errors.Is(err, errs.Conflict) {
+		t.Errorf("Attach with the address of a running container: %v, want Conflict", err)
+	}
+	req.Spec.IPv4 = netip.MustParseAddr("172.17.0.2")
+	if _, err := w.s.Attach(t.Context(), req); err != nil {
+		t.Errorf("Attach with a free address: %v", err)
+	}
+}
+
+// Ports that cannot be published are refused before anything is made.
+func TestInvalidPorts(t *testing.T) {
+	w := newWorld(t)
+	if _, err := w.attach(idA, "bridge", network.PortBinding{Proto: "tcp"}); !errors.Is(err, errs.Invalid) {
+		t.Errorf("container port 0: %v, want Invalid", err)
+	}
+	twice := network.PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 6200}
+	if _, err := w.attach(idA, "bridge", twice, twice); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "published twice") {
+		t.Errorf("one host port twice: %v, want Conflict", err)
+	}
+	if namespace.Exists(w.ns(idA)) {
+		t.Error("a namespace was made")
 	}
 }
 

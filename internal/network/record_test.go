@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/network/namespace"
 	"ply/internal/oci"
 	"ply/internal/record"
 	"ply/internal/record/recordtest"
@@ -89,6 +91,36 @@ func TestNewerConnectionIsRefused(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("files left %v, %v, want the damaged one removed", left, err)
+	}
+}
+
+// A connection is taken over only when its namespace still exists and the file has the name of its container.
+func TestStaleConnectionsAreRemoved(t *testing.T) {
+	dir := t.TempDir()
+	netns := filepath.Join(t.TempDir(), "netns")
+	if err := namespace.Make(netns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := namespace.Remove(netns); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &Service{opts: Options{StateDir: dir}}
+	if err := errors.Join(s.save(Connection{Container: "live", Netns: netns}), s.save(Connection{Container: "ended", Netns: netns + ".gone"}),
+		s.save(Connection{Container: "other", Netns: netns})); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(filepath.Join(dir, "other.json"), filepath.Join(dir, "renamed.json")),
+		os.WriteFile(durable.TempName(dir), []byte("{"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	found, err := readConnections(dir)
+	if err != nil || len(found) != 1 || found[0].Container != "live" {
+		t.Errorf("found %+v, %v, want the live one", found, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "live.json" {
+		t.Errorf("files left %v, %v, want the live one", left, err)
 	}
 }
 

@@ -192,6 +192,51 @@ func TestDevice(t *testing.T) {
 	wantErr(t, err, errs.Internal, "error while mounting volume '"+n.Mountpoint+"': failed to mount local volume")
 }
 
+// A volume on which something is mounted is not removed, even when no container refers to it.
+func TestRemoveOfMountedVolume(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", v.Mountpoint, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, s.Remove(ctx, "vol", true), errs.Conflict, "volume is still mounted")
+	if err := unix.Unmount(v.Mountpoint, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "vol", false); err != nil {
+		t.Error(err)
+	}
+}
+
+// A file of the image that is replaced by a link while it is copied is not followed.
+func TestPopulateFollowsNoLink(t *testing.T) {
+	from, to := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.WriteFile(filepath.Join(from, "f"), []byte("x"), 0o600), os.Symlink("f", filepath.Join(from, "link")),
+		os.Mkdir(filepath.Join(from, "d"), 0o700), os.Symlink("d", filepath.Join(from, "dirlink"))); err != nil {
+		t.Fatal(err)
+	}
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	dst, err := os.Open(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: dst}
+	if err := c.file(src, dst, "link", &unix.Stat_t{Size: 1}); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("copy of a link as a file: %v, want ELOOP", err)
+	}
+	if err := c.subdir(src, dst, "dirlink", "dirlink"); !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+		t.Errorf("copy of a link as a directory: %v, want ENOTDIR or ELOOP", err)
+	}
+}
+
 func TestResolve(t *testing.T) {
 	s := newService(t)
 	host := t.TempDir()
