@@ -1,9 +1,8 @@
-// Package durable is the one way to write to disk: a file-system seam that tests can make
-// fail at any operation, and the recipes that keep records behind their data.
+// Package durable writes to disk so that the result survives a crash. It is the only way in which the store writes: FS is
+// an interface, so that tests can let any operation fail, and the functions are the recipes.
 //
-// The recipe: temporary file in the same directory, write, fsync, rename, fsync directory.
-// A committed file is immutable; a crash leaves temporaries (names that start with TempPrefix),
-// which start-up may delete, and nothing else.
+// The recipe: create a temporary file in the same directory, write, fsync, rename, fsync the directory. A committed file is
+// never changed. A crash leaves nothing but temporaries, whose names start with TempPrefix; the next start may remove them.
 package durable
 
 import (
@@ -18,7 +17,7 @@ import (
 	"time"
 )
 
-// TempPrefix starts the name of every file or directory that a crash may leave behind.
+// TempPrefix starts the names of the files and directories that a crash may leave behind.
 const TempPrefix = ".tmp-"
 
 // File is an open file. *os.File is one.
@@ -30,13 +29,13 @@ type File interface {
 	Name() string
 	Fd() uintptr
 	Stat() (fs.FileInfo, error)
-	// Sync makes the content durable. An error is final: what was written may be gone, so the
-	// caller must give the object up and never call Sync again on it.
+	// Sync makes the content durable. An error is final: some of the content may be lost, so the caller must give up the
+	// file and not call Sync again.
 	Sync() error
 	Truncate(size int64) error
 }
 
-// FS is every file-system operation by which the store changes the disk. Safe for concurrent use.
+// FS contains every operation by which the store changes a file system. Safe for concurrent use.
 type FS interface {
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	Mkdir(name string, perm fs.FileMode) error
@@ -49,22 +48,22 @@ type FS interface {
 	ReadDir(name string) ([]fs.DirEntry, error)
 	// SyncDir makes the names in a directory durable.
 	SyncDir(name string) error
-	// SyncFS flushes the whole file system that holds name, for trees of many files.
+	// SyncFS writes everything of the file system that contains name to disk. It is for trees of many files.
 	SyncFS(name string) error
 }
 
 var tempCount atomic.Uint64
 
-// TempName gives a fresh name for a temporary in dir. It does not create anything.
+// TempName returns a new name for a temporary in dir. It creates nothing.
 func TempName(dir string) string {
 	return filepath.Join(dir, TempPrefix+strconv.FormatInt(time.Now().UnixNano(), 36)+"-"+
 		strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(tempCount.Add(1), 36))
 }
 
-// IsTemp reports whether a base name is a temporary's.
+// IsTemp reports whether a base name is that of a temporary.
 func IsTemp(base string) bool { return strings.HasPrefix(base, TempPrefix) }
 
-// WriteFile replaces name by data, all or nothing, durable when it returns.
+// WriteFile replaces the content of a file, completely or not at all, durable when it returns.
 func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) (err error) {
 	tmp := TempName(filepath.Dir(name))
 	f, err := fsys.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
@@ -86,7 +85,7 @@ func WriteFile(fsys FS, name string, data []byte, perm fs.FileMode) (err error) 
 	return Rename(fsys, tmp, name)
 }
 
-// Rename moves a synced file or directory to its final name and makes that name durable.
+// Rename gives a file or directory that was synced its final name, durable when it returns.
 func Rename(fsys FS, oldname, newname string) error {
 	if err := fsys.Rename(oldname, newname); err != nil {
 		return err
@@ -94,7 +93,7 @@ func Rename(fsys FS, oldname, newname string) error {
 	return fsys.SyncDir(filepath.Dir(newname))
 }
 
-// ReadFile reads a whole file of at most limit bytes; a longer one is an error.
+// ReadFile reads a whole file. It is an error when the file has more than limit bytes.
 func ReadFile(fsys FS, name string, limit int64) (data []byte, err error) {
 	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
 	if err != nil {
@@ -108,7 +107,7 @@ func ReadFile(fsys FS, name string, limit int64) (data []byte, err error) {
 	return data, err
 }
 
-// RemoveTemps deletes the temporaries in dir that a crash left. Call it before anybody writes there.
+// RemoveTemps removes the temporaries in dir that a crash left. It is called before anything is written there.
 func RemoveTemps(fsys FS, dir string) error {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"ply/internal/durable/faultfs"
 )
 
-// The order of operations is the promise: data before name, name before acknowledgement.
+// The order of the operations guarantees durability: the content before the name, and the name before WriteFile returns.
 func TestWriteFileOrder(t *testing.T) {
 	dir := t.TempDir()
 	var trace []string

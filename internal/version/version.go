@@ -1,4 +1,4 @@
-// Package version tells what was built: the one place that knows the release's number.
+// Package version describes the build. It is the only place with the number of the release.
 package version
 
 import (
@@ -14,7 +14,7 @@ type Info struct {
 	Version, Commit, Time, Go, OS, Arch string
 }
 
-// Get reads what the Go tool wrote into the binary; Commit and Time are "" where it did not.
+// Get returns what the Go tool wrote into the binary. Commit and Time are "" where it wrote nothing.
 func Get() Info {
 	i := Info{Version: Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
 	bi, ok := debug.ReadBuildInfo()

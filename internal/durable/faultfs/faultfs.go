@@ -1,6 +1,6 @@
-// Package faultfs is a durable.FS that fails on purpose: at the Nth operation that changes the disk, once or from
-// then on, with an error or with the death of the process. Tests loop N upward until an operation passes untouched,
-// and look each time whether the store holds exactly what was acknowledged.
+// Package faultfs contains file systems for tests of durability. FS fails on purpose: at the Nth operation that changes the
+// disk, once or from then on, with an error or with the death of the process. Tests increase N until no operation fails,
+// and check each time that the store has exactly what was acknowledged. Order checks the order of operations.
 package faultfs
 
 import (
@@ -13,22 +13,22 @@ import (
 	"ply/internal/durable"
 )
 
-// FS counts and fails. Set its fields before use; safe for concurrent use.
+// FS counts operations and lets them fail. Set its fields before use. Safe for concurrent use.
 type FS struct {
 	Under   durable.FS
-	FailAt  int          // number of the operation that fails, from 1; 0 = none
+	FailAt  int          // number of the operation that fails, from 1; 0 means none
 	Forever bool         // all later operations fail too
-	Err     error        // what they fail with; nil = EIO
-	Short   bool         // a failing write writes half first
+	Err     error        // the error; nil means EIO
+	Short   bool         // a failing write writes half of its data first
 	Kill    bool         // instead of failing, the process kills itself
-	Trace   func(string) // gets "op path" for every counted operation; may be nil
+	Trace   func(string) // receives "op path" for every counted operation; may be nil
 
 	mu    sync.Mutex
 	count int
 	hit   bool
 }
 
-// Count is how many operations there were.
+// Count returns the number of operations so far.
 func (f *FS) Count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -64,7 +64,7 @@ func (f *FS) step(op, path string) error {
 	return &fs.PathError{Op: op, Path: path, Err: fmt.Errorf("injected: %w", err)}
 }
 
-// OpenFile counts when the file may be made or cut.
+// OpenFile implements durable.FS. It counts when it may create or truncate the file.
 func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
 	if flag&(os.O_CREATE|os.O_TRUNC) != 0 {
 		if err := f.step("open", name); err != nil {
@@ -78,7 +78,7 @@ func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, er
 	return &faultFile{file, f}, nil
 }
 
-// Mkdir counts.
+// Mkdir implements durable.FS. It counts.
 func (f *FS) Mkdir(name string, perm fs.FileMode) error {
 	if err := f.step("mkdir", name); err != nil {
 		return err
@@ -86,7 +86,7 @@ func (f *FS) Mkdir(name string, perm fs.FileMode) error {
 	return f.Under.Mkdir(name, perm)
 }
 
-// MkdirAll counts.
+// MkdirAll implements durable.FS. It counts.
 func (f *FS) MkdirAll(name string, perm fs.FileMode) error {
 	if err := f.step("mkdirall", name); err != nil {
 		return err
@@ -94,7 +94,7 @@ func (f *FS) MkdirAll(name string, perm fs.FileMode) error {
 	return f.Under.MkdirAll(name, perm)
 }
 
-// Rename counts.
+// Rename implements durable.FS. It counts.
 func (f *FS) Rename(o, n string) error {
 	if err := f.step("rename", n); err != nil {
 		return err
@@ -102,7 +102,7 @@ func (f *FS) Rename(o, n string) error {
 	return f.Under.Rename(o, n)
 }
 
-// Link counts.
+// Link implements durable.FS. It counts.
 func (f *FS) Link(o, n string) error {
 	if err := f.step("link", n); err != nil {
 		return err
@@ -110,7 +110,7 @@ func (f *FS) Link(o, n string) error {
 	return f.Under.Link(o, n)
 }
 
-// Remove counts.
+// Remove implements durable.FS. It counts.
 func (f *FS) Remove(name string) error {
 	if err := f.step("remove", name); err != nil {
 		return err
@@ -118,7 +118,7 @@ func (f *FS) Remove(name string) error {
 	return f.Under.Remove(name)
 }
 
-// RemoveAll counts.
+// RemoveAll implements durable.FS. It counts.
 func (f *FS) RemoveAll(name string) error {
 	if err := f.step("removeall", name); err != nil {
 		return err
@@ -126,13 +126,13 @@ func (f *FS) RemoveAll(name string) error {
 	return f.Under.RemoveAll(name)
 }
 
-// Lstat only reads.
+// Lstat implements durable.FS. It changes nothing and does not count.
 func (f *FS) Lstat(name string) (fs.FileInfo, error) { return f.Under.Lstat(name) }
 
-// ReadDir only reads.
+// ReadDir implements durable.FS. It changes nothing and does not count.
 func (f *FS) ReadDir(name string) ([]fs.DirEntry, error) { return f.Under.ReadDir(name) }
 
-// SyncDir counts.
+// SyncDir implements durable.FS. It counts.
 func (f *FS) SyncDir(name string) error {
 	if err := f.step("syncdir", name); err != nil {
 		return err
@@ -140,7 +140,7 @@ func (f *FS) SyncDir(name string) error {
 	return f.Under.SyncDir(name)
 }
 
-// SyncFS counts.
+// SyncFS implements durable.FS. It counts.
 func (f *FS) SyncFS(name string) error {
 	if err := f.step("syncfs", name); err != nil {
 		return err

@@ -65,7 +65,7 @@ func TestPutGetRemove(t *testing.T) {
 	}
 }
 
-// B7: a flipped bit is reported, never served, and the next Put heals it.
+// A changed bit is reported, damaged content is never returned, and the next Put repairs the blob.
 func TestDamageIsReportedAndHealed(t *testing.T) {
 	s := open(t, durable.OS, t.TempDir())
 	data := []byte("config")
@@ -115,7 +115,7 @@ func TestWriterRefusesAnotherDigest(t *testing.T) {
 	}
 }
 
-// A partial survives its process with its prefix, belongs to one user at a time, and becomes a blob.
+// A download outlives its process with its prefix, has one user at a time, and becomes a blob.
 func TestPartial(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, durable.OS, dir)
@@ -149,7 +149,7 @@ func TestPartial(t *testing.T) {
 	}
 }
 
-// A record that is ahead of the data (a power cut) must not be believed.
+// A record that claims more than the file has, as after a power cut, is not trusted.
 func TestPartialPrefixIsClamped(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, durable.OS, dir)
@@ -193,38 +193,12 @@ func TestRemoveStale(t *testing.T) {
 	}
 }
 
-// At every operation, once and for ever: an error is reported, and what is visible is whole.
+// Each operation fails, once or from then on: the error is reported, and what is visible is complete.
 func TestFaults(t *testing.T) {
 	data := bytes.Repeat([]byte("layer"), 1000)
 	d := oci.DigestOf(data)
-	write := map[string]func(s *Store) error{
-		"put": func(s *Store) error { _, err := s.Put(data); return err },
-		"create": func(s *Store) error {
-			w, err := s.Create()
-			if err != nil {
-				return err
-			}
-			if _, err := w.Write(data); err != nil {
-				return errors.Join(err, w.Abort())
-			}
-			_, _, err = w.Commit(d)
-			return err
-		},
-		"partial": func(s *Store) error {
-			p, err := s.Partial(d)
-			if err != nil {
-				return err
-			}
-			if _, err := p.File().WriteAt(data, 0); err != nil {
-				return errors.Join(err, p.Keep())
-			}
-			if err := p.SetPrefix(int64(len(data))); err != nil {
-				return errors.Join(err, p.Keep())
-			}
-			return p.Commit()
-		},
-	}
-	for name, f := range write {
+	for name, store := range waysToStore {
+		f := func(s *Store) error { return store(s, data) }
 		for _, forever := range []bool{false, true} {
 			for n := 1; ; n++ {
 				dir := t.TempDir()

@@ -33,8 +33,9 @@ func TestBuffered(t *testing.T) { layertest.Run(t, with(erofs.Options{Buffered: 
 // The mode for kernels that cannot stack detached mounts.
 func TestAttached(t *testing.T) { layertest.Run(t, with(erofs.Options{Attached: true})) }
 
-func TestFaults(t *testing.T)   { layertest.RunFaults(t, open) }
-func TestVersions(t *testing.T) { layertest.RunVersions(t, open) }
+func TestFaults(t *testing.T)     { layertest.RunFaults(t, open) }
+func TestVersions(t *testing.T)   { layertest.RunVersions(t, open) }
+func TestDurability(t *testing.T) { layertest.RunDurability(t, open) }
 
 func BenchmarkDriver(b *testing.B) {
 	layertest.RunBenchmarks(b, func(b *testing.B, root string) layer.Driver {

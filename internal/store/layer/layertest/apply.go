@@ -11,7 +11,7 @@ import (
 	"ply/internal/oci"
 )
 
-// applyCases are stacks of layers, bottom first. What they make must be what the reference makes.
+// applyCases are stacks of layers, bottom first. Each must make the same tree as the reference.
 var applyCases = []struct {
 	name   string
 	layers [][]entry
@@ -138,7 +138,7 @@ func testApply(t *testing.T, open Open) {
 	t.Run("formats", func(t *testing.T) { testFormats(t, b) })
 }
 
-// checkStack commits tars as a stack and compares every depth of it with the reference.
+// checkStack commits tars as a stack and compares it with the reference at every depth.
 func (b *box) checkStack(t *testing.T, tars [][]byte) {
 	t.Helper()
 	chain := b.stack(t, tars...)
@@ -161,7 +161,7 @@ func (b *box) checkStack(t *testing.T, tars [][]byte) {
 	b.checkTars(t, chain)
 }
 
-// testSparse reads the sparse formats that tar programs write; the content is made by hand from their documents.
+// testSparse reads the sparse formats of tar programs. The tars are made by hand from the documentation of the formats.
 func testSparse(t *testing.T, b *box) {
 	for _, c := range sparseTars(t) {
 		t.Run(c.name, func(t *testing.T) {
@@ -170,7 +170,7 @@ func testSparse(t *testing.T, b *box) {
 	}
 }
 
-// testFormats reads what other writers make: old GNU and USTAR headers, global PAX headers, garbage behind the end.
+// testFormats reads other forms of tars: old GNU and USTAR headers, global PAX headers, garbage after the end.
 func testFormats(t *testing.T, b *box) {
 	long := strings.Repeat("long/", 40) + "name"
 	gnu := rewrite(t, tar.FormatGNU, file(long, "x"), dir("d"), symlink("d/l", long), file("big", "x").chown(3_000_000, 1), file("neg", "x").at(time.Unix(-5, 0)))
@@ -192,7 +192,7 @@ func testFormats(t *testing.T, b *box) {
 	}
 }
 
-// testDeep stacks many layers.
+// testDeep makes a stack of many layers.
 func testDeep(t *testing.T, open Open) {
 	b := newBox(t, open)
 	for _, depth := range []int{100, 300} {
@@ -201,7 +201,7 @@ func testDeep(t *testing.T, open Open) {
 			var chain oci.Chain
 			for i := range depth {
 				entries := []entry{file("shared", fmt.Sprint(i)), dir("d"), file(fmt.Sprintf("d/%d", i%10), "x")}
-				switch i % 20 { // few names: some drivers copy them all
+				switch i % 20 { // few names, because some drivers copy them all
 				case 5:
 					entries = append(entries, file(fmt.Sprintf("only%d", i), fmt.Sprint(depth)))
 				case 15:

@@ -11,7 +11,7 @@ import (
 	"ply/internal/store/layer"
 )
 
-// RunBenchmarks measures one driver. open is given a root that may be reused.
+// RunBenchmarks measures one driver. The root that open receives may have been used before.
 func RunBenchmarks(b *testing.B, open func(b *testing.B, root string) layer.Driver) {
 	const files = 5_000
 	data := manyFiles(b, files, 8<<10)
@@ -20,7 +20,7 @@ func RunBenchmarks(b *testing.B, open func(b *testing.B, root string) layer.Driv
 		b.SetBytes(int64(len(data)))
 		for b.Loop() {
 			mustCommit(b, d, nil, data)
-			b.StopTimer() // a second commit of the same layer would only be checked
+			b.StopTimer() // committing the same layer again would only verify it
 			for _, k := range d.Keys(oci.Chain{diffID(data)}) {
 				mustB(b, d.Remove(b.Context(), k))
 			}
@@ -98,7 +98,7 @@ func mustCommit(b *testing.B, d layer.Driver, parents oci.Chain, data []byte) oc
 	return append(parents[:len(parents):len(parents)], info.DiffID)
 }
 
-// benchMount is what a container costs: create, mount, unmount, remove.
+// benchMount measures the operations of a container: create, mount, unmount, remove.
 func benchMount(b *testing.B, open func(b *testing.B, root string) layer.Driver, depth int) {
 	d := openBench(b, open)
 	var chain oci.Chain

@@ -13,13 +13,13 @@ import (
 	"ply/internal/oci"
 )
 
-// hostileCases are tars that want out of the tree, or beyond what the kernel holds, each with a
-// benign twin that must pass. refuse false means that the layer may be taken (in a harmless form) or refused.
+// hostileCases are tars that try to reach outside the tree, or exceed what the kernel supports. Each has a harmless
+// counterpart that must be accepted. When refuse is false, the layer may be accepted (in a harmless form) or refused.
 var hostileCases = []struct {
 	name   string
 	evil   []entry
 	refuse bool
-	benign []entry
+	harmless []entry
 }{
 	{"climb", []entry{file("../x", "evil")}, true, []entry{file("..x", "fine"), file("x..", "fine"), file("...", "fine")}},
 	{"climb_inside", []entry{dir("a"), file("a/../../x", "evil")}, true, []entry{dir("a"), file("a/./x", "fine")}},
@@ -77,7 +77,7 @@ func testHostile(t *testing.T, open Open) {
 			}
 			chain, err := b.attack(t, nil, evil)
 			if err == nil && c.refuse {
-				t.Error("taken, want it refused")
+				t.Error("accepted, want it refused")
 			}
 			if err != nil && !errors.Is(err, errs.Invalid) {
 				t.Errorf("refused with %v, want class invalid argument", err)
@@ -90,7 +90,7 @@ func testHostile(t *testing.T, open Open) {
 			for _, l := range compareTrees(readTree(t, base), before) {
 				t.Errorf("canary: %s", l)
 			}
-			b.checkStack(t, [][]byte{makeTar(t, aim(c.benign, canary)...)})
+			b.checkStack(t, [][]byte{makeTar(t, aim(c.harmless, canary)...)})
 		})
 	}
 	t.Run("lower_symlink", func(t *testing.T) {
@@ -138,13 +138,13 @@ func (b *box) attack(t testing.TB, parents oci.Chain, data []byte) (oci.Chain, e
 	return append(slices.Clone(parents), info.DiffID), nil
 }
 
-// aim puts the path of the canary into entries.
+// aim replaces /CANARY in the targets of links by the path of the canary.
 func aim(entries []entry, canary string) []entry {
 	out := slices.Clone(entries)
 	for i := range out {
 		out[i].link = strings.ReplaceAll(out[i].link, "/CANARY", canary)
 	}
-	// A benign twin whose target lies in its own tree keeps that tree's name.
+	// A harmless counterpart whose target is in its own tree keeps the name of that tree.
 	for i := range out {
 		if out[i].kind == tar.TypeLink && slices.ContainsFunc(out, func(e entry) bool { return e.name == "CANARY/" }) {
 			out[i].link = entries[i].link
@@ -153,7 +153,7 @@ func aim(entries []entry, canary string) []entry {
 	return out
 }
 
-// rawHostile makes the tars that archive/tar does not write.
+// rawHostile returns the tars that archive/tar cannot write.
 func rawHostile(name string) []byte {
 	r := &rawTar{}
 	switch name {
@@ -170,7 +170,7 @@ func rawHostile(name string) []byte {
 	return r.end()
 }
 
-// checkAllSeen wants that a cut tar was taken only because the cut lies between entries.
+// checkAllSeen checks that a truncated tar was accepted only because it ends between entries.
 func checkAllSeen(t *testing.T, cut []byte) {
 	t.Helper()
 	if _, err := flatten(cut); err != nil {

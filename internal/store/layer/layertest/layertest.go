@@ -1,8 +1,9 @@
-// Package layertest is the law for storage drivers: a suite that every implementation of layer.Driver runs,
-// with a plain reference flattener of image layers as its oracle.
+// Package layertest is the test suite of storage drivers. Every implementation of layer.Driver passes it. Its oracle is a
+// simple reference that flattens the layers of an image.
 //
-// Run checks behaviour, RunBenchmarks speed, and RunTogether that several drivers make the same trees
-// out of the same random scripts. All need root, because they mount.
+// Run checks behaviour; RunFaults, RunDurability and RunVersions check what survives faults, power cuts and upgrades;
+// RunBenchmarks measures speed; and RunTogether checks that several drivers make the same trees from the same random
+// scripts. All need root, because they mount. RunTars is for drivers that store layers and mount nothing.
 package layertest
 
 import (
@@ -22,11 +23,11 @@ import (
 	"ply/internal/store/layer"
 )
 
-// Open makes a driver on root, an existing directory that may hold what an earlier driver left there. The
-// suite closes it.
+// Open opens a driver on root, an existing directory that may contain what an earlier driver stored there. The suite closes
+// the driver.
 type Open func(t *testing.T, root string) layer.Driver
 
-// Run checks one driver, one named subtest a behaviour.
+// Run checks one driver, with a named subtest per behaviour.
 func Run(t *testing.T, open Open) {
 	groups := []struct {
 		name string
@@ -50,14 +51,14 @@ func Run(t *testing.T, open Open) {
 	}
 }
 
-// RunTogether runs the same random scripts on every driver and wants the same trees.
+// RunTogether runs the same random scripts on all drivers and checks that they make the same trees.
 func RunTogether(t *testing.T, drivers map[string]Open) { testScripts(t, drivers) }
 
-// box is one driver on one root.
+// box is a driver on a root of its own.
 type box struct {
 	layer.Driver
 	root string // of the driver
-	work string // targets, writables
+	work string // for targets and writables
 	open Open
 	tars map[oci.DiffID][]byte
 	n    int
@@ -91,7 +92,7 @@ func (b *box) path(t testing.TB, prefix string) string {
 	return p
 }
 
-// try makes a layer of data on parents.
+// try commits data as a layer on parents.
 func (b *box) try(t testing.TB, parents oci.Chain, data []byte) (layer.Info, error) {
 	return tryIn(t.Context(), b.Driver, parents, data, diffID(data))
 }
@@ -101,7 +102,7 @@ func tryIn(ctx context.Context, d layer.Driver, parents oci.Chain, data []byte, 
 	if err != nil {
 		return layer.Info{}, err
 	}
-	// Odd pieces, because nobody promises whole blocks.
+	// pieces of an odd size, because a writer need not receive whole blocks
 	for rest := data; len(rest) > 0; {
 		n := min(len(rest), 10_007)
 		if _, err := w.Write(rest[:n]); err != nil {
@@ -113,7 +114,7 @@ func tryIn(ctx context.Context, d layer.Driver, parents oci.Chain, data []byte, 
 	return info, errors.Join(err, w.Abort())
 }
 
-// put is try that must succeed; it gives the longer chain.
+// put commits data as a layer on parents, which must succeed, and returns the longer chain.
 func (b *box) put(t testing.TB, parents oci.Chain, data []byte) oci.Chain {
 	t.Helper()
 	info, err := b.try(t, parents, data)
@@ -186,7 +187,7 @@ func (w *rw) mount(t testing.TB, opts layer.MountOptions) {
 	}
 }
 
-// at joins test-made names; nothing hostile passes here.
+// at returns the path of a name that the test made.
 func (w *rw) at(name string) string { return filepath.Join(w.target, name) }
 
 func (w *rw) diff(t testing.TB) []byte {
@@ -221,7 +222,7 @@ func (b *box) tar(t testing.TB, chain oci.Chain) ([]byte, error) {
 	return data, errors.Join(err, r.Close())
 }
 
-// checkTars wants every layer's tar back byte for byte, and Verify content.
+// checkTars checks that every layer's tar is returned byte for byte and passes Verify.
 func (b *box) checkTars(t testing.TB, chain oci.Chain) {
 	t.Helper()
 	for i := range chain {
@@ -237,7 +238,7 @@ func (b *box) checkTars(t testing.TB, chain oci.Chain) {
 	}
 }
 
-// leftovers lists temporaries below dir.
+// leftovers returns the temporaries below dir.
 func leftovers(t testing.TB, dir string) []string {
 	t.Helper()
 	var found []string

@@ -14,15 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flatten is the reference: the image-spec's rules on maps, written to be obvious and slow. It shares no
-// code with the drivers.
+// flatten is the reference: the rules of the image-spec on maps, written to be obvious and slow. It shares no code with the
+// drivers.
 //
-//   - A layer is first made a tree of its own. The last entry of a name wins; a directory over a directory
-//     replaces its attributes and keeps what it holds, any other clash removes first.
-//   - Whiteouts and opaque markers hide lower layers only, wherever they stand in the tar.
-//   - Parents that no entry describes have the attributes of the directory below, or 0755 root.
-//   - Links of the layer itself on the way to a name are followed inside the root, as unpacking into a directory does.
-//   - A hard link is to a name of this layer, or else to a lower one: then the lower file is copied up
+//   - A layer is first made a tree of its own. The last entry of a name wins. A directory over a directory replaces its
+//     attributes and keeps its content; any other clash removes the older name first.
+//   - Whiteouts and opaque markers hide only names of lower layers, wherever they stand in the tar.
+//   - Parents that no entry describes have the attributes of the directory below, or mode 0755 and owner root.
+//   - Symbolic links of the layer itself in the path of a name are followed inside the root, as when unpacking.
+//   - A hard link points to a name of this layer or else of a lower one. In the second case the lower file is copied up,
 //     and both names are the copy.
 func flatten(tars ...[]byte) (tree, error) {
 	t := tree{".": impliedDir()}
@@ -33,7 +33,7 @@ func flatten(tars ...[]byte) (tree, error) {
 	}
 	if len(tars) > 1 {
 		for _, n := range t {
-			n.nlink = 0 // differs between drivers once layers are stacked
+			n.nlink = 0 // differs between drivers in stacks
 		}
 	}
 	return t, nil
@@ -44,7 +44,7 @@ func impliedDir() *inode {
 }
 
 func (t tree) apply(data []byte) error {
-	own, copies := tree{".": impliedDir()}, tree{} // copies are lower files that the layer links to
+	own, copies := tree{".": impliedDir()}, tree{} // copies are lower files to which the layer links
 	hidden, opaque := map[string]bool{}, map[string]bool{}
 	r := tar.NewReader(bytes.NewReader(data))
 	for {
@@ -87,7 +87,7 @@ func (t tree) apply(data []byte) error {
 		}
 	}
 	for p, n := range copies {
-		if t[p] != nil { // not hidden, and what replaces it comes now
+		if t[p] != nil { // it is not hidden, and is replaced now
 			t[p] = n
 		}
 	}
@@ -105,7 +105,7 @@ func (t tree) apply(data []byte) error {
 	return nil
 }
 
-// entry adds one entry to a layer's own tree; lower is what stands below it.
+// entry adds one entry to a layer's own tree; lower is the tree of the layers below.
 func (t tree) entry(p string, h *tar.Header, body io.Reader, lower, copies tree) error {
 	n := &inode{
 		mode: uint32(h.Mode & 0o7777), uid: uint32(h.Uid), gid: uint32(h.Gid), mtime: h.ModTime,
@@ -156,14 +156,14 @@ func (t tree) entry(p string, h *tar.Header, body io.Reader, lower, copies tree)
 	if t[p] != n {
 		t.drop(p)
 	} else {
-		n.nlink-- // linked to itself
+		n.nlink-- // the link points to itself
 	}
 	t.parents(p)
 	t[p] = n
 	return nil
 }
 
-// through follows the links of t on the way to the last component of p, inside the root.
+// through follows the symbolic links of t in p, except in the last component, inside the root.
 func (t tree) through(p string) (string, error) {
 	rest, done := strings.Split(path.Dir(p), "/"), "."
 	for links := 0; len(rest) > 0; {
@@ -237,5 +237,5 @@ func (t tree) drop(p string) {
 	}
 }
 
-// below says that q is p or lies below it.
+// below reports whether q is p or is below it.
 func below(q, p string) bool { return q == p || p == "." || strings.HasPrefix(q, p+"/") }

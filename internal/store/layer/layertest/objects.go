@@ -20,7 +20,7 @@ import (
 
 var noOptions layer.MountOptions
 
-// testCommit is about Writer: digests, aborts, many at once.
+// testCommit checks Writer: digests, aborts, parallel writers.
 func testCommit(t *testing.T, open Open) {
 	b := newBox(t, open)
 	data := makeTar(t, dir("d"), file("d/f", noise(5, 70_000)), file("g", "12345"))
@@ -188,7 +188,7 @@ func (b *box) keys(t testing.TB) map[layer.Key]time.Time {
 	return keys
 }
 
-// testObjects is about stored objects: keys, removal, damage.
+// testObjects checks stored objects: keys, removal, damage.
 func testObjects(t *testing.T, open Open) {
 	t.Run("keys_and_walk", func(t *testing.T) {
 		b := newBox(t, open)
@@ -273,7 +273,7 @@ func testObjects(t *testing.T, open Open) {
 		if _, err := b.tar(t, chain); !errors.Is(err, errs.DataLoss) {
 			t.Errorf("tar of a damaged layer: %v, want class data loss", err)
 		}
-		b.put(t, nil, data) // a pull heals
+		b.put(t, nil, data) // a pull repairs the layer
 		b.checkTars(t, chain)
 		want, err := flatten(data)
 		if err != nil {
@@ -307,7 +307,7 @@ func testObjects(t *testing.T, open Open) {
 	})
 }
 
-// flip changes one bit in every stored file that holds content; it gives their number. Times stay.
+// flip changes one bit in every stored file that contains content, without changing times. It returns the number of files.
 func flip(t testing.TB, root string, content []byte) int {
 	t.Helper()
 	n := 0
@@ -361,7 +361,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// testReopen drops a driver the way a kill does.
+// testReopen opens a root again that a killed process has used.
 func testReopen(t *testing.T, open Open) {
 	b := newBox(t, open)
 	tars := [][]byte{makeTar(t, dir("d").chmod(0o700), file("d/f", noise(11, 40_000))), makeTar(t, file("d/g", "x"), hardlink("h", "d/f"))}
@@ -375,7 +375,7 @@ func testReopen(t *testing.T, open Open) {
 	if _, err := unfinished.Write(makeTar(t, file("x", noise(12, 100_000)))[:60_000]); err != nil {
 		t.Fatal(err)
 	}
-	// Not closed, not aborted: the process is gone as far as the disk can tell.
+	// The driver is neither closed nor the writer aborted, as after a kill.
 	before := b.keys(t)
 	again := &box{Driver: open(t, b.root), root: b.root, work: b.work, open: open, tars: b.tars}
 	defer func() {

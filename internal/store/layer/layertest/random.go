@@ -14,11 +14,11 @@ import (
 	"ply/internal/oci"
 )
 
-// stacks is for long runs by hand: -layertest.stacks=500 -rapid.checks=500.
+// stacks is for long manual runs: -layertest.stacks=500 -rapid.checks=500.
 var stacks = flag.Int("layertest.stacks", 20, "random stacks of layers to compare with the reference")
 
-// layerNames are few, so that layers and entries meet. Links get names of their own: what an entry below a link
-// means is not for the reference to say.
+// layerNames are few names, so that layers and entries clash. Links have names of their own: the reference does not define
+// the meaning of an entry below a link.
 var (
 	layerNames = []string{"a", "b", "a/b", "a/c", "a/b/c", "a/b/d", "e", "e/f", "e/f/g", "h"}
 	linkNames  = []string{"l", "a/l", "a/b/l", "e/f/l"}
@@ -60,7 +60,7 @@ func whiteoutOf(name string) string {
 	return ".wh." + name
 }
 
-// testRandomStacks compares random stacks with the reference; what that refuses is not tried.
+// testRandomStacks compares random stacks with the reference. Stacks that the reference refuses are skipped.
 func testRandomStacks(t *testing.T, open Open) {
 	b := newBox(t, open)
 	runs, bad := 0, false
@@ -94,8 +94,8 @@ func testRandomStacks(t *testing.T, open Open) {
 	})
 }
 
-// steady leaves out entries that make a directory of a file of the same layer, or the other way round: what the layer
-// then hides is not laid down.
+// steady leaves out entries that turn a file of the same layer into a directory, or the reverse: what the layer hides in
+// that case is not specified.
 func steady(entries []entry) (kept []entry) {
 	isDir := map[string]bool{}
 	fits := func(p string, dir bool) bool {

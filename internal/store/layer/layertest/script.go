@@ -17,13 +17,14 @@ import (
 	"ply/internal/oci"
 )
 
-// scripts is for long runs by hand: -layertest.scripts=500 -rapid.checks=500.
+// scripts is for long manual runs: -layertest.scripts=500 -rapid.checks=500.
 var scripts = flag.Int("layertest.scripts", 15, "random scripts to run")
 
-// scriptNames are few, so that operations meet.
+// scriptNames are few names, so that operations clash.
 var scriptNames = []string{"a", "b", "etc", "etc/passwd", "etc/conf.d", "etc/conf.d/a", "etc/new", "usr", "usr/bin", "usr/bin/tool", "gone", "gone/d", "gone/d/g", "a/b", "a/b/c", "var", "bin", "fifo"}
 
-// scriptGround is what scripts change. It has no hard links: overlayfs breaks them at copy-up, full copies do not.
+// scriptGround is the layer that scripts change. It has no hard links, because overlayfs breaks them at copy-up and full
+// copies do not.
 func scriptGround(t testing.TB) []byte {
 	return makeTar(t,
 		dir("etc"), file("etc/passwd", "root"), dir("etc/conf.d").chmod(0o750), file("etc/conf.d/a", "a").xattr("user.x1", "v"), dir("usr"), dir("usr/bin").chown(3, 4),
@@ -31,7 +32,7 @@ func scriptGround(t testing.TB) []byte {
 	)
 }
 
-// op is one file operation. It may fail; it must fail on every driver alike.
+// op is one file operation. It may fail, but then it must fail on every driver.
 type op struct {
 	kind     int
 	from, to string
@@ -50,7 +51,7 @@ func drawOp(rt *rapid.T) op {
 	}
 }
 
-// apply does o below root. All paths are taken without following links, so that no script leaves the tree.
+// apply runs o below root. Paths are used without following links, so that no script leaves the tree.
 func (o op) apply(root string) error {
 	r, err := os.OpenRoot(root)
 	if err != nil {
@@ -120,7 +121,7 @@ func (o op) apply(root string) error {
 
 var errNotPlain = errors.New("not done")
 
-// plainParents says that no component before the last is a link.
+// plainParents reports whether no component before the last is a link.
 func plainParents(fd int, name string) bool {
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
 		var st unix.Stat_t
@@ -131,7 +132,8 @@ func plainParents(fd int, name string) bool {
 	return true
 }
 
-// setTimes gives every name a time that depends on its path alone: what the clock gave differs between drivers.
+// setTimes sets the time of every name to one that depends only on its path, because the times of operations differ between
+// drivers.
 func setTimes(t testing.TB, root string, names tree) {
 	t.Helper()
 	paths := slices.Sorted(func(yield func(string) bool) {
@@ -144,7 +146,7 @@ func setTimes(t testing.TB, root string, names tree) {
 	for _, p := range slices.Backward(paths) {
 		ts := unix.NsecToTimespec(int64(len(p)+1)*1_000_000_007 + int64(p[0]))
 		if names[p].kind != unix.S_IFDIR {
-			// Linked names share one time.
+			// hard links share one time
 			ts = unix.NsecToTimespec(time.Unix(1_500_000_000, 77).UnixNano())
 		}
 		if err := unix.UtimesNanoAt(unix.AT_FDCWD, root+"/"+p, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -153,7 +155,8 @@ func setTimes(t testing.TB, root string, names tree) {
 	}
 }
 
-// testScripts runs random scripts on every driver. All end in the same tree, and diff → apply → mount gives it again.
+// testScripts runs random scripts on every driver. All must end with the same tree, and diff, apply and mount must result
+// in that tree again.
 func testScripts(t *testing.T, drivers map[string]Open) {
 	var names []string
 	boxes := map[string]*box{}
@@ -165,7 +168,7 @@ func testScripts(t *testing.T, drivers map[string]Open) {
 	slices.Sort(names)
 	runs, bad := 0, false
 	rapid.Check(t, func(rt *rapid.T) {
-		// Every run mounts and the suite has to be quick; once something failed, a few more may shrink it.
+		// Every run mounts, and the suite must be fast. After a failure, more runs may shrink the script.
 		if runs++; runs > *scripts && (!bad || runs > *scripts+45) {
 			return
 		}
@@ -194,7 +197,7 @@ func testScripts(t *testing.T, drivers map[string]Open) {
 	})
 }
 
-// script runs ops in a fresh writable and gives the tree and which of them failed how.
+// script runs ops in a fresh writable and returns the tree, and how each operation ended.
 func (b *box) script(t *testing.T, ops []op) (tree, []string) {
 	t.Helper()
 	chain := oci.Chain{diffID(scriptGround(t))}

@@ -12,7 +12,7 @@ import (
 	"ply/internal/oci"
 )
 
-// entry is one entry of a tar that a test makes.
+// entry is one entry of a test's tar.
 type entry struct {
 	name   string
 	kind   byte // tar.Type…; 0 is a regular file, or a directory when the name ends in a slash
@@ -48,7 +48,7 @@ func (e entry) xattr(name, value string) entry {
 	return e
 }
 
-// header turns e into what archive/tar writes.
+// header converts e for archive/tar.
 func (e entry) header() *tar.Header {
 	h := &tar.Header{
 		Name: e.name, Typeflag: e.kind, Linkname: e.link, Mode: e.mode, Uid: e.uid, Gid: e.gid,
@@ -63,7 +63,7 @@ func (e entry) header() *tar.Header {
 			h.Mode = 0o755
 		}
 	}
-	if h.Mode < 0 { // really none
+	if h.Mode < 0 { // a mode of 0
 		h.Mode = 0
 	}
 	if h.ModTime.IsZero() {
@@ -78,7 +78,7 @@ func (e entry) header() *tar.Header {
 	return h
 }
 
-// makeTar writes entries in the order given.
+// makeTar writes entries in this order.
 func makeTar(tb testing.TB, entries ...entry) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -99,7 +99,7 @@ func makeTar(tb testing.TB, entries ...entry) []byte {
 
 func diffID(data []byte) oci.DiffID { return oci.DiffID(oci.DigestOf(data)) }
 
-// noise is deterministic content that does not compress.
+// noise returns deterministic content that cannot be compressed.
 func noise(seed uint64, n int) string {
 	src := rand.New(rand.NewPCG(seed, 1))
 	b := make([]byte, n)
@@ -109,7 +109,7 @@ func noise(seed uint64, n int) string {
 	return string(b)
 }
 
-// rewrite is makeTar in another header format.
+// rewrite is makeTar with another header format.
 func rewrite(tb testing.TB, format tar.Format, entries ...entry) []byte {
 	tb.Helper()
 	var buf bytes.Buffer
@@ -130,10 +130,10 @@ func rewrite(tb testing.TB, format tar.Format, entries ...entry) []byte {
 	return buf.Bytes()
 }
 
-// rawTar puts entries together block by block, for tars that archive/tar refuses to write.
+// rawTar writes entries block by block, for tars that archive/tar refuses to write.
 type rawTar struct{ bytes.Buffer }
 
-// header adds one block; change may alter its bytes before the checksum is made.
+// header adds one block; change may change its bytes before the checksum is computed.
 func (r *rawTar) header(name string, kind byte, size int64, change func(block []byte)) {
 	var b [512]byte
 	copy(b[:100], name)
@@ -154,7 +154,7 @@ func (r *rawTar) header(name string, kind byte, size int64, change func(block []
 	r.Write(b[:])
 }
 
-// body adds content and what fills its last block.
+// body adds content, padded to whole blocks.
 func (r *rawTar) body(s string) {
 	r.WriteString(s)
 	r.Write(make([]byte, (512-len(s)%512)%512))
@@ -185,7 +185,7 @@ type namedTar struct {
 	data []byte
 }
 
-// sparseTars holds a file of 10,000 bytes with "AAAA…" at 0 and "BBBB…" at 8192, in every sparse format.
+// sparseTars returns, in each sparse format, a file of 10,000 bytes with "AAAA…" at 0 and "BBBB…" at 8192.
 func sparseTars(tb testing.TB) []namedTar {
 	tb.Helper()
 	data := strings.Repeat("A", 512) + strings.Repeat("B", 1024)

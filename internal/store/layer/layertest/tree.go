@@ -14,27 +14,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inode is everything that can be seen of a file. Names that share an *inode are hard links.
+// inode is what can be seen of a file. Names that share an *inode are hard links.
 type inode struct {
 	kind    uint32 // S_IF…
 	mode    uint32 // permission bits, with set-ids and sticky
 	uid     uint32
 	gid     uint32
 	mtime   time.Time
-	anyTime bool // the time is not laid down
+	anyTime bool // the time is not specified
 	size    int64
 	hash    [32]byte // of a regular file's content
 	link    string   // of a symbolic link
 	rdev    uint64
 	xattrs  map[string]string
 	implied bool // a directory that no entry described; only in the model
-	nlink   int  // names in its own layer; compared only for single layers
+	nlink   int  // number of names in its own layer; compared only for single layers
 }
 
 // tree maps relative paths to inodes; "." is the root.
 type tree map[string]*inode
 
-// readTree reads what is on disk below root, which must exist.
+// readTree reads the tree below root, which must exist.
 func readTree(tb testing.TB, root string) tree {
 	tb.Helper()
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -143,7 +143,7 @@ func readInode(dirfd int, name string, st *unix.Stat_t) (*inode, error) {
 	return n, err
 }
 
-// readXattrs leaves out what the host adds by itself.
+// readXattrs returns the xattrs of a name without those that the host adds.
 func readXattrs(path string) (map[string]string, error) {
 	buf := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, buf)
@@ -190,7 +190,7 @@ func (n *inode) same(o *inode) bool {
 		maps.Equal(n.xattrs, o.xattrs)
 }
 
-// compareTrees gives one line a difference, at most 20.
+// compareTrees returns one line per difference, at most 20.
 func compareTrees(got, want tree) []string {
 	var lines []string
 	paths := slices.Collect(maps.Keys(want))
@@ -222,7 +222,7 @@ func compareTrees(got, want tree) []string {
 	return lines
 }
 
-// checkTree fails the test when the tree on disk at root is not want.
+// checkTree compares the tree at root with want.
 func checkTree(tb testing.TB, what, root string, want tree) {
 	tb.Helper()
 	if lines := compareTrees(readTree(tb, root), want); len(lines) > 0 {

@@ -19,7 +19,7 @@ import (
 	"ply/internal/store/layer"
 )
 
-// ground is a layer with one of everything, to change.
+// ground is a layer with one name of each type, for tests that change it.
 func ground(t testing.TB) []byte {
 	return makeTar(t,
 		dir("etc").chmod(0o755), file("etc/passwd", "root"), file("etc/hosts", "x"), dir("etc/conf.d"), file("etc/conf.d/a", "a"), file("etc/conf.d/b", "b"),
@@ -125,7 +125,7 @@ func sameSet(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
-// checkReapplied makes a layer of the writable's diff and wants the very same tree.
+// checkReapplied commits the writable's diff as a layer and checks that it results in the same tree.
 func checkReapplied(t testing.TB, w *rw) {
 	t.Helper()
 	data := w.diff(t)
@@ -147,7 +147,7 @@ func checkReapplied(t testing.TB, w *rw) {
 	w.checkTars(t, next)
 }
 
-// testDiff changes the ground in known ways: exact changes, and a diff that makes the same tree again.
+// testDiff changes the ground in known ways, and checks the changes and that the diff results in the same tree again.
 func testDiff(t *testing.T, open Open) {
 	b := newBox(t, open)
 	chain := b.stack(t, ground(t))
@@ -208,7 +208,7 @@ func testDiff(t *testing.T, open Open) {
 			must(t, unix.Setxattr(w.at("etc/passwd"), "user.new", []byte("v\x00w"), 0))
 			must(t, unix.Setxattr(w.at("usr/bin"), "user.dir", []byte("d"), 0))
 			must(t, unix.Setxattr(w.at("etc/hosts"), "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
-			// Overlayfs asks the lower inode whether it takes ACLs, and EROFS' do not: so it is copied up first.
+			// Overlayfs asks the lower inode whether it supports ACLs, and EROFS does not, so the file is copied up first.
 			must(t, os.Chown(w.at("etc/conf.d/a"), -1, -1))
 			must(t, unix.Setxattr(w.at("etc/conf.d/a"), "system.posix_acl_access", acl(), 0))
 		}, []string{"C /etc", "C /etc/conf.d", "C /etc/conf.d/a", "C /etc/hosts", "C /etc/passwd", "C /usr", "C /usr/bin"}},
@@ -240,7 +240,7 @@ func testDiff(t *testing.T, open Open) {
 	}
 	t.Run("sockets_left_out", func(t *testing.T) {
 		w := b.writable(t, chain, noOptions)
-		t.Chdir(w.target) // socket paths are short
+		t.Chdir(w.target) // paths of sockets must be short
 		l, err := net.Listen("unix", "sock")
 		must(t, err)
 		defer l.Close()
@@ -279,7 +279,7 @@ func acl() []byte {
 	return b
 }
 
-// testRunning takes the diff of a writable while it is being written: the tar must be well formed.
+// testRunning takes the diff of a writable while files change: the tar must be valid.
 func testRunning(t *testing.T, open Open) {
 	b := newBox(t, open)
 	chain := b.stack(t, ground(t))
@@ -305,7 +305,7 @@ func testRunning(t *testing.T, open Open) {
 	checkReapplied(t, w)
 }
 
-// churn grows, shrinks, removes and replaces until ctx ends.
+// churn grows, shrinks, removes and replaces files until ctx ends.
 func churn(ctx context.Context, w *rw) error {
 	for i := 0; ctx.Err() == nil; i++ {
 		name := w.at(fmt.Sprintf("churn%d", i%7))
@@ -337,7 +337,7 @@ func churn(ctx context.Context, w *rw) error {
 	return nil
 }
 
-// testInit checks that what a runtime needs is there and is no change.
+// testInit checks that the mount points of the runtime exist and are no changes.
 func testInit(t *testing.T, open Open) {
 	b := newBox(t, open)
 	entries := []layer.InitEntry{

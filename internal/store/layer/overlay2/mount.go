@@ -15,7 +15,7 @@ import (
 	"ply/internal/store/layer/writable"
 )
 
-// stack is base with the layers open for a mount; done closes what had to be opened.
+// stack returns the base of a chain with its layers open for a mount. The caller calls done after the mount.
 func (d *Driver) stack(ctx context.Context, chain oci.Chain) (b writable.Base, done func(), err error) {
 	b, paths, err := d.base(ctx, chain)
 	if err != nil {
@@ -42,7 +42,7 @@ func (d *Driver) stack(ctx context.Context, chain oci.Chain) (b writable.Base, d
 	return b, done, nil
 }
 
-// use notes what a mount at target stands on, so that Remove leaves it alone.
+// use records the objects below the mount at target, so that Remove does not remove them.
 func (d *Driver) use(target string, chain oci.Chain) {
 	dirs := map[string]bool{}
 	for _, k := range d.Keys(chain) {
@@ -53,8 +53,7 @@ func (d *Driver) use(target string, chain oci.Chain) {
 	d.targets[filepath.Clean(target)] = slices.Collect(maps.Keys(dirs))
 }
 
-// mounted reports whether a mount stands on the object in dir: one made here, or one that an earlier
-// process left.
+// mounted reports whether a mount uses the object in dir, whether this or an earlier process mounted it.
 func (d *Driver) mounted(dir string) (bool, error) {
 	d.mu.Lock()
 	for target, dirs := range d.targets {
@@ -74,7 +73,7 @@ func (d *Driver) mounted(dir string) (bool, error) {
 	return strings.Contains(string(info), escape(dir)+"/fs"), nil
 }
 
-// escape words a path as mountinfo does among options.
+// escape escapes a path as mountinfo does among options.
 func escape(path string) string {
 	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`, ",", `\054`).Replace(path)
 }

@@ -1,16 +1,16 @@
-// Package overlay2 keeps layers as plain directories, keyed by diffID, and stacks them with overlayfs. It needs no
-// special file system and no recent kernel beyond the new mount API.
+// Package overlay2 keeps layers as plain directories, keyed by diffID, and stacks them with overlayfs. It works on most
+// file systems, and needs a kernel with the new mount API.
 //
-//	<root>/layers/sha256/<diffID>/            a layer directory of package tree
-//	<root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
-//	<root>/roots/                             empty directories with root attributes, for views
-//	<root>/inits/                             init layers of removed containers, for the next ones
-//	<root>/layers/sha256/.tmp-*               what is being made or removed
+// <root>/layers/sha256/<diffID>/            a layer directory of package tree
+// <root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
+// <root>/roots/                             empty directories with root attributes, for views
+// <root>/inits/                             init layers of removed containers, for the next ones
+// <root>/layers/sha256/.tmp-*               objects that are being made or removed
 //
-// A layer is unpacked alone, so layers of an image come in parallel. What of it depends on the layers below
-// (package tree tells: directories without an entry, hard links to lower files) is resolved at Commit into the
-// variant: a small directory that stands right above the layer in every mount. A layer of which nothing
-// depends has none, and most have none.
+// A layer is unpacked without access to the layers below, so the layers of an image can be unpacked in parallel. What
+// depends on the layers below (directories without an entry, hard links to lower files; see package tree) is resolved at
+// Commit into the variant: a small directory directly above the layer in every mount. Most layers depend on nothing and
+// have no variant.
 package overlay2
 
 import (
@@ -38,7 +38,7 @@ import (
 	"ply/internal/store/layer/writable"
 )
 
-// Name is what the driver is called.
+// Name is the driver's name.
 const Name = "overlay2"
 
 // Options of Open. The zero value works.
@@ -53,16 +53,16 @@ type Driver struct {
 	layers string
 	inits  *writable.Inits
 	opts   Options
-	locks  tree.Locks // keys; never two at once
+	locks  tree.Locks // of objects; a goroutine takes only one at a time
 
-	mu      sync.Mutex // innermost: taken with object locks held
+	mu      sync.Mutex // no other lock is taken while it is held
 	metas   map[oci.DiffID]*tree.Meta
-	targets map[string][]string // mount point → object directories it stands on
+	targets map[string][]string // mount point → object directories below it
 }
 
 var _ layer.Driver = (*Driver)(nil)
 
-// Probe says whether root's file system can hold layers, and if not why.
+// Probe reports whether overlayfs works on the file system of root, and if not why.
 func Probe(root string) (bool, string) {
 	dir, err := os.MkdirTemp(root, durable.TempPrefix+"probe-")
 	if err != nil {
@@ -151,19 +151,19 @@ const keyPrefix = "sha256-"
 func baseKey(id oci.DiffID) layer.Key { return layer.Key(keyPrefix + id.Hex()) }
 
 func variantKey(id oci.DiffID, parents oci.Chain) layer.Key {
-	on := strings.Repeat("0", 64) // on nothing
+	on := strings.Repeat("0", 64) // without parents
 	if len(parents) > 0 {
 		on = parents.ID().Hex()
 	}
 	return baseKey(id) + "@" + layer.Key(on)
 }
 
-// dir is where the object of a well-formed key lies.
+// dir returns the directory of an object. The key must be valid.
 func (d *Driver) dir(key layer.Key) string {
 	return filepath.Join(d.layers, strings.TrimPrefix(string(key), keyPrefix))
 }
 
-// parseKey refuses what is no key of this driver.
+// parseKey returns an error for anything but a key of this driver.
 func parseKey(key layer.Key) error {
 	hex, ok := strings.CutPrefix(string(key), keyPrefix)
 	own, on, variant := strings.Cut(hex, "@")
@@ -173,7 +173,8 @@ func parseKey(key layer.Key) error {
 	return nil
 }
 
-// meta gives the description of a held layer; errs.NotFound when there is none, errs.DataLoss when it is damaged.
+// meta returns the description of a layer. The error's class is errs.NotFound when it does not exist, and errs.DataLoss
+// when it is damaged.
 func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 	d.mu.Lock()
 	m := d.metas[id]
@@ -240,7 +241,7 @@ func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 	var keys []layer.Key
 	for i, id := range chain {
 		keys = append(keys, baseKey(id))
-		// A layer that cannot be read may well have a variant: better to name one too many.
+		// A layer that cannot be read may have a variant. One key too many does no harm.
 		if m, err := d.meta(id); err != nil || !m.Alone() {
 			keys = append(keys, variantKey(id, chain[:i]))
 		}
@@ -333,8 +334,8 @@ func (d *Driver) verify(ctx context.Context, m *tree.Meta) error {
 	return tree.Check(ctx, r, filepath.Join(dir, tree.FS), d.opts.Limits)
 }
 
-// base opens the stack of a chain for writable. Overlayfs refuses a directory twice, so of a layer that
-// a chain has several times only the uppermost counts: whatever the others show or hide, it shows or hides as well.
+// base returns the stack of a chain. Overlayfs refuses the same directory twice, so only the uppermost copy counts of a
+// layer that a chain has several times: it shows and hides the same names as the others.
 func (d *Driver) base(ctx context.Context, chain oci.Chain) (b writable.Base, paths []string, err error) {
 	b.Root = -1
 	if len(chain) > 0 {

@@ -76,9 +76,9 @@ func TestTmpfs(t *testing.T) {
 	})
 }
 
-// TestRemoveAfterRestart knows what an earlier process has mounted.
+// What an earlier process has mounted is not removed.
 func TestRemoveAfterRestart(t *testing.T) {
-	base, err := os.MkdirTemp("", "o2") // a short path: a long one is mounted by descriptor and shows no name
+	base, err := os.MkdirTemp("", "o2") // a short path: a long one is mounted by descriptor and has no name in mountinfo
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestProbeSaysWhy(t *testing.T) {
 	if ok, why := overlay2.Probe(filepath.Join(t.TempDir(), "missing")); ok || why == "" {
 		t.Errorf("Probe of nothing = %v, %q", ok, why)
 	}
-	// The upper directory of an overlay cannot be one of another.
+	// The upper directory of an overlay cannot be on another overlay.
 	base := t.TempDir()
 	dirs := map[string]string{}
 	for _, n := range []string{"a", "b", "upper", "work", "mnt"} {
@@ -144,4 +144,10 @@ func TestProbeSaysWhy(t *testing.T) {
 	if ok, why := overlay2.Probe(dirs["mnt"]); ok || !strings.Contains(why, "overlayfs") {
 		t.Errorf("Probe on overlayfs = %v, %q", ok, why)
 	}
+}
+
+func TestDurability(t *testing.T) {
+	layertest.RunDurability(t, func(fsys durable.FS, root string) (layer.Driver, error) {
+		return overlay2.Open(fsys, root, overlay2.Options{})
+	})
 }

@@ -13,20 +13,20 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// resolver makes the tree of a variant: directories that the layer implies, with the attributes they have below;
-// directories that must be merged with something; and copies of lower files that the layer links to, with all
-// their names.
+// resolver makes the tree of a variant. It contains directories that the layer implies, with the attributes they have
+// below; directories that must be merged with another one; and copies of the lower files to which the layer has hard links,
+// with all their names.
 type resolver struct {
-	ctx       context.Context // for the one call of run
+	ctx       context.Context // of the call of run
 	meta      *tree.Meta
 	top       *os.File // the variant
 	own       *os.File // the layer
 	lower     *upper.Stack
 	lowerDirs []*os.File
-	all       *upper.Stack // the layer on the lower ones
+	all       *upper.Stack // the layer on top of the lower ones
 	made      bool
 	dirs      []madeDir
-	nobodys   map[string]bool // implied directories
+	isImplied map[string]bool
 }
 
 type madeDir struct {
@@ -35,9 +35,9 @@ type madeDir struct {
 }
 
 func (r *resolver) run() error {
-	r.nobodys = make(map[string]bool, len(r.meta.Implied))
+	r.isImplied = make(map[string]bool, len(r.meta.Implied))
 	for _, name := range r.meta.Implied {
-		r.nobodys[string(name)] = true
+		r.isImplied[string(name)] = true
 	}
 	for _, name := range r.meta.Implied {
 		if err := r.implied(string(name)); err != nil {
@@ -49,13 +49,13 @@ func (r *resolver) run() error {
 			return err
 		}
 	}
-	first := map[string]string{} // link target → a name that has its copy already
+	first := map[string]string{} // target of a link → a name that has its copy
 	for _, l := range r.meta.Links {
 		if err := r.link(l, first); err != nil {
 			return err
 		}
 	}
-	for i := len(r.dirs) - 1; i >= 0; i-- { // making what is inside changed their times
+	for i := len(r.dirs) - 1; i >= 0; i-- { // creating what is inside changed their times
 		if err := upper.CopyAttrs(int(r.top.Fd()), r.dirs[i].from, r.dirs[i].path); err != nil {
 			return err
 		}
@@ -69,12 +69,12 @@ func (r *resolver) implied(p string) error {
 		return err
 	}
 	if !found || st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return nil // the layer makes it
+		return nil // the layer's own directory is right
 	}
 	return r.makeAll(p)
 }
 
-// wiped makes sure that a directory with whiteouts is merged with another one.
+// wiped makes a directory with whiteouts in the variant, unless there is one below with which it is merged.
 func (r *resolver) wiped(p string) error {
 	st, _, found, err := r.lower.Where(p)
 	if err != nil {
@@ -86,7 +86,7 @@ func (r *resolver) wiped(p string) error {
 	return r.makeAll(p)
 }
 
-// makeAll makes the directory p and its parents as they shall look when layer and chain are stacked.
+// makeAll makes the directory p and its parents, with the attributes that they have in the stack of layer and chain.
 func (r *resolver) makeAll(p string) error {
 	if p == "." {
 		return nil
@@ -109,9 +109,10 @@ func (r *resolver) makeAll(p string) error {
 	return nil
 }
 
-// attrsOf gives the layer whose attributes the directory p has: an entry of its own beats what is below.
+// attrsOf returns the descriptor of the layer from which directory p has its attributes: the layer itself if it has an
+// entry, otherwise a layer below.
 func (r *resolver) attrsOf(p string) (fd int, err error) {
-	if !r.nobodys[p] {
+	if !r.isImplied[p] {
 		var st unix.Stat_t
 		err := unix.Fstatat(int(r.own.Fd()), p, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
@@ -152,7 +153,7 @@ func (r *resolver) link(l tree.Link, first map[string]string) error {
 		return err
 	}
 	first[target] = name
-	// The target is the same file from here on, unless this layer hides or replaces it.
+	// The target is the same file as the link, unless this layer hides or replaces it.
 	now, _, still, err := r.all.Where(target)
 	if err != nil {
 		return err
@@ -173,7 +174,7 @@ func (r *resolver) wrap(op, p string, err error) error {
 	return &os.PathError{Op: op, Path: p, Err: err}
 }
 
-// copyNode copies anything but a directory, with all its attributes.
+// copyNode copies anything but a directory, with all attributes.
 func copyNode(from int, src string, st *unix.Stat_t, to int, dst string) error {
 	var err error
 	switch st.Mode & unix.S_IFMT {
@@ -207,7 +208,7 @@ func copyFile(from int, src string, to int, dst string) error {
 	}
 	w := os.NewFile(uintptr(out), dst)
 	if err := unix.IoctlFileClone(out, in); err != nil {
-		_, err = io.Copy(w, r) // copy_file_range where the kernel can
+		_, err = io.Copy(w, r) // uses copy_file_range where the kernel supports it
 		return errors.Join(err, w.Close())
 	}
 	return w.Close()

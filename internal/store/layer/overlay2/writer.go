@@ -21,8 +21,8 @@ func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
 	})
 }
 
-// publish makes the layer directory at tmp the one of its digest, unless a sound one is there. On a good end tmp is
-// gone or will be removed by the caller.
+// publish gives the layer directory tmp its final name and makes it durable, unless an undamaged one exists. The caller
+// removes what is left of tmp.
 func (d *Driver) publish(ctx context.Context, tmp string, m *tree.Meta) error {
 	key := baseKey(m.DiffID)
 	defer d.locks.Lock(string(key))()
@@ -42,7 +42,7 @@ func (d *Driver) publish(ctx context.Context, tmp string, m *tree.Meta) error {
 		if err := d.fsys.SyncFS(tmp); err != nil {
 			return err
 		}
-		// The damaged one moves aside first; a crash in between leaves no layer, which is the truth.
+		// The damaged one is renamed first. A crash in between leaves no layer, which is right.
 		trash := durable.TempName(d.layers)
 		if err := d.fsys.Rename(dir, trash); err != nil {
 			return err
@@ -52,7 +52,7 @@ func (d *Driver) publish(ctx context.Context, tmp string, m *tree.Meta) error {
 		}
 		used, err := d.mounted(dir)
 		if err == nil && used {
-			return nil // who has it mounted keeps what there is of it until the next start
+			return nil // mounts of the damaged layer keep it until the next start
 		}
 		return errors.Join(err, d.fsys.RemoveAll(trash))
 	}

@@ -2,20 +2,20 @@ package tarscan
 
 import "time"
 
-// Kind of an entry.
+// Kind is the kind of an entry.
 type Kind uint8
 
 // The kinds.
 const (
 	Regular  Kind = iota + 1
-	Dir           // over a directory: replaces the attributes, keeps what it holds
+	Dir           // over a directory, it replaces the attributes and keeps the content
 	Symlink       // Link is the target as written
-	Hardlink      // Link is the clean path of the target, of this layer or a lower one
+	Hardlink      // Link is the clean path of the target, in this layer or a lower one
 	CharDev       // Major, Minor
 	BlockDev      // Major, Minor
-	Fifo          //
-	Whiteout      // Path is the name that is hidden in the layers below
-	Opaque        // Path is the directory whose content in the layers below is hidden
+	Fifo
+	Whiteout // Path is hidden in the layers below
+	Opaque   // Path is a directory whose content in the layers below is hidden
 )
 
 // Xattr is an extended attribute with its full name.
@@ -26,9 +26,9 @@ type Xattr struct {
 
 // Entry is one name of a layer. An Entry is valid only during the call of visit.
 type Entry struct {
-	Path   string // relative, clean; "." is the root
+	Path   string // relative and clean; "." is the root
 	Kind   Kind
-	Mode   uint32 // permission bits with set-ids and sticky, 07777
+	Mode   uint32 // permission bits with set-ids and sticky bit, at most 07777
 	UID    uint32
 	GID    uint32
 	Mtime  time.Time
@@ -36,21 +36,21 @@ type Entry struct {
 	Link   string
 	Major  uint32
 	Minor  uint32
-	// Size is the length of a Regular as readers of the file see it.
+	// Size is the length of a Regular in bytes, with the holes of a sparse file.
 	Size int64
-	// Offset is where the content of a Regular lies in the stream, a multiple of 512; -1 when Sparse or empty.
+	// Offset is the position of a Regular's content in the stream, a multiple of 512; -1 when it is Sparse or empty.
 	Offset int64
-	// Sparse says that the content does not lie in the stream as one piece: it must be read through visit's data.
+	// Sparse is true when the content is not one piece of the stream. It must then be read from the data of visit.
 	Sparse bool
 }
 
-// Limits bound what a tar may ask for. The zero value of a field means its default.
+// Limits bounds what a tar may contain. Zero means the default.
 type Limits struct {
-	Entries int   // names; default 2,000,000
-	Bytes   int64 // of the stream, and of the files in it together; default 64 GiB
+	Entries int   // number of names; default 2,000,000
+	Bytes   int64 // of the stream, and of all files together; default 64 GiB
 }
 
-// Defaults of Limits.
+// The defaults of Limits.
 const (
 	MaxEntries = 2_000_000
 	MaxBytes   = 64 << 30
@@ -62,7 +62,7 @@ const (
 	blockSize = 512
 )
 
-// What ext4 can store in an inode of 256 bytes: so every driver shows the same time.
+// The times that ext4 can store in an inode of 256 bytes. All drivers use them, so that all show the same time.
 const (
 	minTime = -(1 << 31)
 	maxTime = 1<<34 - 1<<31 - 1

@@ -14,9 +14,9 @@ import (
 	"ply/internal/safepath"
 )
 
-// Scan reads r to its end and calls visit for every entry in the order of the tar. data is the content of a
-// Regular (sparse regions as zeros) and empty for everything else; visit need not read it. What follows the end-of-archive
-// mark is read and ignored. Scan reads ahead of r by at most its buffer.
+// Scan reads r to its end and calls visit for every entry, in the order of the tar. Data is the content of a Regular, with
+// the holes of a sparse file as zeros, and empty for other kinds; visit need not read it. What follows the end-of-archive
+// mark is read and ignored. Scan reads ahead of r by at most the size of its buffer.
 func Scan(r io.Reader, lim Limits, visit func(e *Entry, data io.Reader) error) error {
 	if lim.Entries == 0 {
 		lim.Entries = MaxEntries
@@ -50,7 +50,7 @@ type scanner struct {
 	lim     Limits
 	entries int
 	bytes   int64
-	last    string // name of the entry before, for errors about what follows it
+	last    string // name of the previous entry, for errors about what follows it
 	entry   Entry
 }
 
@@ -84,10 +84,10 @@ func (s *scanner) one(h *tar.Header, visit func(*Entry, io.Reader) error) error 
 	return nil
 }
 
-// broken words an error that archive/tar or the stream gave.
+// broken adds the position to an error of archive/tar or of the stream.
 func (s *scanner) broken(err error) error {
 	if err == s.c.err && s.c.err != nil && err != io.ErrUnexpectedEOF {
-		return err // not the tar's fault
+		return err // the tar is not the cause
 	}
 	after := ""
 	if s.last != "" {
@@ -112,7 +112,7 @@ func quote(name string) string {
 	return "\"" + strings.ToValidUTF8(name, "�") + "\""
 }
 
-// read turns a header into e; keep is false for entries that mean nothing in a layer.
+// read converts a header into e. Keep is false for entries that have no meaning in a layer.
 func (s *scanner) read(h *tar.Header, e *Entry) (keep bool, err error) {
 	switch h.Typeflag {
 	case tar.TypeXGlobalHeader:
@@ -163,7 +163,7 @@ func marker(e *Entry) (keep bool, err error) {
 	dir, base := path.Split(e.Path)
 	for part := range strings.SplitSeq(dir, "/") {
 		if strings.HasPrefix(part, whMeta) {
-			return false, nil // inside .wh..wh.plnk and the like
+			return false, nil // below .wh..wh.plnk and the like
 		}
 		if strings.HasPrefix(part, whPrefix) {
 			return false, plainError("a whiteout name cannot be a directory")
@@ -225,7 +225,7 @@ func (s *scanner) content(h *tar.Header, e *Entry) (keep bool, err error) {
 	return true, nil
 }
 
-// sparse reports whether archive/tar puts the content together from pieces.
+// sparse reports whether archive/tar assembles the content from pieces.
 func sparse(h *tar.Header) bool {
 	if h.Typeflag == tar.TypeGNUSparse {
 		return true
@@ -262,7 +262,7 @@ func xattrs(records map[string]string, e *Entry) error {
 	return nil
 }
 
-// carried reports whether a layer can hold the attribute.
+// carried reports whether a layer can have the attribute.
 func carried(name string, kind Kind) bool {
 	space, rest, _ := strings.Cut(name, ".")
 	if rest == "" {
@@ -279,17 +279,17 @@ func carried(name string, kind Kind) bool {
 	return kind != Symlink && (name == "system.posix_acl_access" || name == "system.posix_acl_default" && kind == Dir)
 }
 
-// validACL checks the frame of a POSIX ACL: version 2 and entries of 8 bytes.
+// validACL checks the structure of a POSIX ACL: version 2, then entries of 8 bytes.
 func validACL(v string) bool {
 	return len(v) >= 4 && (len(v)-4)%8 == 0 && v[0] == 2 && v[1] == 0 && v[2] == 0 && v[3] == 0
 }
 
-// plainError is a reason without an object: the caller names the entry and gives the class.
+// plainError is a reason without an object: the caller adds the entry and the class.
 type plainError string
 
 func (e plainError) Error() string { return string(e) }
 
-// reason strips safepath's naming of the path, which the caller repeats.
+// reason removes the path from an error of safepath, because the caller names it.
 func reason(err error) error {
 	if e, ok := errors.AsType[*errs.Error](err); ok {
 		if i := strings.LastIndex(e.Msg, ": "); i >= 0 {
@@ -301,7 +301,7 @@ func reason(err error) error {
 
 var errTooLong = errors.New("stream is longer than its limit")
 
-// counter knows how far the tar was read, stops at a limit and keeps the first error of the stream.
+// counter counts the bytes of the tar that were read, stops at a limit and keeps the first error of the stream.
 type counter struct {
 	r     *bufio.Reader
 	n     int64
@@ -320,7 +320,7 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Seek makes archive/tar skip content without copying it; it only ever asks to go forward from where it is.
+// Seek lets archive/tar skip content without copying it. It supports only forward seeks from the current position.
 func (c *counter) Seek(off int64, whence int) (int64, error) {
 	if whence != io.SeekCurrent || off < 0 {
 		return 0, errors.ErrUnsupported
@@ -329,7 +329,7 @@ func (c *counter) Seek(off int64, whence int) (int64, error) {
 		n, err := c.r.Discard(int(min(off, 1<<30)))
 		c.n, off = c.n+int64(n), off-int64(n)
 		if err == io.EOF {
-			break // the read that follows finds it
+			break // the next read reports it
 		}
 		if err != nil {
 			c.err = err

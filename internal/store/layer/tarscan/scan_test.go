@@ -14,10 +14,10 @@ import (
 	"ply/internal/errs"
 )
 
-// raw makes tars that archive/tar does not write.
+// raw makes tars that archive/tar cannot write.
 type raw struct{ bytes.Buffer }
 
-// header writes a ustar header; zero fields are plain.
+// header writes a ustar header; zero fields have their usual values.
 func (r *raw) header(name string, kind byte, size int64, change func(b []byte)) *raw {
 	b := make([]byte, 512)
 	copy(b, name)
@@ -43,7 +43,7 @@ func (r *raw) body(s string) *raw {
 	return r
 }
 
-// pax writes a header of records for the next entry.
+// pax writes a header with records for the next entry.
 func (r *raw) pax(records ...string) *raw {
 	var b strings.Builder
 	for i := 0; i < len(records); i += 2 {
@@ -95,7 +95,7 @@ const (
 		"cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
 )
 
-// Every hostile input stands beside a benign twin that must pass.
+// Each hostile input has a harmless counterpart that must be accepted.
 func TestEntries(t *testing.T) {
 	one := func(name string) []byte { return new(raw).header(name, '0', 0, nil).end() }
 	pax := func(records ...string) []byte { return new(raw).pax(records...).header("f", '0', 0, nil).end() }
@@ -103,56 +103,56 @@ func TestEntries(t *testing.T) {
 	cases := []struct {
 		id   string
 		data []byte
-		want string // entries, or "!" and a part of the refusal
+		want string // entries, or "!" and a part of the error
 	}{
-		{"A1 climb", one("../x"), `!entry "../x": name climbs with ..`},
-		{"A1 climb in the middle", one("a/../b"), "!climbs"},
-		{"A1 climb at the end", one("a/.."), "!climbs"},
-		{"A1 twin dots", one("a/..b"), "file a/..b"},
-		{"A1 absolute", one("/etc/x"), "file etc/x"},
-		{"A1 many slashes", one("//a///b"), "file a/b"},
-		{"A1 dots", one("./././a/./b/"), "file a/b"},
-		{"A1 root is a file", one("."), "!root of a layer must be a directory"},
-		{"A1 root without a name", one(""), "!root of a layer must be a directory"},
-		{"A1 root is a directory", new(raw).header("./", '5', 0, nil).end(), "dir ."},
-		{"A1 NUL", pax("path", "a\x00b"), "!header at byte"},
-		{"A1 long component", pax("path", long255+"c"), "!component is longer than 255"},
-		{"A1 longest component", pax("path", long255), "file " + long255},
-		{"A1 long path", pax("path", strings.Repeat("d/", 2048)+"f"), "!longer than 4096"},
-		{"A1 deep path", pax("path", strings.Repeat("d/", 2000)+"f"), "file " + strings.Repeat("d/", 2000) + "f"},
-		{"A1 odd bytes", one("\xff\n\\ CON"), "file \xff\n\\ CON"},
-		{"A2 link climbs", kind('1', link("../../etc/shadow")), "!climbs"},
-		{"A2 link to root", kind('1', link("./")), "!hard link to a directory"},
-		{"A2 link", kind('1', link("/./a/b")), "link f -> a/b"},
-		{"A2 symlink anywhere", kind('2', link("../../../../etc")), "sym f -> ../../../../etc"},
-		{"A2 symlink to nothing", kind('2', nil), "!target of a symbolic link"},
-		{"A2 symlink too long", new(raw).pax("linkpath", strings.Repeat("x", 4096)).header("f", '2', 0, nil).end(), "!target of a symbolic link"},
-		{"A4 whiteout of nothing", one("d/.wh."), "!whiteout of no name"},
-		{"A4 whiteout of self", one("d/.wh.."), "!whiteout of no name"},
-		{"A4 whiteout of parent", one("d/.wh..."), "!whiteout of no name"},
-		{"A4 whiteout of dots", one("d/.wh...."), "white d/..."},
-		{"A4 whiteout", one("./d/.wh.x"), "white d/x"},
-		{"A4 opaque", one("d/.wh..wh..opq"), "opaque d"},
-		{"A4 opaque root", one(".wh..wh..opq"), "opaque ."},
-		{"A4 aufs", one(".wh..wh.aufs"), ""},
-		{"A4 aufs links", one(".wh..wh.plnk/1.2"), ""},
-		{"A4 whiteout as directory", one("a/.wh.b/c"), "!cannot be a directory"},
-		{"A4 looks like one", one("x.wh.y"), "file x.wh.y"},
-		{"A9 overlay attributes", pax("SCHILY.xattr.trusted.overlay.opaque", "y", "SCHILY.xattr.user.overlay.redirect", "/x",
+		{"name: climb", one("../x"), `!entry "../x": name climbs with ..`},
+		{"name: climb in the middle", one("a/../b"), "!climbs"},
+		{"name: climb at the end", one("a/.."), "!climbs"},
+		{"name: twin dots", one("a/..b"), "file a/..b"},
+		{"name: absolute", one("/etc/x"), "file etc/x"},
+		{"name: many slashes", one("//a///b"), "file a/b"},
+		{"name: dots", one("./././a/./b/"), "file a/b"},
+		{"name: root is a file", one("."), "!root of a layer must be a directory"},
+		{"name: root without a name", one(""), "!root of a layer must be a directory"},
+		{"name: root is a directory", new(raw).header("./", '5', 0, nil).end(), "dir ."},
+		{"name: NUL", pax("path", "a\x00b"), "!header at byte"},
+		{"name: long component", pax("path", long255+"c"), "!component is longer than 255"},
+		{"name: longest component", pax("path", long255), "file " + long255},
+		{"name: long path", pax("path", strings.Repeat("d/", 2048)+"f"), "!longer than 4096"},
+		{"name: deep path", pax("path", strings.Repeat("d/", 2000)+"f"), "file " + strings.Repeat("d/", 2000) + "f"},
+		{"name: odd bytes", one("\xff\n\\ CON"), "file \xff\n\\ CON"},
+		{"link climbs", kind('1', link("../../etc/shadow")), "!climbs"},
+		{"link to root", kind('1', link("./")), "!hard link to a directory"},
+		{"link", kind('1', link("/./a/b")), "link f -> a/b"},
+		{"symlink anywhere", kind('2', link("../../../../etc")), "sym f -> ../../../../etc"},
+		{"symlink to nothing", kind('2', nil), "!target of a symbolic link"},
+		{"symlink too long", new(raw).pax("linkpath", strings.Repeat("x", 4096)).header("f", '2', 0, nil).end(), "!target of a symbolic link"},
+		{"whiteout of nothing", one("d/.wh."), "!whiteout of no name"},
+		{"whiteout of self", one("d/.wh.."), "!whiteout of no name"},
+		{"whiteout of parent", one("d/.wh..."), "!whiteout of no name"},
+		{"whiteout of dots", one("d/.wh...."), "white d/..."},
+		{"whiteout", one("./d/.wh.x"), "white d/x"},
+		{"opaque", one("d/.wh..wh..opq"), "opaque d"},
+		{"opaque root", one(".wh..wh..opq"), "opaque ."},
+		{"aufs", one(".wh..wh.aufs"), ""},
+		{"aufs links", one(".wh..wh.plnk/1.2"), ""},
+		{"whiteout as directory", one("a/.wh.b/c"), "!cannot be a directory"},
+		{"looks like one", one("x.wh.y"), "file x.wh.y"},
+		{"overlay attributes", pax("SCHILY.xattr.trusted.overlay.opaque", "y", "SCHILY.xattr.user.overlay.redirect", "/x",
 			"SCHILY.xattr.trusted.overlay", "z", "SCHILY.xattr.user.overlayx", "k"), "file f user.overlayx=k"},
-		{"A9 other attributes", pax("SCHILY.xattr.security.capability", "c", "SCHILY.xattr.trusted.t", "", "SCHILY.xattr.user.u", "1",
+		{"other attributes", pax("SCHILY.xattr.security.capability", "c", "SCHILY.xattr.trusted.t", "", "SCHILY.xattr.user.u", "1",
 			"SCHILY.xattr.system.nfs4_acl", "x", "SCHILY.xattr.os2.x", "x", "SCHILY.xattr.user.", "x", "SCHILY.xattr.", "x"),
 			"file f security.capability=c trusted.t= user.u=1"},
-		{"A9 user attribute on a link", new(raw).pax("SCHILY.xattr.user.u", "1", "SCHILY.xattr.security.s", "2").header("f", '2', 0, link("x")).end(), "sym f -> x security.s=2"},
-		{"A9 ACL", pax("SCHILY.xattr.system.posix_acl_access", aclFrame), "file f system.posix_acl_access=" + aclFrame},
-		{"A9 broken ACL", pax("SCHILY.xattr.system.posix_acl_access", "junk!"), "!malformed"},
-		{"A9 default ACL on a file", pax("SCHILY.xattr.system.posix_acl_default", aclFrame), "file f"},
-		{"A9 too many attributes", pax("SCHILY.xattr.user.a", strings.Repeat("x", 65531)), "!64 KiB"},
-		{"A9 long attribute name", pax("SCHILY.xattr.user."+long255, ""), "!name of an extended attribute"},
-		{"A9 whiteout device", kind('3', dev("0000000", "0000000")), ""},
-		{"A9 null device", kind('3', dev("0000001", "0000003")), "chr f"},
-		{"A9 block device 0:0", kind('4', dev("0000000", "0000000")), "blk f"},
-		{"A9 device out of range", kind('3', dev("7777777", "0000000")), "!device number"},
+		{"user attribute on a link", new(raw).pax("SCHILY.xattr.user.u", "1", "SCHILY.xattr.security.s", "2").header("f", '2', 0, link("x")).end(), "sym f -> x security.s=2"},
+		{"ACL", pax("SCHILY.xattr.system.posix_acl_access", aclFrame), "file f system.posix_acl_access=" + aclFrame},
+		{"broken ACL", pax("SCHILY.xattr.system.posix_acl_access", "junk!"), "!malformed"},
+		{"default ACL on a file", pax("SCHILY.xattr.system.posix_acl_default", aclFrame), "file f"},
+		{"too many attributes", pax("SCHILY.xattr.user.a", strings.Repeat("x", 65531)), "!64 KiB"},
+		{"long attribute name", pax("SCHILY.xattr.user."+long255, ""), "!name of an extended attribute"},
+		{"whiteout device", kind('3', dev("0000000", "0000000")), ""},
+		{"null device", kind('3', dev("0000001", "0000003")), "chr f"},
+		{"block device 0:0", kind('4', dev("0000000", "0000000")), "blk f"},
+		{"device out of range", kind('3', dev("7777777", "0000000")), "!device number"},
 		{"fifo", kind('6', nil), "fifo f"},
 		{"contiguous", kind('7', nil), "file f"},
 		{"old type", kind(0, nil), "file f"},
@@ -231,12 +231,12 @@ func TestTimesAreClamped(t *testing.T) {
 	}
 }
 
-// Sparse files in the forms that GNU tar writes.
+// Sparse files in the formats of GNU tar.
 func TestSparse(t *testing.T) {
 	want := strings.Repeat("\x00", 1024) + "data" + strings.Repeat("\x00", 1020)
 	old := new(raw).header("s", 'S', 512, func(b []byte) {
 		copy(b[257:], "ustar  \x00")
-		copy(b[386:], "00000002000\x0000000001000\x00") // at 1024, 512 long
+		copy(b[386:], "00000002000\x0000000001000\x00") // at 1024, 512 bytes long
 		copy(b[410:], "00000004000\x0000000000000\x00") // ends at 2048
 		copy(b[483:], "00000004000\x00")                // real size
 	}).body("data" + strings.Repeat("\x00", 508)).end()
@@ -285,7 +285,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// endless gives a header and then zeros for ever.
+// endless returns a header and then zeros without end.
 type endless struct{ head *bytes.Reader }
 
 func (e endless) Read(p []byte) (int, error) {
@@ -298,7 +298,7 @@ func (e endless) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A6: what a header claims costs no memory.
+// The sizes that a header claims cost no memory.
 func TestHugeRecordsCostNoMemory(t *testing.T) {
 	heads := map[string]*raw{
 		"PAX record of 1 GiB": new(raw).header("pax", 'x', 1<<30, nil),
@@ -326,7 +326,7 @@ func scan2(r io.Reader) (n int, err error) {
 	return n, err
 }
 
-// What is no fault of the tar keeps its error.
+// Errors that the tar did not cause are returned as they are.
 func TestErrorsOfOthers(t *testing.T) {
 	mine := errors.New("mine")
 	data := new(raw).header("f", '0', 0, nil).end()

@@ -14,8 +14,8 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// NewLayer starts a layer in a temporary directory below layers. At Commit the directory is complete, and publish makes it durable
-// and the layer's on parents; whatever publish leaves of tmp is removed.
+// NewLayer starts a layer in a temporary directory tmp below layers. At Commit it calls publish with the complete
+// directory. Publish makes it durable and renames it. What publish leaves of tmp is removed.
 func NewLayer(ctx context.Context, fsys durable.FS, layers string, lim tarscan.Limits,
 	publish func(ctx context.Context, tmp string, parents oci.Chain, m *Meta) error) (layer.Writer, error) {
 	w, err := Create(ctx, fsys, durable.TempName(layers), lim)
@@ -56,7 +56,8 @@ func (w *layerWriter) Abort() error {
 	return w.Writer.Abort()
 }
 
-// Walk visits the objects in the directory layers: key makes an object's key of its name, or says that it is none.
+// Walk calls visit for each object in the directory layers. Key returns the key for the name of a directory, or false when
+// it is not an object.
 func Walk(ctx context.Context, fsys durable.FS, layers string, key func(name string) (layer.Key, bool), visit func(key layer.Key, made time.Time) error) error {
 	entries, err := fsys.ReadDir(layers)
 	if err != nil {
@@ -84,14 +85,14 @@ func Walk(ctx context.Context, fsys durable.FS, layers string, key func(name str
 	return nil
 }
 
-// Damaged says that what is held of a layer is not what it should be, and the way out.
+// Damaged returns the error for a damaged layer.
 func Damaged(id oci.DiffID, err error) error {
 	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
 }
 
-// Locks keeps two from changing one object at once. The zero value works.
+// Locks is a set of locks, one per object. The zero value works.
 type Locks struct {
-	mu   sync.Mutex // innermost
+	mu   sync.Mutex // no other lock is taken while it is held
 	held map[string]*lock
 }
 
@@ -100,7 +101,7 @@ type lock struct {
 	users int
 }
 
-// Lock waits until nobody else has the object, and keeps it until unlock is called.
+// Lock takes the lock of an object, and waits for it if necessary; unlock releases it.
 func (l *Locks) Lock(object string) (unlock func()) {
 	l.mu.Lock()
 	if l.held == nil {

@@ -14,9 +14,9 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// node makes everything that is no directory and no link to another entry.
+// node creates anything that is neither a directory nor a hard link.
 func (u *unpacker) node(p string, e *tarscan.Entry, data io.Reader) error {
-	if _, err := u.enter(path.Dir(p)); err != nil { // clear may have left it
+	if _, err := u.enter(path.Dir(p)); err != nil { // clear may have left the directory
 		return err
 	}
 	dirfd, base := u.at(p)
@@ -43,13 +43,13 @@ func (u *unpacker) node(p string, e *tarscan.Entry, data io.Reader) error {
 	return setAt(dirfd, base, e)
 }
 
-// setAt gives a name its attributes without following it.
+// setAt sets the attributes of a name without following symbolic links.
 func setAt(dirfd int, base string, e *tarscan.Entry) error {
 	if err := unix.Fchownat(dirfd, base, int(e.UID), int(e.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if e.Kind != tarscan.Symlink {
-		// Made by us a moment ago in a directory that nobody else can reach, and no link: fchmodat may be used.
+		// The name was just created in a directory that no other process can reach, and is not a link, so fchmodat is safe.
 		if err := unix.Fchmodat(dirfd, base, e.Mode, 0); err != nil {
 			return err
 		}
@@ -75,7 +75,7 @@ func setXattr(at string, x tarscan.Xattr) error {
 	return nil
 }
 
-// xattrError says what to do about a file system that cannot hold an attribute; silence would lose file
+// xattrError adds what to do about a file system that cannot store an attribute. Ignoring the error would lose file
 // capabilities.
 func xattrError(name string, err error) error {
 	if errors.Is(err, unix.EINVAL) {
@@ -150,8 +150,7 @@ func (u *unpacker) content(fd int, p string, e *tarscan.Entry, data io.Reader) e
 	return u.rec.stored(name, e.Size, crc)
 }
 
-// sparse writes a file whose content is not one piece of the tar: the recipe keeps it as raw bytes. Zeros become
-// holes.
+// sparse writes a file whose content is not one piece of the tar; the recipe keeps its bytes. Zeros become holes.
 func (u *unpacker) sparse(fd int, size int64, data io.Reader) error {
 	for at := int64(0); at < size; {
 		n, err := io.ReadFull(data, u.buf[:min(size-at, 64<<10)])

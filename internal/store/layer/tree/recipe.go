@@ -18,16 +18,16 @@ import (
 	"ply/internal/errs"
 )
 
-// recipe writes tar-split entries while the tar goes by. The raw bytes come through Write, ahead
-// of the calls of file, which tell what part of them is the content of a file.
+// recipe writes tar-split entries while the tar is read. Write receives the raw bytes first; file then tells which of them
+// are the content of a file.
 type recipe struct {
 	file durable.File
 	gz   *gzip.Writer
 	enc  *json.Encoder
-	pos  int   // of the next entry
+	pos  int   // number of the next entry
 	at   int64 // offset in the tar of raw[0]
 	raw  []byte
-	skip int64 // bytes still to come that are content
+	skip int64 // bytes of content that are still to come
 }
 
 const segmentSize = 64 << 10
@@ -44,8 +44,8 @@ func newRecipe(fsys durable.FS, dir string) (*recipe, error) {
 	return &recipe{file: f, gz: gz, enc: json.NewEncoder(gz)}, nil
 }
 
-// Write takes the next bytes of the tar. It is called before they are understood, but after all that came
-// before was: the scanner asks for more only when it has used up what it had.
+// Write receives the next bytes of the tar. They are not interpreted yet, but everything before them is: the scanner reads
+// only when it has used up what it has.
 func (r *recipe) Write(p []byte) (int, error) {
 	if len(r.raw) >= segmentSize {
 		if err := r.segments(len(r.raw)); err != nil {
@@ -59,8 +59,8 @@ func (r *recipe) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// content says that size bytes from offset are the content of a file, not to be kept here. What comes
-// before becomes a raw segment.
+// content declares size bytes from offset as the content of a file, which is not stored here. The bytes before it become a
+// raw segment.
 func (r *recipe) content(offset, size int64) error {
 	if err := r.segments(int(offset - r.at)); err != nil {
 		return err
@@ -72,7 +72,7 @@ func (r *recipe) content(offset, size int64) error {
 	return nil
 }
 
-// segments writes raw[:n].
+// segments writes raw[:n] as segments.
 func (r *recipe) segments(n int) error {
 	for done := 0; done < n; {
 		m := min(n-done, segmentSize)
@@ -86,7 +86,7 @@ func (r *recipe) segments(n int) error {
 	return nil
 }
 
-// stored names the file that holds the content announced last.
+// stored names the file with the content that was declared last.
 func (r *recipe) stored(name string, size int64, crc uint64) error {
 	e := storage.Entry{Type: storage.FileType, Size: size}
 	e.SetName(name)
@@ -107,8 +107,8 @@ func (r *recipe) close() error {
 	return errors.Join(r.segments(len(r.raw)), r.gz.Close(), r.file.Close())
 }
 
-// OpenTar rebuilds the tar of a layer directory; content is the tree that holds its files. The reader does not
-// check the digest, but every file against its checksum: damage is errs.DataLoss.
+// OpenTar rebuilds the tar of a layer directory; content is the tree with its files. The reader compares every file with
+// its checksum, but does not check the digest of the tar. The error's class is errs.DataLoss for damage.
 func OpenTar(fsys durable.FS, dir, content string, m *Meta) (io.ReadCloser, error) {
 	f, err := fsys.OpenFile(filepath.Join(dir, recipeName), os.O_RDONLY, 0)
 	if err != nil {
@@ -133,7 +133,7 @@ func OpenTar(fsys durable.FS, dir, content string, m *Meta) (io.ReadCloser, erro
 	return r, nil
 }
 
-// hashCRC is what tarReader needs of hash.Hash64.
+// hashCRC is the part of hash.Hash64 that tarReader needs.
 type hashCRC interface {
 	io.Writer
 	Sum64() uint64
@@ -174,7 +174,7 @@ func (r *tarReader) Read(p []byte) (int, error) {
 	return 0, r.err
 }
 
-// content reads on in the current file; more is false when it ended well.
+// content reads from the current file; more is false at its end.
 func (r *tarReader) content(p []byte) (n int, more bool) {
 	if r.left == 0 {
 		sum := r.crc.Sum64()
@@ -262,7 +262,7 @@ func (r *tarReader) Close() error {
 	return errors.Join(r.root.Close(), r.file.Close())
 }
 
-// openBelow opens a path below dirfd that has no links in it.
+// openBelow opens a path below dirfd without following symbolic links.
 func openBelow(dirfd int, path string, flags int) (int, error) {
 	for {
 		fd, err := unix.Openat2(dirfd, path, &unix.OpenHow{

@@ -12,7 +12,7 @@ import (
 
 func (u *unpacker) whiteout(p string) error {
 	u.wiped[p] = true
-	switch _, kind, err := u.look(p); {
+	switch _, kind, err := u.inspect(p); {
 	case err != nil:
 		return err
 	case u.dirs[p] != nil:
@@ -24,10 +24,10 @@ func (u *unpacker) whiteout(p string) error {
 		}
 		u.white[p] = true
 	}
-	return nil // the layer's own file hides what is below anyway
+	return nil // the layer's own file hides the name below anyway
 }
 
-// clear removes what an earlier entry of this tar put at p, keeping content that the recipe needs.
+// clear removes what an earlier entry of this tar created at p, and keeps content that the recipe needs.
 func (u *unpacker) clear(p string) error {
 	delete(u.pending, p)
 	if u.white[p] {
@@ -59,7 +59,7 @@ func (u *unpacker) clear(p string) error {
 	return err
 }
 
-// clearDir removes a directory of this layer and all below it.
+// clearDir removes a directory of this layer and everything below it.
 func (u *unpacker) clearDir(p string) error {
 	u.dropParent()
 	fd, err := openBelow(int(u.root.Fd()), p, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
@@ -86,7 +86,7 @@ func (u *unpacker) clearDir(p string) error {
 	return unix.Unlinkat(int(u.root.Fd()), p, unix.AT_REMOVEDIR)
 }
 
-// hide keeps the content of a file that is about to go.
+// hide keeps the content of a file that is about to be removed.
 func (u *unpacker) hide(p string, dirfd int, base string, shared bool) error {
 	name := p
 	if later := u.names[p]; later != "" {

@@ -167,7 +167,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestHidden keeps content that later entries replace, however often and whatever was linked to it.
+// Content that later entries replace is kept, whatever was linked to it.
 func TestHidden(t *testing.T) {
 	for name, lines := range map[string][]string{
 		"twice":              {"f a 1", "f a 22"},
@@ -205,7 +205,7 @@ func TestHidden(t *testing.T) {
 	}
 }
 
-// TestDamage changes one thing of a layer directory at a time.
+// Each part of a layer directory is damaged in turn.
 func TestDamage(t *testing.T) {
 	data := pack(t, "d d", "f d/f content", "l l target", "f g gg", "f e ")
 	for name, damage := range map[string]func(dir string) error{
@@ -259,7 +259,8 @@ func check(t *testing.T, dir string) error {
 	return tree.Check(t.Context(), r, filepath.Join(dir, tree.FS), tarscan.Limits{})
 }
 
-// FuzzUnpack wants that any bytes give a layer that can be rebuilt and checked, or a refusal, and nothing outside.
+// FuzzUnpack checks that any bytes result in a layer that can be rebuilt and verified, or in a refusal, and in nothing
+// outside.
 func FuzzUnpack(f *testing.F) {
 	f.Add(pack(f, "d d", "f d/f x", "l l d", "f l/g y", "h h d/f", "f .wh.q ", "f d/.wh..wh..opq "))
 	f.Add(pack(f, "f a 1", "f a 22", "d a", "f a/b x", "h c lower"))

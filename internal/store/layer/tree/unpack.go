@@ -17,8 +17,7 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// unpacker makes the tree. Directories get their attributes at the end, so that making what they hold
-// neither needs nor changes them.
+// unpacker creates the tree. Directories get their attributes last, because creating their content would change them.
 type unpacker struct {
 	fsys durable.FS
 	dir  string
@@ -27,21 +26,21 @@ type unpacker struct {
 	meta Meta
 	buf  []byte
 
-	dirs    map[string]*attrs // every directory of the tree but the root
-	rootAt  *attrs            // of the root, when an entry describes it
+	dirs    map[string]*attrs // every directory of the tree except the root
+	rootAt  *attrs            // of the root, if an entry describes it
 	opaque  map[string]bool
-	white   map[string]bool     // whiteouts that stand in the tree as devices
+	white   map[string]bool     // whiteouts that are devices in the tree
 	wiped   map[string]bool     // all whiteouts
-	pending map[string]string   // hard links to lower files → their targets
+	pending map[string]string   // hard links to files of lower layers → their targets
 	links   map[string][]string // the same by directory
 	hidden  map[string]int      // recipe name → number in hidden/
 	names   map[string]string
 
-	parent   string // path of parentFD
-	parentFD int    // -1 for none; the root's own descriptor is never kept here
+	parent   string // the path of parentFD
+	parentFD int    // -1 for none; never the root's own descriptor
 }
 
-// attrs are what a directory gets at the end; nil xattrs and implied for one that nobody described.
+// attrs are the attributes of a directory. Implied is true when no entry described it.
 type attrs struct {
 	implied  bool
 	mode     uint32
@@ -58,7 +57,7 @@ func newUnpacker(fsys durable.FS, dir string, root *os.File, rec *recipe) *unpac
 	}
 }
 
-// run reads the whole tar. Its errors name the entry; errs.Invalid is the tar's fault.
+// run reads the whole tar. Its errors name the entry. The class is errs.Invalid when the tar is the cause.
 func (u *unpacker) run(ctx context.Context, r io.Reader, lim tarscan.Limits) (err error) {
 	defer func() {
 		u.dropParent()
@@ -80,7 +79,7 @@ func (u *unpacker) run(ctx context.Context, r io.Reader, lim tarscan.Limits) (er
 	return u.finish()
 }
 
-// blame names the entry, and says whether tar or host is at fault.
+// blame adds the entry to an error, and the class errs.Invalid when the tar is the cause.
 func (u *unpacker) blame(e *tarscan.Entry, err error) error {
 	if _, ok := errors.AsType[*errs.Error](err); ok {
 		return err
@@ -118,7 +117,7 @@ func (u *unpacker) entry(e *tarscan.Entry, data io.Reader) error {
 		u.meta.Entries++
 		return nil
 	}
-	p, err := u.place(e)
+	p, err := u.prepare(e)
 	if err != nil {
 		return err
 	}
@@ -177,14 +176,14 @@ func (u *unpacker) hardlink(p string, e *tarscan.Entry) error {
 	if strings.HasPrefix(target, p+"/") {
 		return tarError("hard link to " + strconv.Quote(e.Link) + ", which it replaces itself")
 	}
-	if lower := u.pending[target]; lower != "" { // a link to a link into a lower layer
+	if lower := u.pending[target]; lower != "" { // a hard link to a hard link into a lower layer
 		if target == p {
 			return nil
 		}
 		target = lower
 		return u.linkBelow(p, target)
 	}
-	_, kind, err := u.look(target)
+	_, kind, err := u.inspect(target)
 	switch {
 	case err != nil:
 		return err
@@ -198,7 +197,7 @@ func (u *unpacker) hardlink(p string, e *tarscan.Entry) error {
 	if err := u.clear(p); err != nil {
 		return err
 	}
-	if _, kind, err := u.look(target); err != nil || kind == 0 {
+	if _, kind, err := u.inspect(target); err != nil || kind == 0 {
 		return tarError("hard link to " + strconv.Quote(e.Link) + ", which it replaces itself")
 	}
 	if _, err := u.enter(path.Dir(p)); err != nil {
@@ -212,7 +211,7 @@ func (u *unpacker) hardlink(p string, e *tarscan.Entry) error {
 	return err
 }
 
-// linkBelow notes a link to a file that this layer does not have.
+// linkBelow records a hard link to a file that this layer does not have.
 func (u *unpacker) linkBelow(p, target string) error {
 	if target == p {
 		return tarError("hard link to itself")
@@ -225,7 +224,7 @@ func (u *unpacker) linkBelow(p, target string) error {
 	return nil
 }
 
-// finish gives directories their attributes, deepest first, and completes the Meta.
+// finish sets the attributes of the directories, deepest first, and completes the Meta.
 func (u *unpacker) finish() error {
 	u.dropParent()
 	paths := make([]string, 0, len(u.dirs))
@@ -246,7 +245,7 @@ func (u *unpacker) finish() error {
 	if err := u.dress(".", root); err != nil {
 		return u.blame(&tarscan.Entry{Path: "."}, err)
 	}
-	covered := map[string]bool{".": u.opaque["."]} // directories that let nothing shine through
+	covered := map[string]bool{".": u.opaque["."]} // directories that hide the layers below
 	for _, p := range paths {
 		hidden := covered[path.Dir(p)] || u.wiped[p]
 		covered[p] = hidden || u.opaque[p]

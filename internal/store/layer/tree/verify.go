@@ -15,8 +15,8 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// Verified makes a reader that ends in errs.DataLoss instead of io.EOF unless what was read has the digest and
-// size given.
+// Verified returns a reader that ends with an error of class errs.DataLoss instead of io.EOF when the content does not have
+// this digest and size.
 func Verified(r io.ReadCloser, want oci.DiffID, size int64) io.ReadCloser {
 	return &verified{r: r, sum: sha256.New(), want: want, left: size}
 }
@@ -50,9 +50,9 @@ func (v *verified) Read(p []byte) (int, error) {
 
 func (v *verified) Close() error { return v.r.Close() }
 
-// Check reads the tar of a layer to its end and compares what it says with the tree on disk: type, mode, owner,
-// size, time and link target of every name, beside the content that rebuilding the tar read. Damage is errs.DataLoss.
-// Of a layer with entries below its own symbolic links only the content is compared.
+// Check reads the tar of a layer to its end and compares each name with the tree on disk: type, mode, owner, size, time and
+// link target. Rebuilding the tar has compared the content. The error's class is errs.DataLoss. Of a layer with entries
+// below its own symbolic links only the content is compared.
 func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) error {
 	c := checker{last: map[string]*expected{}, kids: map[string][]string{}}
 	err := tarscan.Scan(tar, lim, func(e *tarscan.Entry, data io.Reader) error {
@@ -79,21 +79,21 @@ func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) 
 	return nil
 }
 
-// expected is what the last entry of a name says.
+// expected is what the last entry of a name describes.
 type expected struct {
 	mode     uint32 // with the type
 	uid, gid uint32
 	size     int64
 	mtime    unix.Timespec
 	link     string
-	exists   bool // only that: a hard link
+	exists   bool // only the existence is known: a hard link
 }
 
 type checker struct {
 	last   map[string]*expected
-	kids   map[string][]string // names once put into a directory
-	parent string              // directory of the entry before
-	lost   bool                // an entry went through a link of the layer: names are not what they seem
+	kids   map[string][]string // names that entries have created in a directory
+	parent string              // directory of the previous entry
+	lost   bool                // an entry went through a symbolic link of the layer, so paths are ambiguous
 }
 
 var kinds = map[tarscan.Kind]uint32{
@@ -116,7 +116,7 @@ func (c *checker) note(e *tarscan.Entry) {
 		if was != nil && e.Path != e.Link {
 			c.set(e.Path, &expected{mode: was.mode, exists: true})
 		}
-		return // to a lower file: it is in the variant
+		return // the target is a lower file, so the link is in the variant
 	}
 	was := c.last[e.Path]
 	if e.Kind != tarscan.Dir {
@@ -129,7 +129,7 @@ func (c *checker) note(e *tarscan.Entry) {
 	})
 }
 
-// enter makes dir and what leads to it directories, as unpacking does.
+// enter makes dir and its parents directories, as unpacking does.
 func (c *checker) enter(dir string) {
 	if dir == c.parent {
 		return
@@ -154,7 +154,7 @@ func (c *checker) set(p string, x *expected) {
 	c.last[p] = x
 }
 
-// forget drops a name and, when it was a directory, all below it.
+// forget removes a name and, if it was a directory, everything below it.
 func (c *checker) forget(p string) {
 	c.parent = ""
 	was := c.last[p]
@@ -173,7 +173,7 @@ func (x *expected) check(root int, p string) error {
 	if parent := path.Dir(p); parent != "." {
 		fd, err := openBelow(root, parent, unix.O_PATH|unix.O_DIRECTORY)
 		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-			return nil // went through a link of the layer, or its parent was replaced
+			return nil // an entry went through a link of the layer, or the parent was replaced
 		}
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// Writer unpacks a tar that is written to it. Not safe for concurrent use.
+// Writer unpacks the tar that is written to it. It is not safe for concurrent use.
 type Writer struct {
 	fsys durable.FS
 	dir  string
@@ -61,13 +61,13 @@ func Create(ctx context.Context, fsys durable.FS, dir string, lim tarscan.Limits
 	go func() {
 		defer close(w.done)
 		w.err = w.un.run(ctx, pr, lim)
-		// Whoever still writes learns the reason.
+		// The next Write returns the reason.
 		_ = pr.CloseWithError(w.err)
 	}()
 	return w, nil
 }
 
-// Write takes the next bytes of the tar. An error of class errs.Invalid speaks of the tar.
+// Write receives the next bytes of the tar. The error's class is errs.Invalid when the tar is the cause.
 func (w *Writer) Write(p []byte) (int, error) {
 	n, err := w.pipe.Write(p)
 	w.sum.Write(p[:n])
@@ -75,8 +75,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Finish ends the tar: when it returns without error, the directory is complete and its digest is want (or
-// want is ""), but nothing is durable yet.
+// Finish ends the tar. When it returns without an error, the directory is complete and its digest is want (or want is ""),
+// but it is not durable yet.
 func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
 	w.over = true
 	w.pipe.Close()
@@ -96,7 +96,7 @@ func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
 	return m, nil
 }
 
-// Abort ends the unpacker, if Finish has not, and removes the directory unless it was renamed away.
+// Abort ends the unpacker, if Finish has not, and removes the directory unless it was renamed.
 func (w *Writer) Abort() error {
 	if !w.over {
 		w.over = true

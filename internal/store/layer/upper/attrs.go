@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CopyAttrs gives the name path below the directory to the owner, mode, xattrs (without overlay's own) and time of
-// the same name below the directory from. No link is followed in the last component; callers know
-// that the others are directories.
+// CopyAttrs sets owner, mode, xattrs (without those of overlayfs) and modification time of path below the directory to from
+// path below the directory from. It does not follow a symbolic link in the last component. The other components must be
+// directories.
 func CopyAttrs(to, from int, path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(from, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -23,7 +23,7 @@ func CopyAttrs(to, from int, path string) error {
 	return SetAttrs(to, path, &st, from, path)
 }
 
-// SetAttrs gives the name path below to the owner, mode and time of st, and the xattrs of another name.
+// SetAttrs sets owner, mode and modification time of a name to those of st, and its xattrs to those of another name.
 func SetAttrs(to int, path string, st *unix.Stat_t, from int, fromPath string) error {
 	if err := unix.Fchownat(to, path, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &os.PathError{Op: "chown", Path: path, Err: err}
@@ -49,7 +49,7 @@ func SetAttrs(to int, path string, st *unix.Stat_t, from int, fromPath string) e
 	return nil
 }
 
-// Xattrs of one name that belong to a layer, sorted by name.
+// Xattrs returns the xattrs of one name that belong to a layer, sorted by name.
 func Xattrs(dirfd int, path string) ([]Xattr, error) {
 	var buf []byte
 	all, err := listXattrs(procPath(dirfd, path), &buf)
@@ -68,7 +68,7 @@ func overlayOwn(name string) bool {
 	return strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.")
 }
 
-// AttrsDigest names the attributes that CopyAttrs copies.
+// AttrsDigest returns a digest of the attributes that CopyAttrs copies.
 func AttrsDigest(dirfd int, path string) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dirfd, path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -82,7 +82,7 @@ func AttrsDigest(dirfd int, path string) (string, error) {
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// RemoveXattr takes an extended attribute off a name.
+// RemoveXattr removes an extended attribute of a name.
 func RemoveXattr(dirfd int, path string, x Xattr) error {
 	if err := unix.Lremovexattr(procPath(dirfd, path), x.name); err != nil {
 		return &os.PathError{Op: "remove xattr " + x.name, Path: path, Err: err}

@@ -11,9 +11,8 @@ import (
 	"ply/internal/store/layer"
 )
 
-// Changes lists what upperDir adds, modifies and deletes against lower, sorted by path. A directory that holds a
-// change is itself Modified (or Added); of a deleted directory only the directory is listed. The root
-// never is.
+// Changes lists what upperDir adds, modifies and deletes compared with lower, sorted by path. A directory with a change
+// inside is Modified or Added itself. Of a deleted directory only the directory is listed. The root is never listed.
 func Changes(ctx context.Context, upperDir string, lower Lower) ([]layer.Change, error) {
 	var all []layer.Change
 	add := func(p string, kind layer.Kind) { all = append(all, layer.Change{Path: "/" + p, Kind: kind}) }
@@ -26,7 +25,7 @@ func Changes(ctx context.Context, upperDir string, lower Lower) ([]layer.Change,
 			return false, fmt.Errorf("writable layer: look-up below: %w", err)
 		}
 		if n.white {
-			// What an opaque directory hides is listed with the directory.
+			// What an opaque directory hides is listed together with the directory.
 			if found && !n.pure {
 				add(n.path, layer.Deleted)
 			}
@@ -56,7 +55,7 @@ func Changes(ctx context.Context, upperDir string, lower Lower) ([]layer.Change,
 	return all, nil
 }
 
-// hiddenBelow names what lower has in the directory n and n, which lets nothing shine through, has not.
+// hiddenBelow returns the names that lower has in directory n and that n, which hides the layers below, does not have.
 func hiddenBelow(n *node, lower Lower) ([]string, error) {
 	below, err := lower.List(n.path)
 	if err != nil {
@@ -69,7 +68,7 @@ func hiddenBelow(n *node, lower Lower) ([]string, error) {
 	}), nil
 }
 
-// Usage sums the sizes of the regular files in upperDir, in bytes; a file with several names counts once.
+// Usage returns the sum of the sizes of the regular files in upperDir, in bytes. A file with several names counts once.
 func Usage(ctx context.Context, upperDir string) (int64, error) {
 	var sum int64
 	seen := map[inode]bool{}

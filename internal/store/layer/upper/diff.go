@@ -25,9 +25,9 @@ const (
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return &b }}
 
-// Diff writes upperDir as a layer tar: directories before what they hold, names in byte order, whiteouts and
-// opaque markers only where lower has something to hide. The root directory is an entry ("./") only when its
-// mode, owner or xattrs differ from lower's.
+// Diff writes upperDir as the tar of a layer. Directories come before their content, and names are in byte order. Whiteouts
+// and opaque markers are written only where lower has something to hide. The root directory is an entry ("./") only when
+// its mode, owner or xattrs differ from those of lower.
 func Diff(ctx context.Context, upperDir string, lower Lower, w io.Writer) error {
 	t := NewTar(w)
 	d := &differ{ctx: ctx, lower: lower, tar: t}
@@ -38,7 +38,7 @@ func Diff(ctx context.Context, upperDir string, lower Lower, w io.Writer) error 
 }
 
 type differ struct {
-	ctx   context.Context // for the one call of Diff
+	ctx   context.Context // of the call of Diff
 	lower Lower
 	tar   *Tar
 }
@@ -47,7 +47,7 @@ func (d *differ) visit(n *node) (bool, error) {
 	if n.path == "." {
 		return true, d.root(n)
 	}
-	if n.white || n.st.Mode&unix.S_IFMT == unix.S_IFSOCK { // a layer has no sockets, but one hides what it replaced
+	if n.white || n.st.Mode&unix.S_IFMT == unix.S_IFSOCK { // a layer has no sockets, but a socket hides what it replaced
 		return false, d.whiteout(n)
 	}
 	if err := d.tar.add(d.ctx, n); err != nil || n.fd < 0 || n.pure {
@@ -95,13 +95,13 @@ func (d *differ) root(n *node) error {
 	return d.tar.add(d.ctx, n)
 }
 
-// Tar writes the names of trees on disk as a layer tar: PAX with exact times and owners, later names of one
-// inode as hard links, no sockets.
+// Tar writes names of trees on disk as the tar of a layer: in PAX format with exact times and owners, with further names of
+// an inode as hard links, and without sockets.
 type Tar struct {
 	out     *bufio.Writer
 	tar     *tar.Writer
 	entries int
-	links   map[inode]string // inode → first path, of files with several names
+	links   map[inode]string // the first path of each inode with several names
 }
 
 // NewTar starts a tar on w.
@@ -110,12 +110,12 @@ func NewTar(w io.Writer) *Tar {
 	return &Tar{out: out, tar: tar.NewWriter(out), links: map[inode]string{}}
 }
 
-// Close ends the tar. It does not close what it writes to.
+// Close ends the tar. It does not close the writer below.
 func (t *Tar) Close() error {
 	return errors.Join(t.tar.Close(), t.out.Flush())
 }
 
-// Add writes the entry name of the open directory dirfd as path. What has vanished is left out.
+// Add writes the entry name of the open directory dirfd as path. It leaves out a name that does not exist any more.
 func (t *Tar) Add(ctx context.Context, dirfd int, name, path string) error {
 	n := &node{path: path, name: name, dirfd: dirfd, fd: -1}
 	err := unix.Fstatat(dirfd, name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
@@ -132,14 +132,13 @@ func (t *Tar) Add(ctx context.Context, dirfd int, name, path string) error {
 	return t.add(ctx, n)
 }
 
-// Whiteout writes the mark that hides path in the layers below.
+// Whiteout writes the marker that hides path in the layers below.
 func (t *Tar) Whiteout(path string) error {
 	i := strings.LastIndexByte(path, '/') + 1
 	return t.mark(path[:i]+whiteoutPrefix+path[i:], &unix.Stat_t{})
 }
 
-// mark writes an empty file that is only a name to those who apply the tar. Its time is that of st, its
-// owner root.
+// mark writes a marker: an empty file owned by root, with the time of st.
 func (t *Tar) mark(name string, st *unix.Stat_t) error {
 	return t.header(&tar.Header{Typeflag: tar.TypeReg, Name: name, ModTime: time.Unix(st.Mtim.Sec, 0)})
 }
@@ -213,12 +212,12 @@ func (t *Tar) add(ctx context.Context, n *node) error {
 	return t.header(h)
 }
 
-// file writes a regular file: exactly as many bytes as it had when it was opened.
+// file writes a regular file, with exactly as many bytes as it had when it was opened.
 func (t *Tar) file(ctx context.Context, n *node, h *tar.Header) error {
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(n.dirfd, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 	})
-	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner
+	if errors.Is(err, unix.EPERM) { // only the owner may use O_NOATIME
 		fd, err = retry(func() (int, error) {
 			return unix.Openat(n.dirfd, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		})
@@ -253,7 +252,7 @@ func (t *Tar) file(ctx context.Context, n *node, h *tar.Header) error {
 		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			return fmt.Errorf("read %s: %w", n.path, err)
 		}
-		clear(chunk[got:]) // the file shrank
+		clear(chunk[got:]) // the file has become shorter
 		if _, err := t.tar.Write(chunk); err != nil {
 			return err
 		}

@@ -10,56 +10,52 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lower looks names up in the stack below an upper directory. Paths are relative and clean ("." is the
-// root); a path whose parent is no directory does not exist. Implementations need not be safe for
-// concurrent use.
+// Lower looks up names in the layers below an upper directory. Paths are relative and clean; "." is the root. A path whose
+// parent is not a directory does not exist. Implementations need not be safe for concurrent use.
 type Lower interface {
-	// Lookup gives the inode at a path; found is false when there is none.
+	// Lookup returns the inode at a path. Found is false when there is none.
 	Lookup(path string) (st unix.Stat_t, found bool, err error)
-	// List gives the names in a directory, sorted; none when the path is no directory.
+	// List returns the names in a directory, sorted, or none when the path is not a directory.
 	List(path string) ([]string, error)
 }
 
 // Nothing is the Lower of an empty chain.
 var Nothing Lower = StackLower()
 
-// DirLower looks names up in a plain tree, such as a mounted view. dir stays the caller's.
-func DirLower(dir *os.File) Lower { return &stack{layers: []int{int(dir.Fd())}, plain: true} }
+// DirLower looks up names in a plain tree, such as a mounted view. The caller closes dir.
+func DirLower(dir *os.File) Lower { return &Stack{layers: []int{int(dir.Fd())}, plain: true} }
 
-// StackLower looks names up in directories in overlay format (whiteouts, opaque markers), top first,
-// by the rules by which overlayfs merges them. The descriptors (O_PATH will do) stay the caller's and must
-// live as long as the result is used. What it has learned about directories is kept, so the
-// layers must not change meanwhile; see Forget.
+// StackLower looks up names in directories in overlay format (with whiteouts and opaque markers), top first, by the rules
+// of overlayfs. The caller closes the descriptors, which may be O_PATH, after the last use of the result. Directories are
+// cached, so the layers must not change; see Forget.
 func StackLower(layers ...*os.File) *Stack {
-	s := &stack{}
+	s := &Stack{}
 	for _, l := range layers {
 		s.layers = append(s.layers, int(l.Fd()))
 	}
 	return s
 }
 
-// Stack is what StackLower returns.
-type Stack = stack
-
-type stack struct {
+// Stack is a stack of layers that overlayfs would merge.
+type Stack struct {
 	layers []int
-	plain  bool // a tree without overlay marks
+	plain  bool // a tree without the marks of overlayfs
 	dirs   map[string][]int
-	root   *int // layer whose root directory stands for all, -1 for none
+	root   *int // the layer whose root directory has the attributes of the whole; -1 for none
 }
 
-// SetRoot says which layer's root directory has the attributes of the whole; without it the top one has. With
-// -1 none says anything, and the root is 0755 root.
-func (s *stack) SetRoot(layer int) { s.root = &layer }
+// SetRoot sets the layer whose root directory has the attributes of the whole; the default is the top one. With -1 the root
+// is owned by root and has mode 0755.
+func (s *Stack) SetRoot(layer int) { s.root = &layer }
 
-// cachedDirs bounds what a stack remembers.
+// cachedDirs is how many directories a stack caches.
 const cachedDirs = 4096
 
-// Forget drops what is remembered about directories, for a stack whose top layer changes.
-func (s *stack) Forget() { s.dirs = nil }
+// Forget empties the cache. It is called when the top layer has changed.
+func (s *Stack) Forget() { s.dirs = nil }
 
 // Lookup implements Lower.
-func (s *stack) Lookup(p string) (unix.Stat_t, bool, error) {
+func (s *Stack) Lookup(p string) (unix.Stat_t, bool, error) {
 	if p == "." && s.root != nil {
 		st := unix.Stat_t{Mode: unix.S_IFDIR | 0o755}
 		if *s.root < 0 {
@@ -72,17 +68,17 @@ func (s *stack) Lookup(p string) (unix.Stat_t, bool, error) {
 	return st, err == nil && st.Mode != 0, err
 }
 
-// Where is Lookup that also tells which layer (index, 0 = top) shows the name.
-func (s *stack) Where(p string) (st unix.Stat_t, layer int, found bool, err error) {
+// Where is Lookup that also returns the index of the layer that has the name; 0 is the top.
+func (s *Stack) Where(p string) (st unix.Stat_t, layer int, found bool, err error) {
 	st, layer, _, err = s.find(p)
 	return st, layer, err == nil && st.Mode != 0, err
 }
 
-// Layers that together make the directory at p, top first; none when p is no directory.
-func (s *stack) Layers(p string) ([]int, error) { return s.merged(p) }
+// Layers returns the layers that together form the directory at p, top first, or none when p is not a directory.
+func (s *Stack) Layers(p string) ([]int, error) { return s.merged(p) }
 
 // List implements Lower.
-func (s *stack) List(p string) ([]string, error) {
+func (s *Stack) List(p string) ([]string, error) {
 	merged, err := s.merged(p)
 	if err != nil {
 		return nil, err
@@ -122,8 +118,8 @@ func (s *stack) List(p string) ([]string, error) {
 	return names, nil
 }
 
-// find resolves p. merged are the layers of a directory; st.Mode is 0 when there is no such name.
-func (s *stack) find(p string) (st unix.Stat_t, top int, merged []int, err error) {
+// find resolves p. Merged are the layers of a directory; st.Mode is 0 when the name does not exist.
+func (s *Stack) find(p string) (st unix.Stat_t, top int, merged []int, err error) {
 	parent := s.all()
 	if p != "." {
 		if parent, err = s.merged(path.Dir(p)); err != nil {
@@ -158,7 +154,7 @@ func (s *stack) find(p string) (st unix.Stat_t, top int, merged []int, err error
 	return found, top, merged, nil
 }
 
-func (s *stack) all() []int {
+func (s *Stack) all() []int {
 	all := make([]int, len(s.layers))
 	for i := range all {
 		all[i] = i
@@ -166,7 +162,7 @@ func (s *stack) all() []int {
 	return all
 }
 
-func (s *stack) merged(p string) ([]int, error) {
+func (s *Stack) merged(p string) ([]int, error) {
 	if m, ok := s.dirs[p]; ok {
 		return m, nil
 	}
@@ -189,16 +185,16 @@ func absent(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG)
 }
 
-// procPath names an entry of an open directory for calls that only take paths. The final component is
-// not followed by the l… calls.
+// procPath names an entry of an open directory for system calls that only take paths. The system calls that do not follow
+// links do not follow its last component either.
 func procPath(dirfd int, name string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dirfd, name)
 }
 
-// OpaqueXattr marks a directory that hides what lies below it, with the value "y".
+// OpaqueXattr, with the value "y", marks a directory that hides its content in the layers below.
 const OpaqueXattr = "trusted.overlay.opaque"
 
-// Opaque says whether the directory name below dirfd has the mark.
+// Opaque reports whether the directory name below dirfd has the mark.
 func Opaque(dirfd int, name string) bool {
 	var v [2]byte
 	n, err := unix.Lgetxattr(procPath(dirfd, name), OpaqueXattr, v[:])
@@ -223,7 +219,7 @@ func retry(call func() (int, error)) (int, error) {
 	}
 }
 
-// readNames gives the names in an open directory, sorted.
+// readNames returns the names in an open directory, sorted.
 func readNames(fd int) ([]string, error) {
 	if _, err := unix.Seek(fd, 0, 0); err != nil {
 		return nil, err

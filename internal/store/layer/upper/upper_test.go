@@ -19,7 +19,8 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// ground makes names below a new directory: "d/" a directory, "w:x" a whiteout x, "o:d" marks d opaque, else a file.
+// ground creates names below a new directory: "d/" is a directory, "w:x" a whiteout of x, "o:d" marks d opaque, anything
+// else is a file.
 func ground(t *testing.T, names ...string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -71,7 +72,7 @@ func diff(t *testing.T, dir string, l upper.Lower) []byte {
 	return buf.Bytes()
 }
 
-// list names the entries of a tar, with a mark for their type.
+// list returns the entries of a tar, each with a mark for its type.
 func list(t *testing.T, data []byte) (lines []string) {
 	t.Helper()
 	r := tar.NewReader(bytes.NewReader(data))
@@ -134,7 +135,7 @@ func TestDiffAndChanges(t *testing.T) {
 	}
 }
 
-// sameOrderByPath wants the same entries, and every directory before what it holds.
+// sameOrderByPath checks that the entries are the same, and that every directory comes before its content.
 func sameOrderByPath(got, want []string) bool {
 	seen := map[string]bool{".": true}
 	for _, line := range got {
@@ -196,7 +197,7 @@ func TestDiffAttributes(t *testing.T) {
 				t.Errorf("header of a second name = %+v", h)
 			}
 		case "d/":
-			if len(h.PAXRecords) > 1 { // the time
+			if len(h.PAXRecords) > 1 { // only the time
 				t.Errorf("records of d = %v", h.PAXRecords)
 			}
 		case "s0":

@@ -12,27 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// node is one name of the upper directory while it is visited. dirfd and fd are valid only
-// during the visit.
+// node is one name of the upper directory. The descriptors are valid only during the visit.
 type node struct {
-	path   string // relative, "." for the root
+	path   string // relative; "." for the root
 	name   string
-	dirfd  int // descriptor of the parent directory
-	fd     int // a directory's own descriptor, else -1
+	dirfd  int // of the parent directory
+	fd     int // the directory's own descriptor, or -1
 	st     unix.Stat_t
-	xattrs []xattr // without overlay's own
-	white  bool    // a whiteout of either form
+	xattrs []xattr // without those of overlayfs
+	white  bool    // a whiteout in either form
 	opaque bool    // a directory with the opaque mark
-	pure   bool    // an ancestor is opaque or new: nothing from below shines through here
+	pure   bool    // an ancestor is opaque or new, so no name of the layers below is visible here
 }
 
 type xattr struct{ name, value string }
 
-// visit sees every name, a directory before what it holds. below says for a directory whether the stack below can
-// be seen through it; it is ignored for the rest.
+// visit is called for every name, for a directory before its content. For a directory it returns whether names of the
+// layers below are visible in it.
 type visit func(n *node) (below bool, err error)
 
-// walk goes through the tree in order of names. Names that vanish meanwhile are left out.
+// walk visits the tree in the order of names. It leaves out names that disappear meanwhile.
 func walk(ctx context.Context, root string, withXattrs bool, v visit) error {
 	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -56,7 +55,7 @@ func walk(ctx context.Context, root string, withXattrs bool, v visit) error {
 }
 
 type walker struct {
-	ctx    context.Context // for the one call of walk
+	ctx    context.Context // of the call of walk
 	root   string
 	xattrs bool
 	visit  visit
@@ -117,7 +116,7 @@ func (w *walker) child(n *node) error {
 	return w.children(n.fd, n.path, n.pure || !below)
 }
 
-// readXattrs fills in the xattrs of n and takes overlay's own marks out of them.
+// readXattrs sets the xattrs of n, and removes the marks of overlayfs from them.
 func (w *walker) readXattrs(n *node) error {
 	at := procPath(n.dirfd, n.name)
 	if n.fd >= 0 {
@@ -144,14 +143,13 @@ func (w *walker) readXattrs(n *node) error {
 	return nil
 }
 
-// kept says which xattrs belong to a layer: what the content means, not what this host's
-// security modules noted about it.
+// kept reports whether an xattr belongs to a layer. The labels of this host's security modules do not.
 func kept(name string) bool {
 	return name == "security.capability" || strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") ||
 		name == "system.posix_acl_access" || name == "system.posix_acl_default"
 }
 
-// listXattrs reads all of path itself (links are not followed), sorted by the file system's order.
+// listXattrs returns the xattrs of path itself (links are not followed), in the order of the file system.
 func listXattrs(path string, buf *[]byte) ([]xattr, error) {
 	names, err := sized(buf, func(b []byte) (int, error) { return unix.Llistxattr(path, b) })
 	if err != nil || len(names) == 0 {
@@ -171,7 +169,7 @@ func listXattrs(path string, buf *[]byte) ([]xattr, error) {
 	return all, nil
 }
 
-// sized calls with a buffer that is big enough; 64 KiB is the kernel's own limit.
+// sized calls f with a buffer that is large enough; the kernel's limit is 64 KiB.
 func sized(buf *[]byte, call func([]byte) (int, error)) ([]byte, error) {
 	if *buf == nil {
 		*buf = make([]byte, 4096)
@@ -187,7 +185,7 @@ func sized(buf *[]byte, call func([]byte) (int, error)) ([]byte, error) {
 	return (*buf)[:n], nil
 }
 
-// gone says that a name was removed or changed its type while it was read.
+// gone reports whether an error means that a name was removed, or changed its type, while it was read.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) ||
 		errors.Is(err, unix.ESTALE)

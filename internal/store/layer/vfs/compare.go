@@ -15,27 +15,27 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// comparer finds what a container's tree has changed against that of its chain.
+// comparer finds the changes of a container's tree compared with that of its chain.
 type comparer struct {
-	ctx   context.Context // for the one call of run
-	since unix.Timespec   // a ctime before this is a file that nobody touched
-	made  map[string]mark // mount points of the runtime that are as they were made
+	ctx   context.Context // of the call of compare
+	since unix.Timespec   // a file with an earlier ctime was not changed
+	made  map[string]mark // mount points of the runtime that have not changed
 
 	changes []layer.Change
-	pairs   map[inode]inode // of files with several names: chain's → container's, and back
+	pairs   map[inode]inode // of files with several names: the chain's → the container's, and the reverse
 	back    map[inode]inode
-	links   map[inode][]string // container's files with several names, not changed
+	links   map[inode][]string // unchanged files of the container with several names
 	emitted map[inode]bool
 }
 
-// compare gives the changes sorted by path.
+// compare returns the changes, sorted by path.
 func (c *comparer) compare(base, cur *os.File) ([]layer.Change, error) {
 	c.pairs, c.back = map[inode]inode{}, map[inode]inode{}
 	c.links, c.emitted = map[inode][]string{}, map[inode]bool{}
 	if _, err := c.dirs(base, cur, "."); err != nil {
 		return nil, err
 	}
-	// A layer that has one name of a file must have them all, or the link would be broken in it.
+	// A layer that has one name of a file must have all of them. Otherwise the hard link would be broken in it.
 	for id := range c.emitted {
 		for _, p := range c.links[id] {
 			c.add(p, layer.Modified)
@@ -49,7 +49,7 @@ func (c *comparer) add(path string, kind layer.Kind) {
 	c.changes = append(c.changes, layer.Change{Path: "/" + path, Kind: kind})
 }
 
-// withParents adds the directories that hold a change but were not changed themselves; the list is sorted.
+// withParents adds the directories that contain a change and have not changed themselves, to the sorted list.
 func (c *comparer) withParents() []layer.Change {
 	listed := make(map[string]bool, len(c.changes))
 	for _, ch := range c.changes {
@@ -69,7 +69,7 @@ func (c *comparer) withParents() []layer.Change {
 	return c.changes
 }
 
-// dirs compares what two directories hold; base may be nil. changed says that something below differs.
+// dirs compares the content of two directories; base may be nil. Changed is true when anything below differs.
 func (c *comparer) dirs(base, cur *os.File, path string) (changed bool, err error) {
 	if err := context.Cause(c.ctx); err != nil {
 		return false, err
@@ -113,7 +113,7 @@ func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)
 }
 
-// one compares one name that cur has.
+// one compares one name of cur.
 func (c *comparer) one(base, cur *os.File, name, path string, had bool) (bool, error) {
 	st, err := lstat(cur, name)
 	if err != nil {
@@ -197,7 +197,7 @@ func attrsDiffer(base, cur *os.File, name string, old, st *unix.Stat_t) (bool, e
 	return !slices.Equal(was, now), err
 }
 
-// same says whether two files that are no directories are one to a layer.
+// same reports whether two names that are not directories are the same for a layer.
 func (c *comparer) same(base, cur *os.File, name string, old, st *unix.Stat_t) (bool, error) {
 	if old.Nlink > 1 || st.Nlink > 1 {
 		o, n := inodeOf(old), inodeOf(st)

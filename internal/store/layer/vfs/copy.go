@@ -13,7 +13,7 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// openBelow opens a path below dirfd that has no links in it.
+// openBelow opens a path below dirfd without following symbolic links.
 func openBelow(dirfd int, path string, flags int) (*os.File, error) {
 	for {
 		fd, err := unix.Openat2(dirfd, path, &unix.OpenHow{
@@ -41,7 +41,7 @@ func openRoot(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// names of an open directory, sorted.
+// names returns the names in an open directory, sorted.
 func names(d *os.File) ([]string, error) {
 	if _, err := d.Seek(0, io.SeekStart); err != nil {
 		return nil, err
@@ -72,14 +72,14 @@ type inode struct{ dev, ino uint64 }
 
 func inodeOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
 
-// copier copies a tree with everything that belongs to it, hard links included.
+// copier copies a tree with all attributes and hard links.
 type copier struct {
-	ctx    context.Context // for the one call of copyTree
+	ctx    context.Context // of the call of copyTree
 	to     *os.File
 	copies map[inode]string
 }
 
-// copyTree copies what is in from, and the attributes of from itself, into the empty directory to.
+// copyTree copies the content of from, and the attributes of from itself, into the empty directory to.
 func copyTree(ctx context.Context, from, to *os.File) error {
 	c := &copier{ctx: ctx, to: to, copies: map[inode]string{}}
 	return c.dir(from, to, ".")
@@ -134,7 +134,7 @@ func (c *copier) child(from, to *os.File, name, path string) error {
 	return copyNode(int(from.Fd()), name, &st, int(to.Fd()), name)
 }
 
-// copyNode copies anything but a directory. Sockets become what mknod makes of them: a socket that nobody listens on.
+// copyNode copies anything but a directory. The copy of a socket has no listener.
 func copyNode(from int, src string, st *unix.Stat_t, to int, dst string) error {
 	var err error
 	switch kindOf(st) {
@@ -180,7 +180,7 @@ func copyFile(from int, src string, size int64, to int, dst string) error {
 	return errors.Join(err, w.Close())
 }
 
-// copyData keeps holes.
+// copyData copies the content of a file and keeps its holes.
 func copyData(w, r *os.File, size int64) error {
 	for at := int64(0); at < size; {
 		data, err := unix.Seek(int(r.Fd()), at, unix.SEEK_DATA)
@@ -200,7 +200,7 @@ func copyData(w, r *os.File, size int64) error {
 		if _, err := w.Seek(data, io.SeekStart); err != nil {
 			return err
 		}
-		n, err := io.CopyN(w, r, end-data) // copy_file_range where the kernel can
+		n, err := io.CopyN(w, r, end-data) // uses copy_file_range where the kernel supports it
 		if err != nil && err != io.EOF {
 			return err
 		}
@@ -209,7 +209,7 @@ func copyData(w, r *os.File, size int64) error {
 	return w.Truncate(size)
 }
 
-// removeAll deletes a name and all below it.
+// removeAll removes a name and everything below it.
 func removeAll(d *os.File, name string) error {
 	err := unix.Unlinkat(int(d.Fd()), name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
@@ -227,7 +227,7 @@ func removeAll(d *os.File, name string) error {
 	return nil
 }
 
-// empty deletes what is in a directory.
+// empty removes the content of a directory.
 func empty(d *os.File, name string) error {
 	sub, err := openDir(int(d.Fd()), name)
 	if err != nil {

@@ -1,13 +1,14 @@
-// Package vfs keeps every stack of layers as a full copy of its tree, and gives every container one of its own. It
-// needs nothing of the file system and no overlay, only bind mounts; it costs the most disk and time.
+// Package vfs keeps every stack of layers as a full copy of its tree, and gives each container a copy of its own. It needs
+// only bind mounts and works on almost any file system, but it takes the most disk space and time.
 //
-//	<root>/layers/sha256/<chainID>/   a layer directory of package tree, but fs/ is the whole stack
-//	<root>/empty/                     the tree of the empty chain
-//	<container dir>/fs/               the container's copy; copied.json tells when it was complete
+// <root>/layers/sha256/<chainID>/   a layer directory of package tree, except that fs/ is the whole stack
+// <root>/empty/                     the tree of the empty chain
+// <container dir>/fs/               the container's copy
+// <container dir>/copied.json       when that copy was complete
 //
-// A layer is unpacked alone into a temporary directory, like everywhere, and laid over a copy of its parent's tree at
-// Commit. What a container changed is found by comparing its tree with that of its chain: a file whose ctime lies
-// before the copy was complete is surely the same, every other one is compared to the last byte.
+// A layer is unpacked into a temporary directory, without access to the layers below, and merged into a copy of its
+// parents' tree at Commit. The changes of a container are found by comparing its tree with that of its chain. A file whose
+// ctime is before the copy was complete has not changed; every other file is compared byte by byte.
 //
-// Where overlayfs breaks hard links of an image by copying one name up, they stay whole here.
+// Hard links of an image stay whole in the container, where overlayfs would break them by copying up one name.
 package vfs

@@ -13,19 +13,19 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// merger lays a tree in overlay format over a plain one by moving its files there.
+// merger merges a tree in overlay format into a plain one by moving its files there.
 type merger struct {
-	ctx     context.Context // for the one call of run
-	from    *os.File        // the layer alone
-	to      *os.File        // the stack
-	spare   *os.File        // a directory for copies, on the same file system
-	meta    *tree.Meta
-	implied map[string]bool
-	dressed map[string]bool        // directories that got their attributes from the layer
-	times   map[string]unix.Stat_t // what directories get at the very end
+	ctx      context.Context // of the call of run
+	from     *os.File        // the layer alone
+	to       *os.File        // the stack
+	spare    *os.File        // a directory for copies, on the same file system
+	meta     *tree.Meta
+	implied  map[string]bool
+	attrsSet map[string]bool        // directories that have the attributes of the layer
+	times    map[string]unix.Stat_t // times of directories, set at the end
 }
 
-// lowerLink is a hard link to a lower file while the layer is laid over it.
+// lowerLink is a file of a lower layer to which the layer has hard links.
 type lowerLink struct {
 	copy   string // in spare
 	was    inode
@@ -34,7 +34,7 @@ type lowerLink struct {
 }
 
 func (m *merger) run() error {
-	m.implied, m.dressed, m.times = map[string]bool{}, map[string]bool{}, map[string]unix.Stat_t{}
+	m.implied, m.attrsSet, m.times = map[string]bool{}, map[string]bool{}, map[string]unix.Stat_t{}
 	for _, p := range m.meta.Implied {
 		m.implied[string(p)] = true
 	}
@@ -46,7 +46,7 @@ func (m *merger) run() error {
 	if err != nil {
 		return err
 	}
-	if m.meta.OwnRoot { // moving its files away changes the layer's own
+	if m.meta.OwnRoot { // the layer's root, before moving its files away changes it
 		if root, err = lstat(m.from, "."); err != nil {
 			return err
 		}
@@ -60,14 +60,14 @@ func (m *merger) run() error {
 		return err
 	}
 	for _, l := range links {
-		if err := m.place(l); err != nil {
+		if err := m.nameCopy(l); err != nil {
 			return err
 		}
 	}
-	if err := m.dress(m.from, "."); err != nil {
+	if err := m.setAllAttrs(m.from, "."); err != nil {
 		return err
 	}
-	for p, st := range m.times { // everything has its place: nothing changes them any more
+	for p, st := range m.times { // nothing changes the directories any more
 		if err := setTime(m.to, p, &st); err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func setTime(d *os.File, p string, st *unix.Stat_t) error {
 	return nil
 }
 
-// copyTargets copies the lower files that the layer links to, before anything hides them.
+// copyTargets copies the lower files to which the layer has hard links, before anything hides them.
 func (m *merger) copyTargets() ([]*lowerLink, error) {
 	byTarget := map[string]*lowerLink{}
 	var all []*lowerLink
@@ -105,7 +105,7 @@ func (m *merger) copyTargets() ([]*lowerLink, error) {
 			if err == nil && kindOf(&st) != unix.S_IFDIR {
 				link = &lowerLink{copy: strconv.Itoa(len(all)), was: inodeOf(&st), target: target}
 				err = copyNode(int(parent.Fd()), base, &st, int(m.spare.Fd()), link.copy)
-				if err == nil { // a second name keeps the inode number from being used again
+				if err == nil { // a second name, so that the inode number is not used again
 					err = unix.Linkat(int(parent.Fd()), base, int(m.spare.Fd()), link.copy+"-was", 0)
 				}
 			} else {
@@ -126,9 +126,9 @@ func (m *merger) noTarget(l tree.Link) error {
 	return errs.New(errs.Invalid, "layer %s: entry %q: hard link to %q, which neither it nor a layer below has", m.meta.DiffID, l.Name, l.Target)
 }
 
-// place gives the copy of a lower file its names: those of the layer, and the old one unless the layer hid or
-// replaced it.
-func (m *merger) place(l *lowerLink) error {
+// nameCopy gives the copy of a lower file its names: those of the layer, and the old one unless the layer hides or replaces
+// it.
+func (m *merger) nameCopy(l *lowerLink) error {
 	for _, name := range append(l.names, l.target) {
 		dir, base := parentOf(name)
 		parent, err := openDir(int(m.to.Fd()), dir)
@@ -138,7 +138,7 @@ func (m *merger) place(l *lowerLink) error {
 		if err != nil {
 			return err
 		}
-		err = m.placeOne(l, parent, dir, base, name == l.target)
+		err = m.nameOne(l, parent, dir, base, name == l.target)
 		parent.Close()
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func (m *merger) place(l *lowerLink) error {
 	return errors.Join(removeAll(m.spare, l.copy), removeAll(m.spare, l.copy+"-was"))
 }
 
-func (m *merger) placeOne(l *lowerLink, parent *os.File, dir, base string, old bool) error {
+func (m *merger) nameOne(l *lowerLink, parent *os.File, dir, base string, old bool) error {
 	if old {
 		st, err := lstat(parent, base)
 		if err != nil || inodeOf(&st) != l.was {
@@ -166,7 +166,7 @@ func (m *merger) placeOne(l *lowerLink, parent *os.File, dir, base string, old b
 	return nil
 }
 
-// remember notes the time of a directory that is about to change for reasons of its own making.
+// remember records the time of a directory that is about to change because of the merge.
 func (m *merger) remember(d *os.File, path string) error {
 	if _, ok := m.times[path]; ok || path == "." {
 		return nil
@@ -231,7 +231,7 @@ func (m *merger) subdir(from, to *os.File, name, path string, st unix.Stat_t) er
 	if kept && m.implied[path] {
 		m.times[path] = was
 	} else {
-		m.dressed[path], m.times[path] = true, st
+		m.attrsSet[path], m.times[path] = true, st
 	}
 	sub, err := openDir(int(from.Fd()), name)
 	if err != nil {
@@ -246,8 +246,8 @@ func (m *merger) subdir(from, to *os.File, name, path string, st unix.Stat_t) er
 	return m.dir(sub, made, path)
 }
 
-// dress gives directories the attributes that the layer says, after everything is in place.
-func (m *merger) dress(from *os.File, path string) error {
+// setAllAttrs sets the attributes of directories to those of the layer, after everything was moved.
+func (m *merger) setAllAttrs(from *os.File, path string) error {
 	list, err := names(from)
 	if err != nil {
 		return err
@@ -265,9 +265,9 @@ func (m *merger) dress(from *os.File, path string) error {
 		if err != nil {
 			return err
 		}
-		err = m.dress(sub, p)
+		err = m.setAllAttrs(sub, p)
 		sub.Close()
-		if err == nil && m.dressed[p] {
+		if err == nil && m.attrsSet[p] {
 			err = m.setAttrs(p)
 		}
 		if err != nil {

@@ -22,7 +22,7 @@ import (
 	"ply/internal/store/layer/tree"
 )
 
-// Name is what the driver is called.
+// Name is the driver's name.
 const Name = "vfs"
 
 // Options of Open. The zero value works.
@@ -36,13 +36,12 @@ type Driver struct {
 	root   string
 	layers string
 	opts   Options
-	locks  tree.Locks // object directories
+	locks  tree.Locks // of object directories
 }
 
 var _ layer.Driver = (*Driver)(nil)
 
-// Probe says whether root can hold trees, and if not why: making device nodes and setting trusted xattrs is all
-// that is asked.
+// Probe reports whether root can hold trees, and if not why. Only device nodes and trusted xattrs are needed.
 func Probe(root string) (bool, string) {
 	dir, err := os.MkdirTemp(root, durable.TempPrefix+"probe-")
 	if err != nil {
@@ -111,7 +110,7 @@ func parseKey(key layer.Key) (hex string, err error) {
 
 func (d *Driver) dir(chain oci.Chain) string { return filepath.Join(d.layers, chain.ID().Hex()) }
 
-// tree is where the tree of a chain lies.
+// tree returns the directory with the tree of a chain.
 func (d *Driver) tree(chain oci.Chain) string {
 	if len(chain) == 0 {
 		return d.emptyDir()
@@ -119,8 +118,8 @@ func (d *Driver) tree(chain oci.Chain) string {
 	return filepath.Join(d.dir(chain), tree.FS)
 }
 
-// meta gives the description of the top layer of chain; errs.NotFound when it is not held, errs.DataLoss when
-// it is damaged. The empty chain is always held.
+// meta returns the description of the top layer of chain. The error's class is errs.NotFound when it does not exist, and
+// errs.DataLoss when it is damaged. The empty chain always exists.
 func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
 	if len(chain) == 0 {
 		return &tree.Meta{}, nil
@@ -197,7 +196,7 @@ func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
 	return d.fsys.RemoveAll(trash)
 }
 
-// mounted reports whether a tree is bound somewhere, by this or an earlier process.
+// mounted reports whether this or an earlier process has bound a tree anywhere.
 func (d *Driver) mounted(tree string) (bool, error) {
 	info, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -205,7 +204,7 @@ func (d *Driver) mounted(tree string) (bool, error) {
 	}
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	for line := range strings.Lines(string(info)) {
-		// id parent major:minor root target …: the root is a path inside its file system
+		// id parent major:minor root target …, where root is a path inside its file system
 		if f := strings.Fields(line); len(f) > 4 && len(f[3]) > 1 && strings.HasSuffix(tree, unescape.Replace(f[3])) {
 			return true, nil
 		}
@@ -260,7 +259,7 @@ func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
 	return tree.NewLayer(ctx, d.fsys, d.layers, d.opts.Limits, d.publish)
 }
 
-// publish lays the layer at tmp over its parents and makes it an object, unless a sound one is there.
+// publish merges the layer at tmp with its parents and makes it a durable object, unless an undamaged one exists.
 func (d *Driver) publish(ctx context.Context, tmp string, parents oci.Chain, m *tree.Meta) error {
 	chain := append(parents[:len(parents):len(parents)], m.DiffID)
 	dir := d.dir(chain)
@@ -287,7 +286,7 @@ func (d *Driver) publish(ctx context.Context, tmp string, parents oci.Chain, m *
 		return err
 	}
 	if used, err := d.mounted(filepath.Join(trash, tree.FS)); err != nil || used {
-		return err // who has it mounted keeps it until the next start
+		return err // mounts of the damaged layer keep it until the next start
 	}
 	return d.fsys.RemoveAll(trash)
 }

@@ -41,3 +41,9 @@ func TestVersions(t *testing.T) {
 		return vfs.Open(fsys, root, vfs.Options{})
 	})
 }
+
+func TestDurability(t *testing.T) {
+	layertest.RunDurability(t, func(fsys durable.FS, root string) (layer.Driver, error) {
+		return vfs.Open(fsys, root, vfs.Options{})
+	})
+}

@@ -49,7 +49,7 @@ type mark struct {
 
 func markOf(path string, st *unix.Stat_t) mark {
 	m := mark{Path: tree.Name(path), Ino: st.Ino, Mode: st.Mode, Uid: st.Uid, Gid: st.Gid}
-	if kindOf(st) != unix.S_IFDIR { // what is put into a directory is listed by itself
+	if kindOf(st) != unix.S_IFDIR { // the content of a directory has marks of its own
 		m.Size, m.Mtime = st.Size, [2]int64{st.Mtim.Sec, st.Mtim.Nsec}
 	}
 	return m
@@ -88,8 +88,8 @@ func (d *Driver) CreateWritable(ctx context.Context, dir string, chain oci.Chain
 	if err := copyTree(ctx, from, to); err != nil {
 		return fmt.Errorf("copy of the image: %w", err)
 	}
-	// The clock of the file system, not ours: the ctime of a new file. Ticks are coarse, so a change in the same tick
-	// counts as one after it.
+	// The clock of the file system counts, so this is the ctime of a new file. The clock is coarse: a change at the same
+	// time counts as a later one.
 	f, err := d.fsys.OpenFile(filepath.Join(dir, copiedName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -117,7 +117,7 @@ func loadCopied(fsys durable.FS, dir string) (*copied, error) {
 	return &c, nil
 }
 
-// Mount implements layer.Driver. Volatile changes nothing here: nothing is synced for a mount anyway.
+// Mount implements layer.Driver. Volatile makes no difference, because nothing is synced for a mount.
 func (d *Driver) Mount(ctx context.Context, dir string, chain oci.Chain, target string, opts layer.MountOptions) error {
 	if err := d.makeInit(ctx, dir, opts.Init); err != nil {
 		return err
@@ -125,7 +125,7 @@ func (d *Driver) Mount(ctx context.Context, dir string, chain oci.Chain, target 
 	return mount.Bind(treeOf(dir), target, false)
 }
 
-// makeInit puts the mount points that the tree lacks into it and notes them.
+// makeInit creates the mount points that the tree lacks, and records them.
 func (d *Driver) makeInit(ctx context.Context, dir string, entries []layer.InitEntry) (err error) {
 	if len(entries) == 0 {
 		return nil
@@ -167,8 +167,8 @@ func (d *Driver) makeInit(ctx context.Context, dir string, entries []layer.InitE
 	return saveCopied(d.fsys, dir, c)
 }
 
-// mergeInit moves what from has into to and tells what was made. Directories that are there keep their attributes and
-// times.
+// mergeInit moves the content of from into to and returns marks of what it moved. Existing directories keep their
+// attributes and times.
 func mergeInit(from, to *os.File, path string) (made []mark, err error) {
 	list, err := names(from)
 	if err != nil || len(list) == 0 {
@@ -216,7 +216,7 @@ func mergeInitOne(from, to *os.File, name, path string) (made []mark, err error)
 	return marksBelow(to, name, path)
 }
 
-// marksBelow notes a name and all below it.
+// marksBelow returns marks of a name and everything below it.
 func marksBelow(d *os.File, name, path string) ([]mark, error) {
 	st, err := lstat(d, name)
 	if err != nil {
@@ -245,7 +245,7 @@ func marksBelow(d *os.File, name, path string) ([]mark, error) {
 	return made, nil
 }
 
-// compareWith gives the changes of the writable and calls then with both trees open.
+// compareWith compares the writable with its chain and calls then with both trees open.
 func (d *Driver) compareWith(ctx context.Context, dir string, chain oci.Chain, then func(base, cur *os.File, changes []layer.Change) error) error {
 	if _, err := d.meta(chain); err != nil {
 		return err
@@ -314,7 +314,7 @@ func (d *Driver) Diff(ctx context.Context, dir string, chain oci.Chain, w io.Wri
 	})
 }
 
-// write puts one change into the tar.
+// write writes one change to the tar.
 func write(ctx context.Context, t *upper.Tar, cur *os.File, ch layer.Change) error {
 	path := ch.Path[1:]
 	if ch.Kind == layer.Deleted {
@@ -331,7 +331,7 @@ func write(ctx context.Context, t *upper.Tar, cur *os.File, ch layer.Change) err
 		return ignoreGone(err)
 	}
 	if kindOf(&st) == unix.S_IFSOCK {
-		if ch.Kind == layer.Modified { // a layer has no sockets, but one hides what it replaced
+		if ch.Kind == layer.Modified { // a layer has no sockets, but a socket hides what it replaced
 			return t.Whiteout(path)
 		}
 		return nil

@@ -14,11 +14,11 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// FDPath names an open file for calls that want a path.
+// FDPath returns a path of an open file, for calls that need one.
 func FDPath(f *os.File) string { return "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) }
 
-// BuildInit puts into the empty directory dir what of entries base has not. A parent that is a symbolic link in the image is followed
-// inside it; an entry that the image has in another kind (a link at /dev, a directory at /etc/hosts) is masked.
+// BuildInit creates in the empty directory dir those entries that base does not have. It follows symbolic links to parents
+// inside the image. An entry that the image has with another type (a link at /dev, a directory at /etc/hosts) is masked.
 func BuildInit(dir string, base Base, entries []layer.InitEntry) error {
 	top, err := OpenDir(dir)
 	if err != nil {
@@ -41,7 +41,7 @@ func BuildInit(dir string, base Base, entries []layer.InitEntry) error {
 			return fmt.Errorf("%s: %w", e.Path, err)
 		}
 	}
-	// What was made inside changed their times.
+	// Creating what is inside changed their times.
 	for _, d := range slices.Backward(b.copied) {
 		if err := upper.CopyAttrs(int(top.Fd()), d.from, d.path); err != nil {
 			return fmt.Errorf("%s: %w", d.path, err)
@@ -100,12 +100,12 @@ func (b *initBuilder) entry(e layer.InitEntry) error {
 		}
 		unix.Close(fd)
 	}
-	return unix.Fchmodat(top, p, e.Mode&0o7777, 0) // whatever the umask
+	return unix.Fchmodat(top, p, e.Mode&0o7777, 0) // independent of the umask
 }
 
 const maxLinks = 40
 
-// parent follows the links in dir, inside the image.
+// parent follows the symbolic links in dir, inside the image.
 func (b *initBuilder) parent(dir string) (string, error) {
 	pending := strings.Split(dir, "/")
 	done := "."
@@ -145,7 +145,7 @@ func (b *initBuilder) parent(dir string) (string, error) {
 	return done, nil
 }
 
-// makeAll makes dir and its parents in init/, with the attributes they have below.
+// makeAll creates dir and its parents in init/, with the attributes that they have below.
 func (b *initBuilder) makeAll(dir string) error {
 	if dir == "." {
 		return nil

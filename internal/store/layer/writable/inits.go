@@ -17,11 +17,11 @@ import (
 	"ply/internal/store/layer"
 )
 
-// maxSpare is how many init layers are kept for writables to come.
+// maxSpare is how many spare init layers are kept.
 const maxSpare = 32
 
-// Inits makes init layers. A removed writable leaves its own to the next one over the same chain, because to make and
-// delete a dozen files is a good part of what a short-lived container costs. Safe for concurrent use.
+// Inits makes init layers. The init layer of a removed writable is kept for the next writable over the same chain, because
+// creating and deleting a dozen files is a large part of the cost of a short-lived container. Safe for concurrent use.
 type Inits struct {
 	fsys durable.FS
 	dir  string
@@ -33,10 +33,10 @@ type Inits struct {
 
 type spareInit struct{ name, path string }
 
-// OpenInits keeps the spare ones in the directory dir, which is the caller's alone. What a former process left there is
-// removed: nothing tells whether a crash left it whole.
+// OpenInits keeps spare init layers in dir, which nothing else uses. It removes those of an earlier process, because a
+// crash may have left them incomplete.
 func OpenInits(fsys durable.FS, dir string) (*Inits, error) {
-	if err := mkdir(fsys, dir); err != nil {
+	if err := fsys.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	entries, err := fsys.ReadDir(dir)
@@ -51,10 +51,10 @@ func OpenInits(fsys durable.FS, dir string) (*Inits, error) {
 	return &Inits{fsys: fsys, dir: dir}, nil
 }
 
-// initPrefix begins the names of init layers; the rest tells what is in it.
+// initPrefix starts the names of init layers. The rest is a digest of chain and entries.
 const initPrefix = initName + "."
 
-// initOf names the init layer with entries over a chain.
+// initOf returns the name of the init layer with these entries over a chain.
 func initOf(chain oci.Chain, entries []layer.InitEntry) (string, error) {
 	list, err := json.Marshal(entries)
 	if err != nil {
@@ -64,8 +64,8 @@ func initOf(chain oci.Chain, entries []layer.InitEntry) (string, error) {
 	return initPrefix + hex.EncodeToString(sum[:16]), nil
 }
 
-// place makes the init layer in the writable dir, unless it is there already, and gives its path.
-func (in *Inits) place(dir string, chain oci.Chain, base Base, entries []layer.InitEntry) (string, error) {
+// provide creates the init layer in the directory of a writable, unless it exists, and returns its path.
+func (in *Inits) provide(dir string, chain oci.Chain, base Base, entries []layer.InitEntry) (string, error) {
 	name, err := initOf(chain, entries)
 	if err != nil {
 		return "", err
@@ -74,7 +74,7 @@ func (in *Inits) place(dir string, chain oci.Chain, base Base, entries []layer.I
 	if _, err := in.fsys.Lstat(path); err == nil {
 		return path, nil
 	}
-	if err := removeInits(in.fsys, dir, nil); err != nil { // of another list
+	if err := removeInits(in.fsys, dir, nil); err != nil { // with other entries
 		return "", err
 	}
 	if in.take(name, path) {
@@ -94,7 +94,7 @@ func (in *Inits) place(dir string, chain oci.Chain, base Base, entries []layer.I
 	return path, nil
 }
 
-// take moves a spare one to path.
+// take moves a spare init layer to path.
 func (in *Inits) take(name, path string) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -104,11 +104,11 @@ func (in *Inits) take(name, path string) bool {
 	}
 	s := in.spare[i]
 	in.spare = slices.Delete(in.spare, i, i+1)
-	return in.fsys.Rename(s.path, path) == nil // without it, one is made
+	return in.fsys.Rename(s.path, path) == nil // otherwise a new one is made
 }
 
-// give keeps the one at path, in the stead of the oldest when there are many.
-func (in *Inits) give(name, path string) error {
+// keep makes the init layer at path a spare one. It replaces the oldest when there are too many.
+func (in *Inits) keep(name, path string) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if len(in.spare) >= maxSpare {
@@ -126,7 +126,7 @@ func (in *Inits) give(name, path string) error {
 	return nil
 }
 
-// removeInits removes the init layers of a writable, or gives them away.
+// removeInits removes the init layers of a writable, or moves them to the spare ones.
 func removeInits(fsys durable.FS, dir string, to *Inits) error {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
@@ -134,12 +134,12 @@ func removeInits(fsys durable.FS, dir string, to *Inits) error {
 	}
 	var all error
 	for _, e := range entries {
-		old := e.Name() == initName || e.Name() == initListName // of an earlier version
+		old := e.Name() == initName || e.Name() == initListName // of builds before the first release
 		if !old && !strings.HasPrefix(e.Name(), initPrefix) {
 			continue
 		}
 		path := filepath.Join(dir, e.Name())
-		if !old && to != nil && to.give(e.Name(), path) == nil {
+		if !old && to != nil && to.keep(e.Name(), path) == nil {
 			continue
 		}
 		all = errors.Join(all, fsys.RemoveAll(path))

@@ -21,8 +21,8 @@ func inode(t *testing.T, path string) uint64 {
 	return st.Ino
 }
 
-// TestInitLayersAreUsedAgain: by the next writable over the same chain with the same list, by no other, not after a
-// restart, and not without bound.
+// An init layer is used again by the next writable over the same chain with the same entries. No other writable uses it, a
+// restart removes it, and the number of spare ones is bounded.
 func TestInitLayersAreUsedAgain(t *testing.T) {
 	top := t.TempDir()
 	image := filepath.Join(top, "image")
@@ -48,7 +48,7 @@ func TestInitLayersAreUsedAgain(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		path, err := inits.place(dir, chain, base, list)
+		path, err := inits.provide(dir, chain, base, list)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -71,7 +71,7 @@ func TestInitLayersAreUsedAgain(t *testing.T) {
 	}
 	first, path := make(chain, list)
 	ino := inode(t, path)
-	if again, err := inits.place(first, chain, base, list); err != nil || inode(t, again) != ino {
+	if again, err := inits.provide(first, chain, base, list); err != nil || inode(t, again) != ino {
 		t.Errorf("a second mount of one writable made another: %v", err)
 	}
 	remove(first)
@@ -88,8 +88,8 @@ func TestInitLayersAreUsedAgain(t *testing.T) {
 	if _, p := make(chain, list); inode(t, p) == ino {
 		t.Error("two writables have one")
 	}
-	// One whose list changes gives nothing away that is in use elsewhere, and keeps one only.
-	if p2, err := inits.place(second, chain, base, list[:0]); err != nil || p2 == p {
+	// A writable with other entries gets another init layer, and keeps only that one.
+	if p2, err := inits.provide(second, chain, base, list[:0]); err != nil || p2 == p {
 		t.Errorf("another list: %s, %v", p2, err)
 	}
 	if left, err := os.ReadDir(second); err != nil || len(left) != 1 {

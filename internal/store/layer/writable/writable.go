@@ -1,9 +1,9 @@
-// Package writable makes the writable layer of a container over overlayfs, for every driver whose layers
-// are directories in overlay format, whether on disk or in mounts of their own.
+// Package writable makes the writable layer of a container over overlayfs, for drivers whose layers are directories in
+// overlay format, on disk or in mounts of their own.
 //
-// Below the directory that a container gives it keeps upper/ and work/ for overlayfs, and init.<digest>/: a layer
-// between image and container with the mount points that a runtime needs (the digest tells which). What is only in
-// there is no change: look-ups for Changes and Diff start below it.
+// In the directory of a container it keeps upper/ and work/ for overlayfs, and init.<digest>/: a layer between image and
+// container with the mount points of the runtime, where the digest is that of chain and mount points. These are not changes
+// of the container: Changes and Diff compare with the layers below the init layer.
 package writable
 
 import (
@@ -23,13 +23,13 @@ import (
 	"ply/internal/store/layer/upper"
 )
 
-// Base is the stack that a writable stands on.
+// Base is the stack of layers below a writable.
 type Base struct {
 	Layers []mount.Layer // top first; may be empty
-	// Open gives the same directories for look-ups (O_PATH will do), top first. They are closed here.
+	// Open opens the directories of the same layers for look-ups, top first; O_PATH is enough. The caller closes them.
 	Open func() ([]*os.File, error)
-	// Root is the index of the layer whose root directory has the attributes of the whole, or -1 for
-	// 0755 root. It is not always the top one: a layer need not say anything about its root.
+	// Root is the index of the layer whose root directory has the attributes of the whole, or -1 for mode 0755 and owner
+	// root. It need not be the top layer, because most layers do not describe their root.
 	Root int
 }
 
@@ -40,7 +40,7 @@ const (
 	initListName = "init.json"
 )
 
-// Create makes an empty writable below dir.
+// Create creates an empty writable below dir.
 func Create(fsys durable.FS, dir string, base Base) (err error) {
 	made := []string{filepath.Join(dir, upperName), filepath.Join(dir, workName)}
 	defer func() {
@@ -55,14 +55,14 @@ func Create(fsys durable.FS, dir string, base Base) (err error) {
 			return err
 		}
 	}
-	if err := dressRoot(made[0], base); err != nil {
+	if err := setRootAttrs(made[0], base); err != nil {
 		return err
 	}
 	return fsys.SyncDir(dir)
 }
 
-// dressRoot gives the directory at path the root attributes of base.
-func dressRoot(path string, base Base) error {
+// setRootAttrs sets the attributes of the directory at path to those of the root of base.
+func setRootAttrs(path string, base Base) error {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
@@ -85,8 +85,8 @@ func closeAll(dirs []*os.File) {
 	}
 }
 
-// View mounts base read-only at target. roots is a directory of the driver's, where an empty directory for every
-// kind of root attributes is kept: overlayfs wants at least two layers, and takes those of the top one.
+// View mounts base read-only at target. Overlayfs needs at least two layers, and the root gets the attributes of the top
+// one: roots is a directory of the driver with an empty directory for each set of attributes.
 func View(fsys durable.FS, base Base, roots, target string) error {
 	top, err := rootDir(fsys, base, roots)
 	if err != nil {
@@ -97,7 +97,7 @@ func View(fsys durable.FS, base Base, roots, target string) error {
 		return err
 	}
 	lower := append([]mount.Layer{mount.At(top)}, base.Layers...)
-	if len(base.Layers) < mount.MaxLowers-1 { // the only layer may be none at all
+	if len(base.Layers) < mount.MaxLowers-1 { // base may have no layers
 		lower = append(lower, mount.At(second))
 	}
 	t, err := mount.Overlay{Lower: lower, ReadOnly: true}.Mount()
@@ -116,14 +116,14 @@ func mkdir(fsys durable.FS, dir string) error {
 	return nil
 }
 
-// rootDir finds or makes the empty directory with the root attributes of base. They are few in a life, so nothing
-// removes them.
+// rootDir returns the empty directory with the attributes of the root of base, and creates it if necessary. There are only
+// few, so they are never removed.
 func rootDir(fsys durable.FS, base Base, roots string) (string, error) {
 	if base.Root < 0 {
 		dir := filepath.Join(roots, "default")
 		err := fsys.Mkdir(dir, 0o755)
 		if err == nil {
-			err = os.Chmod(dir, 0o755) // whatever the umask
+			err = os.Chmod(dir, 0o755) // independent of the umask
 		}
 		if errors.Is(err, fs.ErrExist) {
 			err = nil
@@ -147,7 +147,7 @@ func rootDir(fsys durable.FS, base Base, roots string) (string, error) {
 	if err := fsys.Mkdir(tmp, 0o755); err != nil {
 		return "", err
 	}
-	if err := dressRoot(tmp, base); err != nil {
+	if err := setRootAttrs(tmp, base); err != nil {
 		return "", errors.Join(err, fsys.RemoveAll(tmp))
 	}
 	if err := fsys.Rename(tmp, dir); err != nil {
@@ -156,13 +156,13 @@ func rootDir(fsys durable.FS, base Base, roots string) (string, error) {
 	return dir, nil
 }
 
-// Mount makes the writable in dir over base, the layers of chain, appear at target.
+// Mount mounts the writable in dir over base, the layers of chain, at target.
 func Mount(fsys durable.FS, inits *Inits, dir string, chain oci.Chain, base Base, target string, opts layer.MountOptions) error {
-	initDir, err := inits.place(dir, chain, base, opts.Init)
+	initDir, err := inits.provide(dir, chain, base, opts.Init)
 	if err != nil {
 		return err
 	}
-	// A volatile mount leaves a mark here that forbids the next; whoever asked for it knew.
+	// A volatile mount leaves a mark here, and the kernel then refuses the next mount. The caller asked for a volatile one.
 	if err := fsys.RemoveAll(filepath.Join(dir, workName, "work", "incompat")); err != nil {
 		return err
 	}
@@ -183,10 +183,10 @@ func Mount(fsys durable.FS, inits *Inits, dir string, chain oci.Chain, base Base
 	return errors.Join(t.Attach(target), t.Close())
 }
 
-// MaxPath is the longest path that the mount API takes as a string.
+// MaxPath is the longest path that the mount API accepts as a string.
 const MaxPath = 255
 
-// paths makes long paths short through descriptors.
+// paths replaces long paths by those of descriptors.
 type paths []*os.File
 
 func (p *paths) short(path string) (string, error) {
@@ -203,7 +203,7 @@ func (p *paths) short(path string) (string, error) {
 
 func (p *paths) close() { closeAll(*p) }
 
-// Changes lists what the writable changes.
+// Changes returns the changes of the writable.
 func Changes(ctx context.Context, dir string, base Base) (changes []layer.Change, err error) {
 	err = withLower(base, func(lower upper.Lower) error {
 		changes, err = upper.Changes(ctx, filepath.Join(dir, upperName), lower)
@@ -212,14 +212,14 @@ func Changes(ctx context.Context, dir string, base Base) (changes []layer.Change
 	return changes, err
 }
 
-// Diff writes the writable as a layer tar.
+// Diff writes the writable as the tar of a layer.
 func Diff(ctx context.Context, dir string, base Base, w io.Writer) error {
 	return withLower(base, func(lower upper.Lower) error {
 		return upper.Diff(ctx, filepath.Join(dir, upperName), lower, w)
 	})
 }
 
-// Usage sums the sizes of the regular files that the writable holds.
+// Usage returns the sum of the sizes of the regular files in the writable, in bytes.
 func Usage(ctx context.Context, dir string) (int64, error) {
 	return upper.Usage(ctx, filepath.Join(dir, upperName))
 }
@@ -235,7 +235,7 @@ func withLower(base Base, do func(upper.Lower) error) error {
 	return do(s)
 }
 
-// Remove deletes a writable that is not mounted. What is not there is no error.
+// Remove removes a writable that is not mounted. It is no error when it does not exist.
 func Remove(fsys durable.FS, inits *Inits, dir string) error {
 	all := removeInits(fsys, dir, inits)
 	for _, name := range []string{upperName, workName} {

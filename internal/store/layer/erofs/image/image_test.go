@@ -28,7 +28,7 @@ type made struct {
 	index, tar, side []byte
 }
 
-// build makes an image of a tar; what lower layers would have to tell is filled with fixed answers.
+// build makes an image of a tar. What the layers below would provide is filled in with fixed values.
 func build(data []byte, lim tarscan.Limits) (*made, error) {
 	t := image.NewTree()
 	m := &made{tar: data}
@@ -72,7 +72,7 @@ func build(data []byte, lim tarscan.Limits) (*made, error) {
 
 var lowerFile = image.Attr{Mode: unix.S_IFREG | 0o604, UID: 9, Mtime: time.Unix(9, 9)}
 
-// readBack reads an image with somebody else's reader.
+// readBack reads an image with an independent reader.
 func readBack(m *made) (map[string]*file, error) {
 	img, err := reader.Open(bytes.NewReader(m.index), reader.WithExtraDevices(bytes.NewReader(m.tar), bytes.NewReader(m.side)))
 	if err != nil {
@@ -95,7 +95,7 @@ func readBack(m *made) (map[string]*file, error) {
 			mode: unixMode(st.Mode), uid: st.UID, gid: st.GID, mtime: time.Unix(int64(st.Mtime), int64(st.MtimeNs)),
 			size: st.Size, rdev: st.Rdev, xattrs: st.Xattrs, nlink: st.Nlink,
 		}
-		for name, v := range f.xattrs { // this reader puts a dot behind ACLs
+		for name, v := range f.xattrs { // this reader adds a dot to the names of ACLs
 			if plain, acl := strings.CutSuffix(name, "."); acl && strings.HasPrefix(name, "system.") {
 				delete(f.xattrs, name)
 				f.xattrs[plain] = v
@@ -246,7 +246,7 @@ func with(e entry, name, value string) entry {
 	return e
 }
 
-// trees are the shapes that the layout has to get right.
+// trees are shapes that the layout must handle.
 func trees(tb testing.TB) map[string][]byte {
 	many := []entry{dir("big")}
 	for i := range 3000 {
@@ -259,7 +259,7 @@ func trees(tb testing.TB) map[string][]byte {
 		return entry{Header: h}
 	}
 	var xattrs []entry
-	for i := range 60 { // every length of attributes pushes the tail to another place
+	for i := range 60 { // every length of attributes moves the tail
 		e := file1(fmt.Sprintf("x%02d", i), strings.Repeat("y", i))
 		d := with(dir(fmt.Sprintf("d%02d", i)), "user.n", strings.Repeat("d", i*9))
 		s := with(sym(fmt.Sprintf("s%02d", i), strings.Repeat("t", 1+i*7)), "security.a", strings.Repeat("s", i*3))
@@ -314,8 +314,8 @@ func TestDevicesReadsTags(t *testing.T) {
 	}
 }
 
-// A8: names and marks in one directory cost time in proportion. Counted are lookups' consequences, not seconds: the
-// image of twice the entries is no more than a bit over twice as long.
+// The cost of names and marks in one directory is proportional to their number. The length of the image is checked, not
+// time: an image of twice the entries is at most a little more than twice as long.
 func TestManyNamesAndMarks(t *testing.T) {
 	sizes := map[int]int{}
 	for _, n := range []int{20_000, 40_000} {
@@ -347,7 +347,7 @@ func TestManyNamesAndMarks(t *testing.T) {
 	}
 }
 
-// A single entry may imply many directories; their number is bounded like that of the entries.
+// One entry may imply many directories. Their number is bounded like that of the entries.
 func TestImpliedDirectoriesAreBounded(t *testing.T) {
 	tree := image.NewTree()
 	var err error
@@ -360,7 +360,7 @@ func TestImpliedDirectoriesAreBounded(t *testing.T) {
 	}
 }
 
-// script turns bytes into entries over few names, so that they clash: three bytes an entry.
+// script turns bytes into entries with few different names, so that they clash; three bytes are one entry.
 func script(tb testing.TB, b []byte) []byte {
 	parts := []string{"a", "b", "c", "a/b", "b/a", "a/b/c", "c/c/c", ".", "/a/./c", "." + strings.Repeat("n", 250), "a/!", "b/~"}
 	pick := func(i byte) string { return parts[int(i)%len(parts)] }
@@ -396,7 +396,7 @@ func script(tb testing.TB, b []byte) []byte {
 	return pack(tb, entries...)
 }
 
-// FuzzImage compares what the writer makes of a random layer with the model, read by another reader.
+// FuzzImage compares the image of a random layer, as an independent reader sees it, with the model.
 func FuzzImage(f *testing.F) {
 	f.Add([]byte("\x00\x00\x09\x02\x00\x00\x00\x03\x05\x03\x00\x04\x04\x01\x03"))
 	f.Add([]byte("\x05\x00\x00\x02\x00\x00\x00\x05\x07\x06\x00\x00\x04\x06\x05\x09\x01\x00"))

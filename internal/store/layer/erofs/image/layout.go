@@ -12,10 +12,10 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// BlockSize of the images, and so the granularity at which content can be pointed at: tar's.
+// BlockSize is the block size of the images. Content must start at a multiple of it, as in a tar.
 const BlockSize = 512
 
-// Sizes and offsets of the format (fs/erofs/erofs_fs.h, in words).
+// Sizes and offsets of the format (fs/erofs/erofs_fs.h in the kernel), in bytes.
 const (
 	superOffset = 1024
 	superSize   = 128
@@ -26,22 +26,22 @@ const (
 	chunkIndex  = 8
 )
 
-// layout is where everything of an image lies.
+// layout holds the positions of all parts of an image.
 type layout struct {
 	t       *Tree
 	first   []uint32 // children of node n are kids[first[n]:first[n+1]]
 	kids    []nodeID
-	order   []inodeID // as they lie in the image
+	order   []inodeID // in the order of the image
 	node    []nodeID  // of a directory's inode; parallel to t.inodes
 	end     int64     // of the inodes, a multiple of BlockSize
-	data    []inodeID // whose tails did not fit: they have blocks after end
-	blocks  int64     // of the whole image
+	data    []inodeID // whose tails do not fit behind them: they have blocks after end
+	blocks  int64     // of the whole image, in blocks
 	devices int
 }
 
-// plan lays t out. It may be called once Missing has been dealt with, and only once.
+// plan computes the layout of t. It is called once, after Missing was handled.
 func (t *Tree) plan(devices int) (*layout, error) {
-	if err := t.settle(); err != nil {
+	if err := t.nameCopies(); err != nil {
 		return nil, err
 	}
 	l := &layout{t: t, devices: devices}
@@ -49,7 +49,7 @@ func (t *Tree) plan(devices int) (*layout, error) {
 		return nil, err
 	}
 	l.sort()
-	return l, l.place()
+	return l, l.assignPositions()
 }
 
 // connect counts links and groups names by directory.
@@ -64,7 +64,7 @@ func (l *layout) connect() error {
 		}
 		n := &t.nodes[i]
 		parent := &t.inodes[t.nodes[n.parent].inode]
-		if n.inode == 0 { // a whiteout; all of them are links to one
+		if n.inode == 0 { // a whiteout: all whiteouts are hard links to one inode
 			if white == 0 {
 				white = t.newInode(inode{mode: unix.S_IFCHR})
 				parent = &t.inodes[t.nodes[n.parent].inode]
@@ -72,7 +72,7 @@ func (l *layout) connect() error {
 			n.inode = white
 			parent.whiteouts = true
 		} else if n.whiteout && t.dir(nodeID(i)) {
-			n.opaque = true // removed below and made anew
+			n.opaque = true // removed in the layers below and created again here
 		}
 		in := &t.inodes[n.inode]
 		if in.absent {
@@ -112,9 +112,9 @@ func (l *layout) sort() {
 	}
 }
 
-// place gives every inode its position: the inodes of a directory's names together, then those of its
-// subdirectories, so that walking a tree reads the image forwards.
-func (l *layout) place() error {
+// assignPositions gives each inode its position: first the inodes of a directory's names, then those of its subdirectories,
+// so that a walk of the tree reads the image forwards.
+func (l *layout) assignPositions() error {
 	t := l.t
 	l.node = make([]nodeID, len(t.inodes))
 	pos := int64(align(superOffset+superSize+slotSize*l.devices, BlockSize))
@@ -150,7 +150,7 @@ func (l *layout) place() error {
 	return nil
 }
 
-// put places one inode at or after pos and gives the end of it.
+// put assigns a position at or after pos to one inode, and returns the end of the inode.
 func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
 	in := &l.t.inodes[id]
 	l.node[id] = n
@@ -159,7 +159,7 @@ func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
 	}
 	pos = int64(align(int(pos), nidUnit))
 	head := inodeSize + l.xattrSize(in)
-	room := inodeSize // what must not cross a block
+	room := inodeSize // bytes that must not cross a block boundary
 	tail, inline := l.tail(in, head)
 	if inline {
 		room = head + tail
@@ -180,7 +180,7 @@ func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
 
 func (i *inode) chunked() bool { return i.mode&unix.S_IFMT == unix.S_IFREG && i.size > 0 }
 
-// tail is what follows the inode in its own block: the names of a small directory or the target of a link.
+// tail returns the size of what follows the inode in its own block: the names of a small directory or the target of a link.
 func (l *layout) tail(in *inode, head int) (size int, inline bool) {
 	switch in.mode & unix.S_IFMT {
 	case unix.S_IFDIR, unix.S_IFLNK:
@@ -193,12 +193,12 @@ func (l *layout) tail(in *inode, head int) (size int, inline bool) {
 
 func (i *inode) nid() uint64 { return uint64(i.pos / nidUnit) }
 
-// chunkBits gives the smallest chunk that holds the whole file.
+// chunkBits returns the base-2 logarithm of the size of the smallest chunk that covers the whole file.
 func (i *inode) chunkBits() int { return max(9, bits.Len64(uint64(i.size-1))) }
 
 func align(n, to int) int { return (n + to - 1) / to * to }
 
-// names calls visit with the entries of a directory in their order on disk, "." and ".." among them.
+// names calls visit with the entries of a directory, "." and ".." included, in their order on disk.
 func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
 	t := l.t
 	up := root
@@ -225,7 +225,7 @@ func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
 
 var dot, dotdot = []byte("."), []byte("..")
 
-// dirSize is what a directory takes: whole blocks and the used bytes of the last.
+// dirSize returns the size of a directory: whole blocks, and the used bytes of the last one.
 func (l *layout) dirSize(dir nodeID) int64 {
 	var full int64
 	used := 0
@@ -240,7 +240,7 @@ func (l *layout) dirSize(dir nodeID) int64 {
 	return full + int64(used)
 }
 
-// diskXattr is an extended attribute as stored: the prefix is a number.
+// diskXattr is an extended attribute as stored, with a number for its prefix.
 type diskXattr struct {
 	prefix      byte
 	name, value string
@@ -262,7 +262,7 @@ func diskForm(x tarscan.Xattr) (diskXattr, bool) {
 	return diskXattr{}, false
 }
 
-// xattrsOf gives what an inode carries on disk, in order.
+// xattrsOf returns the extended attributes of an inode as stored, in order.
 func (l *layout) xattrsOf(in *inode) []diskXattr {
 	if in.xattrs == 0 && !in.opaque && !in.whiteouts {
 		return nil

@@ -14,12 +14,12 @@ func within(p, dir string) bool {
 	return len(p) > len(dir) && p[len(dir)] == '/' && p[:len(dir)] == dir
 }
 
-// maxLinks is the kernel's own limit for one look-up.
+// maxLinks is the kernel's limit of symbolic links in one look-up.
 const maxLinks = 40
 
-// through gives p as it is when the symbolic links of this layer on the way to its last component are followed, inside
-// the root, as they are when a tar is unpacked into a directory. Links of lower layers are not seen: a layer stands
-// alone. What is not there yet is taken as it is written.
+// through returns p after following the symbolic links of this layer in it, except in the last component. Links are
+// followed inside the root, as when a tar is unpacked into a directory. Links of lower layers are not followed, because a
+// layer must not depend on them. Components that do not exist yet are kept as written.
 func (t *Tree) through(p string) (string, error) {
 	dir, base := path.Split(p)
 	if dir == "" || t.links == 0 {
@@ -96,8 +96,8 @@ func (t *Tree) isLink(n nodeID) bool {
 	return i != 0 && t.inodes[i].mode&unix.S_IFMT == unix.S_IFLNK
 }
 
-// target finds what the hard link from asks for; when this layer does not have it, it is a lower file and gets a
-// place holder.
+// target returns the inode of the file at p, to which the hard link from points. When this layer does not have it, it is a
+// file of a lower layer and gets an inode that Missing lists.
 func (t *Tree) target(from, p string) (inodeID, error) {
 	n := root
 	for part := range strings.SplitSeq(p, "/") {
@@ -131,13 +131,13 @@ func (t *Tree) lower(from, p string) (inodeID, error) {
 	return i, nil
 }
 
-// settle gives the lower files that links name their own names, so that both are one file, unless this layer hides or
-// replaces these.
-func (t *Tree) settle() error {
-	if t.settled {
+// nameCopies adds the own names of lower files to which hard links point, so that they stay one file with the links, unless
+// this layer hides or replaces those names.
+func (t *Tree) nameCopies() error {
+	if t.copiesNamed {
 		return nil
 	}
-	t.settled = true
+	t.copiesNamed = true
 	for _, p := range t.copyOrder {
 		if !t.shows(p) {
 			continue

@@ -31,14 +31,14 @@ type file struct {
 	implied bool
 }
 
-// Debian's fsck.erofs (1.5) takes no blocks of 512 bytes, so the reader here and the kernel, in the tests of the driver,
-// are the oracles.
+// Debian's fsck.erofs (1.5) does not accept blocks of 512 bytes, so the oracles are the reader used here and, in the tests
+// of the driver, the kernel.
 
-// model flattens one layer on plain maps, as overlayfs is to see it. It shares only tarscan with the writer.
+// model flattens one layer with plain maps into what overlayfs must see. It shares only tarscan with the writer.
 type model struct {
 	names        map[string]*file
 	white, blind map[string]bool
-	copies       map[string]*file // lower files that links name
+	copies       map[string]*file // lower files to which links point
 }
 
 func flatten(data []byte, lim tarscan.Limits) (map[string]*file, error) {
@@ -96,7 +96,7 @@ func (m *model) isDir(p string) bool {
 	return m.names[p] != nil && m.names[p].mode&unix.S_IFMT == unix.S_IFDIR
 }
 
-// errImpossible says that no stack of layers can have the files that a layer links to.
+// errImpossible means that no stack of layers can have the files to which a layer links.
 var errImpossible = errors.New("a lower file is a directory too")
 
 // shows reports whether a lower file at p is seen.
@@ -122,7 +122,7 @@ func (m *model) parents(p string) {
 	}
 }
 
-// drop removes p and what is below, with the marks there; those on p stay.
+// drop removes p and everything below it, with the marks there. Marks on p itself stay.
 func (m *model) drop(p string) {
 	for q := range m.names {
 		if strings.HasPrefix(q, p+"/") || q == p {
@@ -138,7 +138,7 @@ func (m *model) drop(p string) {
 	}
 }
 
-// through follows the layer's own links on the way to the last component of p.
+// through follows the layer's own links in p, except in the last component.
 func (m *model) through(p string) (string, error) {
 	rest, done := strings.Split(path.Dir(p), "/"), "."
 	for links := 0; len(rest) > 0; {

@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// Devices reads back which files an image made by Write wants as devices, by their tags.
+// Devices returns the tags of the devices of an image that Write made.
 func Devices(r io.ReaderAt) ([]string, error) {
 	var b [superOffset + superSize + maxDevices*slotSize]byte
 	n, err := r.ReadAt(b[:], 0)

@@ -13,19 +13,19 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// Limits of a Tree; entries that would break them are errs.Invalid.
+// Limits of a Tree. Exceeding them is an error of class errs.Invalid.
 const (
-	MaxNames = tarscan.MaxEntries // with the directories that entries imply
+	MaxNames = tarscan.MaxEntries // including the directories that entries imply
 	MaxBytes = 512 << 20          // of names, link targets and extended attributes together
 )
 
-// Extent says where the content of a file lies.
+// Extent is the position of a file's content.
 type Extent struct {
-	Device int   // 1 is the first device, 0 none (an empty file)
+	Device int   // 1 is the first device; 0 means none (an empty file)
 	Offset int64 // a multiple of BlockSize
 }
 
-// Attr is everything that an inode is, but its names.
+// Attr holds all attributes of an inode.
 type Attr struct {
 	Mode   uint32 // with S_IFMT
 	UID    uint32
@@ -50,9 +50,9 @@ type node struct {
 	parent   nodeID
 	name     uint32 // offset in names
 	length   uint8
-	replaced bool // another node has the name now; what hangs below this one is gone
-	whiteout bool // lower layers' name is hidden
-	opaque   bool // lower layers' content is hidden
+	replaced bool // another node has the name now; what is below this one does not exist any more
+	whiteout bool // hides the name in the layers below
+	opaque   bool // hides the content of the layers below
 	inode    inodeID
 }
 
@@ -64,11 +64,11 @@ type inode struct {
 	size     int64
 	offset   int64 // of the content, or of the link target in names
 	rdev     uint64
-	xattrs   uint32 // index in Tree.xattrs; 0 none
+	xattrs   uint32 // index in Tree.xattrs; 0 means none
 	device   uint16
 	implied  bool // a directory that no entry described
-	absent   bool // a file that a lower layer holds: see Missing
-	// set when the image is laid out
+	absent   bool // a file of a lower layer: see Missing
+	// The fields below are set when the image is laid out.
 	nlink     uint32
 	opaque    bool
 	whiteouts bool
@@ -82,28 +82,28 @@ func (i *inode) isDir() bool { return i.mode&unix.S_IFMT == unix.S_IFDIR }
 type Tree struct {
 	names  []byte
 	nodes  []node
-	inodes []inode // 0 stands for none
+	inodes []inode // inodes[0] means none
 	xattrs [][]tarscan.Xattr
 	bytes  int
 
-	table []nodeID // open addressing on (parent, name)
+	table []nodeID // a hash table with open addressing on (parent, name)
 	seed  maphash.Seed
 
-	copies    map[string]inodeID // lower files that hard links name
-	copyOrder []string
-	settled   bool // copies have got their names
+	copies      map[string]inodeID // lower files to which hard links point
+	copyOrder   []string
+	copiesNamed bool // nameCopies has run
 
-	// the directory of the last entry: tars come directory by directory
+	// the directory of the last entry, because tars go directory by directory
 	lastDir  string
 	lastNode nodeID
 
-	links                 int // symbolic links there were
+	links                 int // number of symbolic links so far
 	lastRaw, lastResolved string
 }
 
 const root nodeID = 0
 
-// NewTree gives a tree with an implied root.
+// NewTree returns a tree with an implied root.
 func NewTree() *Tree {
 	t := &Tree{seed: maphash.MakeSeed(), table: make([]nodeID, 1024), xattrs: make([][]tarscan.Xattr, 1), copies: map[string]inodeID{}}
 	for i := range t.table {
@@ -147,7 +147,7 @@ func (t *Tree) slot(parent nodeID, name string) int {
 
 func (t *Tree) lookup(parent nodeID, name string) nodeID { return t.table[t.slot(parent, name)] }
 
-// make adds a name that is not there yet.
+// make adds a name that does not exist yet.
 func (t *Tree) make(parent nodeID, name string) (nodeID, error) {
 	if len(t.nodes) >= MaxNames {
 		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
@@ -165,7 +165,7 @@ func (t *Tree) make(parent nodeID, name string) (nodeID, error) {
 	return n, nil
 }
 
-// replace gives the name of n to a fresh node, so that everything below n is gone at once.
+// replace gives the name of n to a new node, which removes everything below n at once.
 func (t *Tree) replace(n nodeID) (nodeID, error) {
 	if len(t.nodes) >= MaxNames {
 		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
@@ -195,7 +195,7 @@ func (t *Tree) grow() {
 	}
 }
 
-// text puts s into the arena.
+// text appends s to the arena and returns its offset.
 func (t *Tree) text(s string) uint32 {
 	off := uint32(len(t.names))
 	t.names = append(t.names, s...)
@@ -209,7 +209,7 @@ func (t *Tree) account(n int) error {
 	return nil
 }
 
-// dirOf finds the directory p and makes what is missing of it.
+// dirOf returns the directory p, and creates it and its parents if necessary.
 func (t *Tree) dirOf(p string) (nodeID, error) {
 	if p == t.lastDir {
 		return t.lastNode, nil
@@ -236,7 +236,7 @@ func (t *Tree) dirOf(p string) (nodeID, error) {
 	return n, nil
 }
 
-// at gives the node for p, made with its parents when it is not there.
+// at returns the node of p, and creates it and its parents if necessary.
 func (t *Tree) at(p string) (nodeID, error) {
 	if p == "." {
 		return root, nil
@@ -255,11 +255,11 @@ func (t *Tree) at(p string) (nodeID, error) {
 	return t.make(parent, base)
 }
 
-// Add takes the next entry. content says where a non-empty Regular lies. The error's class is errs.Invalid.
+// Add adds the next entry. Content is the position of a non-empty Regular. The error's class is errs.Invalid.
 func (t *Tree) Add(e *tarscan.Entry, content Extent) error {
 	resolved := *e
 	var err error
-	if e.Kind == tarscan.Opaque { // the marker's own name is the last component
+	if e.Kind == tarscan.Opaque { // the last component is the marker's own name
 		resolved.Path, err = t.through(e.Path + "/x")
 		resolved.Path = path.Dir(resolved.Path)
 	} else {
@@ -323,7 +323,7 @@ func (t *Tree) put(p string, i inodeID) error {
 	t.nodes[n].inode = i
 	if was || t.isLink(n) {
 		t.links++
-		t.lastRaw = "" // where it leads may have changed
+		t.lastRaw = "" // it may now lead somewhere else
 	}
 	return nil
 }
@@ -372,24 +372,24 @@ func (t *Tree) set(id inodeID, a Attr) error {
 	return t.account(total)
 }
 
-// Len is how many names there are, replaced ones included.
+// Len returns the number of names, replaced ones included.
 func (t *Tree) Len() int { return len(t.nodes) }
 
-// Missing is what only the layers below can tell.
+// Missing is something that depends on the layers below.
 type Missing struct {
 	Path string
-	File bool // a file that must be found there; else a directory that may
+	File bool // a file that must exist there; otherwise a directory that may
 	id   inodeID
 }
 
-// Missing lists, parents first, the inodes that Fill should be called for. The root is not listed: see ImpliedRoot.
-// It ends the adding of entries.
+// Missing returns the inodes for which Fill should be called, parents first. The root is not among them: see ImpliedRoot.
+// No entry may be added afterwards.
 func (t *Tree) Missing() ([]Missing, error) {
-	if err := t.settle(); err != nil {
+	if err := t.nameCopies(); err != nil {
 		return nil, err
 	}
 	live := t.live()
-	hidden := make([]bool, len(t.nodes)) // what lies below in this directory's lower layers
+	hidden := make([]bool, len(t.nodes)) // whether this directory hides the layers below
 	listed := map[inodeID]bool{}
 	var all []Missing
 	hidden[root] = t.nodes[root].opaque
@@ -413,7 +413,7 @@ func (t *Tree) Missing() ([]Missing, error) {
 	return all, nil
 }
 
-// Fill says what a missing inode is. For a File, a must not be a directory.
+// Fill sets the attributes of a missing inode. For a File, a must not be a directory.
 func (t *Tree) Fill(m Missing, a Attr) error {
 	if m.File == (a.Mode&unix.S_IFMT == unix.S_IFDIR) {
 		return errs.New(errs.Internal, "%.200q: filled with mode %o", m.Path, a.Mode)
@@ -421,13 +421,13 @@ func (t *Tree) Fill(m Missing, a Attr) error {
 	return t.set(m.id, a)
 }
 
-// ImpliedRoot says that no entry described the root.
+// ImpliedRoot reports whether no entry described the root.
 func (t *Tree) ImpliedRoot() bool { return t.inodes[t.nodes[root].inode].implied }
 
-// OpaqueRoot says that the layer hides everything below it. Overlayfs does not look for that mark on a root.
+// OpaqueRoot reports whether the layer hides everything below it. Overlayfs does not support that mark on a root.
 func (t *Tree) OpaqueRoot() bool { return t.nodes[root].opaque }
 
-// live tells which nodes are still in the tree. Parents stand before their children.
+// live reports for each node whether it is still in the tree. Parents come before their children.
 func (t *Tree) live() []bool {
 	live := make([]bool, len(t.nodes))
 	live[root] = true

@@ -10,9 +10,9 @@ import (
 	"ply/internal/errs"
 )
 
-// Device is a file that content lies in. Its place in the list is its number, from 1.
+// Device is a file with content. Its position in the list, from 1, is its number.
 type Device struct {
-	Tag  string // at most 63 bytes; kept in the image, see Devices
+	Tag  string // at most 63 bytes; stored in the image, see Devices
 	Size int64
 }
 
@@ -31,8 +31,8 @@ const (
 	superSlotsOffset = (superOffset + superSize) / slotSize
 )
 
-// Write writes the image of t. Write ends t: it must not be used again. The bytes depend on the entries, the
-// devices and the uuid alone. It returns the length of the image.
+// Write writes the image of t and returns its length. The bytes depend only on the entries, the devices and the uuid. The
+// tree must not be used afterwards.
 func (t *Tree) Write(w io.Writer, uuid [16]byte, devices []Device) (size int64, err error) {
 	if len(devices) > maxDevices {
 		return 0, errs.New(errs.Internal, "index with %d devices", len(devices))
@@ -141,7 +141,7 @@ func (l *layout) inode(s *stream, id inodeID, in *inode) {
 	}
 }
 
-// content writes a directory's blocks or a link's target.
+// content writes the blocks of a directory or the target of a link.
 func (l *layout) content(s *stream, id inodeID, in *inode) {
 	if !in.isDir() {
 		s.write(l.t.names[in.offset : in.offset+in.size])
@@ -158,7 +158,7 @@ func (l *layout) content(s *stream, id inodeID, in *inode) {
 	d.flush(false)
 }
 
-// dirBlock collects the names of one block: fixed-size entries first, then the names.
+// dirBlock collects the names of one block: first the entries of fixed size, then the names.
 type dirBlock struct {
 	s       *stream
 	used    int
@@ -217,7 +217,7 @@ func encodeDev(dev uint64) uint32 {
 	return minor&0xff | major<<8 | (minor&^0xff)<<12
 }
 
-// stream writes forwards and keeps the first error.
+// stream writes sequentially and keeps the first error.
 type stream struct {
 	w   *bufio.Writer
 	pos int64

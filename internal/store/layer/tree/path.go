@@ -10,9 +10,9 @@ import (
 	"ply/internal/store/layer/tarscan"
 )
 
-// place makes sure of the parent directory of an entry and gives the entry's path without links.
-// For an opaque marker the entry is its directory itself.
-func (u *unpacker) place(e *tarscan.Entry) (string, error) {
+// prepare creates the parent directory of an entry if necessary, and returns the entry's path without symbolic links. For
+// an opaque marker this is the path of its directory.
+func (u *unpacker) prepare(e *tarscan.Entry) (string, error) {
 	dir, base := path.Split(e.Path)
 	dir = path.Clean(dir)
 	if e.Kind == tarscan.Opaque {
@@ -28,7 +28,7 @@ func (u *unpacker) place(e *tarscan.Entry) (string, error) {
 	return path.Join(dir, base), nil
 }
 
-// enter opens the directory dir as the current parent, making what is missing, and gives its path without links.
+// enter opens dir as the current parent and returns its path without symbolic links. It creates missing directories.
 func (u *unpacker) enter(dir string) (string, error) {
 	if dir == u.parent && u.parentFD >= 0 {
 		return dir, nil
@@ -68,7 +68,7 @@ func (u *unpacker) dropParent() {
 	u.parent, u.parentFD = "", -1
 }
 
-// at gives what the *at calls need for path p, whose parent was entered last.
+// at returns the arguments of the *at calls for path p, whose parent was entered last.
 func (u *unpacker) at(p string) (dirfd int, base string) {
 	if path.Dir(p) == u.parent && u.parentFD >= 0 {
 		return u.parentFD, path.Base(p)
@@ -78,8 +78,8 @@ func (u *unpacker) at(p string) (dirfd int, base string) {
 
 const maxLinks = 40
 
-// resolve follows the links of this very layer that stand in dir, inside the tree. When forced, anything else
-// that stands in the way is removed.
+// resolve follows the symbolic links of this layer in dir, inside the tree. When force is true, it removes anything that is
+// neither a directory nor a link.
 func (u *unpacker) resolve(dir string, force bool) (string, error) {
 	pending := strings.Split(dir, "/")
 	done := "."
@@ -98,7 +98,7 @@ func (u *unpacker) resolve(dir string, force bool) (string, error) {
 			done = next
 			continue
 		}
-		target, kind, err := u.look(next)
+		target, kind, err := u.inspect(next)
 		switch {
 		case err != nil:
 			return "", err
@@ -106,7 +106,7 @@ func (u *unpacker) resolve(dir string, force bool) (string, error) {
 			done = next
 		case kind != unix.S_IFLNK && !force:
 			return "", unix.ENOTDIR
-		case kind != unix.S_IFLNK: // the last entry wins: what is below it makes it a directory
+		case kind != unix.S_IFLNK: // the last entry wins: an entry below it makes it a directory
 			if err := u.clear(next); err != nil {
 				return "", err
 			}
@@ -127,8 +127,8 @@ func (u *unpacker) resolve(dir string, force bool) (string, error) {
 	return done, nil
 }
 
-// look says what stands at p: kind is 0 for nothing, target is that of a link.
-func (u *unpacker) look(p string) (target string, kind uint32, err error) {
+// inspect returns the type of p, 0 if it does not exist, and the target of a link.
+func (u *unpacker) inspect(p string) (target string, kind uint32, err error) {
 	var st unix.Stat_t
 	err = unix.Fstatat(int(u.root.Fd()), p, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
@@ -149,7 +149,7 @@ func (u *unpacker) look(p string) (target string, kind uint32, err error) {
 	return target, kind, nil
 }
 
-// makeAll makes the missing directories of a path without links.
+// makeAll creates the missing directories of a path without symbolic links.
 func (u *unpacker) makeAll(dir string) error {
 	if dir == "." || u.dirs[dir] != nil {
 		return nil
@@ -160,7 +160,7 @@ func (u *unpacker) makeAll(dir string) error {
 	return u.mkdir(dir, &attrs{implied: true, mode: 0o755})
 }
 
-// mkdir makes dir; a whiteout that stands there makes it opaque.
+// mkdir creates dir. A whiteout with that name makes it opaque.
 func (u *unpacker) mkdir(dir string, a *attrs) error {
 	delete(u.pending, dir)
 	if u.wiped[dir] {
