@@ -1,7 +1,7 @@
 // Package compress decompresses and compresses layers and archives.
 //
-// A reader finds the codec by magic bytes, not by a name or media type. Memory is limited: a zstd window and an xz dictionary may
-// have up to 128 MiB. The output of a writer depends only on the input, the parameters and the version of ply, not on the number
+// A reader finds the codec by magic bytes, not by a name or media type. Memory is limited: every zstd window and every xz
+// dictionary of a stream may have up to 128 MiB, and a header that asks for more is refused before anything is allocated. The output of a writer depends only on the input, the parameters and the version of ply, not on the number
 // of cores; the text of Params says how to make the same bytes again.
 package compress
 
@@ -18,7 +18,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
-	"github.com/ulikunitz/xz"
 
 	"ply/internal/errs"
 )
@@ -46,7 +45,7 @@ var magics = []struct {
 }{
 	{Gzip, []byte{0x1f, 0x8b, 0x08}},
 	{Zstd, []byte{0x28, 0xb5, 0x2f, 0xfd}},
-	{Xz, []byte{0xfd, '7', 'z', 'X', 'Z', 0}},
+	{Xz, xzMagic},
 	{Bzip2, []byte("BZh")},
 }
 
@@ -90,11 +89,7 @@ func NewReader(r io.Reader) (io.ReadCloser, Codec, error) {
 		}
 		dec, closeDec = z, func() error { z.Close(); return nil }
 	case Xz:
-		z, err := xz.ReaderConfig{DictCap: maxWindow}.NewReader(br)
-		if err != nil {
-			return nil, "", src.blame(codec, err)
-		}
-		dec = z
+		dec = newXz(br)
 	case Bzip2:
 		dec = bzip2.NewReader(br)
 	default:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -207,14 +208,32 @@ func TestZstdWindowIsLimited(t *testing.T) {
 	if got, codec, err := decode(frame(27)); err != nil || codec != Zstd || len(got) != 0 {
 		t.Errorf("window of 128 MiB: %d bytes, %s, %v", len(got), codec, err)
 	}
-	if _, _, err := decode(frame(28)); !errors.Is(err, errs.Invalid) {
-		t.Errorf("window of 256 MiB: %v, want class Invalid", err)
+	// A frame of one segment has no window: it states the size of its content, and its decoder keeps all of that.
+	segment := func(size uint64) []byte {
+		return append(binary.LittleEndian.AppendUint64([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xe0}, size), 1, 0, 0)
+	}
+	small := frame(10)
+	for name, data := range map[string][]byte{
+		"window of 256 MiB":               frame(28),
+		"window of 3.75 TiB":              frame(41),
+		"segment of 256 MiB":              segment(256 << 20),
+		"segment of 1 EiB":                segment(1 << 60),
+		"window of 256 MiB, second frame": append(bytes.Clone(small), frame(28)...),
+		"segment of 1 GiB, second frame":  append(bytes.Clone(small), segment(1<<30)...),
+		"after a skippable frame":         append([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0}, frame(31)...),
+	} {
+		var err error
+		if used := allocated(func() { _, _, err = decode(data) }); used > 16<<20 || !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: allocated %d MiB, %v, want class Invalid", name, used>>20, err)
+		}
 	}
 }
 
 func FuzzReader(f *testing.F) {
 	f.Add(gz(f, []byte("hello")))
 	f.Add([]byte{0x28, 0xb5, 0x2f, 0xfd, 0, 0})
+	f.Add(xzStreamOf(3, xzBlockOf(0, plainChunk("abc")), xzBlockOf(dict4G, plainChunk("abc"))))
+	f.Add(xzStreamOf(1, xzBlockOf(4, string([]byte{0xe0, 0, 0, 0, 5, 0x5d, 0, 0, 0, 0, 0, 0}))))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, _, err := NewReader(bytes.NewReader(b))
 		if err != nil {
