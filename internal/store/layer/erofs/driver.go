@@ -38,9 +38,8 @@ type Options struct {
 
 // Driver implements layer.Driver. Safe for concurrent use.
 type Driver struct {
-	fs     durable.FS
+	files
 	opts   Options
-	layers string // layers/sha256
 	roots  string // layers/roots: empty directories that are the top layer of views
 	inits  *writable.Inits
 	quar   string // layers/quarantine
@@ -67,7 +66,7 @@ var _ layer.Driver = (*Driver)(nil)
 // wrote one of the layers; in that case nothing is changed.
 func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	d := &Driver{
-		fs: fsys, opts: opts,
+		files: files{fs: fsys}, opts: opts,
 		records: map[oci.DiffID]*layerRecord{}, damaged: map[oci.DiffID]string{},
 		mounts: map[mountKey]*layerMount{}, targets: map[string][]*layerMount{},
 	}
@@ -106,38 +105,6 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 		return nil, err
 	}
 	return d, d.load()
-}
-
-// checkAllVersions refuses a root in which a newer release wrote any layer. It only reads.
-func (d *Driver) checkAllVersions() error {
-	entries, err := d.fs.ReadDir(d.layers)
-	if err != nil {
-		return nil // a new root; other errors come up again when the directory is used
-	}
-	for _, e := range entries {
-		if !oci.IsHex64(e.Name()) {
-			continue
-		}
-		if err := d.checkVersions(filepath.Join(d.layers, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// makeDir creates a directory, durable when it returns. The directory may exist already.
-func (d *Driver) makeDir(dir string) error {
-	if err := d.fs.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return err
-	}
-	err := d.fs.Mkdir(dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return d.fs.SyncDir(filepath.Dir(dir))
 }
 
 // sweepTemps removes the temporaries of a crash. One that cannot be removed, as after damage to the file system, does not

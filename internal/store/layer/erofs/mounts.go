@@ -13,7 +13,6 @@ import (
 	"ply/internal/errs"
 	"ply/internal/mount"
 	"ply/internal/oci"
-	"ply/internal/store/layer/erofs/image"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -154,30 +153,6 @@ func (d *Driver) mountIndex(m *layerMount) error {
 	}
 	m.point = point
 	return nil
-}
-
-// devices returns the paths of the files in an index's device table.
-func (d *Driver) devices(dir, index string) (paths []string, err error) {
-	f, err := d.fs.OpenFile(filepath.Join(dir, index+".erofs"), os.O_RDONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer errs.Close(&err, f)
-	tags, err := image.Devices(f)
-	if err != nil {
-		return nil, err
-	}
-	for _, tag := range tags {
-		switch tag {
-		case tarName, sideName:
-		case chainTag:
-			tag = chainFile(index)
-		default:
-			return nil, errs.New(errs.DataLoss, "%s.erofs: unknown device %q", index, tag)
-		}
-		paths = append(paths, filepath.Join(dir, tag))
-	}
-	return paths, nil
 }
 
 // release ends the use of mounts that acquire returned. The most recently used mounts stay mounted, up to

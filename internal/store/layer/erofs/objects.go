@@ -71,24 +71,6 @@ func (d *Driver) Stat(ctx context.Context, chain oci.Chain) (layer.Info, error) 
 	return r.info(), nil
 }
 
-// glance checks the records of a layer and of one index, and the sizes of their files. The error's class is errs.NotFound
-// when the layer depends on its parents and was not committed on these.
-func (d *Driver) glance(r *layerRecord, index string) error {
-	dir := d.layerDir(r.DiffID)
-	if _, err := d.readRecord(r.DiffID, dir); err != nil {
-		return lost(err)
-	}
-	_, err := d.readIndex(dir, index)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, errs.NotFound) && r.Dependent:
-		return errs.New(errs.NotFound, "layer %s: not prepared for the layers below it", r.DiffID.Short()).
-			WithHint("Pull or load the image again.")
-	}
-	return lost(err)
-}
-
 // lost turns errs.NotFound into errs.DataLoss, for files that the layer must have.
 func lost(err error) error {
 	if errors.Is(err, errs.NotFound) {
@@ -205,32 +187,6 @@ func (d *Driver) Walk(ctx context.Context, visit func(key layer.Key, made time.T
 	return nil
 }
 
-func (d *Driver) walkIndexes(id oci.DiffID, visit func(layer.Key, time.Time) error) error {
-	entries, err := d.fs.ReadDir(d.layerDir(id))
-	if os.IsNotExist(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		// The .erofs file counts and not the record, so that an index whose record a crash prevented is found too.
-		hex, ok := strings.CutPrefix(e.Name(), "index-")
-		hex, erofs := strings.CutSuffix(hex, ".erofs")
-		if !ok || !erofs || !oci.IsHex64(hex) {
-			continue
-		}
-		st, err := e.Info()
-		if err != nil {
-			continue // removed meanwhile
-		}
-		if err := visit(layer.Key(keyPrefix+id.Hex()+"-"+hex), st.ModTime()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Remove implements layer.Driver.
 func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
 	id, index, err := parseKey(key)
@@ -259,21 +215,6 @@ func (d *Driver) Remove(ctx context.Context, key layer.Key) error {
 	d.forget(id)
 	d.mu.Unlock()
 	return d.removeLayer(id)
-}
-
-func (d *Driver) removeIndex(dir, index string) error {
-	found := false
-	for _, name := range []string{index + ".json", index + ".erofs", chainFile(index)} {
-		err := d.fs.Remove(filepath.Join(dir, name))
-		if err != nil && !os.IsNotExist(err) {
-			return err
-		}
-		found = found || err == nil
-	}
-	if !found {
-		return nil
-	}
-	return d.fs.SyncDir(dir)
 }
 
 func (d *Driver) removeLayer(id oci.DiffID) error {
@@ -305,57 +246,6 @@ func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 		err = d.condemn(ctx, r, err)
 	}
 	return err
-}
-
-// verify reads all files of a layer and of one index. The error's class is errs.NotFound when the layer is whole and only
-// the index does not exist.
-func (d *Driver) verify(ctx context.Context, r *layerRecord, index string) error {
-	absent := d.glance(r, index)
-	if absent != nil && !errors.Is(absent, errs.NotFound) {
-		return absent
-	}
-	dir := d.layerDir(r.DiffID)
-	files := map[string]fileSum{tarName: {r.TarSize, oci.Digest(r.DiffID)}}
-	if r.Side != nil {
-		files[sideName] = *r.Side
-	}
-	if absent == nil {
-		idx, err := d.readIndex(dir, index)
-		if err != nil {
-			return lost(err)
-		}
-		files[index+".erofs"] = idx.Index
-		if idx.Chain != nil {
-			files[chainFile(index)] = *idx.Chain
-		}
-	}
-	for name, want := range files {
-		if err := d.verifyFile(ctx, filepath.Join(dir, name), want); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return absent
-}
-
-func (d *Driver) verifyFile(ctx context.Context, name string, want fileSum) (err error) {
-	f, err := d.fs.OpenFile(name, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer errs.Close(&err, f)
-	h := sha256.New()
-	buf := make([]byte, 1<<20)
-	n, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{withContext{ctx, f}}, buf)
-	if errors.Is(err, unix.EIO) {
-		return errs.New(errs.DataLoss, "%w", err)
-	}
-	if err != nil {
-		return err
-	}
-	if n != want.Size || oci.DigestOfHash(h) != want.Digest {
-		return errs.New(errs.DataLoss, "its content has changed")
-	}
-	return nil
 }
 
 type withContext struct {

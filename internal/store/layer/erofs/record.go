@@ -1,16 +1,10 @@
 package erofs
 
 import (
-	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"ply/internal/durable"
-	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/record"
 	"ply/internal/store/layer"
 )
 
@@ -68,103 +62,4 @@ func indexName(dependent bool, parents oci.Chain) string {
 // chainFile returns the name of the side file that belongs to an index.
 func chainFile(index string) string {
 	return "chain" + strings.TrimPrefix(index, "index") + ".data"
-}
-
-func (d *Driver) layerDir(id oci.DiffID) string { return filepath.Join(d.layers, id.Hex()) }
-
-// readRecord reads the record of a layer directory and checks the sizes of the files that it names. The error says what is
-// wrong with the layer.
-func (d *Driver) readRecord(id oci.DiffID, dir string) (*layerRecord, error) {
-	r := &layerRecord{}
-	if err := d.readJSON(filepath.Join(dir, recordName), layerVersion, r); err != nil {
-		return nil, err
-	}
-	if r.DiffID != id {
-		return nil, errs.New(errs.DataLoss, "%s: describes layer %.80s", recordName, r.DiffID)
-	}
-	if err := d.checkSize(filepath.Join(dir, tarName), r.TarSize); err != nil {
-		return nil, err
-	}
-	if r.Side != nil {
-		if err := d.checkSize(filepath.Join(dir, sideName), r.Side.Size); err != nil {
-			return nil, err
-		}
-	}
-	st, err := d.fs.Lstat(dir)
-	if err != nil {
-		return nil, err
-	}
-	r.made = st.ModTime()
-	if st, err := d.fs.Lstat(filepath.Join(dir, recordName)); err == nil {
-		r.made = st.ModTime()
-	}
-	return r, nil
-}
-
-// readIndex reads the record of an index and checks the sizes of its files. The error's class is errs.NotFound when there
-// is no record and errs.DataLoss when something is damaged.
-func (d *Driver) readIndex(dir, name string) (*indexRecord, error) {
-	r := &indexRecord{}
-	if err := d.readJSON(filepath.Join(dir, name+".json"), indexVersion, r); err != nil {
-		return nil, err
-	}
-	if err := d.checkSize(filepath.Join(dir, name+".erofs"), r.Index.Size); err != nil {
-		return nil, err
-	}
-	if r.Chain != nil {
-		if err := d.checkSize(filepath.Join(dir, chainFile(name)), r.Chain.Size); err != nil {
-			return nil, err
-		}
-	}
-	return r, nil
-}
-
-func (d *Driver) readJSON(name string, known int, v any) error {
-	data, err := durable.ReadFile(d.fs, name, maxRecord)
-	if os.IsNotExist(err) {
-		return errs.New(errs.NotFound, "%s is missing", filepath.Base(name))
-	}
-	if err != nil {
-		return err
-	}
-	return record.Unmarshal(filepath.Base(name), data, known, v)
-}
-
-// checkVersions refuses a layer directory that a newer release wrote. It only reads, and it ignores what is damaged.
-func (d *Driver) checkVersions(dir string) error {
-	entries, err := d.fs.ReadDir(dir)
-	if err != nil {
-		return nil
-	}
-	for _, e := range entries {
-		known := indexVersion
-		switch name, ok := strings.CutSuffix(e.Name(), ".json"); {
-		case e.Name() == recordName:
-			known = layerVersion
-		case !ok || !strings.HasPrefix(name, "index"):
-			continue
-		}
-		name := filepath.Join(dir, e.Name())
-		data, err := durable.ReadFile(d.fs, name, maxRecord)
-		if err != nil {
-			continue
-		}
-		if _, err := record.ReadHeader(name, data, known); errors.Is(err, errs.Precondition) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (d *Driver) checkSize(name string, want int64) error {
-	st, err := d.fs.Lstat(name)
-	switch {
-	case os.IsNotExist(err):
-		return errs.New(errs.DataLoss, "%s is missing", filepath.Base(name))
-	case err != nil:
-		return err
-	case !st.Mode().IsRegular() || st.Size() != want:
-		return errs.New(errs.DataLoss, "%s has %d bytes, want %d", filepath.Base(name), st.Size(), want)
-	}
-	return nil
 }

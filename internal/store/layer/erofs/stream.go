@@ -151,8 +151,8 @@ const (
 	sideBuf   = 64 << 10
 )
 
-func (d *Driver) newSide(name string) (*sideFile, error) {
-	f, err := d.fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+func (fs *files) newSide(name string) (*sideFile, error) {
+	f, err := fs.fs.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"context"
-
 	"errors"
 	"fmt"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/record"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tarscan"
 )
@@ -268,20 +266,6 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*l
 		return nil, "", err
 	}
 	return r, b.name, w.d.writeJSON(&w.syncs, filepath.Join(w.dir, recordName), layerVersion, r)
-}
-
-// writeJSON writes a record into a staging directory.
-func (d *Driver) writeJSON(syncs *syncing, name string, version int, v any) error {
-	data, err := record.Marshal(version, v)
-	if err != nil {
-		return err
-	}
-	f, err := d.fs.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return syncs.file(f, err)
 }
 
 // syncing syncs files in parallel: together they take little longer than one.
