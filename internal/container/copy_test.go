@@ -14,15 +14,18 @@ import (
 	"strings"
 	"testing"
 
+	"ply/internal/container/rootfs"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
 
+func anything(rootfs.Info) error { return nil }
+
 func (w *world) copyFrom(id, path string) map[string]string {
 	w.t.Helper()
 	var b bytes.Buffer
-	if err := w.files.CopyFrom(context.Background(), id, path, &b); err != nil {
+	if err := w.files.CopyFrom(context.Background(), id, path, anything, &b); err != nil {
 		w.t.Fatalf("copy from %s: %v", path, err)
 	}
 	return readTar(w.t, &b)
@@ -70,7 +73,7 @@ func copy(t *testing.T, w *world) {
 	_, err = w.files.PathStat(ctx, id, "/nope")
 	wantErr(t, err, errs.NotFound, "Could not find the file /nope in container "+id)
 	_, err = w.files.PathStat(ctx, id, "/etc/passwd/")
-	wantErr(t, err, errs.NotFound, "Could not find the file")
+	wantErr(t, err, errs.Invalid, "lstat /etc/passwd/: not a directory")
 	if got := w.copyFrom(id, "/etc/group"); got["group"] == "" || len(got) != 1 {
 		t.Errorf("one file: %v", got)
 	}
@@ -115,7 +118,7 @@ func copy(t *testing.T, w *world) {
 	if err := w.files.CopyTo(ctx, id, "/root", &z, true, true); err != nil { // into a stopped container, compressed, owned by the container's user
 		t.Fatal(err)
 	}
-	if got := w.copyFrom(id, "/root/."); got["put"] != "in" {
+	if got := w.copyFrom(id, "/root/."); got["./put"] != "in" {
 		t.Errorf("stopped: %v", got)
 	}
 }
@@ -178,7 +181,7 @@ func TestCopyRace(t *testing.T) {
 			t.Logf("copy in: %v", err)
 		}
 		var b bytes.Buffer
-		if err := w.files.CopyFrom(ctx, id, "/r/a/.", &b); err == nil {
+		if err := w.files.CopyFrom(ctx, id, "/r/a/.", anything, &b); err == nil {
 			for n, c := range readTar(t, &b) {
 				if c == "host" {
 					t.Fatalf("%s of the host was read", n)

@@ -63,8 +63,10 @@ func explain(id oci.ContainerID, err error) error {
 		return err
 	}
 	switch {
-	case errors.Is(pe.Err, unix.ENOENT), errors.Is(pe.Err, unix.ENOTDIR):
+	case errors.Is(pe.Err, unix.ENOENT):
 		return errs.New(errs.NotFound, "Could not find the file %s in container %s", pe.Path, id)
+	case errors.Is(pe.Err, unix.ENOTDIR): // not class NotFound: docker cp would take the file for one to be made
+		return invalid("lstat %s: not a directory", pe.Path)
 	case errors.Is(pe.Err, unix.ELOOP):
 		return invalid("path %s in container %s: too many levels of symbolic links", pe.Path, id)
 	case errors.Is(pe.Err, unix.ENAMETOOLONG):
@@ -74,7 +76,7 @@ func explain(id oci.ContainerID, err error) error {
 }
 
 // PathStat describes a file. A link is described itself, with the path in the container that it leads to.
-// Errors: NotFound.
+// Errors: NotFound, Invalid.
 func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, err error) {
 	if err := rootfs.CheckPath(p); err != nil {
 		return out, err
@@ -91,8 +93,9 @@ func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, e
 }
 
 // CopyFrom writes a file or directory as a tar stream whose names begin with the last component of the path. A link is
-// written as a link unless the path ends in "/" or "/.". Errors: NotFound.
-func (f *Files) CopyFrom(ctx context.Context, ref, p string, w io.Writer) error {
+// written as a link unless the path ends in "/" or "/.". found is called with what is there before the first byte is
+// written. Errors: NotFound, Invalid.
+func (f *Files) CopyFrom(ctx context.Context, ref, p string, found func(rootfs.Info) error, w io.Writer) error {
 	if err := rootfs.CheckPath(p); err != nil {
 		return err
 	}
@@ -100,7 +103,7 @@ func (f *Files) CopyFrom(ctx context.Context, ref, p string, w io.Writer) error 
 	if err != nil {
 		return err
 	}
-	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyOut(ctx, root, p, w) })
+	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyOut(ctx, root, p, found, w) })
 	if err != nil {
 		return explain(c.id, err)
 	}

@@ -51,7 +51,7 @@ func TestStress(t *testing.T) {
 		},
 		"diff":    func(n string) error { _, err := w.s.Changes(ctx, n); return err },
 		"copy in": func(n string) error { return w.files.CopyTo(ctx, n, "/tmp", bytes.NewReader(in), false, false) },
-		"copy":    func(n string) error { return w.files.CopyFrom(ctx, n, "/etc", io.Discard) },
+		"copy":    func(n string) error { return w.files.CopyFrom(ctx, n, "/etc", anything, io.Discard) },
 		"export":  func(n string) error { return w.files.Export(ctx, n, io.Discard) },
 		"exec": func(n string) error {
 			id, err := w.sessions.ExecCreate(ctx, n, spec.ExecSpec{Cmd: []string{"true"}, AttachStdout: true})

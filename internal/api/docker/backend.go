@@ -131,7 +131,7 @@ type containerLister interface {
 // Files is what the endpoints of docker cp and export need; container.Files implements it.
 type Files interface {
 	PathStat(ctx context.Context, ref, path string) (rootfs.Info, error)
-	CopyFrom(ctx context.Context, ref, path string, w io.Writer) error
+	CopyFrom(ctx context.Context, ref, path string, found func(rootfs.Info) error, w io.Writer) error
 	CopyTo(ctx context.Context, ref, path string, stream io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
 	Export(ctx context.Context, ref string, w io.Writer) error
 }

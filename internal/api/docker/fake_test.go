@@ -493,8 +493,15 @@ func (f *fakeContainers) PathStat(_ context.Context, name, path string) (rootfs.
 	}
 	return rootfs.Info{Name: "hosts", Size: 3, Mode: 0o644, ModTime: moment}, nil
 }
-func (f *fakeContainers) CopyFrom(_ context.Context, _, _ string, w io.Writer) error {
-	_, err := io.WriteString(w, "tar")
+func (f *fakeContainers) CopyFrom(ctx context.Context, name, path string, found func(rootfs.Info) error, w io.Writer) error {
+	st, err := f.PathStat(ctx, name, path)
+	if err != nil {
+		return err
+	}
+	if err := found(st); err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, "tar")
 	return err
 }
 func (f *fakeContainers) CopyTo(_ context.Context, name, _ string, tar io.Reader, _, _ bool) error {

@@ -57,15 +57,10 @@ func (h fileHandlers) copyFrom(c *call) error {
 	if err != nil {
 		return err
 	}
-	st, err := h.files.PathStat(c.ctx(), c.vars["id"], path)
-	if err != nil {
-		return err
-	}
-	if err := c.setStat(st); err != nil {
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/x-tar")
-	return h.files.CopyFrom(c.ctx(), c.vars["id"], path, c.w)
+	return h.files.CopyFrom(c.ctx(), c.vars["id"], path, func(st rootfs.Info) error {
+		c.w.Header().Set("Content-Type", "application/x-tar")
+		return c.setStat(st)
+	}, c.w)
 }
 
 func (h fileHandlers) copyTo(c *call) error {

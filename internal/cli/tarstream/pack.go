@@ -19,57 +19,55 @@ import (
 type Packing struct {
 	Into string // directory in the container where the stream is unpacked
 
-	src  string // local path
+	src  string // local path, with "/" or "/." at its end as the user wrote it
 	name string // first element of the names in the stream
 }
 
-// PackFrom applies docker's rules of cp to a local source and a destination in a container. exists and dirDst say whether the
-// destination exists and is a directory; follow resolves a source that is a symbolic link.
-func PackFrom(src string, follow bool, dst string, exists, dirDst bool) (*Packing, error) {
-	contents := strings.HasSuffix(src, "/.") || src == "."
-	abs, err := filepath.Abs(src)
+// PackFrom applies docker's rules of cp to a local source and a destination in a container; follow resolves a source that is a
+// symbolic link.
+func PackFrom(src string, follow bool, dst End) (*Packing, error) {
+	p, err := source(src, follow)
 	if err != nil {
 		return nil, err
 	}
-	base := filepath.Base(abs)
+	st, err := os.Lstat(p.src)
+	if err != nil {
+		return nil, err
+	}
+	into, name, err := destination(st.IsDir(), dst)
+	if err != nil {
+		return nil, err
+	}
+	p.Into = into
+	if name != "" {
+		p.name = name
+	}
+	return p, nil
+}
+
+// source finds the local file that src names. A link at the end is followed if follow says so, or if src says that it is a directory;
+// it keeps its name.
+func source(src string, follow bool) (*Packing, error) {
+	abs, err := absolute(src)
+	if err != nil {
+		return nil, err
+	}
+	p := &Packing{src: abs, name: path.Base(abs)}
 	if follow {
-		if abs, err = filepath.EvalSymlinks(abs); err != nil {
-			return nil, err
-		}
+		real, err := filepath.EvalSymlinks(abs)
+		p.src = Keep(real, abs)
+		return p, err
 	}
-	st, err := os.Lstat(abs)
-	if err != nil {
+	if strings.HasSuffix(abs, "/") || p.name == "." { // only a directory can have such a path
+		dir, err := filepath.EvalSymlinks(strings.TrimSuffix(abs, "."))
+		p.src = Keep(dir, abs)
+		return p, err
+	}
+	dir, base := filepath.Split(abs)
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return nil, err
 	}
-	if strings.HasSuffix(src, "/") || contents {
-		if st, err = os.Stat(abs); err != nil {
-			return nil, err
-		}
-		if !st.IsDir() {
-			return nil, errs.New(errs.Invalid, "%s: not a directory", src)
-		}
-		if abs, err = filepath.EvalSymlinks(abs); err != nil {
-			return nil, err
-		}
-	}
-	p := &Packing{src: abs, name: base}
-	switch {
-	case exists && dirDst:
-		p.Into = dst
-		if st.IsDir() && contents {
-			p.name = "."
-		}
-	case exists && st.IsDir():
-		return nil, errs.New(errs.Invalid, "cannot copy directory")
-	case exists && strings.HasSuffix(dst, "/"):
-		return nil, errs.New(errs.Invalid, "not a directory")
-	default:
-		if !exists && strings.HasSuffix(dst, "/") && !st.IsDir() {
-			return nil, errs.New(errs.NotFound, "no such directory")
-		}
-		clean := path.Clean("/" + dst)
-		p.Into, p.name = path.Dir(clean), path.Base(clean)
-	}
+	p.src = filepath.Join(dir, base)
 	return p, nil
 }
 
@@ -77,11 +75,12 @@ func PackFrom(src string, follow bool, dst string, exists, dirDst bool) (*Packin
 func (p *Packing) Write(w io.Writer) error {
 	tw := tar.NewWriter(w)
 	links := Links{}
-	err := filepath.WalkDir(p.src, func(file string, d fs.DirEntry, err error) error {
+	top := filepath.Clean(p.src)
+	err := filepath.WalkDir(top, func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(p.src, file)
+		rel, err := filepath.Rel(top, file)
 		if err != nil {
 			return err
 		}
@@ -134,6 +133,8 @@ func (l Links) Add(tw *tar.Writer, file, name string, st fs.FileInfo) error {
 		return err
 	}
 	defer f.Close()
-	_, err = io.CopyN(tw, f, h.Size)
+	if _, err = io.CopyN(tw, f, h.Size); errors.Is(err, io.EOF) {
+		return errs.New(errs.Conflict, "%s: file became shorter while it was read", file)
+	}
 	return err
 }

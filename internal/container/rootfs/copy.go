@@ -13,42 +13,26 @@ import (
 	"ply/internal/safepath"
 )
 
-// CopyOut writes the file or directory at p as a tar stream whose names begin with the last component of p. A
-// symbolic link is written as a link unless p ends in "/" or "/.". Errors: *PathError.
-func CopyOut(ctx context.Context, root *os.File, p string, w io.Writer) error {
-	f, err := openPath(root, p)
+// CopyOut writes the file or directory at p as a tar stream. The names begin with the last component of p: "dir" for
+// "/dir" and "/dir/", "." for "/dir/.", and "" for "/", so that the names of the whole root begin with "/". A symbolic
+// link is written as a link unless p ends in "/" or "/.". Before the first byte is written, found is called with what is
+// at p. Errors: *PathError.
+func CopyOut(ctx context.Context, root *os.File, p string, found func(Info) error, w io.Writer) error {
+	f, st, info, err := find(root, p)
 	if err != nil {
-		return &PathError{p, err}
+		return err
 	}
 	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err := found(info); err != nil {
 		return err
 	}
 	t := newTarWriter(ctx, w)
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &PathError{p, err}
-		}
-		dir := os.NewFile(uintptr(fd), p)
-		defer dir.Close()
-		name := path.Base(p)
-		if name == "/" {
-			name = "."
-		}
-		if err := t.tree(dir, name); err != nil {
-			return err
-		}
-		return t.tw.Close()
+	name := info.Name
+	if name == "/" {
+		name = ""
 	}
-	dir, base, err := safepath.OpenParent(root, p)
-	if err != nil {
-		return &PathError{p, err}
-	}
-	defer dir.Close()
-	if err := t.entry(dir, base, base); err != nil {
-		return &PathError{p, err}
+	if err := t.opened(f, &st, name); err != nil {
+		return err
 	}
 	return t.tw.Close()
 }
@@ -64,6 +48,7 @@ type CopyInOptions struct {
 // CopyIn unpacks a tar stream, compressed or not, into the directory p. Errors: *PathError when p cannot be opened;
 // errs.Invalid for a bad stream and where p is not a directory; errs.Forbidden where p is read-only.
 func CopyIn(ctx context.Context, root *os.File, p string, r io.Reader, o CopyInOptions) error {
+	p = path.Clean(cleanPath(p)) // a link at the end is followed
 	dir, err := safepath.Open(root, p, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if errors.Is(err, unix.ENOTDIR) {
 		return invalid("extraction point is not a directory")

@@ -76,6 +76,8 @@ func names(t *testing.T, r io.Reader) map[string]string {
 	}
 }
 
+func anything(Info) error { return nil }
+
 // What was copied in comes out again, with times and modes.
 func TestCopyInAndOut(t *testing.T) {
 	root, dir := openRoot(t)
@@ -83,13 +85,13 @@ func TestCopyInAndOut(t *testing.T) {
 	check(t, CopyIn(t.Context(), root, "/to", stream(t, tar.Header{Name: "d/", Typeflag: tar.TypeDir}, tar.Header{Name: "d/f"},
 		tar.Header{Name: "d/hard", Typeflag: tar.TypeLink, Linkname: "d/f"}, tar.Header{Name: "d/soft", Typeflag: tar.TypeSymlink, Linkname: "f"}), CopyInOptions{}))
 	var out bytes.Buffer
-	check(t, CopyOut(t.Context(), root, "/to/d", &out))
+	check(t, CopyOut(t.Context(), root, "/to/d", anything, &out))
 	got := names(t, &out)
 	if len(got) != 4 || got["d/f"] != "d/f" || got["d/hard"] != "-> d/f" || got["d/soft"] != "-> f" {
 		t.Errorf("copied out %v", got)
 	}
 	out.Reset()
-	check(t, CopyOut(t.Context(), root, "/to/d/soft", &out))
+	check(t, CopyOut(t.Context(), root, "/to/d/soft", anything, &out))
 	if got := names(t, &out); len(got) != 1 || got["soft"] != "-> f" {
 		t.Errorf("a link copied out as %v", got)
 	}

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path"
@@ -47,7 +48,7 @@ func clip(s string) string {
 
 // Info describes one file below a root.
 type Info struct {
-	Name       string // last component of the path
+	Name       string // last component of the path; "." for a path that ends in "/."
 	Size       int64  // bytes
 	Mode       fs.FileMode
 	ModTime    time.Time
@@ -57,57 +58,109 @@ type Info struct {
 // Lstat describes the file at p. It does not follow a symbolic link at the end of p unless p ends in "/" or "/.".
 // Errors: *PathError.
 func Lstat(root *os.File, p string) (Info, error) {
+	f, _, info, err := find(root, p)
+	if err != nil {
+		return Info{}, err
+	}
+	return info, f.Close()
+}
+
+// find opens the file at p without reading it. Errors: *PathError.
+func find(root *os.File, p string) (*os.File, unix.Stat_t, Info, error) {
+	var st unix.Stat_t
+	p = cleanPath(p)
 	f, err := openPath(root, p)
 	if err != nil {
-		return Info{}, &PathError{p, err}
+		return nil, st, Info{}, &PathError{p, err}
 	}
-	defer f.Close()
-	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return Info{}, &PathError{p, err}
+		_ = f.Close() // a descriptor without a file cannot lose data
+		return nil, st, Info{}, &PathError{p, err}
 	}
-	out := Info{Name: path.Base(p), Size: st.Size, Mode: fileMode(st.Mode), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
+	info := Info{Name: path.Base(p), Size: st.Size, Mode: fileMode(st.Mode), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if out.LinkTarget, err = linkTarget(root, f, p); err != nil {
-			return Info{}, &PathError{p, err}
+		if info.LinkTarget, err = linkTarget(root, f, p); err != nil {
+			_ = f.Close() // see above
+			return nil, st, Info{}, &PathError{p, err}
 		}
 	}
-	return out, nil
+	return f, st, info, nil
 }
 
-// followsLast reports whether p names the file that its last link leads to: "dir/" and "dir/.".
-func followsLast(p string) bool {
-	return strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") || p == "."
+// cleanPath returns p as a clean absolute path below the root. As docker does, it removes ".." without following links,
+// and it keeps "/" or "/." at the end, which say that p is a directory.
+func cleanPath(p string) string {
+	clean := path.Clean("/" + p)
+	switch {
+	case path.Base(p) == ".":
+		return strings.TrimSuffix(clean, "/") + "/."
+	case strings.HasSuffix(p, "/") && clean != "/":
+		return clean + "/"
+	}
+	return clean
 }
 
-// openPath opens the file at p without reading it, as a user means p.
+// openPath opens the file at a clean path without reading it. A link at the end is followed where the path says that it
+// is a directory.
 func openPath(root *os.File, p string) (*os.File, error) {
 	flags := unix.O_PATH | unix.O_NOFOLLOW
-	if followsLast(p) {
+	if strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") {
 		flags = unix.O_PATH | unix.O_DIRECTORY
 	}
 	return safepath.Open(root, p, flags, 0)
 }
 
-// linkTarget returns the absolute path below root that a link leads to.
+// maxLinks is how many links linkTarget follows, as docker.
+const maxLinks = 255
+
+// linkTarget returns the absolute path below root that the link at p leads to. Components that do not exist are part of
+// the path: docker's clients create the file that a dangling link names.
 func linkTarget(root, link *os.File, p string) (string, error) {
-	if t, err := safepath.Open(root, p, unix.O_PATH, 0); err == nil {
-		defer t.Close()
-		base, err1 := os.Readlink(fdPath(root))
-		full, err2 := os.Readlink(fdPath(t))
-		if rest, ok := strings.CutPrefix(full, base); ok && err1 == nil && err2 == nil {
-			return path.Join("/", rest), nil
-		}
-	}
-	// The link leads to no file; return the path that it states.
-	raw, err := safepath.Readlinkat(link, "")
+	target, err := safepath.Readlinkat(link, "")
 	if err != nil {
 		return "", err
 	}
-	if !path.IsAbs(raw) {
-		raw = path.Join("/", path.Dir(p), raw)
+	if !path.IsAbs(target) {
+		target = path.Dir(p) + "/" + target
 	}
-	return path.Clean(raw), nil
+	pending, done := strings.Split(target, "/"), "/"
+	for links := 0; len(pending) > 0; {
+		part := pending[0]
+		pending = pending[1:]
+		switch part {
+		case "", ".":
+			continue
+		case "..":
+			done = path.Dir(done)
+			continue
+		}
+		target, err := readlink(root, done, part)
+		switch {
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR): // no link
+			done = path.Join(done, part)
+			continue
+		case err != nil:
+			return "", err
+		}
+		if links++; links > maxLinks || len(pending) > maxPath {
+			return "", unix.ELOOP
+		}
+		if path.IsAbs(target) {
+			done = "/"
+		}
+		pending = append(strings.Split(target, "/"), pending...)
+	}
+	return done, nil
+}
+
+// readlink returns the target of the link base in a directory below root.
+func readlink(root *os.File, dir, base string) (string, error) {
+	d, err := safepath.Open(root, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer d.Close()
+	return safepath.Readlinkat(d, base)
 }
 
 // fileMode returns the mode of a stat as Go's bits.

@@ -4,27 +4,34 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/safepath"
 )
 
 // Export writes everything below root as a tar stream. The root directory itself gets no entry.
 func Export(ctx context.Context, root *os.File, w io.Writer) error {
 	t := newTarWriter(ctx, w)
-	if err := t.tree(root, ""); err != nil {
+	names, err := sortedNames(root)
+	if err != nil {
+		return err
+	}
+	if err := t.tree(root, listed{"", names}); err != nil {
 		return err
 	}
 	return t.tw.Close()
 }
 
-// tarWriter writes files as a tar stream. It opens every file relative to the descriptor of its directory, so a
-// directory that is replaced by a link meanwhile does not lead it elsewhere.
+// tarWriter writes files as a tar stream. It opens every file relative to the descriptor of its directory and reads it
+// through the descriptor whose kind it has checked, so a file that is replaced meanwhile does not lead it elsewhere.
 type tarWriter struct {
 	ctx   context.Context
 	tw    *tar.Writer
@@ -36,78 +43,144 @@ func newTarWriter(ctx context.Context, w io.Writer) *tarWriter {
 	return &tarWriter{ctx: ctx, tw: tar.NewWriter(w), links: map[[2]uint64]string{}, buf: make([]byte, 128<<10)}
 }
 
-// tree writes the content of dir under prefix. With the prefix "" the names start at the root of the stream and dir
-// gets no entry of its own.
-func (t *tarWriter) tree(dir *os.File, prefix string) error {
-	if prefix != "" {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
-			return err
-		}
-		if err := t.header(&st, prefix+"/", "", dir); err != nil {
-			return err
-		}
-	}
-	names, err := dir.Readdirnames(-1)
+// listed is a directory whose entries are being written.
+type listed struct {
+	prefix string   // of the names of its entries
+	names  []string // those that are not written yet
+}
+
+// tree writes everything below dir.
+func (t *tarWriter) tree(dir *os.File, l listed) error {
+	dirs, err := safepath.NewDirs(dir)
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	for _, n := range names {
+	defer dirs.Close()
+	stack := []listed{l}
+	for len(stack) > 0 {
 		if err := t.ctx.Err(); err != nil {
 			return context.Cause(t.ctx)
 		}
-		err := t.entry(dir, n, path.Join(prefix, n))
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-			continue // removed or replaced since the directory was read
+		low := &stack[len(stack)-1]
+		if len(low.names) == 0 {
+			if stack = stack[:len(stack)-1]; len(stack) > 0 {
+				err = dirs.Leave()
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		base := low.names[0]
+		low.names = low.names[1:]
+		name := low.prefix + base
+		if len(name) > maxPath { // longer ones are refused everywhere, so no reader could use the stream
+			return invalid("%s: path is longer than %d bytes", clip(name), maxPath)
+		}
+		f, st, err := openEntry(dirs.Dir(), base)
+		if isGone(err) {
+			continue // removed since the directory was read
 		}
 		if err != nil {
+			return fmt.Errorf("%s: %w", clip(name), err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if err := errors.Join(t.file(f, &st, name), f.Close()); err != nil {
+				return fmt.Errorf("%s: %w", clip(name), err)
+			}
+			continue
+		}
+		sub, names, err := t.directory(f, &st, name)
+		if isGone(err) {
+			continue // removed since it was opened
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", clip(name), err)
+		}
+		if err := dirs.Push(sub); err != nil {
 			return err
 		}
+		stack = append(stack, listed{name + "/", names})
 	}
 	return nil
 }
 
-// entry writes the file base of dir, and what is below it, as name.
-func (t *tarWriter) entry(dir *os.File, base, name string) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+// opened writes a file and, for a directory, everything below it.
+func (t *tarWriter) opened(f *os.File, st *unix.Stat_t, name string) error {
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return t.file(f, st, name)
 	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFSOCK:
-		return nil // the format has no sockets
-	case unix.S_IFLNK:
-		buf := make([]byte, 4096)
-		n, err := unix.Readlinkat(int(dir.Fd()), base, buf)
-		if err != nil {
-			return err
-		}
-		return t.header(&st, name, string(buf[:n]), nil)
-	case unix.S_IFREG, unix.S_IFDIR:
-	default:
-		return t.header(&st, name, "", nil)
-	}
-	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	again, err := openNode(f, ".")
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	kind := st.Mode & unix.S_IFMT
-	if err := unix.Fstat(fd, &st); err != nil {
+	dir, names, err := t.directory(again, st, name)
+	if err != nil {
 		return err
 	}
-	switch {
-	case st.Mode&unix.S_IFMT != kind:
-		return unix.ENOENT // replaced by a file of another kind
-	case kind == unix.S_IFDIR:
-		return t.tree(f, name)
-	}
-	return t.file(f, &st, name)
+	defer dir.Close()
+	return t.tree(dir, listed{name + "/", names})
 }
 
+// openEntry opens the file base of dir without side effects, whatever kind of file it is.
+func openEntry(dir *os.File, base string) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	f, err := openNode(dir, base)
+	if err != nil {
+		return nil, st, err
+	}
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, st, errors.Join(err, f.Close())
+	}
+	return f, st, nil
+}
+
+// isGone reports the error of a file that was removed.
+func isGone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESTALE) }
+
+// directory writes the entry of the directory f, which it closes. It returns the directory, opened for reading, and the
+// names in it.
+func (t *tarWriter) directory(f *os.File, st *unix.Stat_t, name string) (*os.File, []string, error) {
+	defer f.Close()
+	fd, err := unix.Openat(int(f.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir := os.NewFile(uintptr(fd), name)
+	names, err := sortedNames(dir)
+	if err == nil {
+		err = t.header(st, name+"/", "", dir)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, dir.Close())
+	}
+	return dir, names, nil
+}
+
+func sortedNames(dir *os.File) ([]string, error) {
+	names, err := dir.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}
+
+// file writes a file that is not a directory. f was opened with O_PATH.
 func (t *tarWriter) file(f *os.File, st *unix.Stat_t, name string) error {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return t.regular(f, st, name)
+	case unix.S_IFSOCK:
+		return nil // the format has no sockets
+	case unix.S_IFLNK:
+		target, err := safepath.Readlinkat(f, "")
+		if err != nil {
+			return err
+		}
+		return t.header(st, name, target, nil)
+	}
+	return t.header(st, name, "", nil)
+}
+
+func (t *tarWriter) regular(node *os.File, st *unix.Stat_t, name string) error {
 	if st.Nlink > 1 {
 		key := [2]uint64{uint64(st.Dev), st.Ino}
 		if first, ok := t.links[key]; ok {
@@ -117,11 +190,18 @@ func (t *tarWriter) file(f *os.File, st *unix.Stat_t, name string) error {
 		}
 		t.links[key] = name
 	}
+	f, err := os.OpenFile(fdPath(node), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fstat(int(f.Fd()), st); err != nil {
+		return err
+	}
 	if err := t.header(st, name, "", f); err != nil {
 		return err
 	}
-	left := st.Size
-	for left > 0 {
+	for left := st.Size; left > 0; {
 		if err := t.ctx.Err(); err != nil {
 			return context.Cause(t.ctx)
 		}
@@ -133,20 +213,12 @@ func (t *tarWriter) file(f *os.File, st *unix.Stat_t, name string) error {
 			left -= int64(n)
 		}
 		if errors.Is(err, io.EOF) {
-			break
+			// The header states the old size. Zeros in place of the rest would be content that the file never had.
+			return errs.New(errs.Conflict, "file became %d bytes shorter while it was read", left)
 		}
 		if err != nil {
 			return err
 		}
-	}
-	// A file that became shorter while it was read is filled with zeros, because its header states the old size.
-	clear(t.buf)
-	for left > 0 {
-		n, err := t.tw.Write(t.buf[:min(int64(len(t.buf)), left)])
-		if err != nil {
-			return err
-		}
-		left -= int64(n)
 	}
 	return nil
 }

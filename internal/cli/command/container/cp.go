@@ -103,43 +103,35 @@ func statHeader(resp *http.Response) (wire.PathStat, error) {
 func statContainer(ctx context.Context, api *client.Client, id, p string) (wire.PathStat, error) {
 	resp, err := api.Open(ctx, client.Request{Method: http.MethodHead, Path: "/containers/" + id + "/archive", Query: url.Values{"path": {p}}})
 	if err != nil {
-		var ce *client.Error
-		if errors.As(err, &ce) && ce.Status == http.StatusNotFound { // the answer to HEAD has no body that could hold the error
-			return wire.PathStat{}, &client.Error{Status: 404, Message: "Could not find the file " + p + " in container " + id}
-		}
 		return wire.PathStat{}, err
 	}
 	resp.Body.Close()
 	return statHeader(resp)
 }
 
-// followIn resolves a symbolic link at the end of a path in the container by one step, as docker does. It returns the resulting path
-// and its wire.PathStat.
-func followIn(ctx context.Context, api *client.Client, id, p string) (string, *wire.PathStat, error) {
-	st, err := statContainer(ctx, api, id, p)
-	if err != nil {
-		return p, nil, err
+// linkTarget returns the path in a container that the link at p leads to.
+func linkTarget(p string, st *wire.PathStat) string {
+	if path.IsAbs(st.LinkTarget) {
+		return st.LinkTarget
 	}
-	if st.Mode&fs.ModeSymlink == 0 {
-		return p, &st, nil
-	}
-	target := st.LinkTarget
-	if !path.IsAbs(target) {
-		target = path.Join(path.Dir(strings.TrimSuffix(p, "/")), target)
-	}
-	st, err = statContainer(ctx, api, id, target)
-	if err != nil {
-		return target, nil, err
-	}
-	return target, &st, nil
+	dir, _ := tarstream.Split(p)
+	return path.Join(dir, st.LinkTarget)
 }
 
 // copyFrom copies src in the container id to the local path dst, or to the output when dst is "-".
 func copyFrom(ctx context.Context, inv *command.Invocation, api *client.Client, f *cpFlags, id, src, dst string) error {
-	rebase := ""
+	if dst != "-" {
+		if err := tarstream.CheckOutput(dst); err != nil {
+			return err
+		}
+	}
+	own := ""
 	if f.follow {
-		if target, _, err := followIn(ctx, api, id, src); err == nil && target != src {
-			rebase = path.Base(src)
+		if st, err := statContainer(ctx, api, id, src); err == nil && st.Mode&fs.ModeSymlink != 0 {
+			target := tarstream.Keep(linkTarget(src, &st), src)
+			if path.Base(target) != path.Base(src) {
+				own = path.Base(src)
+			}
 			src = target
 		}
 	}
@@ -158,7 +150,7 @@ func copyFrom(ctx context.Context, inv *command.Invocation, api *client.Client, 
 	if err != nil {
 		return err
 	}
-	target, err := tarstream.ExtractTo(src, rebase, st.Mode.IsDir(), dst)
+	target, err := tarstream.ExtractTo(own, st.Mode.IsDir(), dst)
 	if err != nil {
 		return err
 	}
@@ -172,29 +164,46 @@ func copyFrom(ctx context.Context, inv *command.Invocation, api *client.Client, 
 	return err
 }
 
+// destinationIn returns what is at a path in a container. A link at the end is followed. Where the engine answers with an error, the
+// path counts as one without a file, as with docker: the engine then refuses the copy and says why.
+func destinationIn(ctx context.Context, api *client.Client, id, p string) (tarstream.End, error) {
+	st, err := statContainer(ctx, api, id, p)
+	end := tarstream.End{Path: p}
+	if err == nil && st.Mode&fs.ModeSymlink != 0 {
+		end.Path = linkTarget(p, &st)
+		st, err = statContainer(ctx, api, id, end.Path)
+	}
+	if _, answered := errors.AsType[*client.Error](err); answered {
+		return end, nil
+	}
+	if err != nil {
+		return end, err
+	}
+	if err := tarstream.CheckKind(st.Mode); err != nil {
+		return end, errs.New(errs.Invalid, "destination \"%s:%s\" must be a directory or a regular file: %w", id, p, err)
+	}
+	end.Exists, end.Dir = true, st.Mode.IsDir()
+	return end, nil
+}
+
 // copyTo copies the local path src, or the input when src is "-", to dst in the container id.
 func copyTo(ctx context.Context, inv *command.Invocation, api *client.Client, f *cpFlags, src, id, dst string) error {
-	dstPath := dst
-	target, st, err := followIn(ctx, api, id, dst)
-	if err != nil && !client.IsNotFound(err) {
+	to, err := destinationIn(ctx, api, id, dst)
+	if err != nil {
 		return err
 	}
-	if err == nil {
-		dstPath = target
-	}
-	dirDst := st != nil && st.Mode.IsDir()
 	q := url.Values{"noOverwriteDirNonDir": {"true"}}
 	if f.archive {
 		q.Set("copyUIDGID", "true")
 	}
 	if src == "-" {
-		if st == nil || !dirDst {
+		if !to.Dir {
 			return errs.New(errs.Invalid, "destination \"%s:%s\" must be a directory", id, dst)
 		}
-		q.Set("path", dstPath)
+		q.Set("path", to.Path)
 		return command.EndOf(ctx, api.Do(ctx, client.Request{Method: "PUT", Path: "/containers/" + id + "/archive", Query: q, Body: inv.Input(ctx)}, nil))
 	}
-	plan, err := tarstream.PackFrom(src, f.follow, dstPath, st != nil, dirDst)
+	plan, err := tarstream.PackFrom(src, f.follow, to)
 	if err != nil {
 		return err
 	}
