@@ -2,7 +2,6 @@
 package imagetest
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -10,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,10 +19,12 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
+	"ply/internal/store/layer/erofs/image"
+	"ply/internal/store/layer/tarscan"
 )
 
-// Driver keeps each layer as one tar, named after its diffID, and mounts nothing. It refuses entries that leave the layer, as real
-// drivers do.
+// Driver keeps each layer as one tar, named after its diffID, and mounts nothing. It refuses the tars that real drivers refuse, and
+// passes layertest.RunTars.
 type Driver struct {
 	layer.Driver // nil: a call of a method that is not defined below panics
 
@@ -35,10 +37,11 @@ type Driver struct {
 	Made int
 
 	commits map[oci.DiffID]int
+	damaged map[oci.DiffID]bool // found by Verify and removed
 }
 
 // NewDriver returns a driver that keeps its files in dir.
-func NewDriver(dir string) *Driver { return &Driver{dir: dir, commits: map[oci.DiffID]int{}} }
+func NewDriver(dir string) *Driver { return &Driver{dir: dir, commits: map[oci.DiffID]int{}, damaged: map[oci.DiffID]bool{}} }
 
 // Commits returns how often a layer was committed.
 func (d *Driver) Commits(id oci.DiffID) int {
@@ -99,14 +102,20 @@ func (w *writer) end() {
 	w.d.mu.Unlock()
 }
 
-func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (layer.Info, error) {
+func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
+	if w.done {
+		return info, errs.New(errs.Precondition, "layer: already committed or aborted")
+	}
 	id := oci.DiffID(oci.DigestOfHash(w.hash))
-	info, err := scan(w.f)
+	files, info, err := w.d.scan(w.f)
 	if err == nil && want != "" && want != id {
 		err = errs.New(errs.Invalid, "layer %s: content has digest %s", want, id)
 	}
 	if err == nil && len(parents) > 0 {
 		_, err = w.d.Stat(ctx, parents)
+	}
+	if err == nil {
+		err = w.d.checkLinks(files, parents)
 	}
 	if err != nil {
 		return layer.Info{}, errors.Join(err, w.Abort())
@@ -119,33 +128,77 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 		w.d.Made++
 	}
 	w.d.commits[id]++
+	delete(w.d.damaged, id)
 	return info, errors.Join(w.f.Close(), os.Rename(w.f.Name(), w.d.path(id)))
 }
 
-func scan(f *os.File) (info layer.Info, err error) {
+// scan reads and checks a tar with the code of the erofs driver. It returns the layer's names too.
+func (d *Driver) scan(f *os.File) (*image.Tree, layer.Info, error) {
+	var info layer.Info
+	var err error
 	if info.TarSize, err = f.Seek(0, io.SeekEnd); err != nil {
-		return info, err
+		return nil, info, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return info, err
+		return nil, info, err
 	}
-	tr := tar.NewReader(f)
-	for {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return info, nil
+	names := image.NewTree()
+	err = tarscan.Scan(f, tarscan.Limits{}, func(e *tarscan.Entry, _ io.Reader) error {
+		if e.Kind != tarscan.Whiteout && e.Kind != tarscan.Opaque {
+			info.Entries++
 		}
+		info.Size += e.Size
+		return names.Add(e, image.Extent{Device: 1}) // the position does not matter: no image is written
+	})
+	return names, info, err
+}
+
+// checkLinks refuses hard links to files that neither the layer nor its parents have.
+func (d *Driver) checkLinks(names *image.Tree, parents oci.Chain) error {
+	missing, err := names.Missing()
+	if err != nil {
+		return err
+	}
+	var below map[string]bool
+	for _, m := range missing {
+		if !m.File {
+			continue
+		}
+		if below == nil {
+			if below, err = d.filesOf(parents); err != nil {
+				return err
+			}
+		}
+		if !below[m.Path] {
+			return errs.New(errs.Invalid, "layer tar: hard link to %q, which is a file neither of this layer nor of those below", m.Path)
+		}
+	}
+	return nil
+}
+
+// filesOf returns the names in a chain that are not directories.
+func (d *Driver) filesOf(chain oci.Chain) (map[string]bool, error) {
+	files := map[string]bool{}
+	for _, id := range chain {
+		f, err := os.Open(d.path(id))
 		if err != nil {
-			return info, errs.New(errs.Invalid, "layer: %w", err)
+			return nil, err
 		}
-		if strings.HasPrefix(h.Name, "../") {
-			return info, errs.New(errs.Invalid, "layer: entry %q climbs with ..", h.Name)
-		}
-		info.Entries++
-		if h.Typeflag == tar.TypeReg {
-			info.Size += h.Size
+		err = tarscan.Scan(f, tarscan.Limits{}, func(e *tarscan.Entry, _ io.Reader) error {
+			maps.DeleteFunc(files, func(p string, _ bool) bool {
+				return e.Kind == tarscan.Whiteout && (p == e.Path || strings.HasPrefix(p, e.Path+"/")) ||
+					e.Kind == tarscan.Opaque && (e.Path == "." || strings.HasPrefix(p, e.Path+"/"))
+			})
+			if e.Kind != tarscan.Whiteout && e.Kind != tarscan.Opaque {
+				files[e.Path] = e.Kind != tarscan.Dir
+			}
+			return nil
+		})
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, err
 		}
 	}
+	return files, nil
 }
 
 // Stat describes the top layer of a chain. It does not look at the layers below.
@@ -155,7 +208,7 @@ func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
 		return layer.Info{}, errs.New(errs.NotFound, "layer %s: not in the store", chain.Top())
 	}
 	defer f.Close()
-	info, err := scan(f)
+	_, info, err := d.scan(f)
 	info.DiffID = chain.Top()
 	return info, err
 }
@@ -163,6 +216,12 @@ func (d *Driver) Stat(_ context.Context, chain oci.Chain) (layer.Info, error) {
 // Tar returns the tar of the top layer after it has verified it.
 func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) {
 	b, err := os.ReadFile(d.path(chain.Top()))
+	d.mu.Lock()
+	damaged := d.damaged[chain.Top()]
+	d.mu.Unlock()
+	if err != nil && damaged {
+		return nil, errs.New(errs.DataLoss, "layer %s: damaged", chain.Top())
+	}
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "layer %s: not in the store", chain.Top())
 	}
@@ -176,7 +235,10 @@ func (d *Driver) Tar(_ context.Context, chain oci.Chain) (io.ReadCloser, error) 
 func (d *Driver) Verify(ctx context.Context, chain oci.Chain) error {
 	r, err := d.Tar(ctx, chain)
 	if errors.Is(err, errs.DataLoss) {
-		return errors.Join(err, os.Remove(d.path(chain.Top())))
+		d.mu.Lock()
+		d.damaged[chain.Top()] = true
+		d.mu.Unlock()
+		return errors.Join(err, os.RemoveAll(d.path(chain.Top())))
 	}
 	if err != nil {
 		return err
@@ -215,7 +277,11 @@ func (d *Driver) Walk(_ context.Context, visit func(layer.Key, time.Time) error)
 
 // Remove deletes a layer.
 func (d *Driver) Remove(_ context.Context, key layer.Key) error {
-	err := os.Remove(filepath.Join(d.dir, strings.TrimPrefix(string(key), "sha256-")))
+	hex, ok := strings.CutPrefix(string(key), "sha256-")
+	if !ok || !oci.IsHex64(hex) {
+		return errs.New(errs.Invalid, "layer key %q: not a key of this driver", key)
+	}
+	err := os.Remove(filepath.Join(d.dir, hex))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

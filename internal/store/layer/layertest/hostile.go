@@ -16,9 +16,9 @@ import (
 // hostileCases are tars that try to reach outside the tree, or exceed what the kernel supports. Each has a harmless
 // counterpart that must be accepted. When refuse is false, the layer may be accepted (in a harmless form) or refused.
 var hostileCases = []struct {
-	name   string
-	evil   []entry
-	refuse bool
+	name     string
+	evil     []entry
+	refuse   bool
 	harmless []entry
 }{
 	{"climb", []entry{file("../x", "evil")}, true, []entry{file("..x", "fine"), file("x..", "fine"), file("...", "fine")}},
@@ -55,7 +55,7 @@ var hostileCases = []struct {
 	{"unknown_type", nil, true, []entry{file("a", "fine")}},
 }
 
-func testHostile(t *testing.T, open Open) {
+func testHostile(t *testing.T, newBox func(t *testing.T) *box) {
 	base := t.TempDir()
 	canary := filepath.Join(base, "canary")
 	if err := os.Mkdir(canary, 0o700); err != nil {
@@ -68,7 +68,7 @@ func testHostile(t *testing.T, open Open) {
 	}
 	t.Chdir(base)
 	before := readTree(t, base)
-	b := newBox(t, open)
+	b := newBox(t)
 	for _, c := range hostileCases {
 		t.Run(c.name, func(t *testing.T) {
 			evil := rawHostile(c.name)
@@ -82,9 +82,11 @@ func testHostile(t *testing.T, open Open) {
 			if err != nil && !errors.Is(err, errs.Invalid) {
 				t.Errorf("refused with %v, want class invalid argument", err)
 			}
-			if err == nil {
+			if err == nil && b.mounts {
 				readTree(t, b.view(t, chain))
 				readTree(t, b.writable(t, chain, noOptions).target)
+			}
+			if err == nil {
 				b.checkTars(t, chain)
 			}
 			for _, l := range compareTrees(readTree(t, base), before) {
@@ -96,7 +98,7 @@ func testHostile(t *testing.T, open Open) {
 	t.Run("lower_symlink", func(t *testing.T) {
 		chain := b.stack(t, makeTar(t, symlink("l", canary), symlink("f", canary+"/secret"), symlink("w", canary)))
 		for _, evil := range [][]entry{{file("l/secret", "evil")}, {hardlink("x", "l/secret")}, {hardlink("f2", "f"), file("f2", "x")}, {file("w/.wh.secret", "")}, {file("l/.wh..wh..opq", "")}} {
-			if c, err := b.attack(t, chain, makeTar(t, evil...)); err == nil {
+			if c, err := b.attack(t, chain, makeTar(t, evil...)); err == nil && b.mounts {
 				readTree(t, b.view(t, c))
 			}
 		}

@@ -21,8 +21,8 @@ import (
 var noOptions layer.MountOptions
 
 // testCommit checks Writer: digests, aborts, parallel writers.
-func testCommit(t *testing.T, open Open) {
-	b := newBox(t, open)
+func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
+	b := newBox(t)
 	data := makeTar(t, dir("d"), file("d/f", noise(5, 70_000)), file("g", "12345"))
 	t.Run("wrong_digest", func(t *testing.T) {
 		_, err := tryIn(t.Context(), b.Driver, nil, data, diffID([]byte("other")))
@@ -65,6 +65,11 @@ func testCommit(t *testing.T, open Open) {
 		}
 	})
 	t.Run("again", func(t *testing.T) {
+		chain := b.put(t, nil, data)
+		b.put(t, nil, data)
+		b.checkTars(t, chain)
+	})
+	b.runMounted(t, "again while mounted", func(t *testing.T) {
 		chain := b.put(t, nil, data)
 		target := b.view(t, chain)
 		b.put(t, nil, data)
@@ -129,11 +134,7 @@ func testCommit(t *testing.T, open Open) {
 			chain = append(chain, diffID(tars[i]))
 			b.tars[diffID(tars[i])] = tars[i]
 		}
-		want, err := flatten(tars...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		checkTree(t, "view", b.view(t, chain), want)
+		b.checkView(t, "view", chain, tars...)
 		b.checkTars(t, chain)
 	})
 	t.Run("one_layer_in_two_chains", func(t *testing.T) {
@@ -141,16 +142,12 @@ func testCommit(t *testing.T, open Open) {
 		top := makeTar(t, file("a/new", "x"), hardlink("link", "a/f"))
 		for _, low := range [][]byte{low1, low2} {
 			chain := b.stack(t, low, top)
-			want, err := flatten(low, top)
-			if err != nil {
-				t.Fatal(err)
-			}
-			checkTree(t, "view", b.view(t, chain), want)
+			b.checkView(t, "view", chain, low, top)
 			b.checkTars(t, chain)
 		}
 	})
 	t.Run("same_layer_twice_in_a_chain", func(t *testing.T) { b.checkStack(t, [][]byte{data, makeTar(t, file(".wh.d", "")), data, data}) })
-	t.Run("empty_chain", func(t *testing.T) {
+	b.runMounted(t, "empty_chain", func(t *testing.T) {
 		w := b.writable(t, nil, noOptions)
 		must(t, os.WriteFile(w.at("f"), []byte("x"), 0o600))
 		if got := w.changes(t); !slices.Equal(got, []string{"A /f"}) {
@@ -166,6 +163,9 @@ func (b *box) checkAbsent(t testing.TB, chain oci.Chain) {
 	}
 	if _, err := b.tar(t, chain); !errors.Is(err, errs.NotFound) {
 		t.Errorf("Tar of an absent layer: %v, want class not found", err)
+	}
+	if !b.mounts {
+		return
 	}
 	if err := b.View(t.Context(), chain, b.path(t, "absent")); !errors.Is(err, errs.NotFound) {
 		t.Errorf("View of an absent layer: %v, want class not found", err)
@@ -189,9 +189,9 @@ func (b *box) keys(t testing.TB) map[layer.Key]time.Time {
 }
 
 // testObjects checks stored objects: keys, removal, damage.
-func testObjects(t *testing.T, open Open) {
+func testObjects(t *testing.T, newBox func(t *testing.T) *box) {
 	t.Run("keys_and_walk", func(t *testing.T) {
-		b := newBox(t, open)
+		b := newBox(t)
 		low := b.stack(t, makeTar(t, dir("a").chmod(0o700), file("a/f", "x")))
 		high := b.put(t, low, makeTar(t, file("a/g", "x"), hardlink("l", "a/f")))
 		other := b.put(t, nil, makeTar(t, file("o", "x")))
@@ -216,18 +216,9 @@ func testObjects(t *testing.T, open Open) {
 		}
 	})
 	t.Run("remove", func(t *testing.T) {
-		b := newBox(t, open)
+		b := newBox(t)
 		chain := b.stack(t, makeTar(t, dir("d"), file("d/f", noise(8, 50_000))), makeTar(t, file("d/g", "x"), hardlink("h", "d/f")))
-		target := b.view(t, chain)
-		for _, k := range b.Keys(chain) {
-			if err := b.Remove(t.Context(), k); err != nil && !errors.Is(err, errs.Conflict) {
-				t.Errorf("remove of a mounted object: %v, want class conflict", err)
-			}
-		}
-		if _, err := os.ReadFile(filepath.Join(target, "h")); err != nil {
-			t.Errorf("a mounted view broke by Remove: %v", err)
-		}
-		b.unmount(t, target)
+		b.removeMounted(t, chain, "h")
 		keys := b.Keys(chain)
 		slices.Reverse(keys)
 		for _, k := range append(keys, keys...) {
@@ -246,8 +237,9 @@ func testObjects(t *testing.T, open Open) {
 			t.Error("Remove of a key that is a path passed")
 		}
 	})
-	t.Run("remove_mounted", func(t *testing.T) {
-		b := newBox(t, open)
+	mounting := newBox(t)
+	mounting.runMounted(t, "remove_mounted", func(t *testing.T) {
+		b := newBox(t)
 		chain := b.stack(t, makeTar(t, file("f", "x")))
 		w := b.writable(t, chain, noOptions)
 		for _, k := range b.Keys(chain) {
@@ -260,7 +252,7 @@ func testObjects(t *testing.T, open Open) {
 		}
 	})
 	t.Run("verify_finds_damage", func(t *testing.T) {
-		b := newBox(t, open)
+		b := newBox(t)
 		content := noise(9, 3000)
 		data := makeTar(t, dir("d"), file("d/f", content), file("g", "x"))
 		chain := b.stack(t, data)
@@ -275,29 +267,37 @@ func testObjects(t *testing.T, open Open) {
 		}
 		b.put(t, nil, data) // a pull repairs the layer
 		b.checkTars(t, chain)
-		want, err := flatten(data)
-		if err != nil {
-			t.Fatal(err)
+		b.checkView(t, "repaired layer", chain, data)
+	})
+	t.Run("tar_finds_damage", func(t *testing.T) {
+		for what, damage := range map[string]func(root string, content []byte) int{
+			"a changed bit": func(root string, content []byte) int { return flip(t, root, content) },
+			"truncation":    func(root string, _ []byte) int { return truncate(t, root) },
+		} {
+			b := newBox(t)
+			content := []byte(noise(10, 3000))
+			data := makeTar(t, file("f", string(content)))
+			chain := b.stack(t, data)
+			if damage(b.root, content) == 0 {
+				t.Fatal("found no stored file to damage")
+			}
+			if _, err := b.tar(t, chain); !errors.Is(err, errs.DataLoss) {
+				t.Errorf("tar of a layer with %s: %v, want class data loss", what, err)
+			}
+			b.put(t, nil, data)
+			b.checkTars(t, chain)
 		}
-		checkTree(t, "healed layer", b.view(t, chain), want)
 	})
 	t.Run("verify_finds_truncation", func(t *testing.T) {
-		b := newBox(t, open)
+		b := newBox(t)
 		chain := b.stack(t, makeTar(t, file("f", noise(10, 3000))))
-		must(t, filepath.WalkDir(b.root, func(p string, e fs.DirEntry, err error) error {
-			if err == nil && e.Type().IsRegular() {
-				if i, _ := e.Info(); i.Size() >= 3000 {
-					return os.Truncate(p, 0)
-				}
-			}
-			return err
-		}))
+		truncate(t, b.root)
 		if err := b.Verify(t.Context(), chain); !errors.Is(err, errs.DataLoss) {
 			t.Errorf("verify of a truncated layer: %v, want class data loss", err)
 		}
 	})
-	t.Run("busy_target", func(t *testing.T) {
-		b := newBox(t, open)
+	mounting.runMounted(t, "busy_target", func(t *testing.T) {
+		b := mounting
 		if err := b.Unmount(t.Context(), b.path(t, "never")); err != nil {
 			t.Errorf("unmount of what is not mounted: %v", err)
 		}
@@ -305,6 +305,39 @@ func testObjects(t *testing.T, open Open) {
 			t.Errorf("unmount of what does not exist: %v", err)
 		}
 	})
+}
+
+// removeMounted checks that Remove does not damage a mounted view of chain, in which it reads file.
+func (b *box) removeMounted(t *testing.T, chain oci.Chain, file string) {
+	t.Helper()
+	if !b.mounts {
+		return
+	}
+	target := b.view(t, chain)
+	for _, k := range b.Keys(chain) {
+		if err := b.Remove(t.Context(), k); err != nil && !errors.Is(err, errs.Conflict) {
+			t.Errorf("remove of a mounted object: %v, want class conflict", err)
+		}
+	}
+	if _, err := os.ReadFile(filepath.Join(target, file)); err != nil {
+		t.Errorf("Remove damaged a mounted view: %v", err)
+	}
+	b.unmount(t, target)
+}
+
+// truncate empties all stored files with at least 3000 bytes. It returns their number.
+func truncate(t testing.TB, root string) (n int) {
+	t.Helper()
+	must(t, filepath.WalkDir(root, func(p string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			if i, _ := e.Info(); i.Size() >= 3000 {
+				n++
+				return os.Truncate(p, 0)
+			}
+		}
+		return err
+	}))
+	return n
 }
 
 // flip changes one bit in every stored file that contains content, without changing times. It returns the number of files.
@@ -377,7 +410,7 @@ func testReopen(t *testing.T, open Open) {
 	}
 	// The driver is neither closed nor the writer aborted, as after a kill.
 	before := b.keys(t)
-	again := &box{Driver: open(t, b.root), root: b.root, work: b.work, open: open, tars: b.tars}
+	again := &box{Driver: open(t, b.root), root: b.root, work: b.work, open: open, tars: b.tars, mounts: true}
 	defer func() {
 		if err := again.Close(); err != nil {
 			t.Errorf("close: %v", err)
