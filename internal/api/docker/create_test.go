@@ -41,7 +41,7 @@ const fullRequest = `{
   "SecurityOpt":["no-new-privileges"],"Tmpfs":{"/t":"size=1m"},"UTSMode":"host","UsernsMode":"host","ShmSize":1048576,"Sysctls":{"net.x":"1"},"Runtime":"crun","Isolation":"default",
   "CpuShares":10,"Memory":10000000,"NanoCpus":500000000,"CgroupParent":"/cg","BlkioWeight":300,
   "BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1048576}],"BlkioDeviceWriteBps":[{"Path":"/dev/sda","Rate":2},{"Path":"/dev/sdb","Rate":3}],
-  "BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":4}],"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":5}],"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
+  "BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":4}],"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":5}],"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":10}],"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
   "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"KernelMemory":9000000,"MemoryReservation":8000000,"MemorySwap":-1,
   "MemorySwappiness":60,"OomKillDisable":true,"PidsLimit":100,"Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],
   "Mounts":[{"Type":"bind","Source":"/s","Target":"/t1","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true,"CreateMountpoint":true}},
@@ -74,7 +74,7 @@ func fullSpec() spec.Spec {
 		Resources: spec.Resources{Memory: 10000000, MemoryReservation: 8000000, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
 			CPURealtimePeriod: 1, CPURealtimeRuntime: 2, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(100)), BlkioWeight: 300,
 			DeviceReadBps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 1 << 20}}, DeviceWriteBps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 2}, {Path: "/dev/sdb", Rate: 3}},
-			DeviceReadIOps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 4}}, DeviceWriteIOps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 5}}},
+			DeviceReadIOps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 4}}, DeviceWriteIOps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 5}}, DeviceWeights: []spec.DeviceWeight{{Path: "/dev/sda", Weight: 10}}},
 		RestartPolicy: spec.RestartPolicy{Name: "on-failure", MaxRetries: 4}, LogDriver: "local", LogOpts: map[string]string{"max-size": "1m"}, ContainerIDFile: "/cid", Annotations: map[string]string{"an": "no"},
 	}
 }
@@ -212,6 +212,7 @@ func TestCreateRefusals(t *testing.T) {
 		"tmpfs options":         {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["noexec"]]}}]}`, "TmpfsOptions.Options"},
 		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs"}`, "HostConfig.VolumeDriver nfs is not supported"},
 		"swappiness":            {`"HostConfig":{"MemorySwappiness":101}`, "valid memory swappiness range is 0-100"},
+		"device weight":         {`"HostConfig":{"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":5}]}`, "invalid weight for device /dev/sda: Range of blkio weight is from 10 to 1000"},
 		"device rate":           {`"HostConfig":{"BlkioDeviceReadBps":[{"Path":"sda","Rate":1}]}`, `BlkioDeviceReadBps: bad format for device path: "sda"`},
 		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},
 		"shm":                   {`"HostConfig":{"ShmSize":-1}`, "SHM size can not be less than 0"},

@@ -17,7 +17,6 @@ func refuseResources(r *wire.Resources, prefix string) error {
 		name string
 		why  string
 	}{
-		{len(r.BlkioWeightDevice) > 0, "BlkioWeightDevice", "only BlkioWeight is"},
 		{r.KernelMemoryTCP != 0, "KernelMemoryTCP", "the kernel no longer has it"},
 		{r.CPUCount != 0, "CpuCount", "it belongs to Windows; use NanoCpus"},
 		{r.CPUPercent != 0, "CpuPercent", "it belongs to Windows; use NanoCpus"},
@@ -66,7 +65,23 @@ func limits(r *wire.Resources) spec.Resources {
 		MemorySwappiness: swappiness, NanoCPUs: r.NanoCPUs, CPUShares: r.CPUShares, CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota,
 		CPURealtimePeriod: r.CPURealtimePeriod, CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems,
 		PidsLimit: pids, BlkioWeight: r.BlkioWeight, DeviceReadBps: deviceRates(r.BlkioDeviceReadBps), DeviceWriteBps: deviceRates(r.BlkioDeviceWriteBps),
-		DeviceReadIOps: deviceRates(r.BlkioDeviceReadIOps), DeviceWriteIOps: deviceRates(r.BlkioDeviceWriteIOps)}
+		DeviceReadIOps: deviceRates(r.BlkioDeviceReadIOps), DeviceWriteIOps: deviceRates(r.BlkioDeviceWriteIOps),
+		DeviceWeights: deviceWeights(r.BlkioWeightDevice)}
+}
+
+func deviceWeights(list []wire.WeightDevice) (weights []spec.DeviceWeight) {
+	for _, d := range list {
+		weights = append(weights, spec.DeviceWeight(d))
+	}
+	return weights
+}
+
+func weightDevices(weights []spec.DeviceWeight) []wire.WeightDevice {
+	list := []wire.WeightDevice{}
+	for _, w := range weights {
+		list = append(list, wire.WeightDevice(w))
+	}
+	return list
 }
 
 func deviceRates(list []wire.ThrottleDevice) (rates []spec.DeviceRate) {
@@ -88,7 +103,7 @@ func throttleDevices(rates []spec.DeviceRate) []wire.ThrottleDevice {
 func resourcesOf(sp *spec.Spec) wire.Resources {
 	r := sp.Resources
 	out := wire.Resources{CPUShares: r.CPUShares, Memory: r.Memory, NanoCPUs: r.NanoCPUs, CgroupParent: sp.CgroupParent, BlkioWeight: r.BlkioWeight,
-		BlkioWeightDevice: []wire.WeightDevice{}, BlkioDeviceReadBps: throttleDevices(r.DeviceReadBps), BlkioDeviceWriteBps: throttleDevices(r.DeviceWriteBps), BlkioDeviceReadIOps: throttleDevices(r.DeviceReadIOps),
+		BlkioWeightDevice: weightDevices(r.DeviceWeights), BlkioDeviceReadBps: throttleDevices(r.DeviceReadBps), BlkioDeviceWriteBps: throttleDevices(r.DeviceWriteBps), BlkioDeviceReadIOps: throttleDevices(r.DeviceReadIOps),
 		BlkioDeviceWriteIOps: throttleDevices(r.DeviceWriteIOps), CPUPeriod: r.CPUPeriod, CPUQuota: r.CPUQuota, CPURealtimePeriod: r.CPURealtimePeriod,
 		CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Devices: []wire.DeviceMapping{},
 		DeviceCgroupRules: sp.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,

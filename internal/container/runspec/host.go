@@ -22,6 +22,7 @@ type Host struct {
 	SwapLimit        bool              // the kernel can limit swap
 	OOMKillDisable   bool              // the kernel can switch the OOM killer off for a cgroup
 	DeviceRates      bool              // the kernel can limit the rates of block devices
+	DeviceWeights    bool              // the kernel can weigh the users of a block device
 	RecursiveRO      bool              // read-only binds can be made so recursively
 	AppArmor         bool
 	CPUs             int // possible ones
@@ -59,10 +60,14 @@ func ProbeHost() (Host, error) {
 		h.SwapLimit = err == nil && len(own) > 0
 		controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 		h.DeviceRates = err == nil && slices.Contains(strings.Fields(string(controllers)), "io")
+		weights, err := filepath.Glob("/sys/fs/cgroup/*/io.bfq.weight")
+		h.DeviceWeights = err == nil && len(weights) > 0
 	} else {
 		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
 		h.DeviceRates = exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
+		// The weights of BFQ are not in the root, but its statistics are.
+		h.DeviceWeights = exists("/sys/fs/cgroup/blkio/blkio.bfq.io_serviced") || exists("/sys/fs/cgroup/blkio/blkio.weight_device")
 	}
 	h.RecursiveRO = kernelAtLeast(5, 12)
 	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")

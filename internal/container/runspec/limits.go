@@ -1,7 +1,10 @@
 package runspec
 
 import (
+	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -103,6 +106,10 @@ func discard(r *spec.Resources, host *Host) (warnings []string) {
 			*l.list = nil
 		}
 	}
+	if len(r.DeviceWeights) > 0 && !host.DeviceWeights {
+		warnings = append(warnings, "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.")
+		r.DeviceWeights = nil
+	}
 	return warnings
 }
 
@@ -165,10 +172,36 @@ func blockIO(r *spec.Resources, host *Host) (*specs.LinuxBlockIO, error) {
 			*l.to = append(*l.to, t)
 		}
 	}
+	for _, d := range r.DeviceWeights {
+		w := specs.LinuxWeightDevice{Weight: &d.Weight}
+		var err error
+		if w.Major, w.Minor, err = blockDevice(d.Path); err != nil {
+			return nil, err
+		}
+		if err := weighable(d.Path, w.Major, w.Minor); err != nil {
+			return nil, err
+		}
+		b.WeightDevice = append(b.WeightDevice, w)
+	}
 	if reflect.ValueOf(b).IsZero() {
 		return nil, nil
 	}
 	return &b, nil
+}
+
+// weighable refuses a device whose scheduler does not support weights. The kernel would refuse it too, but does not name the reason.
+func weighable(name string, major, minor int64) error {
+	b, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/queue/scheduler", major, minor))
+	if err != nil {
+		return nil // a partition, or a device without schedulers: the kernel decides
+	}
+	_, active, _ := strings.Cut(string(b), "[")
+	active, _, _ = strings.Cut(active, "]")
+	if active == "bfq" || active == "cfq" {
+		return nil
+	}
+	return errs.New(errs.Precondition, "block device %s: its scheduler is %s, which does not support weights", name, active).
+		WithHint("Write bfq into /sys/block/%s/queue/scheduler.", filepath.Base(name))
 }
 
 // blockDevice returns the number of a block device of the host.

@@ -3,6 +3,7 @@ package runspec
 import (
 	"errors"
 	"math"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -64,5 +65,42 @@ func TestDeviceRates(t *testing.T) {
 		if _, _, err := Build(in); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v, want class %v", path, err, want)
 		}
+	}
+}
+
+func TestDeviceWeights(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "disk")
+	if err := unix.Mknod(disk, unix.S_IFBLK|0o600, int(unix.Mkdev(240, 77))); err != nil { // of no driver, so of no scheduler
+		t.Skipf("making a device node: %v", err)
+	}
+	in := input(t)
+	in.Host.DeviceWeights = true
+	in.Spec.Resources = spec.Resources{BlkioWeight: 500, DeviceWeights: []spec.DeviceWeight{{Path: disk, Weight: 200}}}
+	out, warnings, err := Build(in)
+	if err != nil || len(warnings) > 0 {
+		t.Fatal(err, warnings)
+	}
+	b := out.Linux.Resources.BlockIO
+	if *b.Weight != 500 || len(b.WeightDevice) != 1 || b.WeightDevice[0].Major != 240 || b.WeightDevice[0].Minor != 77 || *b.WeightDevice[0].Weight != 200 {
+		t.Errorf("block I/O %+v", b)
+	}
+	in.Host.DeviceWeights = false
+	out, warnings, err = Build(in)
+	if err != nil || len(out.Linux.Resources.BlockIO.WeightDevice) > 0 || len(warnings) != 1 || !strings.HasSuffix(warnings[0], "Weight-device discarded.") {
+		t.Errorf("without the controller: %v, warnings %q", err, warnings)
+	}
+}
+
+// The scheduler of a loop device without a file is none where nobody chose another.
+func TestDeviceWithoutWeights(t *testing.T) {
+	b, err := os.ReadFile("/sys/dev/block/7:1/queue/scheduler")
+	if err != nil || !strings.Contains(string(b), "[none]") {
+		t.Skipf("the scheduler of loop1 is %q, %v", b, err)
+	}
+	in := input(t)
+	in.Host.DeviceWeights = true
+	in.Spec.Resources = spec.Resources{DeviceWeights: []spec.DeviceWeight{{Path: blockNode(t), Weight: 200}}}
+	if _, _, err := Build(in); !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "its scheduler is none") {
+		t.Errorf("Build = %v, want Precondition that names the scheduler", err)
 	}
 }

@@ -31,13 +31,25 @@ type Resources struct {
 	DeviceWriteBps  []DeviceRate `json:"DeviceWriteBps,omitempty"`
 	DeviceReadIOps  []DeviceRate `json:"DeviceReadIOps,omitempty"`
 	DeviceWriteIOps []DeviceRate `json:"DeviceWriteIOps,omitempty"`
+
+	DeviceWeights []DeviceWeight `json:"DeviceWeights,omitempty"`
 }
+
+// DeviceWeight is the weight of a container's operations on one block device of the host, from 10 to 1000; 0 is BlkioWeight.
+type DeviceWeight struct {
+	Path   string `json:"Path"`
+	Weight uint16 `json:"Weight"`
+}
+
+func (d DeviceWeight) device() string { return d.Path }
 
 // DeviceRate is the rate of one block device of the host; 0 is no limit.
 type DeviceRate struct {
 	Path string `json:"Path"`
 	Rate uint64 `json:"Rate"`
 }
+
+func (d DeviceRate) device() string { return d.Path }
 
 // deviceLists returns the lists of rates, with docker's names for them.
 func (r *Resources) deviceLists() []namedRates {
@@ -50,13 +62,24 @@ type namedRates struct {
 	list *[]DeviceRate
 }
 
-// setRate replaces the rate of a device, or adds it.
-func setRate(list []DeviceRate, d DeviceRate) []DeviceRate {
-	if i := slices.IndexFunc(list, func(have DeviceRate) bool { return have.Path == d.Path }); i >= 0 {
-		list[i] = d
-		return list
+// changed returns the list with the changes: they replace the elements of the same device, or are added.
+func changed[T interface{ device() string }](list, changes []T) []T {
+	list = slices.Clone(list)
+	for _, d := range changes {
+		if i := slices.IndexFunc(list, func(have T) bool { return have.device() == d.device() }); i >= 0 {
+			list[i] = d
+		} else {
+			list = append(list, d)
+		}
 	}
-	return append(list, d)
+	return list
+}
+
+func checkDevice(option, name string) error {
+	if !path.IsAbs(name) || strings.IndexByte(name, 0) >= 0 {
+		return invalid("%s: bad format for device path: %q", option, clip(name))
+	}
+	return nil
 }
 
 // minMemory is the least memory limit that docker accepts, in bytes.
@@ -98,9 +121,17 @@ func (r *Resources) Check() error {
 	}
 	for _, l := range r.deviceLists() {
 		for _, d := range *l.list {
-			if !path.IsAbs(d.Path) || strings.IndexByte(d.Path, 0) >= 0 {
-				return invalid("%s: bad format for device path: %q", l.name, clip(d.Path))
+			if err := checkDevice(l.name, d.Path); err != nil {
+				return err
 			}
+		}
+	}
+	for _, d := range r.DeviceWeights {
+		if err := checkDevice("BlkioWeightDevice", d.Path); err != nil {
+			return err
+		}
+		if d.Weight != 0 && (d.Weight < 10 || d.Weight > 1000) {
+			return invalid("BlkioWeightDevice: invalid weight for device %s: Range of blkio weight is from 10 to 1000", clip(d.Path))
 		}
 	}
 	if _, err := maxOfSet("cpuset cpus", r.CpusetCpus); err != nil {
@@ -196,9 +227,7 @@ func (r *Resources) Overlay(n Resources) {
 	}
 	changes := n.deviceLists()
 	for i, l := range r.deviceLists() {
-		*l.list = slices.Clone(*l.list)
-		for _, d := range *changes[i].list {
-			*l.list = setRate(*l.list, d)
-		}
+		*l.list = changed(*l.list, *changes[i].list)
 	}
+	r.DeviceWeights = changed(r.DeviceWeights, n.DeviceWeights)
 }
