@@ -211,6 +211,35 @@ func TestRemoveOfMountedVolume(t *testing.T) {
 	}
 }
 
+// The directory of a volume is not replaced once another container refers to the volume: it may have it mounted.
+func TestReplaceLeavesASharedVolume(t *testing.T) {
+	s := newService(t)
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(v.Mountpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmp := filepath.Join(s.opts.Root, "vol", "new")
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.AddReferences(c1, "vol")
+	s.AddReferences(c2, "vol")
+	if replaced, err := s.replace(c1, "vol", tmp); replaced || err != nil {
+		t.Errorf("replace of a shared volume = %v, %v", replaced, err)
+	}
+	if after, err := os.Stat(v.Mountpoint); err != nil || !os.SameFile(before, after) {
+		t.Errorf("the directory was replaced: %v", err)
+	}
+	s.DropReferences(c2)
+	if replaced, err := s.replace(c1, "vol", tmp); !replaced || err != nil {
+		t.Errorf("replace = %v, %v", replaced, err)
+	}
+}
+
 // A file of the image that is replaced by a link while it is copied is not followed.
 func TestPopulateFollowsNoLink(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
@@ -267,7 +296,7 @@ func TestResolve(t *testing.T) {
 	}
 	for _, m := range []MountSpec{
 		{Type: "bind", Target: "/x"}, {Type: "bind", Source: "rel", Target: "/x"}, {Type: "bind", Source: host, Target: "x"},
-		{Type: "bind", Source: host, Target: "/x", NoCopy: true}, {Type: "bind", Source: host, Target: "/x", Propagation: "wild"},
+		{Type: "bind", Source: host + "/missing", Target: "/x"}, {Type: "bind", Source: host, Target: "/x", NoCopy: true}, {Type: "bind", Source: host, Target: "/x", Propagation: "wild"},
 		{Type: "volume", Target: "/"}, {Type: "volume", Target: "/x", Source: "v1", Subpath: "../x"}, {Type: "volume", Target: "/x", TmpfsSize: 1},
 		{Type: "tmpfs", Target: "/x", Source: "y"}, {Type: "", Target: "/x"}, {Type: "npipe", Target: "/x", Source: "y"},
 	} {
