@@ -1,7 +1,7 @@
 package upgrade
 
 import (
-	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,18 +63,22 @@ func TestContainersOfALaterShim(t *testing.T) {
 	m.want("ok", "exec", "checked", "echo", "ok")
 }
 
-// makeNewer changes a file of the shim protocol to one that a later release wrote.
+// makeNewer changes a file to one that a later release wrote.
 func makeNewer(t *testing.T, name string) {
 	t.Helper()
+	record := map[string]any{}
 	data, err := os.ReadFile(name)
+	if err == nil {
+		err = json.Unmarshal(data, &record)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	newer := bytes.Replace(data, []byte(`{"version":2,"writer":"0.1.0"`), []byte(`{"version":99,"writer":"9.8.7"`), 1)
-	if bytes.Equal(newer, data) {
-		t.Fatalf("%s: %s", name, data)
+	record["version"], record["writer"] = 99, "9.8.7"
+	if data, err = json.Marshal(record); err == nil {
+		err = os.WriteFile(name, data, 0o600)
 	}
-	if err := os.WriteFile(name, newer, 0o600); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
 }

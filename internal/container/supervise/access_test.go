@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
 )
 
@@ -70,7 +71,7 @@ func TestSocketServesRootOnly(t *testing.T) {
 	}
 }
 
-// An exec has the rights of the container and no more.
+// An exec has the rights of the container and no more, unless it is privileged.
 func TestExecHasTheContainersRights(t *testing.T) {
 	b := sh(t, "sleep 100")
 	b.in.Spec.SecurityOpt = []string{"no-new-privileges"}
@@ -86,6 +87,21 @@ func TestExecHasTheContainersRights(t *testing.T) {
 	out, _, err := collect(s)
 	if err != nil {
 		t.Fatal(err)
+	}
+	p, _, err = runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: []string{"/bin/sh", "-c", "grep CapEff /proc/self/status; grep CapEff /proc/1/status"}, Privileged: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.c.Exec(t.Context(), "y", p, shim.ExecOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s = b.attach("y", shim.AttachArgs{Stdout: true})
+	if err := b.c.Start(t.Context(), "y"); err != nil {
+		t.Fatal(err)
+	}
+	privileged, _, err := collect(s)
+	if lines := strings.Split(privileged, "\n"); err != nil || len(lines) != 3 || lines[0] <= lines[1] || lines[1] != "CapEff:\t00000000a80425fb" {
+		t.Errorf("privileged exec: %q, %v", privileged, err)
 	}
 	for _, want := range []string{
 		"CapInh:\t0000000000000000", "CapPrm:\t00000000a80425fb", "CapEff:\t00000000a80425fb", "CapBnd:\t00000000a80425fb",

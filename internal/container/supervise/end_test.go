@@ -2,6 +2,7 @@ package supervise_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,35 +21,64 @@ import (
 // tracePattern matches a finished or begun system call of strace -f: PID TIME CALL(ARGUMENTS.
 var tracePattern = regexp.MustCompile(`(?m)^\d+ +(\w+)\((.*)$`)
 
-// traceShim records the system calls of a shim that write, sync and rename. stop ends the trace and returns the calls.
-func (b *box) traceShim() (stop func() []string) {
+// strace attaches Debian's strace to every thread of the shim.
+func (b *box) strace(args ...string) *exec.Cmd {
 	b.t.Helper()
-	out := filepath.Join(b.t.TempDir(), "trace")
-	cmd := exec.Command("strace", "-f", "-y", "-s", "400", "-o", out, "-e", "trace=write,writev,pwrite64,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2",
-		"-p", strconv.Itoa(b.c.Identity().PID))
-	var words bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &words, &words
+	cmd := exec.Command("strace", append([]string{"-f", "-p", strconv.Itoa(b.c.Identity().PID)}, args...)...)
+	cmd.Stderr = new(bytes.Buffer)
 	if err := cmd.Start(); err != nil {
 		b.t.Fatalf("these tests run Debian's strace: %v", err)
 	}
 	b.t.Cleanup(func() { _ = cmd.Process.Kill() })
-	status := fmt.Sprintf("/proc/%d/status", b.c.Identity().PID)
+	tasks := fmt.Sprintf("/proc/%d/task/*/status", b.c.Identity().PID)
 	eventually(b.t, "a traced shim", func() bool {
-		data, err := os.ReadFile(status)
-		return err == nil && !strings.Contains(string(data), "TracerPid:\t0\n")
+		threads, err := filepath.Glob(tasks)
+		for _, name := range threads {
+			data, rerr := os.ReadFile(name)
+			err = errors.Join(err, rerr)
+			if strings.Contains(string(data), "TracerPid:\t0\n") {
+				return false
+			}
+		}
+		return err == nil && len(threads) > 0
 	})
+	return cmd
+}
+
+// traceShim records the system calls of a shim that write, sync and rename. stop ends the trace and returns the calls.
+func (b *box) traceShim() (stop func() []string) {
+	b.t.Helper()
+	out := filepath.Join(b.t.TempDir(), "trace")
+	cmd := b.strace("-y", "-s", "400", "-o", out, "-e", "trace=write,writev,pwrite64,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2")
 	return func() (calls []string) {
 		b.t.Helper()
 		_ = cmd.Process.Signal(unix.SIGINT)
 		_ = cmd.Wait() // it reports the signal
 		data, err := os.ReadFile(out)
 		if err != nil {
-			b.t.Fatalf("%v: %s", err, &words)
+			b.t.Fatalf("%v: %s", err, cmd.Stderr)
 		}
 		for _, m := range tracePattern.FindAllStringSubmatch(string(data), -1) {
 			calls = append(calls, m[1]+" "+m[2])
 		}
 		return calls
+	}
+}
+
+// slowLog makes every write to the log take a while.
+func (b *box) slowLog(delay time.Duration) {
+	b.t.Helper()
+	b.strace("-P", b.cfg.Log.Path, "-e", "trace=write", "-e", fmt.Sprintf("inject=write:delay_enter=%d", delay.Microseconds()), "-o", os.DevNull)
+}
+
+// A client learns of the end when all output is in the log, however long the log takes.
+func TestEndWaitsForASlowLog(t *testing.T) {
+	b := sh(t, "seq 1 10000").launch() // two reads of the pipe
+	b.slowLog(300 * time.Millisecond)
+	b.start()
+	b.wait()
+	if out := b.output(); strings.Count(out, "\n") != 10000 || !strings.HasSuffix(out, "\n10000\n") {
+		t.Errorf("at the end the log has %d lines of 10000", strings.Count(out, "\n"))
 	}
 }
 
