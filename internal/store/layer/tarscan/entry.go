@@ -24,7 +24,8 @@ type Xattr struct {
 	Value string
 }
 
-// Entry is one name of a layer. An Entry is valid only during the call of visit.
+// Entry is one name of a layer. An Entry is valid only during the call of visit. Its texts may be kept: they are parts of no
+// larger text.
 type Entry struct {
 	Path   string // relative and clean; "." is the root
 	Kind   Kind
@@ -48,13 +49,27 @@ type Entry struct {
 type Limits struct {
 	Entries int   // number of names; default 2,000,000
 	Bytes   int64 // of the stream, and of all files together; default 64 GiB
+	Text    int64 // bytes of all names, link targets and extended attributes, which drivers keep in memory; default 512 MiB
 }
 
 // The defaults of Limits.
 const (
 	MaxEntries = 2_000_000
 	MaxBytes   = 64 << 30
+	MaxText    = 512 << 20
 )
+
+// XattrCost is what an extended attribute takes in memory besides its bytes. Limits.Text counts it.
+const XattrCost = 64
+
+// cost returns how many bytes of memory the texts of an entry take.
+func (e *Entry) cost() int64 {
+	n := len(e.Path) + len(e.Link)
+	for _, x := range e.Xattrs {
+		n += len(x.Name) + len(x.Value) + XattrCost
+	}
+	return int64(n)
+}
 
 const (
 	maxXattrs = 64 << 10

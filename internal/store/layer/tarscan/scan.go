@@ -24,6 +24,9 @@ func Scan(r io.Reader, lim Limits, visit func(e *Entry, data io.Reader) error) e
 	if lim.Bytes == 0 {
 		lim.Bytes = MaxBytes
 	}
+	if lim.Text == 0 {
+		lim.Text = MaxText
+	}
 	c := &counter{r: bufio.NewReaderSize(r, 64<<10), limit: lim.Bytes}
 	s := scanner{c: c, tr: tar.NewReader(c), lim: lim}
 	for {
@@ -50,6 +53,7 @@ type scanner struct {
 	lim     Limits
 	entries int
 	bytes   int64
+	text    int64
 	last    string // name of the previous entry, for errors about what follows it
 	entry   Entry
 }
@@ -68,6 +72,10 @@ func (s *scanner) one(h *tar.Header, visit func(*Entry, io.Reader) error) error 
 	if !keep {
 		return nil
 	}
+	if s.text += e.cost(); s.text > s.lim.Text {
+		return errs.New(errs.Invalid, "layer tar: more than %d bytes of names and attributes", s.lim.Text)
+	}
+	detach(h, e)
 	var data io.Reader = eof{}
 	if e.Kind == Regular && e.Size > 0 {
 		data = s.tr
@@ -82,6 +90,18 @@ func (s *scanner) one(h *tar.Header, visit func(*Entry, io.Reader) error) error 
 		return err
 	}
 	return nil
+}
+
+// detach copies the texts of e that are parts of a PAX header. Such a header is one string of up to 1 MiB, and a driver that
+// keeps a name of a few bytes would keep all of it. Texts of other headers are strings of their own.
+func detach(h *tar.Header, e *Entry) {
+	if len(h.PAXRecords) == 0 {
+		return
+	}
+	e.Path, e.Link = strings.Clone(e.Path), strings.Clone(e.Link)
+	for i, x := range e.Xattrs {
+		e.Xattrs[i] = Xattr{strings.Clone(x.Name), strings.Clone(x.Value)}
+	}
 }
 
 // broken adds the position to an error of archive/tar or of the stream.

@@ -272,6 +272,14 @@ func TestLimits(t *testing.T) {
 	if _, err := scan(data, Limits{Entries: 10}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "more than 10 entries") {
 		t.Errorf("11 entries of 10: %v", err)
 	}
+	text := new(raw).pax("SCHILY.xattr.user.a", "12345").header("abc", '0', 0, nil).header("l", '2', 0, link("to")).end()
+	const size = 3 + 6 + 5 + XattrCost + 1 + 2 // "abc", "user.a" and its value, "l" and its target
+	if _, err := scan(text, Limits{Text: size}); err != nil {
+		t.Errorf("%d bytes of text of %d: %v", size, size, err)
+	}
+	if _, err := scan(text, Limits{Text: size - 1}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "names and attributes") {
+		t.Errorf("%d bytes of text of %d: %v", size, size-1, err)
+	}
 	if _, err := scan(data, Limits{Bytes: int64(len(data))}); err != nil {
 		t.Errorf("as many bytes as allowed: %v", err)
 	}
@@ -321,6 +329,35 @@ func TestHugeRecordsCostNoMemory(t *testing.T) {
 	}
 }
 
+// What a driver keeps of an entry costs as much memory as its length, not as much as the header that it came in.
+func TestKeptTextsAreNotPartsOfHeaders(t *testing.T) {
+	const entries = 200
+	var b raw
+	for i := range entries {
+		b.pax("comment", strings.Repeat("x", 1<<20-200), "path", fmt.Sprintf("file-%d", i), "linkpath", "target",
+			"SCHILY.xattr.security.capability", "c", "SCHILY.xattr.trusted.t", "v").header("f", '2', 0, nil)
+	}
+	data := b.end()
+	var kept []Entry
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	err := Scan(bytes.NewReader(data), Limits{}, func(e *Entry, _ io.Reader) error {
+		kept = append(kept, *e)
+		return nil
+	})
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if err != nil || len(kept) != entries || kept[7].summary() != "sym file-7 -> target security.capability=c trusted.t=v" {
+		t.Fatalf("%d entries, %v", len(kept), err)
+	}
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("%d kept entries take %d MiB", entries, grown>>20)
+	}
+	runtime.KeepAlive(data)
+	runtime.KeepAlive(kept)
+}
+
 func scan2(r io.Reader) (n int, err error) {
 	err = Scan(r, Limits{}, func(*Entry, io.Reader) error { n++; return nil })
 	return n, err
@@ -367,6 +404,32 @@ func FuzzScan(f *testing.F) {
 			t.Errorf("error of another class: %v", err)
 		}
 	})
+}
+
+// BenchmarkScanHeaders scans 100,000 entries without content, with and without PAX headers.
+func BenchmarkScanHeaders(b *testing.B) {
+	for name, h := range map[string]tar.Header{
+		"ustar": {},
+		"pax":   {Format: tar.FormatPAX, ModTime: time.Unix(1e9, 5), PAXRecords: map[string]string{"SCHILY.xattr.security.capability": "0123456789abcdef"}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var buf bytes.Buffer
+			w := tar.NewWriter(&buf)
+			for i := range 100_000 {
+				h.Name, h.Typeflag = fmt.Sprintf("usr/lib/%d/file-%d", i%50, i), tar.TypeReg
+				if err := w.WriteHeader(&h); err != nil {
+					b.Fatal(err)
+				}
+			}
+			w.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := scan2(bytes.NewReader(buf.Bytes())); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 func BenchmarkScan(b *testing.B) {

@@ -3,6 +3,7 @@ package tree
 import (
 	"errors"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -162,6 +163,9 @@ func (u *unpacker) makeAll(dir string) error {
 
 // mkdir creates dir. A whiteout with that name makes it opaque.
 func (u *unpacker) mkdir(dir string, a *attrs) error {
+	if len(u.dirs) >= u.maxDirs {
+		return tarError("more than " + strconv.Itoa(u.maxDirs) + " directories")
+	}
 	delete(u.pending, dir)
 	if u.wiped[dir] {
 		u.opaque[dir] = true

@@ -167,6 +167,26 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// One entry can imply thousands of directories, so they count as names.
+func TestImpliedDirectoriesAreLimited(t *testing.T) {
+	for name, refuse := range map[string]bool{"a/b/c/d/e/f": false, "a/b/c/d/e/f/g": true} {
+		w, err := tree.Create(t.Context(), durable.OS, filepath.Join(t.TempDir(), "layer"), tarscan.Limits{Entries: 5})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Write(pack(t, "f "+name+" x"))
+		if err == nil {
+			_, err = w.Finish("")
+		}
+		if errors.Is(err, errs.Invalid) != refuse || !refuse && err != nil {
+			t.Errorf("%s with 5 names: %v", name, err)
+		}
+		if err := w.Abort(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Content that later entries replace is kept, whatever was linked to it.
 func TestHidden(t *testing.T) {
 	for name, lines := range map[string][]string{

@@ -26,6 +26,7 @@ type unpacker struct {
 	meta Meta
 	buf  []byte
 
+	maxDirs int               // of dirs: an entry can imply many
 	dirs    map[string]*attrs // every directory of the tree except the root
 	rootAt  *attrs            // of the root, if an entry describes it
 	opaque  map[string]bool
@@ -63,6 +64,9 @@ func (u *unpacker) run(ctx context.Context, r io.Reader, lim tarscan.Limits) (er
 		u.dropParent()
 		err = errors.Join(err, u.root.Close())
 	}()
+	if u.maxDirs = lim.Entries; u.maxDirs == 0 {
+		u.maxDirs = tarscan.MaxEntries
+	}
 	err = tarscan.Scan(io.TeeReader(r, u.rec), lim, func(e *tarscan.Entry, data io.Reader) error {
 		if err := context.Cause(ctx); err != nil {
 			return err

@@ -16,7 +16,7 @@ import (
 // Limits of a Tree. Exceeding them is an error of class errs.Invalid.
 const (
 	MaxNames = tarscan.MaxEntries // including the directories that entries imply
-	MaxBytes = 512 << 20          // of names, link targets and extended attributes together
+	MaxBytes = tarscan.MaxText    // of names, link targets and extended attributes together, in memory
 )
 
 // Extent is the position of a file's content.
@@ -365,7 +365,7 @@ func (t *Tree) set(id inodeID, a Attr) error {
 		i.xattrs = uint32(len(t.xattrs))
 		t.xattrs = append(t.xattrs, append([]tarscan.Xattr(nil), a.Xattrs...))
 		for _, x := range a.Xattrs {
-			total += len(x.Name) + len(x.Value)
+			total += len(x.Name) + len(x.Value) + tarscan.XattrCost
 		}
 	}
 	t.inodes[id] = i
