@@ -34,6 +34,7 @@ var createLines = []string{
 	`--restart on-failure:3 --log-driver json-file --log-opt max-size=1m --storage-opt size=1g --runtime r --sysctl net.a=1 --annotation a=b img`,
 	`--health-cmd "true x" --health-interval 2s --health-retries 3 --health-timeout 1s --health-start-period 4s --health-start-interval 1s img`,
 	`--no-healthcheck img`,
+	`--umask 0027 img`,
 	`--rm --platform linux/amd64 img`,
 	`--security-opt systempaths=unconfined --security-opt seccomp=unconfined img`,
 }

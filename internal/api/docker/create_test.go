@@ -47,7 +47,7 @@ const fullRequest = `{
   "Mounts":[{"Type":"bind","Source":"/s","Target":"/t1","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true,"CreateMountpoint":true}},
    {"Type":"volume","Source":"vv","Target":"/t2","VolumeOptions":{"NoCopy":true,"Labels":{"k":"v"},"Subpath":"sub","DriverConfig":{"Name":"local","Options":{"o":"p"}}}},
    {"Type":"tmpfs","Target":"/t3","TmpfsOptions":{"SizeBytes":4096,"Mode":448}}],
-  "MaskedPaths":[],"ReadonlyPaths":["/proc/x"],"Init":true},
+  "MaskedPaths":[],"ReadonlyPaths":["/proc/x"],"Init":true,"Umask":23},
  "NetworkingConfig":{"EndpointsConfig":{"mine":{"IPAMConfig":{"IPv4Address":"10.9.0.5","IPv6Address":"fd00::5"},"Aliases":["al"],"Links":["p:q"],"MacAddress":"02:42:AC:11:00:09"},"second":{}}}
 }`
 
@@ -70,7 +70,7 @@ func fullSpec() spec.Spec {
 		Privileged: true, CapAdd: []string{"NET_ADMIN"}, CapDrop: []string{"ALL"}, SecurityOpt: []string{"no-new-privileges"}, ReadonlyRootfs: true, MaskedPaths: []string{}, ReadonlyPaths: []string{"/proc/x"},
 		PidMode: "host", IpcMode: "host", UTSMode: "host", UsernsMode: "host", CgroupnsMode: "private", CgroupParent: "/cg", GroupAdd: []string{"audio"},
 		Devices: []spec.Device{{HostPath: "/dev/null", ContainerPath: "/dev/n", Permissions: "r"}}, DeviceRules: []string{"c 1:3 r"}, Sysctls: map[string]string{"net.x": "1"},
-		Ulimits: []spec.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun",
+		Ulimits: []spec.Ulimit{{Name: "nofile", Soft: 10, Hard: 20}}, ShmSize: 1 << 20, OomScoreAdj: 5, OomKillDisable: true, Init: ptr(true), Runtime: "crun", Umask: ptr(uint32(0o27)),
 		Resources: spec.Resources{Memory: 10000000, MemoryReservation: 8000000, MemorySwap: -1, KernelMemory: 9000000, MemorySwappiness: ptr(int64(60)), NanoCPUs: 500000000, CPUShares: 10,
 			CPURealtimePeriod: 1, CPURealtimeRuntime: 2, CpusetCpus: "0", CpusetMems: "0", PidsLimit: ptr(int64(100)), BlkioWeight: 300,
 			DeviceReadBps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 1 << 20}}, DeviceWriteBps: []spec.DeviceRate{{Path: "/dev/sda", Rate: 2}, {Path: "/dev/sdb", Rate: 3}},
@@ -212,6 +212,7 @@ func TestCreateRefusals(t *testing.T) {
 		"tmpfs options":         {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["noexec"]]}}]}`, "TmpfsOptions.Options"},
 		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs"}`, "HostConfig.VolumeDriver nfs is not supported"},
 		"swappiness":            {`"HostConfig":{"MemorySwappiness":101}`, "valid memory swappiness range is 0-100"},
+		"umask":                 {`"HostConfig":{"Umask":512}`, "invalid Umask 01000: must be from 0 to 0777"},
 		"device weight":         {`"HostConfig":{"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":5}]}`, "invalid weight for device /dev/sda: Range of blkio weight is from 10 to 1000"},
 		"device rate":           {`"HostConfig":{"BlkioDeviceReadBps":[{"Path":"sda","Rate":1}]}`, `BlkioDeviceReadBps: bad format for device path: "sda"`},
 		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},

@@ -21,7 +21,6 @@ func refuseHost(h *wire.HostConfig) error {
 		{h.Cgroup != "", "HostConfig.Cgroup", "use CgroupParent or CgroupnsMode"},
 		{len(h.StorageOpt) > 0, "HostConfig.StorageOpt", "storage drivers take no options a container"},
 		{h.Isolation != "" && h.Isolation != "default", "HostConfig.Isolation " + clip(h.Isolation), "on Linux it is default"},
-		{h.Umask != nil, "HostConfig.Umask", "set it in the container's command"},
 		{len(h.Annotations) > 1000, "HostConfig.Annotations", "more than 1000"},
 	} {
 		if o.set {
@@ -67,7 +66,7 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 	sp.ReadonlyRootfs, sp.MaskedPaths, sp.ReadonlyPaths = h.ReadonlyRootfs, h.MaskedPaths, h.ReadonlyPaths
 	sp.PidMode, sp.IpcMode, sp.UTSMode, sp.UsernsMode, sp.CgroupnsMode = h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode, h.CgroupnsMode
 	sp.GroupAdd, sp.Sysctls, sp.ShmSize, sp.OomScoreAdj = h.GroupAdd, h.Sysctls, h.ShmSize, h.OomScoreAdj
-	sp.Init, sp.Runtime, sp.RestartPolicy = h.Init, h.Runtime, restartPolicy(h.RestartPolicy)
+	sp.Init, sp.Runtime, sp.Umask, sp.RestartPolicy = h.Init, h.Runtime, h.Umask, restartPolicy(h.RestartPolicy)
 	return applyResources(&h.Resources, sp)
 }
 
@@ -85,7 +84,7 @@ func hostConfigOf(sp *spec.Spec) wire.HostConfig {
 		IpcMode: sp.IpcMode, Links: sp.Links, OomScoreAdj: sp.OomScoreAdj, PidMode: sp.PidMode, Privileged: sp.Privileged,
 		PublishAllPorts: sp.PublishAll, ReadonlyRootfs: sp.ReadonlyRootfs, SecurityOpt: sp.SecurityOpt, Tmpfs: sp.Tmpfs, UTSMode: sp.UTSMode,
 		UsernsMode: sp.UsernsMode, ShmSize: sp.ShmSize, Sysctls: sp.Sysctls, Runtime: sp.Runtime, MaskedPaths: sp.MaskedPaths,
-		ReadonlyPaths: sp.ReadonlyPaths, Init: sp.Init}
+		ReadonlyPaths: sp.ReadonlyPaths, Init: sp.Init, Umask: sp.Umask}
 	if h.LogConfig.Config == nil {
 		h.LogConfig.Config = map[string]string{}
 	}

@@ -242,7 +242,7 @@ func (b *builder) newProcess(in processInput) (*specs.Process, error) {
 	}
 	p := &specs.Process{
 		Terminal: in.tty, Args: in.args, Env: merged, Cwd: cwd,
-		User: specs.User{UID: who.UID, GID: who.GID, AdditionalGids: who.Groups},
+		User: specs.User{UID: who.UID, GID: who.GID, AdditionalGids: who.Groups, Umask: b.in.Spec.Umask},
 	}
 	if in.tty && in.height > 0 && in.width > 0 {
 		p.ConsoleSize = &specs.Box{Height: in.height, Width: in.width}

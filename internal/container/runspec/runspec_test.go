@@ -69,6 +69,8 @@ func TestGolden(t *testing.T) {
 				CPUShares: 512, CpusetCpus: "0-1", CpusetMems: "0", PidsLimit: &limit, BlkioWeight: 300}
 			in.Spec.Ulimits = []spec.Ulimit{{Name: "nofile", Soft: 1000, Hard: 2000}, {Name: "core", Soft: 0, Hard: -1}}
 			in.Spec.OomScoreAdj = 500
+			umask := uint32(0o27)
+			in.Spec.Umask = &umask
 			in.Spec.CgroupParent = "/a/../b"
 		},
 		"v1": func(in *Input) {

@@ -88,6 +88,7 @@ type Spec struct {
 	OomKillDisable bool              `json:"OomKillDisable"`
 	Init           *bool             `json:"Init"`
 	Runtime        string            `json:"Runtime"`
+	Umask          *uint32           `json:"Umask,omitempty"` // of the first process and of execs; nil = the runtime's, 022
 
 	Resources       Resources         `json:"Resources"`
 	RestartPolicy   RestartPolicy     `json:"RestartPolicy"`
@@ -123,6 +124,9 @@ func (s *Spec) CheckValues() error {
 	}
 	if s.ShmSize < 0 {
 		return invalid("SHM size can not be less than 0")
+	}
+	if s.Umask != nil && *s.Umask > 0o777 {
+		return invalid("invalid Umask %#o: must be from 0 to 0777", *s.Umask)
 	}
 	return nil
 }

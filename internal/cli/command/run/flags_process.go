@@ -1,6 +1,7 @@
 package run
 
 import (
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -33,6 +34,19 @@ func (r *runFlags) addProcess(f *pflag.FlagSet) {
 		if f.Changed("init") {
 			h.Init = init
 		}
+		return nil
+	})
+	umask := f.String("umask", "", "Initial umask of the container's processes, in octal (default 0022)")
+	r.then(func() error {
+		if !f.Changed("umask") {
+			return nil
+		}
+		n, err := strconv.ParseUint(strings.TrimPrefix(*umask, "0o"), 8, 32)
+		if err != nil || n > 0o777 {
+			return errs.New(errs.Invalid, "invalid umask %q: must be an octal number from 0000 to 0777", *umask)
+		}
+		mask := uint32(n)
+		h.Umask = &mask
 		return nil
 	})
 	r.addStreams(f)
