@@ -102,7 +102,7 @@ func (x *xzReader) Read(p []byte) (int, error) {
 	return n, x.err
 }
 
-// unexpected turns the end of the data into an error, for places where the format does not allow it.
+// unexpected turns the end of the data into an error, where the format does not allow it.
 func unexpected(err error) error {
 	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF

@@ -82,7 +82,7 @@ func TestDirsAreFewDescriptors(t *testing.T) {
 	}
 }
 
-// When a directory is moved elsewhere while it is read, ".." leads to another place. The chain does not go there.
+// When a directory is moved elsewhere while it is read, ".." leads to another directory. The chain does not go there.
 func TestDirsRefuseAnotherParent(t *testing.T) {
 	base := t.TempDir()
 	for _, d := range []string{"/top", "/outside", "/top/beside"} {

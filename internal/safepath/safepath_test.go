@@ -39,29 +39,29 @@ func TestClean(t *testing.T) {
 
 // fixture is a root directory with links of every kind, and a directory beside it that nothing may change.
 type fixture struct {
-	root   *os.File
-	path   string
-	canary string
+	root    *os.File
+	path    string
+	outside string
 }
 
 func newFixture(t *testing.T) fixture {
 	t.Helper()
 	base := t.TempDir()
-	h := fixture{path: filepath.Join(base, "root"), canary: filepath.Join(base, "canary")}
-	for _, d := range []string{h.path, h.canary, h.path + "/d", h.path + "/d/e", h.path + h.canary} {
+	h := fixture{path: filepath.Join(base, "root"), outside: filepath.Join(base, "outside")}
+	for _, d := range []string{h.path, h.outside, h.path + "/d", h.path + "/d/e", h.path + h.outside} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, content := range map[string]string{h.canary + "/secret": "outside", h.path + h.canary + "/secret": "inside", h.path + "/d/f": "f"} {
+	for name, content := range map[string]string{h.outside + "/secret": "outside", h.path + h.outside + "/secret": "inside", h.path + "/d/f": "f"} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	up := strings.Repeat("../", 40)
 	for name, target := range map[string]string{
-		"abs": h.canary, "climb": up + h.canary[1:], "loop": "loop", "ping": "pong", "pong": "ping", "d/back": "../d/f", "tod": "d", "tod2": "/tod",
-		"proc": "/proc/self/root", "d/abs": "/tod/e", "dangling": "new/deep", "absdangling": h.canary + "/made", "d/e/up": "../../..", "file": "d/f",
+		"abs": h.outside, "climb": up + h.outside[1:], "loop": "loop", "ping": "pong", "pong": "ping", "d/back": "../d/f", "tod": "d", "tod2": "/tod",
+		"proc": "/proc/self/root", "d/abs": "/tod/e", "dangling": "new/deep", "absdangling": h.outside + "/made", "d/e/up": "../../..", "file": "d/f",
 	} {
 		if err := os.Symlink(target, filepath.Join(h.path, name)); err != nil {
 			t.Fatal(err)
@@ -76,21 +76,21 @@ func newFixture(t *testing.T) fixture {
 	return h
 }
 
-func (h fixture) checkCanary(t *testing.T) {
+func (h fixture) checkOutside(t *testing.T) {
 	t.Helper()
-	entries, err := os.ReadDir(h.canary)
+	entries, err := os.ReadDir(h.outside)
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile(h.canary + "/secret")
+	data, err := os.ReadFile(h.outside + "/secret")
 	if len(entries) != 1 || string(data) != "outside" {
-		t.Errorf("canary: %v, secret %q, %v", entries, data, err)
+		t.Errorf("outside: %v, secret %q, %v", entries, data, err)
 	}
 }
 
 func TestOpenStaysInside(t *testing.T) {
 	h := newFixture(t)
-	defer h.checkCanary(t)
+	defer h.checkOutside(t)
 	for _, c := range []struct {
 		name string
 		want string
@@ -103,7 +103,7 @@ func TestOpenStaysInside(t *testing.T) {
 		{"tod2/f", "f", nil},
 		{"abs/secret", "inside", nil},
 		{"climb/secret", "inside", nil},
-		{h.canary + "/secret", "inside", nil},
+		{h.outside + "/secret", "inside", nil},
 		{"d/e/up/d/f", "f", nil},
 		{"d/e/up/../../../d/f", "f", nil},
 		{"loop", "", unix.ELOOP},
@@ -143,7 +143,7 @@ func TestOpenRefusesMagicLinks(t *testing.T) {
 
 func TestOpenFlags(t *testing.T) {
 	h := newFixture(t)
-	defer h.checkCanary(t)
+	defer h.checkOutside(t)
 	if _, err := safepath.Open(h.root, "file", os.O_RDONLY|unix.O_NOFOLLOW, 0); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("Open of a link with O_NOFOLLOW: %v, want ELOOP", err)
 	}
@@ -152,7 +152,7 @@ func TestOpenFlags(t *testing.T) {
 		t.Fatalf("create through a link: %v", err)
 	}
 	f.Close()
-	if _, err := os.Lstat(h.path + h.canary + "/made"); err != nil {
+	if _, err := os.Lstat(h.path + h.outside + "/made"); err != nil {
 		t.Errorf("created through a link: %v, want it inside the root", err)
 	}
 	f, err = safepath.Open(h.root, "regular", os.O_WRONLY|os.O_CREATE, unix.S_IFREG|0o600) // a mode as tar headers have it
@@ -173,7 +173,7 @@ func TestOpenFlags(t *testing.T) {
 
 func TestOpenParent(t *testing.T) {
 	h := newFixture(t)
-	defer h.checkCanary(t)
+	defer h.checkOutside(t)
 	for _, c := range []struct{ name, base, sees string }{
 		{"d/f", "f", "f"}, {"d/f/", "f", "f"}, {"tod2/f", "f", "f"}, {"abs/secret", "secret", "secret"}, {"climb/new", "new", "secret"}, {"top", "top", "d"}, {"/", ".", "d"}, {"", ".", "d"},
 	} {
@@ -200,10 +200,10 @@ func TestOpenParent(t *testing.T) {
 
 func TestMkdirAll(t *testing.T) {
 	h := newFixture(t)
-	defer h.checkCanary(t)
+	defer h.checkOutside(t)
 	for _, c := range []struct{ name, at string }{
-		{"x/y/z", "x/y/z"}, {"/x/y/z", "x/y/z"}, {"abs/sub/dir", h.canary[1:] + "/sub/dir"}, {"climb/other", h.canary[1:] + "/other"}, {"dangling/more", "new/deep/more"},
-		{"tod2/q", "d/q"}, {"d/abs/k", "d/e/k"}, {"../../esc", "esc"}, {"d/e/up/up", "up"}, {".", "."}, {"absdangling", h.canary[1:] + "/made"},
+		{"x/y/z", "x/y/z"}, {"/x/y/z", "x/y/z"}, {"abs/sub/dir", h.outside[1:] + "/sub/dir"}, {"climb/other", h.outside[1:] + "/other"}, {"dangling/more", "new/deep/more"},
+		{"tod2/q", "d/q"}, {"d/abs/k", "d/e/k"}, {"../../esc", "esc"}, {"d/e/up/up", "up"}, {".", "."}, {"absdangling", h.outside[1:] + "/made"},
 	} {
 		f, err := safepath.MkdirAll(h.root, c.name, 0o750)
 		if err != nil {
@@ -250,13 +250,13 @@ func TestMkdirAllLimitsLinks(t *testing.T) {
 // A directory is replaced by a link that leads out of the root while paths through it are opened.
 func TestOpenWhileDirectoryIsReplacedByLink(t *testing.T) {
 	h := newFixture(t)
-	defer h.checkCanary(t)
+	defer h.checkOutside(t)
 	dir, aside := filepath.Join(h.path, "race"), filepath.Join(h.path, "aside")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	link := filepath.Join(h.path, "link")
-	if err := os.Symlink(h.canary, link); err != nil {
+	if err := os.Symlink(h.outside, link); err != nil {
 		t.Fatal(err)
 	}
 	stop := make(chan struct{})
