@@ -12,7 +12,8 @@ import (
 	"ply/internal/errs"
 )
 
-// Env completes -e: a name alone takes the value it has here, and stays a bare name (unset it) when it has none.
+// Env completes a value of -e. A name alone gets its value from this process's environment. Without one there, the name stays alone,
+// which unsets the variable in the container.
 func Env(s string) (string, error) {
 	name, _, has := strings.Cut(s, "=")
 	if name == "" {
@@ -97,7 +98,7 @@ func keyValueFile(name string, lookup func(string) (string, bool)) ([]string, er
 	return out, nil
 }
 
-// KeyValues makes a map of key=value strings; a key alone has the empty value.
+// KeyValues returns a map of key=value strings. A key alone has the empty value.
 func KeyValues(list []string) map[string]string {
 	m := make(map[string]string, len(list))
 	for _, s := range list {

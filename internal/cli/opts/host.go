@@ -16,7 +16,7 @@ import (
 	"ply/internal/wire"
 )
 
-// ExtraHost checks --add-host: NAME:IP or NAME=IP, the engine's form is NAME:IP.
+// ExtraHost checks a value of --add-host, NAME:IP or NAME=IP, and returns it as NAME:IP.
 func ExtraHost(s string) (string, error) {
 	name, ip, ok := strings.Cut(s, "=")
 	if !ok {
@@ -43,7 +43,7 @@ func IP(s string) (string, error) {
 	return ip.String(), nil
 }
 
-// Capabilities gives names in the engine's form, CAP_ in front, sorted, once each; ALL stands for everything.
+// Capabilities returns names in the form of the API: with the prefix CAP_, sorted, each once. If one is ALL, ALL alone is returned.
 func Capabilities(list []string) []string {
 	var out []string
 	for _, c := range list {
@@ -80,7 +80,7 @@ func Attach(s string) (string, error) {
 	return "", errs.New(errs.Invalid, "valid streams are STDIN, STDOUT and STDERR")
 }
 
-// Device parses --device: a path on the host, perhaps another in the container, perhaps permissions.
+// Device parses a value of --device: a path on the host, optionally followed by one in the container and by permissions.
 func Device(s string) (wire.DeviceMapping, error) {
 	d := wire.DeviceMapping{CgroupPermissions: "rwm"}
 	parts := strings.Split(s, ":")
@@ -202,8 +202,8 @@ func Restart(s string) (wire.RestartPolicy, error) {
 	return p, nil
 }
 
-// Security turns --security-opt values into the engine's; a seccomp profile file is read
-// here. unconfined means that no system path is masked or read-only.
+// Security returns the values of --security-opt in the form of the API, which takes the content of a seccomp profile instead of its path.
+// unconfined reports that no system path is to be masked or read-only.
 func Security(list []string) (out []string, unconfined bool, err error) {
 	for _, s := range list {
 		if s == "systempaths=unconfined" {
@@ -236,7 +236,7 @@ func Security(list []string) (out []string, unconfined bool, err error) {
 // GPUs is the flag --gpus.
 type GPUs struct{ List []wire.DeviceRequest }
 
-// String shows how many.
+// String returns the number of requests.
 func (g *GPUs) String() string {
 	if len(g.List) == 0 {
 		return ""
@@ -300,7 +300,7 @@ func (g *GPUs) Set(s string) error {
 // Networks is the flag --network.
 type Networks struct{ List []Network }
 
-// Network is one network to join.
+// Network is one network that the container joins.
 type Network struct {
 	Name         string
 	Aliases      []string
@@ -311,7 +311,7 @@ type Network struct {
 	GwPriority   int
 }
 
-// String shows the names.
+// String returns "", so that the help shows no default.
 func (n *Networks) String() string { return "" }
 
 // Type is the word in the help.

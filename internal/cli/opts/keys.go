@@ -6,7 +6,7 @@ import (
 	"ply/internal/errs"
 )
 
-// DetachKeys turns "ctrl-p,ctrl-q" into the bytes a terminal sends; "" means that default.
+// DetachKeys returns the bytes that a terminal sends for a value of --detach-keys, such as "ctrl-p,ctrl-q", which is the default for "".
 func DetachKeys(s string) ([]byte, error) {
 	if s == "" {
 		return []byte{16, 17}, nil

@@ -13,8 +13,8 @@ import (
 	"ply/internal/wire"
 )
 
-// Volumes splits -v values into binds (handed to the engine as written) and anonymous volumes. A source that starts
-// with "." or "~/" is made absolute.
+// Volumes splits the values of -v into binds and anonymous volumes. Binds stay as they are written, but for a source that starts with "."
+// or "~/", which is made absolute.
 func Volumes(list []string) (binds []string, anonymous map[string]struct{}, err error) {
 	anonymous = map[string]struct{}{}
 	for _, v := range list {
@@ -49,7 +49,7 @@ func Volumes(list []string) (binds []string, anonymous map[string]struct{}, err 
 	return binds, anonymous, nil
 }
 
-// Tmpfs makes the engine's map of --tmpfs values.
+// Tmpfs returns the values of --tmpfs as a map from path to options.
 func Tmpfs(list []string) map[string]string {
 	m := map[string]string{}
 	for _, t := range list {
@@ -62,7 +62,7 @@ func Tmpfs(list []string) map[string]string {
 // Mounts is the flag --mount.
 type Mounts struct{ List []wire.Mount }
 
-// String shows the targets.
+// String returns the types, sources and targets.
 func (m *Mounts) String() string {
 	out := make([]string, 0, len(m.List))
 	for _, x := range m.List {

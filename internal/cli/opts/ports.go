@@ -10,7 +10,7 @@ import (
 	"ply/internal/wire"
 )
 
-// Ports turns -p and --expose values into exposed ports and bindings.
+// Ports returns the exposed ports and the bindings of the values of -p and --expose.
 func Ports(publish, expose []string) (map[string]struct{}, map[string][]wire.PortBinding, error) {
 	exposed := map[string]struct{}{}
 	bound := map[string][]wire.PortBinding{}
@@ -88,7 +88,7 @@ func portNumber(s string) (int, error) {
 	return int(n), nil
 }
 
-// splitPort cuts ip:host:container from the right; a raw IPv6 address may stand in brackets.
+// splitPort splits ip:host:container from the right. An IPv6 address may be in brackets.
 func splitPort(s string) (ip, host, container string) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 {
@@ -149,7 +149,7 @@ func publishPort(raw string, exposed map[string]struct{}, bound map[string][]wir
 	return nil
 }
 
-// longPort turns target=80,published=8080,protocol=tcp into the short form.
+// longPort returns the short form of a value such as target=80,published=8080,protocol=tcp.
 func longPort(s string) (string, error) {
 	fields, err := Fields(s)
 	if err != nil {

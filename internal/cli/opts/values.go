@@ -14,7 +14,7 @@ import (
 	"ply/internal/wire"
 )
 
-// List is a flag that may be given often. Check, when set, validates and may rewrite a value.
+// List is a flag that may be given more than once. Check, if set, validates each value and may rewrite it.
 type List struct {
 	Values []string
 	Check  func(string) (string, error)
@@ -34,7 +34,7 @@ func (l *List) Set(s string) error {
 	return nil
 }
 
-// String is "" while nothing was given, so that the help shows no default.
+// String returns "" for an empty list, so that the help shows no default.
 func (l *List) String() string {
 	if len(l.Values) == 0 {
 		return ""
@@ -50,7 +50,7 @@ func (l *List) Type() string {
 	return l.Kind
 }
 
-// Map is a flag of key=value pairs that may be given often; later keys win.
+// Map is a flag of a key=value pair that may be given more than once. A later value of a key replaces an earlier one.
 type Map struct {
 	Values map[string]string
 	Check  func(string) (string, error)
@@ -90,7 +90,7 @@ func (m *Map) Type() string {
 	return m.Kind
 }
 
-// Pairs gives key=value strings in order of keys.
+// Pairs returns key=value strings, sorted by key.
 func Pairs(m map[string]string) []string {
 	out := make([]string, 0, len(m))
 	for _, k := range sortedKeys(m) {
@@ -99,7 +99,7 @@ func Pairs(m map[string]string) []string {
 	return out
 }
 
-// Bytes is a size such as 512m; -1 is kept when Signed.
+// Bytes is a flag of a size, such as 512m. If Signed, -1 is valid too.
 type Bytes struct {
 	N      int64
 	Signed bool
@@ -119,7 +119,7 @@ func (b *Bytes) Set(s string) error {
 	return nil
 }
 
-// String shows the size; the unset one is "".
+// String returns the size, or "" if it is not set.
 func (b *Bytes) String() string {
 	if b == nil || b.N == 0 {
 		return ""
@@ -130,7 +130,7 @@ func (b *Bytes) String() string {
 // Type is the word in the help.
 func (*Bytes) Type() string { return "bytes" }
 
-// CPUs is a decimal number of CPUs in billionths.
+// CPUs is a flag of a decimal number of CPUs. The value is in billionths.
 type CPUs int64
 
 // Set parses a decimal number.
@@ -147,7 +147,7 @@ func (c *CPUs) Set(s string) error {
 	return nil
 }
 
-// String shows the number; the unset one is "".
+// String returns the number, or "" if it is not set.
 func (c *CPUs) String() string {
 	if c == nil || *c == 0 {
 		return ""
@@ -158,7 +158,7 @@ func (c *CPUs) String() string {
 // Type is the word in the help.
 func (*CPUs) Type() string { return "decimal" }
 
-// Filters is the flag --filter: name=value pairs, several of a name.
+// Filters is the flag --filter: name=value pairs. A name may have several values.
 type Filters map[string]map[string]bool
 
 // Set adds a filter.
@@ -191,7 +191,7 @@ func (*Filters) String() string { return "" }
 // Type is the word in the help.
 func (*Filters) Type() string { return "filter" }
 
-// Fields splits a comma separated line as CSV, so that values may hold quoted commas.
+// Fields splits a comma-separated line as CSV, so that values may contain quoted commas.
 func Fields(s string) ([]string, error) {
 	r := csv.NewReader(strings.NewReader(s))
 	f, err := r.Read()
@@ -204,7 +204,7 @@ func Fields(s string) ([]string, error) {
 // Ulimits is the flag --ulimit.
 type Ulimits struct{ List []*units.Ulimit }
 
-// Set adds a limit; a later one of the same name wins.
+// Set adds a limit, or replaces the one of the same name.
 func (u *Ulimits) Set(s string) error {
 	l, err := units.ParseUlimit(s)
 	if err != nil {

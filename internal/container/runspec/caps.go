@@ -10,14 +10,14 @@ import (
 	"ply/internal/errs"
 )
 
-// DefaultCaps are docker's fourteen.
+// DefaultCaps are the capabilities that docker gives a container unless it is told otherwise.
 var DefaultCaps = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
 	"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 }
 
-// capabilities gives what a container gets: never more than the host process has. A capability that a user adds
-// by name and the host lacks is an error; a default one or one of ALL is left out.
+// capabilities returns the capabilities of a container, which are never more than those of this process. A capability that the user
+// adds by name and this process lacks is an error. A default one, or one of ALL, is left out.
 func capabilities(privileged bool, add, drop []string, host *Host) ([]string, error) {
 	add, err := normalizeCaps(add)
 	if err != nil {
@@ -76,8 +76,8 @@ func normalizeCaps(names []string) ([]string, error) {
 	return out, nil
 }
 
-// setCapabilities gives root its capabilities and everybody else only the bound, as execve would. The inheritable
-// set stays empty (CVE-2022-24769).
+// setCapabilities sets all capability sets for root, and only the bounding set for other users, as execve does. The inheritable set
+// stays empty (CVE-2022-24769).
 func setCapabilities(p *specs.Process, caps []string) {
 	p.Capabilities = &specs.LinuxCapabilities{Bounding: caps}
 	if p.User.UID == 0 {

@@ -27,7 +27,8 @@ func rule(allow bool, kind string, major, minor int64, access string) specs.Linu
 	return r
 }
 
-// devices fills the device cgroup and the nodes beyond the runtime's own (null, zero, full, random, urandom, tty).
+// devices sets the rules of the device cgroup, and the device nodes that the runtime does not make by itself (it makes null, zero,
+// full, random, urandom and tty).
 func (b *builder) devices() error {
 	r := &specs.LinuxResources{}
 	b.spec.Linux.Resources = r
@@ -90,7 +91,7 @@ func (b *builder) userDevices(rules bool) error {
 	return nil
 }
 
-// userDevice gives one node, or all below a directory. Links are followed: the user names a host path.
+// userDevice returns the node of a device, or all nodes below a directory. Links are followed, because the path is one of the host.
 func userDevice(host, target string) ([]specs.LinuxDevice, error) {
 	real, err := filepath.EvalSymlinks(host)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -113,7 +114,7 @@ func userDevice(host, target string) ([]specs.LinuxDevice, error) {
 	return []specs.LinuxDevice{node}, nil
 }
 
-// hostDevices walks a directory of device nodes. What the container has of its own is left out.
+// hostDevices returns the device nodes below a directory, without those that every container has of its own.
 func hostDevices(root, dir, target string) ([]specs.LinuxDevice, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -138,7 +139,7 @@ func hostDevices(root, dir, target string) ([]specs.LinuxDevice, error) {
 		default:
 			st, err := os.Lstat(name)
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // unplugged meanwhile
+				continue // removed since ReadDir
 			}
 			if err != nil {
 				return nil, errs.New(errs.NotFound, "device %s: %w", name, err)
@@ -168,7 +169,7 @@ func deviceNode(st fs.FileInfo, target string) (specs.LinuxDevice, bool) {
 	}, true
 }
 
-// parseRule reads docker's "c 1:3 rwm".
+// parseRule reads a rule of --device-cgroup-rule, such as "c 1:3 rwm".
 func parseRule(s string) (specs.LinuxDeviceCgroup, error) {
 	bad := errs.New(errs.Invalid, "invalid device cgroup rule format: '%s'", s)
 	var r specs.LinuxDeviceCgroup

@@ -12,25 +12,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is what a spec depends on beside its Input.
+// Host is what a runtime spec depends on besides its Input: facts about this machine and this process.
 type Host struct {
 	CgroupV2         bool
-	Caps             []string // CAP_…: what this process may give, in the kernel's order
+	Caps             []string // CAP_…: permitted and in the bounding set of this process, in the kernel's order
 	SysResource      bool     // may raise rlimits and lower oom scores
 	OOMScoreAdj      int
 	HardLimits       map[string]uint64 // rlimit name without RLIMIT_ → hard limit
 	SwapLimit        bool              // the kernel can limit swap
 	OOMKillDisable   bool              // the kernel can switch the OOM killer off for a cgroup
 	DeviceRates      bool              // the kernel can limit the rates of block devices
-	DeviceWeights    bool              // the kernel can weigh the users of a block device
-	RecursiveRO      bool              // read-only binds can be made so recursively
+	DeviceWeights    bool              // the kernel can set weights for single block devices
+	RecursiveRO      bool              // mounts below a bind can be made read-only with it
 	AppArmor         bool
-	CPUs             int // possible ones
+	CPUs             int // possible CPUs; 0 = not known
 	DevDir           string
 	UnprivilegedPing bool // the ping and low port sysctls exist
 }
 
-// ProbeHost looks at this machine and this process. Cheap enough for every container.
+// ProbeHost reads the facts of this machine and this process. It is cheap enough to be called for every container.
 func ProbeHost() (Host, error) {
 	h := Host{DevDir: "/dev", HardLimits: map[string]uint64{}}
 	var st unix.Statfs_t
@@ -66,7 +66,7 @@ func ProbeHost() (Host, error) {
 		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
 		h.DeviceRates = exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
-		// The weights of BFQ are not in the root, but its statistics are.
+		// The root cgroup has no weight files, but BFQ's statistics are there.
 		h.DeviceWeights = exists("/sys/fs/cgroup/blkio/blkio.bfq.io_serviced") || exists("/sys/fs/cgroup/blkio/blkio.weight_device")
 	}
 	h.RecursiveRO = kernelAtLeast(5, 12)
@@ -77,7 +77,7 @@ func ProbeHost() (Host, error) {
 	return h, nil
 }
 
-// ownCaps lists what is both permitted and in the bounding set of this process.
+// ownCaps returns the capabilities that are both permitted and in the bounding set of this process.
 func ownCaps() ([]string, error) {
 	c, err := capability.NewPid2(0)
 	if err == nil {
@@ -112,7 +112,7 @@ func kernelAtLeast(major, minor int) bool {
 	return a > major || a == major && b >= minor
 }
 
-// possibleCPUs reads "0-3" and the like; 0 when unreadable.
+// possibleCPUs returns the number of possible CPUs, or 0 when the file cannot be read.
 func possibleCPUs() int {
 	b, err := os.ReadFile("/sys/devices/system/cpu/possible")
 	if err != nil {

@@ -68,12 +68,12 @@ func (b *builder) resources() error {
 			b.warn("Your kernel does not support OomKillDisable. OomKillDisable discarded.")
 		}
 	}
-	r.Devices = b.spec.Linux.Resources.Devices // devices came before
+	r.Devices = b.spec.Linux.Resources.Devices // set by the step devices
 	b.spec.Linux.Resources = r
 	return nil
 }
 
-// LinuxResources translates limits for a shim's Update. Warnings as of Build; errors are errs.Invalid.
+// LinuxResources returns limits in the form that a shim's Update takes. The warnings and errors are those of Build.
 func LinuxResources(r spec.Resources) (*specs.LinuxResources, []string, error) {
 	host, err := ProbeHost()
 	if err != nil {
@@ -163,7 +163,7 @@ func blockIO(r *spec.Resources, host *Host) (*specs.LinuxBlockIO, error) {
 		for _, d := range l.from {
 			t := specs.LinuxThrottleDevice{Rate: d.Rate}
 			if d.Rate == 0 && host.CgroupV2 {
-				t.Rate = math.MaxUint64 // there 0 is refused, and this is no limit
+				t.Rate = math.MaxUint64 // cgroup v2 refuses 0; this value means no limit
 			}
 			var err error
 			if t.Major, t.Minor, err = blockDevice(d.Path); err != nil {

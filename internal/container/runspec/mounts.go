@@ -23,7 +23,7 @@ func (b *builder) defaultMounts() []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: ro("nosuid", "noexec", "nodev")},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: ro("nosuid", "noexec", "nodev")},
-		// It shows the queues of the IPC namespace it is mounted in, the host's too; the host may have none mounted.
+		// The mount shows the queues of the container's IPC namespace, which may be the host's. The host's own /dev/mqueue may not exist.
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 	}
 	switch {
@@ -83,7 +83,7 @@ func (b *builder) mounts() error {
 	if in.InitBinary != "" && in.PID.private() {
 		all = append(all, specs.Mount{Destination: InitTarget, Type: "bind", Source: in.InitBinary, Options: []string{"bind", "ro"}})
 	}
-	// Parents before children, whatever the order in which they were asked for.
+	// A mount at a parent directory must come before those below it, in whatever order the user gave them.
 	slices.SortStableFunc(user, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
@@ -156,7 +156,7 @@ func (b *builder) bindMount(m volume.Mount) (specs.Mount, error) {
 	return specs.Mount{Type: "bind", Source: m.Source, Options: append(opts, prop)}, nil
 }
 
-// opposites of mount flags: a user's word displaces the default.
+// opposites maps a mount flag to the one that it replaces in the default options.
 var opposites = map[string]string{
 	"exec": "noexec", "suid": "nosuid", "dev": "nodev", "ro": "rw", "rw": "ro",
 	"noexec": "exec", "nosuid": "suid", "nodev": "dev",

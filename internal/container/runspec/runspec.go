@@ -1,10 +1,9 @@
 // Package runspec turns a resolved description of a container into the OCI runtime spec that a shim runs:
 // docker's defaults for mounts, devices, capabilities, seccomp, masked paths, namespaces and cgroups.
 //
-// Invariants: nothing of an image decides anything on the host: users are looked up through the image's root with
-// bounded reads of regular files, and labels or annotations of images never come here. A limit that this host
-// may not raise is capped and reported as a warning, never an error. The capabilities given are a subset of
-// the host process' own.
+// Invariants: an image has no effect on the host. Users are looked up below the image's root, with bounded reads of regular files;
+// labels and annotations of images are not used. A limit that this process may not raise is lowered and reported as a warning, not as
+// an error. The capabilities of a container are a subset of those of this process.
 package runspec
 
 import (
@@ -25,10 +24,10 @@ import (
 // DefaultPath is the PATH of a process whose image sets none.
 const DefaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// InitTarget is where the init program is mounted when Input.InitBinary is set.
+// InitTarget is the path in the container at which Input.InitBinary is mounted.
 const InitTarget = "/sbin/docker-init"
 
-// DefaultCgroupParent holds the cgroups of containers that name no parent.
+// DefaultCgroupParent is the parent cgroup of containers whose options name none.
 const DefaultCgroupParent = "/ply"
 
 // Input is everything a runtime spec is made of: the options, and what the service resolved of them.
@@ -64,9 +63,9 @@ type Namespace struct {
 
 func (n Namespace) private() bool { return !n.Host && n.Path == "" }
 
-// Build makes the runtime spec. Warnings are for the user: what was capped or left out on this host. Errors are of
-// class errs.Invalid for a bad input, errs.NotFound for a device that is not there, errs.Unimplemented for an option that
-// ply does not have; each names the option.
+// Build returns the runtime spec. The warnings are for the user and say what was lowered or left out on this host. The class of an error
+// is errs.Invalid for a bad input, errs.NotFound for a device that does not exist, errs.Unimplemented for an option that ply does not
+// have; each error names the option.
 func Build(in Input) (*specs.Spec, []string, error) {
 	host := in.Host
 	if host == nil {
@@ -202,7 +201,7 @@ func (b *builder) process() error {
 
 type processInput struct {
 	args          []string
-	env           []string // beyond the container's
+	env           []string // added to the container's
 	cwd, user     string
 	groups        []string
 	tty           bool
@@ -236,7 +235,7 @@ func (b *builder) newProcess(in processInput) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The runtime would look HOME up in the container's own /etc/passwd; ours is the bounded look-up.
+	// Without HOME the runtime would read all of the container's /etc/passwd. LookupUser has read it with bounds.
 	if !slices.ContainsFunc(merged, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
 		merged = append(merged, "HOME="+who.Home)
 	}
@@ -250,8 +249,8 @@ func (b *builder) newProcess(in processInput) (*specs.Process, error) {
 	return p, nil
 }
 
-// cleanCwd refuses working directories that lead through another process' or our own descriptors (a descriptor
-// that leaked would be a way to the host).
+// cleanCwd cleans a working directory. It refuses one that leads through the file descriptors of a process, because a leaked descriptor
+// would lead to the host.
 func cleanCwd(cwd string) (string, error) {
 	if strings.IndexByte(cwd, 0) >= 0 {
 		return "", errs.New(errs.Invalid, "working directory %q: holds a NUL", cwd)
@@ -266,7 +265,8 @@ func cleanCwd(cwd string) (string, error) {
 	return clean, nil
 }
 
-// mergeEnv keeps the place of a variable's first entry and the value of its last.
+// mergeEnv returns each variable once, at the position of its first entry and with the value of its last. An entry without "=" removes
+// the variable.
 func mergeEnv(env []string) ([]string, error) {
 	var out []string
 	at := map[string]int{}
@@ -293,7 +293,7 @@ func mergeEnv(env []string) ([]string, error) {
 	return slices.DeleteFunc(out, func(e string) bool { return e == "" }), nil
 }
 
-// ExecInput describes a process beside a container's first.
+// ExecInput describes an exec: a process that is started in a running container.
 type ExecInput struct {
 	Args          []string
 	Env           []string // of the exec only; the container's comes first
@@ -304,8 +304,8 @@ type ExecInput struct {
 	Privileged    bool
 }
 
-// Exec makes the process of an exec in a container that runs spec; in is the Input that the spec was built
-// from (for the container's user, groups and rights).
+// Exec returns the process of an exec in a container that runs spec. in is the Input that spec was built from; the exec takes the user,
+// groups and rights from it.
 func Exec(in Input, spec *specs.Spec, e ExecInput) (*specs.Process, []string, error) {
 	host := in.Host
 	if host == nil {

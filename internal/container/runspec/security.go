@@ -14,7 +14,7 @@ import (
 	"ply/internal/errs"
 )
 
-// maxSeccomp bounds a profile that a user gives.
+// maxSeccomp is the largest seccomp profile that a user can pass, in bytes.
 const maxSeccomp = 4 << 20
 
 type security struct {
@@ -72,8 +72,8 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 	return s, nil
 }
 
-// Check reports what Build would say of a spec on this host: an error for security options that it refuses, a warning for each
-// limit that it leaves out.
+// Check reports at create what Build reports at start on this host: an error for a security option that it refuses, and a warning for
+// each limit that it leaves out.
 func Check(sp *spec.Spec) (warnings []string, err error) {
 	host, err := ProbeHost()
 	if err != nil {
@@ -92,8 +92,8 @@ func (b *builder) seccomp() error {
 	case b.in.Spec.Privileged && b.sec.seccomp == "", b.sec.seccomp == "unconfined":
 	case b.sec.seccomp == "":
 		if b.spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(b.spec); err == nil {
-			// x32 is off in nearly every kernel, and its third of the rules would take a tenth of a container's
-			// start to compile. Without them its system calls kill the caller.
+			// Nearly every kernel is built without x32. Its rules are a third of the profile, and compiling them takes a tenth of the
+			// time that a container needs to start. Without them, a system call of x32 kills its caller.
 			b.spec.Linux.Seccomp.Architectures = slices.DeleteFunc(b.spec.Linux.Seccomp.Architectures,
 				func(a specs.Arch) bool { return a == specs.ArchX32 })
 		}
@@ -109,7 +109,7 @@ func (b *builder) seccomp() error {
 	return nil
 }
 
-// DefaultMaskedPaths are the files that say too much about the host.
+// DefaultMaskedPaths returns the files that are hidden because they reveal facts about the host.
 func DefaultMaskedPaths(cpus int) []string {
 	out := []string{
 		"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -117,7 +117,7 @@ func DefaultMaskedPaths(cpus int) []string {
 		"/sys/devices/virtual/powercap", "/sys/firmware",
 	}
 	for i := range cpus {
-		// One mount each: only where the directory exists.
+		// Each path costs a mount, so only those that exist are listed.
 		if p := "/sys/devices/system/cpu/cpu" + strconv.Itoa(i) + "/thermal_throttle"; exists(p) {
 			out = append(out, p)
 		}
@@ -125,7 +125,7 @@ func DefaultMaskedPaths(cpus int) []string {
 	return out
 }
 
-// DefaultReadonlyPaths are the files by which a container could change the host.
+// DefaultReadonlyPaths returns the paths that are read-only because writing to them would change the host.
 func DefaultReadonlyPaths() []string {
 	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
@@ -146,7 +146,7 @@ func (b *builder) paths() {
 func (b *builder) sysctls() error {
 	out := map[string]string{}
 	if !b.in.Net.Host && !b.in.Net.Joined && b.host.UnprivilegedPing {
-		// As docker: capabilities for these two are not needed in a network of one's own.
+		// As docker does: in a network namespace of its own, a container needs no capability for ping and for low ports.
 		out["net.ipv4.ip_unprivileged_port_start"] = "0"
 		out["net.ipv4.ping_group_range"] = "0 2147483647"
 	}

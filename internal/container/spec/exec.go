@@ -4,7 +4,7 @@ import (
 	"errors"
 )
 
-// ExecSpec says what to run beside a container's first process.
+// ExecSpec describes an exec: a process that is started in a running container.
 type ExecSpec struct {
 	Cmd                                     []string
 	Env                                     []string
@@ -15,7 +15,7 @@ type ExecSpec struct {
 	ConsoleSize                             [2]uint
 }
 
-// Check refuses an exec that cannot run.
+// Check refuses an exec that cannot be started.
 func (e *ExecSpec) Check() error {
 	if len(e.Cmd) == 0 {
 		return invalid("No exec command specified")

@@ -7,7 +7,7 @@ import (
 	"ply/internal/oci"
 )
 
-// CheckHealth refuses a health check that has no meaning; nil is none.
+// CheckHealth refuses an invalid health check. nil is valid: the container has none.
 func CheckHealth(h *oci.Healthcheck) error {
 	if h == nil {
 		return nil

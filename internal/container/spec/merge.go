@@ -8,7 +8,7 @@ import (
 	"ply/internal/oci"
 )
 
-// Merge fills what the user left open from the image, as docker does.
+// Merge sets the options that the user did not set to those of the image, by docker's rules.
 func (s *Spec) Merge(img *oci.RunConfig) {
 	if s.User == "" {
 		s.User = img.User
@@ -42,7 +42,7 @@ func (s *Spec) Merge(img *oci.RunConfig) {
 			s.Entrypoint = img.Entrypoint
 		}
 	}
-	if len(s.Entrypoint) == 1 && s.Entrypoint[0] == "" { // --entrypoint "": none, and the image's CMD goes with it
+	if len(s.Entrypoint) == 1 && s.Entrypoint[0] == "" { // --entrypoint "" means none, and drops the image's CMD as well
 		s.Entrypoint = nil
 	}
 	s.Healthcheck = mergeHealth(s.Healthcheck, img.Healthcheck)
@@ -58,7 +58,7 @@ func union(have []string, more map[string]struct{}) []string {
 	return out
 }
 
-// mergeEnv keeps the image's order, lets the user's values replace, and appends what is new.
+// mergeEnv returns the user's variables, followed by those of the image that the user does not set.
 func mergeEnv(image, user []string) []string {
 	set := map[string]bool{}
 	for _, e := range user {
@@ -103,7 +103,7 @@ func mergeHealth(user, image *oci.Healthcheck) *oci.Healthcheck {
 	return &h
 }
 
-// Command returns what runs: program and arguments.
+// Command returns the program that the container runs, and its arguments. path is "" when there is none.
 func (s *Spec) Command() (path string, args []string) {
 	all := append(slices.Clone(s.Entrypoint), s.Cmd...)
 	if len(all) == 0 {
@@ -112,7 +112,7 @@ func (s *Spec) Command() (path string, args []string) {
 	return all[0], all[1:]
 }
 
-// RunConfig returns the part of a spec that an image keeps.
+// RunConfig returns the options that a commit keeps in the image's config.
 func (s *Spec) RunConfig() oci.RunConfig {
 	return oci.RunConfig{
 		User: s.User, Env: slices.Clone(s.Env), Entrypoint: slices.Clone(s.Entrypoint), Cmd: slices.Clone(s.Cmd),
@@ -132,7 +132,7 @@ func set(list []string) map[string]struct{} {
 	return m
 }
 
-// Take fills a spec from an image's config.
+// Take sets the options that an image's config has.
 func (s *Spec) Take(r *oci.RunConfig) {
 	s.User, s.Env, s.Entrypoint, s.Cmd = r.User, r.Env, r.Entrypoint, r.Cmd
 	s.WorkingDir, s.Labels, s.StopSignal, s.StopTimeout = r.WorkingDir, r.Labels, r.StopSignal, r.StopTimeout

@@ -86,7 +86,7 @@ func checkHosts(s *Spec) error {
 	return nil
 }
 
-// CutHost splits name:ip and name=ip.
+// CutHost splits a value of --add-host, name:ip or name=ip.
 func CutHost(h string) (name, ip string, ok bool) {
 	if name, ip, ok = strings.Cut(h, "="); ok {
 		return name, ip, true
@@ -116,7 +116,7 @@ func checkPorts(s *Spec) error {
 	return nil
 }
 
-// ParsePort reads "80", "80/tcp" and "7000-7010/udp".
+// ParsePort parses a port or a range of ports, such as "80", "80/tcp" and "7000-7010/udp".
 func ParsePort(p string) (first, last uint16, proto string, err error) {
 	ports, proto, ok := strings.Cut(p, "/")
 	if !ok || proto == "" {
@@ -135,7 +135,7 @@ func ParsePort(p string) (first, last uint16, proto string, err error) {
 	return uint16(lo), uint16(hi), proto, nil
 }
 
-// PublishedPorts returns -p and, with -P, every exposed port that no -p names.
+// PublishedPorts returns the ports of -p and, with -P, the exposed ports that no -p names.
 func (s *Spec) PublishedPorts() ([]network.PortBinding, error) {
 	ports := append([]network.PortBinding(nil), s.Ports...)
 	if !s.PublishAll {

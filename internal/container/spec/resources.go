@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Resources are cgroup limits; zero means none. Memory in bytes, swap -1 = unlimited.
+// Resources are cgroup limits. Memory is in bytes; zero means no limit. MemorySwap is memory and swap together; -1 means no limit.
 type Resources struct {
 	Memory             int64  `json:"Memory"`
 	MemoryReservation  int64  `json:"MemoryReservation"`
@@ -51,7 +51,7 @@ type DeviceRate struct {
 
 func (d DeviceRate) device() string { return d.Path }
 
-// deviceLists returns the lists of rates, with docker's names for them.
+// deviceLists returns the lists of rates and docker's names for them.
 func (r *Resources) deviceLists() []namedRates {
 	return []namedRates{{"BlkioDeviceReadBps", &r.DeviceReadBps}, {"BlkioDeviceWriteBps", &r.DeviceWriteBps},
 		{"BlkioDeviceReadIOps", &r.DeviceReadIOps}, {"BlkioDeviceWriteIOps", &r.DeviceWriteIOps}}
@@ -62,7 +62,7 @@ type namedRates struct {
 	list *[]DeviceRate
 }
 
-// changed returns the list with the changes: they replace the elements of the same device, or are added.
+// changed returns a copy of list in which changes replace the elements of the same device; those of other devices are appended.
 func changed[T interface{ device() string }](list, changes []T) []T {
 	list = slices.Clone(list)
 	for _, d := range changes {
@@ -141,7 +141,7 @@ func (r *Resources) Check() error {
 	return err
 }
 
-// CheckCPUs refuses what more CPUs than the given number would be needed for.
+// CheckCPUs refuses limits that need more than n CPUs.
 func (r *Resources) CheckCPUs(n int) error {
 	if r.NanoCPUs > int64(n)*1e9 {
 		return invalid("Range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", n, n)
@@ -189,7 +189,7 @@ func (r *Resources) Reduce() (warnings []string) {
 // IsZero reports whether no limit is set.
 func (r Resources) IsZero() bool { return reflect.ValueOf(r).IsZero() }
 
-// Overlay takes over what r sets.
+// Overlay replaces the limits that n sets. A limit that is zero in n stays as it is.
 func (r *Resources) Overlay(n Resources) {
 	set := func(dst *int64, v int64) {
 		if v != 0 {

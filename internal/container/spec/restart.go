@@ -1,6 +1,7 @@
 package spec
 
-// RestartPolicy: "", "no", "always", "unless-stopped", "on-failure".
+// RestartPolicy says when a container is started again: Name is "", "no", "always", "unless-stopped" or "on-failure". MaxRetries bounds
+// on-failure; 0 means no bound.
 type RestartPolicy struct {
 	Name       string `json:"Name"`
 	MaxRetries int    `json:"MaxRetries"`

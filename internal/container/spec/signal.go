@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ParseSignal reads a number or a name, with or without SIG, and SIGRTMIN+n. The error is docker's.
+// ParseSignal parses a signal: a number, a name with or without SIG, SIGRTMIN+n or SIGRTMAX-n. The error has docker's words.
 func ParseSignal(s string) (unix.Signal, error) {
 	if n, err := strconv.Atoi(s); err == nil {
 		if n < 1 || n > 64 {

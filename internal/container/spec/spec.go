@@ -1,5 +1,6 @@
-// Package spec says what a container is asked to be: the run options, how they are merged with an image's defaults, and which
-// of them are refused. It is data and pure functions: nothing here looks at the host's files, starts a process or needs a service.
+// Package spec declares the run options of a container: their type, how they are merged with an image's defaults, and the checks that
+// refuse invalid ones. It has data and pure functions only: it reads no file, starts no process and needs no service. The JSON names of
+// its types are part of the container's record, so they do not change.
 package spec
 
 import (
@@ -13,10 +14,10 @@ import (
 	"ply/internal/volume"
 )
 
-// Spec is everything a user can say about a new container. api/docker maps Docker's Config, HostConfig and
-// NetworkingConfig onto it and back; an option with no field here is an error that names it.
+// Spec holds all options of a new container. api/docker translates Docker's Config, HostConfig and NetworkingConfig into it and back. An
+// option of Docker that has no field here is refused by name.
 type Spec struct {
-	Name     string `json:"Name"`  // "" lets the service invent one: adjective_surname
+	Name     string `json:"Name"`  // "" = the service generates one: adjective_surname
 	Image    string `json:"Image"` // as the user wrote it
 	Platform string `json:"Platform"`
 
@@ -99,14 +100,14 @@ type Spec struct {
 	Annotations     map[string]string `json:"Annotations"`
 }
 
-// Device is a host device given to a container.
+// Device adds a device of the host to a container.
 type Device struct {
 	HostPath      string `json:"HostPath"`
 	ContainerPath string `json:"ContainerPath"`
 	Permissions   string `json:"Permissions"`
 }
 
-// CheckValues refuses the values that docker refuses whatever the other options and the image are, in docker's words.
+// CheckValues refuses values that are invalid with any image and in any network, in docker's words.
 func (s *Spec) CheckValues() error {
 	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits} {
 		if err := f(s); err != nil {
@@ -131,7 +132,7 @@ func (s *Spec) CheckValues() error {
 	return nil
 }
 
-// CheckOomScoreAdj refuses what the kernel does not take.
+// CheckOomScoreAdj refuses an adjustment outside of the kernel's range.
 func CheckOomScoreAdj(adj int) error {
 	if adj < -1000 || adj > 1000 {
 		return invalid("Invalid value %d, range for oom score adj is [-1000, 1000]", adj)
@@ -139,8 +140,9 @@ func CheckOomScoreAdj(adj int) error {
 	return nil
 }
 
-// Check is CheckValues, and refuses options that contradict each other. It cleans what can be cleaned and returns warnings for the
-// user. The log driver, the runtime and the security options are checked where they are known.
+// Check refuses what CheckValues refuses, and options that contradict each other. It cleans the working directory, discards limits that no
+// kernel has any more, and returns warnings for the user. The log driver, the runtime and the security options are checked by the packages
+// that know them.
 func (s *Spec) Check() (warnings []string, err error) {
 	if err := s.CheckValues(); err != nil {
 		return nil, err
@@ -160,7 +162,7 @@ func (s *Spec) Check() (warnings []string, err error) {
 	return warnings, nil
 }
 
-// maxEnv bounds all variables together, in bytes.
+// maxEnv is the largest size of all variables together, in bytes.
 const maxEnv = 4 << 20
 
 var procSelf = regexp.MustCompile(`^/proc/(self|thread-self|[0-9]+)(/|$)`)
