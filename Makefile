@@ -11,7 +11,7 @@ TEST_NEEDS  := docker.io docker-registry skopeo erofs-utils busybox-static strac
 # A tree that git will not read, such as another user's, builds without its commit in the version.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build tour test lint bench install uninstall
+.PHONY: build tour test mutate nightly lint bench install uninstall
 
 build:
 	@test/setup/packages $(BUILD_NEEDS)
@@ -29,6 +29,18 @@ test: build
 	PLY_BIN=$(CURDIR)/bin go test -timeout 20m ./...
 	for cli in $$(type -ap docker | xargs -n 1 realpath | sort -u); do PLY_DOCKER_CLI=$$cli go test -run AgainstDocker ./internal/cli/... || exit 1; done
 	go test -tags isal ./internal/compress
+	go run ./test/mutate -sample 3
+
+# Every mutation of test/mutate must be caught.
+mutate: build
+	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
+	go run ./test/mutate
+
+# The long forms of the tests.
+nightly: test mutate
+	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
+	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
+	PLY_BIN=$(CURDIR)/bin go test -race -count=1 -timeout 60m ./internal/... ./test/crash
 
 lint:
 	gofmt -l cmd internal test bench | (! grep .)

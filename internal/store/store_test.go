@@ -228,12 +228,19 @@ func TestGrace(t *testing.T) {
 	}{{time.Hour, true}, {time.Nanosecond, false}} {
 		w := newWorld(t, c.grace)
 		d := w.layer(1)
+		blob, err := w.s.Blobs.Put([]byte("a blob that nothing refers to"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		time.Sleep(time.Millisecond)
 		if _, err := w.s.Collect(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if w.layers.has(d) != c.kept {
-			t.Errorf("grace %s: kept = %v, want %v", c.grace, !c.kept, c.kept)
+			t.Errorf("grace %s: layer kept = %v, want %v", c.grace, !c.kept, c.kept)
+		}
+		if _, err := w.s.Blobs.Stat(blob); (err == nil) != c.kept {
+			t.Errorf("grace %s: blob kept = %v, want %v", c.grace, !c.kept, c.kept)
 		}
 	}
 }
