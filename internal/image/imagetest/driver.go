@@ -41,7 +41,9 @@ type Driver struct {
 }
 
 // NewDriver returns a driver that keeps its files in dir.
-func NewDriver(dir string) *Driver { return &Driver{dir: dir, commits: map[oci.DiffID]int{}, damaged: map[oci.DiffID]bool{}} }
+func NewDriver(dir string) *Driver {
+	return &Driver{dir: dir, commits: map[oci.DiffID]int{}, damaged: map[oci.DiffID]bool{}}
+}
 
 // Commits returns how often a layer was committed.
 func (d *Driver) Commits(id oci.DiffID) int {

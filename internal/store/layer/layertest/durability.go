@@ -60,10 +60,15 @@ func testOrder(t *testing.T, open func(fsys durable.FS, root string) (layer.Driv
 	for _, u := range order.Unsynced() {
 		t.Errorf("%s: not durable when CreateWritable has returned: %s", step, u)
 	}
+	if i := slices.Index(ops, "mkdir "+filepath.Join(rw, "fs")); i >= 0 && !slices.ContainsFunc(ops[i:], isSyncFS) {
+		t.Errorf("%s: CreateWritable returns before the copy of the image is synced", step)
+	}
 	step = "layer that replaces a damaged one"
 	must(t, damageAll(filepath.Join(root, "layers", "sha256")))
 	put(nil, tars[0])
 }
+
+func isSyncFS(op string) bool { return strings.HasPrefix(op, "syncfs ") }
 
 // damageAll cuts all large files below dir in half.
 func damageAll(dir string) error {
@@ -97,14 +102,20 @@ func checkTreesAreSynced(t *testing.T, step string, ops []string) {
 }
 
 // testPowerCut cuts the power at different moments. A layer whose Commit returned is there afterwards; one that was being
-// committed is there completely or not at all; and the driver opens.
+// committed is there completely or not at all; a writable that was created is there and has no changes; and the driver opens.
 func testPowerCut(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error)) {
 	disk := powercut.New(t)
 	var acknowledged, all []oci.Chain
+	writables := map[string]oci.Chain{}
 	check := func(d layer.Driver) {
 		t.Helper()
 		for _, c := range acknowledged {
 			must(t, d.Verify(t.Context(), c))
+		}
+		for dir, c := range writables {
+			if changes, err := d.Changes(t.Context(), dir, c); err != nil || len(changes) > 0 {
+				t.Fatalf("%s: changes %v, %v", dir, changes, err)
+			}
 		}
 		for _, c := range all {
 			if _, err := d.Stat(t.Context(), c); errors.Is(err, errs.NotFound) {
@@ -125,6 +136,11 @@ func testPowerCut(t *testing.T, open func(fsys durable.FS, root string) (layer.D
 		})
 		must(t, err)
 		acknowledged = append(acknowledged, chain[:1], chain)
+		rw := filepath.Join(disk.Dir, fmt.Sprint("rw", i))
+		must(t, durable.OS.Mkdir(rw, 0o700))
+		must(t, durable.OS.SyncDir(disk.Dir))
+		must(t, d.CreateWritable(t.Context(), rw, chain))
+		writables[rw] = chain
 		unacknowledged := makeTar(t, file("u", noise(uint64(100+i), 400_000)))
 		all = append(all, oci.Chain{diffID(unacknowledged)})
 		done := make(chan error, 1)

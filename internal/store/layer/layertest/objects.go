@@ -105,6 +105,34 @@ func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
 			t.Errorf("commits left %q", left)
 		}
 	})
+	t.Run("same_layer_committed_at_once", func(t *testing.T) {
+		for round := range 8 {
+			data := makeTar(t, file("same", noise(uint64(20+round), 5000)))
+			start := make(chan struct{})
+			errors := make([]error, 4)
+			var wg sync.WaitGroup
+			for i := range errors {
+				w, err := b.Create(t.Context())
+				must(t, err)
+				defer w.Abort()
+				_, err = w.Write(data)
+				must(t, err)
+				wg.Go(func() {
+					<-start
+					_, errors[i] = w.Commit(t.Context(), nil, diffID(data))
+				})
+			}
+			close(start)
+			wg.Wait()
+			for i, err := range errors {
+				if err != nil {
+					t.Errorf("round %d, commit %d: %v", round, i, err)
+				}
+			}
+			b.tars[diffID(data)] = data
+			b.checkTars(t, oci.Chain{diffID(data)})
+		}
+	})
 	t.Run("parallel_in_one_image", func(t *testing.T) {
 		tars := [][]byte{
 			makeTar(t, dir("a").chmod(0o700), file("a/1", "x")), makeTar(t, file("a/2", "y")), makeTar(t, hardlink("b", "a/2"), file("a/.wh.1", "")),
