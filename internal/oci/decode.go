@@ -17,6 +17,7 @@ const (
 	MaxManifest      = 4 << 20  // bytes of a manifest or an index
 	MaxConfig        = 8 << 20  // bytes of a config
 	MaxJSONDepth     = 64       // objects and arrays around a value
+	MaxJSONValues    = 200_000  // values of a document, those in arrays and objects included
 	MaxIndexChildren = 1000     // manifests of an index
 	MaxIndexDepth    = 8        // indexes inside each other
 	MaxLayers        = 500      // layers of an image; the kernel's limit for an overlay
@@ -211,14 +212,16 @@ func decode(data []byte, v any) error {
 }
 
 // checkJSON refuses what JSON decoders treat differently: trailing data, duplicate keys, keys that differ from a known one only in
-// case, which encoding/json accepts, and deep nesting. Keys that t does not have are accepted.
+// case, which encoding/json accepts, and deep nesting. Keys that t does not have are accepted. It also refuses documents with
+// many values: two bytes can make encoding/json allocate hundreds.
 func checkJSON(data []byte, t reflect.Type) error {
 	if bytes.HasPrefix(data, []byte("\xef\xbb\xbf")) {
 		return errs.New(errs.Invalid, "starts with a byte order mark")
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.UseNumber()
-	if err := checkValue(d, t, 0); err != nil {
+	c := &jsonChecker{Decoder: d}
+	if err := c.value(t, 0); err != nil {
 		return err
 	}
 	if _, err := d.Token(); err != io.EOF { //nolint:errorlint // the decoder returns it unwrapped
@@ -227,7 +230,16 @@ func checkJSON(data []byte, t reflect.Type) error {
 	return nil
 }
 
-func checkValue(d *json.Decoder, t reflect.Type, depth int) error {
+// jsonChecker reads one document.
+type jsonChecker struct {
+	*json.Decoder
+	values int // so far
+}
+
+func (d *jsonChecker) value(t reflect.Type, depth int) error {
+	if d.values++; d.values > MaxJSONValues {
+		return errs.New(errs.Invalid, "has more than %d values", MaxJSONValues)
+	}
 	if depth > MaxJSONDepth {
 		return errs.New(errs.Invalid, "is nested deeper than %d", MaxJSONDepth)
 	}
@@ -251,18 +263,18 @@ func checkValue(d *json.Decoder, t reflect.Type, depth int) error {
 			elem = t.Elem()
 		}
 		for d.More() {
-			if err := checkValue(d, elem, depth+1); err != nil {
+			if err := d.value(elem, depth+1); err != nil {
 				return err
 			}
 		}
-	} else if err := checkObject(d, t, depth); err != nil {
+	} else if err := d.object(t, depth); err != nil {
 		return err
 	}
 	_, err = d.Token()
 	return err
 }
 
-func checkObject(d *json.Decoder, t reflect.Type, depth int) error {
+func (d *jsonChecker) object(t reflect.Type, depth int) error {
 	var known map[string]reflect.Type
 	var elem reflect.Type
 	if t != nil && t.Kind() == reflect.Struct {
@@ -292,7 +304,7 @@ func checkObject(d *json.Decoder, t reflect.Type, depth int) error {
 				}
 			}
 		}
-		if err := checkValue(d, next, depth+1); err != nil {
+		if err := d.value(next, depth+1); err != nil {
 			return err
 		}
 	}

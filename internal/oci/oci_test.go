@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -173,6 +174,14 @@ func TestLimits(t *testing.T) {
 	}
 	pad := func(data string, n int) string { return data + strings.Repeat(" ", n-len(data)) }
 	nested := func(depth int) string { return strings.Repeat("[", depth) + strings.Repeat("]", depth) }
+	values := func(n int) string { return "[" + strings.Repeat("0,", n-2) + "0]" } // the array is a value too
+	members := func(n int) string {
+		var b strings.Builder
+		for i := range n - 1 {
+			fmt.Fprintf(&b, `,"%x":{}`, i)
+		}
+		return "{" + b.String()[1:] + "}"
+	}
 	decodeImage := func(s string) error { _, err := DecodeManifest([]byte(s), ""); return err }
 	decodeIndex := func(s string) error { _, err := DecodeIndex([]byte(s), ""); return err }
 	decodeConfig := func(s string) error { _, err := DecodeConfig([]byte(s)); return err }
@@ -195,6 +204,8 @@ func TestLimits(t *testing.T) {
 		{"least size of a layer", decodeImage, image(1, layer(0)), image(1, layer(-1))},
 		{"least size of a config", decodeImage, image(0, layer(1)), image(-1, layer(1))},
 		{"least size of a manifest in an index", decodeIndex, index(layer(0)), index(layer(-1))},
+		{"values", decodeAny, values(MaxJSONValues), values(MaxJSONValues + 1)},
+		{"members", decodeAny, members(MaxJSONValues), members(MaxJSONValues + 1)},
 		{"depth", decodeAny, nested(MaxJSONDepth + 1), nested(MaxJSONDepth + 2)},
 	} {
 		if err := c.decode(c.at); err != nil {
@@ -206,10 +217,41 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// Two bytes of a document can make its decoder allocate hundreds.
+func TestManyValuesCostNoMemory(t *testing.T) {
+	fill := func(limit int, before, value, after string) []byte {
+		n := (limit - len(before) - len(after)) / (len(value) + 1)
+		return []byte(before + strings.Repeat(value+",", n-1) + value + after)
+	}
+	for name, decode := range map[string]func() error{
+		"layers": func() error {
+			_, err := DecodeManifest(fill(MaxManifest, `{"schemaVersion":2,"layers":[`, "{}", "]}"), "")
+			return err
+		},
+		"manifests": func() error {
+			_, err := DecodeIndex(fill(MaxManifest, `{"schemaVersion":2,"manifests":[`, "{}", "]}"), "")
+			return err
+		},
+		"history": func() error { _, err := DecodeConfig(fill(MaxConfig, `{"history":[`, "{}", "]}")); return err },
+		"diff_ids": func() error {
+			_, err := DecodeConfig(fill(MaxConfig, `{"rootfs":{"diff_ids":[`, `""`, "]}}"))
+			return err
+		},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		err := decode()
+		runtime.ReadMemStats(&after)
+		if grown := (after.TotalAlloc - before.TotalAlloc) >> 20; grown > 100 || !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: allocated %d MiB, %v, want class Invalid", name, grown, err)
+		}
+	}
+}
+
 // The limits are part of what ply accepts from registries and archives; a change is deliberate.
 func TestLimitsDoNotChangeUnnoticed(t *testing.T) {
-	got := []int64{MaxManifest, MaxConfig, MaxJSONDepth, MaxIndexChildren, MaxIndexDepth, MaxLayers, MaxLayerSize}
-	if want := []int64{4 << 20, 8 << 20, 64, 1000, 8, 500, 64 << 30}; !slices.Equal(got, want) {
+	got := []int64{MaxManifest, MaxConfig, MaxJSONDepth, MaxJSONValues, MaxIndexChildren, MaxIndexDepth, MaxLayers, MaxLayerSize}
+	if want := []int64{4 << 20, 8 << 20, 64, 200_000, 1000, 8, 500, 64 << 30}; !slices.Equal(got, want) {
 		t.Errorf("limits %v, want %v", got, want)
 	}
 }
