@@ -29,6 +29,9 @@ import (
 // smallFile is the size up to which a file is kept in memory. It may still be a layer.
 const smallFile = 32 << 10
 
+// fileCost is what a file or link takes in memory besides its name and content, in bytes.
+const fileCost = 256
+
 // maxLinks bounds how many links find follows.
 const maxLinks = 10
 
@@ -145,6 +148,7 @@ func (in *intake) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %w", err)
 	}
+	name = strings.Clone(name) // it is kept, and may be a part of a PAX header of 1 MiB
 	switch h.Typeflag {
 	case tar.TypeDir, tar.TypeXGlobalHeader:
 		return nil
@@ -155,13 +159,13 @@ func (in *intake) entry(ctx context.Context, h *tar.Header, r io.Reader) error {
 		if path.IsAbs(h.Linkname) || target == ".." || strings.HasPrefix(target, "../") || len(h.Linkname) > 4096 {
 			return errs.New(errs.Invalid, "archive: link %q leaves the archive: it points to %q", clip(name), clip(h.Linkname))
 		}
-		return in.link(name, target)
+		return in.link(name, strings.Clone(target))
 	case tar.TypeLink:
 		target, err := safepath.Clean(h.Linkname)
 		if err != nil {
 			return errs.New(errs.Invalid, "archive: link %q leaves the archive: %w", clip(name), err)
 		}
-		return in.link(name, target)
+		return in.link(name, strings.Clone(target))
 	}
 	return errs.New(errs.Invalid, "archive: entry %q is neither file, directory nor link (type %q)", clip(name), h.Typeflag)
 }
@@ -173,7 +177,7 @@ func (in *intake) link(name, target string) error {
 	if isControl(name) {
 		return errs.New(errs.Invalid, "archive: %s is a link", name)
 	}
-	if in.memory += int64(len(name) + len(target)); in.memory > in.a.opts.Limits.Metadata {
+	if in.memory += int64(len(name)+len(target)) + fileCost; in.memory > in.a.opts.Limits.Metadata {
 		return in.tooMuch()
 	}
 	in.links[name] = target
@@ -214,7 +218,7 @@ func (in *intake) regular(ctx context.Context, name string, size int64, r io.Rea
 		return errs.New(errs.Invalid, "archive: %s is not JSON of at most %d bytes", name, oci.MaxConfig)
 	}
 	if json && size <= oci.MaxConfig || size <= smallFile && in.memory+size <= in.a.opts.Limits.Metadata {
-		if in.memory += size + int64(len(name)); in.memory > in.a.opts.Limits.Metadata {
+		if in.memory += size + int64(len(name)) + fileCost; in.memory > in.a.opts.Limits.Metadata {
 			return in.tooMuch()
 		}
 		data, err := io.ReadAll(r)
