@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"ply/internal/container/session"
 	"ply/internal/container/shim"
 	"ply/internal/errs"
 )
@@ -160,7 +161,10 @@ func (s *supervisor) releaseRun(ctx context.Context, c *ctr, l *life) {
 	part("shim", func() error {
 		ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 		defer cancel()
-		return l.Client.Shutdown(ctx)
+		drain, stop := context.WithTimeout(ctx, session.DrainLimit)
+		defer stop()
+		err := l.Drain(drain) // the shim's queues end with it
+		return errors.Join(err, l.Client.Shutdown(ctx))
 	})
 	wg.Wait()
 	part("root", c.root.Release)

@@ -18,18 +18,21 @@ import (
 type line struct {
 	c   *call
 	typ string // media type
-	tty bool
 
 	ready  chan struct{}
 	once   sync.Once
 	conn   *stream.Conn
+	mux    *stream.Mux // nil with a terminal
 	failed error
 	cancel context.CancelFunc
 }
 
 // newLine returns a line and the context of its work, which ends when the client is gone.
 func newLine(c *call, typ string, tty bool) (*line, context.Context) {
-	l := &line{c: c, typ: typ, tty: tty, ready: make(chan struct{})}
+	l := &line{c: c, typ: typ, ready: make(chan struct{})}
+	if !tty {
+		l.mux = stream.NewMux(l)
+	}
 	// After the takeover, net/http does not watch the connection any more, and a shutdown does not close it.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx()))
 	l.cancel = cancel
@@ -107,11 +110,21 @@ func (l *line) watch(ctx context.Context, interval time.Duration) {
 
 // outputs returns the writers for the two outputs of a container or exec.
 func (l *line) outputs() (stdout, stderr io.Writer) {
-	if l.tty {
+	if l.mux == nil {
 		return l, l
 	}
-	mux := stream.NewMux(l)
-	return mux.Stdout(), mux.Stderr()
+	return l.mux.Stdout(), l.mux.Stderr()
+}
+
+// fail sends an error to the client after the takeover, when there is no status any more. It waits for a client that reads
+// nothing. An error about lost output makes the client's command fail; the raw stream of a terminal can only show it.
+func (l *line) fail(err error) {
+	if l.mux != nil && errors.Is(err, session.ErrIncomplete) {
+		_ = l.mux.Fail(messageOf(err)) // it fails when the client is gone
+		return
+	}
+	_, errOut := l.outputs()
+	_, _ = errOut.Write([]byte(messageOf(err) + "\r\n"))
 }
 
 // close ends the line. Waiting readers get EOF. The client still receives the bytes that were written before.
@@ -122,10 +135,12 @@ func (l *line) close() {
 	})
 	l.cancel()
 	if l.conn != nil {
-		_ = l.conn.CloseWrite() // the client sees the end of the stream first
-		_ = l.conn.Close()
+		l.conn.Finish(closeLimit)
 	}
 }
+
+// closeLimit is how long to wait, after the end of a stream, for the client to close its side.
+const closeLimit = 10 * time.Second
 
 // watchEvery is how often to check for a client that has disappeared.
 const watchEvery = 2 * time.Second
@@ -157,7 +172,7 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	err := work(ctx, opts)
 	if l.opened() {
 		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, session.ErrDetached) {
-			_, _ = errOut.Write([]byte(messageOf(err) + "\r\n")) // the status was sent already
+			l.fail(err)
 			l.c.w.status = statusOf(err)
 		}
 		err = nil

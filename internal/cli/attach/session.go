@@ -29,8 +29,9 @@ type Session struct {
 // was the reason.
 func (s *Session) Detached() bool { return s.detached.Load() }
 
-// Run copies both ways until the engine ends the stream, or until ctx ends, which is an error. The end of the input is passed
-// on as a half-close. While Run runs, a local terminal with an attached input is in raw mode.
+// Run copies both ways until the engine ends the stream, or until ctx ends, which is an error. It is an error as well when the
+// connection breaks or the output cannot be written. The end of the input is passed on as a half-close. While Run runs, a local
+// terminal with an attached input is in raw mode.
 func (s *Session) Run(ctx context.Context) error {
 	if s.TTY && s.Stdin && s.Local.InTerm != nil {
 		if err := s.Local.InTerm.Raw(); err != nil {
@@ -49,13 +50,14 @@ func (s *Session) Run(ctx context.Context) error {
 				return
 			}
 		}
-		in <- s.Conn.CloseWrite()
+		_ = s.Conn.CloseWrite() // a broken connection shows on the output side
+		in <- nil
 	}()
 	for {
 		select {
 		case err := <-out:
-			if closed(err) {
-				return nil
+			if ctx.Err() != nil { // which has closed the connection
+				return context.Cause(ctx)
 			}
 			return err
 		case err := <-in:
@@ -109,7 +111,7 @@ func (w *watcher) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// closed reports whether err means that the stream ended because one side closed it, which is not a failure.
+// closed reports whether err means that the engine has closed the stream, so that it wants no more input, which is not a failure.
 func closed(err error) bool {
 	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed)
 }

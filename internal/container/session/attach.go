@@ -3,7 +3,9 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net"
 	"strconv"
 
 	"ply/internal/container/shim"
@@ -12,9 +14,15 @@ import (
 // pending is a client that attached before the process was started.
 type pending struct {
 	args   shim.AttachArgs
-	stream chan *shim.Stream // capacity 1
+	answer chan answer // capacity 1
 	ctx    context.Context
 	cancel context.CancelFunc
+}
+
+// answer is the stream of a pending client, or why there is none.
+type answer struct {
+	stream *stream
+	err    error
 }
 
 // Attach connects a client to the streams of the first process, running or still to be started. It returns when the
@@ -63,7 +71,7 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 	if err != nil || st == nil {
 		return err
 	}
-	defer st.Close() // by now the process has ended or the client has left
+	defer st.Close() // by now all output was sent or the client has left
 	err = pump(ctx, st, opts, keys)
 	if errors.Is(err, ErrDetached) {
 		s.c.Publish("detach")
@@ -86,42 +94,50 @@ func (s *Set) attachLog(ctx context.Context, opts AttachOptions) error {
 
 // connect attaches to the running process, or registers the client for the next start; next then waits for the
 // stream. A nil stream means that the client left or the container was removed first.
-func (s *Set) connect(ctx context.Context, args shim.AttachArgs) (next func() (*shim.Stream, error), err error) {
+func (s *Set) connect(ctx context.Context, args shim.AttachArgs) (next func() (*stream, error), err error) {
 	s.mu.Lock()
 	if run := s.run; run != nil {
 		s.mu.Unlock()
-		st, err := run.Client.Attach(ctx, "", args)
+		st, err := run.attach(ctx, "", args)
 		if err != nil {
 			return nil, err
 		}
-		return func() (*shim.Stream, error) { return st, nil }, nil
+		return func() (*stream, error) { return st, nil }, nil
 	}
-	p := &pending{args: args, stream: make(chan *shim.Stream, 1)}
+	p := &pending{args: args, answer: make(chan answer, 1)}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	s.waiting[p] = struct{}{}
 	s.mu.Unlock()
-	return func() (*shim.Stream, error) {
+	return func() (*stream, error) {
 		select {
-		case st := <-p.stream:
-			return st, nil
+		case a := <-p.answer:
+			return a.stream, a.err
 		case <-p.ctx.Done():
 		case <-s.c.Removed():
 		}
-		p.cancel()
 		s.mu.Lock()
 		delete(s.waiting, p)
 		s.mu.Unlock()
-		select { // a start may have connected the client meanwhile
-		case st := <-p.stream:
-			return nil, st.Close()
+		select { // a start may have connected the client meanwhile; the container may have ended and been removed since
+		case a := <-p.answer:
+			return a.stream, a.err
+		default:
+		}
+		p.cancel()
+		select { // or connected it just now; Begin closes a stream that comes later
+		case a := <-p.answer:
+			if a.err == nil {
+				_ = a.stream.Close() // the client is gone
+			}
 		default:
 		}
 		return nil, context.Cause(ctx)
 	}, nil
 }
 
-// pump copies between a client and a process until one of them ends.
-func pump(ctx context.Context, st *shim.Stream, opts AttachOptions, keys []byte) error {
+// pump copies between a client and a process until one of them ends. It returns ErrIncomplete when the client is there but
+// the output ended too early.
+func pump(ctx context.Context, st *stream, opts AttachOptions, keys []byte) error {
 	left := make(chan error, 1)
 	if opts.Stdin != nil {
 		// The goroutine ends with the client's connection, which the caller closes after pump has returned.
@@ -158,16 +174,16 @@ func pump(ctx context.Context, st *shim.Stream, opts AttachOptions, keys []byte)
 			return why
 		default:
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) { // the client left, or the process was not started
 			return nil
 		}
-		return err
+		return fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
 }
 
 // copyInput copies the client's input. It returns ErrDetached when the keys were typed; any other end of the input
 // closes stdin.
-func copyInput(ctx context.Context, st *shim.Stream, in io.Reader, keys []byte) error {
+func copyInput(ctx context.Context, st *stream, in io.Reader, keys []byte) error {
 	var err error
 	if len(keys) == 0 {
 		_, err = io.Copy(struct{ io.Writer }{st}, in)

@@ -185,7 +185,7 @@ func (e *Exec) claim(run *Run, size [2]uint) ([2]uint, error) {
 }
 
 // create makes the process and attaches to it; the stream is nil when the exec is detached.
-func (e *Exec) create(ctx context.Context, size [2]uint, opts AttachOptions, detach bool) (*shim.Stream, error) {
+func (e *Exec) create(ctx context.Context, size [2]uint, opts AttachOptions, detach bool) (*stream, error) {
 	p, err := e.set.c.Process(e.spec, size)
 	if err != nil {
 		return nil, err
@@ -196,7 +196,7 @@ func (e *Exec) create(ctx context.Context, size [2]uint, opts AttachOptions, det
 	if detach {
 		return nil, nil
 	}
-	return e.run.Client.Attach(ctx, e.id, shim.AttachArgs{
+	return e.run.attach(ctx, e.id, shim.AttachArgs{
 		Stdin: opts.Stdin != nil, Stdout: opts.Stdout != nil, Stderr: opts.Stderr != nil && !e.spec.Tty,
 	})
 }
@@ -291,7 +291,7 @@ func (s *Set) RunOnce(ctx context.Context, run *Run, sp spec.ExecSpec, out io.Wr
 	if err := run.Client.Exec(ctx, id, p, shim.ExecOptions{}); err != nil {
 		return exitCode(err), err
 	}
-	st, err := run.Client.Attach(ctx, id, shim.AttachArgs{Stdout: true, Stderr: true})
+	st, err := run.attach(ctx, id, shim.AttachArgs{Stdout: true, Stderr: true})
 	if err != nil {
 		return -1, err
 	}

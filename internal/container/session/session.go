@@ -47,6 +47,9 @@ type Container interface {
 type Run struct {
 	Client *shim.Client
 	Ended  <-chan struct{} // closed when the end of the run is being recorded
+
+	mu      sync.Mutex
+	streams map[*stream]struct{} // the attached ones whose output was not read to the end
 }
 
 // AttachOptions of Set.Attach and Exec.Start. Streams are nil when they are not wanted.
@@ -97,16 +100,18 @@ func (s *Set) Begin(run *Run) (abort func() error) {
 	waiting := s.waiting
 	s.waiting = map[*pending]struct{}{}
 	s.mu.Unlock()
-	var streams []*shim.Stream
+	var streams []*stream
 	for p := range waiting {
 		// The stream lives as long as the client's request.
-		st, err := run.Client.Attach(p.ctx, "", p.args)
-		if err != nil {
-			p.cancel()
-			continue
+		st, err := run.attach(p.ctx, "", p.args)
+		p.answer <- answer{st, err}
+		switch {
+		case err != nil:
+		case p.ctx.Err() != nil:
+			_ = st.Close() // the client is gone
+		default:
+			streams = append(streams, st)
 		}
-		streams = append(streams, st)
-		p.stream <- st
 	}
 	return func() error {
 		s.mu.Lock()

@@ -14,8 +14,12 @@ import (
 )
 
 // maxQueue bounds the output that waits in memory for one client, in bytes. When it is reached, the process has to wait,
-// as with a full pipe.
-const maxQueue = 256 << 10
+// as with a full pipe. endQueue is the bound after the process has ended: what its pipes held is queued without a wait, so
+// that a slow client does not delay the end of the container. A pipe holds 64 KiB, and at most 1 MiB without privileges.
+const (
+	maxQueue = 256 << 10
+	endQueue = 4 << 20
+)
 
 // client is one attached connection.
 type client struct {
@@ -25,6 +29,7 @@ type client struct {
 
 	mu       sync.Mutex
 	queue    []byte
+	limit    int           // of queue, in bytes
 	moved    time.Time     // when the client last read something
 	ended    bool          // the last chunk is queued or sent
 	cut      bool          // the connection was given up
@@ -34,7 +39,7 @@ type client struct {
 }
 
 func newClient(conn *net.UnixConn, a shim.AttachArgs) *client {
-	return &client{conn: conn, stdout: a.Stdout, stderr: a.Stderr, stall: StallLimit, moved: time.Now(),
+	return &client{conn: conn, stdout: a.Stdout, stderr: a.Stderr, stall: StallLimit, limit: maxQueue, moved: time.Now(),
 		work: make(chan struct{}, 1), room: make(chan struct{}, 1), finished: make(chan struct{})}
 }
 
@@ -46,7 +51,8 @@ func poke(c chan struct{}) {
 	}
 }
 
-// send queues output. When the queue is full it waits, until the client has read nothing for the stall limit.
+// send queues output. When the queue is full it waits, until the client has read nothing for the stall limit. After the end
+// of the process it does not wait: a client whose queue is full loses its connection, which it sees as an error.
 func (c *client) send(stream byte, data []byte) {
 	if stream == shim.Stdout && !c.stdout || stream == shim.Stderr && !c.stderr {
 		return
@@ -57,7 +63,7 @@ func (c *client) send(stream byte, data []byte) {
 			c.mu.Unlock()
 			return
 		}
-		if len(c.queue) < maxQueue {
+		if len(c.queue) < c.limit {
 			if len(c.queue) == 0 {
 				c.moved = time.Now()
 			}
@@ -66,9 +72,9 @@ func (c *client) send(stream byte, data []byte) {
 			poke(c.work)
 			return
 		}
-		left := c.stall - time.Since(c.moved)
+		left, last := c.stall-time.Since(c.moved), c.limit == endQueue
 		c.mu.Unlock()
-		if left <= 0 {
+		if left <= 0 || last {
 			c.drop()
 			return
 		}
@@ -80,6 +86,14 @@ func (c *client) send(stream byte, data []byte) {
 		}
 		t.Stop()
 	}
+}
+
+// lift ends the wait of send: the process has ended.
+func (c *client) lift() {
+	c.mu.Lock()
+	c.limit = endQueue
+	c.mu.Unlock()
+	poke(c.room)
 }
 
 // end queues the chunk that tells the client that the process has ended.
@@ -161,6 +175,9 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(erro
 		p.mu.Unlock()
 		_ = answer(p.gone()) // after an error the client sees that the connection is closed
 		return
+	}
+	if p.ending {
+		c.limit = endQueue
 	}
 	// The response must be the first thing on the connection. While mu is held, no output is sent.
 	if err := answer(nil); err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/console"
@@ -17,7 +16,8 @@ import (
 )
 
 // When a process has ended, all of its own output is read. Child processes may still hold the pipe open, such as a daemon
-// that an exec started. Their output is read until none comes for outputPause, and for outputGrace at most.
+// that an exec started. Their output is read until none comes for outputPause, and for outputGrace at most; what they write
+// later is discarded.
 const (
 	outputPause = 100 * time.Millisecond
 	outputGrace = 2 * time.Second
@@ -36,6 +36,7 @@ type process struct {
 
 	mu      sync.Mutex
 	started bool       // OpStart was received
+	ending  bool       // the process has ended; its output may not be drained yet
 	child   *child     // nil until the process exists
 	exit    *shim.Exit // nil until it has ended
 	clients map[*client]struct{}
@@ -49,9 +50,7 @@ type source struct {
 	stream  byte
 	f       *os.File        // a terminal's is nil until it exists
 	log     *logfile.Stream // nil for an exec
-	total   atomic.Int64    // bytes read and passed on
-	reading atomic.Bool     // a read is in progress
-	discard atomic.Bool     // drop what is read from now on
+	drained chan struct{}   // closed when the output of an ended process was passed on, and later output is discarded
 	done    chan struct{}   // closed when nothing is read any more
 }
 
@@ -64,7 +63,7 @@ func newProcess(id string, spec *specs.Process, stdin, once, discard bool, log *
 	p := &process{id: id, spec: spec, tty: spec.Terminal, stdinOnce: once, io: io,
 		clients: map[*client]struct{}{}, ready: make(chan struct{}), done: make(chan struct{})}
 	add := func(stream byte, f *os.File) {
-		src := &source{stream: stream, f: f, done: make(chan struct{})}
+		src := &source{stream: stream, f: f, drained: make(chan struct{}), done: make(chan struct{})}
 		if log != nil {
 			src.log = log.Stream(stream)
 		}
@@ -147,58 +146,68 @@ func (p *process) run(c child) {
 func (p *process) carry(s *source) {
 	defer close(s.done)
 	buf := make([]byte, 32<<10)
-	for {
-		s.reading.Store(true)
+	pass := func() (int, error) {
 		n, err := s.f.Read(buf)
-		s.reading.Store(false)
-		if n > 0 && !s.discard.Load() {
+		if n > 0 {
 			if s.log != nil {
 				_, _ = s.log.Write(buf[:n]) // never fails: the log counts what it could not store
 			}
 			p.broadcast(s.stream, buf[:n])
 		}
-		s.total.Add(int64(n))
-		if err != nil {
-			return // end of file, or EIO for a terminal
+		return n, err
+	}
+	var err error
+	for err == nil {
+		_, err = pass()
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return // end of file, or EIO for a terminal
+	}
+	// drain has set the deadline: the process has ended. All bytes that were read so far were passed on.
+	own := s.pending()
+	for grace := time.Now().Add(outputGrace); ; {
+		until := time.Now().Add(outputPause)
+		if own <= 0 && until.After(grace) {
+			until = grace
+		}
+		_ = s.f.SetReadDeadline(until) // never fails for pipes and terminals
+		n, err := pass()
+		own -= n
+		switch {
+		case err == nil:
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return
+		case s.pending() > 0 && (own > 0 || time.Now().Before(grace)):
+			// The machine is so busy that the deadline passed before the read.
+		default:
+			close(s.drained)
+			_ = s.f.SetReadDeadline(time.Time{})
+			for err = nil; err == nil; {
+				_, err = s.f.Read(buf) // from child processes that still hold the pipe
+			}
+			return
 		}
 	}
 }
 
-// drain waits until the output of an ended process is in the log and was passed to the clients.
+// drain waits until the output of an ended process is in the log and was queued for the clients. It does not wait for them.
 func (p *process) drain() {
+	p.mu.Lock()
+	p.ending = true
+	for c := range p.clients {
+		c.lift()
+	}
+	p.mu.Unlock()
 	for _, s := range p.sources {
-		s.drain()
+		_ = s.f.SetReadDeadline(time.Unix(1, 0)) // carry sees it; it never fails for pipes and terminals
+	}
+	for _, s := range p.sources {
+		select {
+		case <-s.drained:
+		case <-s.done:
+		}
 		if s.log != nil {
 			_ = s.log.Close() // never fails
-		}
-	}
-}
-
-// drain waits until the process' own output was read, and then for that of its children as outputPause says.
-func (s *source) drain() {
-	ended := time.Now()
-	own := s.total.Load() + int64(s.pending())
-	var quiet time.Time
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.done:
-			return
-		case <-tick.C:
-		}
-		switch {
-		case !s.reading.Load() || s.pending() > 0:
-			quiet = time.Time{}
-		case quiet.IsZero():
-			quiet = time.Now()
-		case time.Since(quiet) > outputPause:
-			s.discard.Store(true)
-			return
-		}
-		if s.total.Load() >= own && time.Since(ended) > outputGrace {
-			s.discard.Store(true) // child processes that still hold the pipe keep writing; that output is discarded
-			return
 		}
 	}
 }

@@ -226,18 +226,69 @@ func TestAllOutputIsInTheLogAtTheEnd(t *testing.T) {
 }
 
 func TestSlowClientSlowsTheProcessDown(t *testing.T) {
-	b := sh(t, "seq 1 100000; echo done").launch()
+	b := sh(t, "seq 1 400000; echo done").launch() // more than the queue, the socket and the pipe hold
 	s := b.attach("", shim.AttachArgs{Stdout: true})
 	b.start()
-	time.Sleep(300 * time.Millisecond) // the queue, the socket and the pipe fill up
+	time.Sleep(300 * time.Millisecond) // they fill up
 	if st, err := b.c.State(t.Context(), ""); err != nil || st.Status != "running" {
 		t.Fatalf("state = %+v, %v: the output should wait for its reader", st, err)
 	}
 	out, _, err := collect(s)
-	if err != nil || strings.Count(out, "\n") != 100001 {
+	if err != nil || strings.Count(out, "\n") != 400001 {
 		t.Errorf("slow client got %d lines, %v", strings.Count(out, "\n"), err)
 	}
 	b.wait()
+}
+
+// A client that reads nothing does not delay the end of the container, nor the log, nor other clients. It gets everything
+// when it reads later.
+func TestStalledClientDoesNotDelayTheEnd(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		t.Run(fmt.Sprint("tty ", tty), func(t *testing.T) {
+			b := sh(t, "stty raw 2>/dev/null; head -c 30000000 /dev/zero")
+			b.cfg.Tty = tty
+			b.launch()
+			stalled := b.attach("", shim.AttachArgs{Stdout: true})
+			b.start()
+			time.Sleep(300 * time.Millisecond) // the process blocks
+			other := b.attach("", shim.AttachArgs{Stdout: true})
+			begun := time.Now()
+			if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGKILL)}); err != nil {
+				t.Fatal(err)
+			}
+			if e := b.wait(); e.Code != 137 {
+				t.Errorf("exit %+v", e)
+			}
+			if d := time.Since(begun); d > 5*time.Second {
+				t.Errorf("the end took %v", d)
+			}
+			logged := len(b.output())
+			if _, _, err := collect(other); err != nil {
+				t.Errorf("other client: %v", err)
+			}
+			out, _, err := collect(stalled)
+			if err != nil || len(out) != logged || logged == 0 {
+				t.Errorf("the stalled client got %d bytes of the %d in the log, %v", len(out), logged, err)
+			}
+		})
+	}
+}
+
+// The output that a process wrote just before its end is passed on while a child process holds the pipe open and a client is slow.
+func TestOwnOutputIsReadWhileAChildHoldsThePipe(t *testing.T) {
+	b := sh(t, "sleep 100").launch().start()
+	p := execProcess(b, "/bin/sh", "-c", "sleep 30 & exec head -c 1000000 /dev/zero")
+	if err := b.c.Exec(t.Context(), "x", p, shim.ExecOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s := b.attach("x", shim.AttachArgs{Stdout: true})
+	if err := b.c.Start(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(3 * time.Second) // longer than outputGrace
+	if out, _, err := collect(s); err != nil || len(out) != 1000000 {
+		t.Errorf("exec gave %d bytes of 1000000, %v", len(out), err)
+	}
 }
 
 func TestDisconnectedClientsLeaveNoDescriptors(t *testing.T) {

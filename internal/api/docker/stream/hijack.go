@@ -2,7 +2,9 @@ package stream
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -99,12 +101,23 @@ func joinClose(err error, conn net.Conn) error {
 // Read reads what the client sends. The first bytes come from the buffer of HTTP.
 func (c *Conn) Read(b []byte) (int, error) { return c.in.Read(b) }
 
-// CloseWrite ends the stream to the client.
+// CloseWrite ends the stream to the client. It returns errors.ErrUnsupported for a connection that cannot be closed by half.
 func (c *Conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
 	}
-	return nil
+	return errors.ErrUnsupported
+}
+
+// Finish ends the stream to the client and closes the connection when the client has closed its side, after limit at the
+// latest. What the client still sends is discarded: a connection that is closed with unread input is reset, and a reset
+// over TCP takes output with it that the client has not read yet.
+func (c *Conn) Finish(limit time.Duration) {
+	if err := c.CloseWrite(); err == nil {
+		_ = c.SetReadDeadline(time.Now().Add(limit)) // when this fails, the read fails too
+		_, _ = io.Copy(io.Discard, c.Conn)           // past the buffer, which another goroutine may still read
+	}
+	_ = c.Close()
 }
 
 // Gone reports whether the client has closed the whole connection, not only its sending side. It returns false when it cannot find out.

@@ -11,6 +11,7 @@ const (
 	Stdin  = 0
 	Stdout = 1
 	Stderr = 2
+	Failed = 3 // the payload is an error message; clients fail with it
 )
 
 // maxFrame is the largest payload of a frame, so that readers need only a small buffer.
@@ -32,6 +33,12 @@ func (m *Mux) Stdout() io.Writer { return output{m, Stdout} }
 
 // Stderr returns the writer of stream 2.
 func (m *Mux) Stderr() io.Writer { return output{m, Stderr} }
+
+// Fail sends an error message, with which the client's command fails. Clients do not fail when a stream ends too early.
+func (m *Mux) Fail(msg string) error {
+	_, err := output{m, Failed}.Write([]byte(msg))
+	return err
+}
 
 type output struct {
 	mux    *Mux

@@ -9,6 +9,7 @@ import (
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 	"ply/internal/cli/opts"
+	"ply/internal/errs"
 	"ply/internal/wire"
 )
 
@@ -103,14 +104,17 @@ func execute(ctx context.Context, inv *command.Invocation, f *execFlags, contain
 }
 
 // execStatus returns the exit code of a finished exec as a *command.ExitError, or nil for 0 and for one that runs on after the detach
-// keys.
+// keys. It returns another error for one that runs on for another reason.
 func execStatus(ctx context.Context, api *client.Client, path string, detached bool) error {
 	var d wire.ExecDetail
 	if err := api.Do(ctx, client.Request{Path: path + "/json"}, &d); err != nil {
 		return err
 	}
-	if d.Running && detached {
-		return nil
+	if d.Running {
+		if detached {
+			return nil
+		}
+		return errs.New(errs.Unavailable, "exec: the engine has closed the connection, but the command still runs")
 	}
 	if d.ExitCode != nil && *d.ExitCode != 0 {
 		return &command.ExitError{Code: *d.ExitCode}
