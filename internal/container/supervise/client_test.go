@@ -49,7 +49,11 @@ func TestStalledClientIsCut(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("a client that reads nothing stops the process")
 	}
-	<-c.finished
+	select {
+	case <-c.finished:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a client that reads nothing stays connected")
+	}
 	var last byte
 	for {
 		stream, n, err := shim.ReadChunkHeader(theirs)

@@ -21,6 +21,7 @@ import (
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
+	"ply/internal/procid"
 	"ply/test/private"
 )
 
@@ -40,6 +41,7 @@ type box struct {
 	t      testing.TB
 	in     runspec.Input
 	cfg    shim.Config
+	edit   func(*specs.Spec) // changes the spec before the launch; may be nil
 	spec   *specs.Spec
 	c      *shim.Client
 	warned []string
@@ -123,6 +125,9 @@ func (b *box) launchErr() error {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	if b.edit != nil {
+		b.edit(b.spec)
+	}
 	b.c, err = shim.Launch(b.t.Context(), bin, b.cfg, b.spec)
 	if err == nil {
 		b.t.Cleanup(b.clean)
@@ -190,6 +195,30 @@ func (b *box) output() string {
 	return out.String()
 }
 
+// killShim kills the shim and waits until it is gone.
+func (b *box) killShim() {
+	b.t.Helper()
+	self := procid.ID(b.c.Identity())
+	if err := procid.Kill(self, unix.SIGKILL); err != nil {
+		b.t.Fatal(err)
+	}
+	eventually(b.t, "end of the shim", func() bool { return !procid.Alive(self) })
+}
+
+// cleanup runs Cleanup and returns its result.
+func (b *box) cleanup() shim.Exit {
+	b.t.Helper()
+	bin, err := private.Shim()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	e, err := shim.Cleanup(b.t.Context(), bin, b.cfg.Bundle)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return e
+}
+
 // run launches and starts the container, waits for its end, and returns its output.
 func (b *box) run() (string, shim.Exit) {
 	b.t.Helper()
@@ -214,8 +243,10 @@ func (b *box) logged(what string) {
 	eventually(b.t, "output "+what, func() bool { return strings.Contains(b.output(), what) })
 }
 
-// collect reads a stream to its end.
+// collect reads a stream to its end, for half a minute at most.
 func collect(s *shim.Stream) (stdout, stderr string, err error) {
+	limit := time.AfterFunc(30*time.Second, func() { _ = s.Close() })
+	defer limit.Stop()
 	var out [3]bytes.Buffer
 	buf := make([]byte, 4096)
 	for {

@@ -272,6 +272,25 @@ func TestUlimitIsCapped(t *testing.T) {
 	}
 }
 
+// The shim lowers a limit that it may not set to its own limit, and says so in its log.
+func TestUlimitOfAnotherHost(t *testing.T) {
+	b := sh(t, "ulimit -H -n")
+	b.edit = func(s *specs.Spec) {
+		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: 1 << 40, Hard: 1 << 40}) // no host allows it
+	}
+	out, e := b.run()
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		t.Fatal(err)
+	}
+	if e.Code != 0 || out != fmt.Sprintln(own.Max) {
+		t.Errorf("limit %q, exit %+v, want %d", out, e, own.Max)
+	}
+	if log, err := os.ReadFile(filepath.Join(b.cfg.Bundle, shim.LogFile)); err != nil || !strings.Contains(string(log), "warning: RLIMIT_NOFILE") {
+		t.Errorf("the shim's log: %q, %v", log, err)
+	}
+}
+
 func TestPlantedLinksStayInside(t *testing.T) {
 	for _, name := range []string{"dev", "proc", "sys", "dev/null", "dev/shm", "dev/pts", "work", "etc"} {
 		t.Run(strings.ReplaceAll(name, "/", "-"), func(t *testing.T) {
@@ -354,7 +373,7 @@ func TestWorkdir(t *testing.T) {
 }
 
 func TestHostPidNamespaceLeavesNobody(t *testing.T) {
-	b := sh(t, "sleep 98765 & echo $$; sleep 0.1")
+	b := sh(t, "sleep 98765 >/dev/null 2>&1 & echo $$; sleep 0.1")
 	b.in.PID = runspec.Namespace{Host: true}
 	out, e := b.run()
 	if e.Code != 0 || strings.TrimSpace(out) == "1" {

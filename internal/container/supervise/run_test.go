@@ -211,6 +211,40 @@ func TestCleanupAfterKilledShim(t *testing.T) {
 	}
 }
 
+// The exit code that a shim recorded before it was killed is kept.
+func TestCleanupKeepsTheExitCode(t *testing.T) {
+	b := sh(t, "exit 5").launch().start()
+	b.wait()
+	b.killShim()
+	if e := b.cleanup(); e.Code != 5 {
+		t.Errorf("cleanup = %+v, want exit code 5", e)
+	}
+}
+
+// The first process is killed even if the runtime's state is lost.
+func TestCleanupWithoutRuntimeState(t *testing.T) {
+	b := sh(t, "sleep 100").launch().start()
+	first, err := shim.ReadIdentity(filepath.Join(b.cfg.Bundle, shim.InitFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.killShim()
+	if err := os.RemoveAll(filepath.Join(b.cfg.StateDir, b.cfg.ID)); err != nil {
+		t.Fatal(err)
+	}
+	if e := b.cleanup(); e.Code != 137 {
+		t.Errorf("cleanup = %+v", e)
+	}
+	eventually(t, "end of the first process", func() bool { return !procid.Alive(procid.ID(first)) })
+	cgroups, err := filepath.Glob("/sys/fs/cgroup/*/ply-test/" + b.cfg.ID) // only the lost state names them
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range append(cgroups, "/sys/fs/cgroup/ply-test/"+b.cfg.ID) {
+		eventually(t, "removal of "+dir, func() bool { err := os.Remove(dir); return err == nil || errors.Is(err, os.ErrNotExist) })
+	}
+}
+
 func TestLaunchCancelled(t *testing.T) {
 	bin, err := private.Shim()
 	if err != nil {

@@ -217,10 +217,10 @@ func TestExecThatStartsADaemon(t *testing.T) {
 }
 
 func TestAllOutputIsInTheLogAtTheEnd(t *testing.T) {
-	b := sh(t, "seq 1 20000; seq 20001 20100 >&2")
+	b := sh(t, "seq 1 20000; seq 20001 20100 >&2; echo -n 'an unfinished line'")
 	b.cfg.Log.MaxFiles = 1
 	out, e := b.run()
-	if e.Code != 0 || strings.Count(out, "\n") != 20100 || !strings.Contains(out, "\n20000\n") {
+	if e.Code != 0 || strings.Count(out, "\n") != 20100 || !strings.Contains(out, "\n20000\n") || !strings.Contains(out, "an unfinished line") {
 		t.Errorf("exit %+v, %d lines", e, strings.Count(out, "\n"))
 	}
 }

@@ -113,6 +113,8 @@ func TestSignalsAndUmaskAreDefaults(t *testing.T) {
 		t.Fatal(errno)
 	}
 	defer unix.RawSyscall6(unix.SYS_RT_SIGACTION, 32, uintptr(unsafe.Pointer(&was)), 0, 8, 0, 0)
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
 	b := sh(t, "cat /proc/self/status; umask; stat -c %a /made; sleep 100")
 	b.in.Spec.WorkingDir = "/made/for/it"
 	b.launch().start()
