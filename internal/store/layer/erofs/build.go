@@ -43,7 +43,7 @@ func (b *builder) build(ctx context.Context, missing []image.Missing) error {
 		devices = append(devices, image.Device{Tag: sideName, Size: b.rec.Side.Size})
 	case chain != nil:
 		// The side file is always device 2, because extents are assigned while the tar is still being read. A layer
-		// without one repeats the tar in its place.
+		// without one repeats the tar as device 2.
 		devices = append(devices, image.Device{Tag: tarName, Size: b.rec.TarSize})
 	}
 	if chain != nil {

@@ -176,6 +176,6 @@ func rawHostile(name string) []byte {
 func checkAllSeen(t *testing.T, cut []byte) {
 	t.Helper()
 	if _, err := flatten(cut); err != nil {
-		t.Errorf("a tar cut at %d was taken, though %v", len(cut), err)
+		t.Errorf("a tar cut at %d was accepted, although %v", len(cut), err)
 	}
 }

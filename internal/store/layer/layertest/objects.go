@@ -262,7 +262,7 @@ func testObjects(t *testing.T, newBox func(t *testing.T) *box) {
 			t.Errorf("after removal the driver holds %d bytes", n)
 		}
 		if err := b.Remove(t.Context(), "../../../etc"); err == nil {
-			t.Error("Remove of a key that is a path passed")
+			t.Error("Remove accepted a key that is a path")
 		}
 	})
 	mounting := newBox(t)

@@ -1,11 +1,11 @@
 // Package overlay2 keeps layers as plain directories, keyed by diffID, and stacks them with overlayfs. It works on most
 // file systems, and needs a kernel with the new mount API.
 //
-// <root>/layers/sha256/<diffID>/            a layer directory of package tree
-// <root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
-// <root>/roots/                             empty directories with root attributes, for views
-// <root>/inits/                             init layers of removed containers, for the next ones
-// <root>/layers/sha256/.tmp-*               objects that are being made or removed
+//	<root>/layers/sha256/<diffID>/            a layer directory of package tree
+//	<root>/layers/sha256/<diffID>@<chainID>/  its variant on top of the chain: only fs/ and variant.json
+//	<root>/roots/                             empty directories with root attributes, for views
+//	<root>/inits/                             init layers of removed containers, for the next ones
+//	<root>/layers/sha256/.tmp-*               objects that are being made or removed
 //
 // A layer is unpacked without access to the layers below, so the layers of an image can be unpacked in parallel. What
 // depends on the layers below (directories without an entry, hard links to lower files; see package tree) is resolved at
@@ -168,7 +168,7 @@ func parseKey(key layer.Key) error {
 	hex, ok := strings.CutPrefix(string(key), keyPrefix)
 	own, on, variant := strings.Cut(hex, "@")
 	if !ok || !oci.IsHex64(own) || variant && !oci.IsHex64(on) {
-		return errs.New(errs.Invalid, "layer key %.200q: not one of this driver", key)
+		return errs.New(errs.Invalid, "layer key %.200q: not a key of this driver", key)
 	}
 	return nil
 }
@@ -189,13 +189,13 @@ func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 		if _, serr := d.fsys.Lstat(dir); serr == nil {
 			return nil, tree.Damaged(id, err)
 		}
-		return nil, errs.New(errs.NotFound, "layer %s: not held", id)
+		return nil, errs.New(errs.NotFound, "layer %s: not in the store", id)
 	case errors.Is(err, errs.Precondition):
 		return nil, err
 	case err != nil:
 		return nil, tree.Damaged(id, err)
 	case m.DiffID != id:
-		return nil, tree.Damaged(id, errors.New("is described as "+string(m.DiffID)))
+		return nil, tree.Damaged(id, errors.New("its description is that of layer "+string(m.DiffID)))
 	}
 	d.mu.Lock()
 	d.metas[id] = m

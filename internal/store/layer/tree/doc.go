@@ -3,10 +3,10 @@
 //
 // A layer directory contains:
 //
-// fs/                 the tree in overlayfs' format: 0:0 devices are whiteouts, trusted.overlay.opaque hides lower content
-// tar-split.json.gz   the recipe, in the format of vbatts/tar-split: raw pieces of the tar, and files by name
-// hidden/<n>          content of the tar that is not in the tree, because a later entry replaced it
-// meta.json           Meta
+//	fs/                 the tree in overlayfs' format: 0:0 devices are whiteouts, trusted.overlay.opaque hides lower content
+//	tar-split.json.gz   the recipe, in the format of vbatts/tar-split: raw pieces of the tar, and files by name
+//	hidden/<n>          content of the tar that is not in the tree, because a later entry replaced it
+//	meta.json           Meta
 //
 // A layer is unpacked without access to the layers below it. Three things in it depend on those, and Meta lists them:
 // directories that no entry describes (they have the attributes of the directory below), hard links to files of lower

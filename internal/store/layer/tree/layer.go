@@ -34,7 +34,7 @@ type layerWriter struct {
 // Commit implements layer.Writer.
 func (w *layerWriter) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (info layer.Info, err error) {
 	if w.ended {
-		return layer.Info{}, errs.New(errs.Precondition, "layer: was committed or given up already")
+		return layer.Info{}, errs.New(errs.Precondition, "layer: already committed or aborted")
 	}
 	defer func() { err = errors.Join(err, w.Abort()) }()
 	m, err := w.Finish(want)

@@ -106,4 +106,4 @@ func (w *Writer) Abort() error {
 	return w.fsys.RemoveAll(w.dir)
 }
 
-var errAborted = errors.New("given up")
+var errAborted = errors.New("aborted")

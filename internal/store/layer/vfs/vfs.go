@@ -103,7 +103,7 @@ func (d *Driver) Keys(chain oci.Chain) []layer.Key {
 func parseKey(key layer.Key) (hex string, err error) {
 	hex, ok := strings.CutPrefix(string(key), keyPrefix)
 	if !ok || !oci.IsHex64(hex) {
-		return "", errs.New(errs.Invalid, "layer key %.200q: not one of this driver", key)
+		return "", errs.New(errs.Invalid, "layer key %.200q: not a key of this driver", key)
 	}
 	return hex, nil
 }
@@ -132,14 +132,14 @@ func (d *Driver) meta(chain oci.Chain) (*tree.Meta, error) {
 	m, err := tree.Load(d.fsys, d.dir(chain))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, serr := d.fsys.Lstat(d.dir(chain)); serr != nil {
-			return nil, errs.New(errs.NotFound, "layer %s: not held on these %d layers", chain.Top(), len(chain)-1)
+			return nil, errs.New(errs.NotFound, "layer %s: not in the store on these %d layers", chain.Top(), len(chain)-1)
 		}
 	}
 	if errors.Is(err, errs.Precondition) {
 		return nil, err
 	}
 	if err == nil && m.DiffID != chain.Top() {
-		err = errors.New("is described as " + string(m.DiffID))
+		err = errors.New("its description is that of layer " + string(m.DiffID))
 	}
 	if err != nil {
 		return nil, tree.Damaged(chain.Top(), err)
