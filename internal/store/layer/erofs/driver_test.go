@@ -28,10 +28,10 @@ func open(fsys durable.FS, root string) (layer.Driver, error) {
 func TestDriver(t *testing.T) { layertest.Run(t, with(erofs.Options{})) }
 
 // The mode for disks without direct access.
-func TestBuffered(t *testing.T) { layertest.Run(t, with(erofs.Options{Buffered: true})) }
+func TestBuffered(t *testing.T) { layertest.RunMounts(t, with(erofs.Options{Buffered: true})) }
 
 // The mode for kernels that cannot stack detached mounts.
-func TestAttached(t *testing.T) { layertest.Run(t, with(erofs.Options{Attached: true})) }
+func TestAttached(t *testing.T) { layertest.RunMounts(t, with(erofs.Options{Attached: true})) }
 
 func TestFaults(t *testing.T)     { layertest.RunFaults(t, open) }
 func TestVersions(t *testing.T)   { layertest.RunVersions(t, open) }
