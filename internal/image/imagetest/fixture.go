@@ -116,8 +116,8 @@ func Tar(t testing.TB, files ...string) []byte {
 	return b.Bytes()
 }
 
-// Layer stores a tar as a layer and returns its diffID.
-func (f *Fixture) Layer(tarred []byte) oci.DiffID {
+// Layer stores a tar as a layer on a chain, the layers below it, and returns its diffID.
+func (f *Fixture) Layer(tarred []byte, below ...oci.DiffID) oci.DiffID {
 	f.t.Helper()
 	ctx := f.t.Context()
 	w, err := f.Store.Layers.Create(ctx)
@@ -127,7 +127,7 @@ func (f *Fixture) Layer(tarred []byte) oci.DiffID {
 	if _, err := w.Write(tarred); err != nil {
 		f.t.Fatal(err)
 	}
-	info, err := w.Commit(ctx, nil, "")
+	info, err := w.Commit(ctx, below, "")
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func (f *Fixture) Image(s Spec) oci.ImageID {
 		cfg.History = append(cfg.History, p.Config.History...)
 	}
 	for i, l := range s.Layers {
-		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, f.Layer(l))
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, f.Layer(l, cfg.RootFS.DiffIDs...))
 		cfg.History = append(cfg.History, oci.History{Created: &made, CreatedBy: "layer " + string(rune('a'+i)) + " of " + s.Name})
 	}
 	for _, e := range s.Empty {
