@@ -251,3 +251,43 @@ func hostileImage(t *testing.T, w *world) {
 		t.Errorf("the host was written to: %v %v", entries, err)
 	}
 }
+
+// With copyUIDGID the files belong to the user that the container has; without it, or in a container without one, they
+// keep the owners of the stream.
+func TestCopyOwners(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	in := makeTar(t, []file{{name: "d", kind: tar.TypeDir, mode: 0o755, uid: 1234, gid: 5678}, {name: "d/f", mode: 0o644, uid: 1234, gid: 5678},
+		{name: "d/l", kind: tar.TypeSymlink, data: "f", uid: 1234, gid: 5678}})
+	for _, c := range []struct {
+		user     string
+		uid, gid int
+	}{{"", 1234, 5678}, {"root", 0, 0}, {"2000", 2000, 0}, {"4000:5000", 4000, 5000}, {"user", 1000, 1000}, {"root:user", 0, 1000}} {
+		sp := sh("true")
+		sp.User = c.user
+		id := w.create(sp)
+		for dir, archive := range map[string]bool{"/tmp": true, "/root": false} {
+			if err := w.files.CopyTo(ctx, id, dir, bytes.NewReader(in), true, archive); err != nil {
+				t.Errorf("user %q: %v", c.user, err)
+				continue
+			}
+			want := [2]int{1234, 5678}
+			if archive {
+				want = [2]int{c.uid, c.gid}
+			}
+			var b bytes.Buffer
+			if err := w.files.CopyFrom(ctx, id, dir+"/d", anything, &b); err != nil {
+				t.Fatal(err)
+			}
+			for tr := tar.NewReader(&b); ; {
+				h, err := tr.Next()
+				if err != nil {
+					break
+				}
+				if got := [2]int{h.Uid, h.Gid}; got != want {
+					t.Errorf("user %q, copyUIDGID %v: %s belongs to %v, want %v", c.user, archive, h.Name, got, want)
+				}
+			}
+		}
+	}
+}

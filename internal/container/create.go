@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,7 +71,7 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, 
 		return "", nil, err
 	}
 	c.setRecord(s.newRecord(c, sp, img))
-	if err := s.makeFiles(ctx, c, undo); err != nil {
+	if err := s.makeFiles(ctx, c, img, undo); err != nil {
 		return "", nil, err
 	}
 	if err := c.saveNew(); err != nil {
@@ -113,7 +114,7 @@ func (c *ctr) removeDirs() error {
 }
 
 // makeFiles makes the directories of a container, its writable layer and its volumes.
-func (s *Service) makeFiles(ctx context.Context, c *ctr, undo *undoer) error {
+func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo *undoer) error {
 	fsys := s.env.opts.Store.FS
 	if err := fsys.Mkdir(c.paths.dir, 0o700); err != nil {
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
@@ -139,8 +140,40 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, undo *undoer) error {
 	}
 	undo.add("volumes", func() error { volumes.Undo(context.WithoutCancel(ctx), c.id, res.Made); return nil })
 	c.rec.Mounts = res.Mounts
-	return s.populate(ctx, c)
+	return s.fillRoot(ctx, c, img)
 }
+
+// fillRoot makes the working directory in the root of a new container, and copies what the image has at the places of empty
+// volumes into them. It mounts the root only where that is needed.
+func (s *Service) fillRoot(ctx context.Context, c *ctr, img *image.Image) (err error) {
+	dir := c.rec.Spec.WorkingDir
+	own := dir == img.Config.Config.WorkingDir
+	_, found := s.env.workdirs.Load(img.ID)
+	if found = dir == "" || dir == "/" || own && found; found && !slices.ContainsFunc(c.rec.Mounts, copiesUp) {
+		return nil
+	}
+	if err := c.root.Acquire(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	root, err := c.root.Open()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if !found {
+		if found, err = makeDir(root, dir); err != nil {
+			return err
+		}
+		if found && own {
+			s.env.workdirs.Store(img.ID, nil)
+		}
+	}
+	return s.populate(ctx, c, root)
+}
+
+// copiesUp reports whether a mount is a new volume that gets the image's content.
+func copiesUp(m volume.Mount) bool { return m.CopyUp }
 
 // inheritMounts returns the mounts of --volumes-from.
 func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
@@ -167,24 +200,11 @@ func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
 	return out, nil
 }
 
-// populate copies an image's content into volumes that are empty.
-func (s *Service) populate(ctx context.Context, c *ctr) (err error) {
-	needed := false
-	for _, m := range c.rec.Mounts {
-		needed = needed || m.CopyUp
-	}
-	if !needed {
+// populate copies an image's content into volumes that are empty. root is the container's.
+func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
+	if !slices.ContainsFunc(c.rec.Mounts, copiesUp) {
 		return nil
 	}
-	if err := c.root.Acquire(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.root.Release()) }()
-	root, err := c.root.Open()
-	if err != nil {
-		return err
-	}
-	defer root.Close()
 	volumes := s.env.opts.Volumes
 	if _, err := volumes.Prepare(ctx, c.id, c.rec.Mounts); err != nil {
 		return err

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/rootfs"
 	"ply/internal/errs"
-	"ply/internal/oci"
 	"ply/internal/volume"
 )
 
@@ -23,9 +25,9 @@ type Files struct {
 // Files returns the access to the containers' files.
 func (s *Service) Files() *Files { return &Files{find: s.find, volumes: s.env.opts.Volumes} }
 
-// view calls do with the container's root, in which its volumes and binds are mounted. The memory file systems of the
-// process (tmpfs, /proc, /dev) are not there, as with docker's cp. ctx ends when the container is removed, because a
-// removal must not wait for a copy.
+// view calls do with the container's root, in which its volumes, its binds and its hosts, hostname and resolv.conf are
+// mounted. The memory file systems of the process (tmpfs, /proc, /dev) are not there, as with docker's cp. ctx ends when
+// the container is removed, because a removal must not wait for a copy.
 func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, root *os.File) error) (err error) {
 	if err := c.root.Acquire(ctx); err != nil {
 		return err
@@ -41,6 +43,7 @@ func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, r
 			mounts = append(mounts, m)
 		}
 	}
+	readOnly := c.rec.Spec.ReadonlyRootfs
 	c.mu.Unlock()
 	var binds []rootfs.Bind
 	if len(mounts) > 0 {
@@ -53,24 +56,54 @@ func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, r
 			binds = append(binds, rootfs.Bind{Source: m.Source, Target: m.Target, ReadOnly: !m.RW, NonRecursive: m.NonRecursive})
 		}
 	}
+	// After the volumes: one at /etc must not hide them.
+	for target, source := range f.hostFiles(c) {
+		if !slices.ContainsFunc(mounts, func(m volume.Mount) bool { return path.Clean(m.Target) == target }) {
+			binds = append(binds, rootfs.Bind{Source: source, Target: target, ReadOnly: readOnly})
+		}
+	}
 	return c.root.View(binds, func(root *os.File) error { return do(ctx, root) })
 }
 
-// explain puts docker's words around the error of a path that cannot be opened.
-func explain(id oci.ContainerID, err error) error {
+// hostFiles returns what is mounted at /etc/hosts and the like in the container, by target. A container that was never
+// started has none.
+func (f *Files) hostFiles(c *ctr) map[string]string {
+	c.mu.Lock()
+	mode := c.rec.Spec.NetworkMode
+	c.mu.Unlock()
+	if isContainerMode(mode) {
+		other, err := f.find(strings.TrimPrefix(mode, containerMode))
+		if err != nil {
+			return nil // it was removed, and its files with it
+		}
+		c = other
+	}
+	files := map[string]string{}
+	for target, source := range map[string]string{
+		"/etc/hosts": c.paths.hosts, "/etc/hostname": c.paths.hostname, "/etc/resolv.conf": c.paths.resolv,
+	} {
+		if _, err := os.Lstat(source); err == nil {
+			files[target] = source
+		}
+	}
+	return files
+}
+
+// explain puts docker's words around the error of a path that cannot be opened in the container that a user called ref.
+func explain(ref string, err error) error {
 	pe, ok := errors.AsType[*rootfs.PathError](err)
 	if !ok {
 		return err
 	}
 	switch {
 	case errors.Is(pe.Err, unix.ENOENT):
-		return errs.New(errs.NotFound, "Could not find the file %s in container %s", pe.Path, id)
+		return errs.New(errs.NotFound, "Could not find the file %s in container %s", pe.Path, ref)
 	case errors.Is(pe.Err, unix.ENOTDIR): // not class NotFound: docker cp would take the file for one to be made
 		return invalid("lstat %s: not a directory", pe.Path)
 	case errors.Is(pe.Err, unix.ELOOP):
-		return invalid("path %s in container %s: too many levels of symbolic links", pe.Path, id)
+		return invalid("path %s in container %s: too many levels of symbolic links", pe.Path, ref)
 	case errors.Is(pe.Err, unix.ENAMETOOLONG):
-		return invalid("path %s in container %s: file name too long", clip(pe.Path), id)
+		return invalid("path %s in container %s: file name too long", clip(pe.Path), ref)
 	}
 	return pe.Err
 }
@@ -89,7 +122,7 @@ func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, e
 		out, err = rootfs.Lstat(root, p)
 		return err
 	})
-	return out, explain(c.id, err)
+	return out, explain(ref, err)
 }
 
 // CopyFrom writes a file or directory as a tar stream whose names begin with the last component of the path. A link is
@@ -105,15 +138,16 @@ func (f *Files) CopyFrom(ctx context.Context, ref, p string, found func(rootfs.I
 	}
 	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyOut(ctx, root, p, found, w) })
 	if err != nil {
-		return explain(c.id, err)
+		return explain(ref, err)
 	}
 	c.publish("archive-path")
 	return nil
 }
 
 // CopyTo unpacks a tar stream, compressed or not, into a directory. noOverwriteDirNonDir refuses to replace a directory
-// by another kind of file, and the other way round. copyUIDGID gives the files to the container's user instead of the
-// owners in the stream. Errors: NotFound, Invalid, Forbidden for a read-only directory.
+// by another kind of file, and the other way round. copyUIDGID gives the files to the user of the container; without
+// it, and in a container that has no user set, they have the owners in the stream. Errors: NotFound, Invalid, Forbidden
+// for a read-only directory.
 func (f *Files) CopyTo(ctx context.Context, ref, p string, stream io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
 	if err := rootfs.CheckPath(p); err != nil {
 		return err
@@ -124,12 +158,12 @@ func (f *Files) CopyTo(ctx context.Context, ref, p string, stream io.Reader, noO
 	}
 	c.mu.Lock()
 	o := rootfs.CopyInOptions{
-		KeepKinds: noOverwriteDirNonDir, Chown: copyUIDGID, ReadOnly: c.rec.Spec.ReadonlyRootfs, User: c.rec.Spec.User,
+		KeepKinds: noOverwriteDirNonDir, Chown: copyUIDGID && c.rec.Spec.User != "", ReadOnly: c.rec.Spec.ReadonlyRootfs, User: c.rec.Spec.User,
 	}
 	c.mu.Unlock()
 	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyIn(ctx, root, p, stream, o) })
 	if err != nil {
-		return explain(c.id, err)
+		return explain(ref, err)
 	}
 	c.publish("extract-to-dir")
 	return nil

@@ -109,6 +109,9 @@ type env struct {
 	index   *index
 	execs   *session.Registry
 
+	// workdirs has the IDs of the images that contain the working directory of their own config.
+	workdirs sync.Map
+
 	// run is the life of background work: waiting for exits, restarts, health checks. work counts that work.
 	run  context.Context
 	stop context.CancelFunc

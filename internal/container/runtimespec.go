@@ -40,7 +40,7 @@ func buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// makeWorkdir makes a working directory that the image lacks. The path is resolved inside the root.
+// makeWorkdir makes the working directory if the image lacks it, with the root mounted.
 func makeWorkdir(c *ctr) error {
 	c.mu.Lock()
 	dir := c.rec.Spec.WorkingDir
@@ -53,16 +53,26 @@ func makeWorkdir(c *ctr) error {
 		return err
 	}
 	defer root.Close()
-	d, err := safepath.MkdirAll(root, dir, 0o755)
+	_, err = makeDir(root, dir)
+	return err
+}
+
+// makeDir makes the working directory dir below root. It reports whether dir was there.
+func makeDir(root *os.File, dir string) (found bool, err error) {
+	d, err := safepath.Open(root, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err == nil {
+		return true, d.Close()
+	}
+	d, err = safepath.MkdirAll(root, dir, 0o755)
 	switch {
 	case err == nil:
-		return d.Close()
+		return false, d.Close()
 	case errors.Is(err, unix.ENOTDIR):
-		return invalid("Cannot mkdir: %s is not a directory", dir)
+		return false, invalid("Cannot mkdir: %s is not a directory", dir)
 	case errors.Is(err, unix.EROFS):
-		return nil
+		return false, nil
 	}
-	return errs.New(errs.Internal, "working directory %s: %w", dir, err)
+	return false, errs.New(errs.Internal, "working directory %s: %w", dir, err)
 }
 
 // specInput returns what the runtime spec of a prepared container is made from: the container's options with the defaults

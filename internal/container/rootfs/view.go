@@ -81,6 +81,9 @@ func mountBind(root *os.File, b Bind) error {
 	at, err := safepath.Open(root, b.Target, unix.O_PATH, 0)
 	if errors.Is(err, unix.ENOENT) {
 		at, err = makeMountPoint(root, b.Target, fi.IsDir())
+		if errors.Is(err, unix.EROFS) {
+			return nil // in a volume that is read-only; the container itself cannot have this mount
+		}
 	}
 	if err != nil {
 		return err

@@ -78,12 +78,13 @@ func (b *builder) mounts() error {
 		if in.Spec.ReadonlyRootfs {
 			opts = append(opts, "ro")
 		}
-		all = append(all, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: opts})
+		user = append(user, specs.Mount{Destination: f.target, Type: "bind", Source: f.source, Options: opts})
 	}
 	if in.InitBinary != "" && in.PID.private() {
-		all = append(all, specs.Mount{Destination: InitTarget, Type: "bind", Source: in.InitBinary, Options: []string{"bind", "ro"}})
+		user = append(user, specs.Mount{Destination: InitTarget, Type: "bind", Source: in.InitBinary, Options: []string{"bind", "ro"}})
 	}
-	// A mount at a parent directory must come before those below it, in whatever order the user gave them.
+	// A mount at a parent directory must come before those below it, in whatever order the user gave them: a volume at
+	// /etc must not hide /etc/hosts.
 	slices.SortStableFunc(user, func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})

@@ -133,6 +133,35 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// Each mount comes after those that it lies in, whoever asked for it, so that none hides another.
+func TestMountsAreNotHidden(t *testing.T) {
+	in := input(t)
+	in.InitBinary = "/usr/libexec/ply-shim"
+	in.HostsPath, in.HostnamePath, in.ResolvConfPath = "/c/hosts", "/c/hostname", "/c/resolv.conf"
+	in.Mounts = []volume.Mount{
+		{Type: "volume", Source: "/v/1", Target: "/etc", RW: true}, {Type: "tmpfs", Target: "/sbin", RW: true},
+		{Type: "bind", Source: "/v/2", Target: "/var/lib/x/y", RW: true}, {Type: "bind", Source: "/v/3", Target: "/var/lib", RW: true},
+	}
+	spec, _, err := Build(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for i, m := range spec.Mounts {
+		seen[m.Destination] = true
+		for _, later := range spec.Mounts[i+1:] {
+			if strings.HasPrefix(m.Destination, later.Destination+"/") {
+				t.Errorf("%s is mounted after %s and hides it", later.Destination, m.Destination)
+			}
+		}
+	}
+	for _, want := range []string{"/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/sbin", InitTarget, "/var/lib/x/y"} {
+		if !seen[want] {
+			t.Errorf("nothing is mounted at %s", want)
+		}
+	}
+}
+
 func TestSeccompRefusesAlgAndVsock(t *testing.T) {
 	spec, _, err := Build(input(t))
 	if err != nil {
