@@ -21,6 +21,12 @@ import (
 // serve serves a world on a unix socket and returns the path of the socket.
 func (w *world) serve(t *testing.T) string {
 	t.Helper()
+	return w.serveWith(t, slog.New(slog.DiscardHandler))
+}
+
+// serveWith is serve with a log.
+func (w *world) serveWith(t *testing.T, log *slog.Logger) string {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // t.TempDir's paths can be too long for a socket
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +36,7 @@ func (w *world) serve(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := listen.NewServer(w.api, slog.New(slog.DiscardHandler))
+	srv := listen.NewServer(w.api, log)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(listeners[0]) }()
 	t.Cleanup(func() {

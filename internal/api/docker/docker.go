@@ -138,6 +138,14 @@ type recorder struct {
 	hijacked bool
 }
 
+// EnableFullDuplex implements the method of http.ResponseController, and makes the request the last one of its connection. In
+// full-duplex mode net/http reads what the handler left of the body after it has stopped watching the connection. The end of
+// the body makes it watch again, and then reading another request panics.
+func (w *recorder) EnableFullDuplex() error {
+	w.Header().Set("Connection", "close")
+	return http.NewResponseController(w.ResponseWriter).EnableFullDuplex()
+}
+
 func (w *recorder) WriteHeader(status int) {
 	if !w.wrote {
 		w.wrote, w.status = true, status

@@ -204,6 +204,10 @@ func (f *fakeMover) Load(_ context.Context, r io.Reader, o transfer.LoadOptions,
 	if _, err := io.ReadFull(r, head); err != nil {
 		return errs.New(errs.Invalid, "archive: it is empty")
 	}
+	if string(head) == "junk" { // refused with the first bytes, after a message
+		p(transfer.Progress{State: transfer.LayerLoading, Layer: "0123456789ab", Current: 4, Total: 8})
+		return errs.New(errs.Invalid, "archive: it is junk")
+	}
 	if !o.Quiet {
 		p(transfer.Progress{State: transfer.LayerLoading, Layer: "0123456789ab", Current: 4, Total: 8})
 	}

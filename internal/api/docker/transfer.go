@@ -37,13 +37,11 @@ func (h transferHandlers) routes(add adder) {
 }
 
 // progress runs long work and streams its messages. The status is sent with the first message, so an error before it has a
-// status of its own. A later error is the last message of the stream.
+// status of its own. A later error is the last message of the stream. The first message discards the rest of the request's body;
+// work that reads the body needs progressOfBody.
 func (c *call) progress(work func(send sender) error) error {
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
-	if err := rc.EnableFullDuplex(); err != nil { // otherwise the first message would discard the rest of the body
-		return errs.New(errs.Internal, "answer: %w", err)
-	}
 	out := stream.NewMessages(c.w, func() { _ = rc.Flush() }) // when it fails, the next write fails too
 	err := func() error {
 		defer func() { _, _ = out.Close() }() // also when work panics
@@ -67,6 +65,14 @@ func (c *call) progress(work func(send sender) error) error {
 	}
 	_, werr = c.w.Write(b)
 	return werr
+}
+
+// progressOfBody is progress for work that reads the body of the request between its messages.
+func (c *call) progressOfBody(work func(body io.Reader, send sender) error) error {
+	if err := http.NewResponseController(c.w).EnableFullDuplex(); err != nil {
+		return errs.New(errs.Internal, "answer: %w", err)
+	}
+	return c.progress(func(send sender) error { return work(c.r.Body, send) })
 }
 
 func (h transferHandlers) create(c *call) error {
@@ -115,23 +121,25 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 		}
 		opts.Name = name.WithDefaultTag()
 	}
-	return c.progress(func(send sender) error {
-		if opts.From == "-" {
-			opts.Source = c.r.Body
-		} else {
-			body, err := h.fetch(c.ctx(), opts.From, send)
-			if err != nil {
-				return err
-			}
-			defer func() { _ = body.Close() }() // only read from
-			opts.Source = body
-		}
+	from := func(source io.Reader, send sender) error {
+		opts.Source = source
 		id, err := h.archive.Import(c.ctx(), opts, sink(send))
 		if err != nil {
 			return err
 		}
 		send(wire.Message{Status: id.String()}, 0)
 		return nil
+	}
+	if opts.From == "-" {
+		return c.progressOfBody(from)
+	}
+	return c.progress(func(send sender) error {
+		source, err := h.fetch(c.ctx(), opts.From, send)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = source.Close() }() // only read from
+		return from(source, send)
 	})
 }
 
@@ -223,8 +231,8 @@ func (h transferHandlers) load(c *call) error {
 		return err
 	}
 	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
-	return c.progress(func(send sender) error {
-		return h.archive.Load(c.ctx(), c.r.Body, opts, sink(send))
+	return c.progressOfBody(func(body io.Reader, send sender) error {
+		return h.archive.Load(c.ctx(), body, opts, sink(send))
 	})
 }
 
