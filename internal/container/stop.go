@@ -7,8 +7,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/oci"
 )
 
 // Stop asks the process to end and kills it after the timeout. signal "" and timeout nil are the container's own;
@@ -30,9 +30,12 @@ const (
 
 // stop stops the container for one of the reasons above.
 func (c *ctr) stop(ctx context.Context, signal string, timeout *int, mode int) error {
-	sig, err := c.stopSignal(signal)
-	if err != nil {
-		return err
+	sig := c.ownStopSignal()
+	if signal != "" {
+		var err error
+		if sig, err = oci.ParseSignal(signal); err != nil {
+			return err
+		}
 	}
 	if timeout != nil && *timeout < -1 {
 		return invalid("invalid timeout %d: -1 waits for ever", *timeout)
@@ -90,17 +93,16 @@ func (c *ctr) stopWait(timeout *int) time.Duration {
 	return time.Duration(sec) * time.Second
 }
 
-// stopSignal parses a signal; "" is the container's own.
-func (c *ctr) stopSignal(signal string) (unix.Signal, error) {
-	if signal == "" {
-		c.mu.Lock()
-		signal = c.rec.Spec.StopSignal
-		c.mu.Unlock()
+// ownStopSignal returns the signal that ends the container: that of its options, or SIGTERM.
+func (c *ctr) ownStopSignal() unix.Signal {
+	c.mu.Lock()
+	word := c.rec.Spec.StopSignal
+	c.mu.Unlock()
+	sig, err := oci.ParseSignal(word)
+	if err != nil { // none was set
+		return unix.SIGTERM
 	}
-	if signal == "" {
-		return unix.SIGTERM, nil
-	}
-	return spec.ParseSignal(signal)
+	return sig
 }
 
 // Restart stops a container, if it runs, and starts it again.
@@ -122,9 +124,9 @@ func (s *Service) Restart(ctx context.Context, ref, signal string, timeout *int)
 // Kill sends a signal, SIGKILL when none is named. Errors: Conflict when the container does not run.
 func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	sig := unix.SIGKILL
-	if signal != "" && signal != "0" {
+	if signal != "" {
 		var err error
-		if sig, err = spec.ParseSignal(signal); err != nil {
+		if sig, err = oci.ParseSignal(signal); err != nil {
 			return err
 		}
 	}
@@ -135,7 +137,7 @@ func (s *Service) Kill(ctx context.Context, ref, signal string) error {
 	if err := c.idle(ctx); err != nil {
 		return err
 	}
-	ends, _ := c.stopSignal("")
+	ends := c.ownStopSignal()
 	if sig == unix.SIGKILL && c.cancelRestart() {
 		c.mu.Lock()
 		c.rec.Stopped = true

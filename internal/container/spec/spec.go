@@ -207,7 +207,7 @@ func checkProcess(s *Spec) error {
 		return err
 	}
 	if s.StopSignal != "" {
-		if _, err := ParseSignal(s.StopSignal); err != nil {
+		if _, err := oci.ParseSignal(s.StopSignal); err != nil {
 			return err
 		}
 	}

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -394,31 +392,11 @@ func (a *applier) stopsignal(_, rest string) error {
 	if err != nil {
 		return err
 	}
-	if !isSignal(s) {
-		return errs.New(errs.Invalid, "invalid signal: %s", clip(s))
+	if _, err := oci.ParseSignal(s); err != nil {
+		return err
 	}
 	a.cfg.StopSignal = s
 	return nil
-}
-
-func isSignal(s string) bool {
-	if n, err := strconv.Atoi(s); err == nil {
-		return n > 0 && n <= 64
-	}
-	name := "SIG" + strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if unix.SignalNum(name) != 0 {
-		return true
-	}
-	for base, sign := range map[string]string{"SIGRTMIN": "+", "SIGRTMAX": "-"} {
-		if tail, ok := strings.CutPrefix(name, base); ok {
-			if tail == "" {
-				return true
-			}
-			n, err := strconv.Atoi(strings.TrimPrefix(tail, sign))
-			return err == nil && strings.HasPrefix(tail, sign) && n >= 0 && n <= 30
-		}
-	}
-	return false
 }
 
 func (a *applier) user(_, rest string) (err error) {
