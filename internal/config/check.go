@@ -228,6 +228,9 @@ func (c *Config) checkNetwork(func(string, string, ...any)) error {
 }
 
 func (c *Config) checkContainers(warn func(string, string, ...any)) error {
+	if c.LogDriver == "none" && len(c.LogOpts) > 0 {
+		warn("log-opts", "has no effect: the log driver none keeps nothing")
+	}
 	if slices.Contains(c.ExecOpts, "native.cgroupdriver=systemd") {
 		warn("exec-opts", "native.cgroupdriver=systemd: cgroups are made directly, without systemd")
 	}

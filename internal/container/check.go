@@ -32,12 +32,7 @@ func (e *env) check(sp *spec.Spec) (warnings []string, err error) {
 	if err := sp.Resources.CheckCPUs(runtime.NumCPU()); err != nil {
 		return nil, err
 	}
-	if sp.LogDriver == "" {
-		sp.LogDriver = e.opts.LogDriver
-		if sp.LogOpts == nil {
-			sp.LogOpts = e.opts.LogOpts
-		}
-	}
+	sp.MergeLog(e.opts.LogDriver, e.opts.LogOpts)
 	if _, err := session.LogConfig(sp.LogDriver, sp.LogOpts); err != nil {
 		return nil, err
 	}

@@ -50,8 +50,8 @@ type Options struct {
 	ExecRoot string // bundles and sockets; on tmpfs
 
 	// Defaults for what a container's spec leaves open.
-	LogDriver    string // "" = json-file
-	LogOpts      map[string]string
+	LogDriver    string            // "" = json-file
+	LogOpts      map[string]string // of LogDriver, for each option that a container does not set
 	Ulimits      []spec.Ulimit
 	ShmSize      int64 // bytes; 0 = 64 MiB
 	CgroupParent string
@@ -125,6 +125,11 @@ func newEnv(o Options) (*env, error) {
 	e := &env{opts: o, log: o.Log, index: newIndex()}
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.execs = session.NewRegistry(e.run, &e.work)
+	if o.LogDriver != "none" {
+		if _, err := session.LogConfig(o.LogDriver, o.LogOpts); err != nil {
+			return nil, errs.New(errs.Invalid, "default log driver and log-opts: %w", err)
+		}
+	}
 	if err := e.loadSeccomp(); err != nil {
 		return nil, err
 	}

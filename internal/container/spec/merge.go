@@ -48,6 +48,20 @@ func (s *Spec) Merge(img *oci.RunConfig) {
 	s.Healthcheck = mergeHealth(s.Healthcheck, img.Healthcheck)
 }
 
+// MergeLog fills in the log driver and its options from the engine's defaults. The default options are for the default driver: a
+// container that names it, or no driver, gets those that it does not set itself, one by one.
+func (s *Spec) MergeLog(driver string, opts map[string]string) {
+	if s.LogDriver == "" {
+		s.LogDriver = driver
+	}
+	if s.LogDriver != driver || driver == "none" || len(opts) == 0 {
+		return
+	}
+	merged := maps.Clone(opts)
+	maps.Copy(merged, s.LogOpts)
+	s.LogOpts = merged
+}
+
 func union(have []string, more map[string]struct{}) []string {
 	out := slices.Clone(have)
 	for _, k := range slices.Sorted(maps.Keys(more)) {
