@@ -178,8 +178,24 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 	return info.DiffID, s.env.opts.Store.RecordLayer(info, nil)
 }
 
-// freezeForCommit freezes a running container. thaw lets it go on, unless another request has done so.
+// freezeForCommit freezes a running container. thaw lets it go on, unless another request has done so. A container that is
+// just ending is not frozen: when freezeForCommit returns, its end is recorded.
 func (c *ctr) freezeForCommit(ctx context.Context) (thaw func(), err error) {
+	const tries = 5 // a restart policy may start it again before the next try
+	for range tries {
+		w := c.wait(WaitNextExit)
+		thaw, err = c.tryFreeze(ctx)
+		if err == nil || ctx.Err() != nil || !w.await(ctx, endWait) {
+			w.cancel()
+			return thaw, err
+		}
+		w.cancel()
+	}
+	return nil, err
+}
+
+// tryFreeze is freezeForCommit without waiting for the end of a container that cannot be frozen.
+func (c *ctr) tryFreeze(ctx context.Context) (thaw func(), err error) {
 	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
@@ -189,9 +205,6 @@ func (c *ctr) freezeForCommit(ctx context.Context) (thaw func(), err error) {
 		return func() {}, nil // no process changes files
 	}
 	if err := l.freeze(ctx); err != nil {
-		if errors.Is(err, errs.Precondition) || errors.Is(err, errs.Unavailable) {
-			return func() {}, nil // it has just ended
-		}
 		return nil, errs.New(errs.Conflict, "cannot pause container %s: %w", c.id, err)
 	}
 	c.publish("pause")

@@ -104,6 +104,35 @@ func commitStopped(t *testing.T, w *world) {
 	}
 }
 
+// A commit that meets the end of the container makes the image, at whatever point of the end it comes.
+func TestCommitDuringTheEnd(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	id := w.create(sh("echo kept > /kept"))
+	for i := range 200 {
+		exit := w.wait(id, container.WaitNextExit)
+		w.start(id)
+		time.Sleep(time.Duration(i%50) * 200 * time.Microsecond) // the run takes about 5 ms
+		res, err := w.s.Commit(ctx, id, container.CommitOptions{Pause: true})
+		if err != nil {
+			t.Fatalf("commit %d: %v", i, err)
+		}
+		if img, err := w.images.Get(ctx, string(res.ID)); err != nil || len(img.Config.RootFS.DiffIDs) != 2 {
+			t.Fatalf("image of commit %d: %v", i, err)
+		}
+		recv(t, exit)
+		if st := w.get(id).State.Status; st != container.StatusExited {
+			t.Fatalf("container is %s after its end and commit %d", st, i)
+		}
+	}
+	if res, err := w.s.Commit(ctx, id, container.CommitOptions{}); err != nil {
+		t.Error(err)
+	} else if code, out, _ := w.run(spec.Spec{Image: string(res.ID), NetworkMode: "none", Cmd: []string{"cat", "/kept"}}); code != 0 || out != "kept\n" {
+		t.Errorf("the image has %d %q", code, out)
+	}
+}
+
 // A removal and a commit of the same container do not wait for each other.
 func TestRemoveDuringCommit(t *testing.T) {
 	w := newWorld(t)
