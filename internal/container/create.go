@@ -28,8 +28,8 @@ func newID() oci.ContainerID {
 	return oci.ContainerID(hex.EncodeToString(b[:]))
 }
 
-// Create makes a container of an image. On an error nothing of it remains. Errors: NotFound for an image,
-// Conflict for a name in use, Invalid for a spec that cannot run.
+// Create makes a container of an image. On an error nothing of it remains. Errors: NotFound for an image and for nothing
+// else, Conflict for a name in use, Invalid for a spec that cannot run.
 func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, warnings []string, err error) {
 	if sp.Image == "" {
 		return "", nil, invalid("no image specified")
@@ -44,6 +44,7 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, 
 	if err := checkPlatform(sp.Platform, &img.Config, sp.Image); err != nil {
 		return "", nil, err
 	}
+	defer func() { err = foundImage(err) }()
 	sp.Merge(&img.Config.Config)
 	if warnings, err = s.env.check(&sp); err != nil {
 		return "", nil, err
@@ -83,6 +84,14 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, 
 	}
 	c.publish("create")
 	return c.id, warnings, nil
+}
+
+// foundImage returns the error of a create whose image was found. It is never NotFound, because clients then pull the image.
+func foundImage(err error) error {
+	if e, ok := errors.AsType[*errs.Error](err); ok && e.Class != errs.NotFound || !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	return errs.New(errs.Invalid, "%v", err)
 }
 
 // newRecord returns the record of a container that was not started yet.
@@ -230,13 +239,16 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 }
 
 // resolveModes fills in the namespace modes. It replaces the references in container:<ref> by IDs, so that renaming the
-// other container later changes nothing.
+// other container later changes nothing. Only the container whose network is joined may be made later.
 func (s *Service) resolveModes(id oci.ContainerID, sp *spec.Spec) error {
 	for _, mode := range []*string{&sp.NetworkMode, &sp.PidMode, &sp.IpcMode} {
 		if !isContainerMode(*mode) {
 			continue
 		}
 		other, err := s.find(strings.TrimPrefix(*mode, containerMode))
+		if mode == &sp.NetworkMode && errors.Is(err, errs.NotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
+	"ply/internal/volume"
 )
 
 func TestListFilters(t *testing.T) {
@@ -195,9 +197,47 @@ func TestCreateRefusals(t *testing.T) {
 		_, _, err := w.s.Create(context.Background(), s)
 		wantErr(t, err, nil, text)
 	}
+	for text, edit := range map[string]func(*spec.Spec){ // clients take NotFound for a missing image, which they pull
+		"No such container: nobody": func(s *spec.Spec) { s.PidMode = "container:nobody" },
+		"No such container: no-one": func(s *spec.Spec) { s.IpcMode = "container:no-one" },
+		"No such container: none":   func(s *spec.Spec) { s.VolumesFrom = []string{"none:ro"} },
+		"error looking up volume plugin nosuch": func(s *spec.Spec) {
+			s.Mounts = []volume.MountSpec{{Type: "volume", Source: "v", Target: "/x", Driver: "nosuch"}}
+		},
+		"bind source path does not exist: /no/such/at": func(s *spec.Spec) { s.Mounts = []volume.MountSpec{{Type: "bind", Source: "/no/such/at", Target: "/x"}} },
+	} {
+		s := sh("true")
+		edit(&s)
+		_, _, err := w.s.Create(context.Background(), s)
+		wantErr(t, err, errs.Invalid, text)
+		if errors.Is(err, errs.NotFound) {
+			t.Errorf("%s: the error is NotFound: %v", text, err)
+		}
+	}
+	s := sh("true")
+	s.Image = "nosuchimage"
+	_, _, err := w.s.Create(context.Background(), s)
+	wantErr(t, err, errs.NotFound, "No such image")
 	w.makeImage("nocmd", func(c *oci.Config, _ *[]file) { c.Config.Cmd = nil })
-	_, _, err := w.s.Create(context.Background(), spec.Spec{Image: "nocmd"})
+	_, _, err = w.s.Create(context.Background(), spec.Spec{Image: "nocmd"})
 	wantErr(t, err, errs.Invalid, "no command specified")
+}
+
+// As in docker, the container whose network is joined may be made after the one that joins.
+func TestNetworkOfALaterContainer(t *testing.T) {
+	w := newWorld(t)
+	joins := sh("true")
+	joins.NetworkMode = "container:later"
+	id := w.create(joins)
+	wantErr(t, w.s.Start(context.Background(), id), errs.NotFound, "No such container: later")
+	later := sh("sleep 100")
+	later.Name, later.NetworkMode = "later", "bridge"
+	w.start(w.create(later))
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	if e := recv(t, exit); e.Code != 0 {
+		t.Errorf("exit code %d", e.Code)
+	}
 }
 
 func TestMergeCommand(t *testing.T) {
