@@ -148,7 +148,7 @@ func (c *Config) checkRegistries(warn func(string, string, ...any)) error {
 		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 			return fmt.Errorf("registry-mirrors: invalid mirror: %q: want http:// or https:// and a host", m)
 		case u.RawQuery != "" || u.Fragment != "":
-			return fmt.Errorf("registry-mirrors: invalid mirror: %q: query or fragment at end of the URI", m)
+			return fmt.Errorf("registry-mirrors: invalid mirror: %q: query or fragment at end of the URI", u.Redacted())
 		case u.User != nil:
 			return fmt.Errorf("registry-mirrors: invalid mirror: %q: username/password not allowed in URI", u.Redacted())
 		}

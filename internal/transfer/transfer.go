@@ -61,5 +61,5 @@ type ImportOptions struct {
 	Platform string        // "" = the platform of the host
 	Format   oci.Format    // "" = the default of the daemon
 	Source   io.Reader     // tar, plain or compressed
-	From     string        // "-" or a URL, for the history
+	From     string        // "-" or a URL, for the history, which gets it without user name and password
 }

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -109,7 +110,7 @@ func (h transferHandlers) pull(c *call, platform string) error {
 }
 
 func (h transferHandlers) importTar(c *call, platform string) error {
-	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: c.get("fromSrc"),
+	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: transfer.WithoutUser(c.get("fromSrc")),
 		Format: oci.Format(c.get("format"))}
 	if repo := c.get("repo"); repo != "" {
 		name, err := repoTag(repo, c.get("tag"))
@@ -134,7 +135,7 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 		return c.progressOfBody(from)
 	}
 	return c.progress(func(send sender) error {
-		source, err := h.fetch(c.ctx(), opts.From, send)
+		source, err := h.fetch(c.ctx(), c.get("fromSrc"), send)
 		if err != nil {
 			return err
 		}
@@ -154,28 +155,37 @@ func fetchClient() *http.Client {
 	}}
 }
 
-// fetch opens the source of `import URL`. An address without a scheme is http.
+// fetch opens the source of `import URL`. An address without a scheme is http. User name and password of the address reach only
+// the server: messages and errors show the address without them.
 func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
 	}
+	shown := transfer.WithoutUser(from)
 	u, err := url.Parse(from)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, errs.New(errs.Invalid, "import: %q is not an http or https address", clip(from))
+		if i := strings.LastIndexByte(shown, '@'); i >= 0 { // where the password ends is not known, it may hold a slash
+			shown = "…" + shown[i:]
+		}
+		return nil, errs.New(errs.Invalid, "import: %q is not an http or https address", clip(shown))
 	}
 	req, err := http.NewRequestWithContext(ctx, get, u.String(), nil)
 	if err != nil {
-		return nil, errs.New(errs.Invalid, "import %s: %w", u.Redacted(), err)
+		return nil, errs.New(errs.Invalid, "import %s: the address is not valid", shown) // the cause repeats the address
 	}
 	resp, err := h.http.Do(req)
 	if err != nil {
-		return nil, errs.New(errs.Unavailable, "import %s: %w", u.Redacted(), err)
+		var of *url.Error
+		if errors.As(err, &of) {
+			err = of.Err // without the address, which has the user name
+		}
+		return nil, errs.New(errs.Unavailable, "import %s: %w", shown, err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		_ = resp.Body.Close() // only read from
-		return nil, errs.New(errs.Unavailable, "import %s: the server answers %s", u.Redacted(), resp.Status)
+		return nil, errs.New(errs.Unavailable, "import %s: the server answers %s", shown, resp.Status)
 	}
-	send(wire.Message{Status: "Downloading from " + u.Redacted()}, 0)
+	send(wire.Message{Status: "Downloading from " + shown}, 0)
 	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, send: send}, nil
 }
 

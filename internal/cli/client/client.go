@@ -337,12 +337,30 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, q url.Value
 		if err == nil {
 			outcome = resp.Status
 		}
-		c.opts.Trace(fmt.Sprintf("%s %s: %s after %s", req.Method, req.URL.RequestURI(), outcome, time.Since(begun).Round(time.Microsecond)))
+		c.opts.Trace(fmt.Sprintf("%s %s: %s after %s", req.Method, traced(req.URL), outcome, time.Since(begun).Round(time.Microsecond)))
 	}
 	if err != nil {
 		return nil, c.connectError(ctx, err)
 	}
 	return resp, nil
+}
+
+// traced returns the request URI without the user name and password of an import's source.
+func traced(u *url.URL) string {
+	q := u.Query()
+	from := q.Get("fromSrc")
+	if !strings.Contains(from, "@") {
+		return u.RequestURI()
+	}
+	if src, err := url.Parse(from); err != nil {
+		q.Set("fromSrc", "…")
+	} else {
+		src.User = nil
+		q.Set("fromSrc", src.String())
+	}
+	shown := *u
+	shown.RawQuery = q.Encode()
+	return shown.RequestURI()
 }
 
 // connectError returns a *ConnectError when no connection could be made, and a plain error when a connection broke. When ctx has ended,

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -171,5 +172,30 @@ func TestTLS(t *testing.T) {
 	c, _ = New(Options{Host: host, TLS: &tls.Config{}})
 	if _, err := c.Ping(context.Background()); err == nil {
 		t.Error("an unknown authority was trusted")
+	}
+}
+
+// The trace shows the source of an import without user name and password.
+func TestTraceHidesCredentials(t *testing.T) {
+	var asked string
+	host := serve(t, func(w http.ResponseWriter, r *http.Request) { asked = r.URL.Query().Get("fromSrc") })
+	for from, want := range map[string]string{
+		"http://host/a.tar":             "http%3A%2F%2Fhost%2Fa.tar",
+		"http://user:secret@host/a.tar": "http%3A%2F%2Fhost%2Fa.tar",
+		"http://user:%zz@host/a.tar":    "%E2%80%A6",
+	} {
+		var trace strings.Builder
+		c, err := New(Options{Host: host, Trace: func(s string) { trace.WriteString(s) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.Open(t.Context(), Request{Method: "POST", Path: "/images/create", Query: url.Values{"fromSrc": {from}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if asked != from || !strings.Contains(trace.String(), "/images/create?fromSrc="+want+":") {
+			t.Errorf("%s: asked %s, trace %s", from, asked, &trace)
+		}
 	}
 }

@@ -33,7 +33,7 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 	}
 	message := opts.Message
 	if message == "" {
-		message = "Imported from " + opts.From
+		message = "Imported from " + transfer.WithoutUser(opts.From) // the history is pushed with the image
 	}
 	lease := a.st.Lease()
 	var chain oci.Chain

@@ -51,6 +51,26 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// The history of an image is pushed with it, so it has the address without user name and password. A message stays as it is.
+func TestImportKeepsNoCredentials(t *testing.T) {
+	for _, c := range []struct{ from, message, want string }{
+		{"http://host/a@b.tar?c=d", "", "Imported from http://host/a@b.tar?c=d"},
+		{"http://user:secret@host/a.tar", "", "Imported from http://host/a.tar"},
+		{"https://token@host/a.tar", "", "Imported from https://host/a.tar"},
+		{"user:secret@host/a.tar", "", "Imported from host/a.tar"},
+		{"http://user:secret@host/a.tar", "mine", "mine"},
+	} {
+		s := newSide(t, archive.Options{})
+		id, err := s.Import(t.Context(), transfer.ImportOptions{From: c.from, Message: c.message, Source: bytes.NewReader(imagetest.Tar(t, "a", "b"))}, transfer.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cfg := s.image(t, string(id)).Config; cfg.Comment != c.want || len(cfg.History) != 1 || cfg.History[0].Comment != c.want {
+			t.Errorf("import from %s: %q, history %+v", c.from, cfg.Comment, cfg.History)
+		}
+	}
+}
+
 // The layer is the same however the tar is compressed.
 func TestImportOfCompressedTars(t *testing.T) {
 	rootfs := imagetest.Tar(t, "a", strings.Repeat("abc", 50_000))
