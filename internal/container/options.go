@@ -134,7 +134,7 @@ func newEnv(o Options) (*env, error) {
 		return nil, err
 	}
 	for _, root := range []string{o.DataRoot, o.ExecRoot} {
-		if err := o.Store.FS.MkdirAll(filepath.Join(root, "containers"), 0o700); err != nil {
+		if err := durable.MkdirPrivate(o.Store.FS, filepath.Join(root, "containers")); err != nil {
 			return nil, errs.New(errs.Internal, "containers: %w", err)
 		}
 	}

@@ -79,7 +79,7 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	if s.Retention, err = newRetention(s, opts.Retain, opts.RetainBudget); err != nil {
 		return nil, err
 	}
-	if err := s.FS.MkdirAll(root, 0o711); err != nil {
+	if err := durable.MkdirPrivate(s.FS, root); err != nil {
 		return nil, err
 	}
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {

@@ -53,8 +53,8 @@ type Service struct {
 	slow   map[string]chan struct{} // volumes that are being filled, mounted or unmounted; see lockSlow
 }
 
-// New returns the service and makes the root directory. Its mode is 0711: processes of other users may enter a volume that
-// is theirs, but not list the volumes. New deletes what an interrupted removal left.
+// New returns the service and makes the root directory. Only root can enter it: a container mounts its volumes,
+// so its users need no way through this directory. New deletes what an interrupted removal left.
 func New(o Options) (*Service, error) {
 	if o.Store == nil || o.Root == "" {
 		return nil, errs.New(errs.Invalid, "volumes: options lack a store or a root")
@@ -62,7 +62,7 @@ func New(o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := o.Store.FS.MkdirAll(o.Root, 0o711); err != nil {
+	if err := durable.MkdirPrivate(o.Store.FS, o.Root); err != nil {
 		return nil, errs.New(errs.Internal, "volumes: %w", err)
 	}
 	s := &Service{
@@ -173,7 +173,7 @@ func (s *Service) makeData(name string) error {
 	fsys := s.opts.Store.FS
 	dir := filepath.Join(s.opts.Root, name)
 	data := filepath.Join(dir, dataDir)
-	if err := fsys.MkdirAll(dir, 0o701); err != nil {
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return errs.New(errs.Internal, "create %s: %w", name, err)
 	}
 	if err := fsys.Mkdir(data, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {

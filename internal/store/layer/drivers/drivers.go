@@ -80,7 +80,7 @@ const file = "driver"
 // Open returns errs.Invalid for an unknown name, and errs.Precondition when the driver does not work on root or is not
 // the one that root was made with.
 func Open(fsys durable.FS, root, want string) (_ layer.Driver, notes [][2]string, err error) {
-	if err := fsys.MkdirAll(root, 0o711); err != nil {
+	if err := durable.MkdirPrivate(fsys, root); err != nil {
 		return nil, nil, err
 	}
 	have, err := recorded(fsys, root)

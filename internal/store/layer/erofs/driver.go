@@ -88,6 +88,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 			return nil, err
 		}
 	}
+	if err := durable.MkdirPrivate(fsys, base); err != nil {
+		return nil, err
+	}
 	if err := d.sweepTemps(); err != nil {
 		return nil, err
 	}

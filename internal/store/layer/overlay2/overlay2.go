@@ -111,8 +111,11 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err := tree.CheckVersions(fsys, d.layers, map[string]int{variantName: variantVersion}); err != nil {
 		return nil, err
 	}
+	if err := durable.MkdirPrivate(fsys, filepath.Dir(d.layers)); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{d.layers, d.roots()} {
-		if err := fsys.MkdirAll(dir, 0o711); err != nil {
+		if err := durable.MkdirPrivate(fsys, dir); err != nil {
 			return nil, err
 		}
 		if err := durable.RemoveTemps(fsys, dir); err != nil {

@@ -70,6 +70,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err := tree.CheckVersions(fsys, d.layers, nil); err != nil {
 		return nil, err
 	}
+	if err := durable.MkdirPrivate(fsys, filepath.Dir(d.layers)); err != nil {
+		return nil, err
+	}
 	for _, dir := range []string{d.layers, d.emptyDir()} {
 		if err := fsys.MkdirAll(dir, 0o755); err != nil {
 			return nil, err

@@ -36,7 +36,7 @@ type spareInit struct{ name, path string }
 // OpenInits keeps spare init layers in dir, which nothing else uses. It removes those of an earlier process, because a
 // crash may have left them incomplete.
 func OpenInits(fsys durable.FS, dir string) (*Inits, error) {
-	if err := fsys.MkdirAll(dir, 0o755); err != nil {
+	if err := durable.MkdirPrivate(fsys, dir); err != nil {
 		return nil, err
 	}
 	entries, err := fsys.ReadDir(dir)
