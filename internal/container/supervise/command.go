@@ -37,13 +37,29 @@ func newCommand(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 	return &command{cfg: cfg, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}, nil
 }
 
-func (r *command) logName() string { return filepath.Join(r.cfg.Bundle, "runtime.log") }
+// scratch makes a directory for the files of one command. Commands run at the same time, so they must not share names.
+func (r *command) scratch() (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp(r.cfg.Bundle, "command."); err != nil {
+		return "", nil, err
+	}
+	return dir, func() { _ = os.RemoveAll(dir) }, nil // what stays is removed with the bundle
+}
 
-// run runs the runtime's command and returns its output, unless std names files for it. The error is the last one in
-// the runtime's log.
-func (r *command) run(std ends, args ...string) ([]byte, error) {
-	_ = os.Remove(r.logName()) // errors of earlier commands
-	cmd := exec.Command(r.cfg.Runtime, append([]string{"--root", r.cfg.StateDir, "--log", r.logName(), "--log-format", "json"}, args...)...)
+// run runs the runtime's command with a directory of its own. See runIn.
+func (r *command) run(args ...string) ([]byte, error) {
+	dir, remove, err := r.scratch()
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	return r.runIn(dir, ends{}, args...)
+}
+
+// runIn runs the runtime's command, which logs into dir, and returns its output, unless std names files for it. The error is
+// the last one in the runtime's log.
+func (r *command) runIn(dir string, std ends, args ...string) ([]byte, error) {
+	log := filepath.Join(dir, "runtime.log")
+	cmd := exec.Command(r.cfg.Runtime, append([]string{"--root", r.cfg.StateDir, "--log", log, "--log-format", "json"}, args...)...)
 	cmd.Dir = r.cfg.Bundle
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	var out bytes.Buffer
@@ -56,15 +72,15 @@ func (r *command) run(std ends, args ...string) ([]byte, error) {
 	if err == nil {
 		return out.Bytes(), nil
 	}
-	if msg := r.lastError(); msg != "" {
+	if msg := lastError(log); msg != "" {
 		return nil, fmt.Errorf("%s %s: %s", filepath.Base(r.cfg.Runtime), args[0], msg)
 	}
 	return nil, fmt.Errorf("%s %s: %w", r.cfg.Runtime, args[0], err)
 }
 
-// lastError returns the last error in the runtime's log.
-func (r *command) lastError() string {
-	f, err := os.Open(r.logName())
+// lastError returns the last error in a runtime's log.
+func lastError(name string) string {
+	f, err := os.Open(name)
 	if err != nil {
 		return ""
 	}
@@ -81,14 +97,13 @@ func (r *command) lastError() string {
 	}
 }
 
-// begin runs the command create or exec, which starts a process, and receives its terminal.
-func (r *command) begin(std ends, verb string, args ...string) (*os.Process, error) {
-	pidFile := filepath.Join(r.cfg.Bundle, "runtime.pid")
-	_ = os.Remove(pidFile) // of an earlier command
+// begin runs the command create or exec, which starts a process, and receives its terminal. The files of the command are in dir.
+func (r *command) begin(dir string, std ends, verb string, args ...string) (*os.Process, error) {
+	pidFile := filepath.Join(dir, "runtime.pid")
 	args = append([]string{verb, "--pid-file", pidFile}, args...)
 	var terminal func() error
 	if std.console != nil {
-		path, receive, err := r.consoleSocket(std.console)
+		path, receive, err := consoleSocket(dir, std.console)
 		if err != nil {
 			return nil, err
 		}
@@ -101,7 +116,7 @@ func (r *command) begin(std ends, verb string, args ...string) (*os.Process, err
 		defer null.Close() // nothing was written
 		std = ends{stdin: null, stdout: null, stderr: null}
 	}
-	_, err := r.run(std, args...)
+	_, err := r.runIn(dir, std, args...)
 	if terminal != nil {
 		if terr := terminal(); err == nil {
 			err = terr
@@ -121,16 +136,15 @@ func (r *command) begin(std ends, verb string, args ...string) (*os.Process, err
 	return os.FindProcess(pid)
 }
 
-// consoleSocket listens on a socket at path, to which the runtime sends the terminal. receive waits for the terminal and
-// sends it to the socket to, from which receiveConsole reads it.
-func (r *command) consoleSocket(to *os.File) (path string, receive func() error, err error) {
-	dir, err := os.Open(r.cfg.Bundle)
+// consoleSocket listens on a socket in the directory in, to which the runtime sends the terminal. path is its path. receive waits
+// for the terminal and sends it to the socket to, from which receiveConsole reads it.
+func consoleSocket(in string, to *os.File) (path string, receive func() error, err error) {
+	dir, err := os.Open(in)
 	if err != nil {
 		return "", nil, err
 	}
 	// The path goes by way of a descriptor, because the kernel limits a socket's path and a bundle's may be longer.
 	path = fmt.Sprintf("/proc/%d/fd/%d/console.sock", os.Getpid(), dir.Fd())
-	_ = os.Remove(path) // of an earlier command
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return "", nil, errors.Join(err, dir.Close())
@@ -174,7 +188,12 @@ func (r *command) create(p *specs.Process, std ends) (child, error) {
 	if err := r.rewriteSpec(p); err != nil {
 		return child{}, err
 	}
-	first, err := r.begin(std, "create", "--bundle", r.cfg.Bundle, r.cfg.ID)
+	dir, remove, err := r.scratch()
+	if err != nil {
+		return child{}, err
+	}
+	defer remove()
+	first, err := r.begin(dir, std, "create", "--bundle", r.cfg.Bundle, r.cfg.ID)
 	if err != nil {
 		return child{}, err
 	}
@@ -204,7 +223,7 @@ func (r *command) rewriteSpec(p *specs.Process) error {
 }
 
 func (r *command) start() error {
-	_, err := r.run(ends{}, "start", r.cfg.ID)
+	_, err := r.run("start", r.cfg.ID)
 	return programFailure(err)
 }
 
@@ -213,11 +232,16 @@ func (r *command) exec(id string, p *specs.Process, std ends) (child, error) {
 	if err != nil {
 		return child{}, err
 	}
-	name := filepath.Join(r.cfg.Bundle, "exec.json")
+	dir, remove, err := r.scratch()
+	if err != nil {
+		return child{}, err
+	}
+	defer remove()
+	name := filepath.Join(dir, "exec.json")
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		return child{}, err
 	}
-	proc, err := r.begin(std, "exec", "--detach", "--process", name, r.cfg.ID)
+	proc, err := r.begin(dir, std, "exec", "--detach", "--process", name, r.cfg.ID)
 	if err != nil {
 		return child{}, err
 	}
@@ -229,23 +253,23 @@ func (r *command) signal(sig unix.Signal) error {
 		return err
 	}
 	if sig == unix.SIGKILL {
-		_, _ = r.run(ends{}, "resume", r.cfg.ID) // with cgroup v1 a frozen process does not end; it fails if none is frozen
+		_, _ = r.run("resume", r.cfg.ID) // with cgroup v1 a frozen process does not end; it fails if none is frozen
 	}
 	return nil
 }
 
 func (r *command) signalAll(sig unix.Signal) error {
-	_, err := r.run(ends{}, "kill", "--all", r.cfg.ID, strconv.Itoa(int(sig)))
+	_, err := r.run("kill", "--all", r.cfg.ID, strconv.Itoa(int(sig)))
 	return err
 }
 
 func (r *command) pause() error {
-	_, err := r.run(ends{}, "pause", r.cfg.ID)
+	_, err := r.run("pause", r.cfg.ID)
 	return err
 }
 
 func (r *command) resume() error {
-	_, err := r.run(ends{}, "resume", r.cfg.ID)
+	_, err := r.run("resume", r.cfg.ID)
 	return err
 }
 
@@ -254,11 +278,16 @@ func (r *command) update(res *specs.LinuxResources) error {
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(r.cfg.Bundle, "update.json")
+	dir, remove, err := r.scratch()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	name := filepath.Join(dir, "update.json")
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		return err
 	}
-	_, err = r.run(ends{}, "update", "--resources", name, r.cfg.ID)
+	_, err = r.runIn(dir, ends{}, "update", "--resources", name, r.cfg.ID)
 	return err
 }
 
@@ -288,7 +317,7 @@ type runtimeStats struct {
 }
 
 func (r *command) stats() (shim.StatsReply, error) {
-	b, err := r.run(ends{}, "events", "--stats", r.cfg.ID)
+	b, err := r.run("events", "--stats", r.cfg.ID)
 	if err != nil {
 		return shim.StatsReply{}, err
 	}
@@ -315,7 +344,7 @@ func (r *command) stats() (shim.StatsReply, error) {
 }
 
 func (r *command) pids() ([]int, error) {
-	b, err := r.run(ends{}, "ps", "--format", "json", r.cfg.ID)
+	b, err := r.run("ps", "--format", "json", r.cfg.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -342,7 +371,7 @@ func (r *command) destroy() error { return deleteByCommand(r.cfg) }
 // deleteByCommand ends the container's processes and deletes its state with another runtime.
 func deleteByCommand(cfg shim.Config) error {
 	r := &command{cfg: cfg}
-	_, err := r.run(ends{}, "delete", "--force", cfg.ID)
+	_, err := r.run("delete", "--force", cfg.ID)
 	return err
 }
 

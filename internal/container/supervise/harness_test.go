@@ -83,6 +83,9 @@ func newRoot(t testing.TB) string {
 	return root
 }
 
+// runtimeOfBoxes is the OCI runtime that runs the containers of newBox; "" = the one in ply-shim.
+var runtimeOfBoxes string
+
 // newBox prepares a container that runs a program.
 func newBox(t testing.TB, args ...string) *box {
 	t.Helper()
@@ -102,8 +105,8 @@ func newBox(t testing.TB, args ...string) *box {
 	t.Cleanup(func() { _ = os.RemoveAll(run) })
 	b.cfg = shim.Config{
 		ID: name, Bundle: filepath.Join(run, "bundle"), StateDir: filepath.Join(run, "state"),
-		ExitPath: filepath.Join(dir, "exit.json"),
-		Log:      shim.Log{Driver: logfile.JSONFile, Path: filepath.Join(dir, "log.json"), MaxFiles: 1},
+		ExitPath: filepath.Join(dir, "exit.json"), Runtime: runtimeOfBoxes,
+		Log: shim.Log{Driver: logfile.JSONFile, Path: filepath.Join(dir, "log.json"), MaxFiles: 1},
 	}
 	if err := os.Mkdir(b.cfg.Bundle, 0o700); err != nil {
 		t.Fatal(err)

@@ -2,10 +2,13 @@ package supervise_test
 
 import (
 	"errors"
+	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/runspec"
@@ -142,6 +145,90 @@ func TestOtherRuntime(t *testing.T) {
 			t.Error("the container's process still runs")
 		}
 	})
+}
+
+// Tests of streams, execs, signals and the end pass on another runtime as on the one in ply-shim.
+func TestSuiteOnOtherRuntime(t *testing.T) {
+	runtimeOfBoxes = otherRuntime(t)
+	defer func() { runtimeOfBoxes = "" }()
+	for name, test := range map[string]func(*testing.T){
+		"AttachStreams":                          TestAttachStreams,
+		"StdinHalfClose":                         TestStdinHalfClose,
+		"StdinSurvivesDetach":                    TestStdinSurvivesDetach,
+		"StdinOnceClosesWithFirstClient":         TestStdinOnceClosesWithFirstClient,
+		"TerminalHasItsSizeBeforeTheFirstByte":   TestTerminalHasItsSizeBeforeTheFirstByte,
+		"TtySizeOfConfig":                        TestTtySizeOfConfig,
+		"ExecStreams":                            TestExecStreams,
+		"ExecTty":                                TestExecTty,
+		"ExecThatStartsADaemon":                  TestExecThatStartsADaemon,
+		"ExecHasTheContainersRights":             TestExecHasTheContainersRights,
+		"AllOutputIsInTheLogAtTheEnd":            TestAllOutputIsInTheLogAtTheEnd,
+		"OwnOutputIsReadWhileAChildHoldsThePipe": TestOwnOutputIsReadWhileAChildHoldsThePipe,
+		"DisconnectedClientsLeaveNoDescriptors":  TestDisconnectedClientsLeaveNoDescriptors,
+		"KillProcessOfExec":                      TestKillProcessOfExec,
+		"ManyExecsAtOnce":                        TestManyExecsAtOnce,
+		"KillAtAnyTime":                          TestKillAtAnyTime,
+		"ExitCodes":                              TestExitCodes,
+		"SignalIsExitCode":                       TestSignalIsExitCode,
+		"NothingRunsBeforeStart":                 TestNothingRunsBeforeStart,
+		"ShutdownOfACreatedContainer":            TestShutdownOfACreatedContainer,
+		"CleanupAfterKilledShim":                 TestCleanupAfterKilledShim,
+		"CleanupKeepsTheExitCode":                TestCleanupKeepsTheExitCode,
+		"Pause":                                  TestPause,
+		"UserHasNoCaps":                          TestUserHasNoCaps,
+		"HostPidNamespaceLeavesNobody":           TestHostPidNamespaceLeavesNobody,
+		"NoDescriptorLeaks":                      TestNoDescriptorLeaks,
+	} {
+		t.Run(name, test)
+	}
+}
+
+// Every one of many execs at the same time runs its own program as its own user, with a terminal and without.
+func TestConcurrentExecsHaveTheirOwnUser(t *testing.T) {
+	for name, runtime := range map[string]string{"built in": "", "other": otherRuntime(t)} {
+		t.Run(name, func(t *testing.T) {
+			b := sh(t, "sleep 100")
+			b.cfg.Runtime = runtime
+			b.launch().start()
+			var group errgroup.Group
+			group.SetLimit(12)
+			for i := range 60 {
+				group.Go(func() error {
+					id, uid := fmt.Sprint("x", i), 1000+i
+					p, _, err := runspec.Exec(b.in, b.spec, runspec.ExecInput{Args: []string{"/bin/sh", "-c", fmt.Sprintf("id -u; echo %d; exit %d", i, i)}, User: fmt.Sprint(uid), Tty: i%2 == 0})
+					if err != nil {
+						return err
+					}
+					if err := b.c.Exec(t.Context(), id, p, shim.ExecOptions{}); err != nil {
+						return err
+					}
+					s, err := b.c.Attach(t.Context(), id, shim.AttachArgs{Stdout: true, Stderr: true})
+					if err != nil {
+						return err
+					}
+					defer s.Close()
+					if err := b.c.Start(t.Context(), id); err != nil {
+						return fmt.Errorf("start of exec %d: %w", i, err)
+					}
+					out, _, err := collect(s)
+					if f := strings.Fields(out); err != nil || len(f) != 2 || f[0] != fmt.Sprint(uid) || f[1] != fmt.Sprint(i) {
+						t.Errorf("exec %d as user %d: output %q, %v", i, uid, out, err)
+					}
+					if e, err := b.c.Wait(t.Context(), id); err != nil || e.Code != i {
+						t.Errorf("exec %d: %+v, %v", i, e, err)
+					}
+					return nil
+				})
+			}
+			if err := group.Wait(); err != nil {
+				t.Error(err)
+			}
+			left, err := filepath.Glob(filepath.Join(b.cfg.Bundle, "command.*"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("files of commands are left: %v, %v", left, err)
+			}
+		})
+	}
 }
 
 func TestRuntimeThatFails(t *testing.T) {
