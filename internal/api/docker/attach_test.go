@@ -161,6 +161,29 @@ func TestExecThatCannotRunSaysWhyInTheStream(t *testing.T) {
 	}
 }
 
+// Output that was lost is an error for Docker's clients, which do not look at whether a stream ended early. A terminal shows it.
+func TestLostOutputIsAnError(t *testing.T) {
+	for _, tty := range []bool{false, true} {
+		w := newWorld(t)
+		w.containers.cut, w.containers.tty = true, tty
+		conn, in, _ := upgrade(t, w.serve(t), "POST /v1.51/containers/web/attach?stream=1&stdout=1&stderr=1", asksUpgrade)
+		if err := conn.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		var stdout, stderr bytes.Buffer
+		if tty {
+			if _, err := io.Copy(&stdout, in); err != nil || stdout.String() != "partialthe output is incomplete: connection cut\r\n" {
+				t.Errorf("terminal got %q, %v", stdout.String(), err)
+			}
+			continue
+		}
+		_, err := stdcopy.StdCopy(&stdout, &stderr, in)
+		if err == nil || !strings.Contains(err.Error(), "the output is incomplete: connection cut") || stdout.String() != "partial" || stderr.Len() > 0 {
+			t.Errorf("StdCopy = %v, stdout %q, stderr %q", err, stdout.String(), stderr.String())
+		}
+	}
+}
+
 func TestAttachErrorHasAStatus(t *testing.T) {
 	_, _, resp := upgrade(t, newWorld(t).serve(t), "POST /v1.51/containers/absent/attach?stream=1&stdout=1", asksUpgrade)
 	if resp.StatusCode != 404 {

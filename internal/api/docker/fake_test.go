@@ -255,6 +255,7 @@ type fakeContainers struct {
 	limits   spec.Resources
 	exec     spec.ExecSpec
 	attached chan struct{} // one message an attach that ended
+	cut      bool          // attach ends before all output was sent
 	release  chan struct{} // when set, a wait for the next exit ends with it
 	tty      bool
 }
@@ -401,6 +402,10 @@ func (f *fakeContainers) Attach(ctx context.Context, name string, o session.Atta
 			f.attached <- struct{}{}
 		}
 	}()
+	if f.cut {
+		_, err := io.WriteString(o.Stdout, "partial")
+		return errors.Join(err, fmt.Errorf("%w: connection cut", session.ErrIncomplete))
+	}
 	return echo(ctx, o)
 }
 
