@@ -67,7 +67,8 @@ type writer struct {
 	d    *Driver
 	f    *os.File
 	hash hash.Hash
-	done bool
+
+	ended, done bool
 }
 
 // Create starts a layer.
@@ -85,9 +86,15 @@ func (d *Driver) Create(context.Context) (layer.Writer, error) {
 }
 
 func (w *writer) Write(p []byte) (int, error) {
+	if w.ended {
+		return 0, errs.New(errs.Precondition, "layer: the tar has ended")
+	}
 	w.hash.Write(p)
 	return w.f.Write(p)
 }
+
+// End refuses further writes. Commit does the work.
+func (w *writer) End() { w.ended = true }
 
 func (w *writer) Abort() error {
 	if w.done {

@@ -98,7 +98,10 @@ type InitEntry struct {
 // ends it; Abort after Commit does nothing.
 type Writer interface {
 	io.Writer
-	// Commit ends the tar. It checks that the digest is want (unless want is "", for tars made here), resolves what depends
+	// End ends the tar: a Write after it is an error. It waits until everything is processed and frees the memory that only
+	// Write needs, so that a writer can wait for the layers below. Commit returns the errors. A second call does nothing.
+	End()
+	// Commit ends the tar, if End has not. It checks that the digest is want (unless want is "", for tars made here), resolves what depends
 	// on the layers below, and makes the layer durable and visible. If the layer is stored already, that copy stays and the
 	// new one is discarded, unless the stored one is damaged. The error's class is errs.Invalid when the tar must not be
 	// unpacked (the text names the entry) or its digest differs.

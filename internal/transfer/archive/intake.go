@@ -276,6 +276,9 @@ func (in *intake) layer(ctx context.Context, f *file, head []byte, r io.Reader) 
 		f.abort()
 		f.bad, src = err, hashed
 	}
+	if f.writer != nil {
+		f.writer.End() // it may wait long for the layers below
+	}
 	// Bytes that the decompressor or the driver did not read belong to the digest too.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, src, in.buf); err != nil {
 		return fatal(err)

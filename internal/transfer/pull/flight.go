@@ -272,6 +272,7 @@ func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err e
 	if err != nil {
 		return w, errs.New(errs.Invalid, "layer %s: %w", f.desc.Digest, err)
 	}
+	w.End() // it may wait long for the layer below
 	return w, nil
 }
 

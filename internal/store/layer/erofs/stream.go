@@ -130,6 +130,13 @@ func (s *scanner) finish(syncs *syncing) (*fileSum, error) {
 	return side.finish(syncs)
 }
 
+// release drops what only run needs.
+func (s *scanner) release() {
+	if s.side != nil {
+		s.side.buf, s.side.zero = nil, nil
+	}
+}
+
 // close closes the side file, if there is one.
 func (s *scanner) close() error {
 	if s.side == nil {

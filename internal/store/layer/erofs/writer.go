@@ -173,7 +173,7 @@ func exhausted(err error) error {
 	return err
 }
 
-// join ends the stream and waits for hash and scan.
+// join ends the stream, waits for hash and scan, and drops the pieces: megabytes, for a layer that may wait for those below.
 func (w *writer) join() {
 	if w.joined {
 		return
@@ -185,6 +185,15 @@ func (w *writer) join() {
 	close(w.hash.in)
 	close(w.scan.in)
 	w.work.Wait()
+	w.free, w.cur = nil, nil
+	w.scan.release()
+}
+
+// End implements layer.Writer.
+func (w *writer) End() {
+	if !w.ended {
+		w.join()
+	}
 }
 
 // Abort implements layer.Writer.

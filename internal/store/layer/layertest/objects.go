@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -165,6 +166,7 @@ func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
 		b.checkView(t, "view", chain, tars...)
 		b.checkTars(t, chain)
 	})
+	t.Run("ended_writers_take_little_memory", b.testEnd)
 	t.Run("one_layer_in_two_chains", func(t *testing.T) {
 		low1, low2 := makeTar(t, dir("a").chmod(0o700).chown(1, 1), file("a/f", "one")), makeTar(t, dir("a").chmod(0o711).chown(2, 2), file("a/f", "two!"))
 		top := makeTar(t, file("a/new", "x"), hardlink("link", "a/f"))
@@ -182,6 +184,53 @@ func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
 			t.Errorf("changes on an empty chain = %q, want [A /f]", got)
 		}
 	})
+}
+
+// testEnd lets many writers wait as they do while the bottom layer of an image is still downloaded.
+func (b *box) testEnd(t *testing.T) {
+	const writers = 20
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	var all []layer.Writer
+	var ids []oci.DiffID
+	for i := range writers {
+		w, err := b.Create(t.Context())
+		must(t, err)
+		defer w.Abort()
+		data := makeTar(t, file("f", noise(uint64(100+i), 7<<20)))
+		_, err = w.Write(data)
+		must(t, err)
+		w.End()
+		w.End()
+		if _, err := w.Write(data[:1]); err == nil {
+			t.Error("Write after End succeeded")
+		}
+		all, ids = append(all, w), append(ids, diffID(data))
+	}
+	if grown := heap() - before; grown > writers<<20 {
+		t.Errorf("%d writers whose tar has ended take %d MiB", writers, grown>>20)
+	}
+	for i, w := range all[:2] {
+		if _, err := w.Commit(t.Context(), nil, ids[i]); err != nil {
+			t.Errorf("Commit after End: %v", err)
+		}
+		w.End()
+	}
+	if _, err := all[2].Commit(t.Context(), nil, ids[3]); !errors.Is(err, errs.Invalid) {
+		t.Errorf("Commit of another layer after End: %v, want class invalid argument", err)
+	}
+	w, err := b.Create(t.Context())
+	must(t, err)
+	_, _ = w.Write(makeTar(t, file("../x", "evil")))
+	w.End()
+	if _, err := w.Commit(t.Context(), nil, ""); !errors.Is(err, errs.Invalid) {
+		t.Errorf("Commit of a bad tar after End: %v, want class invalid argument", err)
+	}
 }
 
 func (b *box) checkAbsent(t testing.TB, chain oci.Chain) {

@@ -26,9 +26,9 @@ type Writer struct {
 	size int64
 	pipe *io.PipeWriter
 	done chan struct{} // closed when the unpacker has ended
-	un   *unpacker
-	err  error // of the unpacker
-	over bool
+	un   *unpacker     // nil after the end
+	meta *Meta         // nil before the end
+	err  error         // of the unpacker
 }
 
 // Create starts a layer directory at dir, which must not exist.
@@ -75,16 +75,27 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// End ends the tar, waits for the unpacker, and drops what only it needs. A second call does nothing.
+func (w *Writer) End() { w.end(nil) }
+
+// end is End with a reason that the unpacker gets as an error of the tar; nil is the proper end.
+func (w *Writer) end(reason error) {
+	if w.meta != nil {
+		return
+	}
+	_ = w.pipe.CloseWithError(reason)
+	<-w.done
+	w.meta, w.un = &w.un.meta, nil
+}
+
 // Finish ends the tar. When it returns without an error, the directory is complete and its digest is want (or want is ""),
 // but it is not durable yet.
 func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
-	w.over = true
-	w.pipe.Close()
-	<-w.done
+	w.End()
 	if w.err != nil {
 		return nil, w.err
 	}
-	m := &w.un.meta
+	m := w.meta
 	m.TarSize = w.size
 	m.DiffID = oci.DiffID(oci.DigestOfHash(w.sum))
 	if want != "" && want != m.DiffID {
@@ -96,13 +107,9 @@ func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
 	return m, nil
 }
 
-// Abort ends the unpacker, if Finish has not, and removes the directory unless it was renamed.
+// Abort ends the unpacker, if it still runs, and removes the directory unless it was renamed.
 func (w *Writer) Abort() error {
-	if !w.over {
-		w.over = true
-		_ = w.pipe.CloseWithError(errAborted)
-		<-w.done
-	}
+	w.end(errAborted)
 	return w.fsys.RemoveAll(w.dir)
 }
 
