@@ -1,6 +1,8 @@
 package supervise_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -15,6 +18,7 @@ import (
 	"ply/internal/container/runspec"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
+	"ply/internal/errs"
 	"ply/internal/volume"
 	"ply/test/private"
 )
@@ -237,6 +241,14 @@ func TestPause(t *testing.T) {
 	}
 	if err := b.c.Pause(t.Context()); err == nil {
 		t.Error("paused twice")
+	}
+	if err := b.c.Exec(t.Context(), "x", execProcess(b, "/bin/true"), shim.ExecOptions{Detach: true}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := b.c.Start(ctx, "x"); !errors.Is(err, errs.Conflict) { // a process that is born frozen blocks its runtime
+		t.Errorf("exec in a paused container = %v, want errs.Conflict", err)
 	}
 	if err := b.c.Resume(t.Context()); err != nil {
 		t.Fatal(err)
