@@ -1,9 +1,11 @@
 package supervise
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -100,6 +102,53 @@ func TestSlowClientIsKept(t *testing.T) {
 	}
 	if total != chunks*32<<10 {
 		t.Errorf("got %d bytes", total)
+	}
+}
+
+// A connection that sends no request is closed.
+func TestConnectionWithoutARequestIsClosed(t *testing.T) {
+	ours, theirs := pair(t)
+	s := &server{requestTime: 20 * time.Millisecond}
+	go s.handle(ours)
+	if err := theirs.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := theirs.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("read %d bytes, %v, want io.EOF", n, err)
+	}
+}
+
+// A wait request ends when its client is gone, so that clients that come and go leave nothing in the shim.
+func TestWaitEndsWithItsClient(t *testing.T) {
+	ours, theirs := pair(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := new(server).wait(ours, &process{done: make(chan struct{})})
+		ended <- err
+	}()
+	if err := theirs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("wait returned an exit")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("wait goes on without a client")
+	}
+}
+
+// The state of the last ended execs is kept, that of older ones is dropped.
+func TestEndedExecsAreForgotten(t *testing.T) {
+	s := &server{execs: map[string]*process{}}
+	for i := range maxFinished + 10 {
+		p := &process{id: strconv.Itoa(i)}
+		s.execs[p.id] = p
+		s.forget(p)
+	}
+	if len(s.execs) != maxFinished || len(s.finished) != maxFinished || s.execs["9"] != nil || s.execs["10"] == nil {
+		t.Errorf("%d execs, %d ended ones", len(s.execs), len(s.finished))
 	}
 }
 

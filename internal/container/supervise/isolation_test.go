@@ -173,6 +173,20 @@ func TestShimHoldsNothingOfItsParent(t *testing.T) {
 	}
 }
 
+// When memory is short, the kernel kills the container and not its shim.
+func TestShimIsTheLastToBeKilled(t *testing.T) {
+	b := sh(t, "cat /proc/self/oom_score_adj").launch()
+	score, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", b.c.Identity().PID))
+	if err != nil || string(score) != "-999\n" {
+		t.Errorf("the shim's score %q, %v", score, err)
+	}
+	b.start()
+	b.wait()
+	if out := b.output(); out != "0\n" {
+		t.Errorf("the container's score %q", out)
+	}
+}
+
 func TestMemoryLimitKills(t *testing.T) {
 	b := sh(t, "x=$(yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 200000000); echo survived")
 	b.in.Spec.Resources = spec.Resources{Memory: 16 << 20}

@@ -116,6 +116,16 @@ func TestNothingRunsBeforeStart(t *testing.T) {
 	}
 }
 
+// The exit file of an earlier run is gone when the container is created again.
+func TestLaunchRemovesTheExitFile(t *testing.T) {
+	b := sh(t, "sleep 100")
+	writeJSON(t, b.cfg.ExitPath, shim.Exit{Code: 9})
+	b.launch()
+	if e, err := shim.ReadExit(b.cfg.ExitPath); !errors.Is(err, errs.NotFound) {
+		t.Errorf("exit file %+v, %v, want errs.NotFound", e, err)
+	}
+}
+
 func TestShutdownOfACreatedContainer(t *testing.T) {
 	b := sh(t, "echo ran").launch()
 	if err := b.c.Shutdown(t.Context()); err != nil {

@@ -147,6 +147,11 @@ func TestExecStreams(t *testing.T) {
 	if err := b.c.Exec(t.Context(), "x", p, shim.ExecOptions{}); !errors.Is(err, errs.Exists) {
 		t.Errorf("the same ID again = %v, want errs.Exists", err)
 	}
+	defer func() {
+		if err := b.c.Start(t.Context(), "x"); !errors.Is(err, errs.Conflict) {
+			t.Errorf("a second start = %v, want errs.Conflict", err)
+		}
+	}()
 	s := b.attach("x", shim.AttachArgs{Stdin: true, Stdout: true, Stderr: true})
 	if err := b.c.Start(t.Context(), "x"); err != nil {
 		t.Fatal(err)

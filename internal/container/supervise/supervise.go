@@ -49,6 +49,8 @@ type server struct {
 	stop    sync.Once
 	stopped chan struct{} // closed to end the shim
 
+	requestTime time.Duration
+
 	mu       sync.Mutex
 	paused   bool
 	execs    map[string]*process
@@ -126,7 +128,7 @@ func (s *server) leave() { s.stop.Do(func() { close(s.stopped) }) }
 
 // start reads the bundle and creates the container.
 func start(bundle string) (*server, error) {
-	s := &server{removed: make(chan struct{}), stopped: make(chan struct{}), execs: map[string]*process{}}
+	s := &server{removed: make(chan struct{}), stopped: make(chan struct{}), execs: map[string]*process{}, requestTime: requestTime}
 	var err error
 	if s.cfg, s.version, err = shim.ReadConfig(bundle); err != nil {
 		return nil, err
