@@ -103,7 +103,8 @@ func (w *world) open() {
 		w.t.Fatal(err)
 	}
 	w.images = image.New(w.store, image.Options{Log: w.log, Events: w.bus, Format: oci.FormatOCI})
-	if w.vols, err = volume.New(volume.Options{Store: w.store, Root: filepath.Join(w.dir, "data", "volumes"), Log: w.log, Events: w.bus}); err != nil {
+	if w.vols, err = volume.New(volume.Options{Store: w.store, Root: filepath.Join(w.dir, "data", "volumes"),
+		MountRoot: filepath.Join(w.dir, "run", "volumes"), Log: w.log, Events: w.bus}); err != nil {
 		w.t.Fatal(err)
 	}
 	o := container.Options{

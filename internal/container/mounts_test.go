@@ -132,6 +132,49 @@ func imageVolume(t *testing.T, w *world) {
 	}
 }
 
+// A subpath of a volume, a directory or a file, is what the container and docker cp see, and nothing of it stays mounted.
+func TestVolumeSubpath(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	v, err := w.vols.Create(ctx, "parts", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(v.Mountpoint, "a", "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Mountpoint, "a", "sub", "f"), []byte("part"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	id := w.up(func(s *spec.Spec) {
+		s.Mounts = []volume.MountSpec{
+			{Type: "volume", Source: "parts", Target: "/dir", Subpath: "a/sub"},
+			{Type: "volume", Source: "parts", Target: "/file", Subpath: "a/sub/f", ReadOnly: true},
+		}
+	})
+	if code, out := w.exec(id, "sh", "-c", "cat /dir/f /file; echo new > /dir/new; echo x > /file"); code == 0 || !strings.HasPrefix(out, "partpart") || !strings.Contains(out, "Read-only") {
+		t.Errorf("%d %q", code, out)
+	}
+	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "a", "sub", "new")); err != nil || string(b) != "new\n" {
+		t.Errorf("%q %v", b, err)
+	}
+	if fi, err := w.s.Files().PathStat(ctx, id, "/dir/new"); err != nil || fi.Size != 4 {
+		t.Errorf("cp sees %+v %v", fi, err)
+	}
+	if err := w.s.Stop(ctx, id, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.s.Remove(ctx, id, true, true, false); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(w.dir, "run", "volumes")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "a", "sub", "f")); err != nil || string(b) != "part" {
+		t.Errorf("the volume's file: %q %v", b, err)
+	}
+}
+
 func hasChange(ch []container.Change, path string) bool {
 	for _, c := range ch {
 		if c.Path == path {

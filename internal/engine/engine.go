@@ -167,7 +167,8 @@ func (e *Engine) openImages(context.Context) error {
 
 func (e *Engine) openVolumes(context.Context) (err error) {
 	e.Volumes, err = volume.New(volume.Options{
-		Store: e.Store, Root: filepath.Join(e.opts.Config.DataRoot, "volumes"), Log: e.log, Events: e.Events,
+		Store: e.Store, Root: filepath.Join(e.opts.Config.DataRoot, "volumes"),
+		MountRoot: filepath.Join(e.opts.Config.ExecRoot, "volumes"), Log: e.log, Events: e.Events,
 	})
 	return err
 }

@@ -25,6 +25,22 @@ func Bind(source, target string, readOnly bool) error {
 	return t.Attach(target)
 }
 
+// Clone returns a detached copy of the mounts at and below f, which may have been opened with O_PATH. No path is looked up, so the
+// tree is of the file or directory that the caller has checked. The copy is private: unmounting it unmounts nothing else.
+func Clone(f *os.File) (*Tree, error) {
+	fd, err := unix.OpenTree(int(f.Fd()), "",
+		unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return nil, &os.PathError{Op: "clone mount", Path: f.Name(), Err: err}
+	}
+	t := &Tree{fd: fd}
+	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
+		return nil, errors.Join(&os.PathError{Op: "make private", Path: f.Name(), Err: err}, t.Close())
+	}
+	return t, nil
+}
+
 // MakePrivate stops mounts at and below target from propagating to or from other mounts. Target must be a mount point.
 func MakePrivate(target string) error {
 	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}

@@ -36,7 +36,7 @@ func traced(t *testing.T, fsys *faultfs.FS) (s *Service, trace func() []string) 
 			t.Error(err)
 		}
 	})
-	if s, err = New(Options{Store: st, Root: filepath.Join(dir, "volumes")}); err != nil {
+	if s, err = New(Options{Store: st, Root: filepath.Join(dir, "volumes"), MountRoot: filepath.Join(dir, "run")}); err != nil {
 		t.Fatal(err)
 	}
 	var ops []string

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -18,7 +17,6 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/safepath"
 )
 
 // checkDriverOptions checks the options of the local driver. They name what is mounted on the volume's directory while a
@@ -161,41 +159,13 @@ func (s *Service) Prepare(ctx context.Context, id oci.ContainerID, mounts []Moun
 				return nil, err
 			}
 			if m.Subpath != "" {
-				if out[i].Source, err = s.subpath(m); err != nil {
+				if out[i].Source, err = s.pin(id, i, m); err != nil {
 					return nil, err
 				}
 			}
 		}
 	}
 	return out, nil
-}
-
-// subpath returns the real path of a directory in a volume. No component may be a link: the runtime walks the path again,
-// and a link could then point elsewhere.
-func (s *Service) subpath(m Mount) (string, error) {
-	root, err := os.OpenFile(s.path(m.Name), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return "", err
-	}
-	defer root.Close()
-	f, err := safepath.Open(root, m.Subpath, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return "", errs.New(errs.Invalid, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return "", err
-	}
-	want := filepath.Join(s.path(m.Name), m.Subpath)
-	got, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
-	if err != nil {
-		return "", err
-	}
-	if got != want || st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
-	}
-	return want, nil
 }
 
 func prepareBind(m Mount) error {
@@ -269,7 +239,8 @@ func (s *Service) Adopt(id oci.ContainerID, mounts []Mount) {
 	}
 }
 
-// Release records that a container does not run any more, and unmounts the devices that no other running container needs.
+// Release records that a container does not run any more, and unmounts the parts of volumes that were mounted for it and the
+// devices that no other running container needs.
 // A second call does nothing.
 func (s *Service) Release(id oci.ContainerID) {
 	var last []string
@@ -285,6 +256,9 @@ func (s *Service) Release(id oci.ContainerID) {
 		}
 	}
 	s.mu.Unlock()
+	if err := unpin(s.pins(id)); err != nil { // before the volumes that they are part of
+		s.log.Warn("parts of volumes stay mounted", "container", id, "err", err)
+	}
 	for _, n := range last {
 		done, err := s.lockSlow(context.Background(), n)
 		if err != nil {

@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
+	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/safepath"
 )
 
 // Populate copies a directory of an image into a volume if the volume is empty. It keeps owners, modes, times, extended
@@ -192,7 +194,7 @@ func (c *copier) entry(src, dst *os.File, name, rel string) error {
 	kind := st.Mode & unix.S_IFMT
 	if kind != unix.S_IFDIR && st.Nlink > 1 {
 		if first, ok := c.links[key]; ok {
-			return ignoreExists(unix.Linkat(int(c.root.Fd()), first, int(dst.Fd()), name, 0))
+			return c.link(first, dst, name)
 		}
 	}
 	switch kind {
@@ -223,7 +225,7 @@ func (c *copier) entry(src, dst *os.File, name, rel string) error {
 			return err
 		}
 		if kind != unix.S_IFLNK {
-			if err := unix.Fchmodat(int(dst.Fd()), name, st.Mode&0o7777, 0); err != nil {
+			if err := chmodNode(dst, name, st.Mode); err != nil {
 				return err
 			}
 		}
@@ -236,6 +238,35 @@ func (c *copier) entry(src, dst *os.File, name, rel string) error {
 		c.links[key] = rel
 	}
 	return nil
+}
+
+// link makes name another name of the copy at first. The directories on the way are opened below root: in a volume that is shared, a
+// container can replace them by links.
+func (c *copier) link(first string, dst *os.File, name string) error {
+	dir, base, err := safepath.OpenParent(c.root, first)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return ignoreExists(unix.Linkat(int(dir.Fd()), base, int(dst.Fd()), name, 0))
+}
+
+// chmodNode sets the permissions of a FIFO or a device that was just made. It does not follow a link that has replaced it.
+func chmodNode(dir *os.File, name string, mode uint32) error {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != mode&unix.S_IFMT {
+		return errs.New(errs.Conflict, "the file was replaced while the volume was filled")
+	}
+	return unix.Chmod(fdPath(f), mode&0o7777)
 }
 
 func (c *copier) subdir(src, dst *os.File, name, rel string) error {

@@ -29,12 +29,14 @@ import (
 // dataDir is the directory of a volume's content inside the volume's own directory.
 const dataDir = "_data"
 
-// Options of New. Store and Root are required.
+// Options of New. Store, Root and MountRoot are required.
 type Options struct {
-	Store  *store.Store
-	Root   string // <data-root>/volumes
-	Log    *slog.Logger
-	Events *events.Bus
+	Store *store.Store
+	Root  string // <data-root>/volumes
+	// MountRoot is <exec-root>/volumes. Parts of volumes that containers mount are bound to mount points in it.
+	MountRoot string
+	Log       *slog.Logger
+	Events    *events.Bus
 }
 
 // Service keeps the volumes of this host. Safe for concurrent use.
@@ -56,13 +58,16 @@ type Service struct {
 // New returns the service and makes the root directory. Only root can enter it: a container mounts its volumes,
 // so its users need no way through this directory. New deletes what an interrupted removal left.
 func New(o Options) (*Service, error) {
-	if o.Store == nil || o.Root == "" {
-		return nil, errs.New(errs.Invalid, "volumes: options lack a store or a root")
+	if o.Store == nil || o.Root == "" || o.MountRoot == "" {
+		return nil, errs.New(errs.Invalid, "volumes: options lack a store, a root or a root of mounts")
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if err := durable.MkdirPrivate(o.Store.FS, o.Root); err != nil {
+		return nil, errs.New(errs.Internal, "volumes: %w", err)
+	}
+	if err := durable.MkdirPrivate(durable.OS, o.MountRoot); err != nil {
 		return nil, errs.New(errs.Internal, "volumes: %w", err)
 	}
 	s := &Service{
@@ -73,6 +78,9 @@ func New(o Options) (*Service, error) {
 	}
 	if err := durable.RemoveTemps(o.Store.FS, o.Root); err != nil {
 		o.Log.Warn("volumes: leftovers stay", "err", err)
+	}
+	if err := s.unpinAll(); err != nil {
+		o.Log.Warn("volumes: leftover mounts stay", "err", err)
 	}
 	return s, nil
 }

@@ -35,7 +35,7 @@ func newService(t *testing.T) *Service {
 			t.Error(err)
 		}
 	})
-	s, err := New(Options{Store: st, Root: filepath.Join(dir, "volumes"), Events: &events.Bus{}})
+	s, err := New(Options{Store: st, Root: filepath.Join(dir, "volumes"), MountRoot: filepath.Join(dir, "run"), Events: &events.Bus{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +266,43 @@ func TestPopulateFollowsNoLink(t *testing.T) {
 	}
 }
 
+// While a shared volume is filled, a container can put links to files of the host in the place of what was just copied. Neither the
+// permissions of a file of the host nor its number of names changes.
+func TestPopulateLeavesFilesOfTheHost(t *testing.T) {
+	host, to := t.TempDir(), t.TempDir()
+	secret := filepath.Join(host, "secret")
+	if err := errors.Join(os.WriteFile(secret, []byte("x"), 0o600), os.Symlink(secret, filepath.Join(to, "node")), os.Symlink(host, filepath.Join(to, "dir")),
+		unix.Mknod(filepath.Join(to, "fifo"), unix.S_IFIFO|0o600, 0), os.Mkdir(filepath.Join(to, "real"), 0o700),
+		os.WriteFile(filepath.Join(to, "real", "first"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	dst, err := os.Open(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dst.Close()
+	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: dst}
+	if err := c.link("dir/secret", dst, "stolen"); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("link through a link to the host: %v, want ENOENT", err)
+	}
+	if err := chmodNode(dst, "node", unix.S_IFIFO|0o777); !errors.Is(err, errs.Conflict) {
+		t.Errorf("chmod of a link: %v, want a conflict", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(secret, &st); err != nil || st.Nlink != 1 || st.Mode&0o7777 != 0o600 {
+		t.Errorf("the host's file has %d names and mode %o, %v", st.Nlink, st.Mode&0o7777, err)
+	}
+	if err := errors.Join(c.link("real/first", dst, "second"), chmodNode(dst, "fifo", unix.S_IFIFO|0o640)); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Stat(filepath.Join(to, "second"), &st); err != nil || st.Nlink != 2 {
+		t.Errorf("second name: %d names, %v", st.Nlink, err)
+	}
+	if err := unix.Stat(filepath.Join(to, "fifo"), &st); err != nil || st.Mode&0o7777 != 0o640 {
+		t.Errorf("fifo: mode %o, %v", st.Mode&0o7777, err)
+	}
+}
+
 func TestResolve(t *testing.T) {
 	s := newService(t)
 	host := t.TempDir()
@@ -319,9 +356,17 @@ func TestSubpath(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "vol", Subpath: "a/b"}})
-	if err != nil || got[0].Source != filepath.Join(v.Mountpoint, "a/b") {
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Stat(filepath.Join(v.Mountpoint, "a/b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(got[0].Source); err != nil || !os.SameFile(fi, want) {
 		t.Errorf("%+v %v", got, err)
 	}
+	s.Release(c1)
 	if err := os.Symlink("a", filepath.Join(v.Mountpoint, "inside")); err != nil {
 		t.Fatal(err)
 	}

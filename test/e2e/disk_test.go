@@ -37,7 +37,8 @@ func TestDiskDrawing(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			w := newWorld(t, "--storage-driver", driver)
 			w.busybox()
-			w.ply("run", "-d", "--name", "c1", "-v", "vol:/v", "busybox", "sleep", "100")
+			w.ply("run", "--rm", "-v", "vol:/v", "busybox", "mkdir", "/v/sub")
+			w.ply("run", "-d", "--name", "c1", "-v", "vol:/v", "--mount", "type=volume,src=vol,dst=/w,volume-subpath=sub", "busybox", "sleep", "100")
 			w.ply("commit", "c1", "x:1")
 			w.ply("run", "--name", "c2", "busybox", "true")
 			for i, root := range []string{"data", "run"} {

@@ -1,0 +1,96 @@
+package volume
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/mount"
+	"ply/internal/oci"
+	"ply/internal/safepath"
+)
+
+// pin binds the file or directory that a mount's subpath names to a mount point in MountRoot, and returns the mount point. The
+// path in the volume is looked up once: another container that has the volume can replace its directories by links at any time, so a
+// runtime must not look it up again. No component of the subpath may be a link.
+func (s *Service) pin(id oci.ContainerID, n int, m Mount) (_ string, err error) {
+	root, err := os.OpenFile(s.path(m.Name), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	f, err := safepath.OpenNoLinks(root, m.Subpath, unix.O_PATH)
+	if errors.Is(err, unix.ELOOP) {
+		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
+	}
+	if err != nil {
+		return "", errs.New(errs.Invalid, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: m.Subpath, Err: err}
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK { // O_PATH opens a link that is the last component
+		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
+	}
+	tree, err := mount.Clone(f)
+	if err != nil {
+		return "", errs.New(errs.Internal, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
+	}
+	defer func() { err = errors.Join(err, tree.Close()) }()
+	at := filepath.Join(s.pins(id), strconv.Itoa(n))
+	if err := makeMountPoint(at, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
+		return "", err
+	}
+	if err := tree.Attach(at); err != nil {
+		return "", errors.Join(err, os.Remove(at))
+	}
+	return at, nil
+}
+
+func makeMountPoint(at string, dir bool) error {
+	if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+		return err
+	}
+	if dir {
+		return os.Mkdir(at, 0o700)
+	}
+	f, err := os.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// pins returns the directory of the mount points of one container.
+func (s *Service) pins(id oci.ContainerID) string { return filepath.Join(s.opts.MountRoot, string(id)) }
+
+// unpin unmounts and removes the mount points in dir, and dir. It deletes nothing recursively, because what is still mounted is
+// the data of a volume.
+func unpin(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		at := filepath.Join(dir, e.Name())
+		err = errors.Join(err, mount.Unmount(at, true), os.Remove(at))
+	}
+	return errors.Join(err, os.Remove(dir))
+}
+
+// unpinAll removes the mount points that an earlier process left. Containers that run do not need them: each has mounts of its own
+// in its mount namespace.
+func (s *Service) unpinAll() error {
+	entries, err := os.ReadDir(s.opts.MountRoot)
+	for _, e := range entries {
+		err = errors.Join(err, unpin(filepath.Join(s.opts.MountRoot, e.Name())))
+	}
+	return err
+}
