@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -299,12 +298,4 @@ func (s *Service) lockSlow(ctx context.Context, name string) (done func(), err e
 			return nil, context.Cause(ctx)
 		}
 	}
-}
-
-func inode(fi fs.FileInfo) (key [2]uint64, links uint64) {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return key, 1
-	}
-	return [2]uint64{st.Dev, st.Ino}, uint64(st.Nlink)
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -308,37 +307,4 @@ func (s *Service) publishPrune(reclaimed int64) {
 		return
 	}
 	s.opts.Events.Publish(events.Event{Type: "volume", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(reclaimed, 10)}})
-}
-
-// treeSize follows no link and skips files that disappear meanwhile.
-func treeSize(ctx context.Context, root string) (int64, error) {
-	var total int64
-	seen := map[[2]uint64]struct{}{}
-	err := filepath.WalkDir(root, func(_ string, d fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		fi, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || fi.Mode()&os.ModeType != 0 {
-			return err
-		}
-		if key, links := inode(fi); links > 1 {
-			if _, dup := seen[key]; dup {
-				return nil
-			}
-			seen[key] = struct{}{}
-		}
-		total += fi.Size()
-		return nil
-	})
-	return total, err
 }
