@@ -6,12 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 
 	"ply/internal/cli/client"
 	"ply/internal/errs"
@@ -45,7 +50,7 @@ func (p Paths) Start(ctx context.Context, c *client.Client, cause error, stderr 
 	}
 	path, err := find()
 	if err != nil {
-		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in PATH: install it, or name another engine with -H or PLY_HOST")
+		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in the system's directories: install it, or name another engine with -H or PLY_HOST")
 	}
 	unlock, err := lock(p.Lock)
 	if err != nil {
@@ -56,7 +61,7 @@ func (p Paths) Start(ctx context.Context, c *client.Client, cause error, stderr 
 		return nil // another process started it while this one waited for the lock
 	}
 	fmt.Fprintf(stderr, "ply: no engine at %s, starting %s (log: %s)\n", c.Host(), path, p.Log)
-	exited, offset, err := spawn(path, p.Log)
+	exited, offset, err := spawn(path, p.Log, hierarchies())
 	if err != nil {
 		return err
 	}
@@ -67,18 +72,40 @@ func unreachable(c *client.Client) string {
 	return "Cannot connect to the ply daemon at " + c.Host() + ": it does not run"
 }
 
-// find looks for plyd beside this executable, then in PATH.
+// systemDirs are the directories in which plyd is looked for besides ply's own, and plyd's PATH.
+var systemDirs = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
+
+// find looks for plyd beside this executable, then in systemDirs. It does not search PATH, because plyd runs as root and the
+// PATH may be another user's.
 func find() (string, error) {
+	dirs := systemDirs
 	if self, err := os.Executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(self); err == nil {
 			self = real
 		}
-		p := filepath.Join(filepath.Dir(self), "plyd")
+		dirs = append([]string{filepath.Dir(self)}, dirs...)
+	}
+	for _, dir := range dirs {
+		p := filepath.Join(dir, "plyd")
 		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
 			return p, nil
 		}
 	}
-	return exec.LookPath("plyd")
+	return "", exec.ErrNotFound
+}
+
+// environment returns the environment of plyd: a fixed PATH, and of the variables env only the proxies, the language and the time
+// zone. Everything else belongs to the caller, and plyd outlives it.
+func environment(env []string) []string {
+	out := []string{"PATH=" + strings.Join(systemDirs, ":")}
+	for _, kv := range env {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "LANG", "LC_ALL", "TZ":
+			out = append(out, kv)
+		}
+	}
+	return out
 }
 
 // lock waits for the lock of the file at path.
@@ -94,8 +121,8 @@ func lock(path string) (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// spawn starts plyd in a session of its own. exited receives the result when plyd ends; offset is the length of the log before.
-func spawn(path, logFile string) (exited <-chan error, offset int64, err error) {
+// spawn starts plyd in a session of its own, with nothing of the caller's environment, open files or cgroups. exited receives the result when plyd ends; offset is the length of the log before.
+func spawn(path, logFile string, hierarchies []string) (exited <-chan error, offset int64, err error) {
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 	if err != nil {
 		return nil, 0, errs.New(errs.Unavailable, "log of plyd: %w", err)
@@ -105,15 +132,62 @@ func spawn(path, logFile string) (exited <-chan error, offset int64, err error) 
 		offset = st.Size()
 	}
 	cmd := exec.Command(path) // no context: it must outlive this process
-	cmd.Dir = "/"
+	cmd.Dir, cmd.Env = "/", environment(os.Environ())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := closeOnExec(); err != nil {
+		return nil, 0, errs.New(errs.Unavailable, "start %s: %w", path, err)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, 0, errs.New(errs.Unavailable, "start %s: %w", path, err)
 	}
+	leaveCgroups(cmd.Process.Pid, hierarchies)
 	ch := make(chan error, 1)
 	go func() { ch <- cmd.Wait() }()
 	return ch, offset, nil
+}
+
+// closeOnExec marks every descriptor above 2, so that plyd does not inherit those that this process inherited: it would keep
+// locks and pipes of the caller in use.
+func closeOnExec() error {
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err == nil {
+		return nil
+	}
+	open, err := os.ReadDir("/proc/self/fd") // before Linux 5.11
+	if err != nil {
+		return err
+	}
+	for _, e := range open {
+		if fd, err := strconv.Atoi(e.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
+// hierarchies returns the mount points of the cgroup hierarchies.
+func hierarchies() (dirs []string) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil // plyd works in any cgroup
+	}
+	for _, m := range mounts {
+		dirs = append(dirs, m.Mountpoint)
+	}
+	return dirs
+}
+
+// leaveCgroups moves a process that has no children yet to the root of every hierarchy, so that it does not end with the caller's
+// login session or job, and does not count against their limits. Where that is not allowed, the process stays in its cgroup.
+func leaveCgroups(pid int, hierarchies []string) {
+	for _, dir := range hierarchies {
+		f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+		if err != nil {
+			continue
+		}
+		_, _ = f.WriteString(strconv.Itoa(pid))
+		_ = f.Close() // the write has moved the process or failed
+	}
 }
 
 // wait returns when the socket of c answers, or with an error when plyd ended or startLimit passed.
