@@ -23,6 +23,7 @@ type ctr struct {
 	op       chan struct{} // see Service
 	root     *rootfs.Root  // nil until the container has a record
 	sessions *session.Set
+	copies   copies
 
 	saveMu sync.Mutex
 
@@ -34,7 +35,7 @@ type ctr struct {
 	failed  int                // restarts in a row after runs that did not last
 	gone    bool               // removed, or being removed
 
-	// done ends when the container is removed; copies out of it end with it.
+	// done ends when the container is removed, after its copies; see copies.
 	done   context.Context
 	remove context.CancelFunc
 }

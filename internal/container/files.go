@@ -16,7 +16,8 @@ import (
 	"ply/internal/volume"
 )
 
-// Files reads and writes the files of containers, running or not. Safe for concurrent use.
+// Files reads and writes the files of containers, running or not. A removal of a container waits for its copies, but not
+// for one whose client has stalled; see copies. Safe for concurrent use.
 type Files struct {
 	find    func(ref string) (*ctr, error)
 	volumes *volume.Service
@@ -26,16 +27,19 @@ type Files struct {
 func (s *Service) Files() *Files { return &Files{find: s.find, volumes: s.env.opts.Volumes} }
 
 // view calls do with the container's root, in which its volumes, its binds and its hosts, hostname and resolv.conf are
-// mounted. The memory file systems of the process (tmpfs, /proc, /dev) are not there, as with docker's cp. ctx ends when
-// the container is removed, because a removal must not wait for a copy.
-func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, root *os.File) error) (err error) {
+// mounted. The memory file systems of the process (tmpfs, /proc, /dev) are not there, as with docker's cp. client is what
+// do reads from or writes to, if anything. The context of do ends when a removal of the container does not wait for it any
+// longer.
+func (f *Files) view(ctx context.Context, c *ctr, client any, do func(ctx context.Context, x *copying, root *os.File) error) (err error) {
+	x, ctx, err := c.copies.begin(ctx, c, client)
+	if err != nil {
+		return err
+	}
+	defer x.end()
 	if err := c.root.Acquire(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.root.Release()) }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.done, cancel)()
 	c.mu.Lock()
 	var mounts []volume.Mount
 	for _, m := range c.rec.Mounts {
@@ -62,7 +66,7 @@ func (f *Files) view(ctx context.Context, c *ctr, do func(ctx context.Context, r
 			binds = append(binds, rootfs.Bind{Source: source, Target: target, ReadOnly: readOnly})
 		}
 	}
-	return c.root.View(binds, func(root *os.File) error { return do(ctx, root) })
+	return x.reason(ctx, c.root.View(binds, func(root *os.File) error { return do(ctx, x, root) }))
 }
 
 // hostFiles returns what is mounted at /etc/hosts and the like in the container, by target. A container that was never
@@ -118,7 +122,7 @@ func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, e
 	if err != nil {
 		return out, err
 	}
-	err = f.view(ctx, c, func(_ context.Context, root *os.File) error {
+	err = f.view(ctx, c, nil, func(_ context.Context, _ *copying, root *os.File) error {
 		out, err = rootfs.Lstat(root, p)
 		return err
 	})
@@ -136,7 +140,9 @@ func (f *Files) CopyFrom(ctx context.Context, ref, p string, found func(rootfs.I
 	if err != nil {
 		return err
 	}
-	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyOut(ctx, root, p, found, w) })
+	err = f.view(ctx, c, w, func(ctx context.Context, x *copying, root *os.File) error {
+		return rootfs.CopyOut(ctx, root, p, found, x.writer(w))
+	})
 	if err != nil {
 		return explain(ref, err)
 	}
@@ -161,7 +167,9 @@ func (f *Files) CopyTo(ctx context.Context, ref, p string, stream io.Reader, noO
 		KeepKinds: noOverwriteDirNonDir, Chown: copyUIDGID && c.rec.Spec.User != "", ReadOnly: c.rec.Spec.ReadonlyRootfs, User: c.rec.Spec.User,
 	}
 	c.mu.Unlock()
-	err = f.view(ctx, c, func(ctx context.Context, root *os.File) error { return rootfs.CopyIn(ctx, root, p, stream, o) })
+	err = f.view(ctx, c, stream, func(ctx context.Context, x *copying, root *os.File) error {
+		return rootfs.CopyIn(ctx, root, p, x.reader(stream), o)
+	})
 	if err != nil {
 		return explain(ref, err)
 	}
@@ -178,14 +186,16 @@ func (f *Files) Export(ctx context.Context, ref string, w io.Writer) (err error)
 	if st := c.status(); st == StatusDead || st == StatusRemoving {
 		return errs.New(errs.Conflict, "You cannot export container %s which is %s", c.id, st)
 	}
+	x, ctx, err := c.copies.begin(ctx, c, w)
+	if err != nil {
+		return err
+	}
+	defer x.end()
 	if err := c.root.Acquire(ctx); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.root.Release()) }()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(c.done, cancel)()
-	err = c.root.View(nil, func(root *os.File) error { return rootfs.Export(ctx, root, w) })
+	err = x.reason(ctx, c.root.View(nil, func(root *os.File) error { return rootfs.Export(ctx, root, x.writer(w)) }))
 	if err == nil {
 		c.publish("export")
 	}

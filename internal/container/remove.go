@@ -85,7 +85,8 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	c.rec.State.Status, c.gone = StatusRemoving, true
 	mounts, name := c.rec.Mounts, c.rec.Name
 	c.mu.Unlock()
-	c.remove() // ends the readers of its files
+	c.copies.finish(c.env.run)
+	c.remove() // ends what still reads its files
 	st := c.env.opts.Store
 	err := c.root.Close(ctx)
 	if err == nil {
@@ -95,6 +96,7 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	}
 	if err != nil {
 		c.root.Reopen()
+		c.copies.reopen()
 		c.mu.Lock()
 		c.rec.State.Status, c.gone = StatusDead, false
 		c.mu.Unlock()

@@ -3,7 +3,9 @@ package docker
 import (
 	"encoding/base64"
 	"encoding/json"
+	"io"
 	"net/http"
+	"time"
 
 	"ply/internal/container/rootfs"
 	"ply/internal/errs"
@@ -60,7 +62,7 @@ func (h fileHandlers) copyFrom(c *call) error {
 	return h.files.CopyFrom(c.ctx(), c.vars["id"], path, func(st rootfs.Info) error {
 		c.w.Header().Set("Content-Type", "application/x-tar")
 		return c.setStat(st)
-	}, c.w)
+	}, c.copyWriter())
 }
 
 func (h fileHandlers) copyTo(c *call) error {
@@ -68,7 +70,7 @@ func (h fileHandlers) copyTo(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := h.files.CopyTo(c.ctx(), c.vars["id"], path, c.r.Body, c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
+	if err := h.files.CopyTo(c.ctx(), c.vars["id"], path, c.copyReader(), c.bool("noOverwriteDirNonDir"), c.bool("copyUIDGID")); err != nil {
 		return err
 	}
 	return c.none(http.StatusOK)
@@ -76,5 +78,27 @@ func (h fileHandlers) copyTo(c *call) error {
 
 func (h fileHandlers) export(c *call) error {
 	c.w.Header().Set("Content-Type", "application/octet-stream")
-	return h.files.Export(c.ctx(), c.vars["id"], c.w)
+	return h.files.Export(c.ctx(), c.vars["id"], c.copyWriter())
 }
+
+// copyWriter returns the answer as a writer with a deadline, so that a removal of the container can end a copy whose client does
+// not read.
+func (c *call) copyWriter() io.Writer {
+	return struct {
+		io.Writer
+		writeDeadline
+	}{c.w, http.NewResponseController(c.w)}
+}
+
+// copyReader returns the request's body as a reader with a deadline, so that a removal of the container can end a copy whose client
+// does not write.
+func (c *call) copyReader() io.Reader {
+	return struct {
+		io.Reader
+		readDeadline
+	}{c.r.Body, http.NewResponseController(c.w)}
+}
+
+type writeDeadline interface{ SetWriteDeadline(time.Time) error }
+
+type readDeadline interface{ SetReadDeadline(time.Time) error }
