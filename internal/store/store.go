@@ -79,7 +79,7 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	if s.Retention, err = newRetention(s, opts.Retain, opts.RetainBudget); err != nil {
 		return nil, err
 	}
-	if err := durable.MkdirPrivate(s.FS, root); err != nil {
+	if err := errors.Join(s.FS.MkdirAll(filepath.Dir(root), 0o711), s.FS.MkdirAll(root, 0o700)); err != nil {
 		return nil, err
 	}
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
@@ -90,6 +90,10 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 			err = errors.Join(err, s.Meta.Close())
 		}
 	}()
+	// Not earlier, because a data root of a later release must stay as it is.
+	if err := durable.MkdirPrivate(s.FS, root); err != nil {
+		return nil, err
+	}
 	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
 		return nil, err
 	}
