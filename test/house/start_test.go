@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,6 +111,114 @@ func TestFirstCommandStartsPlyd(t *testing.T) {
 	}
 	if _, err := os.Stat("/var/lib/ply/meta.db"); err != nil {
 		t.Error(err)
+	}
+}
+
+// confine makes the cgroups of this test the roots of their hierarchies in this mount namespace, so that a plyd that leaves its
+// caller's cgroups stays within the limits of the test. No container can run then. It returns the path of the test's cgroup in each v1 hierarchy by controller.
+func confine(t *testing.T) map[string]string {
+	t.Helper()
+	own := map[string]string{}
+	for line := range strings.Lines(read(t, "/proc/self/cgroup")) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		dir := filepath.Join("/sys/fs/cgroup", strings.TrimPrefix(f[1], "name="))
+		if f[1] == "" {
+			if dir = "/sys/fs/cgroup"; f[0] == "0" {
+				if _, err := os.Stat(filepath.Join(dir, "unified")); err == nil {
+					dir = filepath.Join(dir, "unified")
+				}
+			}
+		} else {
+			own[f[1]] = f[2]
+		}
+		if f[2] != "/" {
+			over(t, filepath.Join(dir, f[2]), dir)
+		}
+	}
+	return own
+}
+
+// A plyd that a command starts has nothing of its caller: no descriptors, no variables but the proxies, no cgroup, and it is not
+// looked for in the caller's PATH.
+func TestStartedPlydHasNothingOfItsCaller(t *testing.T) {
+	home(t)
+	own := confine(t)
+	caller := filepath.Join("/sys/fs/cgroup/memory", "ply-caller")
+	const hierarchy = "memory"
+	if _, v1 := own[hierarchy]; v1 {
+		if err := os.Mkdir(caller, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(caller); err != nil {
+				t.Error(err)
+			}
+		})
+	} else {
+		caller = ""
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	ply := command(t, "sh", "-euc", `[ -z "$3" ] || echo $$ >"$3/cgroup.procs"; umask 077; exec 7>"$2"; "$1" version >/dev/null`, "sh", filepath.Join(bin, "ply"), secret, caller)
+	ply.Env = append(ply.Env, "SECRET=s3cret", "LD_PRELOAD_X=1", "DOCKER_CERT_PATH=/x", "GODEBUG=x=1", "HTTPS_PROXY=http://proxy.example:1", "no_proxy=host.example", "LANG=C.UTF-8")
+	ply.Dir = t.TempDir()
+	if out, err := ply.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	pid := peer(t, "/run/ply.sock")
+	defer end(t, pid)
+	proc := filepath.Join("/proc", strconv.Itoa(pid))
+	env := strings.Split(strings.TrimSuffix(read(t, filepath.Join(proc, "environ")), "\x00"), "\x00")
+	slices.Sort(env)
+	want := []string{"HTTPS_PROXY=http://proxy.example:1", "LANG=C.UTF-8", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "no_proxy=host.example"}
+	env = slices.DeleteFunc(env, func(kv string) bool { // of the machine that runs this test
+		name, _, _ := strings.Cut(kv, "=")
+		return !slices.Contains(want, kv) && (strings.HasSuffix(strings.ToLower(name), "_proxy") || name == "LC_ALL" || name == "TZ")
+	})
+	if !slices.Equal(env, want) {
+		t.Errorf("environment %q, want %q", env, want)
+	}
+	fds, err := os.ReadDir(filepath.Join(proc, "fd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, _ := os.Readlink(filepath.Join(proc, "fd", fd.Name())); to == secret {
+			t.Errorf("descriptor %s of the caller is open in plyd", fd.Name())
+		}
+	}
+	if cwd, err := os.Readlink(filepath.Join(proc, "cwd")); err != nil || cwd != "/" {
+		t.Errorf("plyd runs in %s, %v", cwd, err)
+	}
+	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+		t.Errorf("plyd %d is in session %d, %v", pid, sid, err)
+	}
+	for line := range strings.Lines(read(t, filepath.Join(proc, "cgroup"))) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); strings.Contains(f[2], "ply-caller") || f[1] == hierarchy && f[2] != own[hierarchy] {
+			t.Errorf("plyd is in cgroup %s", line)
+		}
+	}
+}
+
+// A plyd in a directory of PATH is not started, because root's PATH may hold directories of other users.
+func TestPlydIsNotSearchedInPath(t *testing.T) {
+	home(t)
+	alone, evil := t.TempDir(), t.TempDir()
+	must(t, "cp", filepath.Join(bin, "ply"), alone)
+	ran := filepath.Join(evil, "ran")
+	if err := os.WriteFile(filepath.Join(evil, "plyd"), []byte("#!/bin/sh\n: >"+ran+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin"} { // an installed plyd would be started
+		fresh(t, dir)
+	}
+	ply := command(t, filepath.Join(alone, "ply"), "ps")
+	ply.Env = append(ply.Env, "PATH="+evil+":"+os.Getenv("PATH"))
+	out, err := ply.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "plyd was not found") {
+		t.Errorf("ps: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(ran); err == nil {
+		t.Error("the plyd in PATH was started")
 	}
 }
 
