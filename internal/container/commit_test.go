@@ -133,6 +133,35 @@ func TestCommitDuringTheEnd(t *testing.T) {
 	}
 }
 
+// A kill that meets the freeze of a commit ends the container at once.
+func TestKillDuringCommit(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	defer cancel()
+	many := "i=0; while [ $i -lt 100 ]; do sleep 1000 & i=$((i+1)); done; echo ready; wait" // they do not all end at once
+	for i := range 30 {
+		id := w.create(sh(many))
+		w.start(id)
+		w.waitLog(id, "ready")
+		done := make(chan error, 1)
+		go func() {
+			_, err := w.s.Commit(ctx, id, container.CommitOptions{Pause: true})
+			done <- err
+		}()
+		time.Sleep(time.Duration(i) * 100 * time.Microsecond) // so that the kill meets the commit at different points
+		began := time.Now()
+		if err := w.s.Kill(ctx, id, "KILL"); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 5*time.Second { // a kill of a frozen container is given up after 10 s
+			t.Fatalf("kill %d took %v", i, took)
+		}
+		if err := <-done; err != nil {
+			t.Fatalf("commit %d: %v", i, err)
+		}
+	}
+}
+
 // A removal and a commit of the same container do not wait for each other.
 func TestRemoveDuringCommit(t *testing.T) {
 	w := newWorld(t)

@@ -22,6 +22,7 @@ type life struct {
 	ctx    context.Context // ends with the run
 	end    context.CancelFunc
 	manual bool // stop, kill or restart was asked for; c.mu guards it
+	killed bool // SIGKILL was sent, so nothing freezes the processes any more; c.mu guards it
 	keep   bool // a restart was asked for: the end of the run does not remove a --rm container; c.mu guards it
 }
 
@@ -33,16 +34,26 @@ func (c *ctr) newLife(client *shim.Client, began time.Time) *life {
 	return l
 }
 
-// freeze stops the processes; no exec starts meanwhile. The caller holds c.op.
+// freeze stops the processes; no exec starts meanwhile. The caller holds c.op. errs.Precondition when the process is being killed:
+// a frozen process would not end.
 func (l *life) freeze(ctx context.Context) error {
 	return l.c.sessions.WithoutStarts(func() error {
 		if err := l.Client.Pause(ctx); err != nil {
 			return err
 		}
 		l.c.mu.Lock()
-		l.c.rec.State.Status = StatusPaused
+		killed := l.killed
+		if !killed {
+			l.c.rec.State.Status = StatusPaused
+		}
 		l.c.mu.Unlock()
-		return nil
+		if !killed {
+			return nil
+		}
+		if err := l.Client.Resume(ctx); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Precondition) && !errors.Is(err, errs.Unavailable) {
+			return err
+		}
+		return errs.New(errs.Precondition, "container %s is being killed", l.c.id)
 	})
 }
 
@@ -65,6 +76,11 @@ func (l *life) thaw(ctx context.Context) error {
 // signal sends a signal to the first process. A frozen process is thawed so that it can act on the signal.
 // errs.Precondition when the process has ended.
 func (l *life) signal(ctx context.Context, sig unix.Signal) error {
+	if sig == unix.SIGKILL { // before it is sent: either a freeze that is under way sees it, or it is seen as paused below
+		l.c.mu.Lock()
+		l.killed = true
+		l.c.mu.Unlock()
+	}
 	err := l.Client.Kill(ctx, "", shim.KillArgs{Signal: int(sig)})
 	if errors.Is(err, errs.Unavailable) || errors.Is(err, errs.Conflict) {
 		// The process has just ended, or the shim is gone; the supervisor records the end.
