@@ -11,52 +11,85 @@ import (
 )
 
 // Update changes limits and the restart policy. On a running container the limits change at once. Zero fields of r leave
-// the limit as it is.
+// the limit as it is. Errors: Invalid, Conflict for limits that contradict those in force.
 func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) (warnings []string, err error) {
 	c, err := s.find(ref)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.lock(ctx); err != nil {
-		return nil, err
+	if policy != nil && policy.Name == "" {
+		policy = nil
 	}
-	defer c.release()
-	c.mu.Lock()
-	next := c.rec.Spec.Resources
-	auto, st, l, before := c.rec.Spec.AutoRemove, c.rec.State.Status, c.life, c.rec.Spec
-	c.mu.Unlock()
-	if st == StatusRemoving || st == StatusDead {
-		return nil, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", c.id)
-	}
-	next.Overlay(r)
-	if err := next.Check(); err != nil {
-		return nil, err
-	}
-	if err := next.CheckCPUs(runtime.NumCPU()); err != nil {
-		return nil, err
-	}
-	warnings = next.Reduce()
-	if policy != nil && policy.Name != "" {
+	if policy != nil {
 		if err := policy.Check(); err != nil {
 			return nil, err
 		}
-		if auto && policy.Restarts() {
-			return nil, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
-		}
+	}
+	if err := r.CheckChange(); err != nil {
+		return nil, err
+	}
+	if err := r.CheckCPUs(runtime.NumCPU()); err != nil {
+		return nil, err
+	}
+	host, err := runspec.ProbeHost()
+	if err != nil {
+		return nil, err
+	}
+	warnings = r.Reduce()
+	more, err := runspec.FitLimits(&r, &host)
+	if err != nil {
+		return nil, err
+	}
+	warnings = append(warnings, more...)
+	w := c.wait(WaitNextExit)
+	defer w.cancel()
+	refused, err := c.update(ctx, &r, policy, host.SwapLimit)
+	if refused && ctx.Err() == nil && w.await(ctx, endWait) {
+		_, err = c.update(ctx, &r, policy, host.SwapLimit) // it was ending, so there is no process with limits
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.publish("update")
+	return warnings, nil
+}
+
+// update changes the container and its record. refused reports that the limits of the process could not be changed, as when the
+// process is ending. limitSwap: the host can limit swap.
+func (c *ctr) update(ctx context.Context, r *spec.Resources, policy *spec.RestartPolicy, limitSwap bool) (refused bool, err error) {
+	if err := c.lock(ctx); err != nil {
+		return false, err
+	}
+	defer c.release()
+	c.mu.Lock()
+	before, st, l := c.rec.Spec, c.rec.State.Status, c.life
+	c.mu.Unlock()
+	if st == StatusRemoving || st == StatusDead {
+		return false, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", c.id)
+	}
+	if err := before.Resources.CheckUpdate(r); err != nil {
+		return false, fmt.Errorf("Cannot update container %s: %w", c.id, err)
+	}
+	if policy != nil && before.AutoRemove && policy.Restarts() {
+		return false, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
+	}
+	next := before.Resources
+	next.Overlay(*r)
+	if limitSwap {
+		next.LimitSwap()
 	}
 	if l != nil && !r.IsZero() {
-		lr, more, err := runspec.LinuxResources(next)
+		lr, _, err := runspec.LinuxResources(next)
 		if err != nil {
-			return nil, err
+			return false, err
 		}
-		warnings = append(warnings, more...)
 		if err := l.Client.Update(ctx, lr); err != nil {
-			return nil, fmt.Errorf("cannot update container %s: %w", c.id, err)
+			return true, fmt.Errorf("cannot update container %s: %w", c.id, err)
 		}
 	}
 	c.mu.Lock()
 	c.rec.Spec.Resources = next
-	if policy != nil && policy.Name != "" {
+	if policy != nil {
 		c.rec.Spec.RestartPolicy = *policy
 	}
 	c.mu.Unlock()
@@ -64,8 +97,7 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 		c.mu.Lock()
 		c.rec.Spec = before
 		c.mu.Unlock()
-		return nil, err
+		return false, err
 	}
-	c.publish("update")
-	return warnings, nil
+	return false, nil
 }

@@ -141,7 +141,7 @@ func (h containerHandlers) update(c *call) error {
 		p := restartPolicy(body.RestartPolicy)
 		policy = &p
 	}
-	warnings, err := h.containers.Update(c.ctx(), c.vars["id"], limits(&body.Resources), policy)
+	warnings, err := h.containers.Update(c.ctx(), c.vars["id"], updatedLimits(&body.Resources, c.v), policy)
 	if err != nil {
 		return err
 	}

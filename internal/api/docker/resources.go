@@ -84,6 +84,19 @@ func weightDevices(weights []spec.DeviceWeight) []wire.WeightDevice {
 	return list
 }
 
+// updatedLimits returns the limits of a request to change a container. version is the minor version of the API.
+func updatedLimits(r *wire.Resources, version int) spec.Resources {
+	out := limits(r)
+	switch {
+	case version < 40: // such clients always send 0
+		out.PidsLimit = nil
+	case r.PidsLimit != nil && *r.PidsLimit <= 0:
+		none := int64(-1)
+		out.PidsLimit = &none
+	}
+	return out
+}
+
 func deviceRates(list []wire.ThrottleDevice) (rates []spec.DeviceRate) {
 	for _, d := range list {
 		rates = append(rates, spec.DeviceRate(d))
@@ -108,6 +121,9 @@ func resourcesOf(sp *spec.Spec) wire.Resources {
 		CPURealtimeRuntime: r.CPURealtimeRuntime, CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Devices: []wire.DeviceMapping{},
 		DeviceCgroupRules: sp.DeviceRules, KernelMemory: r.KernelMemory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap,
 		MemorySwappiness: r.MemorySwappiness, OomKillDisable: &sp.OomKillDisable, PidsLimit: r.PidsLimit, Ulimits: []wire.Ulimit{}}
+	if r.PidsLimit != nil && *r.PidsLimit < 0 { // unlimited
+		out.PidsLimit = new(int64)
+	}
 	for _, d := range sp.Devices {
 		out.Devices = append(out.Devices, wire.DeviceMapping{PathOnHost: d.HostPath, PathInContainer: d.ContainerPath, CgroupPermissions: d.Permissions})
 	}

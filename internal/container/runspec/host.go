@@ -21,11 +21,13 @@ type Host struct {
 	HardLimits       map[string]uint64 // rlimit name without RLIMIT_ → hard limit
 	SwapLimit        bool              // the kernel can limit swap
 	OOMKillDisable   bool              // the kernel can switch the OOM killer off for a cgroup
+	Weights          bool              // the kernel can set a weight for block I/O
 	DeviceRates      bool              // the kernel can limit the rates of block devices
 	DeviceWeights    bool              // the kernel can set weights for single block devices
 	RecursiveRO      bool              // mounts below a bind can be made read-only with it
 	AppArmor         bool
-	CPUs             int // possible CPUs; 0 = not known
+	CPUs             int    // possible CPUs; 0 = not known
+	MemoryNodes      string // list of the memory nodes, such as "0-1"; "" = not known
 	DevDir           string
 	UnprivilegedPing bool // the ping and low port sysctls exist
 }
@@ -62,12 +64,17 @@ func ProbeHost() (Host, error) {
 		h.DeviceRates = err == nil && slices.Contains(strings.Fields(string(controllers)), "io")
 		weights, err := filepath.Glob("/sys/fs/cgroup/*/io.bfq.weight")
 		h.DeviceWeights = err == nil && len(weights) > 0
+		others, err := filepath.Glob("/sys/fs/cgroup/*/io.weight")
+		h.Weights = h.DeviceWeights || err == nil && len(others) > 0
+		h.MemoryNodes = line("/sys/fs/cgroup/cpuset.mems.effective")
 	} else {
 		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
 		h.DeviceRates = exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
 		// The root cgroup has no weight files, but BFQ's statistics are there.
 		h.DeviceWeights = exists("/sys/fs/cgroup/blkio/blkio.bfq.io_serviced") || exists("/sys/fs/cgroup/blkio/blkio.weight_device")
+		h.Weights = h.DeviceWeights
+		h.MemoryNodes = line("/sys/fs/cgroup/cpuset/cpuset.mems")
 	}
 	h.RecursiveRO = kernelAtLeast(5, 12)
 	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
@@ -98,6 +105,15 @@ func ownCaps() ([]string, error) {
 func exists(name string) bool {
 	_, err := os.Lstat(name)
 	return err == nil
+}
+
+// line returns the only line of a file of the kernel, or "" when it cannot be read.
+func line(name string) string {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }
 
 func kernelAtLeast(major, minor int) bool {

@@ -82,6 +82,14 @@ func LinuxResources(r spec.Resources) (*specs.LinuxResources, []string, error) {
 	return linuxResources(r, &host)
 }
 
+// FitLimits checks limits against a host. It unsets those that the host cannot set, and returns docker's warnings for them.
+func FitLimits(r *spec.Resources, host *Host) (warnings []string, err error) {
+	if err := r.CheckMems(host.MemoryNodes); err != nil {
+		return nil, err
+	}
+	return discard(r, host), nil
+}
+
 // discard unsets the limits that this host cannot set, and returns docker's warnings for them.
 func discard(r *spec.Resources, host *Host) (warnings []string) {
 	if r.MemorySwap > 0 && !host.SwapLimit {
@@ -91,6 +99,10 @@ func discard(r *spec.Resources, host *Host) (warnings []string) {
 	if r.MemorySwappiness != nil && host.CgroupV2 {
 		warnings = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded.")
 		r.MemorySwappiness = nil
+	}
+	if r.BlkioWeight > 0 && !host.Weights {
+		warnings = append(warnings, "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
+		r.BlkioWeight = 0
 	}
 	for _, l := range []struct {
 		list *[]spec.DeviceRate
@@ -114,7 +126,7 @@ func discard(r *spec.Resources, host *Host) (warnings []string) {
 }
 
 func linuxResources(r spec.Resources, host *Host) (*specs.LinuxResources, []string, error) {
-	if err := r.Check(); err != nil {
+	if err := r.CheckInForce(); err != nil {
 		return nil, nil, err
 	}
 	warnings := discard(&r, host)
@@ -133,13 +145,10 @@ func memoryLimits(r *spec.Resources, host *Host) *specs.LinuxMemory {
 	if r.Memory == 0 && r.MemoryReservation == 0 && r.MemorySwap == 0 && r.MemorySwappiness == nil {
 		return nil
 	}
-	m := &specs.LinuxMemory{Limit: positive(r.Memory), Reservation: positive(r.MemoryReservation)}
-	swap := r.MemorySwap
-	if r.Memory > 0 && swap == 0 && r.Memory <= math.MaxInt64/2 {
-		swap = 2 * r.Memory
-	}
-	if swap != 0 && host.SwapLimit {
-		m.Swap = &swap
+	m := &specs.LinuxMemory{Limit: positive(r.Memory), Reservation: number(r.MemoryReservation)}
+	r.LimitSwap()
+	if host.SwapLimit {
+		m.Swap = number(r.MemorySwap)
 	}
 	if r.MemorySwappiness != nil {
 		v := uint64(*r.MemorySwappiness)
@@ -224,7 +233,7 @@ func cpuLimits(r spec.Resources) *specs.LinuxCPU {
 		c.Shares = &v
 	}
 	period, quota := uint64(max(r.CPUPeriod, 0)), r.CPUQuota
-	if r.NanoCPUs > 0 {
+	if r.NanoCPUs > 0 && quota == 0 { // the other quota that can stand beside NanoCPUs is -1, no limit
 		period = 100_000
 		quota = r.NanoCPUs * int64(period) / 1e9
 	}
@@ -243,6 +252,14 @@ func cpuLimits(r spec.Resources) *specs.LinuxCPU {
 		return nil
 	}
 	return &c
+}
+
+// number returns a limit that may be -1; nil when there is none.
+func number(v int64) *int64 {
+	if v == 0 {
+		return nil
+	}
+	return &v
 }
 
 func positive(v int64) *int64 {

@@ -72,8 +72,8 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 	return s, nil
 }
 
-// Check reports at create what Build reports at start on this host: an error for a security option that it refuses, and a warning for
-// each limit that it leaves out.
+// Check reports at create what Build reports at start on this host: an error for a security option or limit that it refuses, and a
+// warning for each limit that it leaves out. It unsets those limits. Memory that is limited gets the limit of swap that docker gives it.
 func Check(sp *spec.Spec) (warnings []string, err error) {
 	host, err := ProbeHost()
 	if err != nil {
@@ -82,8 +82,13 @@ func Check(sp *spec.Spec) (warnings []string, err error) {
 	if _, err := parseSecurity(sp.SecurityOpt, &host); err != nil {
 		return nil, err
 	}
-	limits := sp.Resources
-	return discard(&limits, &host), nil
+	if warnings, err = FitLimits(&sp.Resources, &host); err != nil {
+		return nil, err
+	}
+	if host.SwapLimit {
+		sp.Resources.LimitSwap()
+	}
+	return warnings, nil
 }
 
 func (b *builder) seccomp() error {

@@ -1,11 +1,15 @@
 package spec
 
 import (
+	"errors"
+	"math"
 	"path"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
+
+	"ply/internal/errs"
 )
 
 // Resources are cgroup limits. Memory is in bytes; zero means no limit. MemorySwap is memory and swap together; -1 means no limit.
@@ -85,25 +89,68 @@ func checkDevice(option, name string) error {
 // minMemory is the least memory limit that docker accepts, in bytes.
 const minMemory = 6 << 20
 
-// Check refuses the limits that docker refuses on every host, in its words.
+// Check refuses the limits of a new container that docker refuses on every host, in its words.
 func (r *Resources) Check() error {
+	if err := r.CheckChange(); err != nil {
+		return err
+	}
+	return r.CheckInForce()
+}
+
+// CheckInForce refuses limits that no container has. Unlike Check it accepts what only a sequence of updates can set.
+func (r *Resources) CheckInForce() error {
+	if r.Memory == 0 && r.MemorySwap > 0 {
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	}
+	return r.checkValues()
+}
+
+// CheckChange refuses the limits of an update that docker refuses for every container, in its words.
+func (r *Resources) CheckChange() error {
+	if r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation {
+		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
+	}
+	return r.checkValues()
+}
+
+// CheckUpdate refuses a change of r by n that docker refuses because of r, in its words. The class of options that exclude each
+// other is errs.Conflict.
+func (r *Resources) CheckUpdate(n *Resources) error {
+	conflict := func(what string) error { return errs.New(errs.Conflict, "%s", what) }
 	switch {
-	case r.MemoryReservation < 0 || r.KernelMemory < 0:
+	case n.MemorySwap > 0 && n.Memory == 0 && r.Memory == 0:
+		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
+	case n.MemorySwap > 0 && n.Memory == 0 && n.MemorySwap < r.Memory:
+		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
+	case n.Memory > 0 && n.MemorySwap == 0 && r.MemorySwap > 0 && n.Memory > r.MemorySwap:
+		return conflict("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+	case n.NanoCPUs > 0 && r.CPUPeriod > 0:
+		return conflict("Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set")
+	case n.NanoCPUs > 0 && r.CPUQuota > 0:
+		return conflict("Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set")
+	case n.CPUPeriod > 0 && r.NanoCPUs > 0:
+		return conflict("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
+	case n.CPUQuota > 0 && r.NanoCPUs > 0:
+		return conflict("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
+	}
+	return nil
+}
+
+// checkValues refuses limits that have no meaning, alone or with each other.
+func (r *Resources) checkValues() error {
+	switch {
+	case r.MemoryReservation < -1 || r.KernelMemory < -1:
 		return invalid("memory limits can not be negative")
 	case r.Memory != 0 && r.Memory < minMemory:
 		return invalid("Minimum memory limit allowed is 6MB")
 	case r.Memory > 0 && r.MemorySwap > 0 && r.MemorySwap < r.Memory:
 		return invalid("Minimum memoryswap limit should be larger than memory limit, see usage")
-	case r.Memory == 0 && r.MemorySwap > 0:
-		return invalid("You should always set the Memory limit when using Memoryswap limit, see usage")
 	case r.MemorySwap < -1:
 		return invalid("MemorySwap: %d is neither bytes nor -1, which means no limit", r.MemorySwap)
 	case r.MemorySwappiness != nil && (*r.MemorySwappiness < 0 || *r.MemorySwappiness > 100):
 		return invalid("Invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
 	case r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
 		return invalid("Minimum memory reservation allowed is 6MB")
-	case r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation:
-		return invalid("Minimum memory limit can not be less than memory reservation limit, see usage")
 	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	case r.NanoCPUs > 0 && r.CPUQuota > 0:
@@ -158,9 +205,37 @@ func (r *Resources) CheckCPUs(n int) error {
 
 // maxOfSet returns the largest number of a list such as "0-2,4"; -1 for an empty one.
 func maxOfSet(what, v string) (int, error) {
+	members, err := membersOf(what, v)
 	last := -1
+	for n := range members {
+		last = max(last, n)
+	}
+	return last, err
+}
+
+// CheckMems refuses memory nodes that are not in available, which is a list such as "0-1". It accepts all when available is "".
+func (r *Resources) CheckMems(available string) error {
+	asked, err := membersOf("cpuset mems", r.CpusetMems)
+	if err != nil || available == "" {
+		return err
+	}
+	have, err := membersOf("cpuset mems", available)
+	if err != nil {
+		return err
+	}
+	for n := range asked {
+		if !have[n] {
+			return invalid("Requested memory nodes are not available - requested %s, available: %s", clip(r.CpusetMems), available)
+		}
+	}
+	return nil
+}
+
+// membersOf returns the numbers of a list such as "0-2,4".
+func membersOf(what, v string) (map[int]bool, error) {
+	members := map[int]bool{}
 	if v == "" {
-		return last, nil
+		return members, nil
 	}
 	for part := range strings.SplitSeq(v, ",") {
 		a, b, isRange := strings.Cut(strings.TrimSpace(part), "-")
@@ -169,21 +244,33 @@ func maxOfSet(what, v string) (int, error) {
 		}
 		lo, err1 := strconv.ParseUint(a, 10, 13)
 		hi, err2 := strconv.ParseUint(b, 10, 13)
-		if err1 != nil || err2 != nil || hi < lo {
-			return 0, invalid("Invalid value %s for %s", clip(v), what)
+		switch {
+		case errors.Is(err1, strconv.ErrRange) || errors.Is(err2, strconv.ErrRange):
+			return nil, invalid("Invalid value %s for %s: value of out range, maximum is 8192", clip(v), what)
+		case err1 != nil || err2 != nil || hi < lo:
+			return nil, invalid("Invalid value %s for %s: invalid format: %s", clip(v), what, clip(v))
 		}
-		last = max(last, int(hi))
+		for n := lo; n <= hi; n++ {
+			members[int(n)] = true
+		}
 	}
-	return last, nil
+	return members, nil
 }
 
 // Reduce discards the limits that no kernel has any more, and returns a warning for each.
 func (r *Resources) Reduce() (warnings []string) {
 	if r.KernelMemory > 0 {
 		warnings = append(warnings, "Kernel memory limits are gone from the kernel. Limitation discarded.")
-		r.KernelMemory = 0
 	}
+	r.KernelMemory = 0
 	return warnings
+}
+
+// LimitSwap limits memory and swap together to twice the limit of memory, unless that limit is set or memory has no limit.
+func (r *Resources) LimitSwap() {
+	if r.Memory > 0 && r.MemorySwap == 0 && r.Memory <= math.MaxInt64/2 {
+		r.MemorySwap = 2 * r.Memory
+	}
 }
 
 // IsZero reports whether no limit is set.

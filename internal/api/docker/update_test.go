@@ -1,0 +1,45 @@
+package docker
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"ply/internal/container/spec"
+)
+
+// 0 and less mean unlimited in an update, and no change before version 1.40 of the API, whose clients always send 0.
+func TestUpdateOfPidsLimit(t *testing.T) {
+	for _, c := range []struct {
+		version, body string
+		want          any
+	}{
+		{"1.51", `{}`, nil}, {"1.51", `{"PidsLimit":null}`, nil}, {"1.51", `{"PidsLimit":0}`, -1}, {"1.51", `{"PidsLimit":-1}`, -1},
+		{"1.51", `{"PidsLimit":-7}`, -1}, {"1.51", `{"PidsLimit":5}`, 5}, {"1.40", `{"PidsLimit":0}`, -1}, {"1.39", `{"PidsLimit":0}`, nil},
+		{"1.39", `{"PidsLimit":-1}`, nil}, {"1.24", `{"PidsLimit":5}`, nil},
+	} {
+		w := newWorld(t)
+		rec := w.do("POST", "/v"+c.version+"/containers/web/update", strings.NewReader(c.body))
+		got := "<nil>"
+		if n := w.containers.limits.PidsLimit; n != nil {
+			got = fmt.Sprint(*n)
+		}
+		if rec.Code != http.StatusOK || got != fmt.Sprint(c.want) {
+			t.Errorf("%s %s = %d, limit %s, want %v", c.version, c.body, rec.Code, got, c.want)
+		}
+	}
+}
+
+// Inspect shows unlimited as 0, and no limit as null.
+func TestInspectOfPidsLimit(t *testing.T) {
+	for limit, want := range map[int64]string{-1: "0", 0: "0", 50: "50"} {
+		sp := spec.Spec{Resources: spec.Resources{PidsLimit: &limit}}
+		if got := fmt.Sprint(*resourcesOf(&sp).PidsLimit); got != want {
+			t.Errorf("a limit of %d is shown as %s, want %s", limit, got, want)
+		}
+	}
+	if got := resourcesOf(&spec.Spec{}).PidsLimit; got != nil {
+		t.Errorf("no limit is shown as %d", *got)
+	}
+}
