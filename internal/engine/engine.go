@@ -130,7 +130,10 @@ func (e *Engine) openStore(context.Context) (err error) {
 		d, e.driverNotes, err = drivers.Open(fsys, root, c.StorageDriver)
 		return d, err
 	}
-	if e.Store, err = store.OpenWith(c.DataRoot, open, store.Options{FS: e.opts.FS, Retain: store.Retain(c.RetainBlobs)}); err != nil {
+	o := store.Options{FS: e.opts.FS, Retain: store.Retain(c.RetainBlobs), DamagedBlob: func(d, got oci.Digest) {
+		e.log.Warn("damaged blob removed", "blob", d, "content", got)
+	}}
+	if e.Store, err = store.OpenWith(c.DataRoot, open, o); err != nil {
 		return err
 	}
 	e.onClose("store", e.Store.Close)

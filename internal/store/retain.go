@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -111,20 +112,13 @@ func (r *Retention) limit() (int64, error) {
 	return min(max(tars/retainShare, retainLeast), retainMost), err
 }
 
-// evict removes the least recently used compressed layers until the rest is within the budget.
+// evict removes the least recently used compressed layers until the rest is within the budget. A blob that an image or a
+// container needs as its config or manifest, or that is leased, is no cache, even if a layer lists it too.
 func (r *Retention) evict() error {
 	if r.policy != RetainAuto {
 		return nil
 	}
-	layers := map[oci.Digest]bool{}
-	err := r.s.Meta.View(func(tx *meta.Tx) error {
-		for _, l := range tx.Layers.All() {
-			for _, b := range l.Blobs {
-				layers[b.Digest] = true
-			}
-		}
-		return nil
-	})
+	layers, err := r.caches()
 	if err != nil {
 		return err
 	}
@@ -159,7 +153,11 @@ func (r *Retention) evict() error {
 		if total <= limit {
 			break
 		}
-		if rmErr := r.s.Blobs.Remove(k.digest); rmErr != nil {
+		n := node{blob: k.digest}
+		if !r.s.claim(n) {
+			continue
+		}
+		if rmErr := r.s.remove(context.Background(), n); rmErr != nil {
 			err = errors.Join(err, rmErr)
 			continue
 		}
@@ -169,4 +167,28 @@ func (r *Retention) evict() error {
 		r.mu.Unlock()
 	}
 	return err
+}
+
+// caches returns the blobs that are compressed layers and nothing else.
+func (r *Retention) caches() (map[oci.Digest]bool, error) {
+	layers := map[oci.Digest]bool{}
+	err := r.s.Meta.View(func(tx *meta.Tx) error {
+		for _, l := range tx.Layers.All() {
+			for _, b := range l.Blobs {
+				layers[b.Digest] = true
+			}
+		}
+		g := graph{tx: tx}
+		for _, root := range g.roots() {
+			refs, err := g.references(root)
+			if err != nil {
+				return err // what it needs is unknown
+			}
+			for _, n := range refs {
+				delete(layers, n.blob)
+			}
+		}
+		return nil
+	})
+	return layers, err
 }

@@ -100,6 +100,46 @@ func TestRetentionLeavesOtherBlobsAlone(t *testing.T) {
 	}
 }
 
+// A blob that a layer lists as its compressed form can be needed by someone else too.
+func TestRetentionEvictsOnlyCaches(t *testing.T) {
+	w := newWorldWith(t, Options{RetainBudget: 10})
+	id, _ := w.image("one", 1)
+	config, manifest := oci.Digest(id), oci.DigestOf([]byte("manifest of one"))
+	leased := w.download('l', 1000)
+	lease := w.s.Lease()
+	defer lease.Release()
+	lease.Blob(leased.Digest)
+	part, err := w.s.Blobs.Partial(leased.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := part.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for i, d := range []oci.Digest{config, manifest} {
+		form := &meta.LayerBlob{Descriptor: oci.Descriptor{Digest: d, Size: 1}}
+		if err := w.s.RecordLayer(layer.Info{DiffID: diffID(10 + i), TarSize: 1}, form); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := w.download('a', 5)
+	if err := w.s.Retention.Decide(d); err != nil {
+		t.Fatal(err)
+	}
+	for what, d := range map[string]oci.Digest{"config": config, "manifest": manifest, "leased layer": leased.Digest} {
+		if _, err := w.s.Blobs.Stat(d); err != nil {
+			t.Errorf("the %s was evicted: %v", what, err)
+		}
+	}
+	lease.Release()
+	if err := w.s.Retention.Decide(w.download('b', 5)); err != nil {
+		t.Fatal(err)
+	}
+	if w.isBlob(leased) {
+		t.Error("a compressed layer over the budget stays after its lease has ended")
+	}
+}
+
 func TestRetentionDiscardsAnUnfinishedDownload(t *testing.T) {
 	w := newWorldWith(t, Options{Retain: RetainAlways})
 	d := w.download('a', 1000)

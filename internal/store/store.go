@@ -34,6 +34,9 @@ type Options struct {
 	Grace time.Duration // 0 = DefaultGrace
 	Meta  meta.Options
 
+	// DamagedBlob is called after a blob was removed because its bytes had another digest. nil = not told
+	DamagedBlob func(d, got oci.Digest)
+
 	Retain       Retain // "" = RetainAuto
 	RetainBudget int64  // bytes of compressed layers that RetainAuto keeps; 0 = a small part of what the layers take
 }
@@ -97,6 +100,7 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
 		return nil, err
 	}
+	s.Blobs.Damaged = opts.DamagedBlob
 	if s.Layers, err = driver(s.FS, root); err != nil {
 		return nil, err
 	}
@@ -242,6 +246,17 @@ func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, siz
 	go func() { forgotten <- s.forgetLayers() }()
 	freed, failed := s.removeAll(ctx, dead, sizes)
 	return freed, errors.Join(failed, <-forgotten)
+}
+
+// claim chooses one object to remove, unless it is leased or being removed already. The caller calls remove then.
+func (s *Store) claim(n node) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leased[n] > 0 || s.removing[n] != nil {
+		return false
+	}
+	s.removing[n] = make(chan struct{})
+	return true
 }
 
 // removers is the number of objects that are removed at a time. Removing a large file keeps the kernel busy, and with some file

@@ -1,13 +1,15 @@
 // Package blob stores content by its digest: manifests, configs and compressed layers.
 //
 // Invariants: a file in blobs/sha256/ is complete, has the digest that is its name, and is never changed; a download is in
-// partial/ until it is complete and verified.
+// partial/ until it is complete and verified. Only two things remove a blob: Remove, for owners that know that nothing needs it,
+// and Repair, when its own bytes do not have its digest. What some document says about a blob is no reason to remove it.
 package blob
 
 import (
 	"crypto/sha256"
 	"errors"
 	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,8 +27,13 @@ type Store struct {
 	dir     string // blobs/sha256
 	partial string
 
+	// Damaged is called after a blob was removed because its bytes had another digest. It is set before the store is used.
+	Damaged func(d, got oci.Digest)
+
 	mu   sync.Mutex
 	open map[oci.Digest]bool // open downloads
+
+	names sync.Mutex // held while a blob gets its name, and while Repair decides to remove one
 }
 
 // Open opens the store in dir, which it creates when it does not exist, and removes the temporaries of a crash. The error's
@@ -97,11 +104,45 @@ func (s *Store) Bytes(d oci.Digest, limit int64) ([]byte, error) {
 		return nil, classify(d, err)
 	}
 	if got := oci.DigestOf(b); got != d {
-		_ = s.fs.Remove(s.path(d)) // a damaged blob that stays is refused again
+		_, _ = s.Repair(d) // a damaged blob that stays is refused again
 		return nil, errs.New(errs.DataLoss, "blob %s: damaged on disk, content has digest %s", d, got).
 			WithHint("Pull or load the image again.")
 	}
 	return b, nil
+}
+
+// Repair reads a blob again and removes it if its bytes have another digest. It leaves a blob that another writer replaced
+// meanwhile. An error other than errs.NotFound means that the blob could not be read or removed; it stays then.
+func (s *Store) Repair(d oci.Digest) (removed bool, err error) {
+	r, err := s.Open(d)
+	if err != nil {
+		return false, err
+	}
+	defer errs.Close(&err, r)
+	h := sha256.New()
+	if _, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{r}, make([]byte, 256<<10)); err != nil {
+		return false, errs.New(errs.Internal, "blob %s: read: %w", d, err)
+	}
+	got := oci.DigestOfHash(h)
+	if got == d {
+		return false, nil
+	}
+	read, err := r.Stat()
+	if err != nil {
+		return false, classify(d, err)
+	}
+	s.names.Lock()
+	defer s.names.Unlock()
+	if now, err := s.fs.Lstat(s.path(d)); err != nil || !os.SameFile(read, now) {
+		return false, nil //nolint:nilerr // another one has removed or replaced it
+	}
+	if err := s.Remove(d); err != nil {
+		return false, err
+	}
+	if s.Damaged != nil {
+		s.Damaged(d, got)
+	}
+	return true, nil
 }
 
 // Put stores b, durable when it returns. Storing a blob that exists is no error.
@@ -110,13 +151,18 @@ func (s *Store) Put(b []byte) (oci.Digest, error) {
 	if _, err := s.Bytes(d, int64(len(b))); err == nil {
 		return d, nil
 	}
-	if err := durable.WriteFile(s.fs, s.path(d), b, 0o600); err != nil {
-		return "", errs.New(writeClass(err), "blob %s: write: %w", d, err)
+	w, err := s.Create()
+	if err != nil {
+		return "", err
 	}
-	return d, nil
+	if _, err := w.Write(b); err != nil {
+		return "", errors.Join(err, w.Abort())
+	}
+	_, _, err = w.Commit(d)
+	return d, err
 }
 
-// Remove removes a blob. Removing one that does not exist is no error.
+// Remove removes a blob that nothing needs. Removing one that does not exist is no error.
 func (s *Store) Remove(d oci.Digest) error {
 	if err := s.fs.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errs.New(errs.Internal, "blob %s: remove: %w", d, err)
@@ -186,10 +232,21 @@ func (w *Writer) Commit(want oci.Digest) (oci.Digest, int64, error) {
 	if err := w.f.Close(); err != nil {
 		return "", 0, errs.New(writeClass(err), "blob %s: close: %w", d, err)
 	}
-	if err := durable.Rename(w.s.fs, w.f.Name(), w.s.path(d)); err != nil {
+	if err := w.s.rename(w.f.Name(), d); err != nil {
 		return "", 0, errors.Join(errs.New(writeClass(err), "blob %s: rename: %w", d, err), w.s.fs.Remove(w.f.Name()))
 	}
 	return d, w.size, nil
+}
+
+// rename gives a synced file the name of a blob.
+func (s *Store) rename(name string, d oci.Digest) error {
+	s.names.Lock()
+	err := s.fs.Rename(name, s.path(d))
+	s.names.Unlock()
+	if err != nil {
+		return err
+	}
+	return s.fs.SyncDir(s.dir)
 }
 
 // Abort discards the blob.

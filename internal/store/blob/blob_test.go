@@ -3,6 +3,7 @@ package blob
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,6 +88,65 @@ func TestDamageIsReportedAndHealed(t *testing.T) {
 	}
 	if b, err := s.Bytes(d, 100); err != nil || !bytes.Equal(b, data) {
 		t.Errorf("after Put: %q, %v", b, err)
+	}
+}
+
+// healingFS stores a blob again while its damaged copy is being read.
+type healingFS struct {
+	durable.FS
+	heal func()
+}
+
+func (f *healingFS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	file, err := f.FS.OpenFile(name, flag, perm)
+	if heal := f.heal; heal != nil && flag == os.O_RDONLY {
+		f.heal = nil
+		heal()
+	}
+	return file, err
+}
+
+// Repair removes a blob only because of its own bytes, and never one that was stored again meanwhile.
+func TestRepair(t *testing.T) {
+	fsys := &healingFS{FS: durable.OS}
+	s := open(t, fsys, t.TempDir())
+	var told []oci.Digest
+	s.Damaged = func(d, _ oci.Digest) { told = append(told, d) }
+	data := []byte("config")
+	d, err := s.Put(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := s.Repair(d); removed || err != nil {
+		t.Errorf("Repair of a whole blob = %v, %v", removed, err)
+	}
+	damage := func() {
+		t.Helper()
+		if err := os.WriteFile(s.path(d), []byte("donfig"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	damage()
+	fsys.heal = func() {
+		if err := durable.WriteFile(durable.OS, s.path(d), data, 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+	if removed, err := s.Repair(d); removed || err != nil {
+		t.Errorf("Repair of a blob that was replaced = %v, %v", removed, err)
+	}
+	if got, err := s.Bytes(d, 100); err != nil || !bytes.Equal(got, data) || told != nil {
+		t.Errorf("a blob that was stored again: %q, %v, told %v", got, err, told)
+	}
+	damage()
+	if removed, err := s.Repair(d); !removed || err != nil {
+		t.Errorf("Repair of a damaged blob = %v, %v", removed, err)
+	}
+	if _, err := s.Stat(d); !errors.Is(err, errs.NotFound) || len(told) != 1 || told[0] != d {
+		t.Errorf("after Repair: %v, told %v", err, told)
+	}
+	if removed, err := s.Repair(d); removed || !errors.Is(err, errs.NotFound) {
+		t.Errorf("Repair of nothing = %v, %v", removed, err)
 	}
 }
 

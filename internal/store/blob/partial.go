@@ -142,7 +142,7 @@ func (p *Partial) Commit() error {
 	if err = errors.Join(err, p.f.Close()); err != nil {
 		return errs.New(writeClass(err), "blob %s: sync: %w", p.d, err)
 	}
-	if err := durable.Rename(p.s.fs, p.f.Name(), p.s.path(p.d)); err != nil {
+	if err := p.s.rename(p.f.Name(), p.d); err != nil {
 		return errs.New(writeClass(err), "blob %s: rename: %w", p.d, err)
 	}
 	return ignoreNotExist(p.s.fs.Remove(p.s.partialPath(p.d) + ".json"))

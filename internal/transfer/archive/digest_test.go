@@ -290,3 +290,45 @@ func TestReserve(t *testing.T) {
 		t.Errorf("left behind:\n%s", diff)
 	}
 }
+
+// A manifest can list a blob of another image as a layer, when the layers were here already. Save does not put it into the
+// archive, and the image can still be loaded.
+func TestSaveLeavesOutBlobsOfOtherImages(t *testing.T) {
+	s, d := newSide(t, archive.Options{}), newSide(t, archive.Options{})
+	private, _, _ := pulled(t, s, "h:5000/private:1", false)
+	tar := imagetest.Tar(t, "f", "x")
+	diff := s.Layer(tar)
+	made := imagetest.Day
+	cfg := oci.Config{Created: &made, OS: "linux", Architecture: "amd64", RootFS: oci.RootFS{Type: "layers", DiffIDs: oci.Chain{diff}}}
+	raw, err := image.EncodeConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, err := s.Store.Blobs.Stat(oci.Digest(private))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := oci.Manifest{
+		SchemaVersion: 2, MediaType: oci.MediaTypeDockerManifest,
+		Config: oci.Descriptor{MediaType: oci.MediaTypeDockerConfig, Digest: oci.DigestOf(raw), Size: int64(len(raw))},
+		Layers: []oci.Descriptor{{MediaType: oci.MediaTypeDockerLayerGzip, Digest: oci.Digest(private), Size: size}},
+	}
+	manifest, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	md := oci.Descriptor{MediaType: m.MediaType, Size: int64(len(manifest))}
+	if md.Digest, err = s.Store.Blobs.Put(manifest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Images.Put(t.Context(), nil, image.PutOptions{Config: raw, Manifest: &md, Names: []oci.Reference{imagetest.Ref(t, "evil:1")}}); err != nil {
+		t.Fatal(err)
+	}
+	data := s.save(t, "hybrid", "evil:1")
+	if _, items := list(t, data); items["blobs/sha256/"+oci.Digest(private).Hex()].data != nil {
+		t.Error("the archive has the config of another image")
+	}
+	if lines := d.load(t, data); !cmp.Equal(lines, []string{"Loaded evil:1"}) {
+		t.Errorf("load: %v", lines)
+	}
+}

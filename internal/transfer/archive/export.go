@@ -11,6 +11,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/meta"
 )
 
 // export is one image to save, with the names that were requested.
@@ -177,7 +178,7 @@ func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
 			continue
 		}
 		m, err := oci.DecodeManifest(c.raw, c.desc.MediaType)
-		if err != nil || len(m.Layers) != len(e.img.Chain) || m.Config.Digest != oci.Digest(e.img.ID) || !a.holds(m.Layers) {
+		if err != nil || len(m.Layers) != len(e.img.Chain) || m.Config.Digest != oci.Digest(e.img.ID) || !a.holds(e.img.Chain, m.Layers) {
 			continue
 		}
 		e.manifest, e.desc = c.raw, c.desc
@@ -197,8 +198,26 @@ func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
 	}
 }
 
-// holds reports whether the blob store has all these layers.
-func (a *Archive) holds(layers []oci.Descriptor) bool {
+// holds reports whether the blob store has these compressed forms of the layers of a chain. That a manifest lists them is not
+// enough: a blob with that digest can be content of another image.
+func (a *Archive) holds(chain oci.Chain, layers []oci.Descriptor) bool {
+	recorded := false
+	err := a.st.Meta.View(func(tx *meta.Tx) error {
+		for i, l := range layers {
+			rec, err := tx.Layers.Get(chain[i])
+			if err != nil {
+				return err
+			}
+			if !slices.ContainsFunc(rec.Blobs, func(b meta.LayerBlob) bool { return b.Digest == l.Digest }) {
+				return nil
+			}
+		}
+		recorded = true
+		return nil
+	})
+	if err != nil || !recorded {
+		return false
+	}
 	for _, l := range layers {
 		if size, err := a.st.Blobs.Stat(l.Digest); err != nil || size != l.Size {
 			return false

@@ -306,8 +306,9 @@ func (a *Archive) writeLayer(ctx context.Context, w io.Writer, l *layerFile, buf
 		return fmt.Errorf("layer %s: %w", l.diffID.Short(), err)
 	case !l.plain && oci.DigestOfHash(hash) != l.desc.Digest:
 		// The compressed form is a cache. Without it, the next save writes the uncompressed layer.
+		_, err := a.st.Blobs.Repair(l.desc.Digest)
 		return errors.Join(errs.New(errs.DataLoss, "layer %s: its compressed form is damaged on disk and was removed", l.diffID.Short()).
-			WithHint("Save again."), a.st.Blobs.Remove(l.desc.Digest))
+			WithHint("Save again."), err)
 	}
 	return nil
 }

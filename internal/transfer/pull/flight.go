@@ -154,27 +154,45 @@ func (f *flight) unpack() (layer.Writer, error) {
 		return nil, err
 	}
 	defer unlock()
-	if w, err := f.fromBlob(); err == nil {
+	w, err := f.fromBlob()
+	if err == nil {
 		return w, nil
-	} else if f.ctx.Err() != nil {
+	}
+	if f.ctx.Err() != nil {
 		return nil, context.Cause(f.ctx)
+	}
+	if errors.Is(err, errs.Invalid) {
+		return nil, err
 	}
 	return f.fromRegistry()
 }
 
-// fromBlob unpacks the compressed layer that the blob store has. It removes the blob when that is damaged.
+// fromBlob unpacks the compressed layer that the blob store has. The error's class is errs.Invalid when the blob has its digest
+// and is no layer of the size that the manifest states: the registry cannot have anything better under this digest. The blob
+// can belong to another image, so it stays. A damaged blob is removed.
 func (f *flight) fromBlob() (layer.Writer, error) {
 	r, err := f.p.st.Blobs.Open(f.desc.Digest)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	f.p.st.Retention.Touch(f.desc.Digest)
-	w, err := f.pour(f.ctx, io.LimitReader(r, f.desc.Size+1))
-	if errors.Is(err, errs.Invalid) {
-		err = errors.Join(err, f.p.st.Blobs.Remove(f.desc.Digest))
+	var w layer.Writer
+	if size := r.Size(); size != f.desc.Size {
+		err = errs.New(errs.Invalid, "layer %s: has %d bytes, the manifest says %d", f.desc.Digest, size, f.desc.Size)
+	} else {
+		w, err = f.pour(f.ctx, io.LimitReader(r, f.desc.Size+1))
 	}
-	return w, err
+	if !errors.Is(err, errs.Invalid) {
+		if err == nil {
+			f.p.st.Retention.Touch(f.desc.Digest)
+		}
+		return w, err
+	}
+	removed, repairErr := f.p.st.Blobs.Repair(f.desc.Digest)
+	if removed || repairErr != nil {
+		return nil, errs.New(errs.DataLoss, "%v", errors.Join(err, repairErr))
+	}
+	return nil, err
 }
 
 // fromRegistry downloads the layer and unpacks it at the same time. When the digest is wrong it discards the download, and it

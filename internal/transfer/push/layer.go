@@ -168,17 +168,17 @@ func (l *layerPush) mount(ctx context.Context, f meta.LayerBlob) oci.Reference {
 // parameters are recorded; a form that another registry has; a new form.
 func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.LayerBlob) (meta.LayerBlob, error) {
 	for _, f := range forms {
-		if _, err := l.st.Blobs.Stat(f.Digest); err != nil {
+		// Only the manifest says that an unverified form is this layer. A blob with that digest can be content of another image
+		// that must not get to this registry.
+		if _, err := l.st.Blobs.Stat(f.Digest); err != nil || l.unverified {
 			continue
 		}
 		err := l.upload(ctx, l.keptSource(f), &f)
 		if err == nil || !errors.Is(err, errs.DataLoss) {
 			return f, err
 		}
-		l.log.Warn("damaged compressed layer removed", "blob", f.Digest, "err", err)
-		if err := l.st.Blobs.Remove(f.Digest); err != nil {
-			return f, err
-		}
+		removed, repairErr := l.st.Blobs.Repair(f.Digest)
+		l.log.Warn("compressed layer not sent", "blob", f.Digest, "removed", removed, "err", errors.Join(err, repairErr))
 	}
 	for _, f := range forms {
 		if params, err := compress.ParseParams(f.Codec); err == nil {
