@@ -4,8 +4,11 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/safepath"
 )
 
 // OS is the real file system.
@@ -26,9 +29,28 @@ func (osFS) MkdirAll(name string, perm fs.FileMode) error { return os.MkdirAll(n
 func (osFS) Rename(o, n string) error                     { return os.Rename(o, n) }
 func (osFS) Link(o, n string) error                       { return os.Link(o, n) }
 func (osFS) Remove(name string) error                     { return os.Remove(name) }
-func (osFS) RemoveAll(name string) error                  { return os.RemoveAll(name) }
 func (osFS) Lstat(name string) (fs.FileInfo, error)       { return os.Lstat(name) }
 func (osFS) ReadDir(name string) ([]fs.DirEntry, error)   { return os.ReadDir(name) }
+
+// RemoveAll deletes trees that are nested deeper than a process may open files, as those that a container has made.
+func (osFS) RemoveAll(name string) (err error) {
+	base := filepath.Base(name)
+	if base == "." || base == ".." || base == "/" {
+		return &fs.PathError{Op: "remove", Path: name, Err: fs.ErrInvalid}
+	}
+	parent, err := os.Open(filepath.Dir(name))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, parent.Close()) }()
+	if err := safepath.RemoveAll(parent, base, nil); err != nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: err}
+	}
+	return nil
+}
 
 func (osFS) SyncDir(name string) (err error) {
 	d, err := os.Open(name)

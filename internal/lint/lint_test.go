@@ -61,6 +61,7 @@ var floors = [][]string{
 // interfaces that the consumer declares.
 var beside = map[string][]string{
 	"safepath":  {"errs"},
+	"durable":   {"safepath"},
 	"record":    {"errs", "durable", "version"},
 	"wire":      {"oci"},
 	"container": {"image", "network", "volume"},

@@ -114,14 +114,14 @@ func parentOf(f *os.File, want dirID) (*os.File, error) {
 	return up, nil
 }
 
-// Close closes what is open, except for the first directory.
+// Close closes what is open, except for the first directory, which is the only one of the chain afterwards.
 func (d *Dirs) Close() {
 	for _, c := range d.chain[1:] {
 		if c.f != nil {
 			_ = c.f.Close() // opened for reading only
 		}
 	}
-	d.chain = d.chain[:1]
+	d.chain, d.open = d.chain[:1], 0
 }
 
 // openRetry is openat(2), again after a signal.
