@@ -16,7 +16,7 @@ import (
 func Changes(ctx context.Context, upperDir string, lower Lower) ([]layer.Change, error) {
 	var all []layer.Change
 	add := func(p string, kind layer.Kind) { all = append(all, layer.Change{Path: "/" + p, Kind: kind}) }
-	err := walk(ctx, upperDir, false, func(n *node) (bool, error) {
+	err := walk(ctx, upperDir, scope{paths: true}, func(n *node) (bool, error) {
 		if n.path == "." {
 			return true, nil
 		}
@@ -72,7 +72,7 @@ func hiddenBelow(n *node, lower Lower) ([]string, error) {
 func Usage(ctx context.Context, upperDir string) (int64, error) {
 	var sum int64
 	seen := map[inode]bool{}
-	err := walk(ctx, upperDir, false, func(n *node) (bool, error) {
+	err := walk(ctx, upperDir, scope{}, func(n *node) (bool, error) {
 		if n.st.Mode&unix.S_IFMT != unix.S_IFREG || n.white {
 			return true, nil
 		}

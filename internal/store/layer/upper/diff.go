@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/safepath"
 )
 
 const (
@@ -31,7 +32,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, bufferSize); return 
 func Diff(ctx context.Context, upperDir string, lower Lower, w io.Writer) error {
 	t := NewTar(w)
 	d := &differ{ctx: ctx, lower: lower, tar: t}
-	if err := walk(ctx, upperDir, true, d.visit); err != nil {
+	if err := walk(ctx, upperDir, scope{xattrs: true, paths: true}, d.visit); err != nil {
 		return err
 	}
 	return t.Close()
@@ -125,7 +126,7 @@ func (t *Tar) Add(ctx context.Context, dirfd int, name, path string) error {
 	if err != nil {
 		return &os.PathError{Op: "stat", Path: path, Err: err}
 	}
-	w := &walker{xattrs: true}
+	w := &walker{scope: scope{xattrs: true}}
 	if err := w.readXattrs(n); err != nil {
 		return err
 	}
@@ -212,30 +213,36 @@ func (t *Tar) add(ctx context.Context, n *node) error {
 	return t.header(h)
 }
 
+// openFile opens a regular file, without changing its time of access where that is allowed.
+func openFile(n *node) (*os.File, error) {
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(n.dirfd, n.name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	at := os.NewFile(uintptr(fd), n.path)
+	defer at.Close()
+	f, err := safepath.Reopen(at, unix.O_RDONLY|unix.O_NOATIME)
+	if errors.Is(err, unix.EPERM) { // only the owner may use O_NOATIME
+		f, err = safepath.Reopen(at, unix.O_RDONLY)
+	}
+	return f, err
+}
+
 // file writes a regular file, with exactly as many bytes as it had when it was opened.
 func (t *Tar) file(ctx context.Context, n *node, h *tar.Header) error {
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(n.dirfd, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOATIME, 0)
-	})
-	if errors.Is(err, unix.EPERM) { // only the owner may use O_NOATIME
-		fd, err = retry(func() (int, error) {
-			return unix.Openat(n.dirfd, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		})
-	}
-	if gone(err) || errors.Is(err, unix.ENXIO) {
+	f, err := openFile(n)
+	if gone(err) || errors.Is(err, unix.ENXIO) { // ENXIO: it is of another kind by now
 		return nil
 	}
 	if err != nil {
 		return &os.PathError{Op: "open", Path: n.path, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), n.path)
 	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return &os.PathError{Op: "stat", Path: n.path, Err: err}
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil
 	}
 	h.Typeflag, h.Size = tar.TypeReg, st.Size
 	if err := t.header(h); err != nil {

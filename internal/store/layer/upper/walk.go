@@ -10,6 +10,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/safepath"
 )
 
 // node is one name of the upper directory. The descriptors are valid only during the visit.
@@ -31,18 +34,33 @@ type xattr struct{ name, value string }
 // layers below are visible in it.
 type visit func(n *node) (below bool, err error)
 
-// walk visits the tree in the order of names. It leaves out names that disappear meanwhile.
-func walk(ctx context.Context, root string, withXattrs bool, v visit) error {
-	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+// maxPath is the longest path that Changes and Diff return, in bytes. The kernel looks no longer one up.
+const maxPath = unix.PathMax - 1
+
+// scope is what a walk needs.
+type scope struct {
+	xattrs bool // all of them; otherwise those that mark whiteouts and opaque directories
+	paths  bool // node.path; a path that is too long is then an error
+}
+
+// walk visits the tree in the order of names. It leaves out names that disappear meanwhile. It has few files open however
+// deep the tree is.
+func walk(ctx context.Context, root string, sc scope, v visit) error {
+	top, err := os.OpenFile(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return fmt.Errorf("writable layer: %w", &fs.PathError{Op: "open", Path: root, Err: err})
+		return fmt.Errorf("writable layer: %w", err)
 	}
-	defer unix.Close(fd)
-	n := &node{path: ".", name: ".", dirfd: fd, fd: fd}
-	if err := unix.Fstat(fd, &n.st); err != nil {
+	defer top.Close()
+	dirs, err := safepath.NewDirs(top)
+	if err != nil {
+		return fmt.Errorf("writable layer: %w", err)
+	}
+	defer dirs.Close()
+	n := &node{path: ".", name: ".", dirfd: int(top.Fd()), fd: int(top.Fd())}
+	if err := unix.Fstat(n.fd, &n.st); err != nil {
 		return fmt.Errorf("writable layer: %w", &fs.PathError{Op: "stat", Path: root, Err: err})
 	}
-	w := &walker{ctx: ctx, xattrs: withXattrs, visit: v, root: root}
+	w := &walker{ctx: ctx, scope: sc, visit: v, root: root, dirs: dirs}
 	if err := w.readXattrs(n); err != nil {
 		return err
 	}
@@ -51,37 +69,76 @@ func walk(ctx context.Context, root string, withXattrs bool, v visit) error {
 	if err != nil {
 		return err
 	}
-	return w.children(fd, ".", !below)
+	if err := w.list(n, !below); err != nil {
+		return err
+	}
+	return w.run()
 }
 
 type walker struct {
-	ctx    context.Context // of the call of walk
-	root   string
-	xattrs bool
-	visit  visit
-	buf    []byte
+	ctx   context.Context // of the call of walk
+	root  string
+	scope scope
+	visit visit
+	buf   []byte
+	dirs  *safepath.Dirs
+	lists []list // one per directory of dirs
 }
 
-func (w *walker) children(fd int, dir string, pure bool) error {
-	if err := context.Cause(w.ctx); err != nil {
-		return err
+// list is what is left to visit in a directory.
+type list struct {
+	path  string
+	pure  bool // of the names in it
+	names []string
+}
+
+// list begins with the content of the directory n, the lowest one of dirs.
+func (w *walker) list(n *node, pure bool) error {
+	names, err := readNames(n.fd)
+	if err != nil && !gone(err) {
+		return w.fail("read", n.path, err)
 	}
-	names, err := readNames(fd)
-	if gone(err) {
-		return nil
-	}
-	if err != nil {
-		return w.fail("read", dir, err)
-	}
-	for _, name := range names {
-		n := &node{path: join(dir, name), name: name, dirfd: fd, fd: -1, pure: pure}
-		if err := w.child(n); err != nil {
-			return err
-		}
-	}
+	w.lists = append(w.lists, list{n.path, pure, names})
 	return nil
 }
 
+func (w *walker) run() error {
+	for {
+		if err := context.Cause(w.ctx); err != nil {
+			return err
+		}
+		low := &w.lists[len(w.lists)-1]
+		if len(low.names) > 0 {
+			name := low.names[0]
+			low.names = low.names[1:]
+			n := &node{path: name, name: name, dirfd: int(w.dirs.Dir().Fd()), fd: -1, pure: low.pure}
+			if w.scope.paths {
+				if n.path = join(low.path, name); len(n.path) > maxPath {
+					return errs.New(errs.Invalid, "writable layer: path %.60q…: longer than %d bytes", n.path, maxPath)
+				}
+			}
+			if err := w.child(n); err != nil {
+				return err
+			}
+			continue
+		}
+		if w.lists = w.lists[:len(w.lists)-1]; len(w.lists) == 0 {
+			return nil
+		}
+		err := w.dirs.Leave()
+		if errors.Is(err, errs.Conflict) && !w.scope.paths {
+			// A directory was moved, so the way back is lost. What it was in has changed anyway: go on at the top.
+			w.dirs.Close()
+			w.lists = w.lists[:1]
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("writable layer: %w", err)
+		}
+	}
+}
+
+// child visits one name and enters it if it is a directory.
 func (w *walker) child(n *node) error {
 	err := unix.Fstatat(n.dirfd, n.name, &n.st, unix.AT_SYMLINK_NOFOLLOW)
 	if gone(err) {
@@ -91,6 +148,7 @@ func (w *walker) child(n *node) error {
 		return w.fail("stat", n.path, err)
 	}
 	isDir := n.st.Mode&unix.S_IFMT == unix.S_IFDIR
+	var dir *os.File
 	if isDir {
 		n.fd, err = retry(func() (int, error) {
 			return unix.Openat(n.dirfd, n.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -101,19 +159,30 @@ func (w *walker) child(n *node) error {
 		if err != nil {
 			return w.fail("open", n.path, err)
 		}
-		defer unix.Close(n.fd)
+		dir = os.NewFile(uintptr(n.fd), n.name)
 	}
-	n.white = isWhiteout(&n.st)
-	if !n.white && (w.xattrs || isDir || n.st.Size == 0) {
-		if err := w.readXattrs(n); err != nil {
-			return err
-		}
-	}
-	below, err := w.visit(n)
-	if err != nil || !isDir {
+	below, err := w.see(n, isDir)
+	if !isDir {
 		return err
 	}
-	return w.children(n.fd, n.path, n.pure || !below)
+	if err == nil {
+		err = w.list(n, n.pure || !below)
+	}
+	if err != nil {
+		return errors.Join(err, dir.Close())
+	}
+	return w.dirs.Push(dir)
+}
+
+// see completes a node and visits it.
+func (w *walker) see(n *node, isDir bool) (below bool, err error) {
+	n.white = isWhiteout(&n.st)
+	if !n.white && (w.scope.xattrs || isDir || n.st.Size == 0) {
+		if err := w.readXattrs(n); err != nil {
+			return false, err
+		}
+	}
+	return w.visit(n)
 }
 
 // readXattrs sets the xattrs of n, and removes the marks of overlayfs from them.
@@ -136,7 +205,7 @@ func (w *walker) readXattrs(n *node) error {
 		case x.name == "trusted.overlay.whiteout":
 			n.white = n.st.Mode&unix.S_IFMT == unix.S_IFREG && n.st.Size == 0
 		case strings.HasPrefix(x.name, "trusted.overlay."), strings.HasPrefix(x.name, "user.overlay."):
-		case w.xattrs && kept(x.name):
+		case w.scope.xattrs && kept(x.name):
 			n.xattrs = append(n.xattrs, x)
 		}
 	}
