@@ -96,7 +96,7 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 		c.saveLogged()
 		return
 	}
-	if err := c.destroy(ctx, true); err != nil {
+	if err := c.destroyLogged(ctx, true); err != nil {
 		s.env.log.Error("container was not removed", "container", c.id, "err", err)
 		c.saveLogged()
 	}

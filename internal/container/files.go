@@ -28,9 +28,9 @@ func (s *Service) Files() *Files { return &Files{find: s.find, volumes: s.env.op
 
 // view calls do with the container's root, in which its volumes, its binds and its hosts, hostname and resolv.conf are
 // mounted. The memory file systems of the process (tmpfs, /proc, /dev) are not there, as with docker's cp. client is what
-// do reads from or writes to, if anything. The context of do ends when a removal of the container does not wait for it any
-// longer.
-func (f *Files) view(ctx context.Context, c *ctr, client any, do func(ctx context.Context, x *copying, root *os.File) error) (err error) {
+// do reads from or writes to, if anything. write says that do changes files; a root that is read-only for the container is
+// then read-only for do too. The context of do ends when a removal of the container does not wait for it any longer.
+func (f *Files) view(ctx context.Context, c *ctr, client any, write bool, do func(ctx context.Context, x *copying, root *os.File) error) (err error) {
 	x, ctx, err := c.copies.begin(ctx, c, client)
 	if err != nil {
 		return err
@@ -66,7 +66,8 @@ func (f *Files) view(ctx context.Context, c *ctr, client any, do func(ctx contex
 			binds = append(binds, rootfs.Bind{Source: source, Target: target, ReadOnly: readOnly})
 		}
 	}
-	return x.reason(ctx, c.root.View(binds, func(root *os.File) error { return do(ctx, x, root) }))
+	o := rootfs.ViewOptions{Binds: binds, ReadOnly: readOnly && write}
+	return x.reason(ctx, c.root.View(o, func(root *os.File) error { return do(ctx, x, root) }))
 }
 
 // hostFiles returns what is mounted at /etc/hosts and the like in the container, by target. A container that was never
@@ -122,7 +123,7 @@ func (f *Files) PathStat(ctx context.Context, ref, p string) (out rootfs.Info, e
 	if err != nil {
 		return out, err
 	}
-	err = f.view(ctx, c, nil, func(_ context.Context, _ *copying, root *os.File) error {
+	err = f.view(ctx, c, nil, false, func(_ context.Context, _ *copying, root *os.File) error {
 		out, err = rootfs.Lstat(root, p)
 		return err
 	})
@@ -140,7 +141,7 @@ func (f *Files) CopyFrom(ctx context.Context, ref, p string, found func(rootfs.I
 	if err != nil {
 		return err
 	}
-	err = f.view(ctx, c, w, func(ctx context.Context, x *copying, root *os.File) error {
+	err = f.view(ctx, c, w, false, func(ctx context.Context, x *copying, root *os.File) error {
 		return rootfs.CopyOut(ctx, root, p, found, x.writer(w))
 	})
 	if err != nil {
@@ -167,7 +168,7 @@ func (f *Files) CopyTo(ctx context.Context, ref, p string, stream io.Reader, noO
 		KeepKinds: noOverwriteDirNonDir, Chown: copyUIDGID && c.rec.Spec.User != "", ReadOnly: c.rec.Spec.ReadonlyRootfs, User: c.rec.Spec.User,
 	}
 	c.mu.Unlock()
-	err = f.view(ctx, c, stream, func(ctx context.Context, x *copying, root *os.File) error {
+	err = f.view(ctx, c, stream, true, func(ctx context.Context, x *copying, root *os.File) error {
 		return rootfs.CopyIn(ctx, root, p, x.reader(stream), o)
 	})
 	if err != nil {
@@ -195,7 +196,7 @@ func (f *Files) Export(ctx context.Context, ref string, w io.Writer) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, c.root.Release()) }()
-	err = x.reason(ctx, c.root.View(nil, func(root *os.File) error { return rootfs.Export(ctx, root, x.writer(w)) }))
+	err = x.reason(ctx, c.root.View(rootfs.ViewOptions{}, func(root *os.File) error { return rootfs.Export(ctx, root, x.writer(w)) }))
 	if err == nil {
 		c.publish("export")
 	}

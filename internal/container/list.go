@@ -92,8 +92,12 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 			continue
 		}
 		if opts.Size {
-			if err := e.c.fillSize(ctx, e.v); err != nil && !errors.Is(err, errs.NotFound) {
-				return nil, err
+			err := e.c.fillSize(ctx, e.v)
+			if err != nil && ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			if err != nil && !errors.Is(err, errs.NotFound) { // one container must not hide the sizes of the others
+				s.env.log.Warn("size of a container is unknown", "container", e.c.id, "err", err)
 			}
 		}
 		out = append(out, e.v)

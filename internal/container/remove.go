@@ -31,8 +31,12 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		c.mu.Unlock()
 		switch {
 		case !alive:
-			err := c.destroy(context.WithoutCancel(ctx), volumes)
+			left, err := c.destroy(context.WithoutCancel(ctx), volumes)
 			c.release()
+			if left != nil {
+				err = errs.New(errs.Internal, "container %s is removed, but not all of its files are: %w", c.id, left).
+					WithHint("plyd removes the rest when it starts the next time.")
+			}
 			return err
 		case st == StatusPaused && !force:
 			c.release()
@@ -75,12 +79,22 @@ func (c *ctr) killForRemove(ctx context.Context) error {
 	return l.kill(ctx, w)
 }
 
-// destroy deletes a container that does not run: first the record, then its files. The caller holds c.op.
-func (c *ctr) destroy(ctx context.Context, volumes bool) error {
+// destroyLogged is destroy for callers that have nobody to tell what is left.
+func (c *ctr) destroyLogged(ctx context.Context, volumes bool) error {
+	left, err := c.destroy(ctx, volumes)
+	if left != nil {
+		c.env.log.Error("files of a removed container are left", "container", c.id, "err", left)
+	}
+	return err
+}
+
+// destroy deletes a container that does not run: first the record, then its files. The caller holds c.op. left says why
+// files are left of a container that is removed; the next Restore deletes them.
+func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
-		return errs.New(errs.NotFound, "No such container: %s", c.id)
+		return nil, errs.New(errs.NotFound, "No such container: %s", c.id)
 	}
 	c.rec.State.Status, c.gone = StatusRemoving, true
 	mounts, name := c.rec.Mounts, c.rec.Name
@@ -88,7 +102,7 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	c.copies.finish(c.env.run)
 	c.remove() // ends what still reads its files
 	st := c.env.opts.Store
-	err := c.root.Close(ctx)
+	err = c.root.Close(ctx)
 	if err == nil {
 		c.saveMu.Lock()
 		err = st.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Delete(c.id) })
@@ -100,12 +114,12 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 		c.mu.Lock()
 		c.rec.State.Status, c.gone = StatusDead, false
 		c.mu.Unlock()
-		return errs.New(errs.Internal, "remove container %s: %w", c.id.Short(), err)
+		return nil, errs.New(errs.Internal, "remove container %s: %w", c.id.Short(), err)
 	}
-	err = errors.Join(c.detachNetwork(ctx), st.Layers.RemoveWritable(ctx, c.paths.writable))
+	left = errors.Join(c.detachNetwork(ctx), st.Layers.RemoveWritable(ctx, c.paths.writable))
 	c.publish("destroy")
 	c.env.index.remove(c.id, name)
-	err = errors.Join(err, c.removeDirs())
+	left = errors.Join(left, c.removeDirs())
 	c.env.opts.Volumes.DropReferences(c.id)
 	if volumes {
 		c.env.opts.Volumes.RemoveAnonymous(ctx, volumeNames(mounts))
@@ -114,9 +128,5 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) error {
 	c.notify(c.lastExit(), WaitRemoved, WaitNotRunning, WaitNextExit)
 	c.mu.Unlock()
 	c.sessions.Drop()
-	if err != nil {
-		// The record is deleted, so the container is removed; the next Restore deletes what is left on the disk.
-		c.env.log.Error("leftovers of a removed container", "container", c.id, "err", err)
-	}
-	return nil
+	return left, nil
 }

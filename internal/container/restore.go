@@ -107,12 +107,12 @@ func (r *restorer) restore(ctx context.Context, c *ctr) error {
 		r.recordMissedExit(ctx, c, st)
 	case StatusRemoving, StatusDead:
 		r.cleanRun(ctx, c)
-		return c.destroy(ctx, true)
+		return c.destroyLogged(ctx, true)
 	default:
 		r.cleanRun(ctx, c)
 	}
 	if auto {
-		return c.destroy(ctx, true)
+		return c.destroyLogged(ctx, true)
 	}
 	return nil
 }

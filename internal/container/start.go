@@ -352,7 +352,7 @@ func (c *ctr) startFailed(ctx context.Context, err error) {
 	auto := c.rec.Spec.AutoRemove
 	c.mu.Unlock()
 	if auto {
-		if err := c.destroy(ctx, true); err != nil {
+		if err := c.destroyLogged(ctx, true); err != nil {
 			c.env.log.Error("container that did not start was not removed", "container", c.id, "err", err)
 		}
 		return

@@ -25,20 +25,41 @@ func Bind(source, target string, readOnly bool) error {
 	return t.Attach(target)
 }
 
+// CloneOptions of Clone. The zero value clones all mounts as they are.
+type CloneOptions struct {
+	NonRecursive bool // without the mounts below
+	ReadOnly     bool
+}
+
 // Clone returns a detached copy of the mounts at and below f, which may have been opened with O_PATH. No path is looked up, so the
 // tree is of the file or directory that the caller has checked. The copy is private: unmounting it unmounts nothing else.
-func Clone(f *os.File) (*Tree, error) {
-	fd, err := unix.OpenTree(int(f.Fd()), "",
-		unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+func Clone(f *os.File, o CloneOptions) (*Tree, error) {
+	flags := uint(unix.AT_EMPTY_PATH | unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if !o.NonRecursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(int(f.Fd()), "", flags)
 	if err != nil {
 		return nil, &os.PathError{Op: "clone mount", Path: f.Name(), Err: err}
 	}
 	t := &Tree{fd: fd}
 	attr := &unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if o.ReadOnly {
+		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
+	}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr); err != nil {
 		return nil, errors.Join(&os.PathError{Op: "make private", Path: f.Name(), Err: err}, t.Close())
 	}
 	return t, nil
+}
+
+// MakeReadOnly makes the mount whose root f is read-only, without those below it.
+func MakeReadOnly(f *os.File) error {
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, attr); err != nil {
+		return &os.PathError{Op: "make read-only", Path: f.Name(), Err: err}
+	}
+	return nil
 }
 
 // MakePrivate stops mounts at and below target from propagating to or from other mounts. Target must be a mount point.

@@ -33,6 +33,22 @@ func (t *Tree) Attach(target string) error {
 	return nil
 }
 
+// AttachAt attaches the tree to the file or directory at, which may have been opened with O_PATH. No path is looked up.
+func (t *Tree) AttachAt(at *os.File) error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if t.fd < 0 {
+		return &os.PathError{Op: "attach mount", Path: at.Name(), Err: os.ErrClosed}
+	}
+	err := ignoringEINTR(func() error {
+		return unix.MoveMount(t.fd, "", int(at.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	})
+	if err != nil {
+		return &os.PathError{Op: "attach mount", Path: at.Name(), Err: err}
+	}
+	return nil
+}
+
 // Open opens the root of the tree with O_PATH, to look up paths in it. The tree exists at least until the file is closed.
 func (t *Tree) Open() (*os.File, error) {
 	t.mu.RLock()

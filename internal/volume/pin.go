@@ -39,7 +39,7 @@ func (s *Service) pin(id oci.ContainerID, n int, m Mount) (_ string, err error) 
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK { // O_PATH opens a link that is the last component
 		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
 	}
-	tree, err := mount.Clone(f)
+	tree, err := mount.Clone(f, mount.CloneOptions{})
 	if err != nil {
 		return "", errs.New(errs.Internal, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
 	}

@@ -190,7 +190,7 @@ func (t *tarWriter) regular(node *os.File, st *unix.Stat_t, name string) error {
 		}
 		t.links[key] = name
 	}
-	f, err := os.OpenFile(fdPath(node), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	f, err := safepath.Reopen(node, unix.O_RDONLY)
 	if err != nil {
 		return err
 	}

@@ -153,7 +153,7 @@ func (x *extractor) clear(parent *os.File, base string, h *tar.Header) (keep boo
 	case x.keepKinds && wantDir:
 		return false, invalid("cannot overwrite non-directory %q with directory %q", path.Join(x.dir, h.Name), x.dir)
 	case isDir:
-		return false, x.wrap(h, removeTree(x.ctx, parent, base, 0))
+		return false, x.wrap(h, safepath.RemoveAll(parent, base, func() error { return context.Cause(x.ctx) }))
 	}
 	err = unix.Unlinkat(int(parent.Fd()), base, 0)
 	if errors.Is(err, unix.EBUSY) && h.Typeflag == tar.TypeReg {
@@ -170,38 +170,6 @@ func (x *extractor) wrap(h *tar.Header, err error) error {
 		return nil
 	}
 	return x.describe(h, err)
-}
-
-const maxDepth = 4096 // directories below each other that removeTree descends
-
-// removeTree deletes a directory and everything in it without following links.
-func removeTree(ctx context.Context, parent *os.File, base string, depth int) error {
-	if depth > maxDepth {
-		return invalid("directory %s: nested too deeply", base)
-	}
-	fd, err := unix.Openat(int(parent.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	d := os.NewFile(uintptr(fd), base)
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		err := unix.Unlinkat(fd, n, 0)
-		if errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EPERM) {
-			err = removeTree(ctx, d, n, depth+1)
-		}
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
-		}
-	}
-	return unix.Unlinkat(int(parent.Fd()), base, unix.AT_REMOVEDIR)
 }
 
 func (x *extractor) make(parent *os.File, base string, h *tar.Header, tr io.Reader, keep bool) error {
@@ -262,15 +230,10 @@ func (x *extractor) link(parent *os.File, base string, h *tar.Header) error {
 }
 
 func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Reader, keep bool) (err error) {
-	flags := unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	if keep {
-		flags = unix.O_WRONLY | unix.O_TRUNC | unix.O_NOFOLLOW | unix.O_CLOEXEC | unix.O_NONBLOCK
-	}
-	fd, err := unix.Openat(int(parent.Fd()), base, flags, 0o600)
+	f, err := openForContent(parent, base, keep)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), base)
 	defer func() { err = errors.Join(err, f.Close()) }()
 	for {
 		if err := x.ctx.Err(); err != nil {
@@ -290,6 +253,24 @@ func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Read
 		}
 	}
 	return x.attributes(f, h)
+}
+
+// openForContent opens the file that gets the content of an entry: a new one, or with keep the regular file that is there.
+func openForContent(parent *os.File, base string, keep bool) (*os.File, error) {
+	if !keep {
+		const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		fd, err := unix.Openat(int(parent.Fd()), base, flags, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), base), nil
+	}
+	node, err := openNode(parent, base)
+	if err != nil {
+		return nil, err
+	}
+	defer node.Close()
+	return safepath.Reopen(node, unix.O_WRONLY|unix.O_TRUNC)
 }
 
 // attributes sets owner, mode, xattrs and time of a file by its descriptor. The order matters: a change of the owner

@@ -147,24 +147,22 @@ func parseID(s string) (id uint32, numeric bool, err error) {
 
 // userLines calls visit with the fields of each line of a colon-separated file that has enough of them.
 func userLines(root *os.File, name string, fields int, visit func([]string)) error {
-	f, err := safepath.Open(root, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	node, err := safepath.Open(root, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+	if err != nil {
+		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
+	}
+	defer node.Close()
+	f, err := safepath.Reopen(node, unix.O_RDONLY)
+	if errors.Is(err, unix.ENXIO) {
 		return errs.New(errs.Invalid, "image: /%s: not a regular file", name)
 	}
 	if err != nil {
 		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
 	}
 	defer f.Close() // only read from
-	st, err := f.Stat()
-	if err != nil {
-		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
-	}
-	if !st.Mode().IsRegular() {
-		return errs.New(errs.Invalid, "image: /%s: not a regular file", name)
-	}
 	data, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
 	if err != nil {
 		return errs.New(errs.Invalid, "image: /%s: %w", name, err)

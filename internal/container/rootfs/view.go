@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/mount"
 	"ply/internal/safepath"
 )
 
@@ -21,26 +22,37 @@ type Bind struct {
 	NonRecursive bool // without the mounts below Source
 }
 
+// ViewOptions of View.
+type ViewOptions struct {
+	Binds    []Bind
+	ReadOnly bool // nothing can be written but to the binds
+}
+
 // View calls f with a descriptor of the mounted root in which the binds are mounted at their targets. The caller
 // holds a reference from Acquire.
 //
 // The binds are mounted in a mount namespace that belongs to one thread and ends with f. No mount is left behind,
 // no other process sees the mounts, and the container cannot move them.
-func (r *Root) View(binds []Bind, f func(root *os.File) error) error {
+func (r *Root) View(o ViewOptions, f func(root *os.File) error) error {
 	run := func() error {
 		root, err := r.Open()
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		for _, b := range binds {
+		for _, b := range o.Binds {
 			if err := mountBind(root, b); err != nil {
 				return errs.New(errs.Internal, "container %s: mount %s: %w", r.o.Container.Short(), b.Target, err)
 			}
 		}
+		if o.ReadOnly { // the kernel checks it wherever a path leads; the mount of the host and of the container stays as it is
+			if err := mount.MakeReadOnly(root); err != nil {
+				return errs.New(errs.Internal, "container %s: %w", r.o.Container.Short(), err)
+			}
+		}
 		return f(root)
 	}
-	if len(binds) == 0 {
+	if len(o.Binds) == 0 && !o.ReadOnly {
 		return run()
 	}
 	return inMountNamespace(run)
@@ -73,14 +85,20 @@ func inMountNamespace(f func() error) error {
 }
 
 // mountBind mounts one bind below root. It makes a missing mount point: a container that was never started has none.
+// Source and target are each looked up once, because a container may exchange what is on the way to them.
 func mountBind(root *os.File, b Bind) error {
-	fi, err := os.Stat(b.Source)
+	source, err := os.OpenFile(b.Source, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
+	defer source.Close()
 	at, err := safepath.Open(root, b.Target, unix.O_PATH, 0)
 	if errors.Is(err, unix.ENOENT) {
-		at, err = makeMountPoint(root, b.Target, fi.IsDir())
+		var st unix.Stat_t
+		if err := unix.Fstat(int(source.Fd()), &st); err != nil {
+			return err
+		}
+		at, err = makeMountPoint(root, b.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
 		if errors.Is(err, unix.EROFS) {
 			return nil // in a volume that is read-only; the container itself cannot have this mount
 		}
@@ -89,22 +107,11 @@ func mountBind(root *os.File, b Bind) error {
 		return err
 	}
 	defer at.Close()
-	flags := uintptr(unix.MS_BIND)
-	if !b.NonRecursive {
-		flags |= unix.MS_REC
-	}
-	if err := unix.Mount(b.Source, fdPath(at), "", flags, ""); err != nil {
-		return err
-	}
-	if !b.ReadOnly {
-		return nil
-	}
-	top, err := safepath.Open(root, b.Target, unix.O_PATH, 0)
+	tree, err := mount.Clone(source, mount.CloneOptions{NonRecursive: b.NonRecursive, ReadOnly: b.ReadOnly})
 	if err != nil {
 		return err
 	}
-	defer top.Close()
-	return unix.Mount("", fdPath(top), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	return errors.Join(tree.AttachAt(at), tree.Close())
 }
 
 func makeMountPoint(root *os.File, target string, dir bool) (*os.File, error) {
