@@ -63,7 +63,7 @@ func daemonWorld(t *testing.T, sock string) daemon.Paths {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := daemon.Paths{Host: "unix://" + filepath.Join(dir, sock), Log: filepath.Join(dir, "log"), Lock: filepath.Join(dir, "lock")}
+	d := daemon.Paths{Host: "unix://" + filepath.Join(dir, sock), Log: filepath.Join(dir, "log"), Lock: filepath.Join(dir, "lock"), Dir: dir}
 	script := fmt.Sprintf("#!/bin/sh\nPLY_TEST_DAEMON=%s exec %s\n", filepath.Join(dir, sock), self)
 	if err := os.WriteFile(filepath.Join(dir, "plyd"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
@@ -82,7 +82,6 @@ func daemonWorld(t *testing.T, sock string) daemon.Paths {
 			return err != nil
 		})
 	})
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	t.Setenv("DOCKER_HOST", "")
 	t.Setenv("PLY_HOST", "")
 	t.Setenv("DOCKER_CONFIG", dir)
@@ -145,8 +144,8 @@ func TestDaemonIsNotStarted(t *testing.T) {
 	if r := runWith(d, "-H", d.Host, "ps"); r.code != 1 || !strings.HasPrefix(r.err, "Cannot connect to the ply daemon at "+d.Host) {
 		t.Errorf("named by its own name: %+v", r)
 	}
-	t.Setenv("PATH", "/nonexistent")
-	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in PATH") {
+	d.Dir = "/nonexistent"
+	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in the system's directories") {
 		t.Errorf("no plyd: %+v", r)
 	}
 	if _, err := os.Stat(d.Log); err == nil {

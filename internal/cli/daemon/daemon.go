@@ -30,6 +30,7 @@ type Paths struct {
 	Host string // where plyd listens when its configuration does not say otherwise
 	Log  string // file that receives the output of a plyd that Start starts
 	Lock string // file that is locked during Start, so that two processes do not start plyd at the same time
+	Dir  string // directory of plyd; "" looks beside ply and then in the system's directories
 }
 
 // Default are the paths of the engine of this machine.
@@ -48,7 +49,7 @@ func (p Paths) Start(ctx context.Context, c *client.Client, cause error, stderr 
 	if os.Geteuid() != 0 {
 		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("Only root may start it: run `sudo plyd &`, or name another engine with -H or PLY_HOST")
 	}
-	path, err := find()
+	path, err := p.find()
 	if err != nil {
 		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in the system's directories: install it, or name another engine with -H or PLY_HOST")
 	}
@@ -77,18 +78,20 @@ var systemDirs = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/us
 
 // find looks for plyd beside this executable, then in systemDirs. It does not search PATH, because plyd runs as root and the
 // PATH may be another user's.
-func find() (string, error) {
+func (p Paths) find() (string, error) {
 	dirs := systemDirs
-	if self, err := os.Executable(); err == nil {
+	if p.Dir != "" {
+		dirs = []string{p.Dir}
+	} else if self, err := os.Executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(self); err == nil {
 			self = real
 		}
 		dirs = append([]string{filepath.Dir(self)}, dirs...)
 	}
 	for _, dir := range dirs {
-		p := filepath.Join(dir, "plyd")
-		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
-			return p, nil
+		path := filepath.Join(dir, "plyd")
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+			return path, nil
 		}
 	}
 	return "", exec.ErrNotFound

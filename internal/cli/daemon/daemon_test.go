@@ -87,11 +87,11 @@ func TestFindIgnoresPath(t *testing.T) {
 	system := systemDirs
 	defer func() { systemDirs = system }()
 	systemDirs = nil
-	if path, err := find(); err == nil {
+	if path, err := (Paths{}).find(); err == nil {
 		t.Errorf("found %s", path)
 	}
 	systemDirs = []string{"/nonexistent", dir}
-	if path, err := find(); err != nil || path != filepath.Join(dir, "plyd") {
+	if path, err := (Paths{}).find(); err != nil || path != filepath.Join(dir, "plyd") {
 		t.Errorf("found %s, %v", path, err)
 	}
 }

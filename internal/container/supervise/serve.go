@@ -351,16 +351,22 @@ func (s *server) newExec(req shim.Request) error {
 	return nil
 }
 
-// startExec runs an exec.
+// startExec runs an exec. It refuses one in a paused container: a process that starts frozen blocks its runtime.
 func (s *server) startExec(p *process) error {
+	s.mu.Lock()
+	paused := s.paused
+	s.mu.Unlock()
 	p.mu.Lock()
 	if p.size != nil { // an exec runs at once, so its terminal is created with the size that it should have
 		p.spec.ConsoleSize = &specs.Box{Height: uint(p.size.Row), Width: uint(p.size.Col)}
 	}
 	p.mu.Unlock()
+	var c child
+	var err error
 	s.forks.RLock()
-	c, err := s.rt.exec(p.id, p.spec, p.io.childEnds())
-	if err == nil {
+	if paused {
+		err = &failure{shim.ClassConflict, fmt.Sprintf("container %s is paused, unpause the container before exec", s.cfg.ID)}
+	} else if c, err = s.rt.exec(p.id, p.spec, p.io.childEnds()); err == nil {
 		s.known.Store(c.pid, nil)
 	}
 	s.forks.RUnlock()

@@ -85,7 +85,8 @@ func (w *Writer) end(reason error) {
 	}
 	_ = w.pipe.CloseWithError(reason)
 	<-w.done
-	w.meta, w.un = &w.un.meta, nil
+	meta := w.un.meta // a copy: a pointer into the unpacker would keep all of it
+	w.meta, w.un = &meta, nil
 }
 
 // Finish ends the tar. When it returns without an error, the directory is complete and its digest is want (or want is ""),
