@@ -248,13 +248,14 @@ func (s *server) kill(p *process, req shim.Request) error {
 	switch {
 	case a.All && p == s.init:
 		err = s.rt.signalAll(sig)
+	case p == s.init && sig == unix.SIGKILL:
+		s.mu.Lock() // not during a freeze: it would end after the runtime has thawed the processes, and they could not die
+		if err = s.rt.signal(sig); err == nil {
+			s.paused = false // the runtime thawed it, so that it could die
+		}
+		s.mu.Unlock()
 	case p == s.init:
 		err = s.rt.signal(sig)
-		if err == nil && sig == unix.SIGKILL {
-			s.mu.Lock()
-			s.paused = false // the runtime thawed it, so that it could die
-			s.mu.Unlock()
-		}
 	default:
 		err = p.child.signal(sig)
 	}
