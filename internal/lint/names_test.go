@@ -127,7 +127,7 @@ var providers = map[string][]string{
 	"git":             {"git"},
 	"patch":           {"patch"},
 	"util-linux":      {"unshare", "nsenter", "mount", "umount", "losetup", "findmnt", "script"},
-	"e2fsprogs":       {"mkfs.ext4"},
+	"e2fsprogs":       {"mkfs.ext4", "chattr"},
 	"iproute2":        {"ip", "ss"},
 	"nftables":        {"nft"},
 	"procps":          {"pgrep", "pkill", "ps"},
