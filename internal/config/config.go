@@ -77,6 +77,7 @@ type Config struct {
 	DNSSearch           []string `json:"dns-search" flag:"dns-search" use:"search domain of containers"`
 	IP                  string   `json:"ip" flag:"ip" use:"default address of published ports"`
 	IPForward           bool     `json:"ip-forward" flag:"ip-forward" use:"enable net.ipv4.ip_forward"`
+	IPForwardNoDrop     bool     `json:"ip-forward-no-drop" flag:"ip-forward-no-drop" use:"after enabling net.ipv4.ip_forward, forward between all networks of the host"`
 	IPMasq              bool     `json:"ip-masq" flag:"ip-masq" use:"masquerade outgoing traffic of containers"`
 	IPTables            bool     `json:"iptables" flag:"iptables" use:"add packet filter rules"`
 	UserlandProxy       bool     `json:"userland-proxy" flag:"userland-proxy" use:"forward loopback traffic to published ports in user space where the kernel does not"`

@@ -179,7 +179,10 @@ func (e *Engine) openVolumes(context.Context) (err error) {
 func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	c := e.opts.Config
 	bridged := network.Config{Bridge: c.Bridge, MTU: c.MTU, NoICC: !c.ICC, NoMasq: !c.IPMasq}
-	driver := bridge.Options{NoRules: !c.IPTables, NoForward: !c.IPForward, NoProxy: !c.UserlandProxy, Log: e.log}
+	driver := bridge.Options{
+		NoRules: !c.IPTables, NoForward: !c.IPForward, NoForwardDrop: c.IPForwardNoDrop, StateFile: filepath.Join(c.ExecRoot, "forwarding.json"),
+		NoProxy: !c.UserlandProxy, Log: e.log,
+	}
 	// The values were checked by config.Load.
 	if c.BIP != "" {
 		bridged.Address = netip.MustParsePrefix(c.BIP)

@@ -34,6 +34,7 @@ var drawnRecords = map[string][]drawnRecord{
 	},
 	"DISK.md": {
 		{"network/<hex>.json", "network", "Connection", "connectionVersion"},
+		{"forwarding.json", "network/bridge", "switchedForwarding", "forwardingVersion"},
 		{"partial/<hex>.json", "store/blob", "partialState", "partialVersion"},
 		{"layers/sha256/<hex>/layer.json", "store/layer/erofs", "layerRecord", "layerVersion"},
 		{"layers/sha256/<hex>/index.json", "store/layer/erofs", "indexRecord", "indexVersion"},

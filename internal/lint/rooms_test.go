@@ -30,7 +30,7 @@ var inside = map[string][][]string{
 	"durable": {{"durable"}, {"durable/faultfs", "durable/powercut"}},
 	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
-		{"network/ipam", "network/namespace"},
+		{"network/ipam", "network/namespace", "network/nft"},
 		{"network"},
 		{"network/ports"},
 		{"network/bridge"},

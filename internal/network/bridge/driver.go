@@ -23,11 +23,13 @@ import (
 
 // Options of New, the same for every bridge of the host. The zero value is ready for use.
 type Options struct {
-	HostIP    netip.Addr // where ports are published by default; invalid = on all addresses
-	NoRules   bool       // do not touch nftables ("iptables": false)
-	NoForward bool       // do not switch IP forwarding on
-	NoProxy   bool       // reserve published ports, but carry no connection in user space
-	Log       *slog.Logger
+	HostIP        netip.Addr // where ports are published by default; invalid = on all addresses
+	NoRules       bool       // do not touch nftables ("iptables": false)
+	NoForward     bool       // do not switch IP forwarding on
+	NoForwardDrop bool       // after switching IP forwarding on, let the host forward between all its networks
+	StateFile     string     // remembers until the next boot that IP forwarding was switched on; "" = only the rules tell
+	NoProxy       bool       // reserve published ports, but carry no connection in user space
+	Log           *slog.Logger
 }
 
 // Driver makes bridges. Safe for concurrent use.
@@ -54,10 +56,8 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 	if err != nil {
 		return nil, err
 	}
-	if !d.opts.NoForward {
-		if err := sysctl("ipv4/ip_forward", "1"); err != nil {
-			return nil, err
-		}
+	if err := d.setUpForwarding(ctx, c.Bridge); err != nil {
+		return nil, err
 	}
 	s := &segment{
 		opts: d.opts, cfg: c, gateway: gateway, reserved: map[oci.ContainerID][]ports.Reservation{},
@@ -222,7 +222,7 @@ func (s *segment) Down(ctx context.Context) error {
 	s.background.Wait()
 	var err error
 	if !s.opts.NoRules {
-		err = s.table.Delete(ctx)
+		err = errors.Join(s.table.Delete(ctx), leaveForwarding(ctx, s.cfg.Bridge))
 	}
 	if link, lerr := netlink.LinkByName(s.cfg.Bridge); lerr == nil {
 		err = errors.Join(err, netlink.LinkDel(link))

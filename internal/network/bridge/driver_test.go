@@ -56,6 +56,8 @@ func connect(t *testing.T, s network.Segment, ports ...network.PortBinding) netw
 	return c
 }
 
+var addressOfSecond = netip.MustParsePrefix("10.89.0.1/24")
+
 var config = network.Config{Bridge: "test0", Address: netip.MustParsePrefix("10.88.0.1/24"), MTU: 1400}
 
 func TestConnectFillsInTheConnection(t *testing.T) {

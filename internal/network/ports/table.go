@@ -6,19 +6,17 @@
 package ports
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
-	"os/exec"
 	"strings"
 
-	"ply/internal/errs"
 	"ply/internal/network"
+	"ply/internal/network/nft"
 )
 
 // Table is the nftables table of one bridge. It is made once per bridge. A container without published ports does not
-// change it; a published port is one element of a map in it. Every change is text that nft applies as one transaction.
+// change it; a published port is one element of a map in it. Every change is one transaction.
 type Table struct {
 	Name       string
 	Bridge     string       // the interface
@@ -28,24 +26,26 @@ type Table struct {
 }
 
 // Create makes the table without ports. A table that is there is replaced.
-func (t Table) Create(ctx context.Context) error { return nft(ctx, t.rules()) }
+func (t Table) Create(ctx context.Context) error { return nft.Apply(ctx, t.rules()) }
 
 // Exists reports whether the kernel has the table.
 func (t Table) Exists(ctx context.Context) bool {
-	return nft(ctx, "list table inet "+t.Name+"\n") == nil
+	return nft.Exists(ctx, "inet "+t.Name)
 }
 
 // Delete removes the table.
-func (t Table) Delete(ctx context.Context) error { return nft(ctx, "delete table inet "+t.Name+"\n") }
+func (t Table) Delete(ctx context.Context) error {
+	return nft.Apply(ctx, "delete table inet "+t.Name+"\n")
+}
 
 // Add redirects the IPv4 host ports of the bindings to the container at address to.
 func (t Table) Add(ctx context.Context, to netip.Addr, bindings []network.PortBinding) error {
-	return nft(ctx, t.elements("add", to, bindings))
+	return nft.Apply(ctx, t.elements("add", to, bindings))
 }
 
 // Remove undoes Add.
 func (t Table) Remove(ctx context.Context, to netip.Addr, bindings []network.PortBinding) error {
-	return nft(ctx, t.elements("delete", to, bindings))
+	return nft.Apply(ctx, t.elements("delete", to, bindings))
 }
 
 // rules renders the whole table without ports.
@@ -110,28 +110,4 @@ func (t Table) elements(verb string, to netip.Addr, bindings []network.PortBindi
 		}
 	}
 	return b.String()
-}
-
-// nft applies a script as one transaction. An empty script does nothing.
-func nft(ctx context.Context, script string) error {
-	if script == "" {
-		return nil
-	}
-	path, err := exec.LookPath("nft")
-	if err != nil {
-		return errs.New(errs.Precondition, "network: the program nft is not installed").
-			WithHint("Install the package nftables, or start plyd with --iptables=false.")
-	}
-	cmd := exec.CommandContext(ctx, path, "-f", "-")
-	cmd.Stdin = strings.NewReader(script)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		msg := strings.TrimSpace(out.String())
-		if len(msg) > 500 {
-			msg = msg[:500] + "…"
-		}
-		return errs.New(errs.Internal, "network: nft: %w: %s", err, msg)
-	}
-	return nil
 }
