@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -68,7 +69,7 @@ func wantOps(t *testing.T, what string, got []string, want ...string) {
 }
 
 // A volume's directories are durable before its record, and a removed volume's directory has lost its name, durably,
-// before its data is deleted.
+// before its record and its data are deleted.
 func TestOrderOfDiskOperations(t *testing.T) {
 	s, trace := traced(t, &faultfs.FS{})
 	v, err := s.Create(ctx, "vol", "", nil, nil)
@@ -98,7 +99,8 @@ func TestOrderOfDiskOperations(t *testing.T) {
 	if err := s.Remove(ctx, "vol", false); err != nil {
 		t.Fatal(err)
 	}
-	wantOps(t, "remove", trace(), "rename TEMP, without record", "syncdir , without record", "removeall TEMP, without record")
+	wantOps(t, "remove", trace(), "rename TEMP, with record", "rename .removing/vol, with record", "syncdir , with record", "syncdir .removing, with record",
+		"rename TEMP, without record", "removeall TEMP, without record")
 }
 
 func filled(t *testing.T) string {
@@ -148,36 +150,104 @@ func TestCreateFailsAtEveryOperation(t *testing.T) {
 	}
 }
 
-// A removal that fails at any operation leaves no record, and a new service deletes what is left of the data.
+// A removal that fails or is interrupted at any operation leaves the volume with its data, or no volume and no data that a later
+// volume of that name could show. This is so at once and after the next start.
 func TestRemoveFailsAtEveryOperation(t *testing.T) {
-	for n := 1; ; n++ {
-		f := &faultfs.FS{}
-		s, _ := traced(t, f)
-		if _, err := s.Create(ctx, "vol", "", nil, nil); err != nil {
-			t.Fatal(err)
-		}
-		f.FailAt = f.Count() + n
-		err := s.Remove(ctx, "vol", false)
-		if !f.Hit() {
-			if n != 4 {
-				t.Errorf("removing a volume takes %d operations, want 3", n-1)
+	for _, forever := range []bool{false, true} {
+		for n := 1; ; n++ {
+			f := &faultfs.FS{Forever: forever}
+			s, _ := traced(t, f)
+			v, err := s.Create(ctx, "vol", "", nil, nil)
+			if err != nil {
+				t.Fatal(err)
 			}
-			return
+			if err := os.WriteFile(filepath.Join(v.Mountpoint, "f"), []byte("kept"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			f.FailAt = f.Count() + n
+			err = s.Remove(ctx, "vol", false)
+			if !f.Hit() {
+				if n != 7 {
+					t.Errorf("removing a volume takes %d operations, want 6", n-1)
+				}
+				break
+			}
+			what := fmt.Sprintf("operation %d (and all later ones: %v) failed", n, forever)
+			if err == nil {
+				t.Errorf("%s, Remove did not", what)
+			}
+			f.FailAt = 0
+			if !forever {
+				keptOrGone(t, s, what)
+			}
+			again, err := New(s.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			keptOrGone(t, again, what+", after a start")
+			if left, err := os.ReadDir(filepath.Join(s.opts.Root, removingDir)); err != nil || len(left) != 0 {
+				t.Errorf("%s: left %v, %v", what, left, err)
+			}
+			if err := again.Remove(ctx, "vol", true); err != nil {
+				t.Errorf("%s: the next removal: %v", what, err)
+			}
+			if left, err := os.ReadDir(s.opts.Root); err != nil || len(left) != 1 {
+				t.Errorf("%s: left %v, %v", what, left, err)
+			}
 		}
-		if err == nil {
-			t.Errorf("operation %d failed, Remove did not", n)
+	}
+}
+
+// keptOrGone checks that the volume has its file if it exists. Otherwise it makes the volume anew, which must be empty.
+func keptOrGone(t *testing.T, s *Service, what string) {
+	t.Helper()
+	v, err := s.Get(ctx, "vol")
+	if err == nil {
+		if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "f")); err != nil || string(b) != "kept" {
+			t.Errorf("%s: the volume is there with %q, %v", what, b, err)
 		}
-		if _, err := s.Get(ctx, "vol"); !errors.Is(err, errs.NotFound) {
-			t.Errorf("after a failure at operation %d: %v, want NotFound", n, err)
-		}
-		if n == 1 { // the directory could not be renamed
-			continue
-		}
-		if _, err := New(s.opts); err != nil {
+		return
+	}
+	if !errors.Is(err, errs.NotFound) {
+		t.Errorf("%s: %v", what, err)
+	}
+	if v, err = s.Create(ctx, "vol", "", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(v.Mountpoint); err != nil || len(left) > 0 {
+		t.Errorf("%s: a new volume of that name has %v, %v", what, left, err)
+	}
+	if err := os.WriteFile(filepath.Join(v.Mountpoint, "f"), []byte("kept"), 0o600); err != nil {
+		t.Error(err)
+	}
+}
+
+// When the engine ends after the directory was moved and before the record is deleted, the volume has its data after the next
+// start. When it ends after that, the data is deleted.
+func TestInterruptedRemoval(t *testing.T) {
+	for _, deleted := range []bool{false, true} {
+		s, _ := traced(t, &faultfs.FS{})
+		v, err := s.Create(ctx, "vol", "", nil, nil)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if left, err := os.ReadDir(s.opts.Root); err != nil || len(left) != 0 {
-			t.Errorf("after a failure at operation %d: left %v, %v", n, left, err)
+		if err := os.WriteFile(filepath.Join(v.Mountpoint, "f"), []byte("kept"), 0o600); err != nil {
+			t.Fatal(err)
 		}
+		if moved, err := (trash{s.opts.Store.FS, s.opts.Store.Meta, s.opts.Root}).move("vol"); err != nil || !moved {
+			t.Fatalf("moved: %v, %v", moved, err)
+		}
+		if deleted {
+			if err := s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Delete("vol") }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s, err = New(s.opts); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get(ctx, "vol"); errors.Is(err, errs.NotFound) != deleted {
+			t.Errorf("record deleted: %v; after a start: %v", deleted, err)
+		}
+		keptOrGone(t, s, fmt.Sprintf("record deleted: %v", deleted))
 	}
 }

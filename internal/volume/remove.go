@@ -41,9 +41,21 @@ func (s *Service) remove(ctx context.Context, name string) error {
 	return nil
 }
 
+// removingDir contains, below the root, the directories of volumes that are being removed, by the names of the volumes.
+const removingDir = ".removing"
+
+// trash moves the directories of volumes that are being removed. root is that of the volumes.
+type trash struct {
+	fsys durable.FS
+	meta *meta.DB
+	root string
+}
+
 // unlink deletes the record and renames the directory to a temporary, whose name it returns. It holds mu, so a volume of
-// that name that is made afterwards has nothing in common with this one. The rename is durable before the caller deletes
-// data: after a crash a later volume of that name would otherwise find a part of it.
+// that name that is made afterwards has nothing in common with this one.
+//
+// The directory leaves its name, durably, before the record is deleted. If the engine ends in between, New puts it back. In the
+// opposite order, an end in between would leave a directory without a record, and a later volume of that name would have its data.
 func (s *Service) unlink(name string) (tmp string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,25 +65,96 @@ func (s *Service) unlink(name string) (tmp string, err error) {
 	if ids := s.users(name); len(ids) > 0 {
 		return "", errs.New(errs.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
 	}
-	dir := filepath.Join(s.opts.Root, name)
 	if mounted(s.path(name)) {
 		return "", errs.New(errs.Conflict, "remove %s: volume is still mounted at %s", name, s.path(name)).
 			WithHint("Unmount it and try again.")
 	}
-	err = s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Delete(name) })
+	away := trash{s.opts.Store.FS, s.opts.Store.Meta, s.opts.Root}
+	moved, err := away.move(name)
+	if err == nil {
+		err = s.opts.Store.Meta.Update(func(tx *meta.Tx) error { return tx.Volumes.Delete(name) })
+	}
 	if err != nil {
-		return "", errs.New(errs.Internal, "remove %s: record: %w", name, err)
+		if moved {
+			err = errors.Join(err, away.restore(name))
+		}
+		return "", errs.New(errs.Internal, "remove %s: %w", name, err)
 	}
 	s.publish("destroy", name, nil)
-	tmp = durable.TempName(s.opts.Root)
-	err = durable.Rename(s.opts.Store.FS, dir, tmp)
-	if errors.Is(err, fs.ErrNotExist) {
+	if !moved {
 		return "", nil
 	}
-	if err != nil {
+	if tmp, err = away.release(name); err != nil {
 		return "", errs.New(errs.Internal, "remove %s: %w", name, err)
 	}
 	return tmp, nil
+}
+
+func (t trash) path(name string) string { return filepath.Join(t.root, removingDir, name) }
+
+// move moves the directory of a volume below removingDir, durably when it returns without an error. It reports whether the
+// directory was moved; a volume may have none.
+func (t trash) move(name string) (moved bool, err error) {
+	// An earlier removal that failed may have left a directory there.
+	if err := ignoreNotExist(t.fsys.Rename(t.path(name), durable.TempName(t.root))); err != nil {
+		return false, err
+	}
+	if err := t.fsys.Rename(filepath.Join(t.root, name), t.path(name)); err != nil {
+		return false, ignoreNotExist(err)
+	}
+	return true, errors.Join(t.fsys.SyncDir(t.root), t.fsys.SyncDir(filepath.Join(t.root, removingDir)))
+}
+
+// restore undoes move.
+func (t trash) restore(name string) error {
+	return durable.Rename(t.fsys, t.path(name), filepath.Join(t.root, name))
+}
+
+// release makes the directory of a volume a temporary, whose name it returns, so that its name below removingDir is free for the
+// next removal. The rename is not durable: a start deletes what it finds under either name.
+func (t trash) release(name string) (tmp string, err error) {
+	tmp = durable.TempName(t.root)
+	if err := t.fsys.Rename(t.path(name), tmp); err != nil {
+		return "", errors.Join(err, t.fsys.RemoveAll(t.path(name)))
+	}
+	return tmp, nil
+}
+
+// finish ends the removals that were interrupted: a volume that still has its record gets its directory back, and the directories
+// of the others are deleted.
+func (t trash) finish() error {
+	entries, err := t.fsys.ReadDir(filepath.Join(t.root, removingDir))
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, e := range entries {
+		has := false // damaged or not
+		err := t.meta.View(func(tx *meta.Tx) error {
+			has = tx.Volumes.Has(e.Name())
+			return nil
+		})
+		switch {
+		case err != nil:
+		case !has:
+			err = t.fsys.RemoveAll(t.path(e.Name()))
+		default:
+			if _, err = t.fsys.Lstat(filepath.Join(t.root, e.Name())); err == nil {
+				err = errs.New(errs.Conflict, "volume %s: its directory and %s both exist", e.Name(), t.path(e.Name()))
+			} else if errors.Is(err, fs.ErrNotExist) {
+				err = t.restore(e.Name())
+			}
+		}
+		all = errors.Join(all, err)
+	}
+	return all
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Prune removes volumes that no container refers to: anonymous ones, or all with the filter all=true. PruneFilters lists the

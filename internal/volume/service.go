@@ -55,7 +55,7 @@ type Service struct {
 }
 
 // New returns the service and makes the root directory. Only root can enter it: a container mounts its volumes,
-// so its users need no way through this directory. New deletes what an interrupted removal left.
+// so its users need no way through this directory. New ends removals that were interrupted.
 func New(o Options) (*Service, error) {
 	if o.Store == nil || o.Root == "" || o.MountRoot == "" {
 		return nil, errs.New(errs.Invalid, "volumes: options lack a store, a root or a root of mounts")
@@ -64,6 +64,10 @@ func New(o Options) (*Service, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if err := durable.MkdirPrivate(o.Store.FS, o.Root); err != nil {
+		return nil, errs.New(errs.Internal, "volumes: %w", err)
+	}
+	// It is made here because a removal must not need space on the disk.
+	if err := durable.MkdirPrivate(o.Store.FS, filepath.Join(o.Root, removingDir)); err != nil {
 		return nil, errs.New(errs.Internal, "volumes: %w", err)
 	}
 	if err := durable.MkdirPrivate(durable.OS, o.MountRoot); err != nil {
@@ -75,7 +79,7 @@ func New(o Options) (*Service, error) {
 		active:     map[string]map[string]struct{}{},
 		slow:       map[string]chan struct{}{},
 	}
-	if err := durable.RemoveTemps(o.Store.FS, o.Root); err != nil {
+	if err := errors.Join(trash{o.Store.FS, o.Store.Meta, o.Root}.finish(), durable.RemoveTemps(o.Store.FS, o.Root)); err != nil {
 		o.Log.Warn("volumes: leftovers stay", "err", err)
 	}
 	if err := s.unpinAll(); err != nil {

@@ -118,7 +118,7 @@ func TestLifeOfVolumes(t *testing.T) {
 	if err := s.Remove(ctx, "named", true); err != nil {
 		t.Errorf("forced removal of nothing: %v", err)
 	}
-	if left, _ := os.ReadDir(s.opts.Root); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(s.opts.Root, "[^.]*")); len(left) != 0 {
 		t.Errorf("left %v", left)
 	}
 }
