@@ -53,7 +53,7 @@ var floors = [][]string{
 	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
 	{"oci", "compress", "events", "mount", "wire", "filter"},
 	{"store"},
-	{"image", "container", "transfer", "network", "volume", "config", "system"},
+	{"image", "container", "transfer", "network", "volume", "config", "system", "build"},
 	{"engine", "api", "cli"},
 }
 
@@ -153,6 +153,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},
 		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
 		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli"},
+		"github.com/moby/buildkit":                    {"ply/internal/build/ops", "ply/internal/build/dockerfile", "ply/internal/image/change", "ply/internal/api/buildkit"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
 	}
 	for _, p := range list(t, "./...") {

@@ -14,6 +14,7 @@ var inside = map[string][][]string{
 		{"api/docker/stream", "api/listen"},
 		{"api/docker"},
 	},
+	"build": {{"build/ops"}},
 	"cli": {
 		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
 		{"cli/daemon", "cli/attach", "cli/progress", "cli/table"},
