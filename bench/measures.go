@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -194,7 +195,7 @@ func bareLayer(url, name string) error {
 	}
 	defer f.Close()
 	packed, plain := sha256.New(), sha256.New()
-	z, _, err := compress.NewReader(io.TeeReader(r.Body, packed))
+	z, _, err := compress.NewReader(context.Background(), io.TeeReader(r.Body, packed))
 	if err != nil {
 		return err
 	}

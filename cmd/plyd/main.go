@@ -30,6 +30,7 @@ import (
 	"ply/internal/config"
 	"ply/internal/engine"
 	"ply/internal/errs"
+	"ply/internal/host"
 	"ply/internal/version"
 )
 
@@ -111,6 +112,14 @@ func (t *textFlag) Type() string {
 	return "string"
 }
 
+// limitMemory makes the collector keep the heap within the memory that plyd may use, however much it has collected before. The rest
+// is for memory that the collector does not manage. A limit that the administrator set stays.
+func limitMemory() {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(host.MemoryLimit() / 5 * 4)
+	}
+}
+
 func run(args []string, stdout, stderr io.Writer) error {
 	cl, err := parse(args, stdout)
 	if err != nil {
@@ -136,6 +145,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	}
 	// An idle engine should be small. Stream buffers are reused, so collecting more often costs little.
 	debug.SetGCPercent(50)
+	limitMemory()
 	syscall.Umask(0o022)
 	var level slog.LevelVar
 	level.Set(logLevel(cfg))

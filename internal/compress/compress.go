@@ -1,20 +1,24 @@
 // Package compress decompresses and compresses layers and archives.
 //
 // A reader finds the codec by magic bytes, not by a name or media type. Memory is limited: every zstd window and every xz
-// dictionary of a stream may have up to 128 MiB, and a header that asks for more is refused before anything is allocated. The output of a writer depends only on the input, the parameters and the version of ply, not on the number
-// of cores; the text of Params says how to make the same bytes again.
+// dictionary of a stream may have up to 128 MiB, and a header that asks for more is refused before anything is allocated. The
+// windows of all readers together have a share of the memory that this process may use; a reader waits for its window. The output
+// of a writer depends only on the input, the parameters and the version of ply, not on the number of cores; the text of Params says
+// how to make the same bytes again.
 package compress
 
 import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/klauspost/pgzip"
@@ -34,10 +38,7 @@ const (
 	Bzip2 Codec = "bzip2"
 )
 
-const (
-	bufSize   = 1 << 20
-	maxWindow = 128 << 20
-)
+const bufSize = 1 << 20
 
 var magics = []struct {
 	codec Codec
@@ -63,77 +64,118 @@ func Sniff(b []byte) Codec {
 	return None
 }
 
-// NewReader decompresses r with the codec that its first bytes show. While reading, the error's class is errs.Invalid for damaged
-// data; an error of r itself is returned unchanged. Close frees the decoder and does not close r.
-func NewReader(r io.Reader) (io.ReadCloser, Codec, error) {
+// Reader decompresses a stream. While it is read, the error's class is errs.Invalid for damaged data; an error of the source is
+// returned unchanged. It is not safe for concurrent use.
+type Reader struct {
+	dec    io.Reader
+	src    *sourceReader
+	codec  Codec
+	close  func() error // nil after the end
+	window *window
+	err    error // final
+}
+
+// NewReader decompresses r with the codec that its first bytes show. A stream with a large window waits until other readers have
+// freed enough memory, or ctx ends. The caller closes the Reader, which does not close r.
+func NewReader(ctx context.Context, r io.Reader) (*Reader, Codec, error) {
+	return newReader(ctx, r, &readerStack{})
+}
+
+// Inner is NewReader for a stream that is read through z, such as a layer of an archive. Instead of waiting for memory while z
+// has some, it fails with errs.Exhausted.
+func (z *Reader) Inner(ctx context.Context, r io.Reader) (*Reader, Codec, error) {
+	return newReader(ctx, r, z.window.stack)
+}
+
+func newReader(ctx context.Context, r io.Reader, stack *readerStack) (*Reader, Codec, error) {
 	src := &sourceReader{r: r}
 	br := bufio.NewReaderSize(src, bufSize)
 	head, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, "", err
 	}
-	codec := Sniff(head)
-	var dec io.Reader
-	closeDec := func() error { return nil }
-	switch codec {
+	z := &Reader{src: src, codec: Sniff(head), window: newWindow(ctx, stack), close: func() error { return nil }}
+	switch z.codec {
 	case Gzip:
-		z, err := newGunzip(br)
+		gz, err := newGunzip(br)
 		if err != nil {
-			return nil, "", src.blame(codec, err)
+			z.window.close()
+			return nil, "", z.blame(err)
 		}
-		dec, closeDec = z, z.Close
+		z.dec, z.close = gz, gz.Close
 	case Zstd:
-		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)))
+		zs, err := zstd.NewReader(&zstdFrames{br: br, window: z.window}, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)))
 		if err != nil {
-			return nil, "", src.blame(codec, err)
+			z.window.close()
+			return nil, "", z.blame(err)
 		}
-		dec, closeDec = z, func() error { z.Close(); return nil }
+		z.dec, z.close = zs, func() error { zs.Close(); return nil }
 	case Xz:
-		dec = newXz(br)
+		z.dec = newXz(br, z.window)
 	case Bzip2:
-		dec = bzip2.NewReader(br)
+		z.dec = bzip2.NewReader(br)
 	default:
-		return io.NopCloser(br), None, nil
+		z.dec = br
 	}
-	return &reader{dec: dec, src: src, codec: codec, close: closeDec}, codec, nil
+	return z, z.codec, nil
 }
 
-type reader struct {
-	dec   io.Reader
-	src   *sourceReader
-	codec Codec
-	close func() error
-}
-
-func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.dec.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = r.src.blame(r.codec, err)
+func (z *Reader) Read(p []byte) (int, error) {
+	if z.err != nil {
+		return 0, z.err
 	}
+	n, err := z.dec.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	if z.codec != None && (!errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) {
+		err = z.blame(err)
+	}
+	z.end(err)
 	return n, err
 }
 
-func (r *reader) Close() error { return r.close() }
+// end frees the decoder and its window.
+func (z *Reader) end(err error) {
+	if z.close == nil {
+		return
+	}
+	z.err = err
+	z.window.cancel() // a decoder may still read ahead, and wait for memory
+	_ = z.close()     // frees memory only
+	z.dec, z.close = nil, nil
+	z.window.close()
+}
+
+// Close frees the decoder.
+func (z *Reader) Close() error {
+	z.end(errors.New("read after close"))
+	return nil
+}
+
+// blame returns the cause of an error of the decoder.
+func (z *Reader) blame(err error) error {
+	if broken := z.src.broken.Load(); broken != nil {
+		return *broken
+	}
+	if refused := z.window.refused.Load(); refused != nil {
+		return *refused
+	}
+	return errs.New(errs.Invalid, "%s data: %w", z.codec, err)
+}
 
 // sourceReader keeps an error of the source, to tell it from an error of the decoder.
 type sourceReader struct {
-	r   io.Reader
-	err error
+	r      io.Reader
+	broken atomic.Pointer[error] // a decoder may still read ahead when its error is looked at
 }
 
 func (s *sourceReader) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // a wrapped EOF is not an end
-		s.err = err
+		s.broken.Store(&err)
 	}
 	return n, err
-}
-
-func (s *sourceReader) blame(c Codec, err error) error {
-	if s.err != nil {
-		return s.err
-	}
-	return errs.New(errs.Invalid, "%s data: %w", c, err)
 }
 
 // Params say how to compress. Level 0 is the codec's default.

@@ -3,6 +3,7 @@ package compress
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -44,7 +45,7 @@ func gz(t testing.TB, b []byte) []byte {
 }
 
 func decode(b []byte) ([]byte, Codec, error) {
-	r, c, err := NewReader(bytes.NewReader(b))
+	r, c, err := NewReader(context.Background(), bytes.NewReader(b))
 	if err != nil {
 		return nil, c, err
 	}
@@ -114,7 +115,7 @@ func TestBadDataIsInvalid(t *testing.T) {
 func TestSourceErrorIsPassedOn(t *testing.T) {
 	whole := gz(t, text(4<<20))
 	want := errors.New("connection reset")
-	r, _, err := NewReader(io.MultiReader(bytes.NewReader(whole[:len(whole)/2]), errReader{want}))
+	r, _, err := NewReader(context.Background(), io.MultiReader(bytes.NewReader(whole[:len(whole)/2]), errReader{want}))
 	if err == nil {
 		_, err = io.Copy(io.Discard, r)
 	}
@@ -235,7 +236,7 @@ func FuzzReader(f *testing.F) {
 	f.Add(xzStreamOf(3, xzBlockOf(0, plainChunk("abc")), xzBlockOf(dict4G, plainChunk("abc"))))
 	f.Add(xzStreamOf(1, xzBlockOf(4, string([]byte{0xe0, 0, 0, 0, 5, 0x5d, 0, 0, 0, 0, 0, 0}))))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, _, err := NewReader(bytes.NewReader(b))
+		r, _, err := NewReader(context.Background(), bytes.NewReader(b))
 		if err != nil {
 			return
 		}
@@ -249,7 +250,7 @@ func BenchmarkGunzip(b *testing.B) {
 	b.SetBytes(64 << 20)
 	b.ReportAllocs()
 	for b.Loop() {
-		r, _, err := NewReader(bytes.NewReader(data))
+		r, _, err := NewReader(context.Background(), bytes.NewReader(data))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -273,7 +274,7 @@ func BenchmarkGunzipAndHash(b *testing.B) {
 	data := gz(b, plain)
 	b.SetBytes(64 << 20)
 	for b.Loop() {
-		r, _, err := NewReader(bytes.NewReader(data))
+		r, _, err := NewReader(context.Background(), bytes.NewReader(data))
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package compress
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -237,7 +238,7 @@ func BenchmarkUnxz(b *testing.B) {
 	b.SetBytes(8 << 20)
 	b.ReportAllocs()
 	for b.Loop() {
-		r, _, err := NewReader(bytes.NewReader(packed.Bytes()))
+		r, _, err := NewReader(context.Background(), bytes.NewReader(packed.Bytes()))
 		if err != nil {
 			b.Fatal(err)
 		}

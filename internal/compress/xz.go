@@ -20,9 +20,10 @@ import (
 // the library decodes LZMA2 only. The blocks share one dictionary: each block must begin with a reset of it, so the chunks of all
 // blocks together are one LZMA2 sequence.
 type xzReader struct {
-	br   *bufio.Reader
-	next func() error // reads the next part of the container; valid when left is 0
-	err  error
+	br     *bufio.Reader
+	window *window
+	next   func() error // reads the next part of the container; valid when left is 0
+	err    error
 
 	lzma  *lzma.Reader2
 	dict  int // capacity of the dictionary of lzma
@@ -70,8 +71,8 @@ var (
 	crc64Tab = crc64.MakeTable(crc64.ECMA)
 )
 
-func newXz(br *bufio.Reader) *xzReader {
-	x := &xzReader{br: br, records: sha256.New()}
+func newXz(br *bufio.Reader, w *window) *xzReader {
+	x := &xzReader{br: br, window: w, records: sha256.New()}
 	x.chunk.body.R = br
 	x.next = x.streamHeader
 	return x
@@ -179,11 +180,12 @@ func (x *xzReader) blockHeader() error {
 		return fmt.Errorf("block header: %w", err)
 	}
 	b.header = int64(len(h))
-	if b.dict > maxWindow {
-		return fmt.Errorf("needs a dictionary of %d MiB, at most %d MiB are supported", b.dict>>20, maxWindow>>20)
-	}
-	if int(b.dict) > x.dict {
-		x.lzma, x.dict = nil, int(b.dict)
+	if b.dict > int64(x.dict) {
+		x.lzma, x.dict = nil, 0
+		if err := x.window.grow(uint64(b.dict)); err != nil {
+			return err
+		}
+		x.dict = int(b.dict)
 	}
 	x.block = b
 	x.check.Reset()

@@ -41,7 +41,7 @@ const (
 )
 
 func (x *extractor) run(r io.Reader) error {
-	in, _, err := compress.NewReader(r)
+	in, _, err := compress.NewReader(x.ctx, r)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,9 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 		break
 	}
 	if h.Typeflag == tar.TypeDir {
-		x.dirs = append(x.dirs, dirTime{name, h})
+		// The names can be parts of a PAX header of 1 MiB, and h has that header too.
+		name = strings.Clone(name)
+		x.dirs = append(x.dirs, dirTime{name, &tar.Header{Name: strings.Clone(h.Name), Typeflag: h.Typeflag, ModTime: h.ModTime, AccessTime: h.AccessTime}})
 	}
 	return nil
 }

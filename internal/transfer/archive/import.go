@@ -76,7 +76,7 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		return "", errs.New(errs.Invalid, "no source")
 	}
 	src := &faultReader{r: &interruptible{ctx, r}}
-	zr, _, err := compress.NewReader(&progressReader{r: src, show: progress, state: transfer.LayerImporting, id: "-"})
+	zr, _, err := compress.NewReader(ctx, &progressReader{r: src, show: progress, state: transfer.LayerImporting, id: "-"})
 	if err != nil {
 		return "", err
 	}

@@ -83,7 +83,8 @@ type intake struct {
 	layers  int
 	waiting []*file // files with a writer that is not committed; some may have lost it since
 	guard   guard
-	show    transfer.Sink // gets the progress of layers
+	show    transfer.Sink                                             // gets the progress of layers
+	inner   func(io.Reader) (*compress.Reader, compress.Codec, error) // decompresses a layer
 	buf     []byte
 	early   *early
 }
@@ -104,11 +105,12 @@ func (in *intake) abort() {
 
 // read reads the whole archive, which may be compressed.
 func (in *intake) read(ctx context.Context, r io.Reader) error {
-	zr, _, err := compress.NewReader(&interruptible{ctx, r})
+	zr, _, err := compress.NewReader(ctx, &interruptible{ctx, r})
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %w", err)
 	}
 	defer zr.Close()
+	in.inner = func(r io.Reader) (*compress.Reader, compress.Codec, error) { return zr.Inner(ctx, r) }
 	tr := tar.NewReader(zr)
 	for {
 		h, err := tr.Next()
@@ -313,7 +315,7 @@ func (in *intake) writers() int {
 
 // unpack decompresses a layer into its target.
 func (in *intake) unpack(f *file, src io.Reader, w io.Writer) error {
-	zr, codec, err := compress.NewReader(src)
+	zr, codec, err := in.inner(src)
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func (r *parser) tag(w *wanted, text string) error {
 }
 
 // setLayer sets the n-th layer of an image and compares its diffID with the config.
-func (w *wanted) setLayer(n int, f *file) error {
+func (r *parser) setLayer(w *wanted, n int, f *file) error {
 	if f == nil || w.layers[n] == f {
 		return nil
 	}
@@ -139,7 +139,7 @@ func (w *wanted) setLayer(n int, f *file) error {
 	diff := f.diffID
 	if diff == "" { // in memory
 		var err error
-		if diff, err = diffOf(f.data); err != nil {
+		if diff, err = r.in.diffOf(f.data); err != nil {
 			return errs.New(errs.Invalid, "archive: image %s: layer %s: %w", w.id.Short(), clip(f.name), err)
 		}
 		f.diffID = diff
@@ -198,7 +198,7 @@ func (r *parser) docker(data []byte) error {
 					return err
 				}
 			}
-			if err := w.setLayer(n, f); err != nil {
+			if err := r.setLayer(w, n, f); err != nil {
 				return err
 			}
 		}
@@ -346,7 +346,7 @@ func (r *parser) manifest(d oci.Descriptor, raw []byte, above *carried, notes ma
 		if f != nil && f.size != l.Size {
 			return errs.New(errs.Invalid, "archive: layer %s has %d bytes, its manifest says %d", l.Digest, f.size, l.Size)
 		}
-		if err := w.setLayer(n, f); err != nil {
+		if err := r.setLayer(w, n, f); err != nil {
 			return err
 		}
 	}

@@ -133,7 +133,7 @@ func (r *parser) v1Image(all map[string]v1File, top string) (*wanted, error) {
 		return nil, err
 	}
 	for i, f := range files {
-		if err := w.setLayer(i, f); err != nil {
+		if err := r.setLayer(w, i, f); err != nil {
 			return nil, err
 		}
 	}
@@ -152,7 +152,7 @@ func (r *parser) v1Layer(id string) (*file, error) {
 		return nil, errs.New(errs.Invalid, "archive: %s/layer.tar: %w", id, f.bad)
 	}
 	if f.diffID == "" {
-		if f.diffID, err = diffOf(f.data); err != nil {
+		if f.diffID, err = r.in.diffOf(f.data); err != nil {
 			return nil, errs.New(errs.Invalid, "archive: %s/layer.tar: %w", id, err)
 		}
 	}

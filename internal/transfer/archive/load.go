@@ -9,7 +9,6 @@ import (
 	"io"
 	"slices"
 
-	"ply/internal/compress"
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
@@ -140,7 +139,7 @@ func (c *commit) writer(ctx context.Context, f *file) (layer.Writer, error) {
 	var err error
 	switch {
 	case f.data != nil:
-		r, _, err = compress.NewReader(bytes.NewReader(f.data))
+		r, _, err = c.in.inner(bytes.NewReader(f.data))
 	case f.spill != nil:
 		_, err = f.spill.Seek(0, io.SeekStart)
 		r = io.NopCloser(f.spill)
@@ -256,8 +255,8 @@ func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Si
 }
 
 // diffOf returns the diffID of a small layer that is in memory.
-func diffOf(data []byte) (oci.DiffID, error) {
-	r, _, err := compress.NewReader(bytes.NewReader(data))
+func (in *intake) diffOf(data []byte) (oci.DiffID, error) {
+	r, _, err := in.inner(bytes.NewReader(data))
 	if err != nil {
 		return "", err
 	}

@@ -271,7 +271,7 @@ func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err e
 		f.extracting(read)
 		return n, err
 	})
-	err = inflate(w, counted)
+	err = inflate(ctx, w, counted)
 	if err != nil && !errors.Is(err, errs.Invalid) {
 		return w, err
 	}
@@ -309,8 +309,8 @@ type readFunc func([]byte) (int, error)
 func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
 // inflate decompresses r into w. An error of class errs.Invalid means that the data is bad.
-func inflate(w io.Writer, r io.Reader) error {
-	z, _, err := compress.NewReader(r)
+func inflate(ctx context.Context, w io.Writer, r io.Reader) error {
+	z, _, err := compress.NewReader(ctx, r)
 	if err != nil {
 		return err
 	}
