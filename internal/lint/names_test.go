@@ -128,6 +128,8 @@ var providers = map[string][]string{
 	"patch":           {"patch"},
 	"util-linux":      {"unshare", "nsenter", "mount", "umount", "losetup", "findmnt", "script"},
 	"e2fsprogs":       {"mkfs.ext4", "chattr"},
+	"xfsprogs":        {"mkfs.xfs"},
+	"btrfs-progs":     {"mkfs.btrfs"},
 	"iproute2":        {"ip", "ss"},
 	"nftables":        {"nft"},
 	"procps":          {"pgrep", "pkill", "ps"},

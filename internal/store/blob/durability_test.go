@@ -67,7 +67,13 @@ func TestOrder(t *testing.T) {
 // A blob that was acknowledged survives a power cut. Others are there completely or not at all, and a download may have lost
 // data but not its meaning.
 func TestPowerCut(t *testing.T) {
-	disk := powercut.New(t)
+	for _, kind := range powercut.Kinds {
+		t.Run(string(kind), func(t *testing.T) { testPowerCut(t, kind) })
+	}
+}
+
+func testPowerCut(t *testing.T, kind powercut.Kind) {
+	disk := powercut.New(t, kind)
 	content := func(name string, i int) []byte { return bytes.Repeat([]byte(fmt.Sprint(name, i)), 20_000) }
 	for i := range 6 {
 		s := open(t, durable.OS, disk.Dir)
@@ -97,7 +103,7 @@ func TestPowerCut(t *testing.T) {
 		if err := unfinished.SetPrefix(1000); err != nil {
 			t.Fatal(err)
 		}
-		disk.Cut(i%2 == 0)
+		disk.Cut(kind.Cuts()[i%len(kind.Cuts())])
 		_ = unfinished.Keep() // the disk is gone
 		disk.Restart()
 	}

@@ -503,7 +503,13 @@ func TestCrashAroundUpdate(t *testing.T) {
 
 // What an Update that returned has written survives a power cut.
 func TestPowerCut(t *testing.T) {
-	disk := powercut.New(t)
+	for _, kind := range powercut.Kinds {
+		t.Run(string(kind), func(t *testing.T) { testPowerCut(t, kind) })
+	}
+}
+
+func testPowerCut(t *testing.T, kind powercut.Kind) {
+	disk := powercut.New(t, kind)
 	path := filepath.Join(disk.Dir, "meta.db")
 	for i := range 4 {
 		db, err := Open(path, Options{})
@@ -518,7 +524,7 @@ func TestPowerCut(t *testing.T) {
 		for j := range 10 {
 			update(t, db, func(tx *Tx) error { return tx.Names.Put(fmt.Sprint(i, "-", j), goldenName) })
 		}
-		disk.Cut(i%2 == 0)
+		disk.Cut(kind.Cuts()[i%len(kind.Cuts())])
 		_ = db.Close() // the disk is gone
 		disk.Restart()
 	}

@@ -23,7 +23,9 @@ import (
 // by cutting the power of a disk.
 func RunDurability(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error)) {
 	t.Run("order", func(t *testing.T) { testOrder(t, open) })
-	t.Run("power cut", func(t *testing.T) { testPowerCut(t, open) })
+	for _, kind := range powercut.Kinds {
+		t.Run("power cut on "+string(kind), func(t *testing.T) { testPowerCut(t, kind, open) })
+	}
 }
 
 func testOrder(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error)) {
@@ -103,8 +105,8 @@ func checkTreesAreSynced(t *testing.T, step string, ops []string) {
 
 // testPowerCut cuts the power at different moments. A layer whose Commit returned is there afterwards; one that was being
 // committed is there completely or not at all; a writable that was created is there and has no changes; and the driver opens.
-func testPowerCut(t *testing.T, open func(fsys durable.FS, root string) (layer.Driver, error)) {
-	disk := powercut.New(t)
+func testPowerCut(t *testing.T, kind powercut.Kind, open func(fsys durable.FS, root string) (layer.Driver, error)) {
+	disk := powercut.New(t, kind)
 	var acknowledged, all []oci.Chain
 	writables := map[string]oci.Chain{}
 	check := func(d layer.Driver) {
@@ -124,7 +126,7 @@ func testPowerCut(t *testing.T, open func(fsys durable.FS, root string) (layer.D
 			must(t, d.Verify(t.Context(), c))
 		}
 	}
-	for i := range 8 {
+	for i := range 6 {
 		d, err := open(durable.OS, disk.Dir)
 		if err != nil {
 			t.Fatalf("cut %d: open: %v", i, err)
@@ -149,8 +151,9 @@ func testPowerCut(t *testing.T, open func(fsys durable.FS, root string) (layer.D
 			done <- err
 		}()
 		time.Sleep(time.Duration(i) * time.Millisecond) // the moment of the cut; nothing is waited for
-		disk.Cut(i%2 == 0)
-		if err := <-done; err == nil {
+		how := kind.Cuts()[i%len(kind.Cuts())]
+		disk.Cut(how)
+		if err := <-done; err == nil && how != powercut.Snapshot { // after a snapshot, the disk works on
 			acknowledged = append(acknowledged, oci.Chain{diffID(unacknowledged)})
 		}
 		_ = d.Close() // the disk is gone
