@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"ply/internal/errs"
 	"ply/internal/image/change"
@@ -30,7 +31,6 @@ func TestApply(t *testing.T) {
 		{"cmd exec", oci.RunConfig{}, []string{`CMD ["a", "b c"]`}, oci.RunConfig{Cmd: []string{"a", "b c"}}},
 		{"cmd shell", oci.RunConfig{}, []string{`cmd echo "hi" $X`}, oci.RunConfig{Cmd: []string{"/bin/sh", "-c", `echo "hi" $X`}}},
 		{"cmd single quotes are no json", oci.RunConfig{}, []string{`CMD ['a']`}, oci.RunConfig{Cmd: []string{"/bin/sh", "-c", `['a']`}}},
-		{"cmd numbers are no exec form", oci.RunConfig{}, []string{`CMD [1]`}, oci.RunConfig{Cmd: []string{"/bin/sh", "-c", `[1]`}}},
 		{"shell then cmd", oci.RunConfig{}, []string{`SHELL ["/bin/bash","-ec"]`, "CMD x"},
 			oci.RunConfig{Shell: []string{"/bin/bash", "-ec"}, Cmd: []string{"/bin/bash", "-ec", "x"}}},
 		{"entrypoint drops the inherited cmd", oci.RunConfig{Cmd: []string{"old"}}, []string{`ENTRYPOINT ["/e"]`}, oci.RunConfig{Entrypoint: []string{"/e"}}},
@@ -41,7 +41,15 @@ func TestApply(t *testing.T) {
 		{"env old form", oci.RunConfig{}, []string{"ENV MY_VERSION 1.3 and  more"}, oci.RunConfig{Env: []string{"MY_VERSION=1.3 and  more"}}},
 		{"env expands, from before the line", oci.RunConfig{Env: []string{"PATH=/bin"}}, []string{`ENV PATH=$PATH:/x Q=${PATH}y Z=${no:-d$PATH} P=${PATH:+set} N=${no+x}`},
 			oci.RunConfig{Env: []string{"PATH=/bin:/x", "Q=/biny", "Z=d/bin", "P=set", "N="}}},
-		{"env dollar alone", oci.RunConfig{}, []string{`ENV A=5$ B=$$x C=\$x`}, oci.RunConfig{Env: []string{"A=5$", "B=$", "C=$x"}}},
+		{"env dollar alone", oci.RunConfig{}, []string{`ENV A=5$ B=$$x C=\$x`}, oci.RunConfig{Env: []string{"A=5$", "B=x", "C=$x"}}},
+		{"env patterns", oci.RunConfig{Env: []string{"V=1.22.3"}}, []string{`ENV A=${V%.*} B=${V##*.} C=${V//./-} D=${V/./_}`},
+			oci.RunConfig{Env: []string{"V=1.22.3", "A=1.22", "B=3", "C=1-22-3", "D=1_22.3"}}},
+		{"escape", oci.RunConfig{}, []string{"# escape=`\nENV A=c:\\d `\n B=2"}, oci.RunConfig{Env: []string{`A=c:\d`, "B=2"}}},
+		{"a line continues in the next change", oci.RunConfig{}, []string{`ENV A=1 \`, "B=2"}, oci.RunConfig{Env: []string{"A=1", "B=2"}}},
+		{"cmd of nothing", oci.RunConfig{Cmd: []string{"old"}}, []string{"CMD []"}, oci.RunConfig{Cmd: []string{}}},
+		{"entrypoint of nothing", oci.RunConfig{Entrypoint: []string{"old"}}, []string{"ENTRYPOINT []"}, oci.RunConfig{}},
+		{"expose an address", oci.RunConfig{}, []string{"EXPOSE 127.0.0.1:8080:80 9090:90/udp"}, oci.RunConfig{ExposedPorts: set("80/tcp", "90/udp")}},
+		{"expose variables", oci.RunConfig{Env: []string{"P=80 81/udp"}}, []string{"EXPOSE $P"}, oci.RunConfig{Env: []string{"P=80 81/udp"}, ExposedPorts: set("80/tcp", "81/udp")}},
 		{"expose", oci.RunConfig{}, []string{"EXPOSE 80 53/udp 8000-8002/TCP"},
 			oci.RunConfig{ExposedPorts: set("80/tcp", "53/udp", "8000/tcp", "8001/tcp", "8002/tcp")}},
 		{"label", oci.RunConfig{Labels: map[string]string{"a": "0"}}, []string{`LABEL a=1 "b.c"="x y" d=`, "LABEL e f g"},
@@ -82,17 +90,19 @@ func TestApplyRefuses(t *testing.T) {
 		"ENV =x":             "names can not be blank",
 		`ENV A="x`:           "matching double-quote",
 		`ENV A='x`:           "matching single-quote",
-		"ENV A=${B":          "closing brace",
-		"ENV A=${}":          "without a variable's name",
-		"ENV A=${B%x}":       "unsupported modifier",
+		"ENV A=${B":          "unsupported modifier",
+		"ENV A=${}":          "bad substitution",
+		"ENV A=${B^x}":       "unsupported modifier",
+		"CMD [1]":            "comprised of strings only",
+		"ENV A=${B:-x":       "missing '}'",
 		"ENV A=${B:?needed}": "B: needed",
 		"ENV A=" + strings.Repeat("${B:-", 40) + strings.Repeat("}", 40): "nested deeper",
 		"EXPOSE 0":                         "invalid containerPort",
 		"EXPOSE 99999":                     "invalid containerPort",
 		"EXPOSE 5-3":                       "invalid containerPort",
 		"EXPOSE 80/icmp":                   "invalid proto",
-		"HEALTHCHECK RUN x":                "unknown type",
-		"HEALTHCHECK CMD":                  "missing command",
+		"HEALTHCHECK RUN x":                "Unknown type",
+		"HEALTHCHECK CMD":                  "Missing command",
 		"HEALTHCHECK --interval=1us CMD x": "cannot be less than",
 		"HEALTHCHECK --nope=1 CMD x":       "unknown flag",
 		"HEALTHCHECK --interval=1s --interval=2s CMD x": "duplicate flag",
@@ -107,6 +117,7 @@ func TestApplyRefuses(t *testing.T) {
 		`VOLUME [""]`:                                   "empty string",
 		"WORKDIR":                                       "exactly one argument",
 		"ENV A=\x00":                                    "NUL",
+		"ENV A=" + strings.Repeat(`${B:-"}"`, 20000): "nested deeper",
 	} {
 		cfg := oci.RunConfig{Env: []string{"KEEP=1"}}
 		err := change.Apply(&cfg, []string{"ENV OK=1", line})
@@ -126,9 +137,53 @@ func TestApplyBoundsGrowth(t *testing.T) {
 		lines = append(lines, "ENV A=$A$A")
 	}
 	cfg := oci.RunConfig{}
+	if err := change.Apply(&cfg, []string{"ENV A=" + strings.Repeat("a", 60000), "ENV B=${A//a/$A}"}); err == nil || !strings.Contains(err.Error(), "grows beyond") {
+		t.Errorf("err = %v", err)
+	}
+	long := []string{"ENV A=" + strings.Repeat("a", 60000)}
+	for range 2000 {
+		long = append(long, "ENV B=$A")
+	}
+	if err := change.Apply(&cfg, long); err == nil || !strings.Contains(err.Error(), "grows beyond") {
+		t.Errorf("err = %v", err)
+	}
 	if err := change.Apply(&cfg, lines); err == nil || !strings.Contains(err.Error(), "grows beyond") {
 		t.Errorf("err = %v", err)
 	}
+}
+
+func TestGrowth(t *testing.T) {
+	sizes := map[string]int{"A": 100, "B": 10}
+	for word, want := range map[string]int{
+		"": 0, "abc": 3, "$A": 102, "${A}$B": 116, `\$A`: 103, "${A:-$B}": 118, "$AB": 3, "$": 1, "$$": 2,
+		"${A//a/bb}":  10 + 101*11,
+		"${B//a/$A}":  10 + 100 + 11*(1+10+100),
+		"${A/x/y}$B.": 11 + 10 + 101*(1+11+10),
+	} {
+		if got := change.Growth(word, func(n string) int { return sizes[n] }); got != want {
+			t.Errorf("Growth(%q) = %d, want %d", word, got, want)
+		}
+	}
+}
+
+// Growth bounds what the library makes of a word.
+func TestGrowthIsABound(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		env := map[string]string{}
+		for _, n := range []string{"A", "B", "C"} {
+			env[n] = strings.Repeat(rapid.SampledFrom([]string{"a", "ab", "é", "/", "$A"}).Draw(t, "text"), rapid.IntRange(0, 20).Draw(t, "times"))
+		}
+		parts := rapid.SliceOfN(rapid.SampledFrom([]string{"$A", "${B}", "${C:-", "}", "${A//a/", "${B/b/", "//", "/", "x", `"`, "'", `\`, "${A+", "${C%b", "${B##*a", "${A///", " "}), 0, 12).Draw(t, "parts")
+		word := strings.Join(parts, "")
+		cfg := oci.RunConfig{}
+		for k, v := range env {
+			cfg.Env = append(cfg.Env, k+"="+v)
+		}
+		out, err := change.NewState(cfg, '\\').Expand(word)
+		if most := change.Growth(word, func(n string) int { return len(env[n]) }); err == nil && len(out) > most {
+			t.Fatalf("%q expands to %d bytes, estimated %d", word, len(out), most)
+		}
+	})
 }
 
 func FuzzApply(f *testing.F) {
