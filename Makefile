@@ -48,7 +48,7 @@ lint:
 
 bench: build
 	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
-	go run ./bench
+	go run -tags isal ./bench $(BENCH)
 
 install: build
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim)

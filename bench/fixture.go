@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 )
 
 // layersOf lists the packages of each layer above the base system, about 1.4 GB unpacked in all.
@@ -22,8 +21,6 @@ var layersOf = []string{
 	"golang-1.19-go golang-1.19-src",
 	"python3.11-minimal libpython3.11-stdlib python3-numpy python3-babel libpython3.11 git perl-modules-5.36 vim-runtime libboost1.74-dev",
 }
-
-const bigName = "bench/big:1"
 
 func sh(dir, script string, args ...string) error {
 	cmd := exec.Command("sh", append([]string{"-euc", script, "sh"}, args...)...)
@@ -36,9 +33,9 @@ func sh(dir, script string, args ...string) error {
 	return nil
 }
 
-// makeImage writes an OCI layout to cache/oci and a root file system with a shell to cache/small.tar.
+// makeImage writes an OCI layout to cache/oci-big and a root file system with a shell to cache/small.tar.
 func makeImage(cache string) error {
-	if _, err := os.Stat(filepath.Join(cache, "oci", "index.json")); err == nil {
+	if _, err := os.Stat(filepath.Join(cache, "oci-"+six.name, "index.json")); err == nil {
 		return nil
 	}
 	fmt.Fprintln(os.Stderr, "bench: making the image from Debian packages (once) …")
@@ -66,7 +63,7 @@ func makeImage(cache string) error {
 		}
 		tars = append(tars, name)
 	}
-	if err := writeLayout(filepath.Join(cache, "oci"), tars); err != nil {
+	if err := writeLayout(filepath.Join(cache, "oci-"+six.name), tars); err != nil {
 		return err
 	}
 	return sh(cache, `d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && mkdir -p "$d/bin" && cp /bin/busybox "$d/bin/busybox" && for a in sh true cat dd sleep; do ln -s busybox "$d/bin/$a"; done && tar -C "$d" -cf small.tar .`)
@@ -155,19 +152,4 @@ func gzipLayer(tar, blobs string) (_ descriptor, diffID string, err error) {
 	sum := hex.EncodeToString(packed.Sum(nil))
 	d := descriptor{MediaType: "application/vnd.oci.image.layer.v1.tar+gzip", Digest: "sha256:" + sum, Size: fi.Size()}
 	return d, "sha256:" + hex.EncodeToString(plain.Sum(nil)), os.Rename(tmp.Name(), filepath.Join(blobs, sum))
-}
-
-func totals(cache string) (packed, plain int64) {
-	filesIn(filepath.Join(cache, "oci", "blobs", "sha256"), &packed)
-	filesIn(filepath.Join(cache, "layers"), &plain)
-	return packed, plain
-}
-
-func filesIn(dir string, sum *int64) {
-	entries, _ := os.ReadDir(dir)
-	for _, e := range entries {
-		if fi, err := e.Info(); err == nil && !strings.Contains(e.Name(), "tmp") {
-			*sum += fi.Size()
-		}
-	}
 }

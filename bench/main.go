@@ -25,13 +25,15 @@ type options struct {
 	cache  string
 	only   string
 	bin    string
+	alone  bool
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
 	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
-	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,run,commit,push,rmi,idle,disk (default all)")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,run,commit,push,coldpush,rmi,idle,disk (default all)")
+	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
 	flag.Parse()
 	if os.Getenv("PLY_BENCH_INSIDE") == "" {
@@ -51,7 +53,8 @@ func enterNamespaces() int {
 		return 1
 	}
 	// The image needs the network, which the new namespace lacks.
-	if err := makeImage(flag.Lookup("cache").Value.String()); err != nil {
+	cache := flag.Lookup("cache").Value.String()
+	if err := errors.Join(makeImage(cache), makeShapes(cache)); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: make the image:", err)
 		return 1
 	}
@@ -81,6 +84,9 @@ type row struct {
 }
 
 func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
 	v = slices.Clone(v)
 	slices.Sort(v)
 	return v[len(v)/2]
@@ -108,7 +114,8 @@ func run(o options) error {
 		name string
 		f    func() ([]row, error)
 	}{
-		{"pull", w.pull}, {"rmi", w.rmiJournaled}, {"run", w.run}, {"commit", w.commit}, {"push", w.push}, {"disk", w.disk}, {"idle", w.idle},
+		{"pull", w.pull}, {"upper", w.upper}, {"rmi", w.rmiJournaled}, {"run", w.run}, {"commit", w.commit}, {"push", w.push},
+		{"coldpush", w.coldPush}, {"disk", w.disk}, {"idle", w.idle},
 	}
 	var rows []row
 	for _, m := range measures {

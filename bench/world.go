@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -68,16 +70,20 @@ func (w *world) start() error {
 	}
 	w.registry = addr
 	fmt.Fprintln(os.Stderr, "bench: filling the registry …")
-	if err := sh(w.cache, `skopeo copy -q --dest-tls-verify=false oci:oci:1 "docker://$1/`+bigName+`"`, addr); err != nil {
-		return err
+	for _, s := range shapes {
+		if err := sh(w.cache, `skopeo copy -q --dest-tls-verify=false "oci:oci-$2:1" "docker://$1/$3"`, addr, s.name, s.ref()); err != nil {
+			return err
+		}
 	}
 	p := func(s string) string { return filepath.Join(w.dir, s) }
-	d, err := w.spawn("dockerd.log", "dockerd", "--data-root", p("docker"), "--exec-root", p("docker-run"), "-H", "unix://"+p("docker.sock"),
-		"--pidfile", p("docker.pid"), "--storage-driver", "overlay2")
-	if err != nil {
-		return err
+	if !w.alone {
+		d, err := w.spawn("dockerd.log", "dockerd", "--data-root", p("docker"), "--exec-root", p("docker-run"), "-H", "unix://"+p("docker.sock"),
+			"--pidfile", p("docker.pid"), "--storage-driver", "overlay2")
+		if err != nil {
+			return err
+		}
+		w.docker = engine{name: "docker", cli: []string{"/usr/bin/docker", "-H", "unix://" + p("docker.sock")}, pid: d.Process.Pid, root: p("docker")}
 	}
-	w.docker = engine{name: "docker", cli: []string{"/usr/bin/docker", "-H", "unix://" + p("docker.sock")}, pid: d.Process.Pid, root: p("docker")}
 	l, err := w.spawn("plyd.log", filepath.Join(w.bin, "plyd"), "--data-root", p("ply"), "--exec-root", p("ply-run"), "-H", "unix://"+p("ply.sock"), "--pidfile", p("ply.pid"))
 	if err != nil {
 		return err
@@ -96,7 +102,55 @@ func (w *world) start() error {
 	return nil
 }
 
-func (w *world) both() []engine { return []engine{w.ply, w.docker} }
+func (w *world) both() []engine {
+	if w.alone {
+		return []engine{w.ply}
+	}
+	return []engine{w.ply, w.docker}
+}
+
+// another starts a second plyd, from the programs in bin, on a data root of its own.
+func (w *world) another(name, bin, root string) (e engine, stop func(), err error) {
+	sock := filepath.Join(w.dir, name+".sock")
+	p, err := w.spawn("plyd-"+name+".log", filepath.Join(bin, "plyd"), "--data-root", root, "--exec-root", filepath.Join(w.dir, name+"-run"),
+		"-H", "unix://"+sock, "--pidfile", filepath.Join(w.dir, name+".pid"), "--bridge", "plybench1")
+	if err != nil {
+		return e, nil, err
+	}
+	e = engine{name: "ply", cli: []string{filepath.Join(w.bin, "ply"), "-H", "unix://" + sock}, pid: p.Process.Pid, root: root}
+	stop = func() {
+		w.procs = slices.DeleteFunc(w.procs, func(c *exec.Cmd) bool { return c == p })
+		stopProcess(p)
+	}
+	if err := waitFor(20*time.Second, func() error { _, _, err := e.cmd("version"); return err }); err != nil {
+		stop()
+		return e, nil, err
+	}
+	return e, stop, nil
+}
+
+// cpu returns the processor time in seconds that the engine and its children that have ended have used.
+func (e engine) cpu() (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", e.pid))
+	if err != nil {
+		return 0, err
+	}
+	_, after, _ := bytes.Cut(b, []byte(") "))
+	f := strings.Fields(string(after))
+	if len(f) < 15 {
+		return 0, fmt.Errorf("%s: unknown form of its stat file", e.name)
+	}
+	const ticks = 100 // of the ABI, USER_HZ
+	var sum float64
+	for _, v := range f[11:15] { // utime, stime, cutime, cstime
+		n, err := strconv.ParseFloat(v, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n / ticks
+	}
+	return sum, nil
+}
 
 // startRegistry starts Debian's docker-registry on an empty directory.
 func (w *world) startRegistry(name string) (string, error) {
