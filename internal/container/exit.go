@@ -45,7 +45,7 @@ func (s *supervisor) await(c *ctr, l *life) {
 	}
 	exit := Exit{Code: e.Code, OOMKilled: e.OOMKilled, At: e.At}
 	if err != nil {
-		exit = s.lost(c, err)
+		exit = s.lost(c, l, err)
 	}
 	if err := c.acquire(s.env.run); err != nil {
 		return
@@ -55,9 +55,9 @@ func (s *supervisor) await(c *ctr, l *life) {
 }
 
 // lost returns the exit of a run whose shim died without an answer. It ends the processes that the shim left.
-func (s *supervisor) lost(c *ctr, cause error) Exit {
+func (s *supervisor) lost(c *ctr, l *life, cause error) Exit {
 	s.env.log.Warn("shim was lost", "container", c.id, "err", cause)
-	if e, err := shim.ReadExit(c.paths.exit); err == nil {
+	if e, err := shim.FindExit(l.Client.Config().Run, c.paths.exit, c.paths.bundle); err == nil {
 		return Exit{Code: e.Code, OOMKilled: e.OOMKilled, At: e.At}
 	}
 	ctx, cancel := context.WithTimeout(s.env.run, cleanupLimit)

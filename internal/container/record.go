@@ -33,6 +33,7 @@ type record struct {
 	LogPath   string                      `json:"logPath,omitempty"`
 	Driver    string                      `json:"driver"`
 	Boot      string                      `json:"boot,omitempty"`    // boot of the last start
+	Run       string                      `json:"run,omitempty"`     // ID of the last start, which its exit file has too
 	Stopped   bool                        `json:"stopped,omitempty"` // by a user: restart policies do not start it
 	Netns     string                      `json:"netns,omitempty"`   // namespace that Attach made and Detach must remove
 }

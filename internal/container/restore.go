@@ -168,13 +168,16 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 		r.env.log.Warn("container of a later release", "container", c.id, "err", err)
 	}
 	att, attached := r.env.opts.Network.Attached(c.id)
-	began := time.Now()
+	began := client.Config().Started
 	c.mu.Lock()
 	if attached { // the record is older: it is written while the start makes the network
 		c.rec.Networks, c.rec.Ports = att.Endpoints, att.Ports
 	}
-	if !c.rec.State.Started.IsZero() {
+	if began.IsZero() { // the shim is of an earlier release
 		began = c.rec.State.Started
+	}
+	if began.IsZero() {
+		began = time.Now().UTC()
 	}
 	l := c.newLife(client, began)
 	c.life = l
@@ -201,11 +204,12 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 func (r *restorer) recordMissedExit(ctx context.Context, c *ctr, was Status) {
 	exit := Exit{Code: lostExit, At: time.Now()}
 	c.mu.Lock()
-	began := c.rec.State.Started
+	run, began, boot := c.rec.Run, c.rec.State.Started, c.rec.Boot
 	c.mu.Unlock()
-	// An exit file that is older than the start belongs to the run before.
-	if e, err := shim.ReadExit(c.paths.exit); err == nil && !e.At.Before(began.Add(-time.Second)) {
+	if e, err := shim.FindExit(run, c.paths.exit, c.paths.bundle); err == nil && isEndOf(e, run, began, boot) {
 		exit = Exit{Code: e.Code, OOMKilled: e.OOMKilled, At: e.At}
+	} else if !errors.Is(err, errs.NotFound) {
+		r.env.log.Warn("exit file not used", "container", c.id, "err", err)
 	}
 	r.cleanRun(ctx, c)
 	defer c.saveLogged()
@@ -221,6 +225,16 @@ func (r *restorer) recordMissedExit(ctx context.Context, c *ctr, was Status) {
 		state.Status = StatusRestarting
 		state.Restarts++
 	}
+}
+
+// isEndOf reports whether an exit file is of the run that the record names. A file or record of an earlier release names no
+// run. Such a file is of this run if no boot came between: the start removed the file of the run before. Else the time decides.
+func isEndOf(e shim.ExitRecord, run string, began time.Time, boot string) bool {
+	if run != "" && e.Run == run {
+		return true
+	}
+	now, err := procid.Boot()
+	return err == nil && now == boot || !e.At.Before(began.Add(-time.Second))
 }
 
 // isDue reports whether a policy asks to start the container now that the engine runs, and marks it as restarting. joins

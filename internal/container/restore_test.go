@@ -2,6 +2,9 @@ package container_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -9,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -106,6 +110,182 @@ func TestRestoreEnded(t *testing.T) {
 	}
 }
 
+// upWithGo starts a container that ends with code 6 when the function that is returned is called. Its data is outside the
+// data root.
+func (w *world) upWithGo() (id string, end func()) {
+	w.t.Helper()
+	dir := w.t.TempDir()
+	id = w.up(func(s *spec.Spec) {
+		s.Cmd = []string{"sh", "-c", "echo ready; while test ! -e /data/go; do sleep 0.05; done; exit 6"}
+		s.Binds = []string{dir + ":/data"}
+	})
+	return id, func() {
+		w.t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// Whether an exit file is of the run that a power cut or an engine's death interrupted is decided by the ID of the run; the
+// clock may have been set meanwhile. Only files of earlier releases, which name no run, are judged by boot and time.
+func TestRestoreKnowsTheExitFileOfTheRun(t *testing.T) {
+	const elsewhere = "00000000-0000-0000-0000-000000000000"
+	for _, c := range []struct {
+		name string
+		run  string        // in the exit file; "this" = of the last run
+		boot string        // in the record; "" = this boot
+		at   time.Duration // of the exit file, after the start
+		want int
+	}{
+		{"of this run", "this", "", time.Second, 6},
+		{"of this run and the clock was set back", "this", elsewhere, -time.Hour, 6},
+		{"of the run before", "other", elsewhere, -time.Hour, 255},
+		{"of the run before and the clock was set back", "other", elsewhere, time.Hour, 255},
+		{"without a run and later", "", elsewhere, time.Second, 6},
+		{"without a run and earlier", "", elsewhere, -time.Hour, 255},
+		{"without a run in the same boot and the clock was set back", "", "", -time.Hour, 6},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			id, end := w.upWithGo()
+			started := w.get(id).State.Started
+			w.close()
+			end()
+			file := filepath.Join(w.dir, "data", "containers", id, shim.ExitFile)
+			w.eventually("exit file", func() bool { _, err := os.Stat(file); return err == nil })
+			r, err := shim.ReadExit(file)
+			if err != nil || r.Code != 6 || r.Run == "" {
+				t.Fatalf("exit file of the shim: %+v, %v", r, err)
+			}
+			if c.run != "this" {
+				r.Run = c.run
+			}
+			r.At = started.Add(c.at)
+			data, err := json.Marshal(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			w.killShim(id) // it answers until it is told to end, and would say how the container ended
+			if c.boot != "" {
+				boot, err := procid.Boot()
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.editRecord(id, boot, c.boot)
+			}
+			w.open()
+			if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != c.want {
+				t.Errorf("state %+v, want exit code %d", st, c.want)
+			}
+		})
+	}
+}
+
+func (w *world) killShim(id string) {
+	w.t.Helper()
+	who, err := shim.ReadIdentity(filepath.Join(w.dir, "run", "containers", id, shim.PidFile))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := procid.Kill(procid.ID(who), unix.SIGKILL); err != nil && !errors.Is(err, procid.ErrGone) {
+		w.t.Fatal(err)
+	}
+	w.eventually("shim is gone", func() bool { return !procid.Alive(procid.ID(who)) })
+}
+
+// When the disk is full as a container ends, and its shim is gone as well when an engine runs again, the engine still finds
+// the exit code.
+func TestRestoreFindsTheExitOnAFullDisk(t *testing.T) {
+	w := newWorldOn(t, "overlay2", nil) // which works on a tmpfs
+	w.close()
+	data := filepath.Join(w.dir, "data")
+	if err := os.RemoveAll(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("disk", data, "tmpfs", 0, "size=48m"); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	w.makeImage("box", nil)
+	id, end := w.upWithGo()
+	w.close()
+	full, err := os.Create(filepath.Join(data, "full"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(full, zeros{}); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	if err := full.Close(); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	copied := filepath.Join(w.dir, "run", "containers", id, shim.ExitFile)
+	w.eventually("copy of the exit file", func() bool { _, err := os.Stat(copied); return err == nil })
+	if _, err := os.Stat(filepath.Join(data, "containers", id, shim.ExitFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("exit file on a full disk: %v", err)
+	}
+	w.killShim(id)
+	if err := os.Remove(full.Name()); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != 6 {
+		t.Errorf("state %+v, want exit code 6", st)
+	}
+	t.Cleanup(func() { // before the world ends: its disk goes last
+		if err := w.s.Remove(context.Background(), id, true, true, false); err != nil {
+			t.Error(err)
+		}
+		w.close()
+		if err := unix.Unmount(data, 0); err != nil {
+			t.Error(err)
+		}
+		w.open()
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// What inspect shows of a running container is the same, to the nanosecond, after a restart of the engine.
+func TestRestoreShowsTheSame(t *testing.T) {
+	w := newWorld(t)
+	ids := []string{w.up(nil), w.up(func(s *spec.Spec) { s.AutoRemove = true }), w.up(func(s *spec.Spec) { s.RestartPolicy.Name = "always" })}
+	before := map[string]*container.Container{}
+	for _, id := range ids {
+		before[id] = w.get(id)
+		if before[id].State.Started.IsZero() {
+			t.Error("no time of the start")
+		}
+	}
+	for range 2 {
+		w.close()
+		w.open()
+		for _, id := range ids {
+			was, err := json.Marshal(before[id])
+			if err != nil {
+				t.Fatal(err)
+			}
+			is, err := json.Marshal(w.get(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(is) != string(was) {
+				t.Errorf("before the restart\n%s\nafter it\n%s", was, is)
+			}
+		}
+	}
+}
+
 // After engine and shim were killed a container has the exit code 255 and its processes are gone. With a restart policy it
 // runs again.
 func TestRestoreKilledShim(t *testing.T) { onDrivers(t, restoreKilledShim) }
@@ -175,27 +355,7 @@ func TestRestoreAfterReboot(t *testing.T) {
 
 func (w *world) forge(id string) {
 	w.t.Helper()
-	db, err := meta.Open(filepath.Join(w.dir, "data", "meta.db"), meta.Options{})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer db.Close()
-	err = db.Update(func(tx *meta.Tx) error {
-		for k, raw := range tx.Containers.All() {
-			if string(k) == id {
-				text := strings.Replace(string(raw), `"Status":"exited"`, `"Status":"running"`, 1)
-				if text == string(raw) {
-					w.t.Fatalf("record has no status: %s", raw)
-				}
-				return tx.Containers.Put(k, []byte(text))
-			}
-		}
-		w.t.Fatal("no record")
-		return nil
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.editRecord(id, `"Status":"exited"`, `"Status":"running"`)
 	if err := os.Remove(filepath.Join(w.dir, "data", "containers", id, shim.ExitFile)); err != nil {
 		w.t.Fatal(err)
 	}
@@ -212,6 +372,32 @@ func (w *world) forge(id string) {
 		if err := os.WriteFile(filepath.Join(bundle, f), other, 0o600); err != nil {
 			w.t.Fatal(err)
 		}
+	}
+}
+
+// editRecord replaces a text in the record of a container. The services are closed.
+func (w *world) editRecord(id, old, text string) {
+	w.t.Helper()
+	db, err := meta.Open(filepath.Join(w.dir, "data", "meta.db"), meta.Options{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Update(func(tx *meta.Tx) error {
+		for k, raw := range tx.Containers.All() {
+			if string(k) == id {
+				edited := strings.Replace(string(raw), old, text, 1)
+				if edited == string(raw) {
+					w.t.Fatalf("record has no %s: %s", old, raw)
+				}
+				return tx.Containers.Put(k, []byte(edited))
+			}
+		}
+		w.t.Fatal("no record")
+		return nil
+	})
+	if err != nil {
+		w.t.Fatal(err)
 	}
 }
 

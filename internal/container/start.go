@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -83,7 +84,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg, err := s.shimConfig(c)
+	cfg, err := s.shimConfig(c, p)
 	if err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return startError(err)
 	}
-	l := c.newLife(client, time.Now())
+	l := c.newLife(client, p.began)
 	undo.add("shim", func() error { l.end(); return client.Shutdown(ctx) })
 	if err := p.saved(); err != nil {
 		return err
@@ -163,6 +164,9 @@ type prepared struct {
 	mounts []volume.Mount
 	files  *ctr // whose hosts, hostname and resolv.conf are mounted
 	saved  func() error
+
+	run   string    // ID of the run
+	began time.Time // of the run: what the record and the shim keep, so that it is the same after a restart of plyd
 }
 
 // prepare mounts the root, readies the volumes, makes the network and writes the record of the start, all at once.
@@ -170,7 +174,7 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
-	p := &prepared{files: c}
+	p := &prepared{files: c, run: rand.Text(), began: time.Now().UTC()}
 	if err := s.joinNamespaces(c, p); err != nil {
 		return nil, err
 	}
@@ -178,8 +182,8 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	c.mu.Lock()
 	spec, mounts := c.rec.Spec, c.rec.Mounts
 	c.rec.Boot, _ = procid.Boot()
+	c.rec.Run = p.run
 	c.mu.Unlock()
-	began := time.Now().UTC()
 	// The record of the start becomes durable while the rest is made. --rm needs none: such a container is removed after
 	// a crash whether it ran or not.
 	p.saved = sync.OnceValue(func() error { return <-saved })
@@ -188,7 +192,7 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		saved <- nil
 	} else {
 		go func() {
-			saved <- c.save(func(r *record) { r.State.Status, r.State.Started = StatusRunning, began })
+			saved <- c.save(func(r *record) { r.State.Status, r.State.Started = StatusRunning, p.began })
 		}()
 	}
 	volumes := s.env.opts.Volumes
@@ -361,7 +365,7 @@ func (c *ctr) startFailed(ctx context.Context, err error) {
 }
 
 // shimConfig tells the shim how to treat the container's streams.
-func (s *starter) shimConfig(c *ctr) (shim.Config, error) {
+func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	c.mu.Lock()
 	spec := c.rec.Spec
 	c.mu.Unlock()
@@ -378,5 +382,6 @@ func (s *starter) shimConfig(c *ctr) (shim.Config, error) {
 		ID: string(c.id), Bundle: c.paths.bundle, StateDir: filepath.Join(s.env.opts.ExecRoot, "runtime"), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
 		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
+		Run: p.run, Started: p.began,
 	}, nil
 }

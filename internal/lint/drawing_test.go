@@ -41,7 +41,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"layers/sha256/<hex>/meta.json", "store/layer/tree", "Meta", "metaVersion"},
 		{"layers/sha256/<hex>@<hex>/variant.json", "store/layer/overlay2", "variantMeta", "variantVersion"},
 		{"containers/<hex>/rw/copied.json", "store/layer/vfs", "copied", "copiedVersion"},
-		{"containers/<hex>/exit.json", "container/shim", "Exit", "Version"},
+		{"containers/<hex>/exit.json", "container/shim", "ExitRecord", "Version"},
 		{"containers/<hex>/shim.json", "container/shim", "Config", "Version"},
 		{"containers/<hex>/shim.pid, init.pid", "container/shim", "Identity", "Version"},
 	},

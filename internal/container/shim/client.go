@@ -108,8 +108,8 @@ func (c *Client) Kill(ctx context.Context, process string, args KillArgs) error 
 func (c *Client) Wait(ctx context.Context, process string) (Exit, error) {
 	e, err := call[struct{}, Exit](ctx, c, OpWait, process, nil)
 	if err != nil && process == "" && ctx.Err() == nil {
-		if e, rerr := ReadExit(c.cfg.ExitPath); rerr == nil {
-			return e, nil
+		if e, rerr := FindExit(c.cfg.Run, c.cfg.ExitPath, c.cfg.Bundle); rerr == nil {
+			return e.Exit, nil
 		}
 	}
 	return e, err

@@ -10,8 +10,9 @@
 // # Files
 //
 // plyd writes shim.json (Config) and config.json (the OCI runtime spec) to the bundle. The shim writes shim.pid and
-// init.pid (Identity) to the bundle, and exit.json (Exit) to Config.ExitPath, durably, when the container has ended. The
-// shim outlives plyd: once the socket is gone, the exit file is what says how the container ended.
+// init.pid (Identity) to the bundle, and exit.json (ExitRecord) to Config.ExitPath, durably, when the container has ended;
+// where that fails, it writes exit.json to the bundle. The shim outlives plyd: once the socket is gone, the exit file is
+// what says how the container ended.
 //
 // # Versions
 //

@@ -59,9 +59,27 @@ type configCore struct {
 
 // ReadExit reads an exit file, of whatever version: Exit is part of the core. It returns errs.NotFound when there is
 // none, because no shim has seen the container end.
-func ReadExit(path string) (Exit, error) {
-	e, _, err := readFile[Exit](path)
+func ReadExit(path string) (ExitRecord, error) {
+	e, _, err := readFile[ExitRecord](path)
 	return e, err
+}
+
+// FindExit returns how a run ended: from the exit file, or from the copy in the bundle, which the shim writes when the disk
+// of the exit file is full or broken. A file of another run does not count: after a power cut an exit file can be there
+// again whose removal was not durable yet. A file that names no run counts; so does every file when run is "". It returns
+// errs.NotFound when neither file is of this run.
+func FindExit(run, exitPath, bundle string) (ExitRecord, error) {
+	found := errs.New(errs.NotFound, "shim: no exit file of this run")
+	for _, path := range []string{exitPath, filepath.Join(bundle, ExitFile)} {
+		e, err := ReadExit(path)
+		if err == nil && (run == "" || e.Run == "" || e.Run == run) {
+			return e, nil
+		}
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			found = errs.New(errs.DataLoss, "shim: %w", err)
+		}
+	}
+	return ExitRecord{}, found
 }
 
 // ReadIdentity reads PidFile or InitFile of a bundle, of whatever version: Identity is part of the core.

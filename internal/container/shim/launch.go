@@ -106,7 +106,8 @@ func Cleanup(ctx context.Context, binary, bundle string) (Exit, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return Exit{}, errs.New(errs.Internal, "container %s: cleanup: %w: %s", cfg.ID, err, bytes.TrimSpace(out))
 	}
-	return ReadExit(cfg.ExitPath)
+	e, err := FindExit(cfg.Run, cfg.ExitPath, bundle)
+	return e.Exit, err
 }
 
 func checkConfig(binary string, cfg Config) error {

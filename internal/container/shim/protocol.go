@@ -23,7 +23,7 @@ const (
 	ConfigFile = "shim.json"   // Config, written by plyd
 	SpecFile   = "config.json" // OCI runtime spec, written by plyd
 	SocketFile = "shim.sock"
-	ExitFile   = "exit.json" // Exit, written by the shim when the first process has ended
+	ExitFile   = "exit.json" // ExitRecord, written by the shim where Config.ExitPath cannot be written
 	PidFile    = "shim.pid"  // Identity of the shim
 	InitFile   = "init.pid"  // Identity of the container's first process
 	ErrorFile  = "error.txt" // why create failed, for people
@@ -43,6 +43,11 @@ type Config struct {
 	Width     uint   `json:"width,omitempty"`
 	Log       Log    `json:"log"`
 	ExitPath  string `json:"exitPath"` // absolute path of the exit file, on durable storage
+
+	// Run is the ID of this run. The shim puts it into the exit file, which says by it whose end it records.
+	Run string `json:"run,omitempty"`
+	// Started is when the run began. The shim keeps it for the next plyd. It is zero before releases that set it.
+	Started time.Time `json:"started,omitzero"`
 }
 
 // Log says where the container's output is stored.
@@ -66,6 +71,12 @@ type Exit struct {
 	Code      int       `json:"code"` // 128+n for signal n
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	At        time.Time `json:"at"`
+}
+
+// ExitRecord is the content of an exit file.
+type ExitRecord struct {
+	Exit
+	Run string `json:"run,omitempty"` // Config.Run; "" from a shim that does not know it
 }
 
 // Op names an operation.

@@ -30,7 +30,8 @@ var moment = time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC)
 // One value of each file and message, with every field set.
 var (
 	aConfig = Config{ID: "c1", Bundle: "/run/b", StateDir: "/run/s", Runtime: "/usr/bin/crun", Tty: true, Stdin: true, StdinOnce: true, Height: 24, Width: 80,
-		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true}, ExitPath: "/var/exit.json"}
+		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true}, ExitPath: "/var/exit.json",
+		Run: "r1", Started: moment}
 	anIdentity = Identity{Boot: "b0", PID: 7, Start: 99}
 	anExit     = Exit{Code: 137, OOMKilled: true, At: moment}
 	aStats     = StatsReply{Read: moment, CPUTotal: 1, CPUUser: 2, CPUSystem: 3, PerCPU: []uint64{4}, Throttled: [3]uint64{5, 6, 7}, MemoryUsage: 8, MemoryMax: 9,
@@ -43,6 +44,7 @@ func TestFilesKeepTheirForm(t *testing.T) {
 	checkRecord(t, "shim.json", aConfig)
 	checkRecord(t, "core/identity.json", anIdentity)
 	checkRecord(t, "core/exit.json", anExit)
+	checkRecord(t, "exit.json", ExitRecord{anExit, "r1"})
 }
 
 func checkRecord[T any](t *testing.T, name string, v T) {
@@ -161,7 +163,9 @@ func TestFramesAndChunksKeepTheirBytes(t *testing.T) {
 
 // testdata/unversioned holds what the builds before this version of the protocol wrote: the same names, no version.
 func TestUnversionedFilesAndMessages(t *testing.T) {
-	unversioned(t, "config", aConfig)
+	old := aConfig
+	old.Run, old.Started = "", time.Time{}
+	unversioned(t, "config", old)
 	unversioned(t, "identity", anIdentity)
 	unversioned(t, "exit", anExit)
 	unversionedMessage(t, "stats", aStats)
@@ -305,7 +309,7 @@ func TestNewerFiles(t *testing.T) {
 	if id, err := ReadIdentity(filepath.Join(dir, InitFile)); err != nil || id != anIdentity {
 		t.Errorf("identity: %+v, %v", id, err)
 	}
-	if e, err := ReadExit(filepath.Join(dir, ExitFile)); err != nil || e != anExit {
+	if e, err := ReadExit(filepath.Join(dir, ExitFile)); err != nil || e.Exit != anExit {
 		t.Errorf("exit file: %+v, %v", e, err)
 	}
 }

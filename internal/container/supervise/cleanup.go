@@ -11,9 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
-	"ply/internal/durable"
 	"ply/internal/procid"
-	"ply/internal/record"
 )
 
 // killedExit is the exit code that is recorded when the shim was killed, because how the container ended is not known.
@@ -47,10 +45,10 @@ func Cleanup(bundle string) error {
 	if err := os.Remove(filepath.Join(bundle, shim.SocketFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	if _, err := shim.ReadExit(cfg.ExitPath); err == nil {
+	if _, err := shim.FindExit(cfg.Run, cfg.ExitPath, bundle); err == nil {
 		return nil
 	}
-	return record.WriteFile(durable.OS, cfg.ExitPath, shim.Version, shim.Exit{Code: killedExit, At: time.Now().UTC()}, 0o600)
+	return writeExit(cfg, shim.Version, shim.Exit{Code: killedExit, At: time.Now().UTC()})
 }
 
 // cleanLinked ends the container's processes and deletes its state with libcontainer.

@@ -266,7 +266,9 @@ func (s *server) watchInit(c child) {
 	if lost, err := s.log.Lost(); lost > 0 {
 		fmt.Fprintf(os.Stderr, "log: %d records lost: %v\n", lost, err)
 	}
-	s.writeExit(e)
+	if err := writeExit(s.cfg, s.version, e); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 	s.init.finish(e)
 	if err := s.rt.destroy(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -274,21 +276,19 @@ func (s *server) watchInit(c child) {
 	close(s.removed)
 }
 
-// writeExit writes the exit file.
-func (s *server) writeExit(e shim.Exit) {
-	err := record.WriteFile(durable.OS, s.cfg.ExitPath, s.version, e, 0o600)
+// writeExit writes the exit file. When its disk is full or gone, it writes a copy in the bundle, which is in memory, where
+// the next plyd finds it.
+func writeExit(cfg shim.Config, version int, e shim.Exit) error {
+	r := shim.ExitRecord{Exit: e, Run: cfg.Run}
+	err := record.WriteFile(durable.OS, cfg.ExitPath, version, r, 0o600)
 	if err == nil {
-		return
+		return nil
 	}
-	// The disk is full or gone. The shim itself still answers; a copy in the bundle, which is in memory, is for people.
 	fmt.Fprintln(os.Stderr, "exit file:", err)
-	data, err := record.Marshal(s.version, e)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(s.cfg.Bundle, shim.ExitFile), data, 0o600)
+	if err := record.WriteFile(durable.OS, filepath.Join(cfg.Bundle, shim.ExitFile), version, r, 0o600); err != nil {
+		return fmt.Errorf("copy of the exit file: %w", err)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "exit file:", err)
-	}
+	return nil
 }
 
 // shutdown ends a container that was never started, and waits until the runtime state of an ended one is deleted.
