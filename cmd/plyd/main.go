@@ -234,7 +234,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyReady) // without a service manager there is no one to notify
 	select {
 	case <-ctx.Done():
-		log.Info("plyd is stopping; containers run on")
+		log.Info("plyd is stopping", "containers-run-on", e.KeepsContainers())
 	case err = <-failed:
 	}
 	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping)

@@ -1,16 +1,23 @@
 package config
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/moby/profiles/seccomp"
+
+	"ply/internal/container/logfile"
+	"ply/internal/container/spec"
+	"ply/internal/durable"
 	"ply/internal/store/layer/drivers"
 )
 
@@ -83,13 +90,21 @@ func (c *Config) checkPaths(func(string, string, ...any)) error {
 	if c.DataRoot == "/" || c.ExecRoot == "/" {
 		return fmt.Errorf("data-root and exec-root: / is not a directory of the engine's own")
 	}
-	for _, p := range []struct{ key, value string }{{"init-path", c.InitPath}} {
+	for _, p := range []struct{ key, value string }{{"init-path", c.InitPath}, {"resolv-conf", c.ResolvConf}} {
 		if p.value != "" && !filepath.IsAbs(p.value) {
 			return fmt.Errorf("%s: %q is not an absolute path", p.key, p.value)
 		}
 	}
-	if s := c.SeccompProfile; s != "builtin" && s != "unconfined" && s != "default" && !filepath.IsAbs(s) {
-		return fmt.Errorf("seccomp-profile: %q: want an absolute path, builtin or unconfined", s)
+	if err := checkFile(c.InitPath); err != nil {
+		return fmt.Errorf("init-path: %w", err)
+	}
+	if err := checkSeccomp(c.SeccompProfile); err != nil {
+		return fmt.Errorf("seccomp-profile: %w", err)
+	}
+	for _, p := range []struct{ key, value string }{{"tlscacert", c.TLSCACert}, {"tlscert", c.TLSCert}, {"tlskey", c.TLSKey}, {"resolv-conf", c.ResolvConf}} {
+		if err := checkFile(p.value); err != nil {
+			return fmt.Errorf("%s: %w", p.key, err)
+		}
 	}
 	if len(c.Hosts) == 0 {
 		c.Hosts = Default().Hosts
@@ -103,6 +118,37 @@ func (c *Config) checkPaths(func(string, string, ...any)) error {
 	}
 	if c.TLS { // unlike Docker, never without verifying clients
 		c.TLSVerify = true
+	}
+	return nil
+}
+
+// checkFile refuses the path of something that is not a regular file; "" is not set.
+func checkFile(name string) error {
+	if name == "" {
+		return nil
+	}
+	st, err := os.Stat(name)
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%q is not a file", name)
+	}
+	return err
+}
+
+// checkSeccomp refuses a profile that no container could start with.
+func checkSeccomp(profile string) error {
+	switch profile {
+	case "builtin", "unconfined", "default":
+		return nil
+	}
+	if !filepath.IsAbs(profile) {
+		return fmt.Errorf("%q: want an absolute path, builtin or unconfined", profile)
+	}
+	b, err := durable.ReadFile(durable.OS, profile, maxFile)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &seccomp.Seccomp{}); err != nil {
+		return fmt.Errorf("%s: %w", profile, err)
 	}
 	return nil
 }
@@ -131,6 +177,7 @@ func (c *Config) checkNumbers(func(string, string, ...any)) error {
 	}{
 		{"max-concurrent-downloads", c.MaxConcurrentDownloads, 1, 1000}, {"max-concurrent-uploads", c.MaxConcurrentUploads, 1, 1000},
 		{"max-download-attempts", c.MaxDownloadAttempts, 1, 1000}, {"mtu", c.MTU, 0, 65535},
+		{"shutdown-timeout", c.ShutdownTimeout, -1, 1 << 20}, {"default-pids-limit", c.DefaultPidsLimit, -1, 1 << 22},
 	} {
 		if n.value < n.from || n.value > n.to {
 			return fmt.Errorf("%s: %d: want a number from %d to %d", n.key, n.value, n.from, n.to)
@@ -201,6 +248,15 @@ func (c *Config) checkNetwork(func(string, string, ...any)) error {
 			return fmt.Errorf("ip: %q is not an IP address", c.IP)
 		}
 	}
+	if c.HostGatewayIP != "" && len(c.HostGatewayIPs) > 0 {
+		return fmt.Errorf("host-gateway-ip and host-gateway-ips: two names of the same setting, keep one")
+	}
+	if c.HostGatewayIP != "" {
+		c.HostGatewayIPs, c.HostGatewayIP = []string{c.HostGatewayIP}, ""
+	}
+	if err := checkGateways(c.HostGatewayIPs); err != nil {
+		return fmt.Errorf("host-gateway-ips: %w", err)
+	}
 	for _, p := range []struct{ key, value string }{{"bip", c.BIP}, {"fixed-cidr", c.FixedCIDR}} {
 		if p.value == "" {
 			continue
@@ -227,9 +283,27 @@ func (c *Config) checkNetwork(func(string, string, ...any)) error {
 	return nil
 }
 
+// checkGateways refuses anything but one address of each IP version.
+func checkGateways(list []string) error {
+	seen := map[bool]string{} // by whether it is IPv4
+	for _, text := range list {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("%q is not an IP address", text)
+		}
+		if other, twice := seen[a.Is4()]; twice {
+			return fmt.Errorf("%s and %s: want one address of each IP version", other, text)
+		}
+		seen[a.Is4()] = text
+	}
+	return nil
+}
+
 func (c *Config) checkContainers(warn func(string, string, ...any)) error {
 	if c.LogDriver == "none" && len(c.LogOpts) > 0 {
 		warn("log-opts", "has no effect: the log driver none keeps nothing")
+	} else if _, err := logfile.ParseOptions(c.LogDriver, c.LogOpts); err != nil {
+		return fmt.Errorf("log-opts: %w", err)
 	}
 	if slices.Contains(c.ExecOpts, "native.cgroupdriver=systemd") {
 		warn("exec-opts", "native.cgroupdriver=systemd: cgroups are made directly, without systemd")
@@ -245,10 +319,16 @@ func (c *Config) checkContainers(warn func(string, string, ...any)) error {
 		case u.Soft < -1 || u.Hard < -1 || u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1):
 			return fmt.Errorf("default-ulimits: %s: soft %d is more than hard %d", name, u.Soft, u.Hard)
 		}
+		if err := (spec.Ulimit{Name: name, Soft: u.Soft, Hard: u.Hard}).Check(); err != nil {
+			return fmt.Errorf("default-ulimits: %w", err)
+		}
 	}
 	for name, r := range c.Runtimes {
 		if name == "ply" || r.Path == "" {
 			return fmt.Errorf("runtimes: %s: want a path, and a name that is not the built-in runtime's", name)
+		}
+		if !filepath.IsAbs(r.Path) {
+			return fmt.Errorf("runtimes: %s: %q is not an absolute path", name, r.Path)
 		}
 		if len(r.Args) > 0 {
 			return fmt.Errorf("runtimes: %s: runtimeArgs are not passed on; let path name a script that adds them", name)
@@ -285,6 +365,7 @@ func Reloadable(old, new *Config) (live, restart []string) {
 func (c *Config) Take(new *Config) *Config {
 	next := *c
 	to, from := reflect.ValueOf(&next).Elem(), reflect.ValueOf(new).Elem()
+	next.Warnings = new.Warnings
 	for _, f := range fields() {
 		if f.live {
 			to.Field(f.index).Set(from.Field(f.index))

@@ -3,10 +3,11 @@
 // Keys and flags have Docker's names. A key that is set in both places is an error that names both. A key of Docker that
 // this engine does not act on, and an unknown key, is a warning that names it; the engine starts. A misspelt key is taken
 // as the key that was meant, with a warning. A value of the wrong type or meaning is an error that names the file and the
-// key. Two keys that guard the machine (authorization-plugins, userns-remap) are errors when set, because an engine that
-// starts without them would leave the machine open.
+// key. Keys that guard the machine (authorization-plugins, userns-remap, rootless, selinux-enabled) are errors when set,
+// because an engine that starts without them would leave the machine open.
 //
-// Invariant: a *Config that Load returned is complete (it has all defaults) and checked, and it is never changed.
+// Invariants: a *Config that Load returned is complete (it has all defaults) and checked, and it is never changed. Every key
+// of dockerd has a field, so that none is taken for a misspelt one.
 package config
 
 import (
@@ -53,18 +54,20 @@ type Config struct {
 
 	// Defaults of containers.
 	DefaultUlimits      map[string]Ulimit  `json:"default-ulimits" flag:"default-ulimit" use:"default ulimit of containers: NAME=SOFT[:HARD]"`
-	DefaultShmSize      Size               `json:"default-shm-size" flag:"default-shm-size" use:"default size of /dev/shm"`
+	DefaultShmSize      Size               `json:"default-shm-size" flag:"default-shm-size" live:"yes" use:"default size of /dev/shm"`
 	CgroupParent        string             `json:"cgroup-parent" flag:"cgroup-parent" use:"parent cgroup of all containers"`
-	DefaultCgroupnsMode string             `json:"default-cgroupns-mode" flag:"default-cgroupns-mode" use:"default cgroup namespace of containers: host or private"`
-	DefaultIpcMode      string             `json:"default-ipc-mode" flag:"default-ipc-mode" use:"default IPC of containers: shareable or private"`
-	DefaultRuntime      string             `json:"default-runtime" flag:"default-runtime" use:"default OCI runtime"`
-	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" use:"additional OCI runtime: NAME=PATH"`
+	DefaultCgroupnsMode string             `json:"default-cgroupns-mode" flag:"default-cgroupns-mode" live:"yes" use:"default cgroup namespace of containers: host or private"`
+	DefaultIpcMode      string             `json:"default-ipc-mode" flag:"default-ipc-mode" live:"yes" use:"default IPC of containers: shareable or private"`
+	DefaultRuntime      string             `json:"default-runtime" flag:"default-runtime" live:"yes" use:"default OCI runtime"`
+	Runtimes            map[string]Runtime `json:"runtimes" flag:"add-runtime" live:"yes" use:"additional OCI runtime: NAME=PATH"`
 	Init                bool               `json:"init" flag:"init" use:"run an init in every container"`
 	InitPath            string             `json:"init-path" flag:"init-path" use:"path of the init program"`
 	ExecOpts            []string           `json:"exec-opts" flag:"exec-opt" use:"option of running containers: native.cgroupdriver=cgroupfs or systemd"`
 	NoNewPrivileges     bool               `json:"no-new-privileges" flag:"no-new-privileges" use:"set no-new-privileges for containers by default"`
 	SeccompProfile      string             `json:"seccomp-profile" flag:"seccomp-profile" use:"path of the seccomp profile, builtin or unconfined"`
-	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers keep running when the engine stops (always on)"`
+	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers keep running when the engine stops"`
+	ShutdownTimeout     int                `json:"shutdown-timeout" flag:"shutdown-timeout" live:"yes" use:"seconds that containers without a stop timeout have to end when an engine without live-restore stops; -1 is no limit"`
+	DefaultPidsLimit    int                `json:"default-pids-limit" flag:"default-pids-limit" use:"default limit of processes and threads of a container; -1 is no limit"`
 
 	// Network.
 	Bridge              string   `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
@@ -75,6 +78,9 @@ type Config struct {
 	DNS                 []string `json:"dns" flag:"dns" use:"name server of containers"`
 	DNSOpts             []string `json:"dns-opts" flag:"dns-opt" use:"resolver option of containers"`
 	DNSSearch           []string `json:"dns-search" flag:"dns-search" use:"search domain of containers"`
+	ResolvConf          string   `json:"resolv-conf" use:"resolver configuration of the host"` // a key without a flag, as in Docker
+	HostGatewayIP       string   `json:"host-gateway-ip" use:"address of host-gateway"`        // Docker's name of before it took several
+	HostGatewayIPs      []string `json:"host-gateway-ips" flag:"host-gateway-ip" use:"address that host-gateway stands for in --add-host"`
 	IP                  string   `json:"ip" flag:"ip" use:"default address of published ports"`
 	IPForward           bool     `json:"ip-forward" flag:"ip-forward" use:"enable net.ipv4.ip_forward"`
 	IPForwardNoDrop     bool     `json:"ip-forward-no-drop" flag:"ip-forward-no-drop" use:"after enabling net.ipv4.ip_forward, forward between all networks of the host"`
@@ -100,18 +106,17 @@ type Config struct {
 	UserlandProxyPath     string            `json:"userland-proxy-path" ignored:"the proxy is built in"`
 	FirewallBackend       string            `json:"firewall-backend" ignored:"the firewall is always nftables"`
 	DefaultNetworkOpts    map[string]driver `json:"default-network-opts" ignored:"networks have no default options"`
-	HostGatewayIP         string            `json:"host-gateway-ip" ignored:"host-gateway is the bridge's address"`
-	HostGatewayIPs        []string          `json:"host-gateway-ips" ignored:"host-gateway is the bridge's address"`
+	BIP6                  string            `json:"bip6" ignored:"the default network is IPv4"`
+	BridgeAcceptFwmark    string            `json:"bridge-accept-fwmark" ignored:"only published ports are reached from outside"`
 	AllowDirectRouting    bool              `json:"allow-direct-routing" ignored:"only published ports are reached from outside"`
 	OOMScoreAdjust        int               `json:"oom-score-adjust" ignored:"set it in the service manager"`
-	SelinuxEnabled        bool              `json:"selinux-enabled" ignored:"labels are set by --security-opt"`
+	DefaultInit           string            `json:"default-init" ignored:"init-path names the init program"`
 	CPURealtimePeriod     int64             `json:"cpu-rt-period" ignored:"set it on the parent cgroup"`
 	CPURealtimeRuntime    int64             `json:"cpu-rt-runtime" ignored:"set it on the parent cgroup"`
 	Containerd            string            `json:"containerd" ignored:"there is no containerd below"`
 	ContainerdNamespace   string            `json:"containerd-namespace" ignored:"there is no containerd below"`
 	ContainerdPluginNS    string            `json:"containerd-plugin-namespace" ignored:"there is no containerd below"`
 	CRIContainerd         bool              `json:"cri-containerd" ignored:"there is no containerd below"`
-	ShutdownTimeout       int               `json:"shutdown-timeout" ignored:"containers run on when the engine stops"`
 	MetricsAddr           string            `json:"metrics-addr" ignored:"there are no metrics yet"`
 	NetworkDiagnosticPort int               `json:"network-diagnostic-port" ignored:"it belongs to swarm"`
 	NodeGenericResources  []string          `json:"node-generic-resources" ignored:"it belongs to swarm"`
@@ -124,8 +129,19 @@ type Config struct {
 	ValidateFlag          bool              `json:"validate" ignored:"it is a flag, not a setting"`
 	AllowNondistributable []string          `json:"allow-nondistributable-artifacts" ignored:"every layer is pushed"`
 	Builder               builder           `json:"builder" ignored:"there is no build cache to bound yet"`
+	DeprecatedKeyPath     string            `json:"deprecated-key-path" ignored:"there is no trust key"`
+	DisableLegacyRegistry bool              `json:"disable-legacy-registry" ignored:"there is no legacy registry protocol"`
+	ClusterStore          string            `json:"cluster-store" ignored:"it belongs to the swarm of Docker 1"`
+	ClusterStoreOpts      map[string]string `json:"cluster-store-opts" ignored:"it belongs to the swarm of Docker 1"`
+	ClusterAdvertise      string            `json:"cluster-advertise" ignored:"it belongs to the swarm of Docker 1"`
+	Graph                 string            `json:"graph" refused:"its name is data-root"`
+	APICorsHeader         string            `json:"api-cors-header" refused:"web pages of other sites would need it, and whoever uses the API owns the machine; let a reverse proxy set the header"`
+	Rootless              bool              `json:"rootless" refused:"the engine runs as root"`
+	SelinuxEnabled        bool              `json:"selinux-enabled" refused:"there are no SELinux labels, so containers would run unconfined"`
 	AuthorizationPlugins  []string          `json:"authorization-plugins" refused:"there are no authorization plugins, so users whom they refuse would have access"`
 	UsernsRemap           string            `json:"userns-remap" refused:"there are no user namespaces, so containers would run with the real user IDs"`
+
+	Warnings []Warning // what Load warned of; no setting
 }
 
 // driver and builder are the types of ignored keys.
@@ -170,6 +186,10 @@ type Pool struct {
 // Size is a number of bytes. Its text may end in k, m, g or t, which are powers of 1024.
 type Size int64
 
+// defaultPids is the default limit of processes and threads of a container. A process that forks without end stops there, long
+// before the host has no process left; programs that ask for many threads, such as databases and search engines, ask for up to 4096.
+const defaultPids = 4096
+
 // Default returns the settings of an engine without a file and without flags.
 func Default() Config {
 	return Config{
@@ -177,6 +197,7 @@ func Default() Config {
 		ImageFormat: "oci", RetainBlobs: "auto", LogLevel: "info", LogFormat: "text", LogDriver: "json-file", LogOpts: map[string]string{},
 		MaxConcurrentDownloads: 3, MaxConcurrentUploads: 5, MaxDownloadAttempts: 5,
 		DefaultUlimits: map[string]Ulimit{}, DefaultShmSize: 64 << 20, DefaultRuntime: "ply", Runtimes: map[string]Runtime{}, SeccompProfile: "builtin",
+		LiveRestore: true, ShutdownTimeout: 15, DefaultPidsLimit: defaultPids,
 		MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private",
 	}
 }

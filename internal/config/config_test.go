@@ -116,6 +116,23 @@ func TestRefusals(t *testing.T) {
 		"downloads":           {`{"max-concurrent-downloads": 0}`, nil, []string{"max-concurrent-downloads: 0"}},
 		"unknown flag":        {``, map[string][]string{"nonsense": {"1"}}, []string{"--nonsense"}},
 		"bad flag":            {``, map[string][]string{"mtu": {"x"}}, []string{"--mtu", `"x"`}},
+		"two names":           {`{"host-gateway-ip": "192.0.2.1", "host-gateway-ips": ["192.0.2.2"]}`, nil, []string{"host-gateway-ip and host-gateway-ips"}},
+		"two gateways":        {`{"host-gateway-ips": ["192.0.2.1", "192.0.2.2"]}`, nil, []string{"host-gateway-ips", "one address of each IP version"}},
+		"no gateway":          {`{"host-gateway-ip": "gateway"}`, nil, []string{"host-gateway-ip", `"gateway"`}},
+		"log option":          {`{"log-opts": {"max-size": "much"}}`, nil, []string{"log-opts: ", "much"}},
+		"log option's name":   {``, map[string][]string{"log-opt": {"sise=1m"}}, []string{"log-opts: ", "sise"}},
+		"ulimit's name":       {`{"default-ulimits": {"files": {"Name": "files", "Hard": 2, "Soft": 1}}}`, nil, []string{"default-ulimits: ", "files"}},
+		"absent profile":      {`{"seccomp-profile": "/nonexistent.json"}`, nil, []string{"seccomp-profile: ", "/nonexistent.json"}},
+		"broken profile":      {`{"seccomp-profile": "/etc/passwd"}`, nil, []string{"seccomp-profile: ", "/etc/passwd"}},
+		"absent init":         {`{"init-path": "/nonexistent"}`, nil, []string{"init-path: ", "/nonexistent"}},
+		"absent certificate":  {`{"tls": true, "tlscert": "/nonexistent"}`, nil, []string{"tlscert: ", "/nonexistent"}},
+		"absent resolver":     {`{"resolv-conf": "/nonexistent"}`, nil, []string{"resolv-conf: ", "/nonexistent"}},
+		"relative runtime":    {`{"runtimes": {"crun": {"path": "crun"}}}`, nil, []string{"runtimes: crun: "}},
+		"selinux":             {`{"selinux-enabled": true}`, nil, []string{"selinux-enabled: not supported"}},
+		"rootless":            {`{"rootless": true}`, nil, []string{"rootless: not supported"}},
+		"cors":                {`{"api-cors-header": "*"}`, nil, []string{"api-cors-header: not supported"}},
+		"graph":               {`{"graph": "/srv"}`, nil, []string{"graph: not supported: its name is data-root"}},
+		"pids":                {`{"default-pids-limit": -2}`, nil, []string{"default-pids-limit: -2"}},
 		"proxy twice":         {`{"proxies": {"http-proxy": "http://a"}}`, map[string][]string{"http-proxy": {"http://b"}}, []string{"proxies", "keep one"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -140,6 +157,8 @@ func TestWarnings(t *testing.T) {
 		"docker's, not acted on": {`{"storage-opts": ["overlay2.size=1G"]}`, "storage-opts: has no effect"},
 		"far from everything":    {`{"quux": 1}`, `"quux": unknown key, ignored`},
 		"case":                   {`{"Debug": true}`, `"Debug": did you mean debug?`},
+		"with an s too few":      {`{"label": ["a=b"]}`, `"label": did you mean labels?`},
+		"another IP version":     {`{"ipv4": true}`, `"ipv4": unknown key, ignored: did you mean ipv6?`},
 		"underscore":             {`{"data_root": "/srv/ply"}`, `"data_root": did you mean data-root?`},
 		"right one set too":      {`{"debug": true, "debgu": false}`, `"debgu": unknown key, ignored: debug is set too`},
 		"scheme in registry":     {`{"insecure-registries": ["http://10.0.0.1:5000/"]}`, "the scheme is dropped"},
@@ -153,6 +172,50 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("warnings = %q, want %q among them", got, tc.want)
 			}
 		})
+	}
+}
+
+// dockerKeys are the keys of daemon.json that dockerd 20.10 or 28 knows on Linux.
+const dockerKeys = `allow-direct-routing allow-nondistributable-artifacts api-cors-header authorization-plugins bip bip6 bridge
+bridge-accept-fwmark builder cdi-spec-dirs cgroup-parent cluster-advertise cluster-store cluster-store-opts containerd containerd-namespace
+containerd-plugin-namespace cpu-rt-period cpu-rt-runtime cri-containerd data-root debug default-address-pools default-cgroupns-mode
+default-gateway default-gateway-v6 default-init default-ipc-mode default-network-opts default-runtime default-shm-size default-ulimits
+deprecated-key-path dns dns-opts dns-search exec-opts exec-root experimental features firewall-backend fixed-cidr fixed-cidr-v6 graph group
+host-gateway-ip host-gateway-ips hosts icc init init-path insecure-registries ip ip-forward ip-forward-no-drop ip-masq ip6tables iptables ipv6
+labels live-restore log-driver log-format log-level log-opts max-concurrent-downloads max-concurrent-uploads max-download-attempts metrics-addr
+mtu network-control-plane-mtu network-diagnostic-port no-new-privileges node-generic-resources oom-score-adjust pidfile proxies raw-logs
+registry-mirrors resolv-conf rootless runtimes seccomp-profile selinux-enabled shutdown-timeout storage-driver storage-opts
+swarm-default-advertise-addr swarm-raft-election-tick swarm-raft-heartbeat-tick tls tlscacert tlscert tlskey tlsverify userland-proxy
+userland-proxy-path userns-remap`
+
+// A key of Docker that is not declared would be unknown or, worse, taken for a similar one.
+func TestEveryKeyOfDockerIsDeclared(t *testing.T) {
+	l := loader{fields: fields()}
+	for _, key := range strings.Fields(dockerKeys) {
+		if l.byKey(key) == nil {
+			near, _ := l.nearest(key)
+			t.Errorf("%s is not declared; the nearest key is %v", key, near)
+		}
+	}
+}
+
+func TestAnAddressOfTheOtherIPVersionIsNotTaken(t *testing.T) {
+	c, warnings, err := load(t, `{"bip6": "fd00::1/64", "fixed-cidr6": "fd00::/80", "ip6": "::1"}`, nil)
+	if err != nil || c.BIP != "" || c.FixedCIDR != "" || c.IP != "" || len(warnings) != 3 {
+		t.Errorf("Load = bip %q, fixed-cidr %q, ip %q, %v, warnings %v", c.BIP, c.FixedCIDR, c.IP, err, warnings)
+	}
+}
+
+func TestHostGateways(t *testing.T) {
+	for _, text := range []string{`{"host-gateway-ip": "192.0.2.1"}`, `{"host-gateway-ips": ["192.0.2.1"]}`} {
+		c, _, err := load(t, text, nil)
+		if err != nil || len(c.HostGatewayIPs) != 1 || c.HostGatewayIPs[0] != "192.0.2.1" {
+			t.Errorf("%s: %v, %v", text, c, err)
+		}
+	}
+	c, _, err := load(t, "", map[string][]string{"host-gateway-ip": {"192.0.2.1", "2001:db8::1"}})
+	if err != nil || len(c.HostGatewayIPs) != 2 {
+		t.Errorf("flags: %v, %v", c, err)
 	}
 }
 
@@ -204,11 +267,11 @@ func TestMissingFile(t *testing.T) {
 
 // Every flag can be set, and none of them is a setting without an effect.
 func TestEveryFlagWorks(t *testing.T) {
-	values := map[string]string{"default-ulimit": "nofile=1:2", "log-opt": "a=b", "label": "a=b", "add-runtime": "x=/bin/x", "host": "unix:///x", "dns": "10.0.0.1", "ip": "127.0.0.1",
+	values := map[string]string{"default-ulimit": "nofile=1:2", "log-opt": "max-size=1m", "label": "a=b", "add-runtime": "x=/bin/x", "host": "unix:///x", "dns": "10.0.0.1", "ip": "127.0.0.1",
 		"default-address-pool": "base=10.0.0.0/8,size=24", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",
 		"storage-driver": "vfs", "image-format": "docker", "retain-blobs": "never", "log-level": "warn", "log-format": "json", "log-driver": "local", "bip": "10.0.0.1/24",
-		"fixed-cidr": "10.0.0.0/25", "default-cgroupns-mode": "host", "default-ipc-mode": "shareable", "default-shm-size": "1g", "seccomp-profile": "unconfined", "default-runtime": "runc",
-		"init-path": "/bin/init", "data-root": "/d", "exec-root": "/e", "pidfile": "/p"}
+		"fixed-cidr": "10.0.0.0/25", "default-cgroupns-mode": "host", "default-ipc-mode": "shareable", "default-shm-size": "1g", "host-gateway-ip": "192.0.2.1", "seccomp-profile": "unconfined", "default-runtime": "runc",
+		"init-path": "/bin/sh", "tlscacert": "/etc/passwd", "tlscert": "/etc/passwd", "tlskey": "/etc/passwd", "data-root": "/d", "exec-root": "/e", "pidfile": "/p"}
 	for _, f := range Flags() {
 		value, ok := values[f.Name]
 		switch {

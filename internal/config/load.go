@@ -38,6 +38,9 @@ func fields() []field {
 	list := make([]field, 0, t.NumField())
 	for i := range t.NumField() {
 		tag := t.Field(i).Tag
+		if tag == "" {
+			continue
+		}
 		f := field{index: i, key: tag.Get("json"), ignored: tag.Get("ignored"), refused: tag.Get("refused"), live: tag.Get("live") != "",
 			use: strings.ReplaceAll(tag.Get("use"), "{drivers}", drivers.List())}
 		f.flag, f.short, _ = strings.Cut(tag.Get("flag"), ",")
@@ -68,7 +71,8 @@ func Load(path string, flags map[string][]string) (*Config, []Warning, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &cfg, append(l.warnings, warnings...), nil
+	cfg.Warnings = append(l.warnings, warnings...)
+	return &cfg, cfg.Warnings, nil
 }
 
 func readFile(path string) ([]byte, error) {
@@ -231,13 +235,23 @@ func (l *loader) guess(key string, raw json.RawMessage) error {
 		l.warn(key, "%s: unknown key, ignored", quoteKey(key))
 	case l.set[known.key] != "":
 		l.warn(key, "%s: unknown key, ignored: %s is set too", quoteKey(key), known.key)
-	case distance > 2:
+	case distance > 2, digits(key) != digits(known.key): // a key with another digit is not misspelt: it is about the other IP version
 		l.warn(key, "%s: unknown key, ignored: did you mean %s?", quoteKey(key), known.key)
 	default:
 		l.warn(key, "%s: did you mean %s? It is taken as that key; correct the spelling", quoteKey(key), known.key)
 		return l.assign(known, key, raw)
 	}
 	return nil
+}
+
+// digits returns the digits of a key.
+func digits(key string) string {
+	return strings.Map(func(r rune) rune {
+		if r < '0' || r > '9' {
+			return -1
+		}
+		return r
+	}, key)
 }
 
 func quoteKey(key string) string {

@@ -29,6 +29,10 @@ func (e *env) check(sp *spec.Spec) (warnings []string, err error) {
 	if warnings, err = sp.Check(); err != nil {
 		return nil, err
 	}
+	if sp.Resources.PidsLimit == nil && !sp.Privileged && e.opts.PidsLimit > 0 { // a privileged container may be a host of containers
+		limit := e.opts.PidsLimit
+		sp.Resources.PidsLimit = &limit
+	}
 	if err := sp.Resources.CheckCPUs(runtime.NumCPU()); err != nil {
 		return nil, err
 	}

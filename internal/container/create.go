@@ -258,10 +258,10 @@ func (s *Service) resolveModes(id oci.ContainerID, sp *spec.Spec) error {
 		sp.NetworkMode = "bridge"
 	}
 	if sp.IpcMode == "" {
-		sp.IpcMode = s.env.opts.IpcMode
+		sp.IpcMode = s.env.live.Load().IpcMode
 	}
 	if sp.CgroupnsMode == "" && !sp.Privileged {
-		sp.CgroupnsMode = s.env.opts.CgroupnsMode
+		sp.CgroupnsMode = s.env.live.Load().CgroupnsMode
 	}
 	if sp.NetworkDisabled {
 		sp.NetworkMode = "none"

@@ -32,7 +32,7 @@ func writeHostFiles(c *ctr, p *prepared) error {
 	}
 	onHost := sp.NetworkMode == "host"
 	hosts, err := etc.Hosts(etc.HostsOptions{
-		HostNetwork: onHost, Extra: sp.ExtraHosts, Gateway: opts.HostGateway,
+		HostNetwork: onHost, Extra: sp.ExtraHosts, Gateways: opts.HostGateway,
 		Hostname: sp.Hostname, Domainname: sp.Domainname, Endpoints: p.att.Endpoints,
 	})
 	if err != nil {
@@ -40,7 +40,7 @@ func writeHostFiles(c *ctr, p *prepared) error {
 	}
 	resolv := etc.Resolv(
 		etc.Resolver{Servers: sp.DNS, Search: sp.DNSSearch, Options: sp.DNSOptions},
-		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}, onHost)
+		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}, opts.ResolvConf, onHost)
 	for path, data := range map[string][]byte{
 		c.paths.hostname: []byte(hostname + "\n"), c.paths.resolv: resolv, c.paths.hosts: hosts,
 	} {

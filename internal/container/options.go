@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"ply/internal/container/session"
 	"ply/internal/container/spec"
@@ -50,25 +51,40 @@ type Options struct {
 	ExecRoot string // bundles and sockets; on tmpfs
 
 	// Defaults for what a container's spec leaves open.
+	Defaults
 	LogDriver    string            // "" = json-file
 	LogOpts      map[string]string // of LogDriver, for each option that a container does not set
 	Ulimits      []spec.Ulimit
-	ShmSize      int64 // bytes; 0 = 64 MiB
+	PidsLimit    int64 // processes and threads of a container that is not privileged; 0 = no limit
 	CgroupParent string
 	Init         bool
-	InitPath     string            // program of --init; "" = ShimPath, which acts as one when it is called docker-init
-	Runtimes     map[string]string // name → absolute path of an OCI runtime
-	Runtime      string            // default runtime; "" = built in
-	StopTimeout  int               // seconds; 0 = 10
+	InitPath     string // program of --init; "" = ShimPath, which acts as one when it is called docker-init
+	StopTimeout  int    // seconds; 0 = 10
 	DNS          []string
 	DNSOptions   []string
 	DNSSearch    []string
-	HostGateway  string // address of host-gateway in --add-host; "" = the network's gateway
+	ResolvConf   string   // resolv.conf of the host; "" = the one that the host uses
+	HostGateway  []string // addresses of host-gateway in --add-host; none = the network's gateway
 
 	SeccompProfile string // file of the default profile, or "unconfined"; "" = built in
 	NoNewPrivs     bool
-	IpcMode        string // "" = private
-	CgroupnsMode   string // "" = private on cgroup v2, else host
+}
+
+// Defaults are the defaults of containers that can change while the service runs. A container takes them when it is created,
+// except for the runtime and the size of /dev/shm, which it takes each time that it starts.
+type Defaults struct {
+	ShmSize      int64             // bytes; 0 = 64 MiB
+	Runtimes     map[string]string // name → absolute path of an OCI runtime
+	Runtime      string            // default runtime; "" = built in
+	IpcMode      string            // "" = private
+	CgroupnsMode string            // "" = private on cgroup v2, else host
+}
+
+func (d Defaults) withDefaults() *Defaults {
+	if d.ShmSize == 0 {
+		d.ShmSize = 64 << 20
+	}
+	return &d
 }
 
 func (o *Options) setDefaults() error {
@@ -92,9 +108,6 @@ func (o *Options) setDefaults() error {
 	if o.LogDriver == "" {
 		o.LogDriver = "json-file"
 	}
-	if o.ShmSize == 0 {
-		o.ShmSize = 64 << 20
-	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 10
 	}
@@ -103,7 +116,8 @@ func (o *Options) setDefaults() error {
 
 // env is what all parts of the package share.
 type env struct {
-	opts    Options
+	opts    Options // its Defaults are those of the start; live has those in force
+	live    atomic.Pointer[Defaults]
 	log     *slog.Logger
 	seccomp string // security option that names the default profile; "" = built in
 	index   *index
@@ -123,6 +137,7 @@ func newEnv(o Options) (*env, error) {
 		return nil, err
 	}
 	e := &env{opts: o, log: o.Log, index: newIndex()}
+	e.live.Store(o.Defaults.withDefaults())
 	e.run, e.stop = context.WithCancel(context.Background())
 	e.execs = session.NewRegistry(e.run, &e.work)
 	if o.LogDriver != "none" {
@@ -160,10 +175,11 @@ func (e *env) loadSeccomp() error {
 
 // runtimePath returns the program of a runtime; "" is the runtime that is built into the shim.
 func (e *env) runtimePath(name string) (string, error) {
+	live := e.live.Load()
 	if name == "" {
-		name = e.opts.Runtime
+		name = live.Runtime
 	}
-	p := e.opts.Runtimes[name]
+	p := live.Runtimes[name]
 	switch name {
 	case "", "runc", "ply", "io.containerd.runc.v2": // docker's names for its default
 		if p == "" {

@@ -247,8 +247,10 @@ func isDue(c *ctr) (due, joins bool) {
 	}
 	st := &c.rec.State
 	if st.Status == StatusExited && !st.Started.IsZero() {
-		p := c.rec.Spec.RestartPolicy.Name
-		if p == "always" || p == "unless-stopped" && !c.rec.Stopped {
+		p := c.rec.Spec.RestartPolicy
+		// After a failure the container is starting again or out of retries, unless an engine stopped it when it ended.
+		failed := st.ExitCode != 0 && (p.MaxRetries == 0 || st.Restarts < p.MaxRetries)
+		if p.Name == "always" || !c.rec.Stopped && (p.Name == "unless-stopped" || p.Name == "on-failure" && failed) {
 			st.Status = StatusRestarting
 		}
 	}

@@ -430,7 +430,7 @@ func TestRestorePolicies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := w.s.StopAll(ctx); err != nil { // this is not a stop by a user
+	if err := w.s.StopAll(ctx, 10); err != nil { // this is not a stop by a user
 		t.Fatal(err)
 	}
 	if st := w.get(shut).State.Status; st != container.StatusExited {

@@ -100,7 +100,7 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 		sp.CgroupParent = opts.CgroupParent
 	}
 	if sp.ShmSize == 0 {
-		sp.ShmSize = opts.ShmSize
+		sp.ShmSize = c.env.live.Load().ShmSize
 	}
 	sp.Ulimits = ulimits(&sp, opts.Ulimits)
 	if sp.Init != nil && *sp.Init || sp.Init == nil && opts.Init {
@@ -148,7 +148,7 @@ func mountShm(c *ctr, p *prepared) (mounted bool, err error) {
 		return false, nil
 	}
 	if size == 0 {
-		size = c.env.opts.ShmSize
+		size = c.env.live.Load().ShmSize
 	}
 	if err := os.MkdirAll(c.paths.shm, 0o700); err != nil {
 		return false, err

@@ -66,9 +66,12 @@ func (s *Service) Close() error {
 	return nil
 }
 
-// StopAll stops every running container, each with its own signal and timeout. The next engine starts those again
-// whose restart policy asks for it.
-func (s *Service) StopAll(ctx context.Context) error {
+// SetDefaults puts other defaults of containers in force.
+func (s *Service) SetDefaults(d Defaults) { s.env.live.Store(d.withDefaults()) }
+
+// StopAll stops every running container, each with its own signal and timeout; timeout, in seconds, is for those that have
+// none, -1 waits for ever. The next engine starts those again whose restart policy asks for it.
+func (s *Service) StopAll(ctx context.Context, timeout int) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var all error
@@ -77,7 +80,7 @@ func (s *Service) StopAll(ctx context.Context) error {
 			continue
 		}
 		wg.Go(func() {
-			err := c.stop(ctx, "", nil, byShutdown)
+			err := c.stop(ctx, "", c.ownTimeout(timeout), byShutdown)
 			if err != nil && !errors.Is(err, ErrNotModified) {
 				mu.Lock()
 				all = errors.Join(all, err)

@@ -79,6 +79,16 @@ func (c *ctr) stop(ctx context.Context, signal string, timeout *int, mode int) e
 	return nil
 }
 
+// ownTimeout returns the timeout of the container's options, or other.
+func (c *ctr) ownTimeout(other int) *int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t := c.rec.Spec.StopTimeout; t != nil {
+		other = *t
+	}
+	return &other
+}
+
 // stopWait returns how long a stop waits before it kills; negative is for ever.
 func (c *ctr) stopWait(timeout *int) time.Duration {
 	c.mu.Lock()

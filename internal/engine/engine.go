@@ -107,12 +107,16 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 	return e, nil
 }
 
+// KeepsContainers reports whether containers keep running after Close.
+func (e *Engine) KeepsContainers() bool { return e.config.Current().LiveRestore }
+
 // onClose makes Close call end, after the ends of all parts that are opened later.
 func (e *Engine) onClose(name string, end func() error) {
 	e.closers = append(e.closers, closer{name, end})
 }
 
-// Close ends the parts of the engine in the opposite order of their opening. Containers keep running.
+// Close ends the parts of the engine in the opposite order of their opening. Containers keep running unless live-restore is
+// switched off.
 func (e *Engine) Close() error {
 	var err error
 	for len(e.closers) > 0 {
@@ -218,18 +222,12 @@ func (e *Engine) openContainers(context.Context) (err error) {
 	o := container.Options{
 		Store: e.Store, Images: e.Images, Volumes: e.Volumes, Network: e.Networks, Events: e.Events, Log: e.log,
 		ShimPath: e.opts.ShimPath, DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
-		LogDriver: c.LogDriver, LogOpts: c.LogOpts, ShmSize: int64(c.DefaultShmSize), CgroupParent: c.CgroupParent,
-		Init: c.Init, InitPath: c.InitPath, Runtimes: map[string]string{}, DNS: c.DNS, DNSOptions: c.DNSOpts, DNSSearch: c.DNSSearch,
-		NoNewPrivs: c.NoNewPrivileges, IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode,
+		Defaults: defaults(c), LogDriver: c.LogDriver, LogOpts: c.LogOpts, PidsLimit: int64(max(c.DefaultPidsLimit, 0)), CgroupParent: c.CgroupParent,
+		Init: c.Init, InitPath: c.InitPath, DNS: c.DNS, DNSOptions: c.DNSOpts, DNSSearch: c.DNSSearch, ResolvConf: c.ResolvConf,
+		HostGateway: c.HostGatewayIPs, NoNewPrivs: c.NoNewPrivileges,
 	}
 	if c.SeccompProfile != "builtin" {
 		o.SeccompProfile = c.SeccompProfile
-	}
-	for name, r := range c.Runtimes {
-		o.Runtimes[name] = r.Path
-	}
-	if _, named := c.Runtimes[c.DefaultRuntime]; named { // else "ply" or "runc": the built-in one
-		o.Runtime = c.DefaultRuntime
 	}
 	for _, u := range c.DefaultUlimits {
 		o.Ulimits = append(o.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
@@ -238,11 +236,33 @@ func (e *Engine) openContainers(context.Context) (err error) {
 		return err
 	}
 	e.onClose("containers", func() error {
-		running, err := e.Containers.List(context.Background(), container.ListOptions{})
-		e.idle = e.restored && err == nil && len(running) == 0
-		return errors.Join(err, e.Containers.Close())
+		err := e.stopContainers()
+		running, listErr := e.Containers.List(context.Background(), container.ListOptions{})
+		e.idle = e.restored && listErr == nil && len(running) == 0
+		return errors.Join(err, listErr, e.Containers.Close())
 	})
 	return nil
+}
+
+// defaults returns the defaults of containers that a reload can change.
+func defaults(c *config.Config) container.Defaults {
+	d := container.Defaults{ShmSize: int64(c.DefaultShmSize), IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode, Runtimes: map[string]string{}}
+	for name, r := range c.Runtimes {
+		d.Runtimes[name] = r.Path
+	}
+	if _, named := c.Runtimes[c.DefaultRuntime]; named { // else "ply" or "runc": the built-in one
+		d.Runtime = c.DefaultRuntime
+	}
+	return d
+}
+
+// stopContainers stops all containers where live-restore is switched off.
+func (e *Engine) stopContainers() error {
+	c := e.config.Current()
+	if c.LiveRestore || !e.restored {
+		return nil
+	}
+	return e.Containers.StopAll(context.Background(), c.ShutdownTimeout)
 }
 
 func (e *Engine) openTransfer(context.Context) error {
@@ -277,6 +297,7 @@ func (e *Engine) Reload(next *config.Config) error {
 		e.Remote.SetAttempts(c.MaxDownloadAttempts)
 		e.Puller.SetMax(c.MaxConcurrentDownloads)
 		e.Pusher.SetMax(c.MaxConcurrentUploads)
+		e.Containers.SetDefaults(defaults(c))
 		return nil
 	})
 	if err != nil {

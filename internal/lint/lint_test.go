@@ -65,6 +65,7 @@ var beside = map[string][]string{
 	"record":    {"errs", "durable", "version"},
 	"wire":      {"oci"},
 	"container": {"image", "network", "volume"},
+	"config":    {"container"},
 	"transfer":  {"image"},
 	"system":    {"config", "container", "image"},
 }

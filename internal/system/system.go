@@ -88,7 +88,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 		ID: s.opts.ID, Config: cfg, Host: host.Read(),
 		Driver: s.opts.Storage.Name(), DriverStatus: append(s.opts.Storage.Status(), s.opts.StorageNotes...),
 		Runtimes:   map[string]string{"ply": s.opts.ShimPath},
-		InitBinary: cmp.Or(cfg.InitPath, filepath.Base(s.opts.ShimPath)), LiveRestore: true,
+		InitBinary: cmp.Or(cfg.InitPath, filepath.Base(s.opts.ShimPath)), LiveRestore: cfg.LiveRestore,
 		Goroutines: runtime.NumGoroutine(), OpenFiles: host.OpenFiles(), Time: time.Now(),
 	}
 	for name, r := range cfg.Runtimes {

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -100,8 +101,10 @@ func cmdPlyd(ts *testscript.TestScript, neg bool, args []string) {
 			w.stopPlyd()
 		case "start":
 			w.startPlyd()
+		case "hup":
+			ts.Check(w.plyd.Process.Signal(syscall.SIGHUP))
 		default:
-			ts.Fatalf("usage: plyd kill9|stop|start")
+			ts.Fatalf("usage: plyd kill9|stop|start|hup")
 		}
 	}
 }

@@ -78,6 +78,9 @@ func (h systemHandlers) info(c *call) error {
 	if !cfg.IPTables {
 		a.Warnings = append(a.Warnings, "WARNING: packet filter rules are switched off (iptables=false)")
 	}
+	for _, w := range cfg.Warnings {
+		a.Warnings = append(a.Warnings, "WARNING: "+w.String())
+	}
 	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "null"}, []string{"json-file", "local", "none"}
 	for name, path := range in.Runtimes {
 		a.Runtimes[name] = wire.Runtime{Path: path}

@@ -58,7 +58,7 @@ func TestResolv(t *testing.T) {
 	} {
 		host(t, &hostResolv, c.host)
 		host(t, &systemdResolv, c.systemd)
-		if got := string(Resolv(c.own, c.engine, c.hostNetwork)); got != c.want {
+		if got := string(Resolv(c.own, c.engine, "", c.hostNetwork)); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}
@@ -85,7 +85,7 @@ func TestHosts(t *testing.T) {
 			HostsOptions{Extra: []string{"x:192.0.2.1", "y=[2001:db8::1]", "gw:host-gateway"}, Endpoints: two},
 			ownHosts + "192.0.2.1\tx\n2001:db8::1\ty\n10.2.0.1\tgw\n",
 		},
-		"set gateway":        {HostsOptions{Extra: []string{"gw:host-gateway"}, Gateway: "192.0.2.7", Endpoints: two}, ownHosts + "192.0.2.7\tgw\n"},
+		"set gateway":        {HostsOptions{Extra: []string{"gw:host-gateway"}, Gateways: []string{"192.0.2.7", "2001:db8::7"}, Endpoints: two}, ownHosts + "192.0.2.7\tgw\n2001:db8::7\tgw\n"},
 		"the host's network": {HostsOptions{HostNetwork: true, Extra: []string{"x:192.0.2.1"}, Hostname: "me"}, "192.0.2.9 host\n192.0.2.1\tx\n"},
 	} {
 		got, err := Hosts(c.o)

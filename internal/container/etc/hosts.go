@@ -22,7 +22,7 @@ const ownHosts = "127.0.0.1\tlocalhost\n" +
 type HostsOptions struct {
 	HostNetwork bool     // start with the host's own file
 	Extra       []string // --add-host as written: name:address or name=address; the address may be host-gateway
-	Gateway     string   // address of host-gateway; "" = the gateway of the first endpoint that has one
+	Gateways    []string // addresses of host-gateway; none = the gateway of the first endpoint that has one
 	Hostname    string
 	Domainname  string
 	Endpoints   map[string]network.Endpoint // by network name
@@ -45,13 +45,16 @@ func Hosts(o HostsOptions) ([]byte, error) {
 	}
 	for _, h := range o.Extra {
 		name, ip, _ := spec.CutHost(h)
+		addrs := []string{strings.Trim(ip, "[]")}
 		if ip == "host-gateway" {
 			var err error
-			if ip, err = o.gateway(); err != nil {
+			if addrs, err = o.gateways(); err != nil {
 				return nil, err
 			}
 		}
-		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(ip, "[]"), name)
+		for _, addr := range addrs {
+			fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+		}
 	}
 	names := o.Hostname
 	if o.Domainname != "" {
@@ -77,14 +80,14 @@ func (o *HostsOptions) endpoints() []network.Endpoint {
 	return out
 }
 
-func (o *HostsOptions) gateway() (string, error) {
-	if o.Gateway != "" {
-		return o.Gateway, nil
+func (o *HostsOptions) gateways() ([]string, error) {
+	if len(o.Gateways) > 0 {
+		return o.Gateways, nil
 	}
 	for _, e := range o.endpoints() {
 		if e.Gateway.IsValid() {
-			return e.Gateway.String(), nil
+			return []string{e.Gateway.String()}, nil
 		}
 	}
-	return "", errs.New(errs.Invalid, "unable to derive the IP value for host-gateway: the container's network has no gateway")
+	return nil, errs.New(errs.Invalid, "unable to derive the IP value for host-gateway: the container's network has no gateway")
 }

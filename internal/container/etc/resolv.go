@@ -3,6 +3,7 @@ package etc
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -24,9 +25,10 @@ type Resolver struct{ Servers, Search, Options []string }
 
 // Resolv returns /etc/resolv.conf. Each part comes from the first resolver that has it: the container's own, the
 // engine's, then the host's, without the servers on the host's loopback unless the container has the host's network.
-func Resolv(own, engine Resolver, hostNetwork bool) []byte {
-	host := readResolver(hostResolv)
-	if !hostNetwork && len(host.Servers) > 0 && len(notLoopback(host.Servers)) == 0 {
+// file is the host's resolv.conf; "" = /etc/resolv.conf, or systemd-resolved's where that names only its stub.
+func Resolv(own, engine Resolver, file string, hostNetwork bool) []byte {
+	host := readResolver(cmp.Or(file, hostResolv))
+	if file == "" && !hostNetwork && len(host.Servers) > 0 && len(notLoopback(host.Servers)) == 0 {
 		if alt := readResolver(systemdResolv); len(alt.Servers) > 0 {
 			host = alt
 		}

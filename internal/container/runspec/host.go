@@ -24,6 +24,7 @@ type Host struct {
 	Weights          bool              // the kernel can set a weight for block I/O
 	DeviceRates      bool              // the kernel can limit the rates of block devices
 	DeviceWeights    bool              // the kernel can set weights for single block devices
+	Pids             bool              // the kernel can limit the number of processes
 	RecursiveRO      bool              // mounts below a bind can be made read-only with it
 	AppArmor         bool
 	CPUs             int    // possible CPUs; 0 = not known
@@ -62,6 +63,7 @@ func ProbeHost() (Host, error) {
 		h.SwapLimit = err == nil && len(own) > 0
 		controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 		h.DeviceRates = err == nil && slices.Contains(strings.Fields(string(controllers)), "io")
+		h.Pids = err == nil && slices.Contains(strings.Fields(string(controllers)), "pids")
 		weights, err := filepath.Glob("/sys/fs/cgroup/*/io.bfq.weight")
 		h.DeviceWeights = err == nil && len(weights) > 0
 		others, err := filepath.Glob("/sys/fs/cgroup/*/io.weight")
@@ -69,6 +71,7 @@ func ProbeHost() (Host, error) {
 		h.MemoryNodes = line("/sys/fs/cgroup/cpuset.mems.effective")
 	} else {
 		h.SwapLimit = exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+		h.Pids = exists("/sys/fs/cgroup/pids")
 		h.OOMKillDisable = exists("/sys/fs/cgroup/memory/memory.oom_control")
 		h.DeviceRates = exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
 		// The root cgroup has no weight files, but BFQ's statistics are there.

@@ -118,6 +118,10 @@ func discard(r *spec.Resources, host *Host) (warnings []string) {
 			*l.list = nil
 		}
 	}
+	if r.PidsLimit != nil && *r.PidsLimit > 0 && !host.Pids {
+		warnings = append(warnings, "Your kernel does not support PIDs limit capabilities or the cgroup is not mounted. PIDs limit discarded.")
+		r.PidsLimit = nil
+	}
 	if len(r.DeviceWeights) > 0 && !host.DeviceWeights {
 		warnings = append(warnings, "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.")
 		r.DeviceWeights = nil

@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // testHost is a host with everything, so that goldens do not depend on the machine.
 func testHost(t *testing.T) *Host {
 	return &Host{
-		CgroupV2: true, SysResource: true, SwapLimit: true, Weights: true, RecursiveRO: true, UnprivilegedPing: true,
+		CgroupV2: true, SysResource: true, SwapLimit: true, Pids: true, Weights: true, RecursiveRO: true, UnprivilegedPing: true,
 		Caps: append(slices.Clone(DefaultCaps), "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"), DevDir: t.TempDir(),
 		HardLimits: map[string]uint64{"NOFILE": 1024},
 	}
