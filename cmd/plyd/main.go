@@ -51,6 +51,7 @@ type commandLine struct {
 	configFile string
 	texts      map[string][]string // by flag: the values as given
 	validate   bool
+	check      string // modes of an examination; "" = serve
 	version    bool
 }
 
@@ -61,6 +62,8 @@ func parse(args []string, stdout io.Writer) (*commandLine, error) {
 	fs.SortFlags = true
 	fs.StringVar(&cl.configFile, "config-file", defaultConfigFile, "configuration file")
 	fs.BoolVar(&cl.validate, "validate", false, "check the configuration and exit")
+	fs.StringVar(&cl.check, "check", "", "examine the data root, which no plyd serves, and exit: quick, or full, repair, json separated by commas")
+	fs.Lookup("check").NoOptDefVal = "quick"
 	fs.BoolVarP(&cl.version, "version", "v", false, "print the version and exit")
 	for _, f := range config.Flags() {
 		v := &textFlag{flag: f, texts: cl.texts}
@@ -150,6 +153,13 @@ func run(args []string, stdout, stderr io.Writer) error {
 	var level slog.LevelVar
 	level.Set(logLevel(cfg))
 	log := logger(cfg, &level, stderr)
+	if cl.check != "" {
+		shim, err := shimPath()
+		if err != nil {
+			return err
+		}
+		return examine(cl.check, engine.Options{Config: cfg, ConfigFile: cl.configFile, ShimPath: shim, Log: log}, stdout)
+	}
 	release, err := writePidfile(cfg.Pidfile)
 	if err != nil {
 		return err

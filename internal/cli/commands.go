@@ -95,6 +95,7 @@ var table = []entry{
 	{other, nil, "network", network.Prune},
 	{other, nil, "network", network.Rm},
 
+	{other, nil, "system", system.Check},
 	{other, nil, "system", system.Df},
 	{other, system.Events, "system", system.Events},
 	{common, system.Info, "system", system.Info},

@@ -243,6 +243,7 @@ func world(base time.Time) map[string]any {
 {"status":"1.3: digest: sha256:` + hexB + ` size: 741"}
 {"progressDetail":{},"aux":{"Tag":"1.3","Digest":"sha256:` + hexB + `","Size":741}}
 `,
+		"POST /system/check":     `{"id":"layers","status":"Checking","progressDetail":{}}{"id":"layers","status":"Checked","progressDetail":{"current":2,"total":2,"units":"objects"}}{"aux":{"finding":{"kind":"layer","object":"sha256:abababab","problem":"layer.tar has 3 bytes, want 9","heal":"ply pull web"}}}{"aux":{"summary":{"full":false,"repair":false,"checked":{"layer":2,"image":1},"findings":1,"repaired":0}}}`,
 		"GET /system/df":         `{"LayersSize":200000000,"Images":` + images + `,"Containers":` + containers + `,"Volumes":[{"Name":"v9","Driver":"local","UsageData":{"Size":4096,"RefCount":0}},{"Name":"v1","Driver":"local","UsageData":{"Size":1000000,"RefCount":1}}],"BuildCache":[]}`,
 		"POST /containers/prune": `{"ContainersDeleted":["` + cid3 + `"],"SpaceReclaimed":1234}`,
 		"POST /images/prune":     `{"ImagesDeleted":[{"Untagged":"a:b"},{"Deleted":"sha256:` + hexC + `"}],"SpaceReclaimed":999}`,

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"ply/internal/config"
@@ -63,6 +64,7 @@ type Engine struct {
 	Archive    *archive.Archive
 	System     *system.Service
 
+	checking    sync.Mutex  // held during a check
 	driverNotes [][2]string // why better storage drivers were not taken
 	closers     []closer    // in the order of opening
 	restored    bool        // the containers of an earlier plyd are known
@@ -78,16 +80,7 @@ type closer struct {
 // Open brings the engine up: the store, which admits one engine per data root, then the services, then the containers that
 // outlived the last plyd. On error everything that was opened is closed.
 func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
-	if opts.FS == nil {
-		opts.FS = durable.OS
-	}
-	if opts.CertsDirs == nil {
-		opts.CertsDirs = []string{"/etc/ply/certs.d", "/etc/docker/certs.d"}
-	}
-	e := &Engine{opts: opts, log: opts.Log, config: config.NewLive(opts.Config), Events: &events.Bus{}}
-	if e.log == nil {
-		e.log = slog.New(slog.DiscardHandler)
-	}
+	e := newEngine(opts)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
@@ -109,6 +102,21 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 
 // KeepsContainers reports whether containers keep running after Close.
 func (e *Engine) KeepsContainers() bool { return e.config.Current().LiveRestore }
+
+// newEngine returns an engine of which nothing is open.
+func newEngine(opts Options) *Engine {
+	if opts.FS == nil {
+		opts.FS = durable.OS
+	}
+	if opts.CertsDirs == nil {
+		opts.CertsDirs = []string{"/etc/ply/certs.d", "/etc/docker/certs.d"}
+	}
+	e := &Engine{opts: opts, log: opts.Log, config: config.NewLive(opts.Config), Events: &events.Bus{}}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	return e
+}
 
 // onClose makes Close call end, after the ends of all parts that are opened later.
 func (e *Engine) onClose(name string, end func() error) {

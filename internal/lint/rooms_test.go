@@ -38,7 +38,7 @@ var inside = map[string][][]string{
 	},
 	"record": {{"record"}, {"record/recordtest"}},
 	"store": {
-		{"store/blob", "store/meta", "store/gc", "store/layer"},
+		{"store/blob", "store/meta", "store/gc", "store/layer", "store/check"},
 		{"store/meta/metatest", "store/layer/tarscan", "store/layer/upper", "store/layer/layertest"},
 		{"store/layer/tree", "store/layer/writable", "store/layer/erofs/image"},
 		{"store/layer/erofs", "store/layer/overlay2", "store/layer/vfs"},

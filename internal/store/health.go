@@ -100,6 +100,14 @@ func (h *Health) State(ctx context.Context, chain oci.Chain) LayerState {
 	return LayerPresent
 }
 
+// found marks a layer as damaged, so that the next pull writes it again.
+func (h *Health) found(id oci.ChainID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.read, id)
+	h.damaged[id] = true
+}
+
 // Replaced forgets the damage of a layer that was written again.
 func (h *Health) Replaced(id oci.ChainID) {
 	h.mu.Lock()

@@ -10,6 +10,7 @@
 //	GET  /images/get?format=     save as hybrid (the default), oci, docker or legacy
 //	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
 //	POST /commit?format=         the same for a commit; its answer may have Warnings
+//	POST /system/check           examines the data root: progress, findings and a summary; full reads every byte, repair heals
 //	POST /images/prune           with the filter unused: images that were not used since a time
 //
 // Invariants: an option that a client sets is either done or refused by its name. An error before the first byte of an answer

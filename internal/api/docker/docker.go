@@ -31,6 +31,7 @@ type Options struct {
 	Networks   Networks
 	Events     Events
 	System     System
+	Checker    Checker
 
 	Log    *slog.Logger // nil discards
 	Driver string       // name of the storage driver, for image inspect
@@ -53,7 +54,7 @@ type server struct {
 // New returns the handler of the whole API. It panics when a service is missing.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil:
+	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {

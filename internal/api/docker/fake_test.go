@@ -27,6 +27,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/network"
 	"ply/internal/oci"
+	"ply/internal/store/check"
 	"ply/internal/store/layer"
 	"ply/internal/system"
 	"ply/internal/transfer"
@@ -647,6 +648,18 @@ func (fakeSystem) Version() system.Version {
 	}
 }
 
+type fakeChecker struct{}
+
+// Check finds a damaged layer, which a repair heals.
+func (fakeChecker) Check(_ context.Context, o check.Options, l check.Listener) (check.Summary, error) {
+	r := check.New(o, l)
+	r.Part("layers", 2, o.Full).Add(2)
+	r.Checked("layer", 2)
+	r.Mend(check.Finding{Kind: "layer", Object: "sha256:" + strings.Repeat("ab", 32), Problem: "layer.tar has 3 bytes, want 9", Heal: "ply pull web"},
+		func() (string, error) { return "written again from its tar", nil })
+	return r.Summary(), nil
+}
+
 // world is the handler of the API with fake services.
 type world struct {
 	images     *fakeImages
@@ -659,7 +672,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{images: &fakeImages{}, mover: &fakeMover{}, containers: &fakeContainers{}, bus: &events.Bus{}}
-	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Driver: "erofs",
+	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

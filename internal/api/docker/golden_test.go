@@ -25,6 +25,8 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"info", "GET", "/v1.51/info", ""},
 	{"df", "GET", "/v1.51/system/df", ""},
 	{"df_images_141", "GET", "/v1.41/system/df?type=image", ""},
+	{"check", "POST", "/v1.51/system/check", ""},
+	{"check_full_repair", "POST", "/v1.51/system/check?full=1&repair=1", ""},
 	{"df_bad", "GET", "/v1.51/system/df?type=moon", ""},
 	{"events_none", "GET", "/v1.51/events?until=1", ""},
 	{"auth", "POST", "/v1.51/auth", `{"username":"u","password":"right","serveraddress":"r.example"}`},

@@ -131,6 +131,7 @@ func (s *server) table(o *Options) []route {
 	now := func() time.Time { return s.now() }
 	for _, group := range []interface{ routes(adder) }{
 		systemHandlers{o.System},
+		checkHandlers{o.Checker},
 		usageHandlers{o.Images, o.Containers, o.Volumes, now},
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},

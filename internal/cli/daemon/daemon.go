@@ -69,6 +69,42 @@ func (p Paths) Start(ctx context.Context, c *client.Client, cause error, stderr 
 	return wait(ctx, c, p.Log, exited, offset)
 }
 
+// Check runs plyd to examine the data root without serving, and returns its messages: those of POST /system/check. mode is the
+// value of its flag --check. Close waits for plyd, which ends when ctx does.
+func (p Paths) Check(ctx context.Context, mode string, stderr io.Writer) (io.ReadCloser, error) {
+	path, err := p.find()
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "no engine runs, and plyd was not found beside ply nor in the system's directories").WithHint("Install it, or name another engine with -H or PLY_HOST.")
+	}
+	cmd := exec.CommandContext(ctx, path, "--check="+mode)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Dir, cmd.Env, cmd.Stderr = "/", environment(os.Environ()), stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return nil, errs.New(errs.Unavailable, "check with %s: %w", path, err)
+	}
+	return &examination{ReadCloser: out, cmd: cmd}, nil
+}
+
+// examination is the output of a plyd that examines the data root.
+type examination struct {
+	io.ReadCloser
+	cmd *exec.Cmd
+}
+
+// Close waits for plyd. Its exit code is not needed: the last message says how the examination ended.
+func (x *examination) Close() error {
+	_, err := io.Copy(io.Discard, x.ReadCloser)
+	var exit *exec.ExitError
+	if werr := x.cmd.Wait(); werr != nil && !errors.As(werr, &exit) {
+		err = errors.Join(err, werr)
+	}
+	return err
+}
+
 func unreachable(c *client.Client) string {
 	return "Cannot connect to the ply daemon at " + c.Host() + ": it does not run"
 }

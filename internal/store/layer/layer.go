@@ -79,6 +79,17 @@ type Driver interface {
 	Close() error
 }
 
+// Examiner is implemented by drivers whose layers can be examined without changing them. Verify, unlike Examine, may put a
+// damaged layer aside.
+type Examiner interface {
+	// Examine compares the top layer of chain with what is recorded of it: its files and their sizes, and with full every byte.
+	// The error's class is errs.NotFound when the layer is not stored for that chain and errs.DataLoss when it is damaged.
+	Examine(ctx context.Context, chain oci.Chain, full bool) error
+	// Salvage opens the tar of the top layer of chain as far as the files of a damaged layer still have it. The content is not
+	// verified. The error's class is errs.NotFound when there is nothing to read.
+	Salvage(ctx context.Context, chain oci.Chain) (io.ReadCloser, error)
+}
+
 // MountOptions are the options of Driver.Mount.
 type MountOptions struct {
 	Volatile bool

@@ -91,7 +91,7 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	if err := durable.MkdirPrivate(fsys, base); err != nil {
 		return nil, err
 	}
-	if err := d.sweepTemps(); err != nil {
+	if err := d.sweepTemps(d.roots, d.quar); err != nil {
 		return nil, err
 	}
 	if d.inits, err = writable.OpenInits(fsys, filepath.Join(base, "inits")); err != nil {
@@ -110,21 +110,21 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	return d, d.load()
 }
 
-// sweepTemps removes the temporaries of a crash. One that cannot be removed, as after damage to the file system, does not
+// sweepTemps removes the temporaries of a crash, in the directories of the layers and in the given ones. One that cannot be removed, as after damage to the file system, does not
 // stop the driver: the next start tries again.
-func (d *Driver) sweepTemps() error {
-	dirs := []string{filepath.Dir(d.layers), d.layers, d.roots, d.quar}
-	entries, err := d.fs.ReadDir(d.layers)
+func (f *files) sweepTemps(dirs ...string) error {
+	dirs = append(dirs, filepath.Dir(f.layers), f.layers)
+	entries, err := f.fs.ReadDir(f.layers)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		if e.IsDir() && !durable.IsTemp(e.Name()) {
-			dirs = append(dirs, filepath.Join(d.layers, e.Name()))
+			dirs = append(dirs, filepath.Join(f.layers, e.Name()))
 		}
 	}
 	for _, dir := range dirs {
-		_ = durable.RemoveTemps(d.fs, dir)
+		_ = durable.RemoveTemps(f.fs, dir)
 	}
 	return nil
 }

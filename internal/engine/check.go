@@ -1,0 +1,52 @@
+package engine
+
+import (
+	"context"
+	"errors"
+
+	"ply/internal/errs"
+	"ply/internal/store/check"
+)
+
+// Check examines the data root and the exec root, while the engine works. Only one examination runs at a time: the error's class
+// is errs.Conflict for another one.
+func (e *Engine) Check(ctx context.Context, o check.Options, l check.Listener) (check.Summary, error) {
+	if !e.checking.TryLock() {
+		return check.Summary{}, errs.New(errs.Conflict, "another check is under way")
+	}
+	defer e.checking.Unlock()
+	r := check.New(o, l)
+	err := check.All(ctx, r, e.Store)
+	return r.Summary(), err
+}
+
+// Offline examines a data root that no plyd serves. It opens what the examination needs and restores no container.
+type Offline struct{ Options }
+
+// Check examines the data root. A data root that cannot be opened is a finding. The error's class is errs.Unavailable when another
+// process has the data root open.
+func (o Offline) Check(ctx context.Context, co check.Options, l check.Listener) (_ check.Summary, err error) {
+	e := newEngine(o.Options)
+	defer func() { err = errors.Join(err, e.Close()) }()
+	for _, open := range []func(context.Context) error{e.openStore} {
+		err := open(ctx)
+		if errors.Is(err, errs.DataLoss) || errors.Is(err, errs.Precondition) {
+			r := check.New(co, l)
+			r.Report(rootFinding(e.opts.Config.DataRoot, err))
+			return r.Summary(), nil
+		}
+		if err != nil {
+			return check.Summary{}, err
+		}
+	}
+	return e.Check(ctx, co, l)
+}
+
+// rootFinding is the finding about a data root that cannot be opened.
+func rootFinding(root string, err error) check.Finding {
+	f := check.Finding{Kind: "data root", Object: root, Problem: err.Error(), Heal: "use another data root, and load or pull the images there"}
+	if e, ok := errors.AsType[*errs.Error](err); ok && e.Hint != "" {
+		f.Problem, f.Heal = e.Msg, e.Hint
+	}
+	return f
+}
