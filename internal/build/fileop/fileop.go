@@ -1,0 +1,412 @@
+// Package fileop executes the file operations of a build: COPY, ADD, WORKDIR and their like. It reads trees and writes the tar of a layer in one
+// pass, without a container and without a copy on disk.
+//
+// Invariants: a source is read only through its tree (package tree), so patterns and links cannot lead out of it; a destination is resolved in the
+// tree that the layer will lie on, by this package, and never opened for writing; the same input gives the same bytes.
+package fileop
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	mode "github.com/tonistiigi/dchapes-mode"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/build/ops"
+	"ply/internal/build/tree"
+	"ply/internal/errs"
+)
+
+// Step is an action with the trees that it works on.
+type Step struct {
+	Do   ops.FileAction
+	From *tree.Tree // what a Copy reads; nil = an empty tree
+	// Owner returns the tree whose /etc/passwd and /etc/group have the names of owners: the one that an Identity refers to. nil = names are unknown
+	Owner func(ops.Identity) *tree.Tree
+}
+
+// Options of Write.
+type Options struct {
+	Now   time.Time // modification time of what has no other
+	Users func(t *tree.Tree, name string, group bool) (uint32, error)
+	Warn  func(text string)
+}
+
+// Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not
+// there, errs.Invalid for one that cannot be copied or unpacked.
+func Write(ctx context.Context, w io.Writer, base *tree.Tree, steps []Step, o Options) error {
+	l := newLayer(base, w, o.Now)
+	for i := range steps {
+		x := executor{ctx: ctx, l: l, step: &steps[i], o: &o}
+		if err := x.run(); err != nil {
+			return err
+		}
+	}
+	return l.close()
+}
+
+type executor struct {
+	ctx  context.Context
+	l    *layer
+	step *Step
+	o    *Options
+}
+
+func (x *executor) run() error {
+	switch do := x.step.Do.(type) {
+	case *ops.Copy:
+		return x.copy(do)
+	case *ops.MakeFile:
+		return x.makeFile(do)
+	case *ops.MakeDir:
+		return x.makeDir(do)
+	case *ops.Symlink:
+		return x.symlink(do)
+	case *ops.Remove:
+		return x.remove(do)
+	default:
+		return errs.New(errs.Unimplemented, "file action %T", do)
+	}
+}
+
+// owner returns the IDs of an owner; set is false when the source's owner stays.
+func (x *executor) owner(o *ops.Owner) (uid, gid uint32, set bool, err error) {
+	if o == nil {
+		return 0, 0, false, nil
+	}
+	one := func(i *ops.Identity, group bool) uint32 {
+		switch {
+		case i == nil || err != nil:
+			return 0
+		case i.Name == "":
+			return i.ID
+		}
+		var id uint32
+		id, err = x.o.Users(x.step.Owner(*i), i.Name, group)
+		return id
+	}
+	uid = one(o.User, false)
+	gid = one(o.Group, true)
+	return uid, gid, true, err
+}
+
+func (x *executor) time(t *time.Time) time.Time {
+	if t != nil {
+		return *t
+	}
+	return x.o.Now
+}
+
+func (x *executor) makeDir(do *ops.MakeDir) error {
+	uid, gid, _, err := x.owner(do.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := x.l.resolve("/", do.Path, true)
+	if err != nil {
+		return err
+	}
+	a := attrs{mode: do.Mode & 0o777, uid: uid, gid: gid, time: x.time(do.Time)}
+	if do.Parents {
+		return x.l.mkdirAll(p, a)
+	}
+	n, _, err := x.l.lookup(p)
+	if err != nil || n != nil {
+		return err
+	}
+	return x.l.mkdir(p, a)
+}
+
+func (x *executor) makeFile(do *ops.MakeFile) error {
+	uid, gid, _, err := x.owner(do.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := x.l.resolve("/", do.Path, true)
+	if err != nil {
+		return err
+	}
+	if n, _, err := x.l.lookup(p); err != nil || n != nil && n.isDir() {
+		return errors.Join(err, &os.PathError{Op: "create", Path: do.Path, Err: unix.EISDIR})
+	}
+	return x.l.file(p, int64(len(do.Data)), bytes.NewReader(do.Data), attrs{mode: do.Mode & 0o777, uid: uid, gid: gid, time: x.time(do.Time)})
+}
+
+func (x *executor) symlink(do *ops.Symlink) error {
+	uid, gid, _, err := x.owner(do.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := x.l.resolve("/", do.Path, false)
+	if err != nil {
+		return err
+	}
+	if n, _, err := x.l.lookup(p); err != nil || n != nil {
+		return errors.Join(err, &os.PathError{Op: "symlink", Path: do.Path, Err: fs.ErrExist})
+	}
+	return x.l.symlink(p, do.Target, attrs{uid: uid, gid: gid, time: x.time(do.Time)})
+}
+
+func (x *executor) remove(do *ops.Remove) error {
+	paths := []string{do.Path}
+	if do.Wildcards && x.l.base != nil {
+		var err error
+		if paths, err = x.l.base.Match(do.Path, false); err != nil {
+			return err
+		}
+	}
+	for _, name := range paths {
+		p, err := x.l.resolve("/", name, false)
+		if err != nil {
+			return err
+		}
+		n, _, err := x.l.lookup(p)
+		if err != nil {
+			return err
+		}
+		if n == nil {
+			if do.AllowMissing {
+				continue
+			}
+			return errs.New(errs.NotFound, "%s: not found", name)
+		}
+		if err := x.l.remove(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copying is one Copy under way.
+type copying struct {
+	*executor
+	do       *ops.Copy
+	uid, gid uint32
+	chown    bool
+	chmod    func(uint32) uint32 // nil = modes stay
+	links    map[any]string      // files with several names → the path of the first
+}
+
+func (x *executor) copy(do *ops.Copy) error {
+	if x.step.From == nil {
+		return missing(do.Src)
+	}
+	c := copying{executor: x, do: do, links: map[any]string{}}
+	var err error
+	if c.uid, c.gid, c.chown, err = x.owner(do.Owner); err != nil {
+		return err
+	}
+	if c.chmod, err = parseMode(do.Mode); err != nil {
+		return err
+	}
+	if !do.MakeDest {
+		p, err := x.l.resolve("/", do.Dest, true)
+		if err != nil {
+			return err
+		}
+		if n, _, err := x.l.lookup(path.Dir(p)); err != nil || n == nil {
+			return errors.Join(err, errs.New(errs.NotFound, "destination %s: its directory does not exist", do.Dest))
+		}
+	}
+	sel := c.selection()
+	items, err := x.step.From.Items(&sel)
+	if err != nil {
+		return err
+	}
+	if len(items) == 0 && !do.AllowEmpty {
+		return missing(do.Src)
+	}
+	for _, item := range items {
+		if do.Unpack {
+			done, err := c.unpack(item)
+			if err != nil {
+				return err
+			}
+			if done {
+				continue
+			}
+		}
+		if err := c.item(item); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Selects returns what a Copy takes from its source.
+func Selects(do *ops.Copy) tree.Selection {
+	return tree.Selection{Src: do.Src, Follow: do.Follow, Wildcards: do.Wildcards, Include: do.Include, Exclude: do.Exclude}
+}
+
+func (c *copying) selection() tree.Selection { return Selects(c.do) }
+
+func missing(src string) error { return errs.New(errs.NotFound, "%q: not found", src) }
+
+// parseMode returns what a mode of --chmod does to the mode of a file: octal digits, or symbols as chmod(1) reads them.
+func parseMode(s string) (func(uint32) uint32, error) {
+	if s == "" {
+		return nil, nil
+	}
+	if n, err := strconv.ParseUint(s, 8, 32); err == nil {
+		return func(uint32) uint32 { return uint32(n) & 0o7777 }, nil
+	}
+	set, err := mode.ParseWithUmask(s, 0)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "mode %.40q: %v", s, err)
+	}
+	return func(m uint32) uint32 { return unixMode(set.Apply(goMode(m))) }, nil
+}
+
+func goMode(m uint32) os.FileMode {
+	out := os.FileMode(m & 0o777)
+	for bit, flag := range map[uint32]os.FileMode{unix.S_ISUID: os.ModeSetuid, unix.S_ISGID: os.ModeSetgid, unix.S_ISVTX: os.ModeSticky} {
+		if m&bit != 0 {
+			out |= flag
+		}
+	}
+	if m&unix.S_IFMT == unix.S_IFDIR {
+		out |= os.ModeDir
+	}
+	return out
+}
+
+func unixMode(m os.FileMode) uint32 {
+	out := uint32(m.Perm())
+	for bit, flag := range map[uint32]os.FileMode{unix.S_ISUID: os.ModeSetuid, unix.S_ISGID: os.ModeSetgid, unix.S_ISVTX: os.ModeSticky} {
+		if m&flag != 0 {
+			out |= bit
+		}
+	}
+	return out
+}
+
+// attrs returns the attributes of the copy of a file.
+func (c *copying) attrs(i *tree.Info) attrs {
+	a := attrs{mode: i.Mode & 0o7777, uid: i.UID, gid: i.GID, time: i.Time, xattrs: i.Xattrs}
+	if c.chown {
+		a.uid, a.gid = c.uid, c.gid
+	}
+	if c.chmod != nil {
+		a.mode = c.chmod(i.Mode)
+	}
+	if c.do.Time != nil {
+		a.time = *c.do.Time
+	}
+	return a
+}
+
+// dirAttrs returns the attributes of directories that the destination needs.
+func (c *copying) dirAttrs() attrs {
+	a := attrs{mode: 0o755, uid: c.uid, gid: c.gid, time: c.time(c.do.Time)}
+	if c.chmod != nil {
+		if n, err := strconv.ParseUint(c.do.Mode, 8, 32); err == nil {
+			a.mode = uint32(n) & 0o7777
+		}
+	}
+	return a
+}
+
+// item copies one file or directory.
+func (c *copying) item(item string) error {
+	from := c.step.From
+	info, err := from.Stat(item, c.do.Follow)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return missing(c.do.Src)
+	}
+	if err != nil {
+		return err
+	}
+	dest, err := c.destination(item, &info)
+	if err != nil {
+		return err
+	}
+	err = from.Walk(item, tree.WalkOptions{Follow: c.do.Follow, Include: c.do.Include, Exclude: c.do.Exclude, Context: c.ctx}, func(e *tree.Entry) error {
+		return c.entry(e, path.Join(dest, e.Rel))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return missing(c.do.Src)
+	}
+	return err
+}
+
+// destination returns the resolved path at which the copy of an item begins, and makes the directories above it.
+func (c *copying) destination(item string, info *tree.Info) (string, error) {
+	dest := path.Join("/", c.do.Dest)
+	trailing := strings.HasSuffix(c.do.Dest, "/") || strings.HasSuffix(c.do.Dest, "/.") || c.do.Dest == "."
+	ensure := path.Dir(dest)
+	if trailing {
+		ensure = dest
+	}
+	up, err := c.l.resolve("/", ensure, true)
+	if err != nil {
+		return "", err
+	}
+	if err := c.l.mkdirAll(up, c.dirAttrs()); err != nil {
+		return "", err
+	}
+	if dest, err = c.l.resolve("/", dest, true); err != nil {
+		return "", err
+	}
+	old, _, err := c.l.lookup(dest)
+	if err != nil {
+		return "", err
+	}
+	if !c.do.ContentsOnly && info.IsDir() && old != nil || !info.IsDir() && old != nil && old.isDir() {
+		dest = path.Join(dest, path.Base("/"+item))
+	}
+	above := path.Dir(dest)
+	if c.do.ContentsOnly && info.IsDir() && old == nil {
+		above = dest
+	}
+	return dest, c.l.mkdirAll(above, c.dirAttrs())
+}
+
+// entry copies one file to a resolved path.
+func (c *copying) entry(e *tree.Entry, p string) error {
+	i := &e.Info
+	a := c.attrs(i)
+	old, _, err := c.l.lookup(p)
+	if err != nil {
+		return err
+	}
+	if i.IsDir() {
+		switch {
+		case old == nil:
+		case !old.isDir() && !c.do.ReplaceExisting:
+			return errs.New(errs.Invalid, "cannot copy to non-directory: %s", p)
+		case old.isDir() && e.Rel == "":
+			return nil // the destination keeps its attributes, as everything below it gets those of the source
+		}
+		return c.l.mkdir(p, a)
+	}
+	if old != nil && old.isDir() && !c.do.ReplaceExisting {
+		return errs.New(errs.Invalid, "cannot replace directory %s with file", p)
+	}
+	if id, several := i.HardLink(); several {
+		if first, ok := c.links[id]; ok && c.l.made[first] != nil {
+			return c.l.hardLink(p, first, a)
+		}
+		c.links[id] = p
+	}
+	switch {
+	case i.IsRegular():
+		f, err := e.Open()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return c.l.file(p, i.Size, f, a)
+	case i.IsLink():
+		return c.l.symlink(p, i.Link, a)
+	default:
+		return c.l.special(p, i.Mode, i.Rdev, a)
+	}
+}

@@ -1,0 +1,185 @@
+package tree
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"hash"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+// Digests remembers the digests of files, so that a file that did not change is not read again. Safe for concurrent use.
+//
+// A file is taken as unchanged when device, inode, size, and the times of content and attributes are the same. A file that changed a moment
+// before it was read could change again without a new time, so its digest is not remembered, as git does it.
+type Digests struct {
+	mu    sync.Mutex
+	files map[fileID]known
+}
+
+type known struct {
+	size         int64
+	mtime, ctime unix.Timespec
+	digest       [sha256.Size]byte
+}
+
+const (
+	maxDigests = 1 << 20         // files that Digests remembers
+	racy       = 2 * time.Second // coarser than the clock of any file system
+)
+
+// NewDigests returns an empty memory.
+func NewDigests() *Digests { return &Digests{files: map[fileID]known{}} }
+
+func (d *Digests) get(id fileID, st *unix.Stat_t) (sum [sha256.Size]byte, ok bool) {
+	if d == nil {
+		return sum, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	k, ok := d.files[id]
+	return k.digest, ok && k.size == st.Size && k.mtime == st.Mtim && k.ctime == st.Ctim
+}
+
+func (d *Digests) put(id fileID, st *unix.Stat_t, read time.Time, sum [sha256.Size]byte) {
+	if d == nil || read.Sub(time.Unix(st.Ctim.Unix())) < racy || read.Sub(time.Unix(st.Mtim.Unix())) < racy {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.files) >= maxDigests {
+		for id := range d.files { // any: the next build of that file reads it once
+			delete(d.files, id)
+			if len(d.files) < maxDigests*3/4 {
+				break
+			}
+		}
+	}
+	d.files[id] = known{st.Size, st.Mtim, st.Ctim, sum}
+}
+
+// content returns the digest of a regular file.
+func (e *Entry) content() (sum [sha256.Size]byte, err error) {
+	f, err := e.Open()
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close()
+	var before, after unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
+		return sum, err
+	}
+	if sum, ok := e.tree.digest.get(e.Info.id, &before); ok {
+		return sum, nil
+	}
+	start := time.Now()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err != nil {
+		return sum, err
+	}
+	h.Sum(sum[:0])
+	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
+		return sum, err
+	}
+	if n == before.Size && before.Mtim == after.Mtim && before.Ctim == after.Ctim {
+		e.tree.digest.put(e.Info.id, &before, start, sum)
+	}
+	return sum, nil
+}
+
+// Selection is what a copy takes from a tree.
+type Selection struct {
+	Src       string
+	Follow    bool
+	Wildcards bool
+	Include   []string
+	Exclude   []string
+}
+
+// Items returns the paths that a selection names.
+func (t *Tree) Items(s *Selection) ([]string, error) {
+	if !s.Wildcards {
+		return []string{relative(s.Src)}, nil
+	}
+	return t.Match(s.Src, s.Follow)
+}
+
+// Digest returns the digest of what selections take: names, kinds, modes, owners, extended attributes and content, but no times. The same digest
+// means that a copy makes the same files. Errors: errs.NotFound when a selection without wildcards names nothing.
+func (t *Tree) Digest(ctx context.Context, selections []Selection) (oci.Digest, error) {
+	h := sha256.New()
+	for i := range selections {
+		s := &selections[i]
+		items, err := t.Items(s)
+		if err != nil {
+			return "", err
+		}
+		number(h, uint64(len(items)))
+		for _, item := range items {
+			text(h, item)
+			err := t.Walk(item, WalkOptions{Follow: s.Follow, Include: s.Include, Exclude: s.Exclude, Context: ctx}, func(e *Entry) error { return e.hash(h) })
+			if err != nil {
+				return "", selectError(s.Src, err)
+			}
+			text(h, "\x00end")
+		}
+	}
+	return oci.DigestOfHash(h), nil
+}
+
+func selectError(src string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, os.ErrNotExist) {
+		return errs.New(errs.NotFound, "%q: not found", src)
+	}
+	return err
+}
+
+func number(h hash.Hash, n uint64) {
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], n)
+	_, _ = h.Write(b[:]) // never fails
+}
+
+func text(h hash.Hash, s string) {
+	number(h, uint64(len(s)))
+	_, _ = io.WriteString(h, s)
+}
+
+// hash adds a file to a digest.
+func (e *Entry) hash(h hash.Hash) error {
+	i := &e.Info
+	text(h, e.Rel)
+	number(h, uint64(i.Mode))
+	number(h, uint64(i.UID)<<32|uint64(i.GID))
+	number(h, uint64(len(i.Xattrs)))
+	for _, key := range slices.Sorted(maps.Keys(i.Xattrs)) {
+		text(h, key)
+		text(h, i.Xattrs[key])
+	}
+	switch i.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		sum, err := e.content()
+		if err != nil {
+			return err
+		}
+		_, _ = h.Write(sum[:])
+	case unix.S_IFLNK:
+		text(h, i.Link)
+	case unix.S_IFBLK, unix.S_IFCHR:
+		number(h, i.Rdev)
+	}
+	return nil
+}
