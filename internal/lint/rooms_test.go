@@ -14,7 +14,10 @@ var inside = map[string][][]string{
 		{"api/docker/stream", "api/listen"},
 		{"api/docker"},
 	},
-	"build": {{"build/ops"}},
+	"build": {
+		{"build/ops", "build/tree"},
+		{"build/fileop"},
+	},
 	"cli": {
 		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
 		{"cli/daemon", "cli/attach", "cli/progress", "cli/table"},

@@ -294,4 +294,3 @@ func (l *layer) remove(p string) error {
 	l.made[p] = &node{gone: true}
 	return nil
 }
-

@@ -235,4 +235,3 @@ func (t *Tree) reopenDir(node *os.File) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), node.Name()), nil
 }
-
