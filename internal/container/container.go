@@ -86,6 +86,7 @@ type Container struct {
 	Execs                                   []string
 	LogPath                                 string
 	Driver                                  string // storage driver
+	AppArmor                                string // profile; "" on a host without AppArmor
 	HostnamePath, HostsPath, ResolvConfPath string
 	SizeRw, SizeRootFs                      int64 // -1 when not asked for
 }

@@ -2,6 +2,7 @@ package container
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/apparmor"
 	"ply/internal/container/runspec"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -20,6 +22,27 @@ import (
 
 // hostFacts asks the kernel once: the answers do not change while the engine runs.
 var hostFacts = sync.OnceValues(runspec.ProbeHost)
+
+// loadProfile loads the AppArmor profile of containers, where the host has AppArmor. A failure keeps only those containers from
+// starting that are to be confined by it.
+func loadProfile(log *slog.Logger) {
+	host, err := hostFacts()
+	if err != nil || !host.AppArmor {
+		return
+	}
+	if err := apparmor.Ensure(); err != nil {
+		log.Error("containers will not start", "err", err)
+	}
+}
+
+// appArmorProfile returns the profile of a container with these options; "" on a host without AppArmor.
+func appArmorProfile(sp *spec.Spec) string {
+	host, err := hostFacts()
+	if err != nil {
+		return ""
+	}
+	return runspec.AppArmorProfile(sp, &host)
+}
 
 // buildSpec makes the runtime spec of a prepared container.
 func buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
@@ -33,6 +56,11 @@ func buildSpec(c *ctr, p *prepared) (*specs.Spec, error) {
 	spec, warnings, err := runspec.Build(in)
 	if err != nil {
 		return nil, err
+	}
+	if spec.Process.ApparmorProfile == apparmor.Default {
+		if err := apparmor.Ensure(); err != nil {
+			return nil, err
+		}
 	}
 	for _, w := range warnings {
 		c.env.log.Warn("container starts with less than was asked for", "container", c.id, "warning", w)

@@ -53,6 +53,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	loadProfile(e.log)
 	for _, c := range e.index.all() {
 		e.opts.Volumes.AddReferences(c.id, volumeNames(c.rec.Mounts)...)
 	}

@@ -26,6 +26,7 @@ type Facts struct {
 	Memory          int64  // RAM in bytes
 	IPv4Forwarding  bool   // the kernel routes between interfaces
 	CgroupVersion   string // "1" or "2"
+	AppArmor        bool   // the kernel confines programs by AppArmor profiles, and this process may load them
 	Limits          Limits
 }
 
@@ -49,6 +50,7 @@ func read(root fs.FS) Facts {
 		f.Memory = int64(si.Totalram) * int64(si.Unit)
 	}
 	f.IPv4Forwarding = word(root, "proc/sys/net/ipv4/ip_forward") == "1"
+	f.AppArmor = appArmor(root)
 	f.readRelease(root)
 	f.readCgroups(root)
 	return f
@@ -59,6 +61,18 @@ func Kernel() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u) // fails only on a bad address
 	return unix.ByteSliceToString(u.Release[:])
+}
+
+// AppArmor reports whether the kernel confines programs by AppArmor profiles, and this process may load them.
+func AppArmor() bool { return appArmor(os.DirFS("/")) }
+
+func appArmor(root fs.FS) bool {
+	// Service managers set this variable for an engine that is itself in a container, which cannot load profiles.
+	if os.Getenv("container") != "" {
+		return false
+	}
+	st, err := fs.Stat(root, "sys/kernel/security/apparmor")
+	return err == nil && st.IsDir() && strings.HasPrefix(word(root, "sys/module/apparmor/parameters/enabled"), "Y")
 }
 
 // word returns the content of a small file without blanks around it.

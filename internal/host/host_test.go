@@ -92,3 +92,24 @@ func TestOpenFiles(t *testing.T) {
 		t.Errorf("%d open files after opening one more than %d", after, before)
 	}
 }
+
+func TestAppArmor(t *testing.T) {
+	const enabled, profiles = "sys/module/apparmor/parameters/enabled", "sys/kernel/security/apparmor/profiles"
+	for _, tc := range []struct {
+		root      map[string]string
+		container string
+		want      bool
+	}{
+		{root: map[string]string{enabled: "Y\n", profiles: ""}, want: true},
+		{root: map[string]string{enabled: "N\n", profiles: ""}},
+		{root: map[string]string{enabled: "Y\n"}}, // securityfs is not mounted
+		{root: map[string]string{profiles: ""}},
+		{root: map[string]string{enabled: "Y\n", profiles: ""}, container: "lxc"},
+		{},
+	} {
+		t.Setenv("container", tc.container)
+		if got := read(files(tc.root)).AppArmor; got != tc.want {
+			t.Errorf("%v, container %q: %v, want %v", tc.root, tc.container, got, tc.want)
+		}
+	}
+}

@@ -26,7 +26,7 @@ var inside = map[string][][]string{
 		{"cli"},
 	},
 	"container": {
-		{"container/names", "container/seccomp", "container/shim", "container/spec"},
+		{"container/apparmor", "container/names", "container/seccomp", "container/shim", "container/spec"},
 		{"container/logfile", "container/etc", "container/rootfs"},
 		{"container/runspec", "container/session", "container/supervise"},
 		{"container"},

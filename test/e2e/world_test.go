@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -25,6 +26,7 @@ type world struct {
 	bridge   string
 	flags    []string
 	env      []string // of plyd, besides the tests' own
+	wrap     []string // a command that executes plyd; none = plyd itself
 	plyd     *exec.Cmd
 	log      string
 	regs     []*exec.Cmd
@@ -80,7 +82,8 @@ func (w *world) startPlyd() {
 		w.t.Fatal(err)
 	}
 	defer f.Close()
-	w.plyd = exec.Command(filepath.Join(bin, "plyd"), w.flags...)
+	line := slices.Concat(w.wrap, []string{filepath.Join(bin, "plyd")}, w.flags)
+	w.plyd = exec.Command(line[0], line[1:]...)
 	w.plyd.Env = append(os.Environ(), w.env...)
 	w.plyd.Stdout, w.plyd.Stderr = f, f
 	if err := w.plyd.Start(); err != nil {

@@ -29,7 +29,7 @@ func (h containerHandlers) inspect(c *call) error {
 func inspectOf(ctr *container.Container, v int, size bool) wire.ContainerDetail {
 	a := wire.ContainerDetail{ID: string(ctr.ID), Created: timeText(ctr.Created), Path: ctr.Path, Args: notNil(ctr.Args), State: stateOf(ctr.State),
 		Image: ctr.Image.String(), ResolvConfPath: ctr.ResolvConfPath, HostnamePath: ctr.HostnamePath, HostsPath: ctr.HostsPath,
-		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux",
+		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux", AppArmorProfile: ctr.AppArmor,
 		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: wire.GraphDriver{Name: ctr.Driver}, Mounts: mountPoints(ctr),
 		Config: configOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
 	if len(a.ExecIDs) == 0 {

@@ -9,6 +9,7 @@ import (
 
 	"ply/internal/config"
 	"ply/internal/errs"
+	"ply/internal/host"
 	"ply/internal/wire"
 )
 
@@ -72,7 +73,7 @@ func (h systemHandlers) info(c *call) error {
 		NCPU: machine.CPUs, MemTotal: machine.Memory, DockerRootDir: cfg.DataRoot, Name: machine.Name, Labels: notNil(cfg.Labels),
 		HTTPProxy: hideUser(cfg.Proxies.HTTP), HTTPSProxy: hideUser(cfg.Proxies.HTTPS), NoProxy: cfg.Proxies.No,
 		ServerVersion: h.system.Version().Version, Runtimes: map[string]wire.Runtime{}, DefaultRuntime: cfg.DefaultRuntime,
-		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: []string{"name=seccomp,profile=" + cfg.SeccompProfile},
+		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: securityOptions(cfg, &machine),
 		CDISpecDirs: []string{},
 	}
 	if !cfg.IPTables {
@@ -90,6 +91,21 @@ func (h systemHandlers) info(c *call) error {
 	}
 	a.Swarm.LocalNodeState = "inactive"
 	return c.json(http.StatusOK, a)
+}
+
+// securityOptions returns what confines containers by default.
+func securityOptions(cfg *config.Config, machine *host.Facts) (list []string) {
+	if machine.AppArmor {
+		list = append(list, "name=apparmor")
+	}
+	list = append(list, "name=seccomp,profile="+cfg.SeccompProfile)
+	if mode := cfg.DefaultCgroupnsMode; mode == "private" || mode == "" && machine.CgroupVersion == "2" {
+		list = append(list, "name=cgroupns")
+	}
+	if cfg.NoNewPrivileges {
+		list = append(list, "name=no-new-privileges")
+	}
+	return list
 }
 
 // registriesOf returns mirrors and insecure registries in Docker's two groups: address ranges and hosts.

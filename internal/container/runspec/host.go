@@ -10,6 +10,8 @@ import (
 
 	"github.com/moby/sys/capability"
 	"golang.org/x/sys/unix"
+
+	"ply/internal/host"
 )
 
 // Host is what a runtime spec depends on besides its Input: facts about this machine and this process.
@@ -80,8 +82,7 @@ func ProbeHost() (Host, error) {
 		h.MemoryNodes = line("/sys/fs/cgroup/cpuset/cpuset.mems")
 	}
 	h.RecursiveRO = kernelAtLeast(5, 12)
-	b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	h.AppArmor = err == nil && strings.HasPrefix(string(b), "Y")
+	h.AppArmor = host.AppArmor()
 	h.CPUs = possibleCPUs()
 	h.UnprivilegedPing = exists("/proc/sys/net/ipv4/ping_group_range") && exists("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	return h, nil

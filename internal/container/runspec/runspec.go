@@ -182,7 +182,7 @@ func (b *builder) process() error {
 	}
 	setCapabilities(p, caps)
 	p.NoNewPrivileges = b.sec.noNewPrivileges
-	p.ApparmorProfile = b.sec.apparmor
+	p.ApparmorProfile = b.sec.profile(b.in.Spec.Privileged, b.host)
 	if p.Rlimits, err = b.rlimits(); err != nil {
 		return err
 	}

@@ -52,6 +52,38 @@ func input(t *testing.T) Input {
 		HostsPath: "/c/hosts", HostnamePath: "/c/hostname", ResolvConfPath: "/c/resolv.conf"}
 }
 
+func TestAppArmor(t *testing.T) {
+	for _, tc := range []struct {
+		off, privileged bool
+		opts            []string
+		want            string
+	}{
+		{want: "ply-default"},
+		{opts: []string{"apparmor=mine"}, want: "mine"},
+		{opts: []string{"apparmor:mine"}, want: "mine"},
+		{opts: []string{"apparmor=unconfined"}, want: "unconfined"},
+		{privileged: true, want: "unconfined"},
+		{privileged: true, opts: []string{"apparmor=mine"}, want: "mine"},
+		{off: true},
+		{off: true, privileged: true},
+		{off: true, opts: []string{"apparmor=unconfined"}},
+	} {
+		in := input(t)
+		in.Host.AppArmor, in.Spec.Privileged, in.Spec.SecurityOpt = !tc.off, tc.privileged, tc.opts
+		s, _, err := Build(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Process.ApparmorProfile != tc.want || AppArmorProfile(&in.Spec, in.Host) != tc.want {
+			t.Errorf("%+v: profile %q, want %q", tc, s.Process.ApparmorProfile, tc.want)
+		}
+		p, _, err := Exec(in, s, ExecInput{Args: []string{"sh"}, Privileged: true})
+		if err != nil || p.ApparmorProfile != tc.want {
+			t.Errorf("%+v: an exec has profile %q, want %q; %v", tc, p.ApparmorProfile, tc.want, err)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	limit, swappiness := int64(100), int64(10)
 	for name, change := range map[string]func(*Input){
@@ -217,6 +249,8 @@ func TestBuildRefuses(t *testing.T) {
 		"cap of others":   {func(in *Input) { in.Spec.CapAdd = []string{"SYS_BOOT"} }, errs.Invalid, "CAP_SYS_BOOT"},
 		"security":        {func(in *Input) { in.Spec.SecurityOpt = []string{"magic=1"} }, errs.Invalid, "magic=1"},
 		"apparmor":        {func(in *Input) { in.Spec.SecurityOpt = []string{"apparmor=x"} }, errs.Invalid, "AppArmor"},
+		"apparmor, empty": {func(in *Input) { in.Spec.SecurityOpt = []string{"apparmor="} }, errs.Invalid, "apparmor="},
+		"apparmor, two":   {func(in *Input) { in.Spec.SecurityOpt = []string{"apparmor=a b"} }, errs.Invalid, "apparmor=a b"},
 		"label":           {func(in *Input) { in.Spec.SecurityOpt = []string{"label=type:x"} }, errs.Unimplemented, "label"},
 		"seccomp":         {func(in *Input) { in.Spec.SecurityOpt = []string{"seccomp={"} }, errs.Invalid, "seccomp"},
 		"ulimit":          {func(in *Input) { in.Spec.Ulimits = []spec.Ulimit{{Name: "x", Soft: 1, Hard: 1}} }, errs.Invalid, "invalid ulimit type: x"},

@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/apparmor"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 )
@@ -19,7 +21,7 @@ const maxSeccomp = 4 << 20
 
 type security struct {
 	seccomp         string // "" = built in, "unconfined", or a profile's JSON
-	apparmor        string
+	apparmor        string // "" = the default
 	noNewPrivileges bool
 	systemPaths     bool // unconfined
 }
@@ -49,10 +51,10 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 				return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
 			}
 		case "apparmor":
-			if value == "unconfined" {
-				break
+			if value == "" || strings.ContainsFunc(value, unicode.IsSpace) {
+				return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
 			}
-			if !host.AppArmor {
+			if value != apparmor.Unconfined && !host.AppArmor {
 				return s, errs.New(errs.Invalid, "security option %q: AppArmor is not enabled on this host", opt)
 			}
 			s.apparmor = value
@@ -70,6 +72,28 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 		}
 	}
 	return s, nil
+}
+
+// AppArmorProfile returns the profile of a container on a host: that of its options, none for a privileged container, else the
+// default one. It is "" on a host without AppArmor and for options that Check refuses.
+func AppArmorProfile(sp *spec.Spec, host *Host) string {
+	s, err := parseSecurity(sp.SecurityOpt, host)
+	if err != nil {
+		return ""
+	}
+	return s.profile(sp.Privileged, host)
+}
+
+func (s *security) profile(privileged bool, host *Host) string {
+	switch {
+	case !host.AppArmor:
+		return ""
+	case s.apparmor != "":
+		return s.apparmor
+	case privileged:
+		return apparmor.Unconfined
+	}
+	return apparmor.Default
 }
 
 // Check reports at create what Build reports at start on this host: an error for a security option or limit that it refuses, and a
