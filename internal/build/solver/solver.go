@@ -1,0 +1,546 @@
+// Package solver executes the graph of a build: it finds the results that are known, executes the rest in parallel, and remembers what it made.
+//
+// Every vertex has a key: a digest of its operation and of its inputs. An input counts by its own key, so a step that changed changes the keys of
+// all steps after it. What a COPY takes, and what a read-only mount shows, also counts by content: the key is then a second one for the same
+// result. A directory of a client has no key, only content.
+//
+// Invariants: a result is remembered after its layers are durable; a result is used only while all its layers are there; equal work is executed
+// once, also when several builds want it at the same time; secrets, proxies and limits are in no key.
+package solver
+
+import (
+	"context"
+	"errors"
+	"io"
+	"runtime"
+	"sync"
+	"time"
+
+	"ply/internal/build/fileop"
+	"ply/internal/build/ops"
+	"ply/internal/build/tree"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+// Record is a result that a cache remembers.
+type Record struct {
+	ID      oci.Digest        // the key under which it was saved first; it stands for the result in the keys of later steps
+	Outputs map[int]oci.Chain // by index of output
+	Name    string            // of the vertex that made it, for people
+	Parts   []Part            // what the key was made of, to explain a miss
+	Created time.Time
+	Took    time.Duration
+}
+
+// Part is a component of a key.
+type Part struct {
+	What string // "operation", or the name of an input
+	Sum  string
+}
+
+// Cache remembers results. Safe for concurrent use.
+type Cache interface {
+	// Find returns the result of a key and marks it as used. The error's class is errs.NotFound when there is none, or when one of its layers is missing.
+	Find(ctx context.Context, key oci.Digest) (*Record, error)
+	// Save remembers a result under keys. The layers are leased by the caller.
+	Save(ctx context.Context, r *Record, keys ...oci.Digest) error
+	// Alias remembers one more key of a result.
+	Alias(ctx context.Context, key, id oci.Digest) error
+	// Last returns the latest result of a vertex of that name, to explain a miss; nil when there is none.
+	Last(ctx context.Context, name string) *Record
+}
+
+// Worker does the work that needs the services of the engine. Safe for concurrent use.
+type Worker interface {
+	// Layer stores what write writes, the tar of a layer on base, and returns the chain with it. The layers are leased until the job ends.
+	Layer(ctx context.Context, l Leaser, base oci.Chain, write func(io.Writer) error) (oci.Chain, error)
+	// Mount shows a chain, which is not empty, as a tree.
+	Mount(ctx context.Context, chain oci.Chain) (View, error)
+	// Run executes a command and returns the outputs. The error is an *ExitError when the command ran and failed.
+	Run(ctx context.Context, l Leaser, r *Run) (map[int]oci.Chain, error)
+	// LookupUser returns the number of a name in /etc/passwd or /etc/group of t.
+	LookupUser(t *tree.Tree, name string, group bool) (uint32, error)
+}
+
+// Leaser protects layers from collection until a job ends.
+type Leaser interface{ Layer(chain oci.Chain) }
+
+// View is a mounted tree.
+type View interface {
+	Tree() *tree.Tree
+	Close() error
+}
+
+// Run is a command with all that it needs.
+type Run struct {
+	Vertex *ops.Vertex
+	Exec   *ops.Exec
+	Inputs []*Result // one per input of the vertex; nil for an empty tree
+	Client Client
+	Log    func(stderr bool, data []byte)
+}
+
+// ExitError reports that a command ended with a code that is not valid.
+type ExitError struct {
+	Code      int
+	OOMKilled bool
+	Failed    oci.Chain // the root file system as the command left it; nil when it could not be kept
+}
+
+func (e *ExitError) Error() string {
+	if e.OOMKilled {
+		return "the command was killed: it ran out of memory"
+	}
+	return "exit code: " + itoa(e.Code)
+}
+
+// Client is what a build asks of the client that started it, and of registries and hosts with that client's rights.
+type Client interface {
+	// Source opens a source. The result has a Key, except for a directory of the client.
+	Source(ctx context.Context, l Leaser, v *ops.Vertex, status func(Status)) (*Result, error)
+	// Secret returns a secret. The error's class is errs.NotFound when the client has none of that ID.
+	Secret(ctx context.Context, id string) ([]byte, error)
+	// Agent connects to an ssh agent of the client.
+	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
+	// Allowed reports whether the client may ask for what e does (host network, a privileged step); the error says what is missing.
+	Allowed(e *ops.Exec) error
+}
+
+// Status is how far a source has come.
+type Status struct {
+	ID             string
+	Current, Total int64
+	Done           bool
+}
+
+// Result is one output of a vertex.
+type Result struct {
+	Chain   oci.Chain  // the layers; empty for an empty tree
+	Dir     *tree.Tree // a directory that is not made of layers; nil = layers
+	Key     oci.Digest // how it was made; "" for a directory of the client
+	Created time.Time
+}
+
+// Outcome is how a vertex ended.
+type Outcome struct {
+	Cached  bool
+	Miss    string // why a result that is made could not be taken from the cache; "" when it was never made before
+	Results map[int]*Result
+	Took    time.Duration
+	Err     error
+}
+
+// Progress is told what happens to the vertices of a job. Its methods are called by many goroutines, but for one vertex in order: Start, Log and Status, Done.
+type Progress interface {
+	Start(v *ops.Vertex)
+	Log(v *ops.Vertex, stderr bool, data []byte)
+	Status(v *ops.Vertex, s Status)
+	Done(v *ops.Vertex, o Outcome)
+}
+
+// VertexError is an error of a step.
+type VertexError struct {
+	Vertex *ops.Vertex
+	Err    error
+}
+
+func (e *VertexError) Error() string {
+	return "failed to solve: " + e.Vertex.Name + ": " + e.Err.Error()
+}
+
+// Unwrap returns Err.
+func (e *VertexError) Unwrap() error { return e.Err }
+
+// Solver is shared by all builds. Safe for concurrent use.
+type Solver struct {
+	worker Worker
+	cache  Cache
+	slots  chan struct{}
+
+	mu      sync.Mutex
+	flights map[oci.Digest]*flight
+}
+
+// New returns a solver that executes at most parallel steps at a time; 0 = twice the number of processors, and at least four.
+func New(w Worker, c Cache, parallel int) *Solver {
+	if parallel <= 0 {
+		parallel = max(4, 2*runtime.NumCPU())
+	}
+	return &Solver{worker: w, cache: c, slots: make(chan struct{}, parallel), flights: map[oci.Digest]*flight{}}
+}
+
+// Options of a job.
+type Options struct {
+	Client   Client
+	Progress Progress
+	Lease    Leaser
+	NoCache  bool      // execute every step
+	Now      time.Time // modification time of files that have no other; zero = the time of each step
+}
+
+// Job is one build. Its results are valid until Close. Safe for concurrent use.
+type Job struct {
+	s      *Solver
+	o      Options
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	mu    sync.Mutex
+	tasks map[oci.Digest]*task
+	views map[oci.ChainID]*sharedView
+	wg    sync.WaitGroup
+}
+
+// Job begins a build, which ends with ctx or Close.
+func (s *Solver) Job(ctx context.Context, o Options) *Job {
+	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}}
+	j.ctx, j.cancel = context.WithCancel(ctx)
+	return j
+}
+
+// Close ends what still runs, waits for it, and closes the trees that were opened for the job.
+func (j *Job) Close() error {
+	j.cancel()
+	j.wg.Wait()
+	var all error
+	for _, v := range j.views {
+		if v.view != nil {
+			all = errors.Join(all, v.view.Close())
+		}
+	}
+	return all
+}
+
+// task is the work on one vertex in one job.
+type task struct {
+	done chan struct{}
+	out  map[int]*Result
+	err  error
+}
+
+// Solve returns the result of an edge; nil for the zero edge, an empty tree. The error is a *VertexError, except when ctx or the job ended.
+func (j *Job) Solve(ctx context.Context, e ops.Edge) (*Result, error) {
+	if e.IsZero() {
+		return nil, nil
+	}
+	t := j.task(e.Vertex)
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if t.err != nil {
+		return nil, t.err
+	}
+	r := t.out[e.Index]
+	if r == nil {
+		return nil, errs.New(errs.Invalid, "%s has no output %d", e.Vertex.Name, e.Index)
+	}
+	return r, nil
+}
+
+// task returns the work on a vertex, which it starts if nothing has.
+func (j *Job) task(v *ops.Vertex) *task {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	t := j.tasks[v.Digest]
+	if t == nil {
+		t = &task{done: make(chan struct{})}
+		j.tasks[v.Digest] = t
+		j.wg.Go(func() {
+			defer close(t.done)
+			t.out, t.err = j.vertex(v)
+		})
+	}
+	return t
+}
+
+// vertex solves the inputs of a vertex and then the vertex.
+func (j *Job) vertex(v *ops.Vertex) (map[int]*Result, error) {
+	for _, in := range v.Inputs {
+		if !in.IsZero() {
+			j.task(in.Vertex) // all begin before the first is waited for
+		}
+	}
+	ins := make([]*Result, len(v.Inputs))
+	for i, in := range v.Inputs {
+		var err error
+		if ins[i], err = j.Solve(j.ctx, in); err != nil {
+			return nil, err
+		}
+	}
+	start := time.Now()
+	j.o.Progress.Start(v)
+	o := j.execute(v, ins)
+	o.Took = time.Since(start)
+	if o.Err != nil {
+		if j.ctx.Err() == nil {
+			o.Err = &VertexError{v, o.Err}
+		}
+	}
+	j.o.Progress.Done(v, o)
+	return o.Results, o.Err
+}
+
+func single(r *Result) map[int]*Result { return map[int]*Result{0: r} }
+
+func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
+	switch op := v.Op.(type) {
+	case *ops.Merge:
+		r, err := j.merge(ins)
+		return Outcome{Results: single(r), Err: err}
+	case *ops.Diff:
+		r, err := j.diff(ins)
+		return Outcome{Results: single(r), Err: err}
+	case *ops.Exec:
+		if err := j.o.Client.Allowed(op); err != nil {
+			return Outcome{Err: err}
+		}
+		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
+			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Log: log})
+		})
+	case *ops.Files:
+		return j.cached(v, ins, func(ctx context.Context, _ func(bool, []byte)) (map[int]oci.Chain, error) {
+			return j.files(ctx, op, ins)
+		})
+	default:
+		r, err := j.o.Client.Source(j.ctx, j.o.Lease, v, func(s Status) { j.o.Progress.Status(v, s) })
+		if err != nil {
+			return Outcome{Err: err}
+		}
+		return Outcome{Results: single(r)}
+	}
+}
+
+// cached takes the outputs of a vertex from the cache, or makes them and remembers them.
+func (j *Job) cached(v *ops.Vertex, ins []*Result, make func(context.Context, func(bool, []byte)) (map[int]oci.Chain, error)) (o Outcome) {
+	if err := j.resolveDirs(v, ins); err != nil {
+		return Outcome{Err: err}
+	}
+	k, err := j.keys(v, ins)
+	if err != nil {
+		return Outcome{Err: err}
+	}
+	look := !j.o.NoCache && !v.IgnoreCache
+	if look {
+		rec, err := j.find(k)
+		if err != nil {
+			return Outcome{Err: err}
+		}
+		if rec != nil {
+			return Outcome{Cached: true, Results: j.results(rec)}
+		}
+		o.Miss = j.explain(v, k)
+	}
+	rec, fresh, err := j.once(k.main, look, func(b []byte, stderr bool) { j.o.Progress.Log(v, stderr, b) }, func(ctx context.Context, log func(bool, []byte)) (*Record, error) {
+		if look { // another build may have made it since
+			if rec, err := j.s.cache.Find(ctx, k.main); err == nil {
+				return rec, nil
+			}
+		}
+		select {
+		case j.s.slots <- struct{}{}:
+			defer func() { <-j.s.slots }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		start := time.Now()
+		outs, err := make(ctx, log)
+		if err != nil {
+			return nil, err
+		}
+		rec := &Record{ID: k.main, Outputs: outs, Name: v.Name, Parts: k.parts, Created: start.UTC(), Took: time.Since(start)}
+		return rec, j.s.cache.Save(ctx, rec, k.all()...)
+	})
+	if err != nil {
+		o.Err = err
+		return o
+	}
+	for _, c := range rec.Outputs {
+		j.o.Lease.Layer(c)
+	}
+	o.Cached, o.Results = !fresh, j.results(rec)
+	return o
+}
+
+// once is Solver.once for the job. Close waits for work that the job began, also when another build goes on waiting for it, because it uses what the
+// job has opened.
+func (j *Job) once(key oci.Digest, join bool, sink func([]byte, bool), work func(context.Context, func(bool, []byte)) (*Record, error)) (*Record, bool, error) {
+	j.wg.Add(1)
+	rec, own, err := j.s.once(j.ctx, key, join, sink, func(ctx context.Context, log func(bool, []byte)) (*Record, error) {
+		defer j.wg.Done()
+		return work(ctx, log)
+	})
+	if !own {
+		j.wg.Done()
+	}
+	return rec, own, err
+}
+
+// find looks for the result under every key; nil when there is none. A result that was found by content gets the main key as well.
+func (j *Job) find(k *keys) (*Record, error) {
+	rec, err := j.s.cache.Find(j.ctx, k.main)
+	if errors.Is(err, errs.NotFound) && k.content != nil {
+		var c oci.Digest
+		if c, err = k.byContent(); err != nil {
+			return nil, err
+		}
+		if rec, err = j.s.cache.Find(j.ctx, c); err == nil {
+			err = j.s.cache.Alias(j.ctx, k.main, rec.ID)
+		}
+	}
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range rec.Outputs {
+		j.o.Lease.Layer(c)
+	}
+	return rec, nil
+}
+
+func (j *Job) results(rec *Record) map[int]*Result {
+	out := map[int]*Result{}
+	for i, chain := range rec.Outputs {
+		out[i] = &Result{Chain: chain, Key: outputKey(rec.ID, i), Created: rec.Created}
+	}
+	return out
+}
+
+// explain says what differs from the last time that a vertex of this name was executed.
+func (j *Job) explain(v *ops.Vertex, k *keys) string {
+	last := j.s.cache.Last(j.ctx, v.Name)
+	if last == nil {
+		return ""
+	}
+	old := map[string]string{}
+	for _, p := range last.Parts {
+		old[p.What] = p.Sum
+	}
+	for _, p := range k.parts {
+		if sum, ok := old[p.What]; !ok || sum != p.Sum {
+			return p.What + " changed"
+		}
+	}
+	return "its result was removed from the cache"
+}
+
+// merge lays layers on each other.
+func (j *Job) merge(ins []*Result) (*Result, error) {
+	out := &Result{}
+	h := newKey("merge")
+	for _, in := range ins {
+		if in == nil {
+			continue
+		}
+		in, err := j.layers(in)
+		if err != nil {
+			return nil, err
+		}
+		out.Chain = append(out.Chain[:len(out.Chain):len(out.Chain)], in.Chain...)
+		h.text(string(in.Key))
+		if in.Created.After(out.Created) {
+			out.Created = in.Created
+		}
+	}
+	out.Key = h.sum()
+	return out, nil
+}
+
+// diff returns the layers that the second input has on top of the first.
+func (j *Job) diff(ins []*Result) (*Result, error) {
+	lower, upper := ins[0], ins[1]
+	if upper == nil {
+		if lower == nil {
+			return &Result{Key: newKey("diff").sum()}, nil
+		}
+		upper = &Result{}
+	}
+	upper, err := j.layers(upper)
+	if err != nil {
+		return nil, err
+	}
+	var below oci.Chain
+	if lower != nil {
+		if lower, err = j.layers(lower); err != nil {
+			return nil, err
+		}
+		below = lower.Chain
+	}
+	if len(below) > len(upper.Chain) || below.ID() != upper.Chain[:len(below)].ID() {
+		return nil, errs.New(errs.Unimplemented, "the difference of two file systems is supported only where the second is built on the first")
+	}
+	h := newKey("diff")
+	if lower != nil {
+		h.text(string(lower.Key))
+	}
+	h.text(string(upper.Key))
+	return &Result{Chain: upper.Chain[len(below):], Key: h.sum(), Created: upper.Created}, nil
+}
+
+// layers returns a result as layers: a directory becomes one.
+func (j *Job) layers(r *Result) (*Result, error) {
+	if r.Dir == nil {
+		return r, nil
+	}
+	all := &ops.Copy{Src: "/", Dest: "/", ContentsOnly: true, MakeDest: true}
+	sum, err := r.Dir.Digest(j.ctx, []tree.Selection{fileop.Selects(all)})
+	if err != nil {
+		return nil, err
+	}
+	h := newKey("directory")
+	h.text(string(sum))
+	key := h.sum()
+	rec, err := j.s.cache.Find(j.ctx, key)
+	if errors.Is(err, errs.NotFound) {
+		rec, _, err = j.once(key, true, nil, func(ctx context.Context, _ func(bool, []byte)) (*Record, error) {
+			chain, err := j.s.worker.Layer(ctx, j.o.Lease, nil, func(w io.Writer) error {
+				return fileop.Write(ctx, w, nil, []fileop.Step{{Do: all, From: r.Dir}}, j.fileOptions())
+			})
+			if err != nil {
+				return nil, err
+			}
+			rec := &Record{ID: key, Outputs: map[int]oci.Chain{0: chain}, Name: "directory", Created: time.Now().UTC()}
+			return rec, j.s.cache.Save(ctx, rec, key)
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	j.o.Lease.Layer(rec.Outputs[0])
+	return &Result{Chain: rec.Outputs[0], Key: outputKey(rec.ID, 0), Created: rec.Created}, nil
+}
+
+// resolveDirs replaces the inputs that must be layers.
+func (j *Job) resolveDirs(v *ops.Vertex, ins []*Result) (err error) {
+	for i, r := range ins {
+		if r != nil && r.Dir != nil && needsLayers(v, i) {
+			if ins[i], err = j.layers(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// needsLayers reports whether an input is changed by its vertex, so that the result is built on it.
+func needsLayers(v *ops.Vertex, input int) bool {
+	switch op := v.Op.(type) {
+	case *ops.Exec:
+		for _, m := range op.Mounts {
+			if m.Input == input && !m.ReadOnly {
+				return true
+			}
+		}
+	case *ops.Files:
+		for _, a := range op.Actions {
+			if a.Base == input {
+				return true
+			}
+		}
+	}
+	return false
+}
