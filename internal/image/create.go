@@ -199,7 +199,10 @@ func (r *putRecord) write(tx *meta.Tx) error {
 	now := time.Now().UTC()
 	rec, err := tx.Images.Get(r.id)
 	if err != nil { // the image is new, or its record is damaged
-		rec = meta.Image{Format: r.Format, Created: now, LastUsed: now}
+		rec = meta.Image{Format: r.Format, Created: now, LastUsed: now, Step: r.Step}
+	}
+	if r.Step == "" {
+		rec.Step = ""
 	}
 	rec.Chain = r.chain
 	if rec.Format == "" {

@@ -77,6 +77,7 @@ type PutOptions struct {
 	Index    *oci.Descriptor // the index that lists the manifest, whose bytes are in the blob store too; nil = none
 	Names    []oci.Reference // repository:tag or repository@digest; another image that has one of them loses it
 	Parent   oci.ImageID     // the local image from which it was made; "" = none
+	Step     string          // meta.Image.Step of an image that only a build step made; an image that is put without it is no step's any more
 }
 
 // RemoveOptions are the options of Remove.

@@ -11,7 +11,7 @@ import (
 )
 
 // List returns the images that match the filters, newest first. Without opts.All, it leaves out images without a name from which
-// others were made. With a reference filter, Names and Digests have only the names that match. An image whose config is damaged
+// others were made and images of build steps. With a reference filter, Names and Digests have only the names that match. An image whose config is damaged
 // is listed with an empty Config. errs.Invalid for a malformed filter.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) {
 	c, err := s.read()
@@ -35,7 +35,8 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 				continue
 			}
 		}
-		if !sel.wantNames(img, opts.All || !parents[id], parents[id]) {
+		inner := parents[id] || rec.Step != "" // of an image without a name
+		if !sel.wantNames(img, opts.All || !inner, inner) {
 			continue
 		}
 		img.Config, img.Raw, err = s.config(id)

@@ -63,7 +63,7 @@ func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*
 			return nil, context.Cause(ctx)
 		}
 		n := c.names[id]
-		if n.count() == 0 && parents[id] || n != nil && len(n.tags) > 0 && !all {
+		if n.count() == 0 && (parents[id] || rec.Step != "") || n != nil && len(n.tags) > 0 && !all {
 			continue
 		}
 		img := build(id, rec, n, 0)

@@ -253,9 +253,10 @@ func (r *remover) conflict(id oci.ImageID, names, stopped bool) error {
 	return nil
 }
 
+// hasChildren reports whether an image was made from this one. Images of build steps do not count: they are a cache.
 func (r *remover) hasChildren(id oci.ImageID) bool {
-	for _, rec := range r.c.images {
-		if rec.Parent == id {
+	for child, rec := range r.c.images {
+		if rec.Parent == id && (rec.Step == "" || r.c.names[child].count() > 0) {
 			return true
 		}
 	}
@@ -296,8 +297,8 @@ func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
 	r.out = append(r.out, Removed{Deleted: id})
 	r.events = append(r.events, removal{"delete", id})
 	r.dropLayers(rec.Chain)
-	if !prune || rec.Parent == "" {
-		return nil
+	if !prune || rec.Parent == "" || r.c.images[rec.Parent].Step != "" {
+		return nil // images of build steps are removed with the build cache
 	}
 	return r.delete(rec.Parent, false, true, true)
 }

@@ -31,6 +31,8 @@ var drawnRecords = map[string][]drawnRecord{
 		{"Container", "container", "record", "store/meta.containerVersion"},
 		{"Volume", "store/meta", "Volume", "volumeVersion"},
 		{"Network", "network", "networkRecord", "store/meta.networkVersion"},
+		{"Step", "store/meta", "Step", "stepVersion"},
+		{"StepKey", "store/meta", "StepKey", "stepKeyVersion"},
 	},
 	"DISK.md": {
 		{"network/<hex>.json", "network", "Connection", "connectionVersion"},

@@ -17,6 +17,7 @@ var inside = map[string][][]string{
 	"build": {
 		{"build/ops", "build/tree"},
 		{"build/fileop"},
+		{"build/solver"},
 	},
 	"cli": {
 		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},

@@ -15,6 +15,7 @@ import (
 type node struct {
 	image     oci.ImageID     // record of an image
 	container oci.ContainerID // record of a container
+	step      oci.Digest      // record of a build step
 	record    oci.DiffID      // record of a layer
 	blob      oci.Digest      // file in the blob store
 	layer     layer.Key       // object of the layer driver
@@ -24,6 +25,7 @@ type node struct {
 //
 //	image ──────► config and manifests (blobs), layers (driver objects and records)
 //	container ──► config of its image (a blob), layers
+//	step ───────► layers
 //	record ─────► compressed forms of the layer (blobs)
 //
 // An image needs no name to be kept: untagged images stay until they are removed.
@@ -40,6 +42,9 @@ func (g graph) roots() []node {
 	}
 	for id := range g.tx.Containers.Keys() {
 		roots = append(roots, node{container: id})
+	}
+	for id := range g.tx.Steps.Keys() {
+		roots = append(roots, node{step: id})
 	}
 	return roots
 }
@@ -73,6 +78,16 @@ func (g graph) references(n node) ([]node, error) {
 		refs := g.chain(c.Chain)
 		if c.Image != "" {
 			refs = append(refs, node{blob: oci.Digest(c.Image)})
+		}
+		return refs, nil
+	case n.step != "":
+		step, err := g.tx.Steps.Get(n.step)
+		if err != nil {
+			return nil, nil // a cache finds nothing through a damaged record, so nothing needs its layers
+		}
+		var refs []node
+		for _, o := range step.Outputs {
+			refs = append(refs, g.chain(o.Chain)...)
 		}
 		return refs, nil
 	case n.record != "":

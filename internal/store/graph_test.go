@@ -34,7 +34,7 @@ func (w *world) reopen(edit func(path string)) {
 func text(nodes map[node]struct{}) string {
 	var lines []string
 	for n := range nodes {
-		lines = append(lines, strings.TrimSpace(fmt.Sprint(n.image, n.container, n.record, n.blob, n.layer)))
+		lines = append(lines, strings.TrimSpace(fmt.Sprint(n.image, n.container, n.step, n.record, n.blob, n.layer)))
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
@@ -57,7 +57,15 @@ func TestGraphReachesEverythingThatRecordsName(t *testing.T) {
 	if err := w.s.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Put("c1", []byte(raw)) }); err != nil {
 		t.Fatal(err)
 	}
+	built, step := w.layer(4), oci.DigestOf([]byte("step"))
+	err := w.s.Meta.Update(func(tx *meta.Tx) error {
+		return tx.Steps.Put(step, meta.Step{Outputs: []meta.StepOutput{{Chain: oci.Chain{chain[0], built}}}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := map[node]struct{}{
+		{step: step}: {}, {record: built}: {}, {layer: layer.Key(built)}: {},
 		{image: id}: {}, {blob: oci.Digest(id)}: {}, {blob: oci.DigestOf([]byte("manifest of one"))}: {},
 		{record: chain[0]}: {}, {record: chain[1]}: {}, {layer: layer.Key(chain[0])}: {}, {layer: layer.Key(chain[1])}: {},
 		{blob: form.Digest}: {},

@@ -20,11 +20,16 @@ var (
 	goldenName  = Name{Image: oci.ImageID(digest), Updated: when}
 	goldenImage = Image{
 		Parent: oci.ImageID("sha256:" + hex("aa")), Format: oci.FormatOCI, Chain: oci.Chain{oci.DiffID("sha256:" + hex("bb"))},
-		Manifests: []oci.Descriptor{form}, Created: when, LastUsed: when.Add(time.Hour),
+		Manifests: []oci.Descriptor{form}, Created: when, LastUsed: when.Add(time.Hour), Step: "base",
 	}
 	goldenLayer = Layer{Size: 7, TarSize: 10240, Blobs: []LayerBlob{
 		{Descriptor: form, Codec: "gzip level=6", Repositories: []string{"docker.io/library/busybox"}},
 	}}
+	goldenStep = Step{
+		Outputs: []StepOutput{{Index: 1, Chain: oci.Chain{oci.DiffID("sha256:" + hex("bb"))}}}, Name: "[2/3] RUN make",
+		Parts: []StepPart{{What: "the instruction", Sum: "sha256:" + hex("cc")}}, Created: when, Used: when.Add(time.Hour), Uses: 3, Took: time.Second,
+	}
+	goldenStepKey = StepKey{Step: digest}
 	goldenVolume = Volume{
 		Driver: "local", Labels: map[string]string{"k": "v"}, Options: map[string]string{"type": "tmpfs"}, Created: when, Anonymous: true,
 	}
@@ -42,8 +47,16 @@ func hex(pair string) string {
 func TestGoldenRecords(t *testing.T) {
 	golden(t, "name", names, goldenName)
 	golden(t, "image", images, goldenImage)
+	before := goldenImage
+	before.Step = "" // added later
+	unversioned(t, "image", images, before)
+	unversioned(t, "name", names, goldenName)
+	unversioned(t, "layer", layers, goldenLayer)
+	unversioned(t, "volume", volumes, goldenVolume)
 	golden(t, "layer", layers, goldenLayer)
 	golden(t, "volume", volumes, goldenVolume)
+	golden(t, "step", steps, goldenStep)
+	golden(t, "stepkey", stepKeys, goldenStepKey)
 }
 
 func golden[V any](t *testing.T, name string, tab table, v V) {
@@ -55,5 +68,10 @@ func golden[V any](t *testing.T, name string, tab table, v V) {
 	}
 	recordtest.Golden(t, name+".v1.json", data)
 	recordtest.Decodes(t, name+".v1.json", tab.version, v)
-	recordtest.Decodes(t, name+".unversioned.json", tab.version, v) // as builds before the first release wrote it
+}
+
+// unversioned reads a record as builds before the first release wrote it.
+func unversioned[V any](t *testing.T, name string, tab table, v V) {
+	t.Helper()
+	recordtest.Decodes(t, name+".unversioned.json", tab.version, v)
 }

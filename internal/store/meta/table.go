@@ -23,7 +23,13 @@ type Image struct {
 	Manifests []oci.Descriptor `json:"manifests,omitempty"` // their bytes are in the blob store
 	Created   time.Time        `json:"created"`             // when the record was made here
 	LastUsed  time.Time        `json:"lastUsed"`
+	// Step marks the image of a build step: it is the ID of the step's record, or StepOfBase. "" = not made by a step. An image of a step that has no
+	// name is removed with the step.
+	Step string `json:"step,omitempty"`
 }
+
+// StepOfBase is the Step of images whose steps changed the config of an image only.
+const StepOfBase = "base"
 
 // Layer is what is known about a layer; its key is the diffID.
 type Layer struct {
@@ -48,6 +54,34 @@ type Volume struct {
 	Anonymous bool              `json:"anonymous,omitempty"`
 }
 
+// Step is the result of a build step that the build cache remembers; its key is the digest that identifies it.
+type Step struct {
+	Outputs []StepOutput  `json:"outputs"`
+	Name    string        `json:"name"`            // for people
+	Parts   []StepPart    `json:"parts,omitempty"` // what its first key was made of
+	Created time.Time     `json:"created"`
+	Used    time.Time     `json:"used"`
+	Uses    int           `json:"uses"`
+	Took    time.Duration `json:"took"` // nanoseconds
+}
+
+// StepOutput is one output of a step.
+type StepOutput struct {
+	Index int       `json:"index"`
+	Chain oci.Chain `json:"chain"`
+}
+
+// StepPart is a component of the key of a step.
+type StepPart struct {
+	What string `json:"what"`
+	Sum  string `json:"sum"`
+}
+
+// StepKey leads from a key of the build cache to a step; its key is a digest, of a name where it starts with "name ".
+type StepKey struct {
+	Step oci.Digest `json:"step"`
+}
+
 // table is a kind of record.
 type table struct {
 	bucket  string
@@ -65,6 +99,8 @@ const (
 	containerVersion = 1 // of the record of container.Service
 	volumeVersion    = 1
 	networkVersion   = 1 // of the record of network.Service
+	stepVersion      = 1
+	stepKeyVersion   = 1
 )
 
 var (
@@ -74,8 +110,10 @@ var (
 	containers = table{"containers", "container", containerVersion}
 	volumes    = table{"volumes", "volume", volumeVersion}
 	networks   = table{"networks", "network", networkVersion}
+	steps      = table{"steps", "build step", stepVersion}
+	stepKeys   = table{"stepkeys", "key of a build step", stepKeyVersion}
 
-	tables = []table{names, images, layers, containers, volumes, networks}
+	tables = []table{names, images, layers, containers, volumes, networks, steps, stepKeys}
 )
 
 // Tx is a transaction. Its buckets are valid until the function that received it returns.
@@ -90,6 +128,8 @@ type Tx struct {
 	Volumes    Bucket[string, Volume]
 	// Networks holds the records of network.Service as they are stored; As decodes them.
 	Networks Bucket[string, json.RawMessage]
+	Steps    Bucket[oci.Digest, Step]
+	StepKeys Bucket[string, StepKey]
 }
 
 func wrap(tx *bbolt.Tx) *Tx {
@@ -101,5 +141,7 @@ func wrap(tx *bbolt.Tx) *Tx {
 		Containers: open[oci.ContainerID, json.RawMessage](tx, containers),
 		Volumes:    open[string, Volume](tx, volumes),
 		Networks:   open[string, json.RawMessage](tx, networks),
+		Steps:      open[oci.Digest, Step](tx, steps),
+		StepKeys:   open[string, StepKey](tx, stepKeys),
 	}
 }
