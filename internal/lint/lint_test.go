@@ -64,6 +64,7 @@ var beside = map[string][]string{
 	"durable":   {"safepath"},
 	"record":    {"errs", "durable", "version"},
 	"wire":      {"oci"},
+	"build":     {"image"},
 	"container": {"image", "network", "volume"},
 	"config":    {"container"},
 	"transfer":  {"image"},
@@ -153,7 +154,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/klauspost/pgzip":                  {"ply/internal/compress"},
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},
 		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
-		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli"},
+		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli", "ply/internal/build/dockerfile"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
 	}
 	for _, p := range list(t, "./...") {

@@ -16,7 +16,7 @@ var inside = map[string][][]string{
 	},
 	"build": {
 		{"build/ops", "build/tree"},
-		{"build/fileop"},
+		{"build/dockerfile", "build/fileop"},
 		{"build/solver"},
 	},
 	"cli": {

@@ -387,6 +387,9 @@ func (a *attrs) finish() error {
 	return nil
 }
 
+// DecodeSource decodes and checks one source: an Image, Layout, Local, Git or HTTP. Its errors are those of Decode.
+func DecodeSource(s *pb.SourceOp) (Op, error) { return source(s) }
+
 func source(s *pb.SourceOp) (Op, error) {
 	scheme, rest, ok := strings.Cut(s.GetIdentifier(), "://")
 	if !ok || len(rest) > maxText {

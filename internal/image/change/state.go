@@ -1,6 +1,7 @@
 package change
 
 import (
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -12,7 +13,8 @@ import (
 	"ply/internal/oci"
 )
 
-// State is the run configuration of an image between two instructions, and the variables that the next one sees.
+// State is the run configuration of an image between two instructions, and the variables that the next one sees. Apply changes nothing
+// that a copy of Run shares.
 type State struct {
 	Run    oci.RunConfig
 	Author string // of MAINTAINER
@@ -28,7 +30,7 @@ const MaxGrowth = 16 << 20
 
 // NewState returns a State that begins with cfg, which stays as it is. escape is the escape character: '\\' or '`'.
 func NewState(cfg oci.RunConfig, escape rune) *State {
-	s := &State{Run: Clone(cfg), lex: shell.NewLex(escape), vars: map[string]string{}}
+	s := &State{Run: cfg, lex: shell.NewLex(escape), vars: map[string]string{}}
 	for _, e := range cfg.Env {
 		k, v, _ := strings.Cut(e, "=")
 		s.vars[k] = v
@@ -90,13 +92,12 @@ func (s *State) Apply(c instructions.Command) error {
 	case *instructions.MaintainerCommand:
 		s.Author = c.Maintainer
 	case *instructions.EnvCommand:
+		s.Run.Env = slices.Clone(s.Run.Env)
 		for _, e := range c.Env {
 			s.env(e.Key, e.Value)
 		}
 	case *instructions.LabelCommand:
-		if s.Run.Labels == nil {
-			s.Run.Labels = map[string]string{}
-		}
+		s.Run.Labels = editable(s.Run.Labels)
 		for _, l := range c.Labels {
 			s.Run.Labels[l.Key] = l.Value
 		}
@@ -128,7 +129,7 @@ func (s *State) Apply(c instructions.Command) error {
 	case *instructions.ShellCommand:
 		s.Run.Shell = c.Shell
 	case *instructions.OnbuildCommand:
-		s.Run.OnBuild = append(s.Run.OnBuild, c.Expression)
+		s.Run.OnBuild = append(slices.Clone(s.Run.OnBuild), c.Expression)
 	}
 	return nil
 }
@@ -167,7 +168,16 @@ func (s *State) command(line instructions.ShellDependantCmdLine) []string {
 	return append(slices.Clone(sh), strings.Join(line.CmdLine, " "))
 }
 
+// editable returns a copy of m that may be changed, since an earlier copy of Run may share m.
+func editable[V any](m map[string]V) map[string]V {
+	if m == nil {
+		return map[string]V{}
+	}
+	return maps.Clone(m)
+}
+
 func (s *State) expose(words []string) error {
+	s.Run.ExposedPorts = editable(s.Run.ExposedPorts)
 	for _, w := range words {
 		if err := s.grow(w); err != nil {
 			return err
@@ -181,9 +191,6 @@ func (s *State) expose(words []string) error {
 			if err != nil {
 				return err
 			}
-			if s.Run.ExposedPorts == nil {
-				s.Run.ExposedPorts = map[string]struct{}{}
-			}
 			for _, p := range list {
 				s.Run.ExposedPorts[p] = struct{}{}
 			}
@@ -193,9 +200,7 @@ func (s *State) expose(words []string) error {
 }
 
 func (s *State) volume(paths []string) error {
-	if s.Run.Volumes == nil {
-		s.Run.Volumes = map[string]struct{}{}
-	}
+	s.Run.Volumes = editable(s.Run.Volumes)
 	for _, v := range paths {
 		if v == "" {
 			return errs.New(errs.Invalid, "VOLUME specified can not be an empty string")
