@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
+	"ply/internal/durable"
+	"ply/internal/durable/powercut"
 	"ply/internal/errs"
 )
 
@@ -595,5 +597,32 @@ func BenchmarkWrite(b *testing.B) {
 				b.Fatal(err)
 			}
 		})
+	}
+}
+
+// The records of a log that was closed survive a power cut, in rotated and compressed files too.
+func TestClosedLogSurvivesPowerCut(t *testing.T) {
+	for _, kind := range powercut.Kinds {
+		for _, compress := range []bool{false, true} {
+			disk := powercut.New(t, kind)
+			opts := shim.Log{Driver: JSONFile, Path: filepath.Join(disk.Dir, "log"), MaxSize: 2000, MaxFiles: 4, Compress: compress}
+			w, err := Create(opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := w.Stream(shim.Stdout)
+			for i := range 50 {
+				fmt.Fprintln(s, "line", i)
+			}
+			if err := errors.Join(s.Close(), w.Close(), durable.OS.SyncDir(disk.Dir)); err != nil {
+				t.Fatal(err)
+			}
+			before := read(t, opts, ReadOptions{Tail: -1})
+			disk.Cut(kind.Cuts()[len(kind.Cuts())-1])
+			disk.Restart()
+			if after := read(t, opts, ReadOptions{Tail: -1}); len(before) < 20 || !slices.Equal(after, before) {
+				t.Errorf("%s, compress %v: %d records before the cut, %d after it", kind, compress, len(before), len(after))
+			}
+		}
 	}
 }

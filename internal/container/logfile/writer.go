@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
+	"ply/internal/durable"
 	"ply/internal/errs"
 )
 
@@ -31,7 +32,7 @@ type Writer struct {
 	lost int64 // number of records that could not be written
 	err  error // of the last record that could not be written
 
-	compressing sync.WaitGroup // at most one goroutine
+	finishing sync.WaitGroup // at most one goroutine, which finishes a rotated file
 }
 
 // Create opens a log for appending and creates the file if it is missing; the directory must exist. It cuts off a part of a
@@ -161,7 +162,7 @@ func (w *Writer) Lost() (int64, error) {
 
 // rotate renames path to path.1, path.1 to path.2 and so on, and removes the oldest file. With one file it truncates path.
 func (w *Writer) rotate() error {
-	w.compressing.Wait()
+	w.finishing.Wait()
 	if w.opts.MaxFiles < 2 {
 		if err := w.f.Truncate(0); err != nil {
 			return err
@@ -190,24 +191,21 @@ func (w *Writer) rotate() error {
 	if err := w.open(0); err != nil {
 		return err // old stays open and takes further records
 	}
-	if err := old.Close(); err != nil {
-		return err
-	}
-	if w.opts.Compress {
-		w.compressing.Add(1)
-		go func() {
-			defer w.compressing.Done()
-			if err := compress(name(1)); err != nil {
-				w.mu.Lock()
-				w.err = err // the plain file stays, and readers read it
-				w.mu.Unlock()
-			}
-		}()
-	}
+	w.finishing.Go(func() {
+		err := errors.Join(old.Sync(), old.Close())
+		if err == nil && w.opts.Compress {
+			err = compress(name(1))
+		}
+		if err != nil {
+			w.mu.Lock()
+			w.err = err // the plain file stays, and readers read it
+			w.mu.Unlock()
+		}
+	})
 	return nil
 }
 
-// compress replaces name by name.gz.
+// compress replaces name by name.gz, which is durable before name is removed.
 func compress(name string) (err error) {
 	in, err := os.Open(name)
 	if err != nil {
@@ -221,8 +219,11 @@ func compress(name string) (err error) {
 	}
 	zw := gzip.NewWriter(out)
 	_, err = io.Copy(zw, in)
-	if err = errors.Join(err, zw.Close(), out.Close()); err == nil {
-		err = os.Rename(tmp, name+".gz")
+	if err = errors.Join(err, zw.Close()); err == nil {
+		err = out.Sync()
+	}
+	if err = errors.Join(err, out.Close()); err == nil {
+		err = durable.Rename(durable.OS, tmp, name+".gz")
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(tmp))
@@ -230,9 +231,10 @@ func compress(name string) (err error) {
 	return os.Remove(name)
 }
 
-// Close closes the log. Its Streams must have been closed before.
+// Close closes the log. Its records are durable when Close returns without an error, except that the names of new files in
+// the directory are not: the caller syncs it. The Streams must have been closed before.
 func (w *Writer) Close() error {
-	w.compressing.Wait()
+	w.finishing.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.f == nil {
@@ -240,7 +242,10 @@ func (w *Writer) Close() error {
 	}
 	f := w.f
 	w.f = nil
-	return f.Close()
+	if w.size == 0 {
+		return f.Close()
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Stream splits one output stream into records. It is not safe for concurrent use.

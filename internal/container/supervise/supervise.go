@@ -260,20 +260,27 @@ func (s *server) watchInit(c child) {
 	}
 	s.init.drain()
 	e := shim.Exit{Code: code, OOMKilled: s.rt.oomKilled(), At: at.UTC()}
+	// Both are durable before a client is answered. The exit file syncs the directory that also contains the log.
+	var durably sync.WaitGroup
+	durably.Go(s.closeLog)
+	if err := writeExit(s.cfg, s.version, e); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	durably.Wait()
+	s.init.finish(e)
+	if err := s.rt.destroy(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	close(s.removed)
+}
+
+func (s *server) closeLog() {
 	if err := s.log.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, "log:", err)
 	}
 	if lost, err := s.log.Lost(); lost > 0 {
 		fmt.Fprintf(os.Stderr, "log: %d records lost: %v\n", lost, err)
 	}
-	if err := writeExit(s.cfg, s.version, e); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	s.init.finish(e)
-	if err := s.rt.destroy(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	close(s.removed)
 }
 
 // writeExit writes the exit file. When its disk is full or gone, it writes a copy in the bundle, which is in memory, where
