@@ -89,7 +89,7 @@ func TestOrderOfDiskOperations(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantOps(t, "populate", trace(),
-		"mkdir vol/TEMP, with record", "syncfs vol/TEMP, with record", "remove vol/_data, with record", "rename vol/_data, with record",
+		"mkdir TEMP, with record", "syncfs TEMP, with record", "remove vol/_data, with record", "rename vol/_data, with record",
 		"syncdir vol, with record")
 	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "f")); err != nil || string(b) != "content" {
 		t.Errorf("file of the image = %q, %v", b, err)

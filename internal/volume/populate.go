@@ -47,7 +47,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 	if !alone {
 		return s.fill(ctx, src, data)
 	}
-	tmp := durable.TempName(filepath.Join(s.opts.Root, name))
+	tmp := durable.TempName(s.opts.Root) // where New deletes it after a crash
 	fsys := s.opts.Store.FS
 	if err := fsys.Mkdir(tmp, 0o755); err != nil {
 		return err
