@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 
 func makeRootfs(dir string) error {
 	rootfs = filepath.Join(dir, "busybox.tar")
-	script := `mkdir -p "$1/r/bin" "$1/r/etc" "$1/r/tmp" && cp /bin/busybox "$1/r/bin/" && for a in sh cat echo sleep dd rm; do ln -s busybox "$1/r/bin/$a"; done && tar -C "$1/r" -cf "$1/busybox.tar" .`
+	script := `mkdir -p "$1/r/bin" "$1/r/etc" "$1/r/tmp" "$1/r/vol" && echo content >"$1/r/vol/from-image" && cp /bin/busybox "$1/r/bin/" && for a in sh cat echo sleep dd rm; do ln -s busybox "$1/r/bin/$a"; done && tar -C "$1/r" -cf "$1/busybox.tar" .`
 	if out, err := exec.Command("sh", "-euc", script, "sh", dir).CombinedOutput(); err != nil {
 		return fmt.Errorf("busybox.tar: %w: %s", err, out)
 	}
