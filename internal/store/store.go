@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"ply/internal/durable"
-	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/blob"
 	"ply/internal/store/gc"
@@ -52,7 +51,8 @@ type Store struct {
 	Retention *Retention
 	Health    *Health
 
-	grace time.Duration
+	grace   time.Duration
+	records recorder
 
 	mu       sync.Mutex             // guards the two maps; not held while objects are removed
 	leased   map[node]int           // number of leases
@@ -88,6 +88,7 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
 		return nil, err
 	}
+	s.records.db = s.Meta
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Meta.Close())
@@ -113,39 +114,7 @@ func (s *Store) Close() error { return errors.Join(s.Layers.Close(), s.Meta.Clos
 // RecordLayer records a committed layer and, if form is not nil, a compressed form of it. If the form is recorded already, it
 // gets the new repositories. The caller has leased the layer.
 func (s *Store) RecordLayer(info layer.Info, form *meta.LayerBlob) error {
-	return s.Meta.Update(func(tx *meta.Tx) error {
-		l, err := tx.Layers.Get(info.DiffID)
-		if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.DataLoss) {
-			return err
-		}
-		l.Size, l.TarSize = info.Size, info.TarSize
-		if form != nil {
-			l.Blobs = mergeForm(l.Blobs, *form)
-		}
-		return tx.Layers.Put(info.DiffID, l)
-	})
-}
-
-func mergeForm(forms []meta.LayerBlob, f meta.LayerBlob) []meta.LayerBlob {
-	for i := range forms {
-		if forms[i].Digest != f.Digest {
-			continue
-		}
-		known := map[string]bool{}
-		for _, r := range forms[i].Repositories {
-			known[r] = true
-		}
-		for _, r := range f.Repositories {
-			if !known[r] {
-				forms[i].Repositories = append(forms[i].Repositories, r)
-			}
-		}
-		if f.Codec != "" {
-			forms[i].Codec = f.Codec
-		}
-		return forms
-	}
-	return append(forms, f)
+	return s.records.write(info, form)
 }
 
 // Collect removes the objects that no record needs, that are not leased, and that are older than the grace time. It returns the

@@ -93,8 +93,11 @@ func (w *writer) Write(p []byte) (int, error) {
 	return w.f.Write(p)
 }
 
-// End refuses further writes. Commit does the work.
-func (w *writer) End() { w.ended = true }
+// End refuses further writes. Commit does the work, and looks for the layers below.
+func (w *writer) End() (alone bool) {
+	w.ended = true
+	return false
+}
 
 func (w *writer) Abort() error {
 	if w.done {

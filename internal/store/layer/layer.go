@@ -110,8 +110,9 @@ type InitEntry struct {
 type Writer interface {
 	io.Writer
 	// End ends the tar: a Write after it is an error. It waits until everything is processed and frees the memory that only
-	// Write needs, so that a writer can wait for the layers below. Commit returns the errors. A second call does nothing.
-	End()
+	// Write needs, so that a writer can wait for the layers below. Commit returns the errors. A second call only returns the same
+	// again. alone reports whether Commit does not need the layers below to be there.
+	End() (alone bool)
 	// Commit ends the tar, if End has not. It checks that the digest is want (unless want is "", for tars made here), resolves what depends
 	// on the layers below, and makes the layer durable and visible. If the layer is stored already, that copy stays and the
 	// new one is discarded, unless the stored one is damaged. The error's class is errs.Invalid when the tar must not be

@@ -117,11 +117,11 @@ func (f *flight) bring() (err error) {
 			return p.st.RecordLayer(info, nil) // without the blob: that it unpacks to this layer was not verified
 		}
 	}
-	w, err := f.unpack()
+	w, alone, err := f.unpack()
 	if err != nil {
 		return err
 	}
-	info, err := f.commit(w)
+	info, err := f.commit(w, alone)
 	if err != nil {
 		return errors.Join(err, w.Abort())
 	}
@@ -141,30 +141,33 @@ func (f *flight) form() *meta.LayerBlob {
 	}
 }
 
-// unpack returns a writer that has the whole tar of the layer. The compressed bytes were verified. unpack locks the blob, but the
-// lock is free again when commit waits for the layer below: an image can have the same blob as two layers.
-func (f *flight) unpack() (layer.Writer, error) {
+// unpack returns a writer that has the whole tar of the layer, and whether the layer can be committed before those below it. The
+// compressed bytes were verified. unpack locks the blob, but the lock is free again when commit waits for the layers below: an image
+// can have the same blob as two layers.
+func (f *flight) unpack() (w layer.Writer, alone bool, err error) {
 	release, err := f.p.limit.Acquire(f.ctx, func() { f.feed.say(transfer.LayerWaiting, 0, 0) })
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer release()
 	unlock, err := f.p.blobs.lock(f.ctx, f.desc.Digest)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer unlock()
-	w, err := f.fromBlob()
-	if err == nil {
-		return w, nil
+	w, err = f.fromBlob()
+	if err != nil {
+		if f.ctx.Err() != nil {
+			return nil, false, context.Cause(f.ctx)
+		}
+		if errors.Is(err, errs.Invalid) {
+			return nil, false, err
+		}
+		if w, err = f.fromRegistry(); err != nil {
+			return nil, false, err
+		}
 	}
-	if f.ctx.Err() != nil {
-		return nil, context.Cause(f.ctx)
-	}
-	if errors.Is(err, errs.Invalid) {
-		return nil, err
-	}
-	return f.fromRegistry()
+	return w, w.End(), nil // without its buffers: it may wait long for the layers below
 }
 
 // fromBlob unpacks the compressed layer that the blob store has. The error's class is errs.Invalid when the blob has its digest
@@ -290,7 +293,6 @@ func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err e
 	if err != nil {
 		return w, errs.New(errs.Invalid, "layer %s: %w", f.desc.Digest, err)
 	}
-	w.End() // it may wait long for the layer below
 	return w, nil
 }
 
@@ -314,26 +316,49 @@ func inflate(ctx context.Context, w io.Writer, r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, 512<<10)
-	n, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{io.LimitReader(z, oci.MaxLayerSize+1)}, buf)
+	defer z.Close()
+	var n int64
+	limited := io.LimitReader(z, oci.MaxLayerSize+1)
+	if direct, ok := w.(io.ReaderFrom); ok {
+		n, err = direct.ReadFrom(limited)
+	} else {
+		n, err = io.CopyBuffer(w, struct{ io.Reader }{limited}, make([]byte, 512<<10))
+	}
 	if err == nil && n > oci.MaxLayerSize {
 		err = errs.New(errs.Invalid, "unpacks to more than %d bytes", int64(oci.MaxLayerSize))
 	}
-	return errors.Join(err, z.Close())
+	return err
 }
 
-// commit waits until the layer below is durable, then makes this one durable and visible.
-func (f *flight) commit(w layer.Writer) (layer.Info, error) {
-	f.feed.say(transfer.LayerExtracting, f.desc.Size, f.desc.Size)
-	if f.parent != nil {
+// below waits until the layers below are durable.
+func (f *flight) below() error {
+	for parent := f.parent; parent != nil; parent = parent.parent {
 		select {
-		case <-f.parent.done:
-			if err := f.parent.err; err != nil {
-				return layer.Info{}, err
+		case <-parent.done:
+			if err := parent.err; err != nil {
+				return err
 			}
 		case <-f.ctx.Done():
-			return layer.Info{}, context.Cause(f.ctx)
+			return context.Cause(f.ctx)
 		}
+	}
+	return nil
+}
+
+// commit makes the layer durable and visible. Unless it stands alone, commit first waits for the layers below, because it may need
+// to read them.
+func (f *flight) commit(w layer.Writer, alone bool) (layer.Info, error) {
+	f.feed.say(transfer.LayerExtracting, f.desc.Size, f.desc.Size)
+	if !alone {
+		if err := f.below(); err != nil {
+			return layer.Info{}, err
+		}
+	}
+	select {
+	case f.p.committing <- struct{}{}:
+		defer func() { <-f.p.committing }()
+	case <-f.ctx.Done():
+		return layer.Info{}, context.Cause(f.ctx)
 	}
 	// Not cancelled with the pull: the rest is quick, and the next pull can use the finished layer.
 	info, err := w.Commit(context.WithoutCancel(f.ctx), f.chain.Parent(), f.chain.Top())

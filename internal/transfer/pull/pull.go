@@ -52,6 +52,8 @@ type Puller struct {
 	flights map[flightKey]*flight
 	idle    []chan struct{} // closed when no flight is left
 
+	committing chan struct{} // has an element for each layer that is being made durable
+
 	closing  chan struct{} // closed by Close
 	deciding sync.Mutex    // taken while Retention decides about a compressed layer: one is made durable at a time
 	work     sync.WaitGroup
@@ -64,9 +66,12 @@ func New(st *store.Store, images Images, client *remote.Client, opts Options) *P
 	}
 	return &Puller{
 		st: st, images: images, remote: client, log: opts.Log, limit: transfer.NewLimiter(maxOrDefault(opts.Max)),
-		flights: map[flightKey]*flight{}, closing: make(chan struct{}),
+		flights: map[flightKey]*flight{}, closing: make(chan struct{}), committing: make(chan struct{}, maxCommits),
 	}
 }
+
+// maxCommits bounds the threads that wait for the disk.
+const maxCommits = 8
 
 func maxOrDefault(n int) int {
 	if n <= 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,12 +16,13 @@ import (
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
+	"ply/internal/store/layer/erofs/image"
 	"ply/internal/store/layer/tarscan"
 )
 
 const (
-	pieceSize  = 1 << 20
-	pieceCount = 6
+	pieceSize  = 256 << 10 // it stays in the processor's cache between decompression, write, hash and scan
+	pieceCount = 16
 	flushEvery = 8 << 20  // bytes after which write-back is started
 	checkEvery = 64 << 20 // bytes after which the free space is checked again
 	keepCached = 16 << 20 // smaller tars stay in the page cache: what was just built is often pushed next
@@ -83,6 +85,9 @@ func (p *piece) done() {
 	}
 }
 
+// buffers holds the memory of pieces for the next layer.
+var buffers = sync.Pool{New: func() any { return new([pieceSize]byte) }}
+
 type writer struct {
 	d    *Driver
 	dir  string // staging
@@ -98,6 +103,8 @@ type writer struct {
 	work    sync.WaitGroup // hash and scan
 	syncs   syncing
 
+	missing []image.Missing // what the layer takes from those below; valid when joined and there is no error
+
 	joined bool  // the stream has ended, hash and scan too
 	ended  bool  // committed or aborted
 	err    error // of writing the tar; final
@@ -112,17 +119,8 @@ func (w *writer) Write(p []byte) (int, error) {
 	}
 	n := 0
 	for len(p) > 0 {
-		if w.err != nil {
-			return n, w.err
-		}
-		if err := w.scan.failure(); err != nil {
+		if err := w.next(); err != nil {
 			return n, err
-		}
-		if w.cur == nil {
-			w.cur = <-w.free
-			if w.cur.b == nil {
-				w.cur.b = make([]byte, 0, pieceSize)
-			}
 		}
 		k := min(len(p), pieceSize-len(w.cur.b))
 		w.cur.b = append(w.cur.b, p[:k]...)
@@ -132,6 +130,47 @@ func (w *writer) Write(p []byte) (int, error) {
 		}
 	}
 	return n, w.err
+}
+
+// ReadFrom implements io.ReaderFrom: r writes into the pieces.
+func (w *writer) ReadFrom(r io.Reader) (n int64, err error) {
+	if w.ended || w.joined {
+		return 0, errEnded
+	}
+	for {
+		if err := w.next(); err != nil {
+			return n, err
+		}
+		k, err := r.Read(w.cur.b[len(w.cur.b):pieceSize])
+		w.cur.b = w.cur.b[:len(w.cur.b)+k]
+		n += int64(k)
+		if len(w.cur.b) == pieceSize {
+			w.err = w.pass()
+		}
+		if errors.Is(err, io.EOF) {
+			err = nil
+		} else if err == nil {
+			continue
+		}
+		return n, errors.Join(err, w.err)
+	}
+}
+
+// next makes cur a piece with room. It returns the error that ends the stream, if there is one.
+func (w *writer) next() error {
+	if w.err != nil {
+		return w.err
+	}
+	if err := w.scan.failure(); err != nil {
+		return err
+	}
+	if w.cur == nil {
+		w.cur = <-w.free
+		if w.cur.b == nil {
+			w.cur.b = buffers.Get().(*[pieceSize]byte)[:0]
+		}
+	}
+	return nil
 }
 
 // pass sends the current piece to hash and scan, and writes it while they read it.
@@ -185,15 +224,33 @@ func (w *writer) join() {
 	close(w.hash.in)
 	close(w.scan.in)
 	w.work.Wait()
+	if w.cur != nil {
+		w.cur.home <- w.cur
+	}
+	for range pieceCount {
+		if p := <-w.free; p.b != nil {
+			buffers.Put((*[pieceSize]byte)(p.b[:pieceSize]))
+		}
+	}
 	w.free, w.cur = nil, nil
 	w.scan.release()
 }
 
-// End implements layer.Writer.
-func (w *writer) End() {
-	if !w.ended {
-		w.join()
+// End implements layer.Writer. It also starts to make the tar durable, while the writer may wait.
+func (w *writer) End() (alone bool) {
+	if w.ended {
+		return true
 	}
+	if !w.joined {
+		w.join()
+		if w.err == nil && w.scan.failure() == nil {
+			w.missing, w.err = w.scan.tree.Missing()
+		}
+		if w.err == nil && w.scan.failure() == nil {
+			w.syncs.start(w.tar.Sync)
+		}
+	}
+	return len(w.missing) == 0
 }
 
 // Abort implements layer.Writer.
@@ -204,6 +261,7 @@ func (w *writer) Abort() error {
 	w.ended = true
 	w.err = errEnded // so that join writes nothing more
 	w.join()
+	_ = w.syncs.wait() // the files are removed
 	return errors.Join(w.scan.close(), w.tar.Close(), w.d.fs.RemoveAll(w.dir))
 }
 
@@ -212,7 +270,7 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	if w.ended {
 		return info, errEnded
 	}
-	w.join()
+	w.End()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.Abort())
@@ -228,7 +286,6 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	if want != "" && id != want {
 		return info, errs.New(errs.Invalid, "layer tar: its digest is %s, want %s", id, want)
 	}
-	w.syncs.start(w.tar.Sync)
 	r, index, err := w.seal(ctx, id, parents)
 	if err = errors.Join(err, w.syncs.wait()); err != nil {
 		return info, exhausted(err)
@@ -262,16 +319,12 @@ func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*l
 	if err != nil {
 		return nil, "", err
 	}
-	missing, err := w.scan.tree.Missing()
-	if err != nil {
-		return nil, "", err
-	}
 	r := &layerRecord{
 		DiffID: id, Size: w.scan.size, TarSize: w.size, Entries: w.scan.entries,
-		Dependent: len(missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,
+		Dependent: len(w.missing) > 0, OpaqueRoot: w.scan.tree.OpaqueRoot(), Root: !w.scan.tree.ImpliedRoot(), Side: side,
 	}
 	b := builder{d: w.d, dir: w.dir, syncs: &w.syncs, tree: w.scan.tree, rec: r, parents: parents, name: r.indexName(parents)}
-	if err := b.build(ctx, missing); err != nil {
+	if err := b.build(ctx, w.missing); err != nil {
 		return nil, "", err
 	}
 	return r, b.name, w.d.writeJSON(&w.syncs, filepath.Join(w.dir, recordName), layerVersion, r)

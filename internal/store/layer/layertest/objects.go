@@ -167,6 +167,7 @@ func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
 		b.checkTars(t, chain)
 	})
 	t.Run("ended_writers_take_little_memory", b.testEnd)
+	b.runMounted(t, "writers_that_stand_alone", b.testAlone)
 	t.Run("one_layer_in_two_chains", func(t *testing.T) {
 		low1, low2 := makeTar(t, dir("a").chmod(0o700).chown(1, 1), file("a/f", "one")), makeTar(t, dir("a").chmod(0o711).chown(2, 2), file("a/f", "two!"))
 		top := makeTar(t, file("a/new", "x"), hardlink("link", "a/f"))
@@ -184,6 +185,53 @@ func testCommit(t *testing.T, newBox func(t *testing.T) *box) {
 			t.Errorf("changes on an empty chain = %q, want [A /f]", got)
 		}
 	})
+}
+
+// testAlone commits layers before those below them, where the driver says that it can.
+func (b *box) testAlone(t *testing.T) {
+	bottom := makeTar(t, dir("alone").chmod(0o700), file("alone/bottom", "b"))
+	start := func(data []byte) (layer.Writer, bool) {
+		w, err := b.Create(t.Context())
+		must(t, err)
+		t.Cleanup(func() { _ = w.Abort() })
+		_, err = w.Write(data)
+		must(t, err)
+		alone := w.End()
+		if again := w.End(); again != alone {
+			t.Errorf("End says %t and then %t", alone, again)
+		}
+		return w, alone
+	}
+	for name, data := range map[string][]byte{
+		"a hard link to a file below": makeTar(t, dir("alone"), hardlink("alone/link", "alone/bottom")),
+		"a name in a directory below": makeTar(t, file("alone/name", "n")),
+	} {
+		w, alone := start(data)
+		must(t, w.Abort())
+		if name == "a hard link to a file below" && alone {
+			t.Errorf("the writer of %s says that it needs no layer below", name)
+		}
+	}
+	top := makeTar(t, dir("alone"), file("alone/top", "t"))
+	w, alone := start(top)
+	chain := oci.Chain{diffID(bottom), diffID(top)}
+	if !alone {
+		must(t, w.Abort())
+		return
+	}
+	if _, err := w.Commit(t.Context(), chain[:1], chain[1]); err != nil {
+		t.Fatalf("Commit before the layer below is there: %v", err)
+	}
+	b.put(t, nil, bottom)
+	if _, err := b.Stat(t.Context(), chain); err != nil {
+		t.Fatalf("Stat: %v", err)
+	}
+	root := b.view(t, chain)
+	for name, want := range map[string]string{"alone/bottom": "b", "alone/top": "t"} {
+		if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != want {
+			t.Errorf("%s = %q, %v; want %q", name, got, err, want)
+		}
+	}
 }
 
 // testEnd lets many writers wait as they do while the bottom layer of an image is still downloaded.
@@ -205,7 +253,6 @@ func (b *box) testEnd(t *testing.T) {
 		data := makeTar(t, file("f", noise(uint64(100+i), 7<<20)))
 		_, err = w.Write(data)
 		must(t, err)
-		w.End()
 		w.End()
 		if _, err := w.Write(data[:1]); err == nil {
 			t.Error("Write after End succeeded")

@@ -75,8 +75,12 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// End ends the tar, waits for the unpacker, and drops what only it needs. A second call does nothing.
-func (w *Writer) End() { w.end(nil) }
+// End ends the tar, waits for the unpacker, and drops what only it needs. It returns false: only Finish tells what the tree needs of
+// the layers below.
+func (w *Writer) End() (alone bool) {
+	w.end(nil)
+	return false
+}
 
 // end is End with a reason that the unpacker gets as an error of the tar; nil is the proper end.
 func (w *Writer) end(reason error) {
