@@ -66,7 +66,7 @@ func newBounds(f File, opts map[string]string) (*bounds, *Error) {
 	if i := bytes.IndexByte(f.Data, 0); i >= 0 {
 		return nil, refuse(f, 1+bytes.Count(f.Data[:i], []byte("\n")), "the Dockerfile holds a NUL")
 	}
-	if line := deep(f.Data); line > 0 {
+	if line := change.DeepLine(f.Data, escapeOf(f.Data)); line > 0 {
 		return nil, refuse(f, line, "variables are nested deeper than %d", change.MaxDepth)
 	}
 	parsed, err := parser.Parse(bytes.NewReader(f.Data))
@@ -107,27 +107,6 @@ func newBounds(f File, opts map[string]string) (*bounds, *Error) {
 	return b, nil
 }
 
-// deep returns the first line whose variables are nested too deep, or 0.
-func deep(data []byte) int {
-	start, line, first := 0, 1, 1
-	for i := 0; i <= len(data); i++ {
-		if i < len(data) && data[i] != '\n' {
-			continue
-		}
-		text := bytes.TrimRight(data[start:i], " \t\r")
-		if n := len(text); i < len(data) && n > 0 && (text[n-1] == '\\' || text[n-1] == '`') {
-			line++
-			continue // the next line belongs to this one
-		}
-		if change.Depth(string(text)) > change.MaxDepth {
-			return first
-		}
-		line++
-		start, first = i+1, line
-	}
-	return 0
-}
-
 // base takes the environment and the triggers of a base image into account.
 func (b *bounds) base(config []byte) *Error {
 	var c struct {
@@ -144,7 +123,7 @@ func (b *bounds) base(config []byte) *Error {
 		return refuse(b.file, 0, "the configs of the base images are larger than %d bytes", maxConfigs)
 	}
 	for _, t := range c.Config.OnBuild {
-		if deep([]byte(t)) > 0 {
+		if change.DeepLine([]byte(t), '\\') > 0 {
 			return refuse(b.file, 0, "a trigger of a base image nests variables deeper than %d", change.MaxDepth)
 		}
 		list := parseTrigger(t)

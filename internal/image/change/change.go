@@ -43,7 +43,7 @@ func Apply(cfg *oci.RunConfig, lines []string) error {
 		return errs.New(errs.Invalid, "changes are longer than %d bytes", MaxSize)
 	case strings.IndexByte(text, 0) >= 0:
 		return errs.New(errs.Invalid, "a change holds a NUL")
-	case Depth(text) > MaxDepth:
+	case DeepLine([]byte(text), '\\') > 0 || DeepLine([]byte(text), '`') > 0:
 		return errs.New(errs.Invalid, "variables are nested deeper than %d", MaxDepth)
 	}
 	parsed, err := parser.Parse(strings.NewReader(text))

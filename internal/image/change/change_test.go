@@ -166,6 +166,18 @@ func TestGrowth(t *testing.T) {
 	}
 }
 
+func TestDepth(t *testing.T) {
+	for word, want := range map[string]int{
+		"": 0, "${A}": 0, "$A": 0, "${A:-x}": 1, "${A-${B+${C?x}}}": 3, "${A:-x}${B:-y}": 1, `${A:-"}"${B:-x}}`: 2, `"${A:-"${B:-x}"}"`: 2,
+		"'${A:-${B:-x}}'": 2, `\${A:-${B:-x}}`: 2, "${A//${B:-x}/${C%y}}": 2, "${A/x/y}${B:-z}": 1, "$${A:-x}": 0, "${}${A:-${B:-x}}": 0,
+		"${?:-${#:-x}}": 2, "${A:-'}'${B:-x}}": 2,
+	} {
+		if got := change.Depth(word); got != want {
+			t.Errorf("Depth(%q) = %d, want %d", word, got, want)
+		}
+	}
+}
+
 // Growth bounds what the library makes of a word.
 func TestGrowthIsABound(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
