@@ -170,11 +170,13 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 	if err := drv.Diff(ctx, c.paths.writable, chain, w); err != nil {
 		return "", err
 	}
-	info, err := w.Commit(ctx, chain, "")
+	w.End()
+	id := w.DiffID()
+	lease.Layer(append(slices.Clone(chain), id))
+	info, err := w.Commit(ctx, chain, id)
 	if err != nil {
 		return "", err
 	}
-	lease.Layer(append(slices.Clone(chain), info.DiffID))
 	return info.DiffID, s.env.opts.Store.RecordLayer(info, nil)
 }
 

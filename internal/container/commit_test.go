@@ -12,6 +12,7 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/store/layer"
 )
 
 func TestDiff(t *testing.T) { onDrivers(t, diff) }
@@ -35,6 +36,64 @@ func diff(t *testing.T, w *world) {
 	want := []string{"A /d", "C /etc", "C /etc/group", "A /new", "C /seeded", "D /seeded/file"}
 	if !slices.Equal(got, want) {
 		t.Errorf("diff %v, want %v", got, want)
+	}
+}
+
+// committing is a storage driver that calls committed after the commit of a layer.
+type committing struct {
+	layer.Driver
+	committed func(oci.Chain)
+}
+
+func (d *committing) Create(ctx context.Context) (layer.Writer, error) {
+	w, err := d.Driver.Create(ctx)
+	return &committingWriter{w, d}, err
+}
+
+type committingWriter struct {
+	layer.Writer
+	d *committing
+}
+
+func (w *committingWriter) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID) (layer.Info, error) {
+	info, err := w.Writer.Commit(ctx, parents, want)
+	if err == nil && w.d.committed != nil {
+		w.d.committed(append(slices.Clone(parents), info.DiffID))
+	}
+	return info, err
+}
+
+// A collection between the commit of the layer and the record of the image, such as that of a removed image with the same
+// layer, does not take the layer.
+func TestCommitHoldsItsLayer(t *testing.T) { onDrivers(t, commitHoldsItsLayer) }
+
+func commitHoldsItsLayer(t *testing.T, w *world) {
+	ctx := context.Background()
+	drv := &committing{}
+	w.wrap = func(d layer.Driver) layer.Driver { drv.Driver = d; return drv }
+	w.close()
+	w.open()
+	id := w.create(sh("echo x > /new"))
+	exit := w.wait(id, container.WaitNextExit)
+	w.start(id)
+	recv(t, exit)
+	collected := 0
+	drv.committed = func(chain oci.Chain) {
+		collected++
+		if _, err := w.store.Reclaim(ctx, []oci.Chain{chain}, nil); err != nil {
+			t.Error(err)
+		}
+		if _, err := w.store.Layers.Stat(ctx, chain); err != nil {
+			t.Errorf("the layer is gone: %v", err)
+		}
+	}
+	res, err := w.s.Commit(ctx, id, container.CommitOptions{})
+	if err != nil || collected != 1 {
+		t.Fatalf("commit: %v, %d collections", err, collected)
+	}
+	drv.committed = nil
+	if code, out, errOut := w.run(spec.Spec{Image: string(res.ID), NetworkMode: "none", Cmd: []string{"cat", "/new"}}); code != 0 || out != "x\n" {
+		t.Errorf("run of the commit: %d %q %q", code, out, errOut)
 	}
 }
 

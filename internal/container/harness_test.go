@@ -28,6 +28,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 	"ply/internal/store/layer/drivers"
 	"ply/internal/volume"
 	"ply/test/private"
@@ -55,6 +56,7 @@ type world struct {
 	log      *slog.Logger
 	tweak    func(*container.Options)
 	driver   string // storage driver
+	wrap     func(layer.Driver) layer.Driver
 }
 
 // newWorld returns a world on the default storage driver.
@@ -98,6 +100,9 @@ func (w *world) open() {
 	drv, _, err := drivers.Open(durable.OS, filepath.Join(w.dir, "data"), w.driver)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	if w.wrap != nil {
+		drv = w.wrap(drv)
 	}
 	if w.store, err = store.Open(filepath.Join(w.dir, "data"), drv, store.Options{}); err != nil {
 		w.t.Fatal(err)

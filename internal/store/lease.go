@@ -43,6 +43,7 @@ func (l *Lease) add(n node) {
 	l.s.mu.Lock()
 	if !have {
 		l.s.leased[n]++
+		l.s.touch(n)
 	}
 	removed := l.s.removing[n]
 	l.s.mu.Unlock()
@@ -60,8 +61,16 @@ func (l *Lease) Release() {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	for n := range objects {
+		l.s.touch(n)
 		if l.s.leased[n]--; l.s.leased[n] <= 0 {
 			delete(l.s.leased, n)
 		}
+	}
+}
+
+// touch tells the collections that are marking that a lease on the object begins or ends. The caller holds mu.
+func (s *Store) touch(n node) {
+	if s.marking > 0 {
+		s.touched[n] = struct{}{}
 	}
 }

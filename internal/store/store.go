@@ -54,9 +54,11 @@ type Store struct {
 	grace   time.Duration
 	records recorder
 
-	mu       sync.Mutex             // guards the two maps; not held while objects are removed
+	mu       sync.Mutex             // guards the fields below; not held while anything is read or removed
 	leased   map[node]int           // number of leases
 	removing map[node]chan struct{} // closed when the object is gone
+	marking  int                    // collections that read the records and have not chosen yet
+	touched  map[node]struct{}      // objects whose lease began or ended meanwhile
 }
 
 // Open is OpenWith for a driver that is open already. The store closes the driver, except when Open fails.
@@ -70,7 +72,7 @@ func Open(root string, driver layer.Driver, opts Options) (*Store, error) {
 func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driver, error), opts Options) (_ *Store, err error) {
 	s := &Store{
 		Root: root, FS: opts.FS, grace: opts.Grace,
-		leased: map[node]int{}, removing: map[node]chan struct{}{},
+		leased: map[node]int{}, removing: map[node]chan struct{}{}, touched: map[node]struct{}{},
 	}
 	if s.FS == nil {
 		s.FS = durable.OS
@@ -193,28 +195,44 @@ func (s *Store) Reclaim(ctx context.Context, chains []oci.Chain, blobs []oci.Dig
 	return s.sweep(ctx, all, func(node) bool { return false }, sizes)
 }
 
-// sweep chooses the objects to remove while it holds mu, so that no lease can begin in between. It removes them without mu.
+// sweep removes the objects that no record needs, that are not leased, and for which keep returns false.
+//
+// It reads the records without mu, because that may wait for the disk. A record that is written after the reading began is
+// not seen, but whoever writes it has leased its objects; see choose.
 func (s *Store) sweep(ctx context.Context, all []node, keep func(node) bool, sizes map[node]int64) (int64, error) {
 	s.mu.Lock()
-	live, err := s.mark()
-	if err != nil {
-		s.mu.Unlock()
-		return 0, err
-	}
-	dead := gc.Sweep(all, live, func(n node) bool { return keep(n) || s.leased[n] > 0 || s.removing[n] != nil })
-	for _, n := range dead {
-		s.removing[n] = make(chan struct{})
-	}
+	s.marking++
 	s.mu.Unlock()
-
-	if len(dead) == 0 {
-		return 0, nil
+	live, err := s.mark()
+	dead := s.choose(all, live, keep, err == nil)
+	if err != nil || len(dead) == 0 {
+		return 0, err
 	}
 	// Both the transaction and the removal wait for the disk, so they run at the same time.
 	forgotten := make(chan error, 1)
 	go func() { forgotten <- s.forgetLayers() }()
 	freed, failed := s.removeAll(ctx, dead, sizes)
 	return freed, errors.Join(failed, <-forgotten)
+}
+
+// choose ends a marking and, if it succeeded, chooses the objects to remove. It keeps those that were leased at any time since
+// the marking began: a record that mark did not see may need them.
+func (s *Store) choose(all []node, live map[node]struct{}, keep func(node) bool, marked bool) (dead []node) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if marked {
+		dead = gc.Sweep(all, live, func(n node) bool {
+			_, touched := s.touched[n]
+			return keep(n) || touched || s.leased[n] > 0 || s.removing[n] != nil
+		})
+	}
+	if s.marking--; s.marking == 0 {
+		clear(s.touched)
+	}
+	for _, n := range dead {
+		s.removing[n] = make(chan struct{})
+	}
+	return dead
 }
 
 // claim chooses one object to remove, unless it is leased or being removed already. The caller calls remove then.
@@ -269,8 +287,7 @@ func (s *Store) remove(ctx context.Context, n node) error {
 	return err
 }
 
-// mark returns every object that a record needs. The caller holds mu, so that no lease begins between this reading of the
-// records and the decision what to remove. Reading does not wait for writers.
+// mark returns every object that a record needs. Reading does not wait for writers.
 func (s *Store) mark() (live map[node]struct{}, err error) {
 	err = s.Meta.View(func(tx *meta.Tx) error {
 		live, err = graph{tx, s.Layers.Keys}.live()

@@ -24,6 +24,7 @@ type memLayers struct {
 	remove  func(layer.Key) error
 	verify  func(oci.DiffID) error
 	damaged map[oci.DiffID]bool
+	keys    func(oci.Chain) // called by Keys, which in a driver may read the disk
 }
 
 func (m *memLayers) Stat(_ context.Context, c oci.Chain) (layer.Info, error) {
@@ -58,6 +59,9 @@ func (m *memLayers) repair(d oci.DiffID) {
 }
 
 func (m *memLayers) Keys(c oci.Chain) []layer.Key {
+	if m.keys != nil {
+		m.keys(c)
+	}
 	keys := make([]layer.Key, len(c))
 	for i, d := range c {
 		keys[i] = layer.Key(d)
@@ -277,6 +281,88 @@ func TestLeaseWaitsForRemoval(t *testing.T) {
 		t.Fatal(err)
 	}
 	lease.Release()
+}
+
+// stalledReading starts a collection of a chain whose reading of the records stalls at the layers of another image, and
+// returns when it has stalled. finish lets it go on and waits for its end.
+func (w *world) stalledReading(chain oci.Chain, blobs ...oci.Digest) (finish func()) {
+	w.t.Helper()
+	_, other := w.image("other", 50)
+	stalled, goOn, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	var once sync.Once
+	w.layers.keys = func(c oci.Chain) {
+		if slices.Equal(c, other) {
+			once.Do(func() {
+				close(stalled)
+				select {
+				case <-goOn:
+				case <-time.After(10 * time.Second):
+					w.t.Error("the test did not go on while the collection read")
+				}
+			})
+		}
+	}
+	go func() {
+		_, err := w.s.Reclaim(context.Background(), []oci.Chain{chain}, blobs)
+		done <- err
+	}()
+	<-stalled
+	return func() {
+		w.t.Helper()
+		close(goOn)
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// A lease does not wait for a collection that reads records or asks the driver, both of which may wait for the disk.
+func TestLeaseDoesNotWaitForReading(t *testing.T) {
+	w := newWorld(t, 0)
+	id, chain := w.image("one", 1)
+	w.drop(id, "one")
+	finish := w.stalledReading(chain)
+	l := w.s.Lease()
+	l.Layer(chain)
+	l.Blob(oci.Digest(id))
+	finish()
+	if !w.layers.has(chain[0]) {
+		t.Error("a layer was removed that had been leased")
+	}
+	l.Release()
+}
+
+// What was leased while a collection read the records stays, because a record that the collection did not see may need it.
+// A lease may have begun before, and have ended since.
+func TestLeaseDuringReadingProtects(t *testing.T) {
+	for _, before := range []bool{true, false} {
+		t.Run(fmt.Sprintf("begun before=%v", before), func(t *testing.T) {
+			w := newWorld(t, 0)
+			id, chain := w.image("one", 1)
+			w.drop(id, "one")
+			lease := w.s.Lease()
+			if before {
+				lease.Layer(chain)
+				lease.Blob(oci.Digest(id))
+			}
+			finish := w.stalledReading(chain, oci.Digest(id))
+			if !before {
+				lease.Layer(chain)
+				lease.Blob(oci.Digest(id))
+			}
+			w.image("one", 1)
+			lease.Release()
+			finish()
+			if _, err := w.s.Blobs.Stat(oci.Digest(id)); err != nil || !w.layers.has(chain[0]) {
+				t.Errorf("the collection removed objects of an image: config %v, layers %v", err, w.layers.objects)
+			}
+			// The next collection knows nothing of these leases.
+			w.drop(id, "one")
+			if _, err := w.s.Reclaim(t.Context(), []oci.Chain{chain}, nil); err != nil || w.layers.has(chain[0]) {
+				t.Errorf("the layer stays for ever: %v", err)
+			}
+		})
+	}
 }
 
 // An image that is recorded while a collection removes other objects keeps the records of its layers.

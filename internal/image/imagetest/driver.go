@@ -99,6 +99,9 @@ func (w *writer) End() (alone bool) {
 	return false
 }
 
+// DiffID returns the digest of what was written.
+func (w *writer) DiffID() oci.DiffID { return oci.DiffID(oci.DigestOfHash(w.hash)) }
+
 func (w *writer) Abort() error {
 	if w.done {
 		return nil

@@ -113,6 +113,8 @@ type Writer interface {
 	// Write needs, so that a writer can wait for the layers below. Commit returns the errors. A second call only returns the same
 	// again. alone reports whether Commit does not need the layers below to be there.
 	End() (alone bool)
+	// DiffID returns the digest of the tar, after End: the caller can lease the layer before Commit makes it.
+	DiffID() oci.DiffID
 	// Commit ends the tar, if End has not. It checks that the digest is want (unless want is "", for tars made here), resolves what depends
 	// on the layers below, and makes the layer durable and visible. If the layer is stored already, that copy stays and the
 	// new one is discarded, unless the stored one is damaged. The error's class is errs.Invalid when the tar must not be

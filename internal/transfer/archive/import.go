@@ -2,7 +2,6 @@ package archive
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -86,9 +85,7 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		return "", err
 	}
 	guard := newGuard(a.st.Root, a.opts.Limits.Reserve)
-	hash := sha256.New()
-	to := io.MultiWriter(guard.writer(w), hash)
-	n, err := io.CopyBuffer(struct{ io.Writer }{to}, io.LimitReader(zr, a.opts.Limits.Layer+1), make([]byte, 256<<10))
+	n, err := io.CopyBuffer(struct{ io.Writer }{guard.writer(w)}, io.LimitReader(zr, a.opts.Limits.Layer+1), make([]byte, 256<<10))
 	switch {
 	case ctx.Err() != nil:
 		err = context.Cause(ctx)
@@ -102,7 +99,8 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 	if err != nil {
 		return "", errors.Join(err, w.Abort())
 	}
-	diff := oci.DiffID(oci.DigestOfHash(hash))
+	w.End()
+	diff := w.DiffID()
 	lease.Layer(oci.Chain{diff})
 	info, err := w.Commit(ctx, nil, diff)
 	if err != nil {

@@ -149,7 +149,7 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 	if err := p.config(ctx, img); err != nil {
 		return pushError(ref, err)
 	}
-	sent, err := p.manifest(ctx, ref, img, exact, descs)
+	sent, err := p.manifest(ctx, lease, ref, img, exact, descs)
 	if err != nil {
 		return pushError(ref, err)
 	}
@@ -294,8 +294,9 @@ func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
 }
 
 // manifest sends the exact manifest if the layers were sent in the form that it lists, else a new manifest that lists what was
-// sent. A registry that refuses OCI's media types gets a schema 2 manifest.
-func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
+// sent. A registry that refuses OCI's media types gets a schema 2 manifest. The bytes that the registry has are stored under
+// the lease.
+func (p *push) manifest(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, exact *exactManifest, descs []oci.Descriptor) (oci.Descriptor, error) {
 	data, mediaType := []byte(nil), ""
 	if exact != nil && slices.EqualFunc(descs, exact.manifest.Layers, func(a, b oci.Descriptor) bool { return a.Digest == b.Digest }) {
 		data, mediaType = exact.data, exact.MediaType
@@ -322,16 +323,13 @@ func (p *push) manifest(ctx context.Context, ref oci.Reference, img *image.Image
 		data, mediaType = docker, dockerType
 		err = p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
 	}
-	return oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}, p.keep(err, data)
-}
-
-// keep stores the bytes of a manifest that was sent.
-func (p *push) keep(err error, data []byte) error {
 	if err != nil {
-		return err
+		return oci.Descriptor{}, err
 	}
+	sent := oci.Descriptor{MediaType: mediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}
+	lease.Blob(sent.Digest)
 	_, err = p.st.Blobs.Put(data)
-	return err
+	return sent, err
 }
 
 // refusesType reports whether a registry refused a manifest because of its media type.
@@ -345,7 +343,6 @@ func refusesType(err error) bool {
 
 // record records that the image has a manifest with this digest and is in the target repository.
 func (p *push) record(ctx context.Context, lease *store.Lease, ref oci.Reference, img *image.Image, sent oci.Descriptor) error {
-	lease.Blob(sent.Digest)
 	_, err := p.images.Put(ctx, lease, image.PutOptions{
 		Config: img.Raw, Format: img.Format, Manifest: &sent, Parent: img.Parent,
 		Names: []oci.Reference{ref.Repository().WithDigest(sent.Digest)},

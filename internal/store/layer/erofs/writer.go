@@ -253,6 +253,9 @@ func (w *writer) End() (alone bool) {
 	return len(w.missing) == 0
 }
 
+// DiffID implements layer.Writer.
+func (w *writer) DiffID() oci.DiffID { return oci.DiffID(oci.DigestOfHash(w.hash.h)) }
+
 // Abort implements layer.Writer.
 func (w *writer) Abort() error {
 	if w.ended {
@@ -282,7 +285,7 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	if err := ctx.Err(); err != nil {
 		return info, context.Cause(ctx)
 	}
-	id := oci.DiffID(oci.DigestOfHash(w.hash.h))
+	id := w.DiffID()
 	if want != "" && id != want {
 		return info, errs.New(errs.Invalid, "layer tar: its digest is %s, want %s", id, want)
 	}

@@ -254,6 +254,9 @@ func (b *box) testEnd(t *testing.T) {
 		_, err = w.Write(data)
 		must(t, err)
 		w.End()
+		if id := w.DiffID(); id != diffID(data) {
+			t.Errorf("DiffID = %s, want %s", id, diffID(data))
+		}
 		if _, err := w.Write(data[:1]); err == nil {
 			t.Error("Write after End succeeded")
 		}

@@ -82,6 +82,9 @@ func (w *Writer) End() (alone bool) {
 	return false
 }
 
+// DiffID returns the digest of the tar, after its end.
+func (w *Writer) DiffID() oci.DiffID { return oci.DiffID(oci.DigestOfHash(w.sum)) }
+
 // end is End with a reason that the unpacker gets as an error of the tar; nil is the proper end.
 func (w *Writer) end(reason error) {
 	if w.meta != nil {
@@ -102,7 +105,7 @@ func (w *Writer) Finish(want oci.DiffID) (*Meta, error) {
 	}
 	m := w.meta
 	m.TarSize = w.size
-	m.DiffID = oci.DiffID(oci.DigestOfHash(w.sum))
+	m.DiffID = w.DiffID()
 	if want != "" && want != m.DiffID {
 		return nil, errs.New(errs.Invalid, "layer %s: its tar has the digest %s", want, m.DiffID)
 	}
