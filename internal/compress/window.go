@@ -19,10 +19,9 @@ const (
 	freeAtOnce = 32 << 20  // larger windows are collected before their memory is given to another reader
 )
 
-// windows returns the memory for the windows of all readers together: a quarter of what this process may use, at least one
-// window.
+// windows returns the memory for the windows of all readers together: a quarter of what this process may use.
 var windows = sync.OnceValue(func() *windowPool {
-	size := max(maxWindow, host.MemoryLimit()/4)
+	size := host.MemoryLimit() / 4
 	return &windowPool{semaphore.NewWeighted(size), size}
 })
 
@@ -66,6 +65,12 @@ func (w *window) grow(n uint64) error {
 	defer w.mu.Unlock()
 	if n <= freeWindow || int64(n) <= w.held {
 		return nil
+	}
+	if size := windows().size; int64(n) > size {
+		var err error = errs.New(errs.Exhausted, "needs a window or dictionary of %d MiB, and no more than %d MiB of memory may be used for that", n>>20, size>>20).
+			WithHint("A quarter of the memory that the engine may use is for this: give it more.")
+		w.refused.Store(&err)
+		return err
 	}
 	w.release()
 	if err := w.acquire(int64(n)); err != nil {

@@ -184,8 +184,8 @@ func (d *Driver) checkLinks(names *image.Tree, parents oci.Chain) error {
 				return err
 			}
 		}
-		if !below[m.Path] {
-			return errs.New(errs.Invalid, "layer tar: hard link to %q, which is a file neither of this layer nor of those below", m.Path)
+		if name := names.Path(m); !below[name] {
+			return errs.New(errs.Invalid, "layer tar: hard link to %q, which is a file neither of this layer nor of those below", name)
 		}
 	}
 	return nil

@@ -14,9 +14,11 @@ package archive
 import (
 	"log/slog"
 
+	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/transfer"
 )
 
 // Options of New. The zero value works.
@@ -28,7 +30,7 @@ type Options struct {
 // Limits bound the resources that one archive may use. A field that is 0 means the default.
 type Limits struct {
 	Entries  int   // tar entries; the default is 100,000
-	Metadata int64 // bytes of manifests, configs and other small files, which are kept in memory; the default is 64 MiB
+	Metadata int64 // bytes of manifests, configs and other small files, which are kept in memory; the default is 1/32 of what the process may use, from 4 to 64 MiB
 	Layer    int64 // bytes of one uncompressed layer; the default is oci.MaxLayerSize
 	Images   int   // images; the default is 1,000
 	Names    int   // names; the default is 10,000
@@ -40,7 +42,11 @@ type Archive struct {
 	st     *store.Store
 	images *image.Service
 	opts   Options
+	limit  *transfer.Limiter // of archives that are read at a time
 }
+
+// memoryPerArchive is the memory of the engine for which another archive is read at the same time.
+const memoryPerArchive = 128 << 20
 
 // New returns the archive service of a store. images is the image service of the same store.
 func New(st *store.Store, images *image.Service, opts Options) *Archive {
@@ -49,11 +55,12 @@ func New(st *store.Store, images *image.Service, opts Options) *Archive {
 	}
 	l := &opts.Limits
 	setDefault(&l.Entries, 100_000)
-	setDefault(&l.Metadata, 64<<20)
+	memory := host.MemoryLimit()
+	setDefault(&l.Metadata, min(max(memory/32, 4<<20), 64<<20))
 	setDefault(&l.Layer, oci.MaxLayerSize)
 	setDefault(&l.Images, 1_000)
 	setDefault(&l.Names, 10_000)
-	return &Archive{st: st, images: images, opts: opts}
+	return &Archive{st: st, images: images, opts: opts, limit: transfer.NewLimiter(int(max(2, memory/memoryPerArchive)))}
 }
 
 func setDefault[T int | int64](v *T, d T) {

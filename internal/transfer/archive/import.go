@@ -74,6 +74,11 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 	if r == nil {
 		return "", errs.New(errs.Invalid, "no source")
 	}
+	done, err := a.limit.Acquire(ctx, func() {})
+	if err != nil {
+		return "", err
+	}
+	defer done()
 	src := &faultReader{r: &interruptible{ctx, r}}
 	zr, _, err := compress.NewReader(ctx, &progressReader{r: src, show: progress, state: transfer.LayerImporting, id: "-"})
 	if err != nil {

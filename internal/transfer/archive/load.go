@@ -32,6 +32,11 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	if opts.Quiet {
 		show = transfer.Discard
 	}
+	done, err := a.limit.Acquire(ctx, func() {})
+	if err != nil {
+		return err
+	}
+	defer done()
 	in := a.newIntake(show)
 	defer in.abort()
 	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, added: map[*file]oci.Chain{}}

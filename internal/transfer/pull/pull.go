@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"ply/internal/errs"
+	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
@@ -34,7 +35,7 @@ type Images interface {
 
 // Options of New. The zero value works.
 type Options struct {
-	Max int          // layers that are fetched and unpacked at a time; 0 = three per processor
+	Max int          // layers that are fetched and unpacked at a time; 0 = three per processor, if there is memory for them
 	Log *slog.Logger // nil = none
 }
 
@@ -73,9 +74,13 @@ func New(st *store.Store, images Images, client *remote.Client, opts Options) *P
 // maxCommits bounds the threads that wait for the disk.
 const maxCommits = 8
 
+// memoryPerLayer is the memory of the engine for which another layer is fetched at the same time. A layer takes less, but there is
+// other work too.
+const memoryPerLayer = 64 << 20
+
 func maxOrDefault(n int) int {
 	if n <= 0 {
-		return 3 * runtime.GOMAXPROCS(0)
+		return max(2, min(3*runtime.GOMAXPROCS(0), int(host.MemoryLimit()/memoryPerLayer)))
 	}
 	return n
 }

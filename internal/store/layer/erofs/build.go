@@ -103,23 +103,24 @@ func (b *builder) closeChain() error {
 }
 
 func (b *builder) fill(below *os.File, m image.Missing) error {
+	name := b.tree.Path(m)
 	gone := func() error {
 		if !m.File {
 			return nil // the directory is new in this layer and keeps the default attributes
 		}
-		return errs.New(errs.Invalid, "layer tar: hard link to %.200q, which is a file neither of this layer nor of those below", m.Path)
+		return errs.New(errs.Invalid, "layer tar: hard link to %.200q, which is a file neither of this layer nor of those below", name)
 	}
 	if below == nil {
 		return gone()
 	}
-	fd, err := openBelow(below, m.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	fd, err := openBelow(below, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if absent(err) {
 		return gone()
 	}
 	if err != nil {
-		return &os.PathError{Op: "open below", Path: m.Path, Err: err}
+		return &os.PathError{Op: "open below", Path: name, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), m.Path)
+	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	a, err := attrOf(f)
 	if err != nil {
@@ -129,7 +130,7 @@ func (b *builder) fill(below *os.File, m image.Missing) error {
 		return gone()
 	}
 	if a.Mode&unix.S_IFMT == unix.S_IFREG && a.Size > 0 {
-		if a.Extent, err = b.copyUp(below, m.Path, a.Size); err != nil {
+		if a.Extent, err = b.copyUp(below, name, a.Size); err != nil {
 			return err
 		}
 	}

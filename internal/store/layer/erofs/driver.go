@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/memory"
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
@@ -32,6 +33,8 @@ type Options struct {
 	Reserve int64
 	// Limits bounds what a tar may contain.
 	Limits tarscan.Limits
+	// Memory is what layers may take until they are committed; nil means memory.Process.
+	Memory *memory.Pool
 	// IdleMounts is how many unused layers stay mounted; 0 means 64, a negative number none.
 	IdleMounts int
 }
@@ -69,6 +72,9 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 		files: files{fs: fsys}, opts: opts,
 		records: map[oci.DiffID]*layerRecord{}, damaged: map[oci.DiffID]string{},
 		mounts: map[mountKey]*layerMount{}, targets: map[string][]*layerMount{},
+	}
+	if d.opts.Memory == nil {
+		d.opts.Memory = memory.Process()
 	}
 	if d.opts.IdleMounts == 0 {
 		d.opts.IdleMounts = 64

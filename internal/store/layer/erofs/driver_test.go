@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"ply/internal/durable"
+	"ply/internal/memory"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/erofs"
 	"ply/internal/store/layer/layertest"
@@ -32,6 +33,11 @@ func TestBuffered(t *testing.T) { layertest.RunMounts(t, with(erofs.Options{Buff
 
 // The mode for kernels that cannot stack detached mounts.
 func TestAttached(t *testing.T) { layertest.RunMounts(t, with(erofs.Options{Attached: true})) }
+
+// The mode for layers whose index finds no memory while they are written: they are indexed when they are committed.
+func TestWithoutMemory(t *testing.T) {
+	layertest.RunMounts(t, with(erofs.Options{Memory: memory.NewPool(0, 16<<20)}))
+}
 
 func TestFaults(t *testing.T)     { layertest.RunFaults(t, open) }
 func TestVersions(t *testing.T)   { layertest.RunVersions(t, open) }

@@ -2,6 +2,7 @@ package erofs
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"hash"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"ply/internal/durable"
+	"ply/internal/memory"
 	"ply/internal/oci"
 	"ply/internal/store/layer/erofs/image"
 	"ply/internal/store/layer/tarscan"
@@ -31,12 +33,14 @@ func (h *hasher) run() {
 	}
 }
 
-// scanner indexes the tar from its pieces.
+// scanner indexes the tar from its pieces. When the memory for the index is exhausted it forgets what it has, and again
+// starts over when the layer is committed.
 type scanner struct {
-	d    *Driver
-	dir  string
-	in   chan *piece
-	fail atomic.Pointer[error]
+	d     *Driver
+	dir   string
+	in    chan *piece
+	fail  atomic.Pointer[error]
+	share *memory.Share // for the index
 
 	// These belong to run until it has returned.
 	cur     *piece
@@ -48,11 +52,18 @@ type scanner struct {
 }
 
 func newScanner(d *Driver, dir string) *scanner {
-	return &scanner{d: d, dir: dir, in: make(chan *piece, 2), tree: image.NewTree()}
+	return &scanner{d: d, dir: dir, in: make(chan *piece, 2), share: d.opts.Memory.Share(), tree: image.NewTree()}
 }
 
+// errNoMemory means that the share cannot grow.
+var errNoMemory = errors.New("index: no memory left")
+
 func (s *scanner) run() {
-	if err := tarscan.Scan(s, s.d.opts.Limits, s.visit); err != nil {
+	err := tarscan.Scan(s, s.d.opts.Limits, s.visit)
+	if errors.Is(err, errNoMemory) {
+		err = s.forget()
+	}
+	if err != nil {
 		s.fail.Store(&err)
 	}
 	if s.cur != nil {
@@ -62,6 +73,36 @@ func (s *scanner) run() {
 	for p := range s.in {
 		p.done()
 	}
+}
+
+// forget drops the index and what belongs to it. The tar alone has everything.
+func (s *scanner) forget() error {
+	side := s.side != nil
+	err := s.close()
+	s.size, s.entries = 0, 0
+	if !side {
+		return err
+	}
+	return errors.Join(err, s.d.fs.Remove(filepath.Join(s.dir, sideName)))
+}
+
+// again indexes the tar, which was written, with the memory of another share.
+func (s *scanner) again(ctx context.Context, tar io.ReaderAt, size int64) error {
+	turn, err := s.d.opts.Memory.Turn(ctx)
+	if err != nil {
+		return err
+	}
+	s.share, s.tree = turn, image.NewTree()
+	err = tarscan.Scan(io.NewSectionReader(tar, 0, size), s.d.opts.Limits, func(e *tarscan.Entry, data io.Reader) error {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		return s.visit(e, data)
+	})
+	if errors.Is(err, errNoMemory) {
+		err = s.d.opts.Memory.Exhausted("index of the layer")
+	}
+	return err
 }
 
 // failure returns the scan's error, or nil while there is none.
@@ -91,6 +132,9 @@ func (s *scanner) Read(p []byte) (int, error) {
 }
 
 func (s *scanner) visit(e *tarscan.Entry, data io.Reader) error {
+	if !s.share.Fit(s.tree.Memory()) {
+		return errNoMemory
+	}
 	var where image.Extent
 	switch e.Kind {
 	case tarscan.Whiteout, tarscan.Opaque:
@@ -137,12 +181,16 @@ func (s *scanner) release() {
 	}
 }
 
-// close closes the side file, if there is one.
+// close drops the index and closes the side file, if there is one.
 func (s *scanner) close() error {
+	s.tree = nil
+	s.share.Close()
 	if s.side == nil {
 		return nil
 	}
-	return s.side.f.Close()
+	f := s.side.f
+	s.side = nil
+	return f.Close()
 }
 
 // sideFile holds file content that is not one piece of the tar. Regions of zeros become holes.

@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/memory"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/erofs/image"
@@ -23,6 +24,7 @@ import (
 const (
 	pieceSize  = 256 << 10 // it stays in the processor's cache between decompression, write, hash and scan
 	pieceCount = 16
+	fewPieces  = 4        // when memory is short
 	flushEvery = 8 << 20  // bytes after which write-back is started
 	checkEvery = 64 << 20 // bytes after which the free space is checked again
 	keepCached = 16 << 20 // smaller tars stay in the page cache: what was just built is often pushed next
@@ -45,8 +47,13 @@ func (d *Driver) Create(ctx context.Context) (layer.Writer, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.fs.RemoveAll(dir))
 	}
-	w := &writer{d: d, dir: dir, tar: f, free: make(chan *piece, pieceCount), hash: newHasher(), scan: newScanner(d, dir)}
-	for range pieceCount {
+	w := &writer{d: d, dir: dir, tar: f, pieces: d.opts.Memory.Share(), hash: newHasher(), scan: newScanner(d, dir)}
+	n := pieceCount
+	if !w.pieces.Fit(pieceCount * pieceSize) {
+		n = fewPieces
+	}
+	w.free = make(chan *piece, n)
+	for range n {
 		w.free <- &piece{home: w.free}
 	}
 	w.work.Go(w.hash.run)
@@ -95,6 +102,7 @@ type writer struct {
 	size int64
 
 	free    chan *piece
+	pieces  *memory.Share
 	cur     *piece // being filled by Write
 	flushed int64  // bytes whose write-back was started
 	checked int64  // size at the last check of the free space
@@ -227,12 +235,13 @@ func (w *writer) join() {
 	if w.cur != nil {
 		w.cur.home <- w.cur
 	}
-	for range pieceCount {
+	for range cap(w.free) {
 		if p := <-w.free; p.b != nil {
 			buffers.Put((*[pieceSize]byte)(p.b[:pieceSize]))
 		}
 	}
 	w.free, w.cur = nil, nil
+	w.pieces.Close()
 	w.scan.release()
 }
 
@@ -243,14 +252,27 @@ func (w *writer) End() (alone bool) {
 	}
 	if !w.joined {
 		w.join()
-		if w.err == nil && w.scan.failure() == nil {
+		if w.err == nil && w.scan.failure() == nil && w.scan.tree != nil {
 			w.missing, w.err = w.scan.tree.Missing()
 		}
 		if w.err == nil && w.scan.failure() == nil {
 			w.syncs.start(w.tar.Sync)
 		}
 	}
-	return len(w.missing) == 0
+	return w.scan.tree != nil && len(w.missing) == 0
+}
+
+// index indexes a layer whose index found no memory while it was written.
+func (w *writer) index(ctx context.Context) error {
+	if w.scan.tree != nil {
+		return nil
+	}
+	if err := w.scan.again(ctx, w.tar, w.size); err != nil {
+		return err
+	}
+	var err error
+	w.missing, err = w.scan.tree.Missing()
+	return err
 }
 
 // DiffID implements layer.Writer.
@@ -289,8 +311,11 @@ func (w *writer) Commit(ctx context.Context, parents oci.Chain, want oci.DiffID)
 	if want != "" && id != want {
 		return info, errs.New(errs.Invalid, "layer tar: its digest is %s, want %s", id, want)
 	}
+	if err := w.index(ctx); err != nil {
+		return info, err
+	}
 	r, index, err := w.seal(ctx, id, parents)
-	if err = errors.Join(err, w.syncs.wait()); err != nil {
+	if err = errors.Join(err, w.scan.close(), w.syncs.wait()); err != nil {
 		return info, exhausted(err)
 	}
 	if err := w.d.fs.SyncDir(w.dir); err != nil {

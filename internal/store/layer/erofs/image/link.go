@@ -86,6 +86,9 @@ func (t *Tree) follow(dir string) (string, error) {
 	return resolved, nil
 }
 
+// copyCost is what an element of copies takes in memory besides its path.
+const copyCost = 100
+
 const (
 	maxPath = 4096
 	maxName = 255
@@ -124,6 +127,7 @@ func (t *Tree) lower(from, p string) (inodeID, error) {
 	if err := t.account(2*len(p) + 64); err != nil {
 		return 0, err
 	}
+	t.texts += int64(len(p)) + copyCost
 	p = strings.Clone(p)
 	i := t.newInode(inode{mode: unix.S_IFREG, absent: true, offset: int64(t.text(p)), size: int64(len(p))})
 	t.copies[p] = i

@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -85,6 +86,7 @@ type Tree struct {
 	inodes []inode // inodes[0] means none
 	xattrs [][]tarscan.Xattr
 	bytes  int
+	texts  int64 // bytes of texts that are not in names, with what keeping them costs
 
 	table []nodeID // a hash table with open addressing on (parent, name)
 	seed  maphash.Seed
@@ -367,9 +369,22 @@ func (t *Tree) set(id inodeID, a Attr) error {
 		for _, x := range a.Xattrs {
 			total += len(x.Name) + len(x.Value) + tarscan.XattrCost
 		}
+		t.texts += int64(total)
 	}
 	t.inodes[id] = i
 	return t.account(total)
+}
+
+// What a name and an inode take in memory besides their texts, with what Missing and Write need for them.
+const (
+	nodeCost  = int64(unsafe.Sizeof(node{})) + 2 + int64(unsafe.Sizeof(Missing{})) + 2*4
+	inodeCost = int64(unsafe.Sizeof(inode{})) + 3*8
+)
+
+// Memory returns how many bytes the tree takes, and Write with it.
+func (t *Tree) Memory() int64 {
+	return int64(cap(t.names)) + int64(cap(t.nodes))*nodeCost + int64(cap(t.inodes))*inodeCost + int64(len(t.table))*4 +
+		int64(cap(t.xattrs))*int64(unsafe.Sizeof(t.xattrs[0])) + t.texts
 }
 
 // Len returns the number of names, replaced ones included.
@@ -377,9 +392,17 @@ func (t *Tree) Len() int { return len(t.nodes) }
 
 // Missing is something that depends on the layers below.
 type Missing struct {
-	Path string
 	File bool // a file that must exist there; otherwise a directory that may
 	id   inodeID
+	node nodeID // of a directory
+}
+
+// Path returns the path of m in the layers below.
+func (t *Tree) Path(m Missing) string {
+	if in := &t.inodes[m.id]; in.absent {
+		return string(t.names[in.offset : in.offset+in.size])
+	}
+	return t.path(m.node)
 }
 
 // Missing returns the inodes for which Fill should be called, parents first. The root is not among them: see ImpliedRoot.
@@ -403,11 +426,10 @@ func (t *Tree) Missing() ([]Missing, error) {
 		hidden[i] = cut || n.opaque || !in.isDir()
 		switch {
 		case in.implied && in.isDir() && !cut:
-			all = append(all, Missing{Path: t.path(nodeID(i)), id: n.inode})
+			all = append(all, Missing{id: n.inode, node: nodeID(i)})
 		case in.absent && !listed[n.inode]:
 			listed[n.inode] = true
-			p := string(t.names[in.offset : in.offset+in.size])
-			all = append(all, Missing{Path: p, File: true, id: n.inode})
+			all = append(all, Missing{File: true, id: n.inode})
 		}
 	}
 	return all, nil
@@ -416,7 +438,7 @@ func (t *Tree) Missing() ([]Missing, error) {
 // Fill sets the attributes of a missing inode. For a File, a must not be a directory.
 func (t *Tree) Fill(m Missing, a Attr) error {
 	if m.File == (a.Mode&unix.S_IFMT == unix.S_IFDIR) {
-		return errs.New(errs.Internal, "%.200q: filled with mode %o", m.Path, a.Mode)
+		return errs.New(errs.Internal, "%.200q: filled with mode %o", t.Path(m), a.Mode)
 	}
 	return t.set(m.id, a)
 }
