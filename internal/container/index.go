@@ -56,6 +56,20 @@ func (x *index) get(id oci.ContainerID) *ctr {
 	return x.byID[id]
 }
 
+// known returns the containers that exist and those that are being created.
+func (x *index) known() map[oci.ContainerID]bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	out := make(map[oci.ContainerID]bool, len(x.byID))
+	for id := range x.byID {
+		out[id] = true
+	}
+	for _, id := range x.byName {
+		out[id] = true
+	}
+	return out
+}
+
 func (x *index) all() []*ctr {
 	x.mu.RLock()
 	defer x.mu.RUnlock()

@@ -3,9 +3,14 @@ package engine
 import (
 	"context"
 	"errors"
+	"path/filepath"
 
 	"ply/internal/errs"
+	"ply/internal/network"
+	"ply/internal/network/namespace"
+	"ply/internal/oci"
 	"ply/internal/store/check"
+	"ply/internal/volume"
 )
 
 // Check examines the data root and the exec root, while the engine works. Only one examination runs at a time: the error's class
@@ -16,7 +21,11 @@ func (e *Engine) Check(ctx context.Context, o check.Options, l check.Listener) (
 	}
 	defer e.checking.Unlock()
 	r := check.New(o, l)
-	err := check.All(ctx, r, e.Store)
+	networks := network.Checker{
+		Service: e.Networks, Hold: e.Containers.Hold,
+		Meta: e.Store.Meta, StateDir: filepath.Join(e.opts.Config.ExecRoot, "network"),
+	}
+	err := check.All(ctx, r, e.Store, volume.Checker{Service: e.Volumes}, e.Containers, networks)
 	return r.Summary(), err
 }
 
@@ -26,9 +35,10 @@ type Offline struct{ Options }
 // Check examines the data root. A data root that cannot be opened is a finding. The error's class is errs.Unavailable when another
 // process has the data root open.
 func (o Offline) Check(ctx context.Context, co check.Options, l check.Listener) (_ check.Summary, err error) {
+	co.Offline = true
 	e := newEngine(o.Options)
 	defer func() { err = errors.Join(err, e.Close()) }()
-	for _, open := range []func(context.Context) error{e.openStore} {
+	for _, open := range []func(context.Context) error{e.openStore, e.openImages, e.openVolumes, e.openContainers} {
 		err := open(ctx)
 		if errors.Is(err, errs.DataLoss) || errors.Is(err, errs.Precondition) {
 			r := check.New(co, l)
@@ -49,4 +59,19 @@ func rootFinding(root string, err error) check.Finding {
 		f.Problem, f.Heal = e.Msg, e.Hint
 	}
 	return f
+}
+
+// detached is the network of containers while no engine serves. It attaches nothing and can only remove what is left.
+type detached struct{}
+
+func (detached) Attach(context.Context, network.AttachRequest) (network.Attachment, error) {
+	return network.Attachment{}, errs.New(errs.Unavailable, "no engine runs")
+}
+
+func (detached) Detach(_ context.Context, _ oci.ContainerID, netns string) error {
+	return namespace.Remove(netns)
+}
+
+func (detached) Attached(oci.ContainerID) (network.Attachment, bool) {
+	return network.Attachment{}, false
 }

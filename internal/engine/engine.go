@@ -227,8 +227,12 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 
 func (e *Engine) openContainers(context.Context) (err error) {
 	c := e.opts.Config
+	var networks container.Network = detached{}
+	if e.Networks != nil {
+		networks = e.Networks
+	}
 	o := container.Options{
-		Store: e.Store, Images: e.Images, Volumes: e.Volumes, Network: e.Networks, Events: e.Events, Log: e.log,
+		Store: e.Store, Images: e.Images, Volumes: e.Volumes, Network: networks, Events: e.Events, Log: e.log,
 		ShimPath: e.opts.ShimPath, DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
 		Defaults: defaults(c), LogDriver: c.LogDriver, LogOpts: c.LogOpts, PidsLimit: int64(max(c.DefaultPidsLimit, 0)), CgroupParent: c.CgroupParent,
 		Init: c.Init, InitPath: c.InitPath, DNS: c.DNS, DNSOptions: c.DNSOpts, DNSSearch: c.DNSSearch, ResolvConf: c.ResolvConf,

@@ -388,13 +388,23 @@ func (v *victim) round(ws []*worker, r *rand.Rand, crash func()) {
 	v.verify(ws, false)
 }
 
-// verify checks what was acknowledged, by several clients at a time.
+// verify checks what was acknowledged, by several clients at a time, and that everything that plyd stores agrees; with every, to
+// the last byte.
 func (v *victim) verify(ws []*worker, every bool) {
 	v.t.Helper()
 	var wg sync.WaitGroup
 	for _, w := range ws {
 		wg.Go(func() { w.verify(v.t, every) })
 	}
+	wg.Go(func() {
+		check := []string{"system", "check"}
+		if every {
+			check = append(check, "--full")
+		}
+		if _, err := v.ply(context.Background(), check...); err != nil {
+			v.t.Error(err)
+		}
+	})
 	wg.Wait()
 }
 

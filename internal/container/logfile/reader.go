@@ -30,10 +30,14 @@ type ReadOptions struct {
 // Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never
 // written is empty. Damaged records are skipped. For the driver none Read returns errs.Unimplemented with docker's words.
 func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message) error) error {
+	return readWith(ctx, opts, o, formatOf(opts.Driver), visit)
+}
+
+func readWith(ctx context.Context, opts shim.Log, o ReadOptions, format format, visit func(Message) error) error {
 	if opts.Driver == None {
 		return errs.New(errs.Unimplemented, "configured logging driver does not support reading")
 	}
-	r := &reader{opts: opts, o: o, fmt: formatOf(opts.Driver), visit: visit}
+	r := &reader{opts: opts, o: o, fmt: format, visit: visit}
 	var changed <-chan struct{}
 	if o.Follow {
 		w, err := watch(opts.Path)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 )
@@ -117,6 +118,24 @@ func (r *Root) Release() error {
 	}
 	r.mounted = false
 	return nil
+}
+
+// Stale reports whether the root is mounted although it has no user. With unmount, it unmounts such a root.
+func (r *Root) Stale(unmount bool) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.refs > 0 {
+		return false, nil
+	}
+	stale, err := mount.IsMounted(r.o.Dir)
+	if err != nil || !stale || !unmount {
+		return stale, err
+	}
+	if err := r.o.Driver.Unmount(context.Background(), r.o.Dir); err != nil {
+		return true, errs.New(errs.Internal, "container %s: unmount root: %w", r.o.Container.Short(), err)
+	}
+	r.mounted = false
+	return true, nil
 }
 
 // Close refuses new references and waits until every reference was given back. Only one Close may wait at a time.

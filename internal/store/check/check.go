@@ -20,6 +20,8 @@ import (
 type Options struct {
 	Full   bool // read every byte and compare its digest; without it, existence, sizes and structure are compared
 	Repair bool // heal what can be healed without a loss
+	// Offline says that no engine serves the data root: nothing is under way, and containers run that no one has taken up.
+	Offline bool
 }
 
 // Finding is one object with which something is wrong.

@@ -90,6 +90,13 @@ type Examiner interface {
 	Salvage(ctx context.Context, chain oci.Chain) (io.ReadCloser, error)
 }
 
+// WritableExaminer is implemented by drivers whose writables can be examined.
+type WritableExaminer interface {
+	// ExamineWritable reports whether the writable in dir has what CreateWritable made. With mend it makes again what holds no
+	// data. The error's class is errs.DataLoss when something is missing.
+	ExamineWritable(dir string, mend bool) error
+}
+
 // MountOptions are the options of Driver.Mount.
 type MountOptions struct {
 	Volatile bool

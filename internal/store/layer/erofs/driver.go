@@ -110,7 +110,7 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	d.kind = p.fsType
 	d.opts.Buffered = opts.Buffered || p.buffered
 	d.opts.Attached = opts.Attached || p.attached
-	if err := d.clearMountPoints(); err != nil {
+	if err := d.clearMountPoints(d.points); err != nil {
 		return nil, err
 	}
 	return d, d.load()
@@ -265,18 +265,18 @@ func (d *Driver) Close() error {
 	return all
 }
 
-// clearMountPoints unmounts what an earlier process mounted below layers/mounts, and removes the mount points.
-func (d *Driver) clearMountPoints() error {
-	entries, err := d.fs.ReadDir(d.points)
+// clearMountPoints unmounts what an earlier process mounted below points, which is layers/mounts, and removes the mount points.
+func (f *files) clearMountPoints(points string) error {
+	entries, err := f.fs.ReadDir(points)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		p := filepath.Join(d.points, e.Name())
+		p := filepath.Join(points, e.Name())
 		if err := mount.Unmount(p, true); err != nil {
 			return err
 		}
-		if err := d.fs.Remove(p); err != nil {
+		if err := f.fs.Remove(p); err != nil {
 			return err
 		}
 	}

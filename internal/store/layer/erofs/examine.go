@@ -43,3 +43,5 @@ func (d *Driver) Salvage(_ context.Context, chain oci.Chain) (io.ReadCloser, err
 	}
 	return nil, errs.New(errs.NotFound, "layer %s: its tar is gone", id.Short())
 }
+
+var _ layer.WritableExaminer = (*Driver)(nil)

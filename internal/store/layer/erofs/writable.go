@@ -40,6 +40,11 @@ func (d *Driver) Usage(ctx context.Context, dir string, _ oci.Chain) (int64, err
 	return writable.Usage(ctx, dir)
 }
 
+// ExamineWritable implements layer.WritableExaminer.
+func (d *Driver) ExamineWritable(dir string, mend bool) error {
+	return writable.Examine(d.fs, dir, mend)
+}
+
 // RemoveWritable implements layer.Driver.
 func (d *Driver) RemoveWritable(_ context.Context, dir string) error {
 	return writable.Remove(d.fs, d.inits, dir)

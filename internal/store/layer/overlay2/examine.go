@@ -8,6 +8,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tree"
+	"ply/internal/store/layer/writable"
 )
 
 var _ layer.Examiner = (*Driver)(nil)
@@ -45,4 +46,11 @@ func (d *Driver) Salvage(_ context.Context, chain oci.Chain) (io.ReadCloser, err
 	}
 	dir := d.dir(baseKey(chain.Top()))
 	return tree.Salvage(d.fsys, dir, filepath.Join(dir, tree.FS))
+}
+
+var _ layer.WritableExaminer = (*Driver)(nil)
+
+// ExamineWritable implements layer.WritableExaminer.
+func (d *Driver) ExamineWritable(dir string, mend bool) error {
+	return writable.Examine(d.fsys, dir, mend)
 }

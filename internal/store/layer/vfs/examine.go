@@ -3,7 +3,9 @@ package vfs
 import (
 	"context"
 	"io"
+	"path/filepath"
 
+	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/tree"
@@ -39,4 +41,17 @@ func (d *Driver) Salvage(_ context.Context, chain oci.Chain) (io.ReadCloser, err
 		return nil, err
 	}
 	return tree.Salvage(d.fsys, d.dir(chain), d.tree(chain))
+}
+
+var _ layer.WritableExaminer = (*Driver)(nil)
+
+// ExamineWritable implements layer.WritableExaminer.
+func (d *Driver) ExamineWritable(dir string, _ bool) error {
+	if fi, err := d.fsys.Lstat(treeOf(dir)); err != nil || !fi.IsDir() {
+		return errs.New(errs.DataLoss, "%s is missing", filepath.Join(filepath.Base(dir), tree.FS))
+	}
+	if _, err := loadCopied(d.fsys, dir); err != nil {
+		return errs.New(errs.DataLoss, "%s: %w", copiedName, err)
+	}
+	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
+	"ply/internal/errs"
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
@@ -59,6 +60,28 @@ func Create(fsys durable.FS, dir string, base Base) (err error) {
 		return err
 	}
 	return fsys.SyncDir(dir)
+}
+
+// Examine reports whether the directories of the writable in dir exist; the error's class is errs.DataLoss. With mend it makes
+// work/ again, which holds no data.
+func Examine(fsys durable.FS, dir string, mend bool) error {
+	for _, name := range []string{upperName, workName} {
+		p := filepath.Join(dir, name)
+		fi, err := fsys.Lstat(p)
+		if errors.Is(err, fs.ErrNotExist) && name == workName && mend {
+			if err := fsys.Mkdir(p, 0o755); err != nil {
+				return err
+			}
+			if err := fsys.SyncDir(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		if err != nil || !fi.IsDir() {
+			return errs.New(errs.DataLoss, "%s is missing", filepath.Join(filepath.Base(dir), name))
+		}
+	}
+	return nil
 }
 
 // setRootAttrs sets the attributes of the directory at path to those of the root of base.
