@@ -40,6 +40,7 @@ type FS interface {
 	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
 	Mkdir(name string, perm fs.FileMode) error
 	MkdirAll(name string, perm fs.FileMode) error
+	// Rename replaces newname if it exists, in one step: a file by a file, and an empty directory by a directory.
 	Rename(oldname, newname string) error
 	Link(oldname, newname string) error
 	Remove(name string) error

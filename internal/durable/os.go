@@ -26,11 +26,23 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 
 func (osFS) Mkdir(name string, perm fs.FileMode) error    { return os.Mkdir(name, perm) }
 func (osFS) MkdirAll(name string, perm fs.FileMode) error { return os.MkdirAll(name, perm) }
-func (osFS) Rename(o, n string) error                     { return os.Rename(o, n) }
 func (osFS) Link(o, n string) error                       { return os.Link(o, n) }
 func (osFS) Remove(name string) error                     { return os.Remove(name) }
 func (osFS) Lstat(name string) (fs.FileInfo, error)       { return os.Lstat(name) }
 func (osFS) ReadDir(name string) ([]fs.DirEntry, error)   { return os.ReadDir(name) }
+
+// Rename is that of the kernel. Unlike os.Rename it replaces an empty directory, in one step.
+func (osFS) Rename(o, n string) error {
+	for {
+		err := unix.Rename(o, n)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return &os.LinkError{Op: "rename", Old: o, New: n, Err: err}
+		}
+	}
+}
 
 // RemoveAll deletes trees that are nested deeper than a process may open files, as those that a container has made.
 func (osFS) RemoveAll(name string) (err error) {

@@ -58,6 +58,7 @@ type checker struct {
 type owned struct {
 	image     oci.ImageID
 	container oci.ContainerID
+	step      oci.Digest
 	chain     oci.Chain
 	blobs     []oci.Digest
 }
@@ -163,6 +164,16 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 			}
 			c.chains = append(c.chains, owned{container: id, chain: rec.Chain})
 		}
+		for id := range tx.Steps.Keys() {
+			step, err := tx.Steps.Get(id)
+			if err != nil {
+				add("build step", string(id), err.Error(), "", func() (string, error) { return c.dropStep(id) })
+				continue
+			}
+			for _, out := range step.Outputs {
+				c.chains = append(c.chains, owned{step: id, chain: out.Chain})
+			}
+		}
 		c.count = 0
 		for name := range tx.Names.Keys() {
 			c.count++
@@ -186,7 +197,7 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 func (c *checker) still(owners ...owned) (needed bool) {
 	err := c.s.Meta.View(func(tx *meta.Tx) error {
 		for _, o := range owners {
-			if o.image != "" && tx.Images.Has(o.image) || o.container != "" && tx.Containers.Has(o.container) {
+			if o.image != "" && tx.Images.Has(o.image) || o.container != "" && tx.Containers.Has(o.container) || o.step != "" && tx.Steps.Has(o.step) {
 				needed = true
 				return nil
 			}
@@ -210,6 +221,9 @@ func (c *checker) cure(layers oci.Chain, owners ...owned) string {
 	o := owners[0]
 	if o.container != "" {
 		return "pull or load the image of container " + o.container.Short() + " again, or remove it: ply rm -f " + o.container.Short()
+	}
+	if o.step != "" {
+		return "ply builder prune"
 	}
 	ref := o.image.Short()
 	if names := c.names[o.image]; len(names) > 0 {
@@ -502,6 +516,11 @@ func (c *checker) checkLayerRecord(ctx context.Context, l *neededLayer) {
 		c.r.Mend(check.Finding{Kind: "layer record", Object: string(id), Problem: textOf(err)}, func() (string, error) { return "written again", c.s.RecordLayer(info, nil) })
 		c.records[id] = meta.Layer{Size: info.Size, TarSize: info.TarSize}
 	}
+}
+
+// dropStep deletes the record of a build step: the build cache does without it.
+func (c *checker) dropStep(id oci.Digest) (string, error) {
+	return "deleted: the next build makes the step again", c.s.Meta.Update(func(tx *meta.Tx) error { return tx.Steps.Delete(id) })
 }
 
 // mendLayerRecord writes the record of a layer again, or deletes that of a layer that nothing needs.

@@ -76,7 +76,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 	return errors.Join(s.fill(ctx, src, data), fsys.RemoveAll(tmp))
 }
 
-// replace replaces the volume's directory by tmp, durably, unless another container has come to refer to the volume. It
+// replace replaces the volume's empty directory by tmp, durably and in one step, unless another container has come to refer to the volume. It
 // holds mu, so no reference is added between the check and the rename.
 func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
 	s.mu.Lock()
@@ -85,10 +85,6 @@ func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
 		if u != string(id) {
 			return false, nil
 		}
-	}
-	// A crash between the two operations leaves no directory, and the next use makes an empty one.
-	if err := s.opts.Store.FS.Remove(s.path(name)); err != nil {
-		return false, err
 	}
 	err := durable.Rename(s.opts.Store.FS, tmp, s.path(name))
 	return err == nil, err
