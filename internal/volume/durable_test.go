@@ -89,6 +89,7 @@ func TestOrderOfDiskOperations(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantOps(t, "populate", trace(),
+		"mkdir TEMP, with record", "syncfs TEMP, with record", "rename vol/_data, with record",
 		"syncdir vol, with record")
 	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "f")); err != nil || string(b) != "content" {
 		t.Errorf("file of the image = %q, %v", b, err)
