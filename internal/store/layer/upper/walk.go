@@ -34,8 +34,8 @@ type xattr struct{ name, value string }
 // layers below are visible in it.
 type visit func(n *node) (below bool, err error)
 
-// maxPath is the longest path that Changes and Diff return, in bytes. The kernel looks no longer one up.
-const maxPath = unix.PathMax - 1
+// MaxPath is the longest path that Changes and Diff return, in bytes. The kernel looks no longer one up.
+const MaxPath = unix.PathMax - 1
 
 // scope is what a walk needs.
 type scope struct {
@@ -113,8 +113,8 @@ func (w *walker) run() error {
 			low.names = low.names[1:]
 			n := &node{path: name, name: name, dirfd: int(w.dirs.Dir().Fd()), fd: -1, pure: low.pure}
 			if w.scope.paths {
-				if n.path = join(low.path, name); len(n.path) > maxPath {
-					return errs.New(errs.Invalid, "writable layer: path %.60q…: longer than %d bytes", n.path, maxPath)
+				if n.path = join(low.path, name); len(n.path) > MaxPath {
+					return errs.New(errs.Invalid, "writable layer: path %.60q…: longer than %d bytes", n.path, MaxPath)
 				}
 			}
 			if err := w.child(n); err != nil {

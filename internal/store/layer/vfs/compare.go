@@ -21,6 +21,9 @@ type comparer struct {
 	since unix.Timespec   // a file with an earlier ctime was not changed
 	made  map[string]mark // mount points of the runtime that have not changed
 
+	// beyond is called for what has a longer path than upper.MaxPath. No layer can have it.
+	beyond func(dir *os.File, name, path string) error
+
 	changes []layer.Change
 	pairs   map[inode]inode // of files with several names: the chain's → the container's, and the reverse
 	back    map[inode]inode
@@ -86,6 +89,13 @@ func (c *comparer) dirs(base, cur *os.File, path string) (changed bool, err erro
 	}
 	for _, name := range now {
 		p := join(path, name)
+		if len(p) > upper.MaxPath {
+			changed = true
+			if err := c.beyond(cur, name, p); err != nil {
+				return false, err
+			}
+			continue
+		}
 		_, had := slices.BinarySearch(was, name)
 		one, err := c.one(base, cur, name, p, had)
 		if err != nil {
@@ -232,13 +242,17 @@ func (c *comparer) same(base, cur *os.File, name string, old, st *unix.Stat_t) (
 	return true, nil
 }
 
+// sameContent compares two regular files. A file of the container that has become something else is not opened; it differs.
 func sameContent(base, cur *os.File, name string) (bool, error) {
-	a, err := openBelow(int(base.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	a, err := openFile(int(base.Fd()), name)
 	if err != nil {
 		return false, err
 	}
 	defer a.Close()
-	b, err := openBelow(int(cur.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	b, err := openFile(int(cur.Fd()), name)
+	if errors.Is(err, unix.ENXIO) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}

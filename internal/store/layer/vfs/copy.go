@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/safepath"
 	"ply/internal/store/layer/upper"
 )
 
@@ -31,6 +32,16 @@ func openBelow(dirfd int, path string, flags int) (*os.File, error) {
 
 func openDir(dirfd int, path string) (*os.File, error) {
 	return openBelow(dirfd, path, unix.O_RDONLY|unix.O_DIRECTORY)
+}
+
+// openFile opens a regular file for reading. The error is ENXIO for anything else: to open it could have effects.
+func openFile(dirfd int, name string) (*os.File, error) {
+	at, err := openBelow(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	defer at.Close()
+	return safepath.Reopen(at, unix.O_RDONLY)
 }
 
 func openRoot(path string) (*os.File, error) {
@@ -164,7 +175,7 @@ func readlink(dirfd int, name string) (string, error) {
 }
 
 func copyFile(from int, src string, size int64, to int, dst string) error {
-	r, err := openBelow(from, src, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	r, err := openFile(from, src)
 	if err != nil {
 		return err
 	}

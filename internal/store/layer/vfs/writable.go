@@ -245,8 +245,14 @@ func marksBelow(d *os.File, name, path string) ([]mark, error) {
 	return made, nil
 }
 
+// refuse returns the error for a path that no layer can have.
+func refuse(_ *os.File, _, path string) error {
+	return errs.New(errs.Invalid, "writable layer: path %.60q…: longer than %d bytes", path, upper.MaxPath)
+}
+
 // compareWith compares the writable with its chain and calls then with both trees open.
-func (d *Driver) compareWith(ctx context.Context, dir string, chain oci.Chain, then func(base, cur *os.File, changes []layer.Change) error) error {
+func (d *Driver) compareWith(ctx context.Context, dir string, chain oci.Chain, beyond func(dir *os.File, name, path string) error,
+	then func(base, cur *os.File, changes []layer.Change) error) error {
 	if _, err := d.meta(chain); err != nil {
 		return err
 	}
@@ -264,7 +270,7 @@ func (d *Driver) compareWith(ctx context.Context, dir string, chain oci.Chain, t
 		return err
 	}
 	defer cur.Close()
-	cmp := &comparer{ctx: ctx, since: unix.Timespec{Sec: c.Since[0], Nsec: c.Since[1]}, made: make(map[string]mark, len(c.Made))}
+	cmp := &comparer{ctx: ctx, beyond: beyond, since: unix.Timespec{Sec: c.Since[0], Nsec: c.Since[1]}, made: make(map[string]mark, len(c.Made))}
 	for _, m := range c.Made {
 		cmp.made[string(m.Path)] = m
 	}
@@ -277,7 +283,7 @@ func (d *Driver) compareWith(ctx context.Context, dir string, chain oci.Chain, t
 
 // Changes implements layer.Driver.
 func (d *Driver) Changes(ctx context.Context, dir string, chain oci.Chain) (all []layer.Change, err error) {
-	err = d.compareWith(ctx, dir, chain, func(_, _ *os.File, changes []layer.Change) error {
+	err = d.compareWith(ctx, dir, chain, refuse, func(_, _ *os.File, changes []layer.Change) error {
 		all = changes
 		return nil
 	})
@@ -286,7 +292,7 @@ func (d *Driver) Changes(ctx context.Context, dir string, chain oci.Chain) (all 
 
 // Diff implements layer.Driver.
 func (d *Driver) Diff(ctx context.Context, dir string, chain oci.Chain, w io.Writer) error {
-	return d.compareWith(ctx, dir, chain, func(base, cur *os.File, changes []layer.Change) error {
+	return d.compareWith(ctx, dir, chain, refuse, func(base, cur *os.File, changes []layer.Change) error {
 		t := upper.NewTar(w)
 		old, err := lstat(base, ".")
 		if err != nil {
@@ -341,7 +347,12 @@ func write(ctx context.Context, t *upper.Tar, cur *os.File, ch layer.Change) err
 
 // Usage implements layer.Driver: it counts the files that the container added or changed, not the copy of the image.
 func (d *Driver) Usage(ctx context.Context, dir string, chain oci.Chain) (sum int64, err error) {
-	err = d.compareWith(ctx, dir, chain, func(_, cur *os.File, changes []layer.Change) error {
+	beyond := func(dir *os.File, name, _ string) error {
+		size, err := sizeOf(ctx, dir, name)
+		sum += size
+		return ignoreGone(err)
+	}
+	err = d.compareWith(ctx, dir, chain, beyond, func(_, cur *os.File, changes []layer.Change) error {
 		seen := map[inode]bool{}
 		for _, ch := range changes {
 			if ch.Kind == layer.Deleted {
@@ -365,6 +376,25 @@ func (d *Driver) Usage(ctx context.Context, dir string, chain oci.Chain) (sum in
 		return nil
 	})
 	return sum, err
+}
+
+// sizeOf returns the sum of the sizes of the regular files at and below a name.
+func sizeOf(ctx context.Context, dir *os.File, name string) (int64, error) {
+	st, err := lstat(dir, name)
+	switch {
+	case err != nil:
+		return 0, err
+	case kindOf(&st) == unix.S_IFREG:
+		return st.Size, nil
+	case kindOf(&st) != unix.S_IFDIR:
+		return 0, nil
+	}
+	sub, err := openDir(int(dir.Fd()), name)
+	if err != nil {
+		return 0, err
+	}
+	defer sub.Close()
+	return upper.Usage(ctx, fmt.Sprintf("/proc/self/fd/%d/.", sub.Fd()))
 }
 
 // RemoveWritable implements layer.Driver.
