@@ -110,7 +110,7 @@ func (h transferHandlers) pull(c *call, platform string) error {
 }
 
 func (h transferHandlers) importTar(c *call, platform string) error {
-	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: transfer.WithoutUser(c.get("fromSrc")),
+	opts := transfer.ImportOptions{Message: c.get("message"), Changes: c.q["changes"], Platform: platform, From: transfer.WithoutSecrets(c.get("fromSrc")),
 		Format: oci.Format(c.get("format"))}
 	if repo := c.get("repo"); repo != "" {
 		name, err := repoTag(repo, c.get("tag"))
@@ -155,13 +155,13 @@ func fetchClient() *http.Client {
 	}}
 }
 
-// fetch opens the source of `import URL`. An address without a scheme is http. User name and password of the address reach only
-// the server: messages and errors show the address without them.
+// fetch opens the source of `import URL`. An address without a scheme is http. User name, password and query of the address
+// reach only the server: messages and errors show the address without them.
 func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (io.ReadCloser, error) {
 	if !strings.Contains(from, "://") {
 		from = "http://" + from
 	}
-	shown := transfer.WithoutUser(from)
+	shown := transfer.WithoutSecrets(from)
 	u, err := url.Parse(from)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		if i := strings.LastIndexByte(shown, '@'); i >= 0 { // where the password ends is not known, it may hold a slash

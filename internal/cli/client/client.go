@@ -345,17 +345,17 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, q url.Value
 	return resp, nil
 }
 
-// traced returns the request URI without the user name and password of an import's source.
+// traced returns the request URI without the user name, password and query of an import's source.
 func traced(u *url.URL) string {
 	q := u.Query()
 	from := q.Get("fromSrc")
-	if !strings.Contains(from, "@") {
+	if !strings.ContainsAny(from, "@?#") {
 		return u.RequestURI()
 	}
 	if src, err := url.Parse(from); err != nil {
 		q.Set("fromSrc", "…")
 	} else {
-		src.User = nil
+		src.User, src.RawQuery, src.Fragment = nil, "", ""
 		q.Set("fromSrc", src.String())
 	}
 	shown := *u

@@ -183,6 +183,7 @@ func TestTraceHidesCredentials(t *testing.T) {
 		"http://host/a.tar":             "http%3A%2F%2Fhost%2Fa.tar",
 		"http://user:secret@host/a.tar": "http%3A%2F%2Fhost%2Fa.tar",
 		"http://user:%zz@host/a.tar":    "%E2%80%A6",
+		"http://host/a.tar?sig=secret":  "http%3A%2F%2Fhost%2Fa.tar",
 	} {
 		var trace strings.Builder
 		c, err := New(Options{Host: host, Trace: func(s string) { trace.WriteString(s) }})

@@ -32,7 +32,7 @@ func (a *Archive) Import(ctx context.Context, opts transfer.ImportOptions, progr
 	}
 	message := opts.Message
 	if message == "" {
-		message = "Imported from " + transfer.WithoutUser(opts.From) // the history is pushed with the image
+		message = "Imported from " + transfer.WithoutSecrets(opts.From) // the history is pushed with the image
 	}
 	lease := a.st.Lease()
 	var chain oci.Chain

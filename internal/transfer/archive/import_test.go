@@ -51,10 +51,11 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// The history of an image is pushed with it, so it has the address without user name and password. A message stays as it is.
+// The history of an image is pushed with it, so it has the address without user name, password and query. A message stays as it is.
 func TestImportKeepsNoCredentials(t *testing.T) {
 	for _, c := range []struct{ from, message, want string }{
-		{"http://host/a@b.tar?c=d", "", "Imported from http://host/a@b.tar?c=d"},
+		{"http://host/a@b.tar?c=d", "", "Imported from http://host/a@b.tar"},
+		{"https://host/a.tar?X-Amz-Signature=secret", "", "Imported from https://host/a.tar"},
 		{"http://user:secret@host/a.tar", "", "Imported from http://host/a.tar"},
 		{"https://token@host/a.tar", "", "Imported from https://host/a.tar"},
 		{"user:secret@host/a.tar", "", "Imported from host/a.tar"},
