@@ -30,7 +30,7 @@ func newID() oci.ContainerID {
 
 // Create makes a container of an image. On an error nothing of it remains. Errors: NotFound for an image and for nothing
 // else, Conflict for a name in use, Invalid for a spec that cannot run.
-func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, warnings []string, err error) {
+func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []string, error) {
 	if sp.Image == "" {
 		return "", nil, invalid("no image specified")
 	}
@@ -41,6 +41,11 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (_ oci.ContainerID, 
 	if err != nil {
 		return "", nil, err
 	}
+	return s.create(ctx, sp, img)
+}
+
+// create makes a container of img.
+func (s *Service) create(ctx context.Context, sp spec.Spec, img *image.Image) (_ oci.ContainerID, warnings []string, err error) {
 	if err := checkPlatform(sp.Platform, &img.Config, sp.Image); err != nil {
 		return "", nil, err
 	}

@@ -526,13 +526,13 @@ func (j *Job) resolveDirs(v *ops.Vertex, ins []*Result) (err error) {
 	return nil
 }
 
-// needsLayers reports whether an input is changed by its vertex, so that the result is built on it.
+// needsLayers reports whether a vertex can use an input as layers only.
 func needsLayers(v *ops.Vertex, input int) bool {
 	switch op := v.Op.(type) {
 	case *ops.Exec:
 		for _, m := range op.Mounts {
-			if m.Input == input && !m.ReadOnly {
-				return true
+			if m.Input == input {
+				return true // a command sees a copy: the directory of a client may change meanwhile
 			}
 		}
 	case *ops.Files:
@@ -544,3 +544,6 @@ func needsLayers(v *ops.Vertex, input int) bool {
 	}
 	return false
 }
+
+// StepOfRun is the Step of the images that containers of commands are made from. They are removed with the next pruning of the cache.
+const StepOfRun = "run"

@@ -30,7 +30,7 @@ var (
 		Parts: []StepPart{{What: "the instruction", Sum: "sha256:" + hex("cc")}}, Created: when, Used: when.Add(time.Hour), Uses: 3, Took: time.Second,
 	}
 	goldenStepKey = StepKey{Step: digest}
-	goldenVolume = Volume{
+	goldenVolume  = Volume{
 		Driver: "local", Labels: map[string]string{"k": "v"}, Options: map[string]string{"type": "tmpfs"}, Created: when, Anonymous: true,
 	}
 )

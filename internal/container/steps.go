@@ -1,0 +1,66 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"os"
+	"slices"
+
+	"ply/internal/container/spec"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+)
+
+// CreateFrom is Create for an image that the caller has looked up. The defaults of sp are those of img.Config, which may be another config than that of the image:
+// a build step takes nothing of it but the layers.
+func (s *Service) CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", nil, err
+	}
+	sp.Image = string(img.ID)
+	return s.create(ctx, sp, img)
+}
+
+// CommitLayer stores the writable layer of a container that does not run as a layer, and returns the chain with it on top, which the lease protects. Before that,
+// it calls prepare, if that is not nil, with the container's root.
+// Errors: NotFound; Conflict while the container runs.
+func (s *Service) CommitLayer(ctx context.Context, ref string, lease *store.Lease, prepare func(root *os.File) error) (_ oci.Chain, err error) {
+	c, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if c.isActive() {
+		return nil, errs.New(errs.Conflict, "container %s is running", c.id)
+	}
+	if prepare != nil {
+		if err := c.changeRoot(ctx, prepare); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.root.Reserve(); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	chain := c.chain()
+	lease.Layer(chain)
+	diff, err := s.commitLayer(ctx, c, chain, lease, false)
+	if err != nil {
+		return nil, err
+	}
+	return append(slices.Clone(chain), diff), nil
+}
+
+// changeRoot calls f with the root of a container, mounted.
+func (c *ctr) changeRoot(ctx context.Context, f func(root *os.File) error) (err error) {
+	if err := c.root.Acquire(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.root.Release()) }()
+	root, err := c.root.Open()
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(root), root.Close())
+}
