@@ -119,6 +119,7 @@ type Result struct {
 	Chain   oci.Chain  // the layers; empty for an empty tree
 	Dir     *tree.Tree // a directory that is not made of layers; nil = layers
 	Key     oci.Digest // how it was made; "" for a directory of the client
+	Step    oci.Digest // ID of its Record; "" for a source
 	Created time.Time
 }
 
@@ -405,7 +406,7 @@ func (j *Job) find(k *keys) (*Record, error) {
 func (j *Job) results(rec *Record) map[int]*Result {
 	out := map[int]*Result{}
 	for i, chain := range rec.Outputs {
-		out[i] = &Result{Chain: chain, Key: outputKey(rec.ID, i), Created: rec.Created}
+		out[i] = &Result{Chain: chain, Key: outputKey(rec.ID, i), Step: rec.ID, Created: rec.Created}
 	}
 	return out
 }
@@ -444,6 +445,9 @@ func (j *Job) merge(ins []*Result) (*Result, error) {
 		h.text(string(in.Key))
 		if in.Created.After(out.Created) {
 			out.Created = in.Created
+		}
+		if in.Step != "" {
+			out.Step = in.Step
 		}
 	}
 	out.Key = h.sum()

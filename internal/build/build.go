@@ -1,0 +1,293 @@
+// Package build makes images from Dockerfiles: it joins the front end (package dockerfile), the solver, and the services of the engine, gives every step an
+// image that can be run, and keeps the cache in its bounds.
+//
+// Invariants: a build changes nothing but the cache until it succeeds, and a name is given to an image that is complete; a step that failed leaves
+// an image of its file system; all that a client may not do itself, its build may not do.
+package build
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ply/internal/build/cache"
+	"ply/internal/build/dockerfile"
+	"ply/internal/build/ops"
+	"ply/internal/build/runner"
+	"ply/internal/build/solver"
+	"ply/internal/build/tree"
+	"ply/internal/errs"
+	"ply/internal/filter"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/transfer"
+)
+
+// Images is what builds need of the images; image.Service has it.
+type Images interface {
+	Get(ctx context.Context, ref string) (*image.Image, error)
+	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
+	Publish(action string, id oci.ImageID, name string)
+	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
+}
+
+// Puller fetches base images; pull.Puller has it.
+type Puller interface {
+	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
+}
+
+// Options of New. All fields but Log, Keep and Parallel are required.
+type Options struct {
+	Store      *store.Store
+	Images     Images
+	Puller     Puller
+	Containers runner.Containers
+	Sessions   runner.Sessions
+	Format     oci.Format // of images that are not built on another one
+	DataRoot   string
+	ExecRoot   string
+	Keep       int64 // bytes that the cache may keep beside what images have; 0 = 20 GB
+	Parallel   int   // steps that are executed at a time; 0 = as the solver chooses
+	Log        *slog.Logger
+}
+
+const defaultKeep = 20 << 30
+
+// Service builds images. Safe for concurrent use.
+type Service struct {
+	o       Options
+	log     *slog.Logger
+	cache   *cache.Cache
+	runner  *runner.Runner
+	solver  *solver.Solver
+	digests *tree.Digests
+
+	work sync.WaitGroup
+	stop context.Context
+	end  context.CancelFunc
+}
+
+// New returns the service.
+func New(o Options) (*Service, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Keep == 0 {
+		o.Keep = defaultKeep
+	}
+	r, err := runner.New(runner.Options{
+		Store: o.Store, Images: o.Images, Containers: o.Containers, Sessions: o.Sessions, ExecRoot: o.ExecRoot, DataRoot: o.DataRoot, Log: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{o: o, log: o.Log, cache: cache.New(o.Store, o.Log), runner: r, digests: tree.NewDigests()}
+	s.solver = solver.New(r, s.cache, o.Parallel)
+	s.stop, s.end = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Restore removes what builds of an engine that was killed left.
+func (s *Service) Restore(ctx context.Context) error { return s.runner.Restore(ctx) }
+
+// Close ends the builds and waits for them.
+func (s *Service) Close() error {
+	s.end()
+	s.work.Wait()
+	return s.cache.Flush()
+}
+
+// Client is what a build asks of the client that started it.
+type Client interface {
+	// Local opens a directory of the client. Patterns of l that the client has not applied are applied by the caller.
+	Local(ctx context.Context, l *ops.Local) (*tree.Tree, error)
+	Secret(ctx context.Context, id string) ([]byte, error)
+	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
+	// Credentials returns those for a registry.
+	Credentials(ctx context.Context, host string) (transfer.Credentials, error)
+}
+
+// Request is a build.
+type Request struct {
+	Front   dockerfile.Request
+	Client  Client
+	Tags    []oci.Reference
+	NoCache bool
+	Pull    bool // ask the registries for newer base images
+
+	// What the client may ask for, besides what every build may.
+	HostNetwork bool
+	Insecure    bool
+}
+
+// Result of Build.
+type Result struct {
+	Images   []oci.ImageID     // one per platform; the last one has the tags
+	Metadata map[string][]byte // answers of the front end to a question
+}
+
+// Listener is told how a build goes on. Its methods are called concurrently, except where they say otherwise.
+type Listener interface {
+	solver.Progress
+	Warn(w dockerfile.Warning)
+	// Step reports an instruction that is about to run. The steps of a build come in order, and so do StepDone's.
+	Step(st StepInfo)
+	// StepDone reports the image after an instruction; Cached says that nothing had to be executed.
+	StepDone(st StepInfo)
+}
+
+// StepInfo is an instruction of the Dockerfile.
+type StepInfo struct {
+	dockerfile.Step
+	Index, Total int
+	Image        oci.ImageID // after it; "" before it ended, and for an empty image
+	Cached       bool
+	Executed     bool // it has an operation, so it is not only a change of the config
+	Vertex       *ops.Vertex
+}
+
+// StepError is the failure of an instruction.
+type StepError struct {
+	Err   error       // with the lines of the Dockerfile
+	Image oci.ImageID // the file system as the command left it; "" when there is none
+	Code  int         // of the command; 0 when it did not run
+}
+
+func (e *StepError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *StepError) Unwrap() error { return e.Err }
+
+// Build executes a request. Errors: a *StepError when a step failed; a *dockerfile.Error when the Dockerfile is wrong; those of the client and of registries.
+func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Result, err error) {
+	s.work.Add(1)
+	defer s.work.Done()
+	if s.stop.Err() != nil {
+		return nil, errs.New(errs.Unavailable, "the engine is stopping")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.stop, func() { cancel(errs.New(errs.Unavailable, "the engine is stopping")) })()
+	b := &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}}
+	defer b.lease.Release()
+	b.job = s.solver.Job(ctx, solver.Options{Client: b, Progress: b, Lease: b.lease, NoCache: req.NoCache})
+	defer func() {
+		err = errors.Join(err, b.job.Close())
+		if ended := context.Cause(ctx); ended != nil && err != nil {
+			err = ended
+		}
+		s.flush()
+	}()
+	out, err := dockerfile.Build(ctx, req.Front, b)
+	if err != nil {
+		return nil, err
+	}
+	if out.Metadata != nil {
+		return &Result{Metadata: out.Metadata}, nil
+	}
+	if len(out.Images) > 1 {
+		return nil, errs.New(errs.Unimplemented, "a build for several platforms is not supported").WithHint("Build for one platform at a time with --platform.")
+	}
+	res = &Result{}
+	for i := range out.Images {
+		id, err := b.image(ctx, &out.Images[i])
+		if err != nil {
+			return nil, err
+		}
+		res.Images = append(res.Images, id)
+	}
+	return res, nil
+}
+
+// flush writes what the cache remembers in memory, and prunes the cache, in the background.
+func (s *Service) flush() {
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		if err := s.cache.Flush(); err != nil {
+			s.log.Warn("last uses of build steps not recorded", "err", err)
+		}
+		if _, err := s.prune(s.stop, PruneOptions{All: true, Keep: s.o.Keep}, nil); err != nil && s.stop.Err() == nil {
+			s.log.Warn("build cache not pruned", "err", err)
+		}
+	}()
+}
+
+// PruneOptions of Prune.
+type PruneOptions struct {
+	All     bool  // entries whose layers an image has too
+	Keep    int64 // bytes that may stay
+	Filters filter.Args
+}
+
+// PruneFilters are the conditions of Prune.
+var PruneFilters = filter.Table[*cache.Entry]{
+	"until": filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
+	"id":    filter.Exact(func(e *cache.Entry) string { return string(e.ID) }),
+}
+
+// Pruned is the result of Prune.
+type Pruned struct {
+	Entries []oci.Digest
+	Freed   int64 // bytes
+}
+
+// Prune removes results from the cache, those first that were not used for the longest time, until at most opts.Keep bytes are left.
+func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
+	match, err := PruneFilters.Compile(opts.Filters)
+	if err != nil {
+		return nil, err
+	}
+	return s.prune(ctx, opts, match)
+}
+
+func (s *Service) prune(ctx context.Context, opts PruneOptions, match filter.Match[*cache.Entry]) (*Pruned, error) {
+	list, err := s.cache.List()
+	if err != nil {
+		return nil, err
+	}
+	var total int64
+	for _, e := range list {
+		if !e.Shared {
+			total += e.Size
+		}
+	}
+	out := &Pruned{}
+	for i := range list {
+		e := &list[i]
+		if opts.Keep > 0 && total <= opts.Keep {
+			break
+		}
+		if e.Shared && !opts.All || opts.Keep > 0 && e.Shared || match != nil && !match(e) {
+			continue
+		}
+		out.Entries = append(out.Entries, e.ID)
+		if !e.Shared {
+			total -= e.Size
+		}
+	}
+	if len(out.Entries) == 0 {
+		return out, nil
+	}
+	gone := map[string]bool{}
+	for _, id := range out.Entries {
+		gone[string(id)] = true
+	}
+	// The images of steps need the layers, so they go first.
+	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
+		return gone[step] || step == solver.StepOfRun || step != stepOfBase && !s.cache.Has(oci.Digest(step))
+	})
+	if err != nil {
+		return nil, err
+	}
+	more, err := s.cache.Remove(ctx, out.Entries)
+	out.Freed = freed + more
+	return out, err
+}
+
+// Cache lists the entries of the cache.
+func (s *Service) Cache() ([]cache.Entry, error) { return s.cache.List() }

@@ -1,0 +1,280 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"ply/internal/build/dockerfile"
+	"ply/internal/build/ops"
+	"ply/internal/build/solver"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store/meta"
+)
+
+const stepOfBase = meta.StepOfBase
+
+// making is the image of one platform while its steps end.
+type making struct {
+	b      *running
+	out    *dockerfile.Image
+	config oci.Config                 // final, without layers
+	fields map[string]json.RawMessage // of the same config; unknown ones are kept
+
+	chain   oci.Chain
+	created time.Time   // of the last step
+	times   []time.Time // of the entries of the history
+	step    string      // meta.Image.Step for the image of the next step that changes the config only
+	parent  oci.ImageID // the image after the step before
+}
+
+// image executes the graph of an image and records the image of every step on the way.
+func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID, error) {
+	m := &making{b: b, out: out, step: stepOfBase}
+	var err error
+	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
+		return "", err
+	}
+	// The whole graph is executed in parallel while the steps are reported in order.
+	go func() { _, _ = b.job.Solve(ctx, out.Graph.Root) }() // its error is returned below
+	places := locate(out)
+	for i := range out.Steps {
+		if err := m.do(ctx, i, places[i]); err != nil {
+			return "", err
+		}
+	}
+	root, err := b.job.Solve(ctx, out.Graph.Root)
+	if err != nil {
+		return "", m.failed(ctx, err, nil)
+	}
+	if root != nil {
+		if root.Dir != nil {
+			return "", errs.New(errs.Internal, "the result of the build is a directory")
+		}
+		m.chain = root.Chain
+		m.advance(root)
+	}
+	m.mark(len(m.config.History))
+	raw, err := m.encode(nil, len(m.config.History))
+	if err != nil {
+		return "", err
+	}
+	parent := m.parent
+	if id := oci.ImageID(oci.DigestOf(raw)); parent == id && len(out.Steps) > 0 {
+		parent = "" // the last step has recorded it with its parent
+	}
+	id, err := b.s.o.Images.Put(ctx, b.lease, image.PutOptions{Config: raw, Names: b.req.Tags, Parent: parent, Format: b.s.o.Format})
+	if err != nil {
+		return "", err
+	}
+	for _, t := range b.req.Tags {
+		b.s.o.Images.Publish("tag", id, t.Familiar())
+	}
+	return id, nil
+}
+
+// place is where the operations of an instruction are in the graph.
+type place struct {
+	result ops.Edge    // the file system after the instruction; zero when it has no operation
+	vertex *ops.Vertex // what progress shows
+}
+
+// locate finds the operations of each step: those whose lines lie in the lines of the instruction. The last one has its result.
+func locate(out *dockerfile.Image) []place {
+	places := make([]place, len(out.Steps))
+	for i := range out.Steps {
+		st := &out.Steps[i]
+		if st.Trigger {
+			continue
+		}
+		for _, v := range out.Graph.Vertices {
+			if slices.ContainsFunc(v.Locations, func(l ops.Location) bool { return l.Start >= st.Start && l.Start <= st.End }) {
+				places[i] = place{ops.Edge{Vertex: v, Index: mainOutput(v)}, v}
+			}
+		}
+		if p := &places[i]; p.vertex != nil {
+			if merged := mergeOf(out.Graph, p.vertex); merged != nil {
+				p.result = ops.Edge{Vertex: merged}
+			}
+		}
+	}
+	return places
+}
+
+// mainOutput returns the output of a vertex that has the root file system.
+func mainOutput(v *ops.Vertex) int {
+	switch op := v.Op.(type) {
+	case *ops.Exec:
+		for _, m := range op.Mounts {
+			if m.Target == "/" {
+				return max(m.Output, 0)
+			}
+		}
+	case *ops.Files:
+		for _, a := range slices.Backward(op.Actions) {
+			if a.Output >= 0 {
+				return a.Output
+			}
+		}
+	}
+	return 0
+}
+
+// mergeOf returns the vertex that lays the files of a COPY --link on the file system; nil when v is none.
+func mergeOf(g *ops.Graph, v *ops.Vertex) *ops.Vertex {
+	for _, m := range g.Vertices {
+		if _, ok := m.Op.(*ops.Merge); ok && len(m.Inputs) > 1 && m.Inputs[len(m.Inputs)-1].Vertex == v {
+			return m
+		}
+	}
+	return nil
+}
+
+// do waits for one instruction and records the image after it.
+func (m *making) do(ctx context.Context, i int, p place) error {
+	st := StepInfo{Step: m.out.Steps[i], Index: i + 1, Total: len(m.out.Steps), Executed: p.vertex != nil, Vertex: p.vertex, Cached: true}
+	m.b.l.Step(st)
+	from := st.Name == "FROM"
+	if p.vertex != nil {
+		r, err := m.b.job.Solve(ctx, p.result)
+		if err != nil {
+			return m.failed(ctx, err, &st)
+		}
+		if r.Dir == nil {
+			m.chain = r.Chain
+		}
+		m.advance(r)
+		if r.Step != "" {
+			m.step = string(r.Step)
+		}
+	}
+	if from {
+		m.mark(m.out.Steps[i].History)
+		m.parent = ""
+		if p.vertex != nil {
+			if op, ok := p.vertex.Op.(*ops.Image); ok {
+				if img, err := m.b.baseImage(ctx, op.Ref, p.vertex.Platform, op.Mode, nil); err == nil {
+					m.parent = img.ID
+				}
+			}
+		}
+		st.Image = m.parent
+		m.b.l.StepDone(st)
+		return nil
+	}
+	if p.vertex != nil {
+		st.Cached = m.b.cached(p.vertex)
+	}
+	m.mark(m.out.Steps[i].History)
+	raw, err := m.encode(&m.out.Steps[i], m.out.Steps[i].History)
+	if err != nil {
+		return err
+	}
+	id := oci.ImageID(oci.DigestOf(raw))
+	if _, err := m.b.s.o.Images.Get(ctx, string(id)); errors.Is(err, errs.NotFound) {
+		if id, err = m.b.s.o.Images.Put(ctx, m.b.lease, image.PutOptions{Config: raw, Parent: m.parent, Step: m.step, Format: m.b.s.o.Format}); err != nil {
+			return err
+		}
+		if p.vertex == nil {
+			st.Cached = false
+		}
+	} else if err != nil {
+		return err
+	}
+	m.parent, st.Image = id, id
+	m.b.l.StepDone(st)
+	return nil
+}
+
+// advance takes over when a result was made. The time of an image is that of its last step that did something.
+func (m *making) advance(r *solver.Result) {
+	if r.Created.After(m.created) {
+		m.created = r.Created
+	}
+}
+
+// mark gives the entries of the history up to n, as far as they have no time yet, that of the last step.
+func (m *making) mark(n int) {
+	for len(m.times) < n {
+		m.times = append(m.times, m.created)
+	}
+}
+
+// encode returns the config of the image after a step, or of the final image for nil, with n entries of the history.
+func (m *making) encode(st *dockerfile.Step, n int) ([]byte, error) {
+	c := m.config
+	c.History = slices.Clone(c.History[:min(n, len(c.History))])
+	created := m.created
+	if m.out.Epoch != nil {
+		created = *m.out.Epoch
+	}
+	for i := range c.History {
+		if c.History[i].Created == nil && i < len(m.times) && !m.times[i].IsZero() {
+			c.History[i].Created = &m.times[i]
+		}
+	}
+	if st != nil {
+		c.Config, c.Author = st.Config, st.Author
+	}
+	c.RootFS = oci.RootFS{Type: "layers", DiffIDs: m.chain}
+	if !created.IsZero() {
+		c.Created = &created
+	}
+	flat, err := image.EncodeConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(flat, &fields); err != nil {
+		return nil, errs.New(errs.Internal, "image config: %w", err)
+	}
+	for k, v := range m.fields {
+		if _, ok := fields[k]; !ok && !ours[k] {
+			fields[k] = v
+		}
+	}
+	return json.Marshal(fields)
+}
+
+// ours are the fields of a config that encode decides about, also when it leaves them out.
+var ours = map[string]bool{"created": true, "author": true, "config": true, "rootfs": true, "history": true}
+
+// failed turns the error of a vertex into that of an instruction, and records the file system that a failed command left.
+func (m *making) failed(ctx context.Context, err error, st *StepInfo) error {
+	var ve *solver.VertexError
+	if !errors.As(err, &ve) {
+		return err
+	}
+	e := &StepError{Err: dockerfile.Wrap(ve.Err, m.out.Graph, ve.Vertex)}
+	var exit *solver.ExitError
+	if !errors.As(ve.Err, &exit) {
+		return e
+	}
+	e.Code = exit.Code
+	if exit.Failed == nil {
+		return e
+	}
+	conf := m.config.Config
+	if st != nil {
+		conf = st.Config
+	}
+	cfg := oci.Config{
+		OS: m.config.OS, Architecture: m.config.Architecture, Variant: m.config.Variant, Config: conf,
+		RootFS: oci.RootFS{Type: "layers", DiffIDs: exit.Failed},
+	}
+	now := time.Now().UTC()
+	cfg.Created = &now
+	cfg.History = []oci.History{{Created: &now, CreatedBy: ve.Vertex.Name, Comment: "the file system after a build step that failed"}}
+	raw, encErr := image.EncodeConfig(cfg)
+	if encErr == nil {
+		e.Image, encErr = m.b.s.o.Images.Put(context.WithoutCancel(ctx), m.b.lease, image.PutOptions{Config: raw, Step: solver.StepOfRun, Format: m.b.s.o.Format})
+	}
+	if encErr != nil {
+		m.b.s.log.Warn("the state of a failed step was not kept", "step", ve.Vertex.Name, "err", encErr)
+	}
+	return e
+}

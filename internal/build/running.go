@@ -1,0 +1,315 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/build/dockerfile"
+	"ply/internal/build/ops"
+	"ply/internal/build/solver"
+	"ply/internal/build/tree"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/transfer"
+)
+
+// running is one build. It answers the front end (dockerfile.Solver) and the solver (solver.Client).
+type running struct {
+	s     *Service
+	req   Request
+	l     Listener
+	lease *store.Lease
+	job   *solver.Job
+
+	mu     sync.Mutex
+	images map[string]*base
+	hits   map[oci.Digest]bool // vertices whose result was in the cache
+}
+
+// Start implements solver.Progress.
+func (b *running) Start(v *ops.Vertex) { b.l.Start(v) }
+
+// Log implements solver.Progress.
+func (b *running) Log(v *ops.Vertex, stderr bool, data []byte) { b.l.Log(v, stderr, data) }
+
+// Status implements solver.Progress.
+func (b *running) Status(v *ops.Vertex, s solver.Status) { b.l.Status(v, s) }
+
+// Done implements solver.Progress.
+func (b *running) Done(v *ops.Vertex, o solver.Outcome) {
+	if o.Cached {
+		b.mu.Lock()
+		b.hits[v.Digest] = true
+		b.mu.Unlock()
+	}
+	b.l.Done(v, o)
+}
+
+// cached reports whether the result of a vertex that ended was in the cache.
+func (b *running) cached(v *ops.Vertex) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.hits[v.Digest]
+}
+
+var (
+	_ dockerfile.Solver = (*running)(nil)
+	_ solver.Client     = (*running)(nil)
+)
+
+// base is an image that steps begin from. A name means the same image for the whole build.
+type base struct {
+	once sync.Once
+	img  *image.Image
+	err  error
+}
+
+// baseImage returns the image of a reference, which it pulls when it is not here.
+func (b *running) baseImage(ctx context.Context, ref string, p oci.Platform, mode ops.ResolveMode, status func(solver.Status)) (*image.Image, error) {
+	key := ref + " " + p.String()
+	b.mu.Lock()
+	e := b.images[key]
+	if e == nil {
+		e = &base{}
+		b.images[key] = e
+	}
+	b.mu.Unlock()
+	e.once.Do(func() {
+		if e.img, e.err = b.findImage(ctx, ref, p, mode, status); e.err == nil {
+			b.lease.Blob(oci.Digest(e.img.ID))
+			b.lease.Layer(e.img.Chain)
+		}
+	})
+	if e.err != nil && ctx.Err() == nil && errors.Is(e.err, context.Canceled) {
+		b.mu.Lock()
+		delete(b.images, key) // another part of the build asked for it, and was cancelled
+		b.mu.Unlock()
+	}
+	return e.img, e.err
+}
+
+func (b *running) findImage(ctx context.Context, ref string, p oci.Platform, mode ops.ResolveMode, status func(solver.Status)) (*image.Image, error) {
+	want := p
+	if want.Architecture == "" {
+		want = oci.HostPlatform()
+	}
+	if mode != ops.ResolvePull && !b.req.Pull {
+		img, err := b.s.o.Images.Get(ctx, ref)
+		if err == nil && want.Matches(img.Config.Platform()) {
+			return img, nil
+		}
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return nil, err
+		}
+	}
+	name, err := oci.ParseReference(ref)
+	if err != nil {
+		return nil, err
+	}
+	name = name.WithDefaultTag()
+	cred, err := b.req.Client.Credentials(ctx, name.Domain())
+	if err != nil {
+		return nil, err
+	}
+	o := transfer.PullOptions{Credentials: cred}
+	if p.Architecture != "" {
+		o.Platform = p.String()
+	}
+	sink := transfer.Discard
+	if status != nil {
+		sink = func(p transfer.Progress) {
+			if p.Layer != "" {
+				status(solver.Status{ID: p.Layer, Current: p.Current, Total: p.Total, Done: p.State == transfer.LayerPulled || p.State == transfer.LayerExists})
+			}
+		}
+	}
+	if err := b.s.o.Puller.Pull(ctx, name, o, sink); err != nil {
+		return nil, err
+	}
+	return b.s.o.Images.Get(ctx, name.String())
+}
+
+// ImageConfig implements dockerfile.Solver.
+func (b *running) ImageConfig(ctx context.Context, ref string, opt dockerfile.ImageOptions) (string, oci.Digest, []byte, error) {
+	if opt.Layout != nil {
+		return "", "", nil, errs.New(errs.Unimplemented, "OCI layouts of the client as build contexts are not supported")
+	}
+	var p oci.Platform
+	if opt.Platform != nil {
+		p = *opt.Platform
+	}
+	img, err := b.baseImage(ctx, ref, p, opt.Mode, nil)
+	if err != nil {
+		return "", "", nil, err
+	}
+	// Without a digest the front end goes on with the name, which means this image for the whole build.
+	return ref, "", img.Raw, nil
+}
+
+// SourceTime implements dockerfile.Solver.
+func (b *running) SourceTime(context.Context, ops.Op) (time.Time, error) { return time.Time{}, nil }
+
+// Warn implements dockerfile.Solver.
+func (b *running) Warn(_ context.Context, w dockerfile.Warning) { b.l.Warn(w) }
+
+// Solve implements dockerfile.Solver.
+func (b *running) Solve(_ context.Context, g *ops.Graph) (dockerfile.Result, error) {
+	return &result{b: b, graph: g}, nil
+}
+
+// Source implements solver.Client.
+func (b *running) Source(ctx context.Context, l solver.Leaser, v *ops.Vertex, status func(solver.Status)) (*solver.Result, error) {
+	switch op := v.Op.(type) {
+	case *ops.Image:
+		img, err := b.baseImage(ctx, op.Ref, v.Platform, op.Mode, status)
+		if err != nil {
+			return nil, err
+		}
+		chain := img.Chain
+		if op.LayerLimit > 0 && op.LayerLimit < len(chain) {
+			chain = chain[:op.LayerLimit]
+		}
+		if op.Checksum != "" && (img.Manifest == nil || img.Manifest.Digest != op.Checksum) {
+			return nil, errs.New(errs.Precondition, "image %s does not have the digest %s", op.Ref, op.Checksum)
+		}
+		return &solver.Result{Chain: chain, Key: solver.SourceKey("layers", string(chain.ID())), Created: img.Created()}, nil
+	case *ops.Local:
+		t, err := b.req.Client.Local(ctx, op)
+		if err != nil {
+			return nil, err
+		}
+		return &solver.Result{Dir: t}, nil
+	default:
+		return nil, errs.New(errs.Unimplemented, "%s: this kind of source is not supported", v.Name)
+	}
+}
+
+// Secret implements solver.Client.
+func (b *running) Secret(ctx context.Context, id string) ([]byte, error) {
+	return b.req.Client.Secret(ctx, id)
+}
+
+// Agent implements solver.Client.
+func (b *running) Agent(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+	return b.req.Client.Agent(ctx, id)
+}
+
+// Allowed implements solver.Client.
+func (b *running) Allowed(e *ops.Exec) error {
+	switch {
+	case e.Network == ops.NetworkHost && !b.req.HostNetwork:
+		return errs.New(errs.Forbidden, "granting entitlement network.host is not allowed by the client").WithHint("Allow it with --allow network.host.")
+	case e.Privileged && !b.req.Insecure:
+		return errs.New(errs.Forbidden, "granting entitlement security.insecure is not allowed by the client").WithHint("Allow it with --allow security.insecure.")
+	}
+	return nil
+}
+
+// result is a file system that the front end reads.
+type result struct {
+	b     *running
+	graph *ops.Graph
+}
+
+func (r *result) Evaluate(ctx context.Context) error {
+	_, err := r.b.job.Solve(ctx, r.graph.Root)
+	return err
+}
+
+func (r *result) tree(ctx context.Context) (*tree.Tree, error) {
+	res, err := r.b.job.Solve(ctx, r.graph.Root)
+	if err != nil {
+		return nil, err
+	}
+	t, err := r.b.job.Tree(ctx, res)
+	if err == nil && t == nil {
+		err = errs.New(errs.NotFound, "the file system is empty")
+	}
+	return t, err
+}
+
+func readError(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return errs.New(errs.NotFound, "%v", err)
+	}
+	return err
+}
+
+func (r *result) ReadFile(ctx context.Context, name string, off, n int64) ([]byte, error) {
+	t, err := r.tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	data, err := t.ReadFile(name, off, n)
+	return data, readError(err)
+}
+
+func (r *result) Stat(ctx context.Context, name string) (dockerfile.FileInfo, error) {
+	t, err := r.tree(ctx)
+	if err != nil {
+		return dockerfile.FileInfo{}, err
+	}
+	i, err := t.Stat(name, false)
+	return fileInfo(path.Base(name), i), readError(err)
+}
+
+func (r *result) ReadDir(ctx context.Context, dir, include string) ([]dockerfile.FileInfo, error) {
+	t, err := r.tree(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, infos, err := t.ReadDir(dir)
+	var out []dockerfile.FileInfo
+	for i, name := range names {
+		if include != "" {
+			if ok, err := path.Match(include, name); err != nil || !ok {
+				continue
+			}
+		}
+		out = append(out, fileInfo(name, infos[i]))
+	}
+	return out, readError(err)
+}
+
+func fileInfo(name string, i tree.Info) dockerfile.FileInfo {
+	m := fs.FileMode(i.Mode & 0o777)
+	for bit, flag := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
+		if i.Mode&bit != 0 {
+			m |= flag
+		}
+	}
+	switch i.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		m |= fs.ModeDir
+	case unix.S_IFLNK:
+		m |= fs.ModeSymlink
+	case unix.S_IFIFO:
+		m |= fs.ModeNamedPipe
+	case unix.S_IFSOCK:
+		m |= fs.ModeSocket
+	case unix.S_IFCHR:
+		m |= fs.ModeDevice | fs.ModeCharDevice
+	case unix.S_IFBLK:
+		m |= fs.ModeDevice
+	}
+	return dockerfile.FileInfo{Name: name, Mode: uint32(m), UID: i.UID, GID: i.GID, Size: i.Size, ModTime: i.Time, Link: i.Link}
+}
+
+// decodeConfig reads the config that the front end made.
+func decodeConfig(raw []byte) (c oci.Config, fields map[string]json.RawMessage, err error) {
+	if err := errors.Join(json.Unmarshal(raw, &c), json.Unmarshal(raw, &fields)); err != nil {
+		return c, nil, fmt.Errorf("config of the front end's result: %w", err)
+	}
+	return c, fields, nil
+}
