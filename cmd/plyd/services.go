@@ -13,6 +13,6 @@ func services(e *engine.Engine, hosts []string, log *slog.Logger) docker.Options
 		Images: e.Images, Puller: e.Puller, Pusher: e.Pusher, Archive: e.Archive, Registry: e.Remote,
 		Containers: e.Containers, Files: e.Containers.Files(),
 		Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks,
-		Events: e.Events, System: e.System, Checker: e, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts,
+		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts,
 	}
 }

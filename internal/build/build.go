@@ -92,7 +92,9 @@ func New(o Options) (*Service, error) {
 }
 
 // Restore removes what builds of an engine that was killed left.
-func (s *Service) Restore(ctx context.Context) error { return s.runner.Restore(ctx) }
+func (s *Service) Restore(ctx context.Context) error {
+	return errors.Join(s.runner.Restore(ctx), s.o.Store.FS.RemoveAll(s.contexts()))
+}
 
 // Close ends the builds and waits for them.
 func (s *Service) Close() error {
@@ -211,6 +213,9 @@ func (s *Service) flush() {
 		if err := s.cache.Flush(); err != nil {
 			s.log.Warn("last uses of build steps not recorded", "err", err)
 		}
+		if err := s.runner.RemoveImages(s.stop); err != nil && s.stop.Err() == nil {
+			s.log.Warn("images of containers of build steps not removed", "err", err)
+		}
 		if _, err := s.prune(s.stop, PruneOptions{All: true, Keep: s.o.Keep}, nil); err != nil && s.stop.Err() == nil {
 			s.log.Warn("build cache not pruned", "err", err)
 		}
@@ -279,7 +284,7 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions, match filter.Mat
 	}
 	// The images of steps need the layers, so they go first.
 	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
-		return gone[step] || step == solver.StepOfRun || step != stepOfBase && !s.cache.Has(oci.Digest(step))
+		return gone[step] || step != stepOfBase && step != solver.StepOfRun && !s.cache.Has(oci.Digest(step))
 	})
 	if err != nil {
 		return nil, err

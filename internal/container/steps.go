@@ -35,7 +35,7 @@ func (s *Service) CommitLayer(ctx context.Context, ref string, lease *store.Leas
 		return nil, errs.New(errs.Conflict, "container %s is running", c.id)
 	}
 	if prepare != nil {
-		if err := c.changeRoot(ctx, prepare); err != nil {
+		if err := changeRoot(ctx, c, prepare); err != nil {
 			return nil, err
 		}
 	}
@@ -53,7 +53,7 @@ func (s *Service) CommitLayer(ctx context.Context, ref string, lease *store.Leas
 }
 
 // changeRoot calls f with the root of a container, mounted.
-func (c *ctr) changeRoot(ctx context.Context, f func(root *os.File) error) (err error) {
+func changeRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err error) {
 	if err := c.root.Acquire(ctx); err != nil {
 		return err
 	}

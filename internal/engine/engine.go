@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"ply/internal/build"
 	"ply/internal/config"
 	"ply/internal/container"
 	"ply/internal/container/spec"
@@ -62,6 +63,7 @@ type Engine struct {
 	Puller     *pull.Puller
 	Pusher     *push.Pusher
 	Archive    *archive.Archive
+	Builder    *build.Service
 	System     *system.Service
 
 	checking    sync.Mutex  // held during a check
@@ -87,7 +89,7 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 		}
 	}()
 	for _, open := range []func(context.Context) error{
-		e.openStore, e.openExecRoot, e.openImages, e.openVolumes, e.openNetworks, e.openContainers, e.openTransfer, e.openSystem,
+		e.openStore, e.openExecRoot, e.openImages, e.openVolumes, e.openNetworks, e.openContainers, e.openTransfer, e.openBuilder, e.openSystem,
 	} {
 		if err := open(ctx); err != nil {
 			return nil, err
@@ -97,6 +99,9 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.restored = true
+	if err := e.Builder.Restore(ctx); err != nil {
+		e.log.Warn("what builds of an earlier engine left was not removed completely", "err", err)
+	}
 	return e, nil
 }
 
@@ -288,6 +293,19 @@ func (e *Engine) openTransfer(context.Context) error {
 	e.onClose("pulls", func() error { e.Puller.Close(); return nil })
 	e.Pusher = push.New(e.Store, e.Images, e.Remote, push.Options{Max: c.MaxConcurrentUploads, Log: e.log})
 	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log})
+	return nil
+}
+
+func (e *Engine) openBuilder(context.Context) (err error) {
+	c := e.opts.Config
+	e.Builder, err = build.New(build.Options{
+		Store: e.Store, Images: e.Images, Puller: e.Puller, Containers: e.Containers, Sessions: e.Containers.Sessions(),
+		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Log: e.log,
+	})
+	if err != nil {
+		return err
+	}
+	e.onClose("builder", e.Builder.Close)
 	return nil
 }
 

@@ -64,10 +64,10 @@ var beside = map[string][]string{
 	"durable":   {"safepath"},
 	"record":    {"errs", "durable", "version"},
 	"wire":      {"oci"},
-	"build":     {"image"},
 	"container": {"image", "network", "volume"},
 	"config":    {"container"},
 	"transfer":  {"image"},
+	"build":     {"container", "image", "transfer", "volume"},
 	"system":    {"config", "container", "image"},
 }
 

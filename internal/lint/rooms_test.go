@@ -18,6 +18,8 @@ var inside = map[string][][]string{
 		{"build/ops", "build/tree"},
 		{"build/dockerfile", "build/fileop"},
 		{"build/solver"},
+		{"build/cache", "build/runner"},
+		{"build"},
 	},
 	"cli": {
 		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},

@@ -4,7 +4,6 @@ import (
 	"net/http"
 
 	"ply/internal/errs"
-	"ply/internal/wire"
 )
 
 // absentHandlers answers for the parts of Docker that this engine does not have, so that clients get a reason.
@@ -44,14 +43,10 @@ func (absentHandlers) routes(add adder) {
 		add(post, "/plugins/{name...}/"+verb, noPlugin)
 	}
 
-	build := func(*call) error { return unavailable("build", "this engine cannot build images yet") }
-	add(post, "/build", build)
+	build := func(*call) error { return unavailable("BuildKit's protocol", "set DOCKER_BUILDKIT=0") }
 	add(post, "/build/cancel", build)
 	add(post, "/session", build)
 	add(post, "/grpc", build)
-	add(post, "/build/prune", func(c *call) error { // there is no builder, so there is no cache
-		return c.json(http.StatusOK, wire.BuildCachePruned{})
-	})
 	add(get, "/distribution/{name...}/json", func(*call) error {
 		return unavailable("looking at an image in its registry", "pull it, then inspect it")
 	})

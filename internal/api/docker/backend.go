@@ -22,6 +22,8 @@ import (
 	"context"
 	"io"
 
+	"ply/internal/build"
+	"ply/internal/build/cache"
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
 	"ply/internal/container/session"
@@ -35,6 +37,14 @@ import (
 	"ply/internal/transfer"
 	"ply/internal/volume"
 )
+
+// Builder makes images; build.Service implements it.
+type Builder interface {
+	Build(ctx context.Context, req build.Request, l build.Listener) (*build.Result, error)
+	Unpack(ctx context.Context, r io.Reader) (*build.Directory, error)
+	Prune(ctx context.Context, o build.PruneOptions) (*build.Pruned, error)
+	Cache() ([]cache.Entry, error)
+}
 
 // Images is what the image endpoints need; image.Service implements it.
 type Images interface {

@@ -32,6 +32,7 @@ type Options struct {
 	Events     Events
 	System     System
 	Checker    Checker
+	Builder    Builder
 
 	Log    *slog.Logger // nil discards
 	Driver string       // name of the storage driver, for image inspect
@@ -54,7 +55,7 @@ type server struct {
 // New returns the handler of the whole API. It panics when a service is missing.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil:
+	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil, o.Builder == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {

@@ -14,6 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/build"
+	"ply/internal/build/cache"
+	"ply/internal/build/dockerfile"
+	"ply/internal/build/ops"
+	"ply/internal/build/solver"
 	"ply/internal/config"
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
@@ -660,6 +665,48 @@ func (fakeChecker) Check(_ context.Context, o check.Options, l check.Listener) (
 	return r.Summary(), nil
 }
 
+// fakeBuilder executes two steps and ends as it is told.
+type fakeBuilder struct {
+	req    build.Request
+	err    error
+	pruned build.PruneOptions
+}
+
+func (f *fakeBuilder) Unpack(context.Context, io.Reader) (*build.Directory, error) {
+	return (&build.Service{}).Open(nil), nil
+}
+
+func (f *fakeBuilder) Build(_ context.Context, req build.Request, l build.Listener) (*build.Result, error) {
+	f.req = req
+	run := &ops.Vertex{Digest: "sha256:1", Name: "[2/2] RUN make", Op: &ops.Exec{}}
+	id := func(pair string) oci.ImageID { return oci.ImageID("sha256:" + strings.Repeat(pair, 32)) }
+	l.Warn(dockerfile.Warning{Rule: "StageNameCasing", Message: "odd", Ranges: []dockerfile.Range{{Start: 1, End: 1}}})
+	l.Status(run, solver.Status{Container: oci.ContainerID(strings.Repeat("ab", 32))})
+	l.Log(run, false, []byte("out\n")) // before its step is shown
+	from := build.StepInfo{Step: dockerfile.Step{Name: "FROM", Text: "FROM busybox"}, Index: 1, Total: 2, Cached: true}
+	l.Step(from)
+	from.Image = id("f0")
+	l.StepDone(from)
+	st := build.StepInfo{Step: dockerfile.Step{Name: "RUN", Text: "RUN make"}, Index: 2, Total: 2, Executed: true, Vertex: run}
+	l.Step(st)
+	l.Log(run, true, []byte("late\n"))
+	if f.err != nil {
+		return nil, f.err
+	}
+	st.Image = id("a1")
+	l.StepDone(st)
+	return &build.Result{Images: []oci.ImageID{id("b2")}}, nil
+}
+
+func (f *fakeBuilder) Prune(_ context.Context, o build.PruneOptions) (*build.Pruned, error) {
+	f.pruned = o
+	return &build.Pruned{Entries: []oci.Digest{oci.DigestOf([]byte("step"))}, Freed: 7}, nil
+}
+
+func (f *fakeBuilder) Cache() ([]cache.Entry, error) {
+	return []cache.Entry{{ID: oci.DigestOf([]byte("step")), Name: "[2/2] RUN make", Size: 7, Created: moment, Used: moment, Uses: 2}}, nil
+}
+
 // world is the handler of the API with fake services.
 type world struct {
 	images     *fakeImages
@@ -667,12 +714,13 @@ type world struct {
 	containers *fakeContainers
 	bus        *events.Bus
 	api        *server
+	builder    fakeBuilder
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{images: &fakeImages{}, mover: &fakeMover{}, containers: &fakeContainers{}, bus: &events.Bus{}}
-	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Driver: "erofs",
+	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Builder: &w.builder, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

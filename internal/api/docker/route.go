@@ -132,7 +132,8 @@ func (s *server) table(o *Options) []route {
 	for _, group := range []interface{ routes(adder) }{
 		systemHandlers{o.System},
 		checkHandlers{o.Checker},
-		usageHandlers{o.Images, o.Containers, o.Volumes, now},
+		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
+		buildHandlers{o.Builder},
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},
 		transferHandlers{o.Puller, o.Pusher, o.Archive, o.Registry, o.Images, o.HTTP},

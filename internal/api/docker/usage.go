@@ -18,6 +18,7 @@ type usageHandlers struct {
 	images     Images
 	containers containerLister
 	volumes    Volumes
+	builder    Builder
 	now        func() time.Time
 }
 
@@ -81,7 +82,9 @@ func (h usageHandlers) diskUsage(c *call) error {
 		}
 	}
 	if wanted("build-cache") {
-		answer.BuildCache = []wire.BuildCache{}
+		if answer.BuildCache, err = buildCacheOf(h.builder); err != nil {
+			return err
+		}
 	}
 	if c.v < 42 {
 		answer.BuilderSize = new(int64)

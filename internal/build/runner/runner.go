@@ -60,6 +60,7 @@ type Sessions interface {
 // Images records the images that containers of steps are made from; image.Service has it.
 type Images interface {
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
+	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
 }
 
 // Options of New. All fields but Log are required.
@@ -78,6 +79,9 @@ type Runner struct {
 	o      Options
 	mounts string
 	caches caches
+
+	// making is locked for reading while a container is made from an image of imageOf, and for writing while such images are removed.
+	making sync.RWMutex
 
 	mu   sync.Mutex
 	next int
@@ -245,15 +249,16 @@ func (r *Runner) Run(ctx context.Context, l solver.Leaser, run *solver.Run) (_ m
 		defer cancel()
 		err = errors.Join(err, s.close(end))
 	}()
-	sp, img, err := s.prepare(ctx)
+	sp, err := s.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
-	id, warnings, err := r.o.Containers.CreateFrom(ctx, sp, img)
+	id, warnings, err := s.create(ctx, sp)
 	if err != nil {
 		return nil, err
 	}
 	s.id = string(id)
+	run.Started(id)
 	for _, w := range warnings {
 		run.Log(true, []byte("WARNING: "+w+"\n"))
 	}
@@ -315,8 +320,27 @@ func (s *step) close(ctx context.Context) error {
 	return all
 }
 
-// prepare makes the mounts, and returns the options of the container and the image that it is made from.
-func (s *step) prepare(ctx context.Context) (sp spec.Spec, img *image.Image, err error) {
+// create makes the container.
+func (s *step) create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []string, error) {
+	s.r.making.RLock()
+	defer s.r.making.RUnlock()
+	img, err := s.image(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	return s.r.o.Containers.CreateFrom(ctx, sp, img)
+}
+
+// RemoveImages removes the images from which containers of steps were made.
+func (r *Runner) RemoveImages(ctx context.Context) error {
+	r.making.Lock()
+	defer r.making.Unlock()
+	_, _, err := r.o.Images.RemoveSteps(ctx, func(step string) bool { return step == solver.StepOfRun })
+	return err
+}
+
+// prepare makes the mounts, and returns the options of the container.
+func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 	e := s.run.Exec
 	sp = spec.Spec{
 		Entrypoint: e.Args, Cmd: nil, Env: slices.Clone(e.Env), WorkingDir: e.Dir, User: e.User, Hostname: e.Hostname, CgroupParent: e.Cgroup,
@@ -348,12 +372,12 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, img *image.Image, err
 			continue
 		}
 		if err != nil {
-			return sp, nil, err
+			return sp, err
 		}
 		sp.Env = append(sp.Env, secret.Name+"="+string(value))
 	}
 	if s.dir, err = s.r.place("step"); err != nil {
-		return sp, nil, err
+		return sp, err
 	}
 	s.undo = append(s.undo, func(context.Context) error { return s.r.clean(s.dir) })
 	for i := range e.Mounts {
@@ -371,11 +395,10 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, img *image.Image, err
 			continue
 		}
 		if err := s.mount(ctx, i, m, &sp); err != nil {
-			return sp, nil, fmt.Errorf("mount at %s: %w", m.Target, err)
+			return sp, fmt.Errorf("mount at %s: %w", m.Target, err)
 		}
 	}
-	img, err = s.image(ctx)
-	return sp, img, err
+	return sp, nil
 }
 
 func proxyEnv(p ops.Proxy) (env []string) {

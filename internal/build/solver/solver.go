@@ -79,6 +79,8 @@ type Run struct {
 	Inputs []*Result // one per input of the vertex; nil for an empty tree
 	Client Client
 	Log    func(stderr bool, data []byte)
+	// Started is told which container runs the command.
+	Started func(id oci.ContainerID)
 }
 
 // ExitError reports that a command ended with a code that is not valid.
@@ -112,6 +114,7 @@ type Status struct {
 	ID             string
 	Current, Total int64
 	Done           bool
+	Container      oci.ContainerID // the command runs in it; the other fields are not set
 }
 
 // Result is one output of a vertex.
@@ -299,7 +302,9 @@ func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
 			return Outcome{Err: err}
 		}
 		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
-			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Log: log})
+			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Log: log, Started: func(id oci.ContainerID) {
+				j.o.Progress.Status(v, Status{Container: id})
+			}})
 		})
 	case *ops.Files:
 		return j.cached(v, ins, func(ctx context.Context, _ func(bool, []byte)) (map[int]oci.Chain, error) {
@@ -549,5 +554,5 @@ func needsLayers(v *ops.Vertex, input int) bool {
 	return false
 }
 
-// StepOfRun is the Step of the images that containers of commands are made from. They are removed with the next pruning of the cache.
+// StepOfRun is the Step of the images that containers of commands are made from. They are removed when the build ends.
 const StepOfRun = "run"
