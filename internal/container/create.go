@@ -41,11 +41,11 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []
 	if err != nil {
 		return "", nil, err
 	}
-	return s.create(ctx, sp, img)
+	return create(ctx, s, sp, img)
 }
 
 // create makes a container of img.
-func (s *Service) create(ctx context.Context, sp spec.Spec, img *image.Image) (_ oci.ContainerID, warnings []string, err error) {
+func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ oci.ContainerID, warnings []string, err error) {
 	if err := checkPlatform(sp.Platform, &img.Config, sp.Image); err != nil {
 		return "", nil, err
 	}

@@ -13,21 +13,27 @@ import (
 	"ply/internal/store"
 )
 
-// CreateFrom is Create for an image that the caller has looked up. The defaults of sp are those of img.Config, which may be another config than that of the image:
+// Steps is what a builder needs of the containers besides the Service: containers of images that it composes, and their layers. Safe for concurrent use.
+type Steps struct{ s *Service }
+
+// NewSteps returns the access of a builder to the containers of s.
+func NewSteps(s *Service) *Steps { return &Steps{s} }
+
+// CreateFrom is Service.Create for an image that the caller has looked up. The defaults of sp are those of img.Config, which may be another config than that of the image:
 // a build step takes nothing of it but the layers.
-func (s *Service) CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error) {
+func (b *Steps) CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", nil, err
 	}
 	sp.Image = string(img.ID)
-	return s.create(ctx, sp, img)
+	return create(ctx, b.s, sp, img)
 }
 
 // CommitLayer stores the writable layer of a container that does not run as a layer, and returns the chain with it on top, which the lease protects. Before that,
 // it calls prepare, if that is not nil, with the container's root.
 // Errors: NotFound; Conflict while the container runs.
-func (s *Service) CommitLayer(ctx context.Context, ref string, lease *store.Lease, prepare func(root *os.File) error) (_ oci.Chain, err error) {
-	c, err := s.find(ref)
+func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease, prepare func(root *os.File) error) (_ oci.Chain, err error) {
+	c, err := b.s.find(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +51,7 @@ func (s *Service) CommitLayer(ctx context.Context, ref string, lease *store.Leas
 	defer func() { err = errors.Join(err, c.root.Release()) }()
 	chain := c.chain()
 	lease.Layer(chain)
-	diff, err := s.commitLayer(ctx, c, chain, lease, false)
+	diff, err := b.s.commitLayer(ctx, c, chain, lease, false)
 	if err != nil {
 		return nil, err
 	}

@@ -296,10 +296,16 @@ func (e *Engine) openTransfer(context.Context) error {
 	return nil
 }
 
+// stepContainers are the containers as the builder sees them.
+type stepContainers struct {
+	*container.Service
+	*container.Steps
+}
+
 func (e *Engine) openBuilder(context.Context) (err error) {
 	c := e.opts.Config
 	e.Builder, err = build.New(build.Options{
-		Store: e.Store, Images: e.Images, Puller: e.Puller, Containers: e.Containers, Sessions: e.Containers.Sessions(),
+		Store: e.Store, Images: e.Images, Puller: e.Puller, Containers: stepContainers{e.Containers, container.NewSteps(e.Containers)}, Sessions: e.Containers.Sessions(),
 		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Log: e.log,
 	})
 	if err != nil {
