@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -131,9 +132,10 @@ func (e errReader) Read([]byte) (int, error) { return 0, e.err }
 // A pushed layer must have the same digest when it is compressed again, however long the single writes are.
 func TestWriterIsDeterministic(t *testing.T) {
 	plain := text(5<<20 + 77)
-	for _, p := range []Params{{Codec: None}, {Codec: Gzip}, {Codec: Gzip, Level: 1}, {Codec: Zstd}} {
-		var sums [3][32]byte
-		for i, chunk := range []int{7 << 20, 1 << 20, 33333} {
+	for _, p := range []Params{{Codec: None}, {Codec: Gzip}, {Codec: Gzip, Level: 1}, {Codec: Gzip, Level: 5}, {Codec: Zstd}} {
+		var sums [4][32]byte
+		for i, chunk := range []int{7 << 20, 1 << 20, 33333, 100 << 10} {
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS([]int{1, 2, 3, 16}[i])) // the number of goroutines depends on it
 			var out bytes.Buffer
 			w, err := NewWriter(&out, p)
 			if err != nil {
@@ -155,8 +157,8 @@ func TestWriterIsDeterministic(t *testing.T) {
 				t.Fatalf("%s: round trip returns %d bytes, %v", p, len(back), err)
 			}
 		}
-		if sums[0] != sums[1] || sums[1] != sums[2] {
-			t.Errorf("%s: output depends on how it was written", p)
+		if sums[0] != sums[1] || sums[1] != sums[2] || sums[2] != sums[3] {
+			t.Errorf("%s: output depends on how it was written, or on the number of processors", p)
 		}
 		got, err := ParseParams(p.String())
 		if err != nil || got.String() != p.String() {
@@ -179,11 +181,17 @@ func TestParseParamsRefuses(t *testing.T) {
 // The output of each codec is part of the identity of a pushed layer: when a new version of a library changes it, version must be
 // raised, so that layers are not expected to have the digests of the old output.
 func TestOutputIsThatOfTheVersion(t *testing.T) {
-	for params, want := range map[Params]string{
-		{Codec: None}: "44763c3f316c183da26c580cc917c96f57c1053800645c028acf6854efec5853",
-		{Codec: Gzip}: "bc31c21d84e56507e8c53a920140b2144d06a4394a4720d6118ded127f3003ff",
-		{Codec: Zstd}: "a8aad7cd80ec762606e12abf6da895d6f2f0e0523493fa9c66bd9cc72a571286",
+	for recorded, want := range map[string]string{
+		"none;level=0;v=1": "44763c3f316c183da26c580cc917c96f57c1053800645c028acf6854efec5853",
+		"gzip;level=3;v=1": "1c14ec08ed2fb34577442a257c4d2dd149f782c0bd866715f032016e444aa02b",
+		"gzip;level=5;v=1": "bc31c21d84e56507e8c53a920140b2144d06a4394a4720d6118ded127f3003ff", // the default of earlier builds
+		"zstd;level=3;v=1": "a8aad7cd80ec762606e12abf6da895d6f2f0e0523493fa9c66bd9cc72a571286",
 	} {
+		params, err := ParseParams(recorded)
+		if err != nil || params.String() != recorded {
+			t.Errorf("ParseParams(%q) = %v, %v", recorded, params, err)
+			continue
+		}
 		var out bytes.Buffer
 		w, err := NewWriter(&out, params)
 		if err != nil {
@@ -197,6 +205,30 @@ func TestOutputIsThatOfTheVersion(t *testing.T) {
 		}
 		if got := fmt.Sprintf("%x", sha256.Sum256(out.Bytes())); got != want {
 			t.Errorf("output of %s has the digest %s, want %s", params, got, want)
+		}
+	}
+}
+
+// What a push sends is readable by gzip(1), also for every size around that of a block.
+func TestGzipReadsOutput(t *testing.T) {
+	for _, size := range []int{0, 1, blockSize - 1, blockSize, blockSize + 1, 3*blockSize + 5} {
+		plain := text(size)
+		var out bytes.Buffer
+		w, err := NewWriter(&out, Params{Codec: Gzip})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(plain); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "gzip", "-dc")
+		cmd.Stdin = &out
+		got, err := cmd.Output()
+		if err != nil || !bytes.Equal(got, plain) {
+			t.Errorf("gzip -dc of %d bytes returns %d bytes, %v", size, len(got), err)
 		}
 	}
 }
