@@ -436,12 +436,17 @@ type fakeNetwork struct {
 	made map[oci.ContainerID]network.Attachment
 	fail error
 	last network.AttachRequest
+
+	attaching func(network.AttachRequest) // called by Attach, if set
 }
 
 func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a network.Attachment, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = req
+	if f.attaching != nil {
+		f.attaching(req)
+	}
 	if f.fail != nil {
 		return a, f.fail
 	}

@@ -122,6 +122,7 @@ type env struct {
 	seccomp string // security option that names the default profile; "" = built in
 	index   *index
 	execs   *session.Registry
+	moves   cgroupMoves
 
 	// workdirs has the IDs of the images that contain the working directory of their own config.
 	workdirs sync.Map

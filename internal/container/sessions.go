@@ -159,6 +159,11 @@ func (h sessionHost) Process(sp spec.ExecSpec, size [2]uint) (*specs.Process, er
 	if err := json.Unmarshal(raw, &running); err != nil {
 		return nil, fmt.Errorf("container %s: runtime spec: %w", h.c.id.Short(), err)
 	}
+	h.c.env.work.Go(func() {
+		ctx, cancel := context.WithTimeout(h.c.env.run, execLimit)
+		defer cancel()
+		h.c.env.moves.expect(ctx) // the shim will move the process to the container's cgroup
+	})
 	p, warnings, err := runspec.Exec(in, &running, runspec.ExecInput{
 		Args: sp.Cmd, Env: sp.Env, Cwd: sp.WorkingDir, User: sp.User, Tty: sp.Tty,
 		Height: size[0], Width: size[1], Privileged: sp.Privileged,

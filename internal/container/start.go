@@ -69,6 +69,9 @@ func newStarter(e *env) *starter {
 
 // start runs the container; the caller holds c.op.
 func (s *starter) start(ctx context.Context, c *ctr) (err error) {
+	moving, moved := context.WithTimeout(ctx, expectLimit)
+	defer moved()
+	s.env.work.Go(func() { s.env.moves.expect(moving) })
 	undo := &undoer{log: s.env.log}
 	defer func() {
 		if err != nil {
@@ -84,11 +87,8 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg, err := s.shimConfig(c, p)
-	if err != nil {
-		return err
-	}
-	client, err := shim.Launch(ctx, s.env.opts.ShimPath, cfg, spec)
+	client, err := p.takeShim().Create(ctx, spec)
+	moved() // the shim has moved the first process to its cgroup
 	if err != nil {
 		return startError(err)
 	}
@@ -164,12 +164,20 @@ type prepared struct {
 	mounts []volume.Mount
 	files  *ctr // whose hosts, hostname and resolv.conf are mounted
 	saved  func() error
+	shim   *shim.Starting // nil when it was taken
 
 	run   string    // ID of the run
 	began time.Time // of the run: what the record and the shim keep, so that it is the same after a restart of plyd
 }
 
-// prepare mounts the root, readies the volumes, makes the network and writes the record of the start, all at once.
+// takeShim returns the shim to the caller, who ends it.
+func (p *prepared) takeShim() *shim.Starting {
+	s := p.shim
+	p.shim = nil
+	return s
+}
+
+// prepare mounts the root, readies the volumes, makes the network, writes the record of the start and starts the shim, all at once.
 func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared, error) {
 	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
@@ -195,6 +203,10 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 			saved <- c.save(func(r *record) { r.State.Status, r.State.Started = StatusRunning, p.began })
 		}()
 	}
+	cfg, err := s.shimConfig(c, p)
+	if err != nil {
+		return nil, err
+	}
 	volumes := s.env.opts.Volumes
 	var rootUp, netUp, volUp, shmUp bool
 	var g errgroup.Group
@@ -216,7 +228,11 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		shmUp, err = mountShm(c, p)
 		return err
 	})
-	err := g.Wait()
+	g.Go(func() (err error) {
+		p.shim, err = shim.Begin(s.env.opts.ShimPath, cfg)
+		return err
+	})
+	err = g.Wait()
 	if shmUp {
 		undo.add("shm", func() error { return unmountShm(c.paths.shm) })
 	}
@@ -228,6 +244,14 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	}
 	if netUp {
 		undo.add("network", func() error { return c.detachNetwork(ctx) })
+	}
+	if p.shim != nil {
+		undo.add("shim without a container", func() error {
+			if unused := p.takeShim(); unused != nil {
+				return unused.Abandon()
+			}
+			return nil
+		})
 	}
 	if err != nil {
 		return nil, err

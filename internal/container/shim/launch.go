@@ -32,53 +32,98 @@ const ReadyFD = 3
 // cancelGrace is how long a shim may take to end after SIGTERM when a launch is cancelled.
 const cancelGrace = 10 * time.Second
 
-// Launch writes the bundle's files, starts a shim that outlives the caller, and waits until the shim has created the
-// container or has failed to. A created container has its namespaces, mounts and cgroups, and its program was found, but
-// nothing of it has run. The bundle directory must exist, and binary must be an absolute path.
-//
-// The error is a *ProgramError when the program is missing or cannot be executed. After any error only the bundle's files
-// are left of the container. The end of ctx stops the creation.
-func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*Client, error) {
+// SpecFD is the descriptor from which a shim that was started with the flag -wait reads one byte when its spec is there. The end
+// of the file without a byte means that there is nothing to create.
+const SpecFD = 4
+
+// Starting is a shim that has no spec yet. Its process loads and readies itself while the caller makes what the container needs.
+// Exactly one of Create and Abandon ends it.
+type Starting struct {
+	cfg   Config
+	cmd   *exec.Cmd
+	ready *os.File // what the shim answers
+	spec  *os.File // what it waits for
+	ended chan struct{}
+}
+
+// Begin starts a shim that outlives the caller once Create has succeeded. If the caller dies before, the shim ends. The bundle
+// directory must exist, and binary must be an absolute path.
+func Begin(binary string, cfg Config) (*Starting, error) {
 	if err := checkConfig(binary, cfg); err != nil {
 		return nil, err
 	}
-	if err := writeBundle(cfg, spec); err != nil {
-		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
+	rawConfig, err := record.Marshal(Version, cfg)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(cfg.Bundle, ConfigFile), rawConfig, 0o600)
 	}
-	ready, theirs, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: shim config: %w", cfg.ID, err)
+	}
+	ready, theirReady, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, err)
 	}
-	defer ready.Close() // only read from
-	cmd, err := startShim(binary, cfg.Bundle, theirs)
-	if err = errors.Join(err, theirs.Close()); err != nil {
-		return nil, fmt.Errorf("container %s: start %s: %w", cfg.ID, binary, err)
+	theirSpec, spec, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", cfg.ID, errors.Join(err, ready.Close(), theirReady.Close()))
 	}
+	cmd, err := startShim(binary, cfg.Bundle, theirReady, theirSpec)
+	if err = errors.Join(err, theirReady.Close(), theirSpec.Close()); err != nil {
+		return nil, fmt.Errorf("container %s: start %s: %w", cfg.ID, binary, errors.Join(err, ready.Close(), spec.Close()))
+	}
+	s := &Starting{cfg: cfg, cmd: cmd, ready: ready, spec: spec, ended: make(chan struct{})}
 	// The shim is a child of this process, which must wait for it, or it would stay a zombie when it ends.
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = cmd.Wait() }() // the response says more than the exit status
+	go func() { defer close(s.ended); _ = cmd.Wait() }() // the response says more than the exit status
+	return s, nil
+}
 
+// Abandon ends a shim whose container will not be created, and waits for its end. Only the bundle's files are left.
+func (s *Starting) Abandon() error {
+	err := errors.Join(s.spec.Close(), s.ready.Close())
+	s.end()
+	return err
+}
+
+// end waits for the end of a shim that is about to end.
+func (s *Starting) end() {
+	select {
+	case <-s.ended:
+	case <-time.After(cancelGrace):
+		_ = s.cmd.Process.Kill() // last resort; Cleanup removes what is left
+		<-s.ended
+	}
+}
+
+// Create writes the rest of the bundle's files and waits until the shim has created the container or has failed to. A created
+// container has its namespaces, mounts and cgroups, and its program was found, but nothing of it has run.
+//
+// The error is a *ProgramError when the program is missing or cannot be executed. After any error only the bundle's files
+// are left of the container. The end of ctx stops the creation.
+func (s *Starting) Create(ctx context.Context, spec *specs.Spec) (*Client, error) {
+	cfg := s.cfg
+	if err := writeBundle(cfg, spec); err != nil {
+		return nil, fmt.Errorf("container %s: %w", cfg.ID, errors.Join(err, s.Abandon()))
+	}
+	defer s.ready.Close() // only read from
 	stop := context.AfterFunc(ctx, func() {
-		_ = cmd.Process.Signal(unix.SIGTERM) // a shim whose container was not started ends then
-		select {
-		case <-ended:
-		case <-time.After(cancelGrace):
-			_ = cmd.Process.Kill() // last resort; Cleanup removes what is left
-		}
+		_ = s.cmd.Process.Signal(unix.SIGTERM) // a shim whose container was not started ends then
+		s.end()
 	})
-	answer, err := io.ReadAll(io.LimitReader(ready, MaxFrame))
+	_, _ = s.spec.Write([]byte{1}) // it fails when the shim has ended, and then the response says why
+	_ = s.spec.Close()
+	answer, err := io.ReadAll(io.LimitReader(s.ready, MaxFrame))
 	if !stop() {
-		<-ended
+		<-s.ended
 		return nil, fmt.Errorf("container %s: create: %w", cfg.ID, context.Cause(ctx))
 	}
 	var resp Response
 	if err != nil || json.Unmarshal(answer, &resp) != nil {
-		_ = cmd.Process.Kill() // it is ending, or it sent something else than a response
-		<-ended
+		_ = s.cmd.Process.Kill() // it is ending, or it sent something else than a response
+		<-s.ended
 		return nil, errs.New(errs.Internal, "container %s: shim ended during create: %s", cfg.ID, lastWords(cfg.Bundle))
 	}
 	if err := responseError(cfg.ID, resp); err != nil {
-		<-ended
+		<-s.ended
 		return nil, err
 	}
 	id, peer, err := decode[Identity]("response of the shim", resp.Body)
@@ -86,6 +131,15 @@ func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*
 		return nil, errs.New(errs.Internal, "container %s: %w", cfg.ID, err)
 	}
 	return &Client{cfg: cfg, self: id, peer: peer}, nil
+}
+
+// Launch is Begin and Create in one.
+func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*Client, error) {
+	s, err := Begin(binary, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s.Create(ctx, spec)
 }
 
 // Cleanup removes what a killed shim left: it ends the container's processes, deletes its cgroups and runtime state, and
@@ -127,7 +181,8 @@ func checkConfig(binary string, cfg Config) error {
 	return nil
 }
 
-// writeBundle writes the bundle's files. They are not synced: a crash that loses them also ends the container.
+// writeBundle removes what the last run has left in the bundle and writes the spec. It is not synced: a crash that loses it also
+// ends the container.
 func writeBundle(cfg Config, spec *specs.Spec) error {
 	for _, name := range []string{SocketFile, PidFile, InitFile, ErrorFile, ExitFile} {
 		if err := os.Remove(filepath.Join(cfg.Bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -141,13 +196,7 @@ func writeBundle(cfg Config, spec *specs.Spec) error {
 	if err != nil {
 		return fmt.Errorf("runtime spec: %w", err)
 	}
-	rawConfig, err := record.Marshal(Version, cfg)
-	if err != nil {
-		return fmt.Errorf("shim config: %w", err)
-	}
-	return errors.Join(
-		os.WriteFile(filepath.Join(cfg.Bundle, SpecFile), rawSpec, 0o600),
-		os.WriteFile(filepath.Join(cfg.Bundle, ConfigFile), rawConfig, 0o600))
+	return os.WriteFile(filepath.Join(cfg.Bundle, SpecFile), rawSpec, 0o600)
 }
 
 // shimEnv returns the whole environment of a shim. It contains nothing of plyd's environment, which may hold secrets. The
@@ -156,17 +205,17 @@ func shimEnv() []string {
 	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2", "GOGC=off", "GOTRACEBACK=single"}
 }
 
-func startShim(binary, bundle string, ready *os.File) (*exec.Cmd, error) {
+func startShim(binary, bundle string, ready, spec *os.File) (*exec.Cmd, error) {
 	words, err := os.OpenFile(filepath.Join(bundle, LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer words.Close() // this process writes nothing to it
-	cmd := exec.Command(binary, "-bundle", bundle)
+	cmd := exec.Command(binary, "-bundle", bundle, "-wait")
 	cmd.Dir = bundle
 	cmd.Env = shimEnv()
 	cmd.Stderr = words
-	cmd.ExtraFiles = []*os.File{ready}
+	cmd.ExtraFiles = []*os.File{ready, spec} // ReadyFD and SpecFD
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	return cmd, cmd.Start()
 }

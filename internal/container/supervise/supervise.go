@@ -60,13 +60,17 @@ type server struct {
 }
 
 // Run runs a shim until it is told to end, and returns the exit status of the process. It writes one Response to ready
-// when the container is created or could not be created.
-func Run(bundle string, ready *os.File) int {
+// when the container is created or could not be created. If spec is not nil, Run waits for a byte from it before it reads the runtime
+// spec, and when the file ends without one it creates nothing and writes nothing.
+func Run(bundle string, ready, spec *os.File) int {
 	// The signals are caught before anything is created: ending halfway would leave a part of a container.
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT)
-	closeInherited(int(ready.Fd()))
-	s, err := start(bundle)
+	closeInherited(ready, spec)
+	s, err := start(bundle, spec)
+	if errors.Is(err, errAbandoned) {
+		return 0
+	}
 	if err != nil {
 		resp := response(err)
 		fmt.Fprintln(os.Stderr, err)
@@ -91,9 +95,13 @@ func Run(bundle string, ready *os.File) int {
 }
 
 // closeInherited closes the descriptors that the parent process passed on by mistake: all but the standard streams that
-// are not marked close-on-exec. The ready descriptor is meant for this process and gets that mark first.
-func closeInherited(ready int) {
-	unix.CloseOnExec(ready)
+// are not marked close-on-exec. Those of meant are for this process and get that mark first.
+func closeInherited(meant ...*os.File) {
+	for _, f := range meant {
+		if f != nil {
+			unix.CloseOnExec(int(f.Fd()))
+		}
+	}
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return
@@ -126,18 +134,36 @@ func (s *server) onTerminate(c <-chan os.Signal) {
 // leave makes Run return.
 func (s *server) leave() { s.stop.Do(func() { close(s.stopped) }) }
 
-// start reads the bundle and creates the container.
-func start(bundle string) (*server, error) {
+// errAbandoned means that plyd does not want the container any more.
+var errAbandoned = errors.New("abandoned")
+
+// awaitSpec waits until the spec is there.
+func awaitSpec(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	defer f.Close() // only read from
+	if n, _ := f.Read(make([]byte, 1)); n == 0 {
+		return errAbandoned
+	}
+	return nil
+}
+
+// start reads the bundle and creates the container. Before the spec is there, it makes nothing that would be left.
+func start(bundle string, spec *os.File) (*server, error) {
 	s := &server{removed: make(chan struct{}), stopped: make(chan struct{}), execs: map[string]*process{}, requestTime: requestTime}
 	var err error
 	if s.cfg, s.version, err = shim.ReadConfig(bundle); err != nil {
 		return nil, err
 	}
 	s.cfg.Bundle = bundle
-	if s.spec, err = readSpec(bundle); err != nil {
+	if err := s.prepareProcess(); err != nil {
 		return nil, err
 	}
-	if err := s.prepareProcess(); err != nil {
+	if err := awaitSpec(spec); err != nil {
+		return nil, err
+	}
+	if s.spec, err = readSpec(bundle); err != nil {
 		return nil, err
 	}
 	if s.log, err = logfile.Create(s.cfg.Log); err != nil {
