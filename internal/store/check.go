@@ -81,6 +81,8 @@ func (c *checker) database(context.Context) error {
 	return nil
 }
 
+const layerRecord = "layer record" // a kind of object
+
 // brokenRecord is a record that cannot be decoded or points at nothing.
 type brokenRecord struct {
 	check.Finding
@@ -89,21 +91,26 @@ type brokenRecord struct {
 
 // readRecords reads all records and reports those that are damaged. Those that it has repaired are read again.
 func (c *checker) readRecords(context.Context) error {
-	bad, err := c.scan()
-	if err != nil {
-		return err
+	// The records of layers come last: which layers are needed is known when the other records can be read.
+	for _, last := range []bool{false, true} {
+		bad, err := c.scan()
+		if err != nil {
+			return err
+		}
+		for _, b := range bad {
+			if (b.Kind == layerRecord) == last {
+				c.r.Mend(b.Finding, b.mend)
+			}
+		}
 	}
-	for _, b := range bad {
-		c.r.Mend(b.Finding, b.mend)
-	}
-	if len(bad) > 0 && c.r.Repair {
+	if c.r.Repair {
 		if _, err := c.scan(); err != nil {
 			return err
 		}
 	}
 	c.r.Checked("name", c.count)
 	c.r.Checked("image", len(c.images))
-	c.r.Checked("layer record", len(c.records))
+	c.r.Checked(layerRecord, len(c.records))
 	for _, o := range c.chains {
 		for i := range o.chain {
 			chain := o.chain[:i+1]
@@ -132,7 +139,7 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 		for id := range tx.Layers.Keys() {
 			rec, err := tx.Layers.Get(id)
 			if err != nil {
-				add("layer record", string(id), err.Error(), "", func() (string, error) { return c.mendLayerRecord(id) })
+				add(layerRecord, string(id), err.Error(), "", func() (string, error) { return c.mendLayerRecord(id) })
 				continue
 			}
 			c.records[id] = rec
@@ -513,7 +520,7 @@ func (c *checker) checkLayerRecord(ctx context.Context, l *neededLayer) {
 		err = fmt.Errorf("says %d bytes in a tar of %d, the layer has %d in %d", rec.Size, rec.TarSize, info.Size, info.TarSize)
 	}
 	if err != nil && c.still(l.owners...) {
-		c.r.Mend(check.Finding{Kind: "layer record", Object: string(id), Problem: textOf(err)}, func() (string, error) { return "written again", c.s.RecordLayer(info, nil) })
+		c.r.Mend(check.Finding{Kind: layerRecord, Object: string(id), Problem: textOf(err)}, func() (string, error) { return "written again", c.s.RecordLayer(info, nil) })
 		c.records[id] = meta.Layer{Size: info.Size, TarSize: info.TarSize}
 	}
 }
