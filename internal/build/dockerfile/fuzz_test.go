@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
@@ -53,13 +52,9 @@ func FuzzBuild(f *testing.F) {
 		if request != "" {
 			options["requestid"] = request
 		}
-		start := time.Now()
 		out, _, err := build(text, options)
 		if errors.Is(err, errs.Internal) {
 			t.Fatal(err)
-		}
-		if d := time.Since(start); d > 10*time.Second {
-			t.Fatalf("took %v", d)
 		}
 		if err != nil {
 			if dockerfile.Format(err) == "" {

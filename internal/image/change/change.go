@@ -11,6 +11,7 @@ package change
 
 import (
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,8 +73,11 @@ func (s *State) change(n *parser.Node) error {
 		return err
 	}
 	s.Run.ArgsEscaped = false // docker sets it for Windows only, BuildKit for every CMD
-	if _, ok := c.(*instructions.WorkdirCommand); ok && s.Run.WorkingDir == "" {
-		return errs.New(errs.Invalid, "WORKDIR is empty")
+	if w, ok := c.(*instructions.WorkdirCommand); ok {
+		if w.Path == "" {
+			return errs.New(errs.Invalid, "WORKDIR is empty")
+		}
+		s.Run.WorkingDir = path.Clean(s.Run.WorkingDir) // docker cleans it, BuildKit does not
 	}
 	for p := range s.Run.ExposedPorts {
 		if strings.HasPrefix(p, "0/") {

@@ -58,6 +58,7 @@ func TestApply(t *testing.T) {
 		{"user", oci.RunConfig{}, []string{"USER www:data"}, oci.RunConfig{User: "www:data"}},
 		{"volume", oci.RunConfig{}, []string{"VOLUME /a /b", `VOLUME ["/c d"]`}, oci.RunConfig{Volumes: set("/a", "/b", "/c d")}},
 		{"workdir", oci.RunConfig{WorkingDir: "/a"}, []string{"WORKDIR b/../c"}, oci.RunConfig{WorkingDir: "/a/c"}},
+		{"workdir is cleaned", oci.RunConfig{}, []string{"WORKDIR /a/../b/"}, oci.RunConfig{WorkingDir: "/b"}},
 		{"workdir from nothing", oci.RunConfig{}, []string{"WORKDIR b"}, oci.RunConfig{WorkingDir: "/b"}},
 		{"healthcheck", oci.RunConfig{}, []string{"HEALTHCHECK --interval=5s --retries=3 --start-interval=1s CMD curl -f x"},
 			oci.RunConfig{Healthcheck: &oci.Healthcheck{Test: []string{"CMD-SHELL", "curl -f x"}, Interval: 5 * time.Second, StartInterval: time.Second, Retries: 3}}},
@@ -116,6 +117,7 @@ func TestApplyRefuses(t *testing.T) {
 		"USER":                                          "exactly one argument",
 		`VOLUME [""]`:                                   "empty string",
 		"WORKDIR":                                       "exactly one argument",
+		"WORKDIR $NONE":                                 "WORKDIR is empty",
 		"ENV A=\x00":                                    "NUL",
 		"ENV A=" + strings.Repeat(`${B:-"}"`, 20000): "nested deeper",
 	} {

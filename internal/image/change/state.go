@@ -2,12 +2,12 @@ package change
 
 import (
 	"maps"
-	"path"
 	"slices"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
+	"github.com/moby/buildkit/util/system"
 
 	"ply/internal/errs"
 	"ply/internal/oci"
@@ -102,7 +102,11 @@ func (s *State) Apply(c instructions.Command) error {
 			s.Run.Labels[l.Key] = l.Value
 		}
 	case *instructions.WorkdirCommand:
-		s.workdir(c.Path)
+		wd, err := system.NormalizeWorkdir(s.Run.WorkingDir, c.Path, "linux")
+		if err != nil {
+			return err
+		}
+		s.Run.WorkingDir = wd
 	case *instructions.UserCommand:
 		s.Run.User = c.User
 	case *instructions.CmdCommand:
@@ -143,17 +147,6 @@ func (s *State) env(k, v string) {
 		}
 	}
 	s.Run.Env = append(s.Run.Env, k+"="+v)
-}
-
-// workdir sets the working directory. A path that was empty after its expansion leaves it empty.
-func (s *State) workdir(p string) {
-	if p == "" && s.Run.WorkingDir == "" {
-		return
-	}
-	if !path.IsAbs(p) {
-		p = path.Join("/", s.Run.WorkingDir, p)
-	}
-	s.Run.WorkingDir = path.Clean(p)
 }
 
 // command returns the words of the exec form, or those of the shell and the text of the shell form.
