@@ -89,6 +89,7 @@ type Container struct {
 	AppArmor                                string // profile; "" on a host without AppArmor
 	HostnamePath, HostsPath, ResolvConfPath string
 	SizeRw, SizeRootFs                      int64 // -1 when not asked for
+	Damaged                                 error // why only its ID and name are known: its record is damaged. List only; nil = it is whole
 }
 
 // ListOptions are the options of List; ListFilters lists the filters.

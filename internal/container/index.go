@@ -14,13 +14,20 @@ type index struct {
 	mu     sync.RWMutex
 	byID   map[oci.ContainerID]*ctr
 	byName map[string]oci.ContainerID // also names of containers that are being created
+
+	lost     map[oci.ContainerID]*lost // containers with a damaged record; not in byID
+	removing map[oci.ContainerID]bool  // those of lost that are being removed
 }
 
 func newIndex() *index {
-	return &index{byID: map[oci.ContainerID]*ctr{}, byName: map[string]oci.ContainerID{}}
+	return &index{
+		byID: map[oci.ContainerID]*ctr{}, byName: map[string]oci.ContainerID{},
+		lost: map[oci.ContainerID]*lost{}, removing: map[oci.ContainerID]bool{},
+	}
 }
 
-// find resolves an ID, a name or an unambiguous prefix of an ID, in docker's order.
+// find resolves an ID, a name or an unambiguous prefix of an ID, in docker's order. The error's class is errs.DataLoss for a
+// container whose record is damaged.
 func (x *index) find(ref string) (*ctr, error) {
 	name := strings.TrimPrefix(ref, "/")
 	x.mu.RLock()
@@ -44,6 +51,9 @@ func (x *index) find(ref string) (*ctr, error) {
 		}
 	}
 	if found == nil {
+		if l := x.findLost(ref); l != nil {
+			return nil, l.refusal()
+		}
 		return nil, errs.New(errs.NotFound, "No such container: %s", clip(ref))
 	}
 	return found, nil

@@ -13,7 +13,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Get returns one container; size says to sum the sizes of its files.
+// Get returns one container; size says to sum the sizes of its files. Errors: NotFound; DataLoss when its record is damaged.
 func (s *Service) Get(ctx context.Context, ref string, size bool) (*Container, error) {
 	c, err := s.find(ref)
 	if err != nil {
@@ -52,14 +52,15 @@ func (c *ctr) fillSize(ctx context.Context, out *Container) (err error) {
 	return err
 }
 
-// List returns the containers that match, newest first; ListFilters lists the filters.
+// List returns the containers that match, newest first; ListFilters lists the filters. A container whose record is damaged is
+// listed with its ID and its name, and Damaged says why.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, error) {
 	sel, err := s.env.selection(ctx, opts.Filters)
 	if err != nil {
 		return nil, err
 	}
 	type entry struct {
-		c *ctr
+		c *ctr // nil when the record is damaged
 		v *Container
 	}
 	var found []entry
@@ -67,6 +68,13 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		v := c.snapshot()
 		if sel.wants(v) {
 			found = append(found, entry{c, v})
+		}
+	}
+	shown := map[oci.ContainerID]bool{} // with a damaged record and a process
+	for _, l := range s.env.index.allLost() {
+		if v := l.snapshot(); sel.wants(v) {
+			found = append(found, entry{nil, v})
+			shown[l.id] = l.lives(s.env)
 		}
 	}
 	sort.Slice(found, func(i, j int) bool {
@@ -88,10 +96,10 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		if e.v.ID == sel.since {
 			break
 		}
-		if !all && !e.v.State.Status.active() && !positional {
+		if !all && !e.v.State.Status.active() && !positional && !shown[e.v.ID] {
 			continue
 		}
-		if opts.Size {
+		if opts.Size && e.c != nil {
 			err := e.c.fillSize(ctx, e.v)
 			if err != nil && ctx.Err() != nil {
 				return nil, context.Cause(ctx)

@@ -8,13 +8,16 @@ import (
 	"ply/internal/store/meta"
 )
 
-// Remove deletes a container that does not run; with force also one that runs. volumes says to delete its anonymous
-// volumes too. Errors: NotFound, Conflict.
+// Remove deletes a container that does not run; with force also one that runs, or whose record is damaged. volumes says to
+// delete its anonymous volumes too. Errors: NotFound, Conflict, DataLoss.
 func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link bool) error {
 	if link {
 		return errs.New(errs.Unimplemented, "rm --link: legacy links are not supported")
 	}
 	c, err := s.find(ref)
+	if force && errors.Is(err, errs.DataLoss) {
+		return s.destroyLost(ctx, ref)
+	}
 	if err != nil {
 		return err
 	}

@@ -73,10 +73,11 @@ func (e *env) descendants(ctx context.Context, names []string) (map[oci.ImageID]
 		for id, rec := range tx.Images.All() {
 			if roots[id] {
 				out[id] = true
-				chains = append(chains, rec.Chain)
+				chains = append(chains, rec.Value.Chain) // a damaged root was refused above
 			}
 		}
-		for id, rec := range tx.Images.All() {
+		for id, r := range tx.Images.All() {
+			rec := r.Value // of a damaged record nothing is known: it matches by its ID only
 			for p, depth := rec.Parent, 0; p != "" && depth < 1000; depth++ {
 				if roots[p] {
 					out[id] = true

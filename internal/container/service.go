@@ -7,6 +7,7 @@ import (
 
 	"ply/internal/oci"
 	"ply/internal/store/meta"
+	"ply/internal/volume"
 )
 
 // ErrNotModified reports that a container is already in the state asked for; an API answers 304.
@@ -39,11 +40,12 @@ func New(o Options) (*Service, error) {
 		return nil, err
 	}
 	err = e.opts.Store.Meta.View(func(tx *meta.Tx) error {
-		for id := range tx.Containers.All() {
+		for id := range tx.Containers.Keys() {
 			c, err := e.load(tx, id)
 			if err != nil {
 				// One damaged record must not keep the others from running.
 				e.log.Error("container record is damaged", "container", id, "err", err)
+				e.index.addLost(newLost(tx, id, err))
 				continue
 			}
 			e.index.add(c, c.rec.Name)
@@ -56,6 +58,9 @@ func New(o Options) (*Service, error) {
 	loadProfile(e.log)
 	for _, c := range e.index.all() {
 		e.opts.Volumes.AddReferences(c.id, volumeNames(c.rec.Mounts)...)
+	}
+	for _, l := range e.index.allLost() {
+		e.opts.Volumes.AddReferences(l.id, volume.AnyVolume)
 	}
 	return &Service{env: e, runs: newStarter(e)}, nil
 }

@@ -55,7 +55,12 @@ func (r *restorer) unmountRoot(ctx context.Context, c *ctr) error {
 }
 
 // sweep deletes the directories of containers that have no record: a crash interrupted their creation or removal.
+// While a record is damaged nothing is deleted: a directory may be that of a container whose key has changed.
 func (r *restorer) sweep(ctx context.Context) {
+	if n := len(r.env.index.allLost()); n > 0 {
+		r.env.log.Warn("leftovers of containers are kept while records are damaged", "damaged", n)
+		return
+	}
 	for _, base := range []string{r.env.opts.ExecRoot, r.env.opts.DataRoot} {
 		dir := filepath.Join(base, "containers")
 		entries, err := r.env.opts.Store.FS.ReadDir(dir)
@@ -65,7 +70,7 @@ func (r *restorer) sweep(ctx context.Context) {
 		}
 		for _, e := range entries {
 			id := oci.ContainerID(e.Name())
-			if r.env.index.get(id) != nil || !oci.IsHex64(e.Name()) || r.damaged(id) {
+			if r.env.index.get(id) != nil || !oci.IsHex64(e.Name()) {
 				continue
 			}
 			if err := r.sweepOne(ctx, id); err != nil {

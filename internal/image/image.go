@@ -14,7 +14,7 @@ import (
 
 // Image is one image of the store.
 type Image struct {
-	ID       oci.ImageID
+	ID       oci.ImageID // "" = unknown: the record of its only name is damaged (List only)
 	Parent   oci.ImageID
 	Config   oci.Config
 	Raw      []byte // the exact bytes of the config
@@ -28,6 +28,7 @@ type Image struct {
 	LastUsed time.Time
 
 	Chain     oci.Chain        // its layers, bottom layer first, as recorded; valid also when the config is damaged
+	Damaged   error            // why it cannot be used: its record or config is damaged. List only; nil = it can
 	Manifests []oci.Descriptor // the manifests and indexes with which it was pulled, pushed or loaded; the blob store has their bytes
 }
 

@@ -11,8 +11,9 @@ import (
 )
 
 // List returns the images that match the filters, newest first. Without opts.All, it leaves out images without a name from which
-// others were made and images of build steps. With a reference filter, Names and Digests have only the names that match. An image whose config is damaged
-// is listed with an empty Config. errs.Invalid for a malformed filter.
+// others were made and images of build steps. With a reference filter, Names and Digests have only the names that match. An image whose record or config
+// is damaged is listed with what is known, and Damaged says why. So is a name whose record is damaged, as an image of its own without
+// an ID. errs.Invalid for a malformed filter.
 func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) {
 	c, err := s.read()
 	if err != nil {
@@ -43,13 +44,20 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 		if errors.Is(err, errs.NotFound) {
 			continue // removed since the catalog was read
 		}
-		if err != nil {
-			s.opts.Log.Warn("damaged image", "image", string(id), "err", err)
+		img.Damaged = err
+		if damaged := c.damaged[id]; damaged != nil {
+			img.Damaged = damagedImage(damaged)
+			img.Chain = img.Config.RootFS.DiffIDs
+			img.Size = c.size(img.Chain)
+		}
+		if img.Damaged != nil {
+			s.opts.Log.Warn("damaged image", "image", string(id), "err", img.Damaged)
 		}
 		if sel.wants(img) {
 			list = append(list, img)
 		}
 	}
+	list = append(list, s.lostNames(c, sel)...)
 	slices.SortFunc(list, func(a, b *Image) int {
 		if n := b.Created().Compare(a.Created()); n != 0 {
 			return n
@@ -60,6 +68,37 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 		c.fillShared(list)
 	}
 	return list, nil
+}
+
+// lostNames returns an image without an ID for each name whose record is damaged.
+func (s *Service) lostNames(c *catalog, sel *selection) (list []*Image) {
+	for _, l := range c.lost {
+		img := &Image{Shared: -1, Damaged: damagedName(l.err)}
+		if l.name.Digest() != "" {
+			img.Digests = []oci.Reference{l.name}
+		} else {
+			img.Names = []oci.Reference{l.name}
+		}
+		if len(sel.references) > 0 && len(sel.matching(img.Names))+len(sel.matching(img.Digests)) == 0 ||
+			!sel.wantNames(img, true, false) || !sel.wants(img) {
+			continue
+		}
+		s.opts.Log.Warn("damaged name", "name", l.name.Familiar(), "err", l.err)
+		list = append(list, img)
+	}
+	return list
+}
+
+// damagedImage returns the error for an image whose record is damaged.
+func damagedImage(err error) error {
+	return errs.New(errs.DataLoss, "%w", err).
+		WithHint("Run ply system check --repair, pull or load the image again, or remove it.")
+}
+
+// damagedName returns the error for a name whose record is damaged.
+func damagedName(err error) error {
+	return errs.New(errs.DataLoss, "%w", err).
+		WithHint("Run ply system check --repair, pull or tag the name again, or remove it by force (rmi -f).")
 }
 
 // fillShared sets Shared of each image.

@@ -62,6 +62,9 @@ func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
+		if c.damaged[id] != nil {
+			continue // whether it matches is unknown, and a repair may bring it back
+		}
 		n := c.names[id]
 		if n.count() == 0 && (parents[id] || rec.Step != "") || n != nil && len(n.tags) > 0 && !all {
 			continue

@@ -2,8 +2,9 @@ package image
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"slices"
+	"strconv"
 
 	"ply/internal/errs"
 	"ply/internal/oci"
@@ -14,6 +15,7 @@ import (
 type usage struct {
 	by      string // short ID of a container; "" = none
 	running bool   // by is running
+	unknown bool   // the record of by is damaged, so it may use the image or not
 }
 
 // remover removes names and images in one transaction. Its rules and texts are docker's; see Remove.
@@ -22,6 +24,7 @@ type remover struct {
 	c       *catalog
 	use     map[oci.ImageID]usage
 	records map[oci.ImageID]string // short ID of a container of the image, from the records: it may be newer than use
+	unknown string                 // short ID of a container whose record is damaged; "" = none
 	out     []Removed
 	events  []removal
 	chains  []oci.Chain  // of deleted images
@@ -43,14 +46,21 @@ type removal struct {
 // result is errs.Conflict without Force.
 //
 // Parents without a name that nothing needs are removed too, unless NoPrune is set. When Remove returns, the blobs and layers
-// that nothing needs are deleted. In the result, an image is followed by the chain IDs of its layers that no image has any
+// that nothing needs are deleted. A container whose record is damaged counts as a user of every image. A name whose record is damaged
+// is removed with Force. In the result, an image is followed by the chain IDs of its layers that no image has any
 // more, as docker prints them.
 func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) ([]Removed, error) {
 	r, err := s.removing(ctx, func(tx *meta.Tx) ([]oci.ImageID, error) {
 		m, err := resolve(tx, ref)
+		if opts.Force && errors.Is(err, errs.DataLoss) {
+			return nil, nil
+		}
 		return []oci.ImageID{m.id}, err
 	}, func(r *remover) error {
 		m, err := resolve(r.tx, ref)
+		if opts.Force && errors.Is(err, errs.DataLoss) && !m.name.IsZero() {
+			return r.dropName(m.name)
+		}
 		if err != nil {
 			return err
 		}
@@ -87,7 +97,8 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 		}
 		r := &remover{use: s.usage(ids)}
 		err = s.st.Meta.Update(func(tx *meta.Tx) error {
-			r.tx, r.c, r.records = tx, readCatalog(tx), containersByImage(tx)
+			r.tx, r.c = tx, readCatalog(tx)
+			r.records, r.unknown = containersByImage(tx)
 			err := do(r)
 			if r.missing != "" {
 				return errs.New(errs.Unavailable, "image %s: changed while it was removed", r.missing.Short())
@@ -125,7 +136,7 @@ func (s *Service) usage(ids []oci.ImageID) map[oci.ImageID]usage {
 		for _, c := range s.users(id) {
 			running := s.opts.Running != nil && s.opts.Running(c)
 			if u.by == "" || running {
-				u = usage{oci.ContainerID(c).Short(), running}
+				u = usage{by: oci.ContainerID(c).Short(), running: running}
 			}
 			if running {
 				break
@@ -157,29 +168,50 @@ func (r *remover) used(id oci.ImageID) usage {
 	if !ok {
 		r.missing = id
 	}
-	if c := r.records[id]; u.by == "" && c != "" {
-		u.by = c
+	if u.by == "" {
+		u.by = r.records[id]
+	}
+	if u.by == "" && r.unknown != "" {
+		u.by, u.unknown = r.unknown, true
 	}
 	return u
 }
 
-// containersByImage returns the short ID of a container of each image. It reads the field of the records of containers that package
-// store reads too.
-func containersByImage(tx *meta.Tx) map[oci.ImageID]string {
-	m := map[oci.ImageID]string{}
-	for id, raw := range tx.Containers.All() {
-		var c struct {
-			Image oci.ImageID `json:"image"`
-		}
-		if err := json.Unmarshal(raw, &c); err == nil && c.Image != "" {
-			m[c.Image] = id.Short()
+// containersByImage returns the short ID of a container of each image, and that of a container whose record is damaged. It reads the
+// field of the records of containers that package store reads too.
+func containersByImage(tx *meta.Tx) (m map[oci.ImageID]string, unknown string) {
+	m = map[oci.ImageID]string{}
+	type image struct {
+		Image oci.ImageID `json:"image"`
+	}
+	for id, c := range meta.As[image](tx.Containers).All() {
+		switch {
+		case c.Err != nil:
+			unknown = id.Short()
+		case c.Value.Image != "":
+			m[c.Value.Image] = id.Short()
 		}
 	}
-	return m
+	return m, unknown
+}
+
+// mayBeUsed returns the error for an image that a container with a damaged record may need.
+func mayBeUsed(what string, u usage) error {
+	return errs.New(errs.Conflict, "conflict: unable to remove %s - the record of container %s is damaged, and it may use the image", what, u.by).
+		WithHint("Run ply system check --repair, or remove that container by force (rm -f).")
+}
+
+// dropName removes a name whose record is damaged.
+func (r *remover) dropName(name oci.Reference) error {
+	r.out = append(r.out, Removed{Untagged: name.Familiar()})
+	return r.tx.Names.Delete(name.String())
 }
 
 func (r *remover) byName(id oci.ImageID, name oci.Reference, typed string, force, prune bool) error {
 	if u := r.used(id); !force && u.by != "" && singleReference(r.c.names[id].all()) {
+		if u.unknown {
+			return mayBeUsed(strconv.Quote(typed), u)
+		}
 		return errs.New(errs.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
 			typed, u.by, id.Short())
 	}
@@ -247,6 +279,8 @@ func (r *remover) conflict(id oci.ImageID, names, stopped bool) error {
 		return errs.New(errs.Conflict, format, id.Short(), "cannot be forced", "image is being used by running container "+u.by)
 	case names && r.c.names[id].count() > 0:
 		return errs.New(errs.Conflict, format, id.Short(), "must be forced", "image is referenced in multiple repositories")
+	case stopped && u.unknown:
+		return mayBeUsed(id.Short(), u)
 	case stopped && u.by != "":
 		return errs.New(errs.Conflict, format, id.Short(), "must be forced", "image is being used by stopped container "+u.by)
 	}
@@ -297,8 +331,8 @@ func (r *remover) delete(id oci.ImageID, force, prune, quiet bool) error {
 	r.out = append(r.out, Removed{Deleted: id})
 	r.events = append(r.events, removal{"delete", id})
 	r.dropLayers(rec.Chain)
-	if !prune || rec.Parent == "" || r.c.images[rec.Parent].Step != "" {
-		return nil // images of build steps are removed with the build cache
+	if !prune || rec.Parent == "" || r.c.images[rec.Parent].Step != "" || len(r.c.damaged) > 0 {
+		return nil // images of build steps are removed with the build cache; a damaged record may name that parent too
 	}
 	return r.delete(rec.Parent, false, true, true)
 }

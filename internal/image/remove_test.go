@@ -120,7 +120,7 @@ func state(t *testing.T, f *imagetest.Fixture) (all []string) {
 	t.Helper()
 	err := f.Store.Meta.View(func(tx *meta.Tx) error {
 		for k, v := range tx.Names.All() {
-			all = append(all, k+" "+string(v.Image))
+			all = append(all, k+" "+string(v.Value.Image))
 		}
 		for k := range tx.Images.All() {
 			all = append(all, string(k))
@@ -139,7 +139,7 @@ func checkFiles(t *testing.T, f *imagetest.Fixture) {
 	want := map[string]bool{}
 	err := f.Store.Meta.View(func(tx *meta.Tx) error {
 		for id, rec := range tx.Images.All() {
-			for _, d := range rec.Chain {
+			for _, d := range rec.Value.Chain {
 				want[d.Hex()] = true
 			}
 			if _, err := f.Store.Blobs.Stat(oci.Digest(id)); err != nil {

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"strings"
 
 	"ply/internal/errs"
@@ -32,7 +33,8 @@ func isDigest(s string) bool {
 }
 
 // resolve finds the image that a reference means, as Get defines it. It reads records only, so that it also finds an image whose
-// config is damaged.
+// config is damaged, and by its ID one whose record is. errs.DataLoss for a name whose record is damaged; the match then has the
+// name.
 func resolve(tx *meta.Tx, ref string) (match, error) {
 	if ref == "" {
 		return match{}, errs.New(errs.Invalid, "invalid reference format: image name is empty")
@@ -43,8 +45,12 @@ func resolve(tx *meta.Tx, ref string) (match, error) {
 	parsed, parseErr := oci.ParseReference(ref)
 	if parseErr == nil {
 		key := nameKey(parsed)
-		if rec, err := tx.Names.Get(key.String()); err == nil && tx.Images.Has(rec.Image) {
+		rec, err := tx.Names.Get(key.String())
+		if err == nil && tx.Images.Has(rec.Image) {
 			return match{id: rec.Image, name: key}, nil
+		}
+		if errors.Is(err, errs.DataLoss) {
+			return match{name: key}, damagedName(err)
 		}
 	}
 	prefix := strings.TrimPrefix(ref, "sha256:")
@@ -76,7 +82,7 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	}
 	var listed oci.ImageID
 	for id, rec := range tx.Images.All() {
-		for _, m := range rec.Manifests {
+		for _, m := range rec.Value.Manifests {
 			switch {
 			case m.Digest != d:
 			case oci.IsIndex(m.MediaType):
@@ -88,8 +94,8 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	}
 	// Several images may have this index. A name with its digest refers to the image that was pulled last.
 	for key, rec := range tx.Names.All() {
-		if strings.HasSuffix(key, "@"+string(d)) && tx.Images.Has(rec.Image) {
-			return match{id: rec.Image}, nil
+		if strings.HasSuffix(key, "@"+string(d)) && tx.Images.Has(rec.Value.Image) {
+			return match{id: rec.Value.Image}, nil
 		}
 	}
 	if listed != "" {
@@ -112,7 +118,7 @@ func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 	}
 	var digest oci.Digest // the digest by which found was found
 	for id, rec := range tx.Images.All() {
-		for _, m := range rec.Manifests {
+		for _, m := range rec.Value.Manifests {
 			if !hasHexPrefix(string(m.Digest), prefix) || found == id {
 				continue
 			}

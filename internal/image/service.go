@@ -111,9 +111,17 @@ func (s *Service) gone(id oci.ImageID) (gone bool) {
 
 // catalog has the records of all images, as read in one transaction.
 type catalog struct {
-	images map[oci.ImageID]meta.Image
-	names  map[oci.ImageID]*named // nil = the image has no name
-	sizes  map[oci.DiffID]int64
+	images  map[oci.ImageID]meta.Image // of an image with a damaged record, an empty one
+	damaged map[oci.ImageID]error      // the images with a damaged record
+	names   map[oci.ImageID]*named     // nil = the image has no name
+	lost    []lostName
+	sizes   map[oci.DiffID]int64
+}
+
+// lostName is a name whose record is damaged: the image at which it points is unknown.
+type lostName struct {
+	name oci.Reference
+	err  error
 }
 
 // named has the names of one image.
@@ -153,11 +161,11 @@ func (n *named) add(r oci.Reference, rec meta.Name) {
 func namesOf(tx *meta.Tx, id oci.ImageID) *named {
 	n := &named{}
 	for key, rec := range tx.Names.All() {
-		if rec.Image != id {
-			continue
+		if rec.Err != nil || rec.Value.Image != id {
+			continue // List shows the damaged names
 		}
 		if r, err := oci.ParseReference(key); err == nil {
-			n.add(r, rec)
+			n.add(r, rec.Value)
 		}
 	}
 	return n
@@ -166,28 +174,36 @@ func namesOf(tx *meta.Tx, id oci.ImageID) *named {
 // readCatalog reads all records. It leaves out names of images that do not exist.
 func readCatalog(tx *meta.Tx) *catalog {
 	c := &catalog{
-		images: map[oci.ImageID]meta.Image{},
-		names:  map[oci.ImageID]*named{},
-		sizes:  map[oci.DiffID]int64{},
+		images:  map[oci.ImageID]meta.Image{},
+		damaged: map[oci.ImageID]error{},
+		names:   map[oci.ImageID]*named{},
+		sizes:   map[oci.DiffID]int64{},
 	}
-	for id := range tx.Images.Keys() {
-		c.images[id], _ = tx.Images.Get(id) // an image with a damaged record has no layers here, but it can be removed
+	for id, rec := range tx.Images.All() {
+		c.images[id] = rec.Value
+		if rec.Err != nil {
+			c.damaged[id] = rec.Err
+		}
 	}
 	for key, rec := range tx.Names.All() {
-		if _, ok := c.images[rec.Image]; !ok {
-			continue
-		}
 		r, err := oci.ParseReference(key)
 		if err != nil {
+			continue // no build writes such a name
+		}
+		if rec.Err != nil {
+			c.lost = append(c.lost, lostName{r, rec.Err})
 			continue
 		}
-		if c.names[rec.Image] == nil {
-			c.names[rec.Image] = &named{}
+		if _, ok := c.images[rec.Value.Image]; !ok {
+			continue
 		}
-		c.names[rec.Image].add(r, rec)
+		if c.names[rec.Value.Image] == nil {
+			c.names[rec.Value.Image] = &named{}
+		}
+		c.names[rec.Value.Image].add(r, rec.Value)
 	}
 	for d, rec := range tx.Layers.All() {
-		c.sizes[d] = rec.Size
+		c.sizes[d] = rec.Value.Size // 0 when the record is damaged: only a number that is shown
 	}
 	return c
 }
@@ -247,6 +263,9 @@ func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
 			return err
 		}
 		rec, err := tx.Images.Get(m.id)
+		if errors.Is(err, errs.DataLoss) {
+			return damagedImage(err)
+		}
 		if err != nil {
 			return err
 		}

@@ -30,7 +30,14 @@ func (s *Service) Lookup(ref string) (oci.ImageID, error) {
 func (s *Service) Tags(repository oci.Reference) (names []oci.Reference, err error) {
 	err = s.st.Meta.View(func(tx *meta.Tx) error {
 		for key, rec := range tx.Names.Prefix(repository.Name() + ":") {
-			if r, err := oci.ParseReference(key); err == nil && r.Digest() == "" && r.Name() == repository.Name() && tx.Images.Has(rec.Image) {
+			r, err := oci.ParseReference(key)
+			if err != nil || r.Digest() != "" || r.Name() != repository.Name() {
+				continue
+			}
+			if rec.Err != nil {
+				return damagedName(rec.Err)
+			}
+			if tx.Images.Has(rec.Value.Image) {
 				names = append(names, r)
 			}
 		}

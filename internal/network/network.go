@@ -61,6 +61,7 @@ type Network struct {
 	Labels    map[string]string
 	Options   map[string]string
 	Endpoints map[string]Endpoint // by container ID
+	Damaged   error               // why nothing but the name is known: its record is damaged; nil = it is whole
 }
 
 // Counters are an interface's totals.

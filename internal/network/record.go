@@ -28,7 +28,7 @@ type networkRecord struct {
 }
 
 // loadNetworks reads the records of the default networks and writes those that are missing or damaged: only their IDs
-// are lost.
+// are lost. It notes the other damaged records, which are of no network that could be used.
 func (s *Service) loadNetworks() error {
 	return s.opts.Meta.Update(func(tx *meta.Tx) error {
 		bucket := meta.As[networkRecord](tx.Networks)
@@ -42,6 +42,9 @@ func (s *Service) loadNetworks() error {
 			if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, errs.DataLoss) {
 				return err
 			}
+			if errors.Is(err, errs.DataLoss) {
+				s.log.Warn("damaged record of a network is made anew, with another ID", "network", n.name, "err", err)
+			}
 			if err != nil || m.ID == "" {
 				m.networkRecord = networkRecord{ID: randomID(), Driver: n.driver, Created: time.Now().UTC()}
 				if err := bucket.Put(n.name, m.networkRecord); err != nil {
@@ -49,6 +52,11 @@ func (s *Service) loadNetworks() error {
 				}
 			}
 			s.networks[n.name] = m
+		}
+		for name, r := range bucket.All() {
+			if r.Err != nil {
+				s.damaged[name] = errs.New(errs.DataLoss, "%w", r.Err).WithHint("Remove it with network rm: the default networks do not need it.")
+			}
 		}
 		return nil
 	})

@@ -17,6 +17,7 @@ import (
 	"ply/internal/record"
 	"ply/internal/record/recordtest"
 	"ply/internal/store/meta"
+	"ply/internal/store/meta/metatest"
 )
 
 var (
@@ -160,5 +161,50 @@ func TestNetworksKeepTheirIDs(t *testing.T) {
 	}
 	if again := ids(); again["bridge"] != "kept" || again["none"] == first["none"] || !oci.IsHex64(again["none"]) {
 		t.Errorf("IDs = %v, want the bridge's kept and that of the damaged record new", again)
+	}
+}
+
+// A damaged record that is of no default network is listed with its name, and can be removed. The default networks are
+// not affected, and cannot be removed so.
+func TestDamagedNetworkIsListed(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "meta.db")
+	open := func() (*Service, *meta.DB) {
+		t.Helper()
+		db, err := meta.Open(path, meta.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(t.Context(), Options{Meta: db, StateDir: t.TempDir()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, db
+	}
+	_, db := open()
+	err := db.Update(func(tx *meta.Tx) error {
+		return meta.As[networkRecord](tx.Networks).Put("later", networkRecord{ID: "1", Driver: "bridge"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	metatest.Falsify(t, path, "networks", "later", `"driver":"bridge"`, `"driver":"bridgf"`)
+	s, db := open()
+	defer db.Close()
+	list, err := s.List(t.Context(), nil)
+	if err != nil || len(list) != 4 || list[3].Name != "later" || list[3].Damaged == nil || list[0].Damaged != nil {
+		t.Fatalf("List = %v, %v", list, err)
+	}
+	if err := s.RemoveDamaged(t.Context(), "bridge"); !errors.Is(err, errs.NotFound) {
+		t.Errorf("RemoveDamaged of a whole network = %v", err)
+	}
+	if err := s.RemoveDamaged(t.Context(), list[3].ID[:12]); err != nil {
+		t.Error(err)
+	}
+	if list, err := s.List(t.Context(), nil); err != nil || len(list) != 3 {
+		t.Errorf("List after the removal = %v, %v", list, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -36,6 +37,7 @@ type Service struct {
 
 	mu        sync.Mutex // not held during I/O
 	connected map[oci.ContainerID]Connection
+	damaged   map[string]error // records that cannot be decoded, by their names
 }
 
 // managed is one network of the Service.
@@ -74,7 +76,7 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 		opts.Drivers = map[string]Driver{}
 	}
 	opts.Drivers["null"] = null{}
-	s := &Service{opts: opts, log: opts.Log, networks: map[string]*managed{}, connected: map[oci.ContainerID]Connection{}}
+	s := &Service{opts: opts, log: opts.Log, networks: map[string]*managed{}, connected: map[oci.ContainerID]Connection{}, damaged: map[string]error{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -208,7 +210,26 @@ func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
 	return found, nil
 }
 
-// List returns the networks that match; ListFilters lists the filters.
+// RemoveDamaged deletes a damaged record. The error's class is errs.NotFound when there is none of that name or ID.
+func (s *Service) RemoveDamaged(ctx context.Context, ref string) error {
+	n, err := s.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if n.Damaged == nil {
+		return errs.New(errs.NotFound, "network %s has no damaged record", n.Name)
+	}
+	if err := s.opts.Meta.Update(func(tx *meta.Tx) error { return tx.Networks.Delete(n.Name) }); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.damaged, n.Name)
+	return nil
+}
+
+// List returns the networks that match; ListFilters lists the filters. A record that is damaged is listed with its name, and
+// Damaged says why.
 func (s *Service) List(_ context.Context, filters filter.Args) ([]*Network, error) {
 	match, err := ListFilters.Compile(filters)
 	if err != nil {
@@ -229,6 +250,16 @@ func (s *Service) List(_ context.Context, filters filter.Args) ([]*Network, erro
 			}
 		}
 		s.mu.Unlock()
+		if match(net) {
+			out = append(out, net)
+		}
+	}
+	s.mu.Lock()
+	damaged := maps.Clone(s.damaged)
+	s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(damaged)) {
+		// The ID is lost. That of the list is always the same, so that clients can tell the entries apart.
+		net := &Network{ID: oci.DigestOf([]byte(name)).Hex(), Name: name, Endpoints: map[string]Endpoint{}, Damaged: damaged[name]}
 		if match(net) {
 			out = append(out, net)
 		}

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/json"
 	"errors"
 
 	"ply/internal/errs"
@@ -56,7 +55,7 @@ func (g graph) references(n node) ([]node, error) {
 	case n.image != "":
 		img, err := g.tx.Images.Get(n.image)
 		if err != nil {
-			return nil, errs.New(errs.DataLoss, "collection: %v", err).WithHint("Remove the image, then pull or load it again.")
+			return nil, stopped(err)
 		}
 		refs := []node{{blob: oci.Digest(n.image)}}
 		for _, m := range img.Manifests {
@@ -64,16 +63,9 @@ func (g graph) references(n node) ([]node, error) {
 		}
 		return append(refs, g.chain(img.Chain)...), nil
 	case n.container != "":
-		raw, err := g.tx.Containers.Get(n.container)
-		var c struct {
-			Image oci.ImageID `json:"image"`
-			Chain oci.Chain   `json:"chain"`
-		}
-		if err == nil {
-			err = json.Unmarshal(raw, &c)
-		}
+		c, err := meta.As[containerNeeds](g.tx.Containers).Get(n.container)
 		if err != nil {
-			return nil, errs.New(errs.DataLoss, "collection: container %s: damaged record: %v", n.container.Short(), err).WithHint("Remove the container.")
+			return nil, stopped(err)
 		}
 		refs := g.chain(c.Chain)
 		if c.Image != "" {
@@ -96,7 +88,7 @@ func (g graph) references(n node) ([]node, error) {
 			return nil, nil // the layer has no compressed form
 		}
 		if err != nil {
-			return nil, errs.New(errs.DataLoss, "collection: %v", err).WithHint("Remove the images that have this layer, then pull or load them again.")
+			return nil, stopped(err)
 		}
 		refs := make([]node, len(rec.Blobs))
 		for i, b := range rec.Blobs {
@@ -105,6 +97,17 @@ func (g graph) references(n node) ([]node, error) {
 		return refs, nil
 	}
 	return nil, nil // a blob or an object of the driver needs nothing else
+}
+
+// containerNeeds is the part of a container's record that this package reads.
+type containerNeeds struct {
+	Image oci.ImageID `json:"image"`
+	Chain oci.Chain   `json:"chain"`
+}
+
+// stopped returns the error of a collection that found a damaged record.
+func stopped(err error) error {
+	return errs.New(errs.DataLoss, "collection: stopped, nothing is removed: %v", err).WithHint("Run ply system check --repair, or remove the damaged object by force.")
 }
 
 func (g graph) chain(c oci.Chain) []node {

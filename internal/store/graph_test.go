@@ -104,7 +104,7 @@ func TestDamagedReferenceStopsCollection(t *testing.T) {
 				c.key = string(id)
 			}
 			w.reopen(func(path string) { metatest.Damage(t, path, c.bucket, c.key) })
-			if _, err := w.s.Collect(t.Context()); !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), "Remove the ") {
+			if _, err := w.s.Collect(t.Context()); !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), "system check --repair") {
 				t.Errorf("Collect = %v, want class DataLoss and what to do", err)
 			}
 			if !w.layers.has(chain[0]) || !w.layers.has(unused) {

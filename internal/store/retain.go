@@ -105,7 +105,7 @@ func (r *Retention) limit() (int64, error) {
 	var tars int64
 	err := r.s.Meta.View(func(tx *meta.Tx) error {
 		for _, l := range tx.Layers.All() {
-			tars += l.TarSize
+			tars += l.Value.TarSize // of a damaged record, which counts as nothing: the budget is an estimate
 		}
 		return nil
 	})
@@ -174,7 +174,7 @@ func (r *Retention) caches() (map[oci.Digest]bool, error) {
 	layers := map[oci.Digest]bool{}
 	err := r.s.Meta.View(func(tx *meta.Tx) error {
 		for _, l := range tx.Layers.All() {
-			for _, b := range l.Blobs {
+			for _, b := range l.Value.Blobs { // of a damaged record none is known, so none is evicted
 				layers[b.Digest] = true
 			}
 		}

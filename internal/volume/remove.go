@@ -10,24 +10,26 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/filter"
+	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
 
-// Remove deletes a volume and its data. The error's class is errs.NotFound when there is none, which force ignores, and
-// errs.Conflict while a container refers to it.
+// Remove deletes a volume and its data. The error's class is errs.NotFound when there is none, which force ignores,
+// errs.Conflict while a container refers to it or may do so, and errs.DataLoss when its record is damaged, which force
+// ignores too.
 func (s *Service) Remove(ctx context.Context, name string, force bool) error {
-	err := s.remove(ctx, name)
+	err := s.remove(ctx, name, force)
 	if force && errors.Is(err, errs.NotFound) {
 		return nil
 	}
 	return err
 }
 
-func (s *Service) remove(ctx context.Context, name string) error {
+func (s *Service) remove(ctx context.Context, name string, force bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	tmp, err := s.unlink(name)
+	tmp, err := s.unlink(name, force)
 	if err != nil {
 		return err
 	}
@@ -56,11 +58,15 @@ type trash struct {
 //
 // The directory leaves its name, durably, before the record is deleted. If the engine ends in between, New puts it back. In the
 // opposite order, an end in between would leave a directory without a record, and a later volume of that name would have its data.
-func (s *Service) unlink(name string) (tmp string, err error) {
+func (s *Service) unlink(name string, force bool) (tmp string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.record(name); err != nil {
+	if _, err := s.record(name); err != nil && !(force && errors.Is(err, errs.DataLoss)) {
 		return "", err
+	}
+	for id := range s.references[AnyVolume] {
+		return "", errs.New(errs.Conflict, "remove %s: the record of container %s is damaged, and it may use the volume", name, oci.ContainerID(id).Short()).
+			WithHint("Run ply system check --repair, or remove that container by force (rm -f).")
 	}
 	if ids := s.users(name); len(ids) > 0 {
 		return "", errs.New(errs.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
@@ -172,14 +178,14 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (names []strin
 		if ctx.Err() != nil {
 			return names, reclaimed, ctx.Err()
 		}
-		if v.RefCount > 0 || !v.Anonymous && !filters.Has("all") || !match(v) {
+		if v.Damaged != nil || v.RefCount > 0 || !v.Anonymous && !filters.Has("all") || !match(v) {
 			continue
 		}
 		size, sizeErr := s.Size(ctx, v.Name)
 		if sizeErr != nil {
 			size = 0
 		}
-		if err := s.remove(ctx, v.Name); err != nil {
+		if err := s.remove(ctx, v.Name, false); err != nil {
 			if !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
 				s.log.Warn("prune: volume stays", "volume", v.Name, "err", err)
 			}
@@ -200,7 +206,7 @@ func (s *Service) RemoveAnonymous(ctx context.Context, names []string) {
 		if err != nil || !rec.Anonymous {
 			continue
 		}
-		if err := s.remove(ctx, n); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
+		if err := s.remove(ctx, n, false); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
 			s.log.Warn("anonymous volume stays", "volume", n, "err", err)
 		}
 	}

@@ -147,7 +147,7 @@ func (s *Service) make(ctx context.Context, name, driver string, labels, opts ma
 func (s *Service) Undo(ctx context.Context, container oci.ContainerID, made []string) {
 	s.DropReferences(container)
 	for _, n := range made {
-		if err := s.remove(ctx, n); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
+		if err := s.remove(ctx, n, false); err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) {
 			s.log.Warn("volume of a container that was not created stays", "volume", n, "err", err)
 		}
 	}

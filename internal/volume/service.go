@@ -156,6 +156,8 @@ func (s *Service) create(ctx context.Context, name, driver string, labels, optio
 		}
 		s.addReference(name, container)
 		return s.volume(name, rec), nil
+	case errors.Is(err, errs.DataLoss):
+		return nil, damaged(err)
 	case !errors.Is(err, errs.NotFound):
 		return nil, err
 	}
@@ -214,6 +216,10 @@ func (s *Service) addReference(name, container string) {
 	s.references[name][container] = struct{}{}
 }
 
+// AnyVolume is what AddReferences takes for a container whose record is damaged: it may refer to any volume, so none can be
+// removed until DropReferences is called for the container. It is no name of a volume.
+const AnyVolume = "*"
+
 // AddReferences records that a container refers to volumes, as container.Service does for each record that it loads.
 func (s *Service) AddReferences(container oci.ContainerID, names ...string) {
 	s.mu.Lock()
@@ -257,16 +263,26 @@ func (s *Service) record(name string) (rec meta.Volume, err error) {
 	if errors.Is(err, errs.NotFound) {
 		return rec, errs.New(errs.NotFound, "get %s: no such volume", name)
 	}
+	if errors.Is(err, errs.DataLoss) {
+		return rec, damaged(err)
+	}
 	return rec, err
 }
 
-// List returns the volumes that match, sorted by name; ListFilters lists the filters.
+// damaged returns the error for a volume whose record is damaged.
+func damaged(err error) error {
+	return errs.New(errs.DataLoss, "%w", err).
+		WithHint("Run ply system check --repair, or remove the volume and its data by force (volume rm -f).")
+}
+
+// List returns the volumes that match, sorted by name; ListFilters lists the filters. A volume whose record is damaged is listed
+// with its name, and Damaged says why.
 func (s *Service) List(ctx context.Context, filters filter.Args) ([]*Volume, error) {
 	match, err := ListFilters.Compile(filters)
 	if err != nil {
 		return nil, err
 	}
-	recs := map[string]meta.Volume{}
+	recs := map[string]meta.Result[meta.Volume]{}
 	err = s.opts.Store.Meta.View(func(tx *meta.Tx) error {
 		for n, r := range tx.Volumes.All() {
 			recs[n] = r
@@ -280,7 +296,12 @@ func (s *Service) List(ctx context.Context, filters filter.Args) ([]*Volume, err
 	defer s.mu.Unlock()
 	var out []*Volume
 	for n, r := range recs {
-		if v := s.volume(n, r); match(v) {
+		v := s.volume(n, r.Value)
+		if r.Err != nil {
+			v.Driver, v.Damaged = "local", damaged(r.Err)
+			s.log.Warn("damaged volume", "volume", n, "err", r.Err)
+		}
+		if match(v) {
 			out = append(out, v)
 		}
 	}

@@ -54,4 +54,5 @@ type Volume struct {
 	Anonymous  bool
 	Size       int64 // in bytes; -1 = not measured
 	RefCount   int   // containers that refer to it
+	Damaged    error // why it cannot be used: its record is damaged. List only; nil = it can
 }

@@ -18,6 +18,7 @@ type Image struct {
 	SharedSize  int64
 	Size        int64
 	VirtualSize *int64 `json:",omitempty"` // until 1.43
+	Damaged     string `json:",omitempty"` // ply's own: why the image cannot be used
 }
 
 // ImageDetail is the answer of GET /images/{name}/json.

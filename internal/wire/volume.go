@@ -9,7 +9,8 @@ type Volume struct {
 	Name       string
 	Options    map[string]string
 	Scope      string
-	UsageData  *VolumeUsage `json:",omitempty"` // in GET /system/df
+	Status     map[string]any `json:",omitempty"`
+	UsageData  *VolumeUsage   `json:",omitempty"` // in GET /system/df
 }
 
 // VolumeUsage is what a volume takes, in bytes, and how many containers refer to it. -1 means unknown.

@@ -176,6 +176,7 @@ type Volumes interface {
 type Networks interface {
 	Get(ctx context.Context, ref string) (*network.Network, error)
 	List(ctx context.Context, filters filter.Args) ([]*network.Network, error)
+	RemoveDamaged(ctx context.Context, ref string) error
 }
 
 // Events is what /events needs; *events.Bus implements it.

@@ -631,6 +631,10 @@ func (f fakeNetworks) List(ctx context.Context, filters filter.Args) ([]*network
 	return []*network.Network{n}, err
 }
 
+func (fakeNetworks) RemoveDamaged(_ context.Context, name string) error {
+	return errs.New(errs.NotFound, "network %s has no damaged record", name)
+}
+
 type fakeSystem struct{}
 
 func (fakeSystem) Info(context.Context) (system.Info, error) {

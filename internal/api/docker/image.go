@@ -39,6 +39,12 @@ func summaryOf(img *image.Image, v int, containers int64, shared bool) wire.Imag
 	if shared {
 		a.SharedSize = img.Shared
 	}
+	if img.Damaged != nil {
+		a.Damaged = img.Damaged.Error()
+	}
+	if img.ID == "" { // of a name whose record is damaged; clients take an ID for granted
+		a.ID = "sha256:" + strings.Repeat("0", 64)
+	}
 	if img.Config.Created != nil {
 		a.Created = img.Config.Created.Unix()
 	}

@@ -181,6 +181,9 @@ func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Tim
 	a := wire.Container{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
 		Created: ctr.Created.Unix(), Ports: portSummaries(ctr), Labels: ctr.Spec.Labels, State: string(ctr.State.Status), Status: statusText(ctr.State, now),
 		Mounts: mountPoints(ctr)}
+	if ctr.Damaged != nil {
+		a.Status = "Damaged record"
+	}
 	if a.Labels == nil {
 		a.Labels = map[string]string{}
 	}

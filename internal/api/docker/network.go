@@ -29,6 +29,9 @@ func networkOf(n *network.Network, v int) wire.Network {
 	a := wire.Network{Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver, Internal: n.Internal,
 		Containers: map[string]wire.NetworkMember{}, Options: n.Options, Labels: n.Labels}
 	a.IPAM.Driver, a.IPAM.Config = "default", []wire.IPAMConfig{}
+	if n.Damaged != nil { // clients show the driver in lists, and nothing else that could say it
+		a.Driver = "damaged"
+	}
 	if n.Subnet.IsValid() {
 		a.IPAM.Config = append(a.IPAM.Config, wire.IPAMConfig{Subnet: n.Subnet.String(), Gateway: addrText(n.Gateway)})
 		a.EnableIPv6 = n.Subnet.Addr().Is6()
@@ -67,6 +70,9 @@ func (h networkHandlers) inspect(c *call) error {
 	if err != nil {
 		return err
 	}
+	if n.Damaged != nil {
+		return n.Damaged
+	}
 	a := networkOf(n, c.v)
 	for id, ep := range n.Endpoints {
 		m := wire.NetworkMember{EndpointID: ep.ID, MacAddress: ep.MAC}
@@ -93,6 +99,9 @@ func (h networkHandlers) remove(c *call) error {
 	n, err := h.networks.Get(c.ctx(), c.vars["id"])
 	if err != nil {
 		return err
+	}
+	if n.Damaged != nil {
+		return c.done(h.networks.RemoveDamaged(c.ctx(), n.ID))
 	}
 	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", n.Name)
 }

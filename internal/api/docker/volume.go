@@ -21,6 +21,9 @@ func (h volumeHandlers) routes(add adder) {
 
 func volumeOf(v *volume.Volume) wire.Volume {
 	a := wire.Volume{Driver: v.Driver, Labels: v.Labels, Mountpoint: v.Mountpoint, Name: v.Name, Options: v.Options, Scope: "local"}
+	if v.Damaged != nil { // clients show the driver in lists, and nothing else that could say it
+		a.Driver, a.Status = "damaged", map[string]any{"Damaged": v.Damaged.Error()}
+	}
 	if !v.Created.IsZero() {
 		a.CreatedAt = v.Created.Format(time.RFC3339)
 	}
@@ -39,6 +42,9 @@ func (h volumeHandlers) list(c *call) error {
 	answer := wire.Volumes{Volumes: make([]wire.Volume, 0, len(volumes))}
 	for _, v := range volumes {
 		answer.Volumes = append(answer.Volumes, volumeOf(v))
+		if v.Damaged != nil {
+			answer.Warnings = append(answer.Warnings, v.Damaged.Error())
+		}
 	}
 	return c.json(http.StatusOK, answer)
 }

@@ -85,11 +85,17 @@ func (f *Fixture) open(root string, driver layer.Driver) {
 // Damage makes the record of an image unreadable and opens the store again. The fixture was made by New.
 func (f *Fixture) Damage(id oci.ImageID) {
 	f.t.Helper()
+	f.Edit(func(path string) { metatest.Damage(f.t, path, "images", string(id)) })
+}
+
+// Edit closes the store, calls edit with the path of the database, and opens the store again.
+func (f *Fixture) Edit(edit func(path string)) {
+	f.t.Helper()
 	root := f.Store.Root
 	if err := f.Store.Close(); err != nil {
 		f.t.Fatal(err)
 	}
-	metatest.Damage(f.t, filepath.Join(root, "meta.db"), "images", string(id))
+	edit(filepath.Join(root, "meta.db"))
 	f.open(root, f.Driver)
 }
 

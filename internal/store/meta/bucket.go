@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"iter"
+	"strings"
 
 	"go.etcd.io/bbolt"
 
@@ -20,8 +21,9 @@ type Bucket[K ~string, V any] struct {
 	table
 }
 
-func open[K ~string, V any](tx *bbolt.Tx, t table) Bucket[K, V] {
-	return Bucket[K, V]{tx.Bucket([]byte(t.bucket)), t}
+func open[K ~string, V any](tx *bbolt.Tx, t table) (b Bucket[K, V]) {
+	onBolt(func() { b = Bucket[K, V]{tx.Bucket([]byte(t.bucket)), t} })
+	return b
 }
 
 // As returns the bucket with records of type V, for the services that own the form of a record:
@@ -31,14 +33,24 @@ func As[V any, K ~string](b Bucket[K, json.RawMessage]) Bucket[K, V] {
 	return Bucket[K, V]{b.b, b.table}
 }
 
+// Result is a record of a walk. Err is set when the record cannot be decoded (errs.DataLoss); what the record says is then
+// unknown, but it exists.
+type Result[V any] struct {
+	Value V
+	Err   error
+}
+
 // Get reads a record. The error's class is errs.NotFound when there is none and errs.DataLoss when it cannot be decoded.
-func (b Bucket[K, V]) Get(key K) (V, error) {
-	data := b.b.Get([]byte(key))
-	if data == nil {
-		var none V
-		return none, errs.New(errs.NotFound, "%s %s: no such record", b.what, key)
-	}
-	return b.decode([]byte(key), data)
+func (b Bucket[K, V]) Get(key K) (v V, err error) {
+	onBolt(func() {
+		data := b.b.Get([]byte(key))
+		if data == nil {
+			err = errs.New(errs.NotFound, "%s %s: no such record", b.what, key)
+			return
+		}
+		v, err = b.decode([]byte(key), data)
+	})
+	return v, err
 }
 
 func (b Bucket[K, V]) decode(key, data []byte) (v V, err error) {
@@ -46,11 +58,18 @@ func (b Bucket[K, V]) decode(key, data []byte) (v V, err error) {
 		*raw = bytes.Clone(data) // the database's memory is valid during the transaction only
 		return v, nil
 	}
-	return v, record.Unmarshal(b.name(key), data, b.version, &v)
+	if err := b.unmarshal(key, data, &v); err != nil {
+		var none V
+		return none, err
+	}
+	return v, nil
 }
 
 // Has reports whether there is a record, damaged or not.
-func (b Bucket[K, V]) Has(key K) bool { return b.b.Get([]byte(key)) != nil }
+func (b Bucket[K, V]) Has(key K) (has bool) {
+	onBolt(func() { has = b.b.Get([]byte(key)) != nil })
+	return has
+}
 
 // Put writes a record.
 func (b Bucket[K, V]) Put(key K, v V) error {
@@ -58,13 +77,13 @@ func (b Bucket[K, V]) Put(key K, v V) error {
 	if err != nil {
 		return err
 	}
-	return b.b.Put([]byte(key), data)
+	return b.put([]byte(key), data)
 }
 
 func (b Bucket[K, V]) encode(key K, v V) ([]byte, error) {
 	raw, ok := any(v).(json.RawMessage)
 	if !ok {
-		return record.Marshal(b.version, v)
+		return b.marshal([]byte(key), v)
 	}
 	if _, err := record.ReadHeader(b.name([]byte(key)), raw, b.version); err != nil {
 		return nil, err
@@ -72,43 +91,65 @@ func (b Bucket[K, V]) encode(key K, v V) ([]byte, error) {
 	return raw, nil
 }
 
+func (b Bucket[K, V]) put(key, data []byte) (err error) {
+	onBolt(func() { err = b.b.Put(key, data) })
+	return err
+}
+
 // Delete removes a record; removing one that does not exist is no error.
-func (b Bucket[K, V]) Delete(key K) error { return b.b.Delete([]byte(key)) }
+func (b Bucket[K, V]) Delete(key K) (err error) {
+	onBolt(func() { err = b.b.Delete([]byte(key)) })
+	return err
+}
 
 // Len counts the records, damaged ones included.
 func (b Bucket[K, V]) Len() int {
 	n := 0
-	c := b.b.Cursor()
-	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+	for range b.Keys() {
 		n++
 	}
 	return n
 }
 
-// All walks the records in the order of their keys. A damaged record is skipped: it must not hide the others. Do not write
-// to the bucket while walking.
-func (b Bucket[K, V]) All() iter.Seq2[K, V] { return b.Prefix("") }
+// All walks the records in the order of their keys. Do not write to the bucket while walking.
+func (b Bucket[K, V]) All() iter.Seq2[K, Result[V]] { return b.Prefix("") }
 
 // Keys walks the keys in order, those of damaged records included. Do not write to the bucket while walking.
 func (b Bucket[K, V]) Keys() iter.Seq[K] {
 	return func(yield func(K) bool) {
-		c := b.b.Cursor()
-		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if !yield(K(k)) {
-				return
-			}
-		}
+		b.walk("", func(k, _ []byte) func() bool {
+			key := K(k)
+			return func() bool { return yield(key) }
+		})
 	}
 }
 
 // Prefix walks the records whose keys start with p, like All.
-func (b Bucket[K, V]) Prefix(p K) iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) {
-		c := b.b.Cursor()
-		for k, data := c.Seek([]byte(p)); k != nil && len(k) >= len(p) && string(k[:len(p)]) == string(p); k, data = c.Next() {
-			if v, err := b.decode(k, data); err == nil && !yield(K(k), v) {
-				return
+func (b Bucket[K, V]) Prefix(p K) iter.Seq2[K, Result[V]] {
+	return func(yield func(K, Result[V]) bool) {
+		b.walk(string(p), func(k, data []byte) func() bool {
+			key := K(k)
+			v, err := b.decode(k, data)
+			return func() bool { return yield(key, Result[V]{v, err}) }
+		})
+	}
+}
+
+// walk calls read for each record whose key starts with p, and then what read returned, until that returns false. Only read
+// may use the memory of the database.
+func (b Bucket[K, V]) walk(p string, read func(k, data []byte) func() bool) {
+	c := b.b.Cursor()
+	var next func() bool
+	step := func(move func() ([]byte, []byte)) bool {
+		next = nil
+		onBolt(func() {
+			if k, data := move(); k != nil && strings.HasPrefix(string(k), p) {
+				next = read(k, data)
 			}
-		}
+		})
+		return next != nil
+	}
+	for more := step(func() ([]byte, []byte) { return c.Seek([]byte(p)) }); more && next(); {
+		more = step(c.Next)
 	}
 }

@@ -1,6 +1,9 @@
 // Package meta is the store's database: names, images, layers, containers, volumes, networks.
 // It is one bbolt file with a bucket per kind of record; records are JSON with a version (see package record).
 //
+// A damaged file or record is an error, never a panic and never silence: Open checks the structure of the whole file, each
+// record has a checksum, faults on the mapped file and panics of bbolt are caught. A walk yields damaged records too.
+//
 // Invariants: a record is written only after the data that it refers to is durable; nothing slow (fsync of bulk data,
 // network, calls of other services) runs inside Update; no other package uses bbolt; a database that a newer release
 // wrote is refused by Open and its file is not changed.
@@ -11,10 +14,13 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
 	bbolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
 	"ply/internal/record"
@@ -28,7 +34,11 @@ const Version = 1
 // DB is the open database. Safe for concurrent use. One process at a time can have it open.
 type DB struct {
 	bolt *bbolt.DB
+	file *os.File // which bolt has open
 	path string
+
+	broken atomic.Pointer[error] // damage that was found since Open; Update refuses
+	stuck  atomic.Pointer[error] // bbolt panicked outside of a function of a caller: nothing may call it any more
 }
 
 // Options of Open.
@@ -40,9 +50,23 @@ type Options struct {
 // Open opens the database, or creates it. The error's class is errs.Unavailable when another process has it open,
 // errs.DataLoss when the file is not a database, and errs.Precondition when a newer release wrote the database or one of
 // its records. A database that Open refuses is not changed.
-func Open(path string, opts Options) (*DB, error) {
-	bo := bbolt.Options{Timeout: 2 * time.Second, NoStatistics: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize}
-	bo.OpenFile = opts.OpenFile
+func Open(path string, opts Options) (_ *DB, err error) {
+	db := &DB{path: path}
+	bo := bbolt.Options{Timeout: lockWait, NoStatistics: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize}
+	bo.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
+		f, err := openChecked(opts.OpenFile, name, flag, perm)
+		db.file = f
+		return f, err
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = damageError(path, p)
+		}
+		if err != nil && db.file != nil {
+			_ = db.file.Close() // already closed unless bbolt panicked
+		}
+	}()
 	b, err := bbolt.Open(path, 0o600, &bo)
 	if err != nil {
 		if errors.Is(err, bbolterrors.ErrTimeout) {
@@ -50,7 +74,7 @@ func Open(path string, opts Options) (*DB, error) {
 		}
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)
 	}
-	db := &DB{bolt: b, path: path}
+	db.bolt = b
 	if err := b.View(db.checkVersions); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
@@ -58,6 +82,42 @@ func Open(path string, opts Options) (*DB, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	return db, nil
+}
+
+// lockWait is how long Open waits for another process that has the database open.
+const lockWait = 2 * time.Second
+
+// openChecked opens and locks the file, and reads it whole to find damage, before bbolt maps it.
+func openChecked(open func(string, int, os.FileMode) (*os.File, error), name string, flag int, perm os.FileMode) (_ *os.File, err error) {
+	if open == nil {
+		open = os.OpenFile
+	}
+	f, err := open(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 40) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, err
+		}
+		if time.Now().After(end) {
+			return nil, bbolterrors.ErrTimeout
+		}
+	}
+	fi, err := f.Stat()
+	if err != nil || fi.Size() == 0 {
+		return f, err
+	}
+	return f, checkPages(f, fi.Size())
 }
 
 // mapSize is how many bytes of address space the file is mapped into at least. While the file is smaller, an Update that
@@ -142,23 +202,33 @@ func (db *DB) create() error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(m.Put(versionKey, v), sign(tx))
+		return errors.Join(m.Put(versionKey, v), db.sign(tx))
 	})
 }
 
 // Close waits for the transactions and closes the file.
-func (db *DB) Close() error { return db.bolt.Close() }
+func (db *DB) Close() error {
+	if db.stuck.Load() != nil {
+		return db.file.Close() // bbolt's Close would wait for its own locks
+	}
+	return db.bolt.Close()
+}
 
 // View calls f in a read transaction. F sees one state of the database, whatever is written meanwhile, and blocks no one.
+// The error's class is errs.DataLoss when a part of the file is found to be damaged.
 func (db *DB) View(f func(*Tx) error) error {
-	return db.bolt.View(func(tx *bbolt.Tx) error { return f(wrap(tx)) })
+	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(tx)) })
 }
 
 // Update calls f in a write transaction. What f writes is durable when Update returns nil; nothing of it is kept when f
-// fails. One Update runs at a time.
+// fails. One Update runs at a time. The error's class is errs.DataLoss from the moment at which a part of the file was
+// found to be damaged.
 func (db *DB) Update(f func(*Tx) error) error {
-	return db.bolt.Update(func(tx *bbolt.Tx) error {
-		if err := sign(tx); err != nil {
+	if err := db.broken.Load(); err != nil {
+		return *err
+	}
+	return db.run(db.bolt.Update, func(tx *bbolt.Tx) error {
+		if err := db.sign(tx); err != nil {
 			return err
 		}
 		return f(wrap(tx))
@@ -166,11 +236,14 @@ func (db *DB) Update(f func(*Tx) error) error {
 }
 
 // sign names this release as the last writer.
-func sign(tx *bbolt.Tx) error {
-	m := tx.Bucket(metaBucket)
-	writer, err := json.Marshal(version.Version)
-	if err != nil || string(m.Get(writerKey)) == string(writer) {
-		return err
-	}
-	return m.Put(writerKey, writer)
+func (db *DB) sign(tx *bbolt.Tx) (err error) {
+	onBolt(func() {
+		m := tx.Bucket(metaBucket)
+		var writer []byte
+		writer, err = json.Marshal(version.Version)
+		if err == nil && string(m.Get(writerKey)) != string(writer) {
+			err = m.Put(writerKey, writer)
+		}
+	})
+	return err
 }

@@ -1,12 +1,17 @@
 package meta
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
+	"hash/crc32"
 	"time"
 
 	"go.etcd.io/bbolt"
 
+	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/record"
 )
 
 // Name is what a tag or a digest reference points at; its key is the full reference.
@@ -90,6 +95,49 @@ type table struct {
 }
 
 func (t table) name(key []byte) string { return t.what + " " + string(key) }
+
+// A stored record ends with its checksum: the field "sum", with the CRC-32C of the bucket, the key and the record without
+// that field. So a record whose bytes have changed on disk is damaged even when it is still JSON. Builds before the first
+// release wrote none.
+const (
+	sumField = `,"sum":"`
+	sumLen   = len(sumField) + 8 + len(`"}`)
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sum returns the checksum of a record without its field of that name.
+func (t table) sum(key, data []byte) string {
+	h := crc32.New(castagnoli)
+	for _, part := range [][]byte{[]byte(t.bucket), {0}, key, {0}, data} {
+		h.Write(part)
+	}
+	return fmt.Sprintf("%08x", h.Sum32())
+}
+
+// marshal encodes a record as it is stored.
+func (t table) marshal(key []byte, v any) ([]byte, error) {
+	data, err := record.Marshal(t.version, v)
+	if err != nil {
+		return nil, err
+	}
+	sum := t.sum(key, data)
+	return append(data[:len(data)-1], sumField+sum+`"}`...), nil
+}
+
+// unmarshal decodes a stored record. The error's class is errs.DataLoss when it is damaged.
+func (t table) unmarshal(key, data []byte, v any) error {
+	if _, err := record.ReadHeader(t.name(key), data, t.version); err != nil {
+		return err
+	}
+	if at := len(data) - sumLen; at > 0 && string(data[at:at+len(sumField)]) == sumField {
+		plain := append(bytes.Clone(data[:at]), '}')
+		if t.sum(key, plain) != string(data[at+len(sumField):len(data)-2]) {
+			return errs.New(errs.DataLoss, "%s: damaged record: its checksum does not match", t.name(key))
+		}
+	}
+	return record.Unmarshal(t.name(key), data, t.version, v)
+}
 
 // The versions of the kinds of records. A change that an older build must not ignore raises the version (see package record).
 const (

@@ -336,7 +336,7 @@ func everything(t *testing.T, s side) (all []string) {
 	t.Helper()
 	err := s.Store.Meta.View(func(tx *meta.Tx) error {
 		for k, v := range tx.Names.All() {
-			all = append(all, "name "+k+" "+string(v.Image))
+			all = append(all, "name "+k+" "+string(v.Value.Image))
 		}
 		for k := range tx.Images.All() {
 			all = append(all, "image "+string(k))

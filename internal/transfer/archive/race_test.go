@@ -90,19 +90,19 @@ func whole(t *testing.T, s side) {
 			if _, err := s.Store.Blobs.Bytes(oci.Digest(id), oci.MaxConfig); err != nil {
 				t.Error(err)
 			}
-			for _, m := range rec.Manifests {
+			for _, m := range rec.Value.Manifests {
 				if _, err := s.Store.Blobs.Bytes(m.Digest, oci.MaxManifest); err != nil {
 					t.Error(err)
 				}
 			}
-			for i := range rec.Chain {
-				if err := s.Store.Layers.Verify(t.Context(), rec.Chain[:i+1]); err != nil {
+			for i := range rec.Value.Chain {
+				if err := s.Store.Layers.Verify(t.Context(), rec.Value.Chain[:i+1]); err != nil {
 					t.Error(err)
 				}
 			}
 		}
 		for key, n := range tx.Names.All() {
-			if !tx.Images.Has(n.Image) {
+			if !tx.Images.Has(n.Value.Image) {
 				t.Errorf("%s names no image", key)
 			}
 		}

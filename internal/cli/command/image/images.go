@@ -83,6 +83,11 @@ func images(ctx context.Context, inv *command.Invocation, f *imagesFlags, args [
 	if len(args) > 0 && len(rows) == 0 && (args[0] == "ls" || args[0] == "list") {
 		fmt.Fprintf(inv.Err, "No images found matching %q: did you mean \"ply image %s\"?\n", args[0], args[0])
 	}
+	for _, i := range list {
+		if i.Damaged != "" {
+			fmt.Fprintf(inv.Err, "WARNING: damaged: %s\n", i.Damaged)
+		}
+	}
 	tmpl := f.format
 	if f.quiet && (tmpl == "" || tmpl == "table") {
 		tmpl = "{{.ID}}"

@@ -2,6 +2,7 @@
 package metatest
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -10,6 +11,22 @@ import (
 
 // Damage replaces a record by bytes that are not JSON. The database at path is closed and has the record.
 func Damage(t testing.TB, path, bucket, key string) {
+	t.Helper()
+	change(t, path, bucket, key, func([]byte) []byte { return []byte(`{"damaged`) })
+}
+
+// Falsify replaces the first old by text in a record, as a bit that flips on a disk does: the record is still JSON.
+func Falsify(t testing.TB, path, bucket, key, old, text string) {
+	t.Helper()
+	change(t, path, bucket, key, func(data []byte) []byte {
+		if !bytes.Contains(data, []byte(old)) {
+			t.Fatalf("record %s has no %q: %s", key, old, data)
+		}
+		return bytes.Replace(data, []byte(old), []byte(text), 1)
+	})
+}
+
+func change(t testing.TB, path, bucket, key string, edit func([]byte) []byte) {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
 	if err != nil {
@@ -20,7 +37,7 @@ func Damage(t testing.TB, path, bucket, key string) {
 		if b == nil || b.Get([]byte(key)) == nil {
 			t.Fatalf("%s: bucket %s has no record %s", path, bucket, key)
 		}
-		return b.Put([]byte(key), []byte(`{"damaged`))
+		return b.Put([]byte(key), edit(bytes.Clone(b.Get([]byte(key)))))
 	})
 	if err != nil {
 		t.Fatal(err)
