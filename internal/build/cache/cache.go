@@ -185,14 +185,15 @@ func (c *Cache) List() (list []Entry, err error) {
 	err = c.st.Meta.View(func(tx *meta.Tx) error {
 		inImages := map[oci.DiffID]bool{}
 		for _, img := range tx.Images.All() {
-			if img.Step != "" {
-				continue
+			if img.Err != nil || img.Value.Step != "" {
+				continue // an image with a damaged record only counts as one that shares nothing
 			}
-			for _, d := range img.Chain {
+			for _, d := range img.Value.Chain {
 				inImages[d] = true
 			}
 		}
-		for id, step := range tx.Steps.All() {
+		for id, r := range tx.Steps.All() {
+			step := r.Value // of a damaged record only the ID is known: it can be removed
 			e := Entry{ID: id, Name: step.Name, Created: step.Created, Used: step.Used, Uses: step.Uses, Shared: true}
 			for _, o := range step.Outputs {
 				if len(o.Chain) == 0 {
