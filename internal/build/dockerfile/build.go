@@ -246,11 +246,19 @@ func (g *gateway) output(res *client.Result) (*Output, error) {
 			t := time.Unix(n, 0).UTC()
 			img.Epoch = &t
 		}
+		var c oci.Config
+		if err := json.Unmarshal(img.Config, &c); err != nil {
+			return nil, errs.New(errs.Internal, "config of the front end's result: %w", err)
+		}
+		if c.OS != "" && c.Architecture != "" {
+			// Without the option platform, FROM --platform and the base image decide.
+			img.Platform = oci.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant, OSVersion: c.OSVersion, OSFeatures: c.OSFeatures}
+		}
 		steps, err := g.steps(&img)
 		if err != nil {
 			return nil, err
 		}
-		if img.Steps, err = settle(steps, img.Config); err != nil {
+		if img.Steps, err = settle(steps, &c); err != nil {
 			return nil, err
 		}
 		out.Images = append(out.Images, img)

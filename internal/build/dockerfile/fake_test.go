@@ -170,10 +170,27 @@ func dump(out *dockerfile.Output, warnings []dockerfile.Warning) string {
 			fmt.Fprintf(&b, "history %s%s\n", mark, strings.ReplaceAll(h.CreatedBy, "\n", `\n`))
 		}
 		for _, s := range img.Steps {
-			fmt.Fprintf(&b, "step %d-%d %s\n", s.Start, s.End, strings.ReplaceAll(s.Text, "\n", `\n`))
+			fmt.Fprintf(&b, "step %d-%d %s%s\n", s.Start, s.End, strings.ReplaceAll(s.Text, "\n", `\n`), result(img.Graph, s))
 		}
 	}
 	return b.String()
+}
+
+// result returns the numbers of the vertices that a step has and ends in.
+func result(g *ops.Graph, s dockerfile.Step) string {
+	out := ""
+	for i, v := range g.Vertices {
+		if v == s.Result.Vertex {
+			out = fmt.Sprintf(" -> %d:%d", i+1, s.Result.Index)
+		}
+	}
+	if s.Vertex != nil && s.Vertex != s.Result.Vertex {
+		out += " but of another vertex"
+	}
+	if s.Vertex == nil {
+		out += " (config)"
+	}
+	return out
 }
 
 func dumpGraph(b *strings.Builder, g *ops.Graph) {
@@ -245,4 +262,17 @@ func value(v reflect.Value) string {
 		return fmt.Sprintf("%q", v.String())
 	}
 	return fmt.Sprint(v.Interface())
+}
+
+// misplaced returns what is wrong with the operation of a step: it comes from other lines.
+func misplaced(st dockerfile.Step) string {
+	if st.Vertex == nil || st.Name == "FROM" {
+		return ""
+	}
+	for _, l := range st.Vertex.Locations {
+		if l.Start >= st.Start && l.End <= st.End {
+			return ""
+		}
+	}
+	return fmt.Sprintf("line %d, %s, has the operation %s of lines %v", st.Start, st.Text, st.Vertex.Name, st.Vertex.Locations)
 }

@@ -53,6 +53,12 @@ func read(t *testing.T, name string) (*txtar.Archive, dockerfile.Request, *solve
 			crlf = true
 		case line == "bom":
 			bom = true
+		case k == "host":
+			p, err := oci.ParsePlatform(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Platforms = []oci.Platform{p}
 		case ok:
 			req.Options[k] = v
 		default:
@@ -151,6 +157,9 @@ func TestStepsAgreeWithTheFrontEnd(t *testing.T) {
 			text := strings.SplitAfter(string(out.File.Data), "\n")
 			for n, img := range out.Images {
 				for i, st := range img.Steps {
+					if wrong := misplaced(st); wrong != "" {
+						t.Error(wrong)
+					}
 					if i == 0 || i+1 < len(img.Steps) && img.Steps[i+1].Trigger || st.End < img.Steps[i-1].End {
 						continue // triggers belong to one line
 					}

@@ -55,6 +55,9 @@ func TestStepsOfRandomDockerfiles(t *testing.T) {
 		}
 		steps := out.Images[0].Steps
 		for i, st := range steps {
+			if wrong := misplaced(st); wrong != "" {
+				t.Fatalf("%s\n%s", wrong, text)
+			}
 			if i+1 < len(steps) && steps[i+1].Trigger || slices.ContainsFunc(steps[i:], func(s dockerfile.Step) bool { return s.Start < st.Start }) {
 				continue
 			}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -14,13 +15,13 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/util/system"
 
+	"ply/internal/build/ops"
 	"ply/internal/errs"
 	"ply/internal/image/change"
 	"ply/internal/oci"
 )
 
-// Step is one instruction of the stage that was built, or of a stage that it begins from, and the image's config after it. The
-// operations of the instruction are those vertices of the graph whose Locations are in its lines; many instructions have none.
+// Step is one instruction of the stage that was built, or of a stage that it begins from, and the image after it.
 type Step struct {
 	Name       string // "RUN", in upper case
 	Text       string // as in the Dockerfile, without its heredocs
@@ -30,6 +31,10 @@ type Step struct {
 
 	Config oci.RunConfig
 	Author string
+	// Vertex is the operation of the instruction that makes its file system: nil for one that changes the config only. A COPY --link
+	// also has the vertex of its files, the last input of this one.
+	Vertex *ops.Vertex
+	Result ops.Edge // the file system after the step; zero = empty
 	// History is how many entries of the history in Image.Config belong to the image after this step.
 	History int
 }
@@ -41,8 +46,11 @@ func (g *gateway) steps(img *Image) ([]Step, error) {
 		return nil, nil
 	}
 	p := &program{
-		file: f, opts: g.opts, platform: img.Platform, build: g.buildPlatform(), args: map[string]string{},
+		file: f, opts: g.opts, platform: img.Platform, build: g.buildPlatform(), args: map[string]string{}, time: img.Epoch,
 		config: func(ref string) []byte { return g.run.config(ref, img.Platform) },
+	}
+	if g.opts["platform"] == "" {
+		p.platform = p.build
 	}
 	for k, v := range g.opts {
 		if name, ok := strings.CutPrefix(k, "build-arg:"); ok {
@@ -52,19 +60,96 @@ func (g *gateway) steps(img *Image) ([]Step, error) {
 	if err := p.parse(f.Data); err != nil {
 		return nil, err
 	}
-	p.epoch(img)
 	if err := p.run(img.BaseConfig); err != nil {
 		return nil, err
 	}
-	return p.steps, nil
+	return p.steps, place(p.steps, img.Graph)
+}
+
+// place finds the file system after each step. The graph of a stage is a line of operations, one for each instruction that changes
+// files, on those of its base.
+func place(steps []Step, g *ops.Graph) error {
+	var line []ops.Edge // from the result to the base
+	for e := g.Root; e.Vertex != nil; e = below(e) {
+		line = append(line, e)
+	}
+	slices.Reverse(line)
+	next := len(line)
+	for _, s := range steps {
+		if s.changesFiles() {
+			next--
+		}
+	}
+	if next < 0 {
+		return errs.New(errs.Internal, "the steps of the Dockerfile have more operations than its graph")
+	}
+	var at ops.Edge
+	if next > 0 {
+		at = line[next-1]
+		steps[0].Vertex = at.Vertex
+	}
+	for i := range steps {
+		if steps[i].changesFiles() {
+			at = line[next]
+			steps[i].Vertex = at.Vertex
+			next++
+		}
+		steps[i].Result = at
+	}
+	return nil
+}
+
+// changesFiles reports whether the front end makes an operation of the instruction.
+func (s *Step) changesFiles() bool {
+	switch s.Name {
+	case "RUN", "COPY", "ADD":
+		return true
+	case "WORKDIR":
+		return s.Config.WorkingDir != "/"
+	}
+	return false
+}
+
+// below returns the file system that an operation changes, or the zero Edge.
+func below(e ops.Edge) ops.Edge {
+	v := e.Vertex
+	input := func(n int) ops.Edge {
+		if n < 0 || n >= len(v.Inputs) {
+			return ops.Edge{}
+		}
+		return v.Inputs[n]
+	}
+	switch op := v.Op.(type) {
+	case *ops.Exec:
+		for _, m := range op.Mounts {
+			if m.Target == "/" {
+				return input(m.Input)
+			}
+		}
+	case *ops.Files:
+		for i := len(op.Actions) - 1; i >= 0; i-- {
+			if op.Actions[i].Output != e.Index {
+				continue
+			}
+			for i >= 0 && i < len(op.Actions) {
+				base := op.Actions[i].Base
+				if base < len(v.Inputs) {
+					return input(base)
+				}
+				if base-len(v.Inputs) >= i {
+					break
+				}
+				i = base - len(v.Inputs)
+			}
+		}
+	case *ops.Merge:
+		return input(0)
+	}
+	return ops.Edge{}
 }
 
 // settle gives the last step exactly what the front end made, and checks that the steps explain its history.
-func settle(steps []Step, final []byte) ([]Step, error) {
-	var c oci.Config
-	if err := json.Unmarshal(final, &c); err != nil {
-		return nil, errs.New(errs.Internal, "config of the front end's result: %w", err)
-	}
+func settle(steps []Step, c *oci.Config) ([]Step, error) {
 	if len(steps) == 0 {
 		return nil, nil
 	}
@@ -109,6 +194,7 @@ type program struct {
 	platform oci.Platform
 	build    oci.Platform
 	config   func(ref string) []byte
+	time     *time.Time // SOURCE_DATE_EPOCH
 
 	escape  rune
 	stages  []instructions.Stage
@@ -130,16 +216,21 @@ func (p *program) parse(data []byte) error {
 	return err
 }
 
-// epoch replaces a SOURCE_DATE_EPOCH that names a source by the time of that source.
-func (p *program) epoch(img *Image) {
-	v, ok := p.args["SOURCE_DATE_EPOCH"]
-	if !ok || v == "" {
-		return
+// epoch replaces a SOURCE_DATE_EPOCH that names a source by the time of that source, in arguments that have one.
+func (p *program) epoch() {
+	if v := p.args["SOURCE_DATE_EPOCH"]; v != "" {
+		if p.time == nil {
+			delete(p.args, "SOURCE_DATE_EPOCH")
+		} else {
+			p.args["SOURCE_DATE_EPOCH"] = strconv.FormatInt(p.time.Unix(), 10)
+		}
 	}
-	if img.Epoch == nil {
-		delete(p.args, "SOURCE_DATE_EPOCH")
-	} else {
-		p.args["SOURCE_DATE_EPOCH"] = strconv.FormatInt(img.Epoch.Unix(), 10)
+	if v, _ := p.globals.Get("SOURCE_DATE_EPOCH"); v != "" {
+		if p.time == nil {
+			p.globals.Unset("SOURCE_DATE_EPOCH")
+		} else {
+			p.globals.Set("SOURCE_DATE_EPOCH", strconv.FormatInt(p.time.Unix(), 10))
+		}
 	}
 }
 
@@ -148,6 +239,7 @@ func (p *program) run(baseConfig []byte) error {
 	if err := p.setGlobals(); err != nil {
 		return err
 	}
+	p.epoch()
 	chain, context, err := p.chain()
 	if err != nil {
 		return err
@@ -298,6 +390,9 @@ func (p *program) contextConfig(context string) []byte {
 	rest = strings.TrimPrefix(rest, "//")
 	switch kind {
 	case "docker-image":
+		if rest == "scratch" {
+			return nil
+		}
 		if named, err := reference.ParseNormalizedNamed(rest); err == nil {
 			return p.config(reference.TagNameOnly(named).String())
 		}

@@ -56,6 +56,9 @@ func (s *State) Keys() []string {
 // Set sets a variable that is not in the environment of the image: a build argument.
 func (s *State) Set(name, value string) { s.vars[name] = value }
 
+// Unset removes a variable that Set has set.
+func (s *State) Unset(name string) { delete(s.vars, name) }
+
 // Expand removes quotes and escapes and replaces variables by their values. errs.Invalid when the word would grow too much.
 func (s *State) Expand(word string) (string, error) {
 	if err := s.grow(word); err != nil {
