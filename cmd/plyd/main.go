@@ -259,7 +259,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 }
 
 func openHosts(cfg *config.Config) (all []net.Listener, hosts []string, err error) {
-	o := listen.Options{Group: cfg.Group, TLS: listen.TLS{CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, CAFile: cfg.TLSCACert, Verify: cfg.TLSVerify || cfg.TLS}}
+	o := listen.Options{Group: cfg.Group, Limiter: listen.NewLimiter(0, 0), TLS: listen.TLS{CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, CAFile: cfg.TLSCACert, Verify: cfg.TLSVerify || cfg.TLS}}
 	for _, h := range cfg.Hosts {
 		l, err := listen.Open(h, o)
 		if err != nil {

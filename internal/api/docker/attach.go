@@ -193,6 +193,11 @@ func (h sessionHandlers) attach(c *call) error {
 	if err != nil {
 		return err
 	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
 	l, ctx := newLine(c, c.streamType(ctr.Spec.Tty), ctr.Spec.Tty)
 	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts session.AttachOptions) error {
 		opts.Logs, opts.Stream, opts.DetachKeys = c.bool("logs"), c.bool("stream"), c.get("detachKeys")

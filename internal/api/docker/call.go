@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"ply/internal/api/listen"
 	"ply/internal/errs"
 	"ply/internal/filter"
 )
@@ -36,6 +37,9 @@ type call struct {
 }
 
 func (c *call) ctx() context.Context { return c.r.Context() }
+
+// stream says that this request waits for something to happen, perhaps for days. Its handler calls done at its end.
+func (c *call) stream() (done func(), err error) { return listen.Stream(c.ctx()) }
 
 func (c *call) parseQuery() error {
 	q, err := url.ParseQuery(c.r.URL.RawQuery)

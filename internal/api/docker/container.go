@@ -202,6 +202,11 @@ func (h containerHandlers) wait(c *call) error {
 	default:
 		return errs.New(errs.Invalid, "invalid condition: %q", clip(string(cond)))
 	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
 	ch, err := h.containers.Wait(c.ctx(), c.vars["id"], cond)
 	if err != nil {
 		return err

@@ -49,6 +49,11 @@ func (h eventHandlers) stream(c *call) error {
 	if err != nil {
 		return err
 	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
 	past, next := h.bus.Listen(c.ctx())
 	c.w.Header().Set("Content-Type", "application/json")
 	c.w.WriteHeader(http.StatusOK)

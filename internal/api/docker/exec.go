@@ -54,6 +54,11 @@ func (h sessionHandlers) execStart(c *call) error {
 		}
 		return c.none(http.StatusOK)
 	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
 	l, ctx := newLine(c, c.streamType(body.Tty), body.Tty)
 	spec := exec.Spec
 	return l.run(ctx, spec.AttachStdin, spec.AttachStdout, spec.AttachStderr, func(ctx context.Context, opts session.AttachOptions) error {

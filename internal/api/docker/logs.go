@@ -35,6 +35,13 @@ func (h sessionHandlers) logs(c *call) error {
 	if err != nil {
 		return err
 	}
+	if opts.Follow {
+		done, err := c.stream()
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	c.w.Header().Set("Content-Type", c.streamType(ctr.Spec.Tty))
 	out := &flusher{w: c.w, rc: http.NewResponseController(c.w), always: opts.Follow}
 	if opts.Follow {

@@ -50,6 +50,13 @@ func (h containerHandlers) stats(c *call) error {
 	if follow && once {
 		return errs.New(errs.Invalid, "cannot have stream=true and one-shot=true")
 	}
+	if follow {
+		done, err := c.stream()
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
 	var last *wire.Stats

@@ -21,6 +21,11 @@ func (h sessionHandlers) attachWebSocket(c *call) error {
 	if c.r.Header.Get("Upgrade") == "" {
 		return errs.New(errs.Invalid, "attach/ws: not a web socket request: the Upgrade header is missing")
 	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
 	// net/http does not watch a connection that was taken over.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx()))
 	defer cancel()

@@ -21,6 +21,8 @@ import (
 type Options struct {
 	Group string // group that owns a unix socket; "" is the group ply if it exists
 	TLS   TLS
+	// Limiter bounds the connections of all listeners that it is given to; nil means one for this listener alone.
+	Limiter *Limiter
 }
 
 // TLS is the configuration of a TCP listener.
@@ -31,7 +33,7 @@ type TLS struct {
 }
 
 // Open opens an address of the API: unix:///path, tcp://host:port, fd:// for all sockets that systemd passes, or fd://N for
-// one of them. Each listener accepts at most 1000 connections at the same time. TCP needs TLS that verifies clients, because
+// one of them. A Limiter bounds how many connections are open at the same time. TCP needs TLS that verifies clients, because
 // whoever reaches the API has the rights of root. Open returns errs.Invalid for an address that cannot be opened, and
 // errs.Conflict when another engine serves it.
 func Open(addr string, o Options) ([]net.Listener, error) {
@@ -39,21 +41,24 @@ func Open(addr string, o Options) ([]net.Listener, error) {
 	if !ok {
 		return nil, errs.New(errs.Invalid, "host %q: want unix://PATH, fd:// or tcp://HOST:PORT", addr)
 	}
+	if o.Limiter == nil {
+		o.Limiter = NewLimiter(0, 0)
+	}
 	var listeners []net.Listener
 	switch scheme {
 	case "unix":
-		l, err := listenUnix(rest, o.Group)
+		l, err := listenUnix(rest, o.Group, o.Limiter)
 		if err != nil {
 			return nil, err
 		}
 		listeners = []net.Listener{l}
 	case "fd":
 		var err error
-		if listeners, err = listenSystemd(rest, o.TLS); err != nil {
+		if listeners, err = listenSystemd(rest, o); err != nil {
 			return nil, err
 		}
 	case "tcp":
-		l, err := listenTCP(addr, rest, o.TLS)
+		l, err := listenTCP(addr, rest, o)
 		if err != nil {
 			return nil, err
 		}
@@ -65,7 +70,7 @@ func Open(addr string, o Options) ([]net.Listener, error) {
 }
 
 // listenSystemd returns the sockets that systemd opened for this process. which is the number of a descriptor, or "" for all.
-func listenSystemd(which string, t TLS) ([]net.Listener, error) {
+func listenSystemd(which string, o Options) ([]net.Listener, error) {
 	all, err := activation.Listeners()
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "host fd://%s: %w", which, err)
@@ -84,11 +89,11 @@ func listenSystemd(which string, t TLS) ([]net.Listener, error) {
 		if l == nil {
 			return nil, errs.New(errs.Invalid, "host fd://%s: descriptor %d is not a listening socket", which, i+3)
 		}
-		all[i] = limit(l)
+		all[i] = limit(l, o.Limiter)
 		if l.Addr().Network() == "unix" {
 			continue
 		}
-		cfg, err := t.config(fmt.Sprintf("fd://%d", i+3))
+		cfg, err := o.TLS.config(fmt.Sprintf("fd://%d", i+3))
 		if err != nil {
 			return nil, err
 		}
@@ -97,11 +102,11 @@ func listenSystemd(which string, t TLS) ([]net.Listener, error) {
 	return all, nil
 }
 
-func listenTCP(addr, hostport string, t TLS) (net.Listener, error) {
+func listenTCP(addr, hostport string, o Options) (net.Listener, error) {
 	if _, _, err := net.SplitHostPort(hostport); err != nil {
 		return nil, errs.New(errs.Invalid, "host %s: %w", addr, err)
 	}
-	cfg, err := t.config(addr)
+	cfg, err := o.TLS.config(addr)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +114,7 @@ func listenTCP(addr, hostport string, t TLS) (net.Listener, error) {
 	if err != nil {
 		return nil, errs.New(errs.Unavailable, "host %s: %w", addr, err)
 	}
-	return tls.NewListener(limit(l), cfg), nil
+	return tls.NewListener(limit(l, o.Limiter), cfg), nil
 }
 
 // config returns the configuration of a listener. It refuses one that does not verify clients.

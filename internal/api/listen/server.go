@@ -29,8 +29,12 @@ func NewServer(h http.Handler, log *slog.Logger) *http.Server {
 		ErrorLog:     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			logPeer(ctx, log, conn)
+			if s := slotOf(conn); s != nil {
+				ctx = context.WithValue(ctx, slotKey{}, s) // for Stream
+			}
 			return ctx
 		},
+		ConnState: watchState,
 	}
 }
 

@@ -19,7 +19,7 @@ import (
 const defaultGroup = "ply"
 
 // listenUnix creates the socket file. It replaces an existing one only when no process serves it.
-func listenUnix(path, group string) (net.Listener, error) {
+func listenUnix(path, group string, by *Limiter) (net.Listener, error) {
 	if !filepath.IsAbs(path) || path != filepath.Clean(path) {
 		return nil, errs.New(errs.Invalid, "host unix://%s: want a clean absolute path", path)
 	}
@@ -66,7 +66,7 @@ func listenUnix(path, group string) (net.Listener, error) {
 	if err != nil {
 		return nil, errs.New(errs.Internal, "socket %s: %w", path, errors.Join(err, l.Close()))
 	}
-	return limit(&unixListener{UnixListener: l, path: path, file: st}), nil
+	return limit(&unixListener{UnixListener: l, path: path, file: st}, by), nil
 }
 
 func socketMode() fs.FileMode {
