@@ -348,7 +348,7 @@ func (x *examiner) strays(ctx context.Context) error {
 			continue
 		}
 		for _, p := range found {
-			x.r.Report(check.Finding{Kind: "directory", Object: p, Problem: "belongs to no container", Heal: "look at it, and remove it if you do not need it: nothing removes what is unknown"})
+			x.r.Report(check.Finding{Kind: "directory", Object: p, Problem: "belongs to no container", Heal: "restart plyd, which removes what a removal left; look at what stays before you remove it"})
 		}
 		return nil
 	}
@@ -356,8 +356,8 @@ func (x *examiner) strays(ctx context.Context) error {
 
 func (x *examiner) findStrays() (found []string, err error) {
 	restorer := &restorer{env: x.env, runs: x.runs}
-	for _, base := range []string{x.env.opts.DataRoot, x.env.opts.ExecRoot} {
-		dir := filepath.Join(base, "containers")
+	run := x.env.opts.ExecRoot
+	for _, dir := range []string{filepath.Join(x.env.opts.DataRoot, "containers"), filepath.Join(run, "containers"), filepath.Join(run, "runtime")} {
 		entries, err := x.env.opts.Store.FS.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

@@ -27,7 +27,7 @@ import (
 // still needs it after the lease began. Data is durable before its record, so that can only be damage.
 func (s *Store) Check(ctx context.Context, r *check.Run) error {
 	c := &checker{s: s, r: r, layers: map[oci.ChainID]*neededLayer{}}
-	for _, step := range []func(context.Context) error{c.database, c.readRecords, c.checkImages, c.checkLayers, c.checkBlobs, c.reclaim} {
+	for _, step := range []func(context.Context) error{c.database, c.readRecords, c.checkImages, c.checkLayers, c.checkBlobs, c.checkPartials, c.reclaim} {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -692,6 +692,23 @@ func (c *checker) examineBlob(ctx context.Context, d oci.Digest, size int64, par
 }
 
 var emptyBlob = oci.DigestOf(nil)
+
+// checkPartials examines the unfinished downloads, and counts the leases that operations hold at this moment.
+func (c *checker) checkPartials(context.Context) error {
+	names, unusable, err := c.s.Blobs.Partials()
+	if err != nil {
+		return err
+	}
+	c.r.Checked("file of a download", len(names))
+	for _, name := range unusable {
+		c.r.Report(check.Finding{Kind: "file of a download", Object: name, Problem: "is not a regular file, so its layer cannot be pulled", Heal: "move it away: mv " + name + " /var/tmp"})
+	}
+	c.s.mu.Lock()
+	leases := len(c.s.leased)
+	c.s.mu.Unlock()
+	c.r.Checked("lease", leases)
+	return nil
+}
 
 // reclaim removes what an image had whose removal found its data leased by this examination.
 func (c *checker) reclaim(ctx context.Context) error {

@@ -229,3 +229,21 @@ func TestCheckDuringWorkFindsNothing(t *testing.T) {
 		t.Errorf("%d blobs are left, want the config of the steady image: %v", left, err)
 	}
 }
+
+func TestCheckEndsWithItsContext(t *testing.T) {
+	w, _ := newExaminedWorld(t)
+	_, chain := w.named("one", 1, 2)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	stopped := errors.New("stopped")
+	w.layers.verify = func(oci.DiffID) error { cancel(stopped); return nil }
+	err := w.s.Check(ctx, check.New(check.Options{Full: true}, check.Listener{Found: func(f check.Finding) { t.Errorf("%+v", f) }}))
+	if !errors.Is(err, stopped) {
+		t.Errorf("Check = %v, want the cause of the end", err)
+	}
+	lease := w.s.Lease()
+	defer lease.Release()
+	lease.Layer(chain)
+	if n := w.s.leased[node{layer: layer.Key(chain[0])}]; n != 1 {
+		t.Errorf("%d leases on a layer, want this one only", n)
+	}
+}

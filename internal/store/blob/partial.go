@@ -184,6 +184,22 @@ func (s *Store) RemoveStale(now time.Time) error {
 	return all
 }
 
+// Partials returns the names of the files of unfinished downloads, and of those that are no regular files and so cannot be used. What
+// the files contain is not checked: a crash may leave any bytes there, and the next try hashes them.
+func (s *Store) Partials() (names, unusable []string, err error) {
+	entries, err := s.fs.ReadDir(s.partial)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+		if !e.Type().IsRegular() {
+			unusable = append(unusable, filepath.Join(s.partial, e.Name()))
+		}
+	}
+	return names, unusable, nil
+}
+
 func ignoreNotExist(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
