@@ -259,7 +259,7 @@ func (x *examiner) checkRunning(c *ctr, rec *record, add func(trouble)) {
 		bad("%s of the running container is missing or damaged", shim.SpecFile)
 	}
 	if fi, err := os.Lstat(filepath.Join(c.paths.bundle, shim.SocketFile)); err != nil || fi.Mode()&fs.ModeSocket == 0 {
-		bad("%s of the running container is missing", shim.SocketFile)
+		add(trouble{problem: shim.SocketFile + " of the running container is missing, so it cannot be reached", heal: "restart plyd, which ends the container: systemctl restart ply"})
 	}
 	if mounted, err := mount.IsMounted(c.paths.rootfs); err == nil && !mounted {
 		bad("the root of the running container is not mounted")
