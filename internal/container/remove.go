@@ -119,6 +119,9 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
 		c.mu.Unlock()
 		return nil, errs.New(errs.Internal, "remove container %s: %w", c.id.Short(), err)
 	}
+	if err := c.sessions.HoldLogs(); err != nil {
+		c.env.log.Warn("clients that read the log may miss its end", "container", c.id, "err", err)
+	}
 	left = errors.Join(c.detachNetwork(ctx), st.Layers.RemoveWritable(ctx, c.paths.writable))
 	c.publish("destroy")
 	c.env.index.remove(c.id, name)

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -287,4 +289,59 @@ func TestHealth(t *testing.T) {
 	}
 	w.exec(id, "touch", "/tmp/ill")
 	w.eventually("unhealthy", func() bool { return w.get(id).State.Health.Status == "unhealthy" })
+}
+
+// patientWriter stalls at its first write until go on is closed.
+type patientWriter struct {
+	bytes.Buffer
+	stalled, goOn chan struct{}
+	once          sync.Once
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.stalled); <-w.goOn })
+	return w.Buffer.Write(p)
+}
+
+// A client that follows a log slowly gets every line of the files that there were when the container was removed.
+func TestLogsOutliveTheContainer(t *testing.T) {
+	for name, edit := range map[string]func(*spec.Spec){
+		"json-file": func(s *spec.Spec) { s.LogOpts = map[string]string{"max-size": "10k", "max-file": "20"} },
+		"local": func(s *spec.Spec) {
+			s.LogDriver = "local"
+			s.LogOpts = map[string]string{"max-size": "10k", "max-file": "20"}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			dir := t.TempDir()
+			sp := sh("echo 0; while test ! -e /data/go; do sleep 0.05; done; i=1; while test $i -le 500; do echo $i; i=$((i+1)); done")
+			sp.AutoRemove, sp.LogDriver, sp.Binds = true, "json-file", []string{dir + ":/data"}
+			edit(&sp)
+			id := w.create(sp)
+			gone := w.wait(id, container.WaitRemoved)
+			w.start(id)
+			out := &patientWriter{stalled: make(chan struct{}), goOn: make(chan struct{})}
+			read := make(chan error, 1)
+			go func() {
+				read <- w.sessions.Logs(context.Background(), id, session.LogOptions{Stdout: true, Stderr: true, Follow: true, Tail: -1}, out, out)
+			}()
+			<-out.stalled
+			if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			recv(t, gone)
+			close(out.goOn)
+			if err := <-read; err != nil {
+				t.Error(err)
+			}
+			var want strings.Builder
+			for i := range 501 {
+				fmt.Fprintln(&want, i)
+			}
+			if got := out.String(); got != want.String() {
+				t.Errorf("%d bytes, want %d; the end is %q", len(got), want.Len(), got[max(0, len(got)-20):])
+			}
+		})
+	}
 }

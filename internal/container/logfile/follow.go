@@ -120,8 +120,11 @@ func (r *reader) more(ctx context.Context) error {
 		}
 		// Look at the name before the last read. If it then names another file, nothing more is written to this one.
 		now, err := os.Stat(r.opts.Path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return r.drain(ctx) // a rotation is under way, or the log was removed
+		if errors.Is(err, fs.ErrNotExist) { // a rotation is under way, or the log was removed
+			if err := r.drain(ctx); err != nil || !r.o.Held.taken() {
+				return err
+			}
+			return r.existing(ctx)
 		}
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
@@ -162,11 +165,5 @@ func (r *reader) advance(ctx context.Context, old fs.FileInfo) error {
 		r.f, r.off, r.buf = f, 0, r.buf[:0]
 		return nil
 	}
-	// The old file was compressed or removed. Read all files again and skip the records that were visited.
-	_ = r.f.Close() // only read from
-	r.f, r.off, r.buf = nil, 0, r.buf[:0]
-	r.skipTo = r.last
-	err := r.existing(ctx)
-	r.skipTo = time.Time{}
-	return err
+	return r.existing(ctx) // the old file was compressed or removed, or the log is being removed
 }

@@ -25,6 +25,7 @@ type ReadOptions struct {
 	Since, Until   time.Time // zero means no limit
 	Follow         bool      // wait for further records until Ended is closed, Until has passed or the context ends
 	Ended          <-chan struct{}
+	Held           *Held // nil = the log is not removed while it is read
 }
 
 // Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never
@@ -94,7 +95,19 @@ type file struct {
 const maxListings = 50
 
 // open opens the files of a log, oldest first.
-func (r *reader) open() ([]file, error) { return openStable(r.list) }
+func (r *reader) open() ([]file, error) {
+	files, err := openStable(r.list)
+	if err != nil {
+		return nil, err
+	}
+	// Held files are asked for after the listing: if there are none then, no file was removed before it.
+	held, err := r.o.Held.files()
+	if held == nil && err == nil {
+		return files, nil
+	}
+	closeFiles(files)
+	return held, err
+}
 
 // openStable calls list until no file was renamed during the listing.
 func openStable(list func() ([]file, error)) ([]file, error) {
@@ -183,7 +196,12 @@ func (r *reader) existing(ctx context.Context) error {
 		}
 	}()
 	first := 0
-	if !r.started && r.o.Tail >= 0 {
+	if r.f != nil { // go on behind the file that was read last, or read all again where that is gone
+		if first = r.after(files); first == 0 {
+			r.skipTo = r.last
+			defer func() { r.skipTo = time.Time{} }()
+		}
+	} else if !r.started && r.o.Tail >= 0 {
 		if first, err = r.tail(files); err != nil {
 			return err
 		}
@@ -206,6 +224,20 @@ func (r *reader) existing(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// after returns the number of the file behind r.f, 0 when r.f is not among the files.
+func (r *reader) after(files []file) int {
+	was, err := r.f.Stat()
+	if err != nil {
+		return 0
+	}
+	for i, f := range files {
+		if st, err := f.Stat(); err == nil && os.SameFile(was, st) {
+			return i + 1
+		}
+	}
+	return 0
 }
 
 // tail finds the last Tail records. It returns the first file to read and sets that file's start or skip.

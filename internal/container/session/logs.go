@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 
 	"ply/internal/container/logfile"
 	"ply/internal/container/shim"
@@ -42,18 +44,44 @@ func (s *Set) Logs(ctx context.Context, opts LogOptions, stdout, stderr io.Write
 	}
 	ended := make(chan struct{})
 	close(ended)
+	held := &logfile.Held{}
+	defer held.Close()
 	read := logfile.ReadOptions{
-		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended,
+		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended, Held: held,
 	}
 	s.mu.Lock()
+	s.logs[held] = struct{}{}
 	if s.run != nil {
 		read.Ended = s.run.Ended
 	}
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.logs, held)
+	}()
 	w := lineWriter{opts: opts, out: [3]io.Writer{shim.Stdout: stdout, shim.Stderr: stderr}}
 	err = logfile.Read(ctx, l, read, w.write)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // the client has left
+	}
+	return err
+}
+
+// HoldLogs keeps the log open for the clients that read it. It is called before the files of an ended container are removed.
+func (s *Set) HoldLogs() error {
+	s.mu.Lock()
+	readers := slices.Collect(maps.Keys(s.logs))
+	s.mu.Unlock()
+	if len(readers) == 0 {
+		return nil
+	}
+	l, err := s.c.Log()
+	if err != nil {
+		return err
+	}
+	for _, h := range readers {
+		err = errors.Join(err, h.Take(l))
 	}
 	return err
 }

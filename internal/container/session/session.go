@@ -14,6 +14,7 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/logfile"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -84,12 +85,13 @@ type Set struct {
 	mu      sync.Mutex
 	run     *Run // nil when no process runs
 	waiting map[*pending]struct{}
-	execs   map[string]*Exec // those of the current run that have not ended
+	execs   map[string]*Exec           // those of the current run that have not ended
+	logs    map[*logfile.Held]struct{} // one per client that reads the log
 }
 
 // NewSet returns the sessions of a container. Its execs can be found in reg.
 func NewSet(c Container, reg *Registry) *Set {
-	return &Set{c: c, reg: reg, waiting: map[*pending]struct{}{}, execs: map[string]*Exec{}}
+	return &Set{c: c, reg: reg, waiting: map[*pending]struct{}{}, execs: map[string]*Exec{}, logs: map[*logfile.Held]struct{}{}}
 }
 
 // Begin makes run the current run and connects the clients that attached before it. It is called before the process

@@ -137,6 +137,8 @@ func (d *Driver) switchedBefore() (bool, error) {
 		// The record is damaged, but it was written only because forwarding was switched on.
 		d.opts.Log.Warn("the record of switched forwarding is damaged; it is written again", "file", d.opts.StateFile, "err", err)
 		return true, d.rememberSwitch()
+	case errors.Is(err, errs.Precondition): // of a later release, which switched forwarding on
+		return true, nil
 	case err != nil:
 		return false, errs.New(errs.Internal, "network: record of forwarding: %w", err)
 	}
