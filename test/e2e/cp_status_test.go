@@ -168,7 +168,7 @@ func (c archiveCase) answer(t testing.TB, client *http.Client, id string) string
 		if err := json.Unmarshal(data, &failed); err != nil {
 			t.Errorf("%s: answer %q: %v", c.name, data, err)
 		}
-		fmt.Fprintf(&b, "! %s\n", cpNoise.ReplaceAllString(strings.ReplaceAll(strings.TrimSpace(failed.Message), id, "CONTAINER"), ""))
+		fmt.Fprintf(&b, "! %s\n", cpNoise.ReplaceAllString(strings.NewReplacer(id, "CONTAINER", "\x00", `\0`).Replace(strings.TrimSpace(failed.Message)), ""))
 	}
 	return b.String()
 }
