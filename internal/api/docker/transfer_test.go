@@ -7,14 +7,16 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
 // The server of an import gets the user name and password of the address. Nothing else does: not the image, the answer or the log.
 func TestImportHidesCredentials(t *testing.T) {
-	var got [2]string
+	var last atomic.Pointer[[2]string] // what the server got
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		got[0], got[1], _ = r.BasicAuth()
+		user, password, _ := r.BasicAuth()
+		last.Store(&[2]string{user, password})
 		switch r.URL.Path {
 		case "/missing":
 			w.WriteHeader(http.StatusNotFound)
@@ -41,7 +43,7 @@ func TestImportHidesCredentials(t *testing.T) {
 		"other kinds": {"ftp://uuuu:ssss@" + host + "/a.tar", "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got = [2]string{}
+			last.Store(&[2]string{})
 			w := newWorld(t)
 			var log strings.Builder
 			w.api.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -51,6 +53,7 @@ func TestImportHidesCredentials(t *testing.T) {
 					t.Errorf("%s is in the answer %s or the log %s", secret, rec.Body, &log)
 				}
 			}
+			got := *last.Load()
 			if tc.asked != (got == [2]string{"uuuu", "ssss"}) {
 				t.Errorf("the server got %q", got)
 			}
