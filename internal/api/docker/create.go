@@ -90,6 +90,8 @@ func endpointSpec(e *wire.EndpointSettings, name string) (network.EndpointSpec, 
 	switch {
 	case len(e.DriverOpts) > 0:
 		return network.EndpointSpec{}, unsupported("EndpointsConfig.DriverOpts of network "+clip(name), "endpoints take no driver options")
+	case len(e.Aliases) > 0 && isBuiltIn(name):
+		return network.EndpointSpec{}, errs.New(errs.Invalid, "network-scoped alias is supported only for containers in user defined networks")
 	case e.GwPriority != nil && *e.GwPriority != 0:
 		return network.EndpointSpec{}, unsupported("EndpointsConfig.GwPriority of network "+clip(name), "the first network provides the gateway")
 	}

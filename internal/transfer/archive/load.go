@@ -42,7 +42,7 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, added: map[*file]oci.Chain{}}
 	c.lease = a.st.Lease()
 	in.early = &early{in: in, c: c, platform: platform}
-	err = c.run(ctx, r, platform, progress)
+	err = c.run(ctx, r, platform, opts.Platform != "", progress)
 	c.lease.Release()
 	if err != nil {
 		_, rerr := a.st.Reclaim(context.WithoutCancel(ctx), c.fresh, c.blobs)
@@ -62,13 +62,19 @@ type commit struct {
 	added map[*file]oci.Chain  // the chain as whose top layer a file was committed
 }
 
-func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, progress transfer.Sink) error {
+// run takes the images of an archive; from an index, the one for the platform. only refuses images for another platform.
+func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, only bool, progress transfer.Sink) error {
 	if err := c.in.read(ctx, r); err != nil {
 		return err
 	}
 	archive, err := c.in.parse(platform, false)
 	if err != nil {
 		return err
+	}
+	if only {
+		if err := checkPlatforms(archive.list, platform); err != nil {
+			return err
+		}
 	}
 	for _, s := range archive.skipped {
 		progress(transfer.Progress{State: transfer.ArtifactSkipped, MediaType: s})
@@ -77,6 +83,28 @@ func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, pr
 		return err
 	}
 	return c.names(ctx, archive.list, progress)
+}
+
+// checkPlatforms refuses images for another platform than the one that was asked for.
+func checkPlatforms(list []*wanted, want oci.Platform) error {
+	for _, w := range list {
+		cfg, err := oci.DecodeConfig(w.config)
+		if err != nil {
+			return err
+		}
+		if got := cfg.Platform(); !want.Matches(got) {
+			return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s", w.title(), want, got)
+		}
+	}
+	return nil
+}
+
+// title returns the first name of an image, or its ID.
+func (w *wanted) title() string {
+	if len(w.tags) > 0 {
+		return w.tags[0].Familiar()
+	}
+	return w.id.Short()
 }
 
 // all commits every layer and stores every manifest. The images themselves are recorded by names.
