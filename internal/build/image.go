@@ -44,9 +44,8 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID
 	}
 	// The whole graph is executed in parallel while the steps are reported in order.
 	go func() { _, _ = b.job.Solve(ctx, out.Graph.Root) }() // its error is returned below
-	places := locate(out)
 	for i := range out.Steps {
-		if err := m.do(ctx, i, places[i]); err != nil {
+		if err := m.do(ctx, i); err != nil {
 			return "", err
 		}
 	}
@@ -80,70 +79,14 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID
 	return id, nil
 }
 
-// place is where the operations of an instruction are in the graph.
-type place struct {
-	result ops.Edge    // the file system after the instruction; zero when it has no operation
-	vertex *ops.Vertex // what progress shows
-}
-
-// locate finds the operations of each step: those whose lines lie in the lines of the instruction. The last one has its result.
-func locate(out *dockerfile.Image) []place {
-	places := make([]place, len(out.Steps))
-	for i := range out.Steps {
-		st := &out.Steps[i]
-		if st.Trigger {
-			continue
-		}
-		for _, v := range out.Graph.Vertices {
-			if slices.ContainsFunc(v.Locations, func(l ops.Location) bool { return l.Start >= st.Start && l.Start <= st.End }) {
-				places[i] = place{ops.Edge{Vertex: v, Index: mainOutput(v)}, v}
-			}
-		}
-		if p := &places[i]; p.vertex != nil {
-			if merged := mergeOf(out.Graph, p.vertex); merged != nil {
-				p.result = ops.Edge{Vertex: merged}
-			}
-		}
-	}
-	return places
-}
-
-// mainOutput returns the output of a vertex that has the root file system.
-func mainOutput(v *ops.Vertex) int {
-	switch op := v.Op.(type) {
-	case *ops.Exec:
-		for _, m := range op.Mounts {
-			if m.Target == "/" {
-				return max(m.Output, 0)
-			}
-		}
-	case *ops.Files:
-		for _, a := range slices.Backward(op.Actions) {
-			if a.Output >= 0 {
-				return a.Output
-			}
-		}
-	}
-	return 0
-}
-
-// mergeOf returns the vertex that lays the files of a COPY --link on the file system; nil when v is none.
-func mergeOf(g *ops.Graph, v *ops.Vertex) *ops.Vertex {
-	for _, m := range g.Vertices {
-		if _, ok := m.Op.(*ops.Merge); ok && len(m.Inputs) > 1 && m.Inputs[len(m.Inputs)-1].Vertex == v {
-			return m
-		}
-	}
-	return nil
-}
-
 // do waits for one instruction and records the image after it.
-func (m *making) do(ctx context.Context, i int, p place) error {
-	st := StepInfo{Step: m.out.Steps[i], Index: i + 1, Total: len(m.out.Steps), Executed: p.vertex != nil, Vertex: p.vertex, Cached: true}
+func (m *making) do(ctx context.Context, i int) error {
+	v := m.out.Steps[i].Vertex
+	st := StepInfo{Step: m.out.Steps[i], Index: i + 1, Total: len(m.out.Steps), Executed: v != nil, Vertex: v, Cached: true}
 	m.b.l.Step(st)
 	from := st.Name == "FROM"
-	if p.vertex != nil {
-		r, err := m.b.job.Solve(ctx, p.result)
+	if v != nil {
+		r, err := m.b.job.Solve(ctx, m.out.Steps[i].Result)
 		if err != nil {
 			return m.failed(ctx, err, &st)
 		}
@@ -158,9 +101,9 @@ func (m *making) do(ctx context.Context, i int, p place) error {
 	if from {
 		m.mark(m.out.Steps[i].History)
 		m.parent = ""
-		if p.vertex != nil {
-			if op, ok := p.vertex.Op.(*ops.Image); ok {
-				if img, err := m.b.baseImage(ctx, op.Ref, p.vertex.Platform, op.Mode, nil); err == nil {
+		if v != nil {
+			if op, ok := v.Op.(*ops.Image); ok {
+				if img, err := m.b.baseImage(ctx, op.Ref, v.Platform, op.Mode, nil); err == nil {
 					m.parent = img.ID
 				}
 			}
@@ -169,8 +112,8 @@ func (m *making) do(ctx context.Context, i int, p place) error {
 		m.b.l.StepDone(st)
 		return nil
 	}
-	if p.vertex != nil {
-		st.Cached = m.b.cached(p.vertex)
+	if v != nil {
+		st.Cached = m.b.cached(v)
 	}
 	m.mark(m.out.Steps[i].History)
 	raw, err := m.encode(&m.out.Steps[i], m.out.Steps[i].History)
@@ -182,7 +125,7 @@ func (m *making) do(ctx context.Context, i int, p place) error {
 		if id, err = m.b.s.o.Images.Put(ctx, m.b.lease, image.PutOptions{Config: raw, Parent: m.parent, Step: m.step, Format: m.b.s.o.Format}); err != nil {
 			return err
 		}
-		if p.vertex == nil {
+		if v == nil {
 			st.Cached = false
 		}
 	} else if err != nil {
