@@ -1,0 +1,135 @@
+package volume
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/safepath"
+)
+
+// hostState returns what a container could have changed of the files of the host.
+func hostState(t *testing.T, dir string) map[string]unix.Stat_t {
+	t.Helper()
+	all := map[string]unix.Stat_t{}
+	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		err = errors.Join(err, unix.Lstat(p, &st))
+		st.Atim = unix.Timespec{}
+		all[p] = st
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// While a volume is filled, another container that has it exchanges what was just copied and links to the host, and the source
+// changes in the same way. Nothing of the host is read or changed.
+func TestFillRacesLinksToTheHost(t *testing.T) {
+	const secret = "content of a file of the host"
+	host, from, to := filepath.Join(t.TempDir(), "host"), t.TempDir(), filepath.Join(t.TempDir(), "volume")
+	for _, dir := range []string{filepath.Join(host, "sub"), filepath.Join(from, "d", "sub"), to} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	twice := make([]string, 30) // files of d with a second name beside d
+	for i := range twice {
+		twice[i] = "first" + strconv.Itoa(i)
+	}
+	for _, name := range append([]string{"f", "sub/f"}, twice...) {
+		if err := errors.Join(os.WriteFile(filepath.Join(host, name), []byte(secret), 0o600), os.WriteFile(filepath.Join(from, "d", name), []byte("image"), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range twice {
+		if err := os.Link(filepath.Join(from, "d", name), filepath.Join(from, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(from, "f"), []byte("image"), 0o4755),
+		unix.Mkfifo(filepath.Join(from, "fifo"), 0o666), os.Symlink(host, filepath.Join(from, "link")), os.Symlink(filepath.Join(host, "f"), filepath.Join(from, "filelink"))); err != nil {
+		t.Fatal(err)
+	}
+	was := hostState(t, host)
+	for _, dir := range []string{from, to} {
+		for a, b := range map[string]string{"d": "link", "f": "filelink", "fifo": "link"} {
+			if dir == from && a == "fifo" {
+				continue
+			}
+			stop := swap(t, filepath.Join(dir, a), filepath.Join(dir, b))
+			defer stop()
+		}
+	}
+	parent, err := os.Open(filepath.Dir(to))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer parent.Close()
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	s := &Service{}
+	filled, disturbed := 0, 0
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		if s.fill(ctx, src, to) == nil {
+			filled++
+		} else {
+			disturbed++
+		}
+		err := filepath.WalkDir(to, func(p string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return nil //nolint:nilerr // it was exchanged
+			}
+			fd, err := unix.Open(p, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return nil //nolint:nilerr // it was exchanged
+			}
+			defer unix.Close(fd)
+			resolved, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+			if err != nil || !filepath.IsAbs(resolved) || resolved[:min(len(to), len(resolved))] != to {
+				return nil //nolint:nilerr // this walk has left the volume, through an exchanged directory
+			}
+			b := make([]byte, 100)
+			n, _ := unix.Read(fd, b)
+			if bytes.Contains(b[:max(n, 0)], []byte(secret)) {
+				t.Fatalf("%s has the content of a file of the host", p)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err := safepath.RemoveAll(parent, filepath.Base(to), nil); err != nil; err = safepath.RemoveAll(parent, filepath.Base(to), nil) {
+			if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ENOTEMPTY) || time.Now().After(end.Add(time.Minute)) {
+				t.Fatal(err)
+			}
+		}
+		if err := errors.Join(os.Mkdir(to, 0o755), os.Symlink(host, filepath.Join(to, "link")), os.Symlink(filepath.Join(host, "f"), filepath.Join(to, "filelink"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if filled == 0 {
+		t.Errorf("filled %d times, disturbed %d times", filled, disturbed)
+	}
+	now := hostState(t, host)
+	for p, st := range now {
+		if was[p] != st {
+			t.Errorf("%s was written to", p)
+		}
+	}
+	if len(now) != len(was) {
+		t.Errorf("%d files of the host, want %d", len(now), len(was))
+	}
+}
