@@ -42,6 +42,7 @@ nightly: test mutate
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
 	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 120m -run 'TestKill|TestPowerCut' ./test/crash -crash.kills 1000 -crash.cuts 1000
+	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m -run 'TestHostileInputWithLittleMemory|TestDeepTree' ./test/e2e
 	PLY_BIN=$(CURDIR)/bin go test -race -count=1 -timeout 60m ./internal/... ./test/crash
 
 lint:

@@ -49,6 +49,16 @@ func (p *Pool) Turn(ctx context.Context) (*Share, error) {
 	}
 }
 
+// TryTurn is Turn for those who must not wait. It returns nil when another one has the turn.
+func (p *Pool) TryTurn() *Share {
+	select {
+	case p.turn <- struct{}{}:
+		return &Share{pool: p, turn: true}
+	default:
+		return nil
+	}
+}
+
 // Share is what one user has of a pool. It is not safe for concurrent use.
 type Share struct {
 	pool   *Pool

@@ -41,6 +41,9 @@ func TestTurns(t *testing.T) {
 		if err != nil || !first.Fit(8*step) || first.Fit(9*step) {
 			t.Fatalf("a turn does not have exactly its size: %v", err)
 		}
+		if p.TryTurn() != nil {
+			t.Error("TryTurn returns a second turn")
+		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		mine := errors.New("mine")
 		var second *Share
@@ -63,6 +66,11 @@ func TestTurns(t *testing.T) {
 			t.Fatal("the second turn never came")
 		}
 		second.Close()
+		third := p.TryTurn()
+		if third == nil {
+			t.Fatal("TryTurn returns nothing")
+		}
+		third.Close()
 		full.Close()
 	})
 }

@@ -406,7 +406,7 @@ func hostileInput(t *testing.T, w *world) (all []attack) {
 	f := remotetest.StartFake(t, false)
 	night := 1 // how much larger the inputs of a nightly run are
 	if os.Getenv("PLY_NIGHTLY") != "" {
-		night = 10
+		night = 4
 	}
 	pull := func(name, refused string, img *remotetest.Image) step {
 		f.Add(name, "1", img)

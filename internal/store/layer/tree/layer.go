@@ -85,8 +85,12 @@ func Walk(ctx context.Context, fsys durable.FS, layers string, key func(name str
 	return nil
 }
 
-// Damaged returns the error for a damaged layer.
+// Damaged returns the error for a layer that could not be read or is not what it should be. An examination that ended before it
+// knew, because memory was short or it was cancelled, has found no damage.
 func Damaged(id oci.DiffID, err error) error {
+	if errors.Is(err, errs.Exhausted) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
 	return errs.New(errs.DataLoss, "layer %s: %w", id, err).WithHint("Pull or load an image with it again.")
 }
 

@@ -158,6 +158,9 @@ func (u *unpacker) makeAll(dir string) error {
 	if err := u.makeAll(path.Dir(dir)); err != nil {
 		return err
 	}
+	if err := u.keep(dir, 0); err != nil {
+		return err
+	}
 	return u.mkdir(dir, &attrs{implied: true, mode: 0o755})
 }
 

@@ -11,6 +11,9 @@ import (
 )
 
 func (u *unpacker) whiteout(p string) error {
+	if err := u.keep(p, 0); err != nil {
+		return err
+	}
 	u.wiped[p] = true
 	switch _, kind, err := u.inspect(p); {
 	case err != nil:
@@ -101,6 +104,9 @@ func (u *unpacker) hide(p string, dirfd int, base string, shared bool) error {
 		if err := u.fsys.Mkdir(hidden, 0o700); err != nil {
 			return err
 		}
+	}
+	if err := u.keep(name, 0); err != nil {
+		return err
 	}
 	u.hidden[name] = n
 	u.meta.Hidden = append(u.meta.Hidden, Hidden{Name: Name(name), File: n})

@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/memory"
 	"ply/internal/store/layer/tarscan"
 )
 
@@ -37,6 +38,10 @@ type unpacker struct {
 	hidden  map[string]int      // recipe name → number in hidden/
 	names   map[string]string
 
+	pool  *memory.Pool
+	share *memory.Share // for the maps above
+	kept  int64         // bytes that they take, about
+
 	parent   string // the path of parentFD
 	parentFD int    // -1 for none; never the root's own descriptor
 }
@@ -50,9 +55,9 @@ type attrs struct {
 	xattrs   []tarscan.Xattr
 }
 
-func newUnpacker(fsys durable.FS, dir string, root *os.File, rec *recipe) *unpacker {
+func newUnpacker(fsys durable.FS, dir string, root *os.File, rec *recipe, pool *memory.Pool) *unpacker {
 	return &unpacker{
-		fsys: fsys, dir: dir, root: root, rec: rec, buf: make([]byte, 256<<10), parentFD: -1,
+		pool: pool, share: pool.Share(), fsys: fsys, dir: dir, root: root, rec: rec, buf: make([]byte, 256<<10), parentFD: -1,
 		dirs: map[string]*attrs{}, opaque: map[string]bool{}, white: map[string]bool{}, wiped: map[string]bool{}, pending: map[string]string{},
 		links: map[string][]string{}, hidden: map[string]int{}, names: map[string]string{},
 	}
@@ -81,6 +86,26 @@ func (u *unpacker) run(ctx context.Context, r io.Reader, lim tarscan.Limits) (er
 		return err
 	}
 	return u.finish()
+}
+
+// nameCost is what a name that is kept takes in memory besides its bytes.
+const nameCost = 300
+
+// keep makes room for what is kept of a name until the end: its path, in several maps, and texts of more bytes. A layer that finds
+// no room in the pool takes a turn, if no other layer has it.
+func (u *unpacker) keep(p string, more int64) error {
+	u.kept += nameCost + 3*int64(len(p)) + more
+	if u.share.Fit(u.kept) {
+		return nil
+	}
+	if turn := u.pool.TryTurn(); turn != nil {
+		u.share.Close()
+		u.share = turn
+		if turn.Fit(u.kept) {
+			return nil
+		}
+	}
+	return u.pool.Exhausted("list of the directories of the layer")
 }
 
 // blame adds the entry to an error, and the class errs.Invalid when the tar is the cause.
@@ -128,7 +153,7 @@ func (u *unpacker) entry(e *tarscan.Entry, data io.Reader) error {
 	switch e.Kind {
 	case tarscan.Opaque:
 		u.opaque[p] = true
-		return nil
+		return u.keep(p, 0)
 	case tarscan.Whiteout:
 		return u.whiteout(p)
 	case tarscan.Dir:
@@ -159,6 +184,13 @@ func timespec(e *tarscan.Entry) unix.Timespec {
 }
 
 func (u *unpacker) directory(p string, e *tarscan.Entry) error {
+	var more int64
+	for _, x := range e.Xattrs {
+		more += int64(len(x.Name)+len(x.Value)) + tarscan.XattrCost
+	}
+	if err := u.keep(p, more); err != nil {
+		return err
+	}
 	if u.dirs[p] != nil {
 		u.dirs[p] = attrsOf(e)
 		return nil
@@ -219,6 +251,9 @@ func (u *unpacker) hardlink(p string, e *tarscan.Entry) error {
 func (u *unpacker) linkBelow(p, target string) error {
 	if target == p {
 		return tarError("hard link to itself")
+	}
+	if err := u.keep(p, 3*int64(len(target))); err != nil {
+		return err
 	}
 	if err := u.clear(p); err != nil {
 		return err

@@ -7,10 +7,12 @@ import (
 	"hash"
 	"io"
 	"path"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/memory"
 	"ply/internal/oci"
 	"ply/internal/store/layer/tarscan"
 )
@@ -53,10 +55,20 @@ func (v *verified) Close() error { return v.r.Close() }
 // Check reads the tar of a layer to its end and compares each name with the tree on disk: type, mode, owner, size, time and
 // link target. Rebuilding the tar has compared the content. The error's class is errs.DataLoss. Of a layer with entries
 // below its own symbolic links only the content is compared.
+//
+// Check keeps the names of the layer in memory, so one layer is checked at a time; errs.Exhausted says that there are too many.
 func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) error {
+	pool := memory.Process()
+	share, err := pool.Turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer share.Close()
 	c := checker{last: map[string]*expected{}, kids: map[string][]string{}}
-	err := tarscan.Scan(tar, lim, func(e *tarscan.Entry, data io.Reader) error {
-		c.note(e)
+	err = tarscan.Scan(tar, lim, func(e *tarscan.Entry, data io.Reader) error {
+		if c.note(e); !share.Fit(c.kept) {
+			return pool.Exhausted("list of the files of the layer")
+		}
 		_, err := io.Copy(io.Discard, data)
 		return errors.Join(err, context.Cause(ctx))
 	})
@@ -79,6 +91,9 @@ func Check(ctx context.Context, tar io.Reader, tree string, lim tarscan.Limits) 
 	return nil
 }
 
+// checkCost is what a name takes in memory besides its bytes.
+const checkCost = int64(unsafe.Sizeof(expected{})) + 100
+
 // expected is what the last entry of a name describes.
 type expected struct {
 	mode     uint32 // with the type
@@ -93,6 +108,7 @@ type checker struct {
 	last   map[string]*expected
 	kids   map[string][]string // names that entries have created in a directory
 	parent string              // directory of the previous entry
+	kept   int64               // bytes that last and kids take, about
 	lost   bool                // an entry went through a symbolic link of the layer, so paths are ambiguous
 }
 
@@ -149,6 +165,7 @@ func (c *checker) enter(dir string) {
 
 func (c *checker) set(p string, x *expected) {
 	if _, known := c.last[p]; !known && p != "." {
+		c.kept += checkCost + int64(len(p)+len(x.link))
 		c.kids[path.Dir(p)] = append(c.kids[path.Dir(p)], p)
 	}
 	c.last[p] = x

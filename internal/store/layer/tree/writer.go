@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/memory"
 	"ply/internal/oci"
 	"ply/internal/store/layer/tarscan"
 )
@@ -56,7 +57,7 @@ func Create(ctx context.Context, fsys durable.FS, dir string, lim tarscan.Limits
 	pr, pw := io.Pipe()
 	w = &Writer{
 		fsys: fsys, dir: dir, sum: sha256.New(), pipe: pw, done: make(chan struct{}),
-		un: newUnpacker(fsys, dir, os.NewFile(uintptr(root), FS), rec),
+		un: newUnpacker(fsys, dir, os.NewFile(uintptr(root), FS), rec, memory.Process()),
 	}
 	go func() {
 		defer close(w.done)
@@ -93,6 +94,7 @@ func (w *Writer) end(reason error) {
 	_ = w.pipe.CloseWithError(reason)
 	<-w.done
 	meta := w.un.meta // a copy: a pointer into the unpacker would keep all of it
+	w.un.share.Close()
 	w.meta, w.un = &meta, nil
 }
 
