@@ -312,6 +312,9 @@ func (x *examiner) cleanRun(ctx context.Context, c *ctr) (string, error) {
 // damagedRecords reports the records that no container could be made of.
 func (x *examiner) damagedRecords(ctx context.Context) error {
 	bad := map[oci.ContainerID]error{}
+	for _, l := range x.env.index.allLost() {
+		bad[l.id] = l.err
+	}
 	err := x.env.opts.Store.Meta.View(func(tx *meta.Tx) error {
 		known := x.env.index.known() // the others are not loaded, or were removed since this transaction began
 		for id := range tx.Containers.Keys() {
@@ -325,7 +328,7 @@ func (x *examiner) damagedRecords(ctx context.Context) error {
 		return nil
 	})
 	for id, err := range bad {
-		x.report(id, "", trouble{kind: "container record", problem: err.Error(), heal: "remove the container: ply rm -f " + id.Short()})
+		x.report(id, "", trouble{kind: "container record", problem: err.Error(), heal: "ply rm -f " + string(id)})
 	}
 	return errors.Join(err, context.Cause(ctx))
 }
