@@ -178,27 +178,55 @@ func (s *sourceReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Params say how to compress. Level 0 is the codec's default.
+// Params say how to compress. Level 0 is the engine's default.
 type Params struct {
-	Codec Codec
-	Level int
+	Codec  Codec
+	Level  int
+	Engine Engine
+}
+
+// Engine is a library that compresses.
+type Engine string
+
+// The engines. ISA-L is in builds with the tag isal only, and only for gzip. It is two to four times as fast.
+const (
+	EngineGo   Engine = ""
+	EngineISAL Engine = "isal"
+)
+
+// FastGzip returns the parameters with which this build compresses gzip fastest.
+func FastGzip() Params {
+	if isalVersion() != noISAL {
+		return Params{Codec: Gzip, Engine: EngineISAL}
+	}
+	return Params{Codec: Gzip}
 }
 
 // blockSize is that of parallel gzip, in bytes. The output depends on it.
 const blockSize = 1 << 20
 
-// version changes whenever the same Params produce other bytes.
+// version changes whenever the same Params produce other bytes, with EngineGo.
 const version = "1"
+
+// version returns what changes when the same Params produce other bytes.
+func (p Params) version() string {
+	if p.Engine == EngineISAL {
+		return isalVersion()
+	}
+	return version
+}
 
 // String returns a text that ParseParams parses and that is different when the output would be.
 func (p Params) String() string {
-	return fmt.Sprintf("%s;level=%d;v=%s", p.Codec, p.level(), version)
+	return fmt.Sprintf("%s;level=%d;v=%s", p.Codec, p.level(), p.version())
 }
 
 func (p Params) level() int {
 	switch {
 	case p.Level != 0:
 		return p.Level
+	case p.Engine == EngineISAL:
+		return 2
 	case p.Codec == Gzip:
 		return 3 // a third faster than 5, for 4 % more bytes
 	case p.Codec == Zstd:
@@ -212,16 +240,28 @@ func (p Params) level() int {
 // text.
 func ParseParams(s string) (Params, error) {
 	parts := strings.Split(s, ";")
-	if len(parts) != 3 || parts[2] != "v="+version || !strings.HasPrefix(parts[1], "level=") {
+	if len(parts) != 3 || !strings.HasPrefix(parts[1], "level=") {
 		return Params{}, errs.New(errs.Invalid, "compression %q: not made by this version", s)
 	}
 	level, err := strconv.Atoi(strings.TrimPrefix(parts[1], "level="))
-	p := Params{Codec(parts[0]), level}
+	p := Params{Codec: Codec(parts[0]), Level: level}
+	switch {
+	case parts[2] == "v="+version:
+	case p.Codec == Gzip && level >= 1 && level <= maxISAL && isalVersion() != noISAL && parts[2] == "v="+isalVersion():
+		p.Engine = EngineISAL
+	default:
+		return Params{}, errs.New(errs.Invalid, "compression %q: not made by this version", s)
+	}
 	if err != nil || (p.Codec != None && p.Codec != Gzip && p.Codec != Zstd) {
 		return Params{}, errs.New(errs.Invalid, "compression %q: unknown", s)
 	}
 	return p, nil
 }
+
+const (
+	maxISAL = 3           // the highest level of ISA-L
+	noISAL  = "isal-none" // the version of what cannot be made
+)
 
 type nopWriter struct{ io.Writer }
 
@@ -230,6 +270,9 @@ func (nopWriter) Close() error { return nil }
 // NewWriter compresses to w, in parallel. Close ends the stream and does not close w. The error's class is errs.Invalid for a
 // codec that is only read.
 func NewWriter(w io.Writer, p Params) (io.WriteCloser, error) {
+	if p.Engine == EngineISAL {
+		return newISAL(w, p)
+	}
 	switch p.Codec {
 	case None:
 		return nopWriter{w}, nil

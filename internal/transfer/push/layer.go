@@ -196,7 +196,7 @@ func (l *layerPush) send(ctx context.Context, rec meta.Layer, forms []meta.Layer
 			l.log.Info("layer could not be sent from another registry", "blob", f.Digest, "err", err)
 		}
 	}
-	params := compress.Params{Codec: compress.Gzip}
+	params := compress.FastGzip()
 	made := meta.LayerBlob{Codec: params.String()}
 	made.MediaType, _ = layerType(oci.MediaTypeOCILayerGzip, l.format)
 	err := l.upload(ctx, l.madeSource(params, rec.TarSize), &made)
