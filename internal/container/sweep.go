@@ -57,6 +57,10 @@ func (r *restorer) unmountRoot(ctx context.Context, c *ctr) error {
 // sweep deletes the directories of containers that have no record: a crash interrupted their creation or removal.
 // While a record is damaged nothing is deleted: a directory may be that of a container whose key has changed.
 func (r *restorer) sweep(ctx context.Context) {
+	if d := r.env.opts.Store.Meta.Doubt(); d != "" {
+		r.env.log.Warn("leftovers of containers are kept while records may be missing", "cause", d)
+		return
+	}
 	if n := len(r.env.index.allLost()); n > 0 {
 		r.env.log.Warn("leftovers of containers are kept while records are damaged", "damaged", n)
 		return

@@ -141,7 +141,43 @@ func (e *Engine) Close() error {
 	return err
 }
 
-func (e *Engine) openStore(context.Context) (err error) {
+// recoverRecords tells what became of a database that could not be used, and takes the records that the one in its place
+// lacks from the files beside the data.
+func (e *Engine) recoverRecords(ctx context.Context) error {
+	for _, n := range e.Store.Meta.Notices() {
+		e.log.Error("database", "problem", n)
+	}
+	d := e.Store.Meta.Doubt()
+	if d == "" {
+		return nil
+	}
+	e.log.Error("records may be missing, so nothing that no record refers to is removed; run ply system check --repair", "cause", d)
+	if len(e.Store.Meta.Notices()) == 0 {
+		return nil
+	}
+	lost, err := e.Store.Lost(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := e.Store.Rebuild(ctx, lost)
+	if n > 0 {
+		e.log.Warn("records were rebuilt from the files beside the data", "records", n)
+	}
+	return err
+}
+
+// databaseWarnings is what info shows of the state of the database.
+func (e *Engine) databaseWarnings() (all []string) {
+	for _, n := range e.Store.Meta.Notices() {
+		all = append(all, "database: "+n)
+	}
+	if d := e.Store.Meta.Doubt(); d != "" {
+		all = append(all, "records may be missing ("+d+"): nothing that no record refers to is removed until ply system check --repair was run")
+	}
+	return all
+}
+
+func (e *Engine) openStore(ctx context.Context) (err error) {
 	c := e.opts.Config
 	open := func(fsys durable.FS, root string) (d layer.Driver, err error) {
 		d, e.driverNotes, err = drivers.Open(fsys, root, c.StorageDriver)
@@ -154,6 +190,9 @@ func (e *Engine) openStore(context.Context) (err error) {
 		return err
 	}
 	e.onClose("store", e.Store.Close)
+	if err := e.recoverRecords(ctx); err != nil {
+		return err
+	}
 	e.id, err = system.Identity(e.opts.FS, c.DataRoot)
 	return err
 }
@@ -318,7 +357,7 @@ func (e *Engine) openBuilder(context.Context) (err error) {
 func (e *Engine) openSystem(context.Context) error {
 	e.System = system.New(system.Options{
 		ID: e.id, Config: e.config, Images: e.Images, Containers: e.Containers,
-		Storage: e.Store.Layers, StorageNotes: e.driverNotes, ShimPath: e.opts.ShimPath,
+		Warnings: e.databaseWarnings, Storage: e.Store.Layers, StorageNotes: e.driverNotes, ShimPath: e.opts.ShimPath,
 	})
 	return nil
 }
@@ -349,6 +388,16 @@ func (e *Engine) Housekeeping(ctx context.Context) {
 	const every = time.Hour
 	t := time.NewTicker(every)
 	defer t.Stop()
+	var work sync.WaitGroup
+	defer work.Wait()
+	work.Go(func() {
+		e.Store.Meta.KeepCopies(ctx, func(err error) { e.log.Warn("no copy of the database was made", "err", err) })
+	})
+	work.Go(func() {
+		if err := e.Store.RepeatRecords(ctx); err != nil && ctx.Err() == nil {
+			e.log.Warn("records are not repeated beside the data", "err", err)
+		}
+	})
 	for {
 		if freed, err := e.Store.Collect(ctx); err != nil && ctx.Err() == nil {
 			e.log.Warn("collection", "err", err)

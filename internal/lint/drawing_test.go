@@ -38,6 +38,8 @@ var drawnRecords = map[string][]drawnRecord{
 		{"network/<hex>.json", "network", "Connection", "connectionVersion"},
 		{"forwarding.json", "network/bridge", "switchedForwarding", "forwardingVersion"},
 		{"partial/<hex>.json", "store/blob", "partialState", "partialVersion"},
+		{"meta.db.mark", "store/meta", "mark", "markVersion"},
+		{"records/names/<hex>.json", "store", "besideRecord", "besideVersion"},
 		{"layers/sha256/<hex>/layer.json", "store/layer/erofs", "layerRecord", "layerVersion"},
 		{"layers/sha256/<hex>/index.json", "store/layer/erofs", "indexRecord", "indexVersion"},
 		{"layers/sha256/<hex>/meta.json", "store/layer/tree", "Meta", "metaVersion"},

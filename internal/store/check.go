@@ -69,8 +69,12 @@ type neededLayer struct {
 	owners []owned
 }
 
-func (c *checker) database(context.Context) error {
+func (c *checker) database(ctx context.Context) error {
 	c.r.Checked("database", 1)
+	if d := c.s.Meta.Doubt(); d != "" {
+		c.r.Mend(check.Finding{Kind: "database", Object: "meta.db", Problem: "records may be missing: " + d + "; collections are stopped"},
+			func() (string, error) { return c.s.endDoubt(ctx) })
+	}
 	if !c.r.Full {
 		return nil
 	}

@@ -119,6 +119,9 @@ func (r *Retention) evict() error {
 		return nil
 	}
 	layers, err := r.caches()
+	if errors.Is(err, errs.DataLoss) || r.s.held() != nil {
+		return nil // what is unknown is kept; a collection reports it
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,10 @@
 //   - A record is written only after the objects that it refers to are durable.
 //   - An operation leases an object before it checks whether the object exists, and keeps the lease until a record refers to the
 //     object. A collection removes no object that a record needs, that is leased, or that is younger than the grace time.
+//   - What is unknown is kept: while a record is damaged, or the database is in doubt because it is older than the data root, a
+//     collection removes nothing.
+//   - Each record, but those of build steps, is repeated in a file beside the data (Lost, Rebuild, RepeatRecords). The file
+//     follows the record, so it may be older after a crash; it is read only when the record is lost.
 //   - Leases are in memory only. The database admits one process, so all leases end with the process. Objects that a crash leaves
 //     without a record are protected by the grace time, so that the next attempt can use them.
 package store
@@ -48,6 +52,7 @@ type Store struct {
 	Blobs  *blob.Store
 	Layers layer.Driver
 
+	beside    beside
 	Retention *Retention
 	Health    *Health
 
@@ -87,6 +92,9 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	if err := errors.Join(s.FS.MkdirAll(filepath.Dir(root), 0o711), s.FS.MkdirAll(root, 0o700)); err != nil {
 		return nil, err
 	}
+	s.beside = beside{durable.OS, root} // no operation depends on these files
+	opts.Meta.FS, opts.Meta.Committed = s.FS, s.beside.follow
+	opts.Meta.Occupied = func() (bool, error) { return occupied(s.FS, root) }
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
 		return nil, err
 	}
@@ -98,6 +106,9 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	}()
 	// Not earlier, because a data root of a later release must stay as it is.
 	if err := durable.MkdirPrivate(s.FS, root); err != nil {
+		return nil, err
+	}
+	if err := s.beside.open(); err != nil {
 		return nil, err
 	}
 	if s.Blobs, err = blob.Open(s.FS, root); err != nil {
@@ -120,8 +131,11 @@ func (s *Store) RecordLayer(info layer.Info, form *meta.LayerBlob) error {
 }
 
 // Collect removes the objects that no record needs, that are not leased, and that are older than the grace time. It returns the
-// size of the removed blobs in bytes. An object that cannot be removed is in the error; the others are removed all the same.
+// size of the removed blobs in bytes. While the database is in doubt nothing is removed (errs.DataLoss). An object that cannot be removed is in the error; the others are removed all the same.
 func (s *Store) Collect(ctx context.Context) (int64, error) {
+	if err := s.held(); err != nil {
+		return 0, err
+	}
 	started := time.Now()
 	var all []node
 	sizes := map[node]int64{}
@@ -289,6 +303,9 @@ func (s *Store) remove(ctx context.Context, n node) error {
 
 // mark returns every object that a record needs. Reading does not wait for writers.
 func (s *Store) mark() (live map[node]struct{}, err error) {
+	if err := s.held(); err != nil {
+		return nil, err
+	}
 	err = s.Meta.View(func(tx *meta.Tx) error {
 		live, err = graph{tx, s.Layers.Keys}.live()
 		return err
@@ -299,6 +316,9 @@ func (s *Store) mark() (live map[node]struct{}, err error) {
 // forgetLayers deletes the records of layers that no image or container needs and no lease protects. It decides inside
 // the transaction that deletes them: an image may have been recorded since the collection began.
 func (s *Store) forgetLayers() error {
+	if err := s.held(); err != nil {
+		return err
+	}
 	return s.Meta.Update(func(tx *meta.Tx) error {
 		live, err := graph{tx: tx}.live()
 		if err != nil {

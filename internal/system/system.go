@@ -27,14 +27,15 @@ type Containers interface {
 	List(ctx context.Context, opts container.ListOptions) ([]*container.Container, error)
 }
 
-// Options are the parts of the engine that a Service describes. All are required, except StorageNotes.
+// Options are the parts of the engine that a Service describes. All are required, except StorageNotes and Warnings.
 type Options struct {
 	ID           string // see Identity
 	Config       *config.Live
 	Images       Images
 	Containers   Containers
 	Storage      Storage
-	StorageNotes [][2]string // why better storage drivers were not taken
+	StorageNotes [][2]string     // why better storage drivers were not taken
+	Warnings     func() []string // what is wrong with the data; nil = nothing
 	ShimPath     string
 }
 
@@ -71,6 +72,7 @@ type Info struct {
 	Host         host.Facts
 	Driver       string      // storage driver
 	DriverStatus [][2]string // pairs of a name and a value
+	Warnings     []string    // what is wrong with the data
 	Images       int
 	Containers   Counts
 	Runtimes     map[string]string // path of each OCI runtime, by name
@@ -90,6 +92,9 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 		Runtimes:   map[string]string{"ply": s.opts.ShimPath},
 		InitBinary: cmp.Or(cfg.InitPath, filepath.Base(s.opts.ShimPath)), LiveRestore: cfg.LiveRestore,
 		Goroutines: runtime.NumGoroutine(), OpenFiles: host.OpenFiles(), Time: time.Now(),
+	}
+	if s.opts.Warnings != nil {
+		i.Warnings = s.opts.Warnings()
 	}
 	for name, r := range cfg.Runtimes {
 		i.Runtimes[name] = r.Path

@@ -127,7 +127,7 @@ func (t trash) release(name string) (tmp string, err error) {
 }
 
 // finish ends the removals that were interrupted: a volume that still has its record gets its directory back, and the directories
-// of the others are deleted.
+// of the others are deleted. While the database is in doubt, nothing is deleted: a record may be missing.
 func (t trash) finish() error {
 	entries, err := t.fsys.ReadDir(filepath.Join(t.root, removingDir))
 	if err != nil {
@@ -142,6 +142,7 @@ func (t trash) finish() error {
 		})
 		switch {
 		case err != nil:
+		case !has && t.meta.Doubt() != "":
 		case !has:
 			err = t.fsys.RemoveAll(t.path(e.Name()))
 		default:

@@ -79,6 +79,9 @@ func (h systemHandlers) info(c *call) error {
 	if !cfg.IPTables {
 		a.Warnings = append(a.Warnings, "WARNING: packet filter rules are switched off (iptables=false)")
 	}
+	for _, w := range in.Warnings {
+		a.Warnings = append(a.Warnings, "WARNING: "+w)
+	}
 	for _, w := range cfg.Warnings {
 		a.Warnings = append(a.Warnings, "WARNING: "+w.String())
 	}

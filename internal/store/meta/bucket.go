@@ -19,10 +19,18 @@ import (
 type Bucket[K ~string, V any] struct {
 	b *bbolt.Bucket
 	table
+	log *[]Change // nil in a View
 }
 
-func open[K ~string, V any](tx *bbolt.Tx, t table) (b Bucket[K, V]) {
-	onBolt(func() { b = Bucket[K, V]{tx.Bucket([]byte(t.bucket)), t} })
+// Change is one record that an Update wrote or deleted.
+type Change struct {
+	Bucket string // by its name in docs/DB.md
+	Key    string
+	Data   []byte // the record as it is stored; nil = deleted
+}
+
+func open[K ~string, V any](tx *bbolt.Tx, t table, log *[]Change) (b Bucket[K, V]) {
+	onBolt(func() { b = Bucket[K, V]{tx.Bucket([]byte(t.bucket)), t, log} })
 	return b
 }
 
@@ -30,7 +38,7 @@ func open[K ~string, V any](tx *bbolt.Tx, t table) (b Bucket[K, V]) {
 //
 //	networks := meta.As[network](tx.Networks)
 func As[V any, K ~string](b Bucket[K, json.RawMessage]) Bucket[K, V] {
-	return Bucket[K, V]{b.b, b.table}
+	return Bucket[K, V]{b.b, b.table, b.log}
 }
 
 // Result is a record of a walk. Err is set when the record cannot be decoded (errs.DataLoss); what the record says is then
@@ -93,12 +101,21 @@ func (b Bucket[K, V]) encode(key K, v V) ([]byte, error) {
 
 func (b Bucket[K, V]) put(key, data []byte) (err error) {
 	onBolt(func() { err = b.b.Put(key, data) })
+	b.note(err, key, data)
 	return err
+}
+
+// note keeps a change for Options.Committed.
+func (b Bucket[K, V]) note(err error, key, data []byte) {
+	if err == nil && b.log != nil {
+		*b.log = append(*b.log, Change{b.bucket, string(key), data})
+	}
 }
 
 // Delete removes a record; removing one that does not exist is no error.
 func (b Bucket[K, V]) Delete(key K) (err error) {
 	onBolt(func() { err = b.b.Delete([]byte(key)) })
+	b.note(err, []byte(key), nil)
 	return err
 }
 

@@ -4,6 +4,9 @@
 // A damaged file or record is an error, never a panic and never silence: Open checks the structure of the whole file, each
 // record has a checksum, faults on the mapped file and panics of bbolt are caught. A walk yields damaged records too.
 //
+// Loss is noticed and survived: the mark in the data root says which generation of the database belongs to it, Copy keeps
+// verified copies, and Open takes the newest good one where the database cannot be used (see Open, Doubt and docs/DB.md).
+//
 // Invariants: a record is written only after the data that it refers to is durable; nothing slow (fsync of bulk data,
 // network, calls of other services) runs inside Update; no other package uses bbolt; a database that a newer release
 // wrote is refused by Open and its file is not changed.
@@ -15,6 +18,7 @@ import (
 	"errors"
 	"os"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +26,7 @@ import (
 	bbolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/record"
 	"ply/internal/version"
@@ -37,6 +42,21 @@ type DB struct {
 	file *os.File // which bolt has open
 	path string
 
+	committed func([]Change)
+	mark      marker
+	writing   sync.Mutex // one Update with its mark and its Committed at a time
+	gen       Generation // what the file has, but for the doubt; guarded by writing
+	epoch     uint64     // of the updates
+	closed    bool       // guarded by writing
+	notices   []string
+
+	doubt atomic.Pointer[string] // nil = none
+
+	copying         sync.Mutex // one Copy at a time; comes before writing
+	commits, copied atomic.Uint64
+	keeps           atomic.Bool   // KeepCopies was called
+	many            chan struct{} // has an element when many updates were made since the last copy
+
 	broken atomic.Pointer[error] // damage that was found since Open; Update refuses
 	stuck  atomic.Pointer[error] // bbolt panicked outside of a function of a caller: nothing may call it any more
 }
@@ -45,14 +65,19 @@ type DB struct {
 type Options struct {
 	// OpenFile opens the file, for tests that inject faults; nil means os.OpenFile.
 	OpenFile func(name string, flag int, perm os.FileMode) (*os.File, error)
+	FS       durable.FS // of the mark and the copies; nil = the real one
+	// Occupied reports whether the data root has anything to which records refer. nil = it has nothing.
+	Occupied func() (bool, error)
+	// Committed is called with the changes of each Update, in the order of the commits, before Update returns. nil = not called
+	Committed func([]Change)
 }
 
-// Open opens the database, or creates it. The error's class is errs.Unavailable when another process has it open,
-// errs.DataLoss when the file is not a database, and errs.Precondition when a newer release wrote the database or one of
-// its records. A database that Open refuses is not changed.
-func Open(path string, opts Options) (_ *DB, err error) {
+// openFile opens a file as a database and checks its structure and its versions. It changes nothing.
+func openFile(path string, opts Options, readOnly bool) (_ *DB, err error) {
 	db := &DB{path: path}
-	bo := bbolt.Options{Timeout: lockWait, NoStatistics: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize}
+	bo := bbolt.Options{
+		Timeout: lockWait, NoStatistics: true, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mapSize, ReadOnly: readOnly,
+	}
 	bo.OpenFile = func(name string, flag int, perm os.FileMode) (*os.File, error) {
 		f, err := openChecked(opts.OpenFile, name, flag, perm)
 		db.file = f
@@ -67,19 +92,15 @@ func Open(path string, opts Options) (_ *DB, err error) {
 			_ = db.file.Close() // already closed unless bbolt panicked
 		}
 	}()
-	b, err := bbolt.Open(path, 0o600, &bo)
+	db.bolt, err = bbolt.Open(path, 0o600, &bo)
+	if errors.Is(err, bbolterrors.ErrTimeout) {
+		return nil, errs.New(errs.Unavailable, "database %s is in use by another process", path)
+	}
 	if err != nil {
-		if errors.Is(err, bbolterrors.ErrTimeout) {
-			return nil, errs.New(errs.Unavailable, "database %s is in use by another process", path)
-		}
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)
 	}
-	db.bolt = b
-	if err := b.View(db.checkVersions); err != nil {
-		return nil, errors.Join(err, b.Close())
-	}
-	if err := db.create(); err != nil {
-		return nil, errors.Join(err, b.Close())
+	if err := db.bolt.View(db.checkVersions); err != nil {
+		return nil, errors.Join(err, db.bolt.Close())
 	}
 	return db, nil
 }
@@ -174,7 +195,7 @@ func (db *DB) header(tx *bbolt.Tx) (h record.Header, err error) {
 	return h, nil
 }
 
-// create creates the buckets that are missing. It does not write to a database that has all of them.
+// create creates the buckets and the generation where they are missing. It does not write to a database that has them.
 func (db *DB) create() error {
 	var complete bool
 	err := db.bolt.View(func(tx *bbolt.Tx) error {
@@ -183,6 +204,11 @@ func (db *DB) create() error {
 		for _, t := range tables {
 			complete = complete && tx.Bucket([]byte(t.bucket)) != nil
 		}
+		if err != nil {
+			return err
+		}
+		g, err := generation(tx)
+		complete = complete && g.Database != ""
 		return err
 	})
 	if err != nil || complete {
@@ -202,37 +228,87 @@ func (db *DB) create() error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(m.Put(versionKey, v), db.sign(tx))
+		g, err := generation(tx)
+		if err == nil && g.Database == "" {
+			err = putGeneration(tx, Generation{Database: newDatabaseID(), Epoch: 1})
+		}
+		return errors.Join(err, m.Put(versionKey, v), db.sign(tx))
 	})
 }
 
-// Close waits for the transactions and closes the file.
+// Close waits for the transactions, makes a copy if there was an update since the last, and closes the file. An error of the
+// copy is none of Close.
 func (db *DB) Close() error {
 	if db.stuck.Load() != nil {
-		return db.file.Close() // bbolt's Close would wait for its own locks
+		return errors.Join(db.mark.close(), db.file.Close()) // bbolt's Close would wait for its own locks
 	}
-	return db.bolt.Close()
+	if db.keeps.Load() && db.commits.Load() != db.copied.Load() && db.broken.Load() == nil {
+		_ = db.Copy() // KeepCopies reports what keeps copies from being made; the next start makes one
+	}
+	db.writing.Lock()
+	defer db.writing.Unlock()
+	if db.closed {
+		return nil
+	}
+	db.closed = true
+	if db.broken.Load() == nil {
+		_ = db.mark.set(mark{db.gen.Database, db.gen.Epoch, db.gen.Commits, true}) // without it, the next start trusts copies less
+	}
+	return errors.Join(db.mark.close(), db.bolt.Close())
 }
 
 // View calls f in a read transaction. F sees one state of the database, whatever is written meanwhile, and blocks no one.
 // The error's class is errs.DataLoss when a part of the file is found to be damaged.
 func (db *DB) View(f func(*Tx) error) error {
-	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(tx)) })
+	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(tx, nil)) })
+}
+
+// Exclusive calls f like View, while no Update is under way.
+func (db *DB) Exclusive(f func(*Tx) error) error {
+	db.writing.Lock()
+	defer db.writing.Unlock()
+	return db.View(f)
 }
 
 // Update calls f in a write transaction. What f writes is durable when Update returns nil; nothing of it is kept when f
 // fails. One Update runs at a time. The error's class is errs.DataLoss from the moment at which a part of the file was
 // found to be damaged.
 func (db *DB) Update(f func(*Tx) error) error {
+	return db.update(func(tx *bbolt.Tx, log *[]Change) error { return f(wrap(tx, log)) })
+}
+
+func (db *DB) update(f func(*bbolt.Tx, *[]Change) error) error {
+	db.writing.Lock()
+	defer db.writing.Unlock()
 	if err := db.broken.Load(); err != nil {
 		return *err
 	}
-	return db.run(db.bolt.Update, func(tx *bbolt.Tx) error {
-		if err := db.sign(tx); err != nil {
+	var log []Change
+	next := db.gen
+	next.Epoch = db.epoch
+	next.Commits++
+	err := db.run(db.bolt.Update, func(tx *bbolt.Tx) error {
+		if err := errors.Join(db.sign(tx), putGeneration(tx, next)); err != nil {
 			return err
 		}
-		return f(wrap(tx))
+		return f(tx, &log)
 	})
+	if err != nil {
+		return err
+	}
+	db.gen = next
+	db.commits.Store(next.Commits)
+	db.mark.follow(next.Commits)
+	if next.Commits-db.copied.Load() >= copyCommits {
+		select {
+		case db.many <- struct{}{}:
+		default:
+		}
+	}
+	if db.committed != nil && len(log) > 0 {
+		db.committed(log)
+	}
+	return nil
 }
 
 // sign names this release as the last writer.

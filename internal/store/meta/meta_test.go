@@ -467,8 +467,8 @@ func TestDamagedFile(t *testing.T) {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(path, Options{}); !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), path) {
-			t.Errorf("%s: Open = %v, want class DataLoss and the path", name, err)
+		if _, err := openPlain(path); !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v, want class DataLoss and the path", name, err)
 		}
 		if after, _ := file(t, path); !bytes.Equal(after, content) {
 			t.Errorf("%s: the damaged file was changed", name)
@@ -477,8 +477,8 @@ func TestDamagedFile(t *testing.T) {
 	for _, v := range []string{"x", "-1", "0", `"1"`, ""} {
 		path := newPath(t)
 		raw(t, path, put("meta", "version", v))
-		if _, err := Open(path, Options{}); !errors.Is(err, errs.DataLoss) {
-			t.Errorf("version %q: Open = %v, want class DataLoss", v, err)
+		if _, err := openPlain(path); !errors.Is(err, errs.DataLoss) {
+			t.Errorf("version %q: %v, want class DataLoss", v, err)
 		}
 	}
 }

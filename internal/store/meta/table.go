@@ -167,6 +167,7 @@ var (
 // Tx is a transaction. Its buckets are valid until the function that received it returns.
 type Tx struct {
 	tx     *bbolt.Tx
+	log    *[]Change
 	Names  Bucket[string, Name]
 	Images Bucket[oci.ImageID, Image]
 	Layers Bucket[oci.DiffID, Layer]
@@ -180,16 +181,47 @@ type Tx struct {
 	StepKeys Bucket[string, StepKey]
 }
 
-func wrap(tx *bbolt.Tx) *Tx {
+func wrap(tx *bbolt.Tx, log *[]Change) *Tx {
 	return &Tx{
 		tx:         tx,
-		Names:      open[string, Name](tx, names),
-		Images:     open[oci.ImageID, Image](tx, images),
-		Layers:     open[oci.DiffID, Layer](tx, layers),
-		Containers: open[oci.ContainerID, json.RawMessage](tx, containers),
-		Volumes:    open[string, Volume](tx, volumes),
-		Networks:   open[string, json.RawMessage](tx, networks),
-		Steps:      open[oci.Digest, Step](tx, steps),
-		StepKeys:   open[string, StepKey](tx, stepKeys),
+		log:        log,
+		Names:      open[string, Name](tx, names, log),
+		Images:     open[oci.ImageID, Image](tx, images, log),
+		Layers:     open[oci.DiffID, Layer](tx, layers, log),
+		Containers: open[oci.ContainerID, json.RawMessage](tx, containers, log),
+		Volumes:    open[string, Volume](tx, volumes, log),
+		Networks:   open[string, json.RawMessage](tx, networks, log),
+		Steps:      open[oci.Digest, Step](tx, steps, log),
+		StepKeys:   open[string, StepKey](tx, stepKeys, log),
 	}
+}
+
+// Kinds returns the names of the buckets of records.
+func Kinds() []string {
+	all := make([]string, len(tables))
+	for i, t := range tables {
+		all[i] = t.bucket
+	}
+	return all
+}
+
+// Raw returns the records of a kind as they are stored.
+func (tx *Tx) Raw(kind string) Bucket[string, json.RawMessage] {
+	for _, t := range tables {
+		if t.bucket == kind {
+			return open[string, json.RawMessage](tx.tx, t, tx.log)
+		}
+	}
+	panic(errs.New(errs.Internal, "no records of the kind %q", kind))
+}
+
+// Check returns why a stored record cannot be decoded; nil when it can. Key is the record's, kind the name of its bucket.
+func Check(kind, key string, data []byte) error {
+	for _, t := range tables {
+		if t.bucket == kind {
+			var fields map[string]json.RawMessage
+			return t.unmarshal([]byte(key), data, &fields)
+		}
+	}
+	return errs.New(errs.Invalid, "no records of the kind %q", kind)
 }
