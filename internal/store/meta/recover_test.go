@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"ply/internal/durable"
+	"ply/internal/durable/faultfs"
+	"ply/internal/durable/powercut"
 	"ply/internal/errs"
 )
 
@@ -18,6 +21,7 @@ type rooted struct {
 	path  string
 	db    *DB
 	empty bool // nothing is in the root to which records could refer
+	fs    durable.FS
 }
 
 func newRooted(t *testing.T) *rooted {
@@ -30,7 +34,7 @@ func newRooted(t *testing.T) *rooted {
 
 func (r *rooted) open() {
 	r.t.Helper()
-	db, err := Open(r.path, Options{Occupied: func() (bool, error) { return !r.empty, nil }})
+	db, err := Open(r.path, Options{FS: r.fs, Occupied: func() (bool, error) { return !r.empty, nil }})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -328,4 +332,91 @@ func TestCopies(t *testing.T) {
 	if err != nil || len(left) > 4 {
 		t.Errorf("%d files in the directory of the copies, %v", len(left), err)
 	}
+}
+
+// A copy that fails at any operation leaves the older copies, and no file that looks like one and is not whole. The next
+// copy succeeds and clears up.
+func TestCopyFailsAtEveryOperation(t *testing.T) {
+	for _, forever := range []bool{false, true} {
+		for n := 1; ; n++ {
+			f := &faultfs.FS{Under: durable.OS, Forever: forever, Short: true}
+			r := &rooted{t: t, path: memPath(t), empty: true, fs: f}
+			r.open()
+			for i := range 4 { // so that the next one removes a copy
+				r.put(fmt.Sprint("a", i))
+				r.copy()
+			}
+			r.put("b")
+			f.FailAt = f.Count() + n
+			err := r.db.Copy()
+			hit := f.Hit()
+			f.FailAt = 0
+			if hit && err == nil {
+				t.Errorf("operation %d failed, Copy did not", n)
+			}
+			all, listErr := listCopies(f, r.path)
+			if listErr != nil || len(all) < 3 {
+				t.Errorf("operation %d: copies %v, %v", n, all, listErr)
+			}
+			for _, c := range all {
+				if _, err := checkCopy(c.path); err != nil {
+					t.Errorf("operation %d: copy %s: %v", n, c.path, err)
+				}
+			}
+			r.put("c")
+			r.copy()
+			if left, err := os.ReadDir(copiesDir(r.path)); err != nil || len(left) > 4 {
+				t.Errorf("operation %d: left %v, %v", n, left, err)
+			}
+			r.close()
+			if !hit {
+				if n < 6 {
+					t.Errorf("a copy takes %d operations", n-1)
+				}
+				break
+			}
+		}
+	}
+}
+
+// A power cut during or after a copy leaves a database without a doubt, and copies of which the newest good one is found.
+func TestPowerCutAroundCopies(t *testing.T) {
+	disk := powercut.New(t, powercut.Ext4)
+	r := &rooted{t: t, path: filepath.Join(disk.Dir, "meta.db"), empty: true}
+	r.open()
+	r.empty = false
+	acknowledged := 0
+	for i := range 4 {
+		for range 5 {
+			r.put(fmt.Sprintf("r%03d", acknowledged))
+			acknowledged++
+		}
+		done := make(chan error, 1)
+		go func() { done <- r.db.Copy() }()
+		if i%2 == 0 {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		disk.Cut([]powercut.Cut{powercut.Journal, powercut.NoJournal}[i%2])
+		if i%2 == 1 {
+			<-done // it may have failed
+		}
+		r.kill()
+		disk.Restart()
+		if i == 3 { // the database is lost too
+			if err := os.Remove(r.path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.open()
+		n := len(r.names())
+		if i < 3 && (n != acknowledged || r.db.Doubt() != "" || len(r.db.Notices()) > 0) {
+			t.Errorf("cut %d: %d of %d records, doubt %q, notices %q", i, n, acknowledged, r.db.Doubt(), r.db.Notices())
+		}
+		if i == 3 && (n < acknowledged-5 || r.db.Doubt() == "") {
+			t.Errorf("after the loss: %d records, want those of the copy before, %d; doubt %q", n, acknowledged-5, r.db.Doubt())
+		}
+	}
+	r.close()
 }
