@@ -75,7 +75,9 @@ func (x *index) known() map[oci.ContainerID]bool {
 		out[id] = true
 	}
 	for _, id := range x.byName {
-		out[id] = true
+		if x.lost[id] == nil {
+			out[id] = true
+		}
 	}
 	return out
 }
