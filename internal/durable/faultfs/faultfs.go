@@ -1,5 +1,5 @@
 // Package faultfs contains file systems for tests of durability. FS fails on purpose: at the Nth operation that changes the
-// disk, once or from then on, with an error or with the death of the process. Tests increase N until no operation fails,
+// disk, or at the Nth that reads it, once or from then on, with an error or with the death of the process. Tests increase N until no operation fails,
 // and check each time that the store has exactly what was acknowledged. Order checks the order of operations.
 package faultfs
 
@@ -18,6 +18,7 @@ type FS struct {
 	Under   durable.FS
 	FailAt  int          // number of the operation that fails, from 1; 0 means none
 	Forever bool         // all later operations fail too
+	Reads   bool         // operations that read are counted and fail, and not those that change the disk
 	Err     error        // the error; nil means EIO
 	Short   bool         // a failing write writes half of its data first
 	Kill    bool         // instead of failing, the process kills itself
@@ -42,7 +43,16 @@ func (f *FS) Hit() bool {
 	return f.hit
 }
 
-func (f *FS) step(op, path string) error {
+// step counts an operation that changes the disk, and returns the error with which it fails.
+func (f *FS) step(op, path string) error { return f.operation(false, op, path) }
+
+// read counts an operation that reads, and returns the error with which it fails.
+func (f *FS) read(op, path string) error { return f.operation(true, op, path) }
+
+func (f *FS) operation(reads bool, op, path string) error {
+	if reads != f.Reads {
+		return nil
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.count++
@@ -64,12 +74,14 @@ func (f *FS) step(op, path string) error {
 	return &fs.PathError{Op: op, Path: path, Err: fmt.Errorf("injected: %w", err)}
 }
 
-// OpenFile implements durable.FS. It counts when it may create or truncate the file.
+// OpenFile implements durable.FS. It counts as a change when it may create or truncate the file, and as a read otherwise.
 func (f *FS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	count := f.read
 	if flag&(os.O_CREATE|os.O_TRUNC) != 0 {
-		if err := f.step("open", name); err != nil {
-			return nil, err
-		}
+		count = f.step
+	}
+	if err := count("open", name); err != nil {
+		return nil, err
 	}
 	file, err := f.Under.OpenFile(name, flag, perm)
 	if err != nil {
@@ -126,11 +138,21 @@ func (f *FS) RemoveAll(name string) error {
 	return f.Under.RemoveAll(name)
 }
 
-// Lstat implements durable.FS. It changes nothing and does not count.
-func (f *FS) Lstat(name string) (fs.FileInfo, error) { return f.Under.Lstat(name) }
+// Lstat implements durable.FS. It counts as a read.
+func (f *FS) Lstat(name string) (fs.FileInfo, error) {
+	if err := f.read("lstat", name); err != nil {
+		return nil, err
+	}
+	return f.Under.Lstat(name)
+}
 
-// ReadDir implements durable.FS. It changes nothing and does not count.
-func (f *FS) ReadDir(name string) ([]fs.DirEntry, error) { return f.Under.ReadDir(name) }
+// ReadDir implements durable.FS. It counts as a read.
+func (f *FS) ReadDir(name string) ([]fs.DirEntry, error) {
+	if err := f.read("readdir", name); err != nil {
+		return nil, err
+	}
+	return f.Under.ReadDir(name)
+}
 
 // SyncDir implements durable.FS. It counts.
 func (f *FS) SyncDir(name string) error {
@@ -160,6 +182,25 @@ func (f *faultFile) Write(p []byte) (int, error) {
 	return f.File.Write(p)
 }
 
+// Read counts as a read. A failing one reads half of what it could when Short is set.
+func (f *faultFile) Read(p []byte) (int, error) {
+	if err := f.fs.read("read", f.Name()); err != nil {
+		if !f.fs.Short {
+			return 0, err
+		}
+		n, _ := f.File.Read(p[:len(p)/2])
+		return n, err
+	}
+	return f.File.Read(p)
+}
+
+func (f *faultFile) ReadAt(p []byte, off int64) (int, error) {
+	if err := f.fs.read("readat", f.Name()); err != nil {
+		return 0, err
+	}
+	return f.File.ReadAt(p, off)
+}
+
 func (f *faultFile) short(p []byte) int {
 	if !f.fs.Short {
 		return 0
@@ -170,7 +211,11 @@ func (f *faultFile) short(p []byte) int {
 
 func (f *faultFile) WriteAt(p []byte, off int64) (int, error) {
 	if err := f.fs.step("writeat", f.Name()); err != nil {
-		return 0, err
+		if !f.fs.Short {
+			return 0, err
+		}
+		n, _ := f.File.WriteAt(p[:len(p)/2], off)
+		return n, err
 	}
 	return f.File.WriteAt(p, off)
 }
