@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/mount"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/erofs"
 	"ply/internal/store/layer/overlay2"
@@ -83,6 +84,7 @@ func Open(fsys durable.FS, root, want string) (_ layer.Driver, notes [][2]string
 	if err := durable.MkdirPrivate(fsys, root); err != nil {
 		return nil, nil, err
 	}
+	removeTemps(fsys, root)
 	have, err := recorded(fsys, root)
 	if err != nil {
 		return nil, nil, err
@@ -113,6 +115,22 @@ func Open(fsys durable.FS, root, want string) (_ layer.Driver, notes [][2]string
 		}
 	}
 	return open, notes, nil
+}
+
+// removeTemps removes what an interrupted start has left directly below root: probes of drivers, which may have something mounted,
+// and unfinished files. What cannot be removed does no harm.
+func removeTemps(fsys durable.FS, root string) {
+	entries, err := fsys.ReadDir(root)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		temp := filepath.Join(root, e.Name())
+		if !durable.IsTemp(e.Name()) || e.IsDir() && mount.Unmount(filepath.Join(temp, "mount"), true) != nil { // the probe of erofs mounts there
+			continue
+		}
+		_ = fsys.RemoveAll(temp)
+	}
 }
 
 // recorded returns the name of the driver that root was made with, or "" for a new root.

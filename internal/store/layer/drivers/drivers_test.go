@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/mount"
 	"ply/internal/store/layer"
 )
 
@@ -121,5 +122,37 @@ func TestTheBestDriverThatWorksIsChosen(t *testing.T) {
 	}
 	if _, _, err := choose(list[:2], "/r", ""); !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "no storage driver works on /r") {
 		t.Errorf("none works: %v", err)
+	}
+}
+
+// What a start that was killed left directly below the data root is removed by the next one.
+func TestOpenRemovesLeftProbes(t *testing.T) {
+	root := t.TempDir()
+	left := durable.TempName(root)
+	if err := errors.Join(os.MkdirAll(filepath.Join(left, "mount", "d"), 0o700), os.WriteFile(durable.TempName(root), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(root, "kept")
+	if err := os.Mkdir(kept, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := mount.Bind(kept, filepath.Join(left, "mount"), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(kept, "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, _, err := Open(durable.OS, root, "vfs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if temps, err := filepath.Glob(filepath.Join(root, durable.TempPrefix+"*")); err != nil || len(temps) > 0 {
+		t.Errorf("left %v, %v", temps, err)
+	}
+	if _, err := os.Stat(filepath.Join(kept, "f")); err != nil {
+		t.Errorf("what was mounted there: %v", err)
 	}
 }
