@@ -174,9 +174,10 @@ func (d *Driver) load() error {
 	return nil
 }
 
-// isDamage reports whether an error comes from the stored data, and not from the moment, such as too many open files.
+// isDamage reports whether an error comes from the stored data, and not from the moment, such as too many open files or a disk
+// that could not be read: the next start may succeed in reading it.
 func isDamage(err error) bool {
-	for _, class := range []error{errs.DataLoss, errs.NotFound, unix.EIO, unix.EUCLEAN, unix.ENOTDIR} {
+	for _, class := range []error{errs.DataLoss, errs.NotFound, unix.EUCLEAN, unix.ENOTDIR} {
 		if errors.Is(err, class) {
 			return true
 		}
@@ -186,13 +187,18 @@ func isDamage(err error) bool {
 
 func diffIDOf(hex string) oci.DiffID { return oci.DiffID("sha256:" + hex) }
 
-// quarantine moves a layer directory to the quarantine, so that the layer can be committed again.
-func (d *Driver) quarantine(id oci.DiffID, reason string) error {
+// distrust marks a layer as damaged until a new copy is committed or the driver is opened again.
+func distrust(d *Driver, id oci.DiffID, reason string) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	delete(d.records, id)
 	d.damaged[id] = reason
 	d.forget(id)
-	d.mu.Unlock()
+}
+
+// quarantine moves a layer directory to the quarantine, so that the layer can be committed again.
+func (d *Driver) quarantine(id oci.DiffID, reason string) error {
+	distrust(d, id, reason)
 	aside := filepath.Join(d.quar, id.Hex())
 	if err := d.fs.RemoveAll(aside); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -121,5 +122,37 @@ func TestCommitFaults(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A disk that could not be read for a moment damages no layer: the next start uses it. In between, a commit of the same layer
+// replaces it.
+func TestReadErrorIsNoDamage(t *testing.T) {
+	data := pack(t, entry{name: "f", body: strings.Repeat("x", 3000)})
+	for _, heal := range []bool{false, true} {
+		for n := 1; ; n++ {
+			root := t.TempDir()
+			chain := put(t, open(t, root, Options{}), nil, data)
+			f := &faultfs.FS{Under: durable.OS, Reads: true, FailAt: n}
+			d, err := Open(f, root, Options{})
+			if err == nil {
+				if tar, terr := d.Tar(t.Context(), chain); terr == nil {
+					_, _ = io.Copy(io.Discard, tar) // it may fail
+					tar.Close()
+				}
+				if heal {
+					_, _ = commit(d, nil, data) // it may fail, when it is the one that reads
+				}
+				d.Close()
+			}
+			after := open(t, root, Options{})
+			want(t, view(t, after, chain), "f", strings.Repeat("x", 3000))
+			if left, _ := os.ReadDir(after.quar); len(left) > 0 || len(after.damaged) > 0 {
+				t.Errorf("read %d failed: in quarantine %v, damaged %v", n, left, after.damaged)
+			}
+			if !f.Hit() {
+				break
+			}
+		}
 	}
 }

@@ -79,8 +79,8 @@ func lost(err error) error {
 	return err
 }
 
-// condemn moves a damaged layer to the quarantine, unless it was replaced or removed meanwhile. It returns the error for
-// the caller that wants the layer.
+// condemn moves a damaged layer to the quarantine, unless it was replaced or removed meanwhile. A layer that could not be read
+// stays in its place, because its data may be right. It returns the error for the caller that wants the layer.
 func (d *Driver) condemn(ctx context.Context, r *layerRecord, reason error) error {
 	unlock, err := d.installing.lock(ctx, r.DiffID)
 	if err != nil {
@@ -93,6 +93,10 @@ func (d *Driver) condemn(ctx context.Context, r *layerRecord, reason error) erro
 	}
 	if now != r {
 		return errs.New(errs.Unavailable, "layer %s: was replaced while it was read", r.DiffID.Short()).WithHint("Try again.")
+	}
+	if errors.Is(reason, unix.EIO) {
+		distrust(d, r.DiffID, reason.Error())
+		return damage(r.DiffID, reason)
 	}
 	return errors.Join(damage(r.DiffID, reason), d.quarantine(r.DiffID, reason.Error()))
 }

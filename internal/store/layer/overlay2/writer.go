@@ -3,6 +3,7 @@ package overlay2
 import (
 	"context"
 	"errors"
+	"io/fs"
 
 	"ply/internal/durable"
 	"ply/internal/oci"
@@ -27,7 +28,9 @@ func (d *Driver) publish(ctx context.Context, tmp string, m *tree.Meta) error {
 	key := baseKey(m.DiffID)
 	defer d.locks.Lock(string(key))()
 	dir := d.dir(key)
-	if _, err := d.fsys.Lstat(dir); err == nil {
+	if _, err := d.fsys.Lstat(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	} else if err == nil {
 		held, err := d.meta(m.DiffID)
 		if err == nil {
 			err = d.verify(ctx, held)
