@@ -34,7 +34,7 @@ var inside = map[string][][]string{
 		{"container/runspec", "container/session", "container/supervise"},
 		{"container"},
 	},
-	"durable": {{"durable"}, {"durable/faultfs", "durable/powercut"}},
+	"durable": {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
 	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
 		{"network/ipam", "network/namespace", "network/nft"},
