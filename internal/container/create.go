@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -142,6 +143,12 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo 
 	}
 	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
 	sp := &c.rec.Spec
+	// The driver has synced the writable layer. A container that is removed at its end does not outlive a power cut.
+	if !sp.AutoRemove {
+		if err := errors.Join(fsys.SyncDir(c.paths.dir), fsys.SyncDir(filepath.Dir(c.paths.dir))); err != nil {
+			return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
+		}
+	}
 	inherited, err := s.inheritMounts(sp.VolumesFrom)
 	if err != nil {
 		return err
