@@ -36,13 +36,12 @@ mutate: build
 	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
 	go run ./test/mutate
 
-# The long forms of the tests. PLY_NIGHTLY=1 asks the tests for those that have no flag of their own.
-nightly: export PLY_NIGHTLY = 1
+# The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
 nightly: test mutate
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
-	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 120m -run 'TestKill|TestPowerCut' ./test/crash -crash.kills 1000 -crash.cuts 1000
-	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m -run 'TestHostileInputWithLittleMemory|TestDeepTree' ./test/e2e
+	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e
+	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 180m -run 'TestKill|TestPowerCut|TestRecordedCrashes|TestFaults' ./test/crash -crash.kills 1000 -crash.cuts 1000 -crash.states 300 -crash.faults
 	PLY_BIN=$(CURDIR)/bin go test -race -count=1 -timeout 60m ./internal/... ./test/crash
 
 lint:

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -13,6 +14,13 @@ import (
 var bin, rootfs string
 
 func TestMain(m *testing.M) {
+	if os.Getenv(recordName) != "" {
+		if err := recordOperation(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	private.Main(m, func(dir string) (err error) {
 		if bin, err = private.Binaries(); err != nil {
 			return err

@@ -22,9 +22,11 @@ import (
 )
 
 var (
-	seedFlag = flag.Uint64("crash.seed", 0, "seed of the random kills and power cuts; 0 takes the time")
-	kills    = flag.Int("crash.kills", 60, "how many times plyd is killed")
-	cuts     = flag.Int("crash.cuts", 45, "how many times the power is cut")
+	seedFlag  = flag.Uint64("crash.seed", 0, "seed of the random kills and power cuts; 0 takes the time")
+	kills     = flag.Int("crash.kills", 60, "how many times plyd is killed")
+	allFaults = flag.Bool("crash.faults", false, "each operation of the disk fails with each error")
+	states    = flag.Int("crash.states", 12, "how many states a crash can leave are tried for each operation")
+	cuts      = flag.Int("crash.cuts", 45, "how many times the power is cut")
 )
 
 // seed returns and prints a seed.
