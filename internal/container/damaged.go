@@ -96,6 +96,26 @@ func (s *Service) destroyLost(ctx context.Context, ref string) (err error) {
 	return nil
 }
 
+// takeUp makes a container of a record that was damaged and is whole again, as a start does.
+func (r *restorer) takeUp(ctx context.Context, id oci.ContainerID) error {
+	var c *ctr
+	err := r.env.opts.Store.Meta.View(func(tx *meta.Tx) (err error) {
+		c, err = r.env.load(tx, id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if r.env.index.claimLost(string(id)) == nil {
+		return errs.New(errs.Conflict, "container %s: it is being removed, or was taken up already", id.Short())
+	}
+	r.env.index.endClaim(id, true)
+	r.env.index.add(c, c.rec.Name)
+	r.env.opts.Volumes.DropReferences(id) // those to any volume
+	r.env.opts.Volumes.AddReferences(id, volumeNames(c.rec.Mounts)...)
+	return r.restore(ctx, c)
+}
+
 // findLost resolves a reference among the containers whose records are damaged; nil = none. The caller holds mu.
 func (x *index) findLost(ref string) *lost {
 	name := strings.TrimPrefix(ref, "/")

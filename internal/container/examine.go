@@ -18,6 +18,7 @@ import (
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/procid"
+	"ply/internal/store"
 	"ply/internal/store/check"
 	"ply/internal/store/layer"
 	"ply/internal/store/meta"
@@ -328,9 +329,26 @@ func (x *examiner) damagedRecords(ctx context.Context) error {
 		return nil
 	})
 	for id, err := range bad {
-		x.report(id, "", trouble{kind: "container record", problem: err.Error(), heal: "ply rm -f " + string(id)})
+		x.report(id, "", trouble{kind: "container record", problem: err.Error(), mend: func() (string, error) { return x.rebuild(ctx, id) }})
 	}
 	return errors.Join(err, context.Cause(ctx))
+}
+
+// rebuild takes the record of a container from the file in its directory, and takes the container up again.
+func (x *examiner) rebuild(ctx context.Context, id oci.ContainerID) (string, error) {
+	all, err := x.env.opts.Store.Lost(ctx)
+	if err != nil {
+		return "", err
+	}
+	i := slices.IndexFunc(all, func(l store.Lost) bool { return l.Kind == "containers" && l.Key == string(id) && l.Err == nil })
+	if i < 0 {
+		return "", errs.New(errs.DataLoss, "there is no whole copy of the record; remove the container: ply rm -f %s", id.Short())
+	}
+	if _, err := x.env.opts.Store.Rebuild(ctx, all[i:i+1]); err != nil {
+		return "", err
+	}
+	r := &restorer{env: x.env, runs: x.runs}
+	return "rebuilt from the copy in its directory", r.takeUp(ctx, id)
 }
 
 // strays reports directories and mounts of containers that do not exist. A removal deletes the directories last, so what is there
