@@ -408,6 +408,14 @@ func (v *victim) verify(ws []*worker, every bool) {
 		}
 	})
 	wg.Wait()
+	// Every digest, index, reference and mount agrees.
+	args := []string{"system", "check"}
+	if every {
+		args = append(args, "--full")
+	}
+	if out, err := v.ply(context.Background(), args...); err != nil {
+		v.t.Errorf("%v\n%s", err, out)
+	}
 }
 
 // tally checks that the workers made enough objects for the test to show anything.
