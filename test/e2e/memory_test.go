@@ -433,13 +433,13 @@ func hostileInput(t *testing.T, w *world) (all []attack) {
 		pull("zstd-64", "", imageOf(t, 0, zeros(t, window+"26", 70<<20), zeros(t, window+"26", 80<<20))))
 	add("xz dictionary of 128 MiB", pull("xz-128", "no more than 64 MiB", imageOf(t, 0, zeros(t, dict+"128MiB", 140<<20))),
 		pull("xz-64", "", imageOf(t, 0, zeros(t, dict+"64MiB", 70<<20), zeros(t, dict+"64MiB", 80<<20))))
-	add("gzip of zeros", pull("gzip-bomb", "", imageOf(t, 0, zeros(t, "gzip", int64(night)<<29))), pull("gzip", "", imageOf(t, 0, zeros(t, "gzip", 1<<20))))
-	add("long PAX headers", pull("pins", "", imageOf(t, 0, pins(t, "zstd", 300*night))), pull("pin", "", imageOf(t, 0, pins(t, "zstd", 10))))
-	add("many entries", pull("entries", "memory", imageOf(t, 0, files(t, "a", 1_000_000))), pull("1e5-entries", "", imageOf(t, 0, files(t, "b", 100_000))))
+	add("gzip of zeros", pull("gzip-bomb", "", imageOf(t, 0, zeros(t, "gzip", int64(night)<<28))), pull("gzip", "", imageOf(t, 0, zeros(t, "gzip", 1<<20))))
+	add("long PAX headers", pull("pins", "", imageOf(t, 0, pins(t, "zstd", 200*night))), pull("pin", "", imageOf(t, 0, pins(t, "zstd", 10))))
+	add("many entries", pull("entries", "memory", imageOf(t, 0, files(t, "a", 600_000))), pull("1e5-entries", "", imageOf(t, 0, files(t, "b", 100_000))))
 	add("long names", pull("names", "memory", imageOf(t, 0, longNames(t, 20_000))), pull("some-names", "", imageOf(t, 0, longNames(t, 500))))
 
 	var tall []packed
-	for i := range 30 * night {
+	for i := range 20 * night {
 		tall = append(tall, files(t, fmt.Sprint("c", i), 10_000))
 	}
 	var flat []packed
@@ -468,7 +468,7 @@ func hostileInput(t *testing.T, w *world) (all []attack) {
 	add("archive in xz with a dictionary of 4 GiB", load("bomb.tar.xz", "dictionary of", xzBomb()), load("fine.tar.xz", "", compressed(t, "xz -c", saved(t, w, 0))))
 	add("import of an xz bomb", step{args: []string{"import", store("import.xz", xzBomb())}, refused: "dictionary of"},
 		step{args: []string{"import", store("import-fine.xz", zeros(t, dict+"64MiB", 1<<20).blob)}})
-	add("import of long PAX headers", step{args: []string{"import", store("pins.tar", pins(t, "zstd", 300*night).blob)}},
+	add("import of long PAX headers", step{args: []string{"import", store("pins.tar", pins(t, "zstd", 200*night).blob)}},
 		step{args: []string{"import", store("pin.tar", pins(t, "zstd", 5).blob)}})
 	w.busybox()
 	id := w.ply("create", "busybox", "sh")
@@ -476,7 +476,7 @@ func hostileInput(t *testing.T, w *world) (all []attack) {
 		return step{args: []string{"cp", "-", id + ":/tmp"}, input: store(name, data), refused: refused}
 	}
 	add("copy of an xz bomb", cp("cp.xz", "dictionary of", xzBomb()), cp("cp-fine.xz", "", zeros(t, "xz -c -0", 1<<20).blob))
-	add("copy of long PAX headers", cp("cp-pins", "", pins(t, "zstd", 300*night).blob), cp("cp-pin", "", pins(t, "zstd", 5).blob))
+	add("copy of long PAX headers", cp("cp-pins", "", pins(t, "zstd", 200*night).blob), cp("cp-pin", "", pins(t, "zstd", 5).blob))
 	return all
 }
 
