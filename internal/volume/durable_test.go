@@ -251,3 +251,27 @@ func TestInterruptedRemoval(t *testing.T) {
 		keptOrGone(t, s, fmt.Sprintf("record deleted: %v", deleted))
 	}
 }
+
+// A temporary that a crash left in the directory of a volume is removed by the next start; a file of the volume of such a name is not.
+func TestStartRemovesTemporaries(t *testing.T) {
+	s, _ := traced(t, &faultfs.FS{})
+	v, err := s.Create(ctx, "vol", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, kept := durable.TempName(filepath.Dir(v.Mountpoint)), durable.TempName(v.Mountpoint)
+	for _, name := range []string{left, kept} {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(s.opts); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the temporary: %v", err)
+	}
+	if _, err := os.Stat(kept); err != nil {
+		t.Errorf("the file of the volume: %v", err)
+	}
+}

@@ -126,6 +126,18 @@ func (t trash) release(name string) (tmp string, err error) {
 	return tmp, nil
 }
 
+// temporaries removes those that a crash has left, also in the directories of volumes, where copies of records are written.
+func (t trash) temporaries() error {
+	err := durable.RemoveTemps(t.fsys, t.root)
+	entries, readErr := t.fsys.ReadDir(t.root)
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, durable.RemoveTemps(t.fsys, filepath.Join(t.root, e.Name())))
+		}
+	}
+	return errors.Join(err, readErr)
+}
+
 // finish ends the removals that were interrupted: a volume that still has its record gets its directory back, and the directories
 // of the others are deleted. While the database is in doubt, nothing is deleted: a record may be missing.
 func (t trash) finish() error {

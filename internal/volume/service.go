@@ -79,7 +79,8 @@ func New(o Options) (*Service, error) {
 		active:     map[string]map[string]struct{}{},
 		slow:       map[string]chan struct{}{},
 	}
-	if err := errors.Join(trash{o.Store.FS, o.Store.Meta, o.Root}.finish(), durable.RemoveTemps(o.Store.FS, o.Root)); err != nil {
+	left := trash{o.Store.FS, o.Store.Meta, o.Root}
+	if err := errors.Join(left.finish(), left.temporaries()); err != nil {
 		o.Log.Warn("volumes: leftovers stay", "err", err)
 	}
 	if err := s.unpinAll(); err != nil {
