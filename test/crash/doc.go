@@ -8,6 +8,7 @@
 //   - kill_test.go kills plyd at random moments while clients use it, with every storage driver.
 //   - power_test.go cuts the power of a machine in which plyd runs, with its disk on ext4, xfs and btrfs. It covers everything that
 //     is written, also by the shims, by containers and directly to the kernel.
+//   - damage_test.go damages one object of each class, and has ply system check find and heal it; -crash.damage does it in each way.
 //
 // The random tests print their seed; -crash.seed sets it, and -crash.kills, -crash.cuts and -crash.states say how many crashes there are. A seed
 // gives the same decisions, not the same timing.
