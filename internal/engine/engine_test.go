@@ -104,7 +104,7 @@ func TestCloseEndsThePartsInTheOppositeOrder(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"pulls", "connections to registries", "containers", "networks", "exec root", "store"}
+	want := []string{"builder", "pulls", "connections to registries", "containers", "networks", "exec root", "store"}
 	if !slices.Equal(closed, want) {
 		t.Errorf("closed %v, want %v", closed, want)
 	}

@@ -95,7 +95,15 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 	s.beside = beside{durable.OS, root} // no operation depends on these files
 	opts.Meta.FS, opts.Meta.Committed = s.FS, s.beside.follow
 	opts.Meta.Occupied = func() (bool, error) { return occupied(s.FS, root) }
+	// The driver refuses a root with layers of a later release, in which Open must not change the database either.
+	opts.Meta.Before = func() (err error) {
+		s.Layers, err = driver(s.FS, root)
+		return err
+	}
 	if s.Meta, err = meta.Open(filepath.Join(root, "meta.db"), opts.Meta); err != nil {
+		if s.Layers != nil {
+			err = errors.Join(err, s.Layers.Close())
+		}
 		return nil, err
 	}
 	s.records.db = s.Meta
@@ -115,9 +123,6 @@ func OpenWith(root string, driver func(fsys durable.FS, root string) (layer.Driv
 		return nil, err
 	}
 	s.Blobs.Damaged = opts.DamagedBlob
-	if s.Layers, err = driver(s.FS, root); err != nil {
-		return nil, err
-	}
 	return s, nil
 }
 

@@ -68,6 +68,9 @@ type Options struct {
 	FS       durable.FS // of the mark and the copies; nil = the real one
 	// Occupied reports whether the data root has anything to which records refer. nil = it has nothing.
 	Occupied func() (bool, error)
+	// Before is called when the database is open and was checked, before Open writes to it or to the mark. Its error ends Open: what else
+	// lies in the data root may be of a newer release, and then nothing may be changed. nil = not called
+	Before func() error
 	// Committed is called with the changes of each Update, in the order of the commits, before Update returns. nil = not called
 	Committed func([]Change)
 }

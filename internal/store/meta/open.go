@@ -70,7 +70,15 @@ func (o *opener) open() (*DB, error) {
 	if damagedMark && g.Database != "" && len(o.notices) == 0 {
 		o.doubt = "the mark of the data root is damaged, so the database may be older"
 	}
-	if err := o.begin(db, g); err != nil {
+	begin := func() error {
+		if o.opts.Before != nil {
+			if err := o.opts.Before(); err != nil {
+				return err
+			}
+		}
+		return o.begin(db, g)
+	}
+	if err := begin(); err != nil {
 		return nil, errors.Join(err, db.mark.close(), db.bolt.Close())
 	}
 	return db, nil
