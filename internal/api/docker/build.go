@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -33,7 +32,7 @@ func (h buildHandlers) routes(add adder) {
 }
 
 func (h buildHandlers) build(c *call) error {
-	req, err := buildRequest(c)
+	req, params, err := buildRequest(c)
 	if err != nil {
 		return err
 	}
@@ -42,19 +41,15 @@ func (h buildHandlers) build(c *call) error {
 		return err
 	}
 	client := &buildClient{creds: creds}
-	remote := c.get("remote")
-	if remote != "" && remote != "client-session" {
-		req.Front.Options["context"] = remote
-	}
 	return c.progressOfBody(func(body io.Reader, send sender) error {
-		if remote == "" {
+		if params.Remote == "" {
 			if client.dir, err = h.builder.Unpack(c.ctx(), body); err != nil {
 				return err
 			}
 			defer client.dir.Close()
 		}
 		req.Client = client
-		l := newClassic(send, c.bool("q"), c.boolOr("rm", true))
+		l := newClassic(send, params.Quiet, params.Remove || params.ForceRemove)
 		res, err := h.builder.Build(c.ctx(), *req, l)
 		if err != nil {
 			return l.fail(err)
@@ -65,126 +60,36 @@ func (h buildHandlers) build(c *call) error {
 }
 
 // buildRequest reads the parameters of a build.
-func buildRequest(c *call) (*build.Request, error) {
-	o := map[string]string{}
-	req := &build.Request{Front: dockerfile.Request{Options: o}, NoCache: c.bool("nocache"), Pull: c.bool("pull")}
-	for _, t := range c.q["t"] {
+func buildRequest(c *call) (*build.Request, *dockerfile.Classic, error) {
+	p, err := dockerfile.ParseClassic(c.q, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	for name, asked := range map[string]bool{"squash": p.Squash, "outputs": len(p.Outputs) > 0, "session": p.Session != "" || p.Remote == dockerfile.ClientSession, "version=2": p.Version == "2"} {
+		if asked {
+			return nil, nil, unavailable("build with the parameter "+name, "build without it, with the classic builder (DOCKER_BUILDKIT=0)")
+		}
+	}
+	o := p.Request.Options
+	_, noCache := o["no-cache"]
+	req := &build.Request{
+		Front: p.Request, NoCache: noCache, Pull: o["image-resolve-mode"] == "pull",
+		HostNetwork: o["force-network-mode"] == "host", // whoever may use this API may run containers in the host's network
+	}
+	for _, t := range p.Tags {
 		if t == "" {
 			continue
 		}
 		ref, err := oci.ParseReference(t)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if ref.Digest() != "" {
-			return nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+			return nil, nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
 		}
 		req.Tags = append(req.Tags, ref.WithDefaultTag())
 	}
-	set := func(option, value string) {
-		if value != "" {
-			o[option] = value
-		}
-	}
-	set("filename", c.get("dockerfile"))
-	set("target", c.get("target"))
-	set("platform", c.get("platform"))
-	set("cgroup-parent", c.get("cgroupparent"))
-	for param, option := range map[string]string{
-		"shmsize": "shm-size", "memory": "memory", "memswap": "memswap", "cpushares": "cpushares", "cpuperiod": "cpuperiod", "cpuquota": "cpuquota",
-	} {
-		n, ok, err := c.int(param)
-		if err != nil {
-			return nil, err
-		}
-		if ok && n != 0 {
-			o[option] = strconv.Itoa(n)
-		}
-	}
-	set("cpusetcpus", c.get("cpusetcpus"))
-	set("cpusetmems", c.get("cpusetmems"))
-	if req.NoCache {
-		o["no-cache"] = ""
-	}
-	switch mode := c.get("networkmode"); mode {
-	case "", "default", "bridge":
-	case "host":
-		o["force-network-mode"], req.HostNetwork = "host", true
-	case "none":
-		o["force-network-mode"] = "none"
-	default:
-		return nil, errs.New(errs.Unimplemented, "build: the network mode %q is not supported", clip(mode)).WithHint("Use default, host or none.")
-	}
-	for param, prefix := range map[string]string{"buildargs": "build-arg:", "labels": "label:"} {
-		values := map[string]*string{}
-		if s := c.get(param); s != "" {
-			if err := json.Unmarshal([]byte(s), &values); err != nil {
-				return nil, errs.New(errs.Invalid, "parameter %s is not an object of texts: %v", param, err)
-			}
-		}
-		for k, v := range values {
-			if v != nil { // an argument without a value is not set
-				o[prefix+k] = *v
-			}
-		}
-	}
-	if hosts := c.q["extrahosts"]; len(hosts) > 0 {
-		var list []string
-		for _, h := range hosts {
-			for one := range strings.SplitSeq(h, ",") {
-				if name, ip, ok := strings.Cut(one, ":"); ok {
-					list = append(list, name+"="+ip)
-				}
-			}
-		}
-		set("add-hosts", strings.Join(list, ","))
-	}
-	return req, errors.Join(ulimits(c, o), refuseParams(c))
-}
-
-func ulimits(c *call, o map[string]string) error {
-	s := c.get("ulimits")
-	if s == "" {
-		return nil
-	}
-	var list []struct {
-		Name       string
-		Soft, Hard int64
-	}
-	if err := json.Unmarshal([]byte(s), &list); err != nil {
-		return errs.New(errs.Invalid, "parameter ulimits: %v", err)
-	}
-	var words []string
-	for _, u := range list {
-		words = append(words, fmt.Sprintf("%s=%d:%d", u.Name, u.Soft, u.Hard))
-	}
-	if len(words) > 0 {
-		o["ulimit"] = strings.Join(words, ",")
-	}
-	return nil
-}
-
-// refuseParams refuses what the builder does not do.
-func refuseParams(c *call) error {
-	for _, p := range []string{"squash", "outputs", "securityopt", "session", "buildid"} {
-		v := c.get(p)
-		if v == "" || v == "0" || v == "false" || v == "[]" {
-			continue
-		}
-		if p == "buildid" {
-			continue // names the build for a cancellation, which the end of the connection is
-		}
-		return unavailable("build with the parameter "+p, "build without it")
-	}
-	switch v := c.get("isolation"); v {
-	case "", "default":
-	default:
-		return errs.New(errs.Invalid, "isolation %q is not supported on linux", clip(v))
-	}
-	if c.get("version") == "2" {
-		return unavailable("BuildKit's protocol over this endpoint", "set DOCKER_BUILDKIT=0")
-	}
-	return nil
+	return req, p, nil
 }
 
 // registryConfig reads the credentials for all registries.
