@@ -45,7 +45,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 	}
 	s.mu.Unlock()
 	if !alone {
-		return s.fill(ctx, src, data)
+		return CopyTree(ctx, data, src)
 	}
 	tmp := durable.TempName(s.opts.Root) // where New deletes it after a crash
 	fsys := s.opts.Store.FS
@@ -57,7 +57,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 			err = errors.Join(err, fsys.RemoveAll(tmp))
 		}
 	}()
-	if err := s.fill(ctx, src, tmp); err != nil {
+	if err := CopyTree(ctx, tmp, src); err != nil {
 		return err
 	}
 	if empty, err = isEmpty(tmp); err != nil {
@@ -73,7 +73,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 		return err
 	}
 	// Another container has come to refer to the volume and may have the directory mounted, so it must not be replaced.
-	return errors.Join(s.fill(ctx, src, data), fsys.RemoveAll(tmp))
+	return errors.Join(CopyTree(ctx, data, src), fsys.RemoveAll(tmp))
 }
 
 // replace replaces the volume's empty directory by tmp, durably and in one step, unless another container has come to refer to the volume. It
@@ -90,9 +90,10 @@ func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
 	return err == nil, err
 }
 
-// fill copies what is in src, and the attributes of src, into the directory at path.
-func (s *Service) fill(ctx context.Context, src *os.File, path string) error {
-	dst, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+// CopyTree copies what is in src, a directory of an image, and the attributes of src, into the directory dir, as Populate does for a volume. It
+// syncs nothing.
+func CopyTree(ctx context.Context, dir string, src *os.File) error {
+	dst, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}

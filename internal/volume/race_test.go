@@ -83,7 +83,7 @@ func TestFillRacesLinksToTheHost(t *testing.T) {
 	s := &Service{}
 	filled, disturbed := 0, 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
-		if s.fill(ctx, src, to) == nil {
+		if CopyTree(ctx, to, src) == nil {
 			filled++
 		} else {
 			disturbed++
