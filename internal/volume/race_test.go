@@ -80,7 +80,6 @@ func TestFillRacesLinksToTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	s := &Service{}
 	filled, disturbed := 0, 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		if CopyTree(ctx, to, src) == nil {
