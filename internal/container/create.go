@@ -125,7 +125,8 @@ func (c *ctr) removeDirs() error {
 	if err == nil || errors.Is(err, os.ErrNotExist) {
 		err = os.RemoveAll(c.paths.bundle)
 	}
-	return errors.Join(err, c.env.opts.Store.FS.RemoveAll(c.paths.dir))
+	// The runtime removes its state, unless its shim was killed.
+	return errors.Join(err, os.RemoveAll(filepath.Join(c.env.opts.stateDir(), string(c.id))), c.env.opts.Store.FS.RemoveAll(c.paths.dir))
 }
 
 // makeFiles makes the directories of a container, its writable layer and its volumes.

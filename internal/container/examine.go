@@ -378,7 +378,7 @@ func (x *examiner) strays(ctx context.Context) error {
 func (x *examiner) findStrays() (found []string, err error) {
 	restorer := &restorer{env: x.env, runs: x.runs}
 	run := x.env.opts.ExecRoot
-	for _, dir := range []string{filepath.Join(x.env.opts.DataRoot, "containers"), filepath.Join(run, "containers"), filepath.Join(run, "runtime")} {
+	for _, dir := range []string{filepath.Join(x.env.opts.DataRoot, "containers"), filepath.Join(run, "containers"), x.env.opts.stateDir()} {
 		entries, err := x.env.opts.Store.FS.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

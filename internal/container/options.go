@@ -87,6 +87,9 @@ func (d Defaults) withDefaults() *Defaults {
 	return &d
 }
 
+// stateDir is where runtimes keep the state of containers, each in a directory with the container's ID.
+func (o *Options) stateDir() string { return filepath.Join(o.ExecRoot, "runtime") }
+
 func (o *Options) setDefaults() error {
 	for name, missing := range map[string]bool{
 		"a store": o.Store == nil, "images": o.Images == nil, "volumes": o.Volumes == nil, "a network": o.Network == nil,

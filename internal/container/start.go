@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -403,7 +402,7 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	}
 	log.Path = c.paths.log
 	return shim.Config{
-		ID: string(c.id), Bundle: c.paths.bundle, StateDir: filepath.Join(s.env.opts.ExecRoot, "runtime"), Runtime: rt,
+		ID: string(c.id), Bundle: c.paths.bundle, StateDir: s.env.opts.stateDir(), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
 		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
 		Run: p.run, Started: p.began,

@@ -65,9 +65,11 @@ func (r *restorer) sweep(ctx context.Context) {
 		r.env.log.Warn("leftovers of containers are kept while records are damaged", "damaged", n)
 		return
 	}
-	for _, base := range []string{r.env.opts.ExecRoot, r.env.opts.DataRoot} {
-		dir := filepath.Join(base, "containers")
+	for _, dir := range []string{filepath.Join(r.env.opts.ExecRoot, "containers"), r.env.opts.stateDir(), filepath.Join(r.env.opts.DataRoot, "containers")} {
 		entries, err := r.env.opts.Store.FS.ReadDir(dir)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // no container was started yet
+		}
 		if err != nil {
 			r.env.log.Warn("leftovers not looked for", "dir", dir, "err", err)
 			continue

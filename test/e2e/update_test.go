@@ -309,7 +309,7 @@ func TestUpdateOfLimits(t *testing.T) {
 		}
 	}
 	want := readOutcomes(t, golden)
-	w := newWorld(t)
+	w := newWorld(t, "--default-pids-limit=-1") // docker has none
 	w.busybox()
 	client := newAPIClient(w.sock)
 	covered := map[string]bool{}
