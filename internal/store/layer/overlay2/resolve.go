@@ -80,10 +80,20 @@ func (r *resolver) wiped(p string) error {
 	if err != nil {
 		return err
 	}
-	if found && st.Mode&unix.S_IFMT == unix.S_IFDIR && !upper.Opaque(int(r.own.Fd()), p) {
+	if found && st.Mode&unix.S_IFMT == unix.S_IFDIR && !r.hides(p) {
 		return nil
 	}
 	return r.makeAll(p)
+}
+
+// hides reports whether the layer hides what is below its directory p: the directory, or one above it, is opaque.
+func (r *resolver) hides(p string) bool {
+	for ; p != "."; p = path.Dir(p) {
+		if upper.Opaque(int(r.own.Fd()), p) {
+			return true
+		}
+	}
+	return false
 }
 
 // makeAll makes the directory p and its parents, with the attributes that they have in the stack of layer and chain.
