@@ -37,6 +37,7 @@ type group struct {
 var groups = []group{
 	{"apply", testApply, true},
 	{"random", testRandomStacks, false},
+	{"whiteout below a replaced directory", testWhiteoutBelowReplaced, false},
 	{"deep", testDeep, true},
 	{"hostile", func(t *testing.T, open Open) { testHostile(t, func(t *testing.T) *box { return newBox(t, open) }) }, false},
 	{"commit", func(t *testing.T, open Open) { testCommit(t, func(t *testing.T) *box { return newBox(t, open) }) }, true},

@@ -94,6 +94,20 @@ func testRandomStacks(t *testing.T, open Open) {
 	})
 }
 
+// testWhiteoutBelowReplaced mounts a layer that replaces a directory and has a whiteout further down in it: nothing is there to be hidden.
+func testWhiteoutBelowReplaced(t *testing.T, open Open) {
+	b := newBox(t, open)
+	lower := makeTar(t, file("a/b/d", "old"), file("a/b/kept", "old"))
+	upper := makeTar(t, file("a/c", "new"), file("a/b/.wh.d", ""), file(".wh.a", ""))
+	var chain oci.Chain
+	for _, data := range [][]byte{lower, upper} {
+		chain = b.put(t, chain, data)
+	}
+	want, err := flatten(lower, upper)
+	must(t, err)
+	checkTree(t, "writable", b.writable(t, chain, noOptions).target, want)
+}
+
 // steady leaves out entries that turn a file of the same layer into a directory, or the reverse: what the layer hides in
 // that case is not specified.
 func steady(entries []entry) (kept []entry) {
