@@ -15,7 +15,7 @@ var inside = map[string][][]string{
 		{"api/docker"},
 	},
 	"build": {
-		{"build/ops", "build/tree"},
+		{"build/ops", "build/tree", "build/tree/treetest"},
 		{"build/dockerfile", "build/fileop"},
 		{"build/solver"},
 		{"build/cache", "build/runner"},
@@ -42,7 +42,8 @@ var inside = map[string][][]string{
 		{"network/ports"},
 		{"network/bridge"},
 	},
-	"record": {{"record"}, {"record/recordtest"}},
+	"record":   {{"record"}, {"record/recordtest"}},
+	"safepath": {{"safepath"}, {"safepath/racetest"}},
 	"store": {
 		{"store/blob", "store/meta", "store/gc", "store/layer", "store/check"},
 		{"store/meta/metatest", "store/layer/tarscan", "store/layer/upper", "store/layer/layertest"},

@@ -4,11 +4,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/safepath/racetest"
 )
 
 // While another process exchanges a directory of the root and a link to a directory outside, no look-up leaves the root. For
@@ -64,19 +65,7 @@ func TestLookupsStayInARootThatChanges(t *testing.T) {
 		}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			done := make(chan struct{})
-			var swapper sync.WaitGroup
-			swapper.Go(func() {
-				for {
-					select {
-					case <-done:
-						return
-					default:
-						_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(inside, "a"), unix.AT_FDCWD, filepath.Join(inside, "link"), unix.RENAME_EXCHANGE)
-					}
-				}
-			})
-			defer func() { close(done); swapper.Wait() }()
+			racetest.Exchange(t, [2]string{filepath.Join(inside, "a"), filepath.Join(inside, "link")})
 			opened, left := 0, false
 			limit := time.Now().Add(500 * time.Millisecond)
 			if !c.safe {

@@ -4,33 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"ply/internal/errs"
 	"ply/internal/mount"
+	"ply/internal/safepath/racetest"
 )
-
-// swap exchanges two names until stop is called, as a container does that has the volume.
-func swap(t *testing.T, a, b string) (stop func()) {
-	t.Helper()
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-			}
-		}
-	})
-	return func() { close(done); wg.Wait() }
-}
 
 // A container that exchanges a directory of its volume and a link to a directory of the host cannot make a subpath lead to the
 // host's directory. The runtime's part, which mounts the source that Prepare returns, is done here by mount.Bind.
@@ -52,7 +32,7 @@ func TestSubpathNeverLeavesTheVolume(t *testing.T) {
 	if err := os.Symlink(host, filepath.Join(v.Mountpoint, "link")); err != nil {
 		t.Fatal(err)
 	}
-	stop := swap(t, filepath.Join(v.Mountpoint, "a"), filepath.Join(v.Mountpoint, "link"))
+	stop := racetest.Exchange(t, [2]string{filepath.Join(v.Mountpoint, "a"), filepath.Join(v.Mountpoint, "link")})
 	defer stop()
 	mounted, refused := 0, 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {

@@ -13,24 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/safepath"
+	"ply/internal/safepath/racetest"
 )
-
-// hostState returns what a container could have changed of the files of the host.
-func hostState(t *testing.T, dir string) map[string]unix.Stat_t {
-	t.Helper()
-	all := map[string]unix.Stat_t{}
-	err := filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		err = errors.Join(err, unix.Lstat(p, &st))
-		st.Atim = unix.Timespec{}
-		all[p] = st
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all
-}
 
 // While a volume is filled, another container that has it exchanges what was just copied and links to the host, and the source
 // changes in the same way. Nothing of the host is read or changed.
@@ -60,13 +44,13 @@ func TestFillRacesLinksToTheHost(t *testing.T) {
 		unix.Mkfifo(filepath.Join(from, "fifo"), 0o666), os.Symlink(host, filepath.Join(from, "link")), os.Symlink(filepath.Join(host, "f"), filepath.Join(from, "filelink"))); err != nil {
 		t.Fatal(err)
 	}
-	was := hostState(t, host)
+	was := racetest.State(t, host)
 	for _, dir := range []string{from, to} {
 		for a, b := range map[string]string{"d": "link", "f": "filelink", "fifo": "link"} {
 			if dir == from && a == "fifo" {
 				continue
 			}
-			stop := swap(t, filepath.Join(dir, a), filepath.Join(dir, b))
+			stop := racetest.Exchange(t, [2]string{filepath.Join(dir, a), filepath.Join(dir, b)})
 			defer stop()
 		}
 	}
@@ -122,7 +106,7 @@ func TestFillRacesLinksToTheHost(t *testing.T) {
 	if filled == 0 {
 		t.Errorf("filled %d times, disturbed %d times", filled, disturbed)
 	}
-	now := hostState(t, host)
+	now := racetest.State(t, host)
 	for p, st := range now {
 		if was[p] != st {
 			t.Errorf("%s was written to", p)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/safepath/racetest"
 )
 
 // A tree that is nested deeper than a path can be long has a size, and so has one with links and several names of a file.
@@ -68,7 +70,7 @@ func TestSizeCountsNoFileOfTheHost(t *testing.T) {
 	if err := os.Symlink(host, filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	stop := swap(t, filepath.Join(dir, "d"), filepath.Join(dir, "link"))
+	stop := racetest.Exchange(t, [2]string{filepath.Join(dir, "d"), filepath.Join(dir, "link")})
 	defer stop()
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
 		n, err := treeSize(t.Context(), dir)

@@ -16,40 +16,15 @@ import (
 
 	"ply/internal/build/ops"
 	"ply/internal/build/tree"
+	"ply/internal/build/tree/treetest"
 	"ply/internal/errs"
 )
 
 var now = time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
 
-// makeTree makes files: "d/" is a directory, "a -> b" a link, "a = text" a file. All have the same time.
 func makeTree(t *testing.T, rootOwned bool, files ...string) *tree.Tree {
 	t.Helper()
-	dir := t.TempDir()
-	for _, f := range files {
-		var err error
-		switch {
-		case strings.HasSuffix(f, "/"):
-			err = os.MkdirAll(filepath.Join(dir, f), 0o755)
-		case strings.Contains(f, " -> "):
-			name, target, _ := strings.Cut(f, " -> ")
-			err = os.Symlink(target, filepath.Join(dir, name))
-		case strings.Contains(f, " == "):
-			name, first, _ := strings.Cut(f, " == ")
-			err = os.Link(filepath.Join(dir, first), filepath.Join(dir, name))
-		default:
-			name, text, _ := strings.Cut(f, " = ")
-			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	root, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	tr, err := tree.New(root, tree.Options{RootOwned: rootOwned})
+	tr, err := tree.New(treetest.Dir(t, files...), tree.Options{RootOwned: rootOwned})
 	if err != nil {
 		t.Fatal(err)
 	}

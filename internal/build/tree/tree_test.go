@@ -13,39 +13,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/build/tree/treetest"
 	"ply/internal/errs"
+	"ply/internal/safepath/racetest"
 )
 
-// newTree makes files: "d/" is a directory, "a -> b" a link, "a = text" a file.
 func newTree(t *testing.T, o Options, files ...string) (*Tree, string) {
 	t.Helper()
-	dir := t.TempDir()
-	for _, f := range files {
-		var err error
-		switch {
-		case strings.HasSuffix(f, "/"):
-			err = os.MkdirAll(filepath.Join(dir, f), 0o755)
-		case strings.Contains(f, " -> "):
-			name, target, _ := strings.Cut(f, " -> ")
-			err = os.Symlink(target, filepath.Join(dir, name))
-		default:
-			name, text, _ := strings.Cut(f, " = ")
-			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	root, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
+	root := treetest.Dir(t, files...)
 	tr, err := New(root, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return tr, dir
+	return tr, root.Name()
 }
 
 func walk(t *testing.T, tr *Tree, start string, o WalkOptions) string {
@@ -225,18 +205,7 @@ func TestWalkRacesLinks(t *testing.T) {
 	if err := os.Symlink(secret, filepath.Join(dir, "evil")); err != nil {
 		t.Fatal(err)
 	}
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, filepath.Join(dir, "d"), unix.AT_FDCWD, filepath.Join(dir, "evil"), unix.RENAME_EXCHANGE)
-			}
-		}
-	}()
+	racetest.Exchange(t, [2]string{filepath.Join(dir, "d"), filepath.Join(dir, "evil")})
 	for range 2000 {
 		for _, p := range []string{"/", "d", "d/b"} {
 			_ = tr.Walk(p, WalkOptions{Follow: true}, func(e *Entry) error { // errors are the racing's; what is read counts
@@ -260,6 +229,4 @@ func TestWalkRacesLinks(t *testing.T) {
 			t.Fatal("a file outside of the tree was read")
 		}
 	}
-	close(stop)
-	<-done
 }

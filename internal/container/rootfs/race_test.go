@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/safepath/racetest"
 )
 
 const secret = "content of a file of the host" // no file below a root has it
@@ -33,30 +34,14 @@ func newHost(t *testing.T) *host {
 	for _, name := range []string{"f", "etc", "sub/f"} {
 		check(t, os.WriteFile(filepath.Join(h.dir, name), []byte(strings.Repeat(secret+"\n", 100)), 0o640))
 	}
-	h.was = h.stat()
+	h.was = racetest.State(t, h.dir)
 	return h
-}
-
-// stat returns the state of every file. The kernel changes Ctim with every other attribute.
-func (h *host) stat() map[string]unix.Stat_t {
-	all := map[string]unix.Stat_t{}
-	err := filepath.WalkDir(h.dir, func(p string, _ fs.DirEntry, err error) error {
-		var st unix.Stat_t
-		err = errors.Join(err, unix.Lstat(p, &st))
-		st.Atim = unix.Timespec{}
-		all[p] = st
-		return err
-	})
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return all
 }
 
 // untouched fails the test if a file of the host was made, changed or removed.
 func (h *host) untouched() {
 	h.t.Helper()
-	now := h.stat()
+	now := racetest.State(h.t, h.dir)
 	for p, st := range now {
 		if was, ok := h.was[p]; !ok || was != st {
 			h.t.Errorf("%s was written to", p)
@@ -65,25 +50,6 @@ func (h *host) untouched() {
 	if len(now) != len(h.was) {
 		h.t.Errorf("%d files of the host, want %d", len(now), len(h.was))
 	}
-}
-
-// swap exchanges pairs of names until the test ends.
-func swap(t *testing.T, pairs ...[2]string) {
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			for _, p := range pairs {
-				_ = unix.Renameat2(unix.AT_FDCWD, p[0], unix.AT_FDCWD, p[1], unix.RENAME_EXCHANGE) // a copy may have removed one
-			}
-		}
-	}()
-	t.Cleanup(func() { close(stop); <-done })
 }
 
 // raced calls f until time is over.
@@ -110,7 +76,7 @@ func TestCopiesRaceLinksToTheHost(t *testing.T) {
 		check(t, os.Symlink(target, filepath.Join(dir, name)))
 	}
 	in := func(name string) string { return filepath.Join(dir, name) }
-	swap(t, [2]string{in("dir"), in("dirlink")}, [2]string{in("deep/dir"), in("deep/dirlink")}, [2]string{in("file"), in("filelink")})
+	racetest.Exchange(t, [2]string{in("dir"), in("dirlink")}, [2]string{in("deep/dir"), in("deep/dirlink")}, [2]string{in("file"), in("filelink")})
 
 	// What a check followed by a second look-up would do: it shows that the exchange comes between.
 	left := 0
@@ -205,7 +171,7 @@ func TestCopiesOpenRegularFilesOnly(t *testing.T) {
 			f.Close()
 		}
 	}()
-	swap(t, [2]string{fifo, filepath.Join(dir, "etc", "passwd")})
+	racetest.Exchange(t, [2]string{fifo, filepath.Join(dir, "etc", "passwd")})
 	ok := 0
 	raced(func(i int) {
 		switch i % 4 {
