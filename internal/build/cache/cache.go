@@ -46,7 +46,7 @@ func New(st *store.Store, log *slog.Logger) *Cache {
 }
 
 // Find implements solver.Cache.
-func (c *Cache) Find(ctx context.Context, key oci.Digest) (rec *solver.Record, err error) {
+func (c *Cache) Find(ctx context.Context, l solver.Leaser, key oci.Digest) (rec *solver.Record, err error) {
 	var id oci.Digest
 	var step meta.Step
 	err = c.st.Meta.View(func(tx *meta.Tx) error {
@@ -68,6 +68,7 @@ func (c *Cache) Find(ctx context.Context, key oci.Digest) (rec *solver.Record, e
 		if len(o.Chain) == 0 {
 			continue
 		}
+		l.Layer(o.Chain) // before the look, so that no collection removes it afterwards
 		// A chain is built on results that were found the same way, so its lower layers were looked at already.
 		if _, err := c.st.Layers.Stat(ctx, o.Chain); err != nil {
 			return nil, errs.New(errs.NotFound, "build cache: layer %s: %v", o.Chain.Top().Short(), err)

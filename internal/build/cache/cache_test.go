@@ -42,7 +42,9 @@ func (w *world) save(name string, base oci.Chain) oci.Chain {
 }
 
 func (w *world) find(name string) (*solver.Record, error) {
-	return w.c.Find(context.Background(), key(name))
+	lease := w.st.Lease()
+	defer lease.Release()
+	return w.c.Find(context.Background(), lease, key(name))
 }
 
 func TestFind(t *testing.T) {

@@ -41,8 +41,9 @@ type Part struct {
 
 // Cache remembers results. Safe for concurrent use.
 type Cache interface {
-	// Find returns the result of a key and marks it as used. The error's class is errs.NotFound when there is none, or when one of its layers is missing.
-	Find(ctx context.Context, key oci.Digest) (*Record, error)
+	// Find returns the result of a key and marks it as used. It leases the layers before it looks whether they are there. The error's class is
+	// errs.NotFound when there is no such key, or when a layer is missing.
+	Find(ctx context.Context, l Leaser, key oci.Digest) (*Record, error)
 	// Save remembers a result under keys. The layers are leased by the caller.
 	Save(ctx context.Context, r *Record, keys ...oci.Digest) error
 	// Alias remembers one more key of a result.
@@ -341,7 +342,7 @@ func (j *Job) cached(v *ops.Vertex, ins []*Result, make func(context.Context, fu
 	}
 	rec, fresh, err := j.once(k.main, look, func(b []byte, stderr bool) { j.o.Progress.Log(v, stderr, b) }, func(ctx context.Context, log func(bool, []byte)) (*Record, error) {
 		if look { // another build may have made it since
-			if rec, err := j.s.cache.Find(ctx, k.main); err == nil {
+			if rec, err := j.s.cache.Find(ctx, j.o.Lease, k.main); err == nil {
 				return rec, nil
 			}
 		}
@@ -386,26 +387,20 @@ func (j *Job) once(key oci.Digest, join bool, sink func([]byte, bool), work func
 
 // find looks for the result under every key; nil when there is none. A result that was found by content gets the main key as well.
 func (j *Job) find(k *keys) (*Record, error) {
-	rec, err := j.s.cache.Find(j.ctx, k.main)
+	rec, err := j.s.cache.Find(j.ctx, j.o.Lease, k.main)
 	if errors.Is(err, errs.NotFound) && k.content != nil {
 		var c oci.Digest
 		if c, err = k.byContent(); err != nil {
 			return nil, err
 		}
-		if rec, err = j.s.cache.Find(j.ctx, c); err == nil {
+		if rec, err = j.s.cache.Find(j.ctx, j.o.Lease, c); err == nil {
 			err = j.s.cache.Alias(j.ctx, k.main, rec.ID)
 		}
 	}
 	if errors.Is(err, errs.NotFound) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range rec.Outputs {
-		j.o.Lease.Layer(c)
-	}
-	return rec, nil
+	return rec, err
 }
 
 func (j *Job) results(rec *Record) map[int]*Result {
@@ -503,7 +498,7 @@ func (j *Job) layers(r *Result) (*Result, error) {
 	h := newKey("directory")
 	h.text(string(sum))
 	key := h.sum()
-	rec, err := j.s.cache.Find(j.ctx, key)
+	rec, err := j.s.cache.Find(j.ctx, j.o.Lease, key)
 	if errors.Is(err, errs.NotFound) {
 		rec, _, err = j.once(key, true, nil, func(ctx context.Context, _ func(bool, []byte)) (*Record, error) {
 			chain, err := j.s.worker.Layer(ctx, j.o.Lease, nil, func(w io.Writer) error {

@@ -31,7 +31,7 @@ func newFakeCache() *fakeCache {
 	return &fakeCache{keys: map[oci.Digest]oci.Digest{}, steps: map[oci.Digest]*Record{}, names: map[string]*Record{}}
 }
 
-func (c *fakeCache) Find(_ context.Context, key oci.Digest) (*Record, error) {
+func (c *fakeCache) Find(_ context.Context, _ Leaser, key oci.Digest) (*Record, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r := c.steps[c.keys[key]]; r != nil {
