@@ -30,6 +30,7 @@ import (
 // Images is what builds need of the images; image.Service has it.
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	Lookup(ref string) (oci.ImageID, error)
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
 	Publish(action string, id oci.ImageID, name string)
 	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)

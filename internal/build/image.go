@@ -33,11 +33,12 @@ type making struct {
 	times   []time.Time // of the entries of the history
 	step    string      // meta.Image.Step for the image of the next step that changes the config only
 	parent  oci.ImageID // the image after the step before
+	format  oci.Format  // that of the base image
 }
 
 // image executes the graph of an image and records the image of every step on the way.
 func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID, error) {
-	m := &making{b: b, out: out, step: stepOfBase}
+	m := &making{b: b, out: out, step: stepOfBase, format: b.s.o.Format}
 	var err error
 	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
 		return "", err
@@ -69,7 +70,7 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID
 	if id := oci.ImageID(oci.DigestOf(raw)); parent == id && len(out.Steps) > 0 {
 		parent = "" // the last step has recorded it with its parent
 	}
-	id, err := b.s.o.Images.Put(ctx, b.lease, image.PutOptions{Config: raw, Names: b.req.Tags, Parent: parent, Format: b.s.o.Format})
+	id, err := b.s.o.Images.Put(ctx, b.lease, image.PutOptions{Config: raw, Names: b.req.Tags, Parent: parent, Format: m.format})
 	if err != nil {
 		return "", err
 	}
@@ -104,7 +105,7 @@ func (m *making) do(ctx context.Context, i int) error {
 		if v != nil {
 			if op, ok := v.Op.(*ops.Image); ok {
 				if img, err := m.b.baseImage(ctx, op.Ref, v.Platform, op.Mode, nil); err == nil {
-					m.parent = img.ID
+					m.parent, m.format = img.ID, img.Format
 				}
 			}
 		}
@@ -121,8 +122,8 @@ func (m *making) do(ctx context.Context, i int) error {
 		return err
 	}
 	id := oci.ImageID(oci.DigestOf(raw))
-	if _, err := m.b.s.o.Images.Get(ctx, string(id)); errors.Is(err, errs.NotFound) {
-		if id, err = m.b.s.o.Images.Put(ctx, m.b.lease, image.PutOptions{Config: raw, Parent: m.parent, Step: m.step, Format: m.b.s.o.Format}); err != nil {
+	if _, err := m.b.s.o.Images.Lookup(string(id)); errors.Is(err, errs.NotFound) {
+		if id, err = m.b.s.o.Images.Put(ctx, m.b.lease, image.PutOptions{Config: raw, Parent: m.parent, Step: m.step, Format: m.format}); err != nil {
 			return err
 		}
 		if v == nil {
@@ -217,7 +218,7 @@ func (m *making) failed(ctx context.Context, err error, st *StepInfo) error {
 	cfg.History = []oci.History{{Created: &now, CreatedBy: ve.Vertex.Name, Comment: "the file system after a build step that failed"}}
 	raw, encErr := image.EncodeConfig(cfg)
 	if encErr == nil {
-		e.Image, encErr = m.b.s.o.Images.Put(context.WithoutCancel(ctx), m.b.lease, image.PutOptions{Config: raw, Step: stepFailed, Format: m.b.s.o.Format})
+		e.Image, encErr = m.b.s.o.Images.Put(context.WithoutCancel(ctx), m.b.lease, image.PutOptions{Config: raw, Step: stepFailed, Format: m.format})
 	}
 	if encErr != nil {
 		m.b.s.log.Warn("the state of a failed step was not kept", "step", ve.Vertex.Name, "err", encErr)

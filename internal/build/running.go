@@ -17,6 +17,7 @@ import (
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
 	"ply/internal/build/tree"
+	"ply/internal/container/rootfs"
 	"ply/internal/errs"
 	"ply/internal/image"
 	"ply/internal/oci"
@@ -89,6 +90,7 @@ func (b *running) baseImage(ctx context.Context, ref string, p oci.Platform, mod
 		if e.img, e.err = b.findImage(ctx, ref, p, mode, status); e.err == nil {
 			b.lease.Blob(oci.Digest(e.img.ID))
 			b.lease.Layer(e.img.Chain)
+			e.img, e.err = b.s.o.Images.Get(ctx, string(e.img.ID)) // it may have been removed before the lease began
 		}
 	})
 	if e.err != nil && ctx.Err() == nil && errors.Is(e.err, context.Canceled) {
@@ -283,27 +285,7 @@ func (r *result) ReadDir(ctx context.Context, dir, include string) ([]dockerfile
 }
 
 func fileInfo(name string, i tree.Info) dockerfile.FileInfo {
-	m := fs.FileMode(i.Mode & 0o777)
-	for bit, flag := range map[uint32]fs.FileMode{unix.S_ISUID: fs.ModeSetuid, unix.S_ISGID: fs.ModeSetgid, unix.S_ISVTX: fs.ModeSticky} {
-		if i.Mode&bit != 0 {
-			m |= flag
-		}
-	}
-	switch i.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		m |= fs.ModeDir
-	case unix.S_IFLNK:
-		m |= fs.ModeSymlink
-	case unix.S_IFIFO:
-		m |= fs.ModeNamedPipe
-	case unix.S_IFSOCK:
-		m |= fs.ModeSocket
-	case unix.S_IFCHR:
-		m |= fs.ModeDevice | fs.ModeCharDevice
-	case unix.S_IFBLK:
-		m |= fs.ModeDevice
-	}
-	return dockerfile.FileInfo{Name: name, Mode: uint32(m), UID: i.UID, GID: i.GID, Size: i.Size, ModTime: i.Time, Link: i.Link}
+	return dockerfile.FileInfo{Name: name, Mode: uint32(rootfs.FileMode(i.Mode)), UID: i.UID, GID: i.GID, Size: i.Size, ModTime: i.Time, Link: i.Link}
 }
 
 // decodeConfig reads the config that the front end made.

@@ -167,13 +167,28 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo 
 
 // fillRoot makes the working directory in the root of a new container, and copies what the image has at the places of empty
 // volumes into them. It mounts the root only where that is needed.
-func (s *Service) fillRoot(ctx context.Context, c *ctr, img *image.Image) (err error) {
+func (s *Service) fillRoot(ctx context.Context, c *ctr, img *image.Image) error {
 	dir := c.rec.Spec.WorkingDir
 	own := dir == img.Config.Config.WorkingDir
 	_, found := s.env.workdirs.Load(img.ID)
 	if found = dir == "" || dir == "/" || own && found; found && !slices.ContainsFunc(c.rec.Mounts, copiesUp) {
 		return nil
 	}
+	return withRoot(ctx, c, func(root *os.File) (err error) {
+		if !found {
+			if found, err = makeDir(root, dir); err != nil {
+				return err
+			}
+			if found && own {
+				s.env.workdirs.Store(img.ID, nil)
+			}
+		}
+		return s.populate(ctx, c, root)
+	})
+}
+
+// withRoot calls f with the root of a container, mounted.
+func withRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err error) {
 	if err := c.root.Acquire(ctx); err != nil {
 		return err
 	}
@@ -182,16 +197,7 @@ func (s *Service) fillRoot(ctx context.Context, c *ctr, img *image.Image) (err e
 	if err != nil {
 		return err
 	}
-	defer root.Close()
-	if !found {
-		if found, err = makeDir(root, dir); err != nil {
-			return err
-		}
-		if found && own {
-			s.env.workdirs.Store(img.ID, nil)
-		}
-	}
-	return s.populate(ctx, c, root)
+	return errors.Join(f(root), root.Close())
 }
 
 // copiesUp reports whether a mount is a new volume that gets the image's content.

@@ -41,7 +41,7 @@ func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease,
 		return nil, errs.New(errs.Conflict, "container %s is running", c.id)
 	}
 	if prepare != nil {
-		if err := changeRoot(ctx, c, prepare); err != nil {
+		if err := withRoot(ctx, c, prepare); err != nil {
 			return nil, err
 		}
 	}
@@ -56,17 +56,4 @@ func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease,
 		return nil, err
 	}
 	return append(slices.Clone(chain), diff), nil
-}
-
-// changeRoot calls f with the root of a container, mounted.
-func changeRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err error) {
-	if err := c.root.Acquire(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.root.Release()) }()
-	root, err := c.root.Open()
-	if err != nil {
-		return err
-	}
-	return errors.Join(f(root), root.Close())
 }

@@ -31,11 +31,17 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int6
 	if err != nil {
 		return nil, 0, err
 	}
+	return s.removeEach(ctx, candidates, func(r *remover, id oci.ImageID) error { return r.prune(id, all) })
+}
+
+// removeEach calls remove for every candidate in one transaction, and then frees the space of what was removed. The candidates were chosen before, so remove looks at
+// each again. The second result is the freed space in bytes.
+func (s *Service) removeEach(ctx context.Context, candidates []oci.ImageID, remove func(*remover, oci.ImageID) error) ([]Removed, int64, error) {
 	r, err := s.removing(ctx, func(*meta.Tx) ([]oci.ImageID, error) {
 		return candidates, nil
 	}, func(r *remover) error {
 		for _, id := range candidates {
-			if err := r.prune(id, all); err != nil {
+			if err := remove(r, id); err != nil {
 				return err
 			}
 		}

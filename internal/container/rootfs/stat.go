@@ -77,7 +77,7 @@ func find(root *os.File, p string) (*os.File, unix.Stat_t, Info, error) {
 		_ = f.Close() // a descriptor without a file cannot lose data
 		return nil, st, Info{}, &PathError{p, err}
 	}
-	info := Info{Name: path.Base(p), Size: st.Size, Mode: fileMode(st.Mode), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
+	info := Info{Name: path.Base(p), Size: st.Size, Mode: FileMode(st.Mode), ModTime: time.Unix(st.Mtim.Sec, st.Mtim.Nsec)}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		if info.LinkTarget, err = linkTarget(root, f, p); err != nil {
 			_ = f.Close() // see above
@@ -163,8 +163,8 @@ func readlink(root *os.File, dir, base string) (string, error) {
 	return safepath.Readlinkat(d, base)
 }
 
-// fileMode returns the mode of a stat as Go's bits.
-func fileMode(mode uint32) fs.FileMode {
+// FileMode returns the mode of a stat as Go's bits.
+func FileMode(mode uint32) fs.FileMode {
 	m := fs.FileMode(mode & 0o777)
 	switch mode & unix.S_IFMT {
 	case unix.S_IFDIR:
