@@ -15,6 +15,7 @@ import (
 
 	"ply/internal/build/cache"
 	"ply/internal/build/dockerfile"
+	"ply/internal/build/export"
 	"ply/internal/build/ops"
 	"ply/internal/build/runner"
 	"ply/internal/build/solver"
@@ -112,6 +113,11 @@ type Client interface {
 	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
 	// Credentials returns those for a registry.
 	Credentials(ctx context.Context, host string) (transfer.Credentials, error)
+	// OutputTar opens the stream in which the client takes the index-th of Request.Exports. meta are the Answers that are known so far. The client has
+	// everything when Close returns nil. When ctx ends before Close, the client learns that the output failed.
+	OutputTar(ctx context.Context, index int, meta map[string]string) (io.WriteCloser, error)
+	// OutputDir sends files into the directory into which the client takes the index-th of Request.Exports. The client has everything when it returns nil.
+	OutputDir(ctx context.Context, index int, files export.Files) error
 }
 
 // Request is a build.
@@ -119,6 +125,7 @@ type Request struct {
 	Front   dockerfile.Request
 	Client  Client
 	Tags    []oci.Reference
+	Exports []Export // nil = an image in the store, with Tags
 	NoCache bool
 	Pull    bool // ask the registries for newer base images
 
@@ -127,10 +134,17 @@ type Request struct {
 	Insecure    bool
 }
 
+// Export is an output of a build. Type and attributes have BuildKit's names: image, registry, local, tar, oci, docker, cacheonly.
+type Export struct {
+	Type  string
+	Attrs map[string]string
+}
+
 // Result of Build.
 type Result struct {
 	Images   []oci.ImageID     // one per platform; the last one has the tags
 	Metadata map[string][]byte // answers of the front end to a question
+	Answers  map[string]string // what the outputs say about themselves, by BuildKit's names: containerimage.digest, image.name, …
 }
 
 // Listener is told how a build goes on. Its methods are called concurrently, except where they say otherwise.
@@ -171,6 +185,11 @@ func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Resu
 	defer s.work.Done()
 	if s.stop.Err() != nil {
 		return nil, errs.New(errs.Unavailable, "the engine is stopping")
+	}
+	for _, e := range req.Exports {
+		if e.Type != "image" || len(e.Attrs) > 0 {
+			return nil, errs.New(errs.Unimplemented, "the output type=%s is not supported", e.Type)
+		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

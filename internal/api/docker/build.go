@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/build"
 	"ply/internal/build/dockerfile"
+	"ply/internal/build/export"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
 	"ply/internal/build/tree"
@@ -149,6 +150,14 @@ func (b *buildClient) Credentials(_ context.Context, host string) (transfer.Cred
 	}
 	return transfer.Credentials{}, nil
 }
+
+func (b *buildClient) OutputTar(context.Context, int, map[string]string) (io.WriteCloser, error) {
+	return nil, errNoOutput
+}
+
+func (b *buildClient) OutputDir(context.Context, int, export.Files) error { return errNoOutput }
+
+var errNoOutput = errs.New(errs.Invalid, "the classic builder's protocol has no way to send an output to the client")
 
 // classic writes the progress of a build as the classic builder did: one step after the other. Steps that run before their turn are held back.
 type classic struct {
