@@ -129,6 +129,9 @@ type Request struct {
 	NoCache bool
 	Pull    bool // ask the registries for newer base images
 
+	CacheFrom []CacheRef // caches that results are taken from, besides the engine's own
+	CacheTo   []CacheRef // caches that the results are written to after the build
+
 	// What the client may ask for, besides what every build may.
 	HostNetwork bool
 	Insecure    bool
@@ -136,6 +139,12 @@ type Request struct {
 
 // Export is an output of a build. Type and attributes have BuildKit's names: image, registry, local, tar, oci, docker, cacheonly.
 type Export struct {
+	Type  string
+	Attrs map[string]string
+}
+
+// CacheRef names a cache in one of BuildKit's formats: Type is registry, local or inline, and Attrs are those of --cache-from and --cache-to.
+type CacheRef struct {
 	Type  string
 	Attrs map[string]string
 }
