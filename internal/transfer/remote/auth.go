@@ -305,10 +305,10 @@ func parseToken(host string, body []byte) (bearerToken, error) {
 // realmTransport returns the transport for one token request. At the registry's own origin it uses the TLS settings of the
 // registry, elsewhere those for the host of the token server.
 func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error) {
-	d := &dialer{c: c, timeout: connectTimeout, target: b.realm.Hostname(), check: realmCheck(b.peer)}
+	check := realmCheck(b.peer)
 	host := b.realm.Host
 	if b.same {
-		d.check = func(string, netip.Addr) error { return nil }
+		check = func(string, netip.Addr) error { return nil }
 		host = ep.host
 	}
 	conf, err := c.tlsConfig(host)
@@ -318,7 +318,7 @@ func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error
 	if ep.insecure && (b.same || strings.EqualFold(b.realm.Hostname(), hostOnly(ep.host))) {
 		conf.InsecureSkipVerify = true //nolint:gosec // the user has declared the registry on this host insecure
 	}
-	return newTransport(d, conf), nil
+	return newTransport(c.dialer(connectTimeout, b.realm.Hostname(), check), conf), nil
 }
 
 func hostOnly(hostport string) string {

@@ -1,7 +1,6 @@
 package remote
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"ply/internal/errs"
+	"ply/internal/fence"
 )
 
 // transportKey distinguishes connection pools that must not be shared.
@@ -49,11 +49,11 @@ func (c *Client) transport(e *resolved) (*http.Transport, error) {
 	if e.mirror {
 		timeout = mirrorConnectTimeout
 	}
-	d := &dialer{c: c, timeout: timeout, check: refuseMetadata(e.host)}
+	check := refuseMetadata(e.host)
 	if nets := e.nets; nets != nil {
-		d.check = within(nets)
+		check = within(nets)
 	}
-	t := newTransport(d, conf)
+	t := newTransport(c.dialer(timeout, "", check), conf)
 	if e.nets != nil {
 		t.Proxy = nil // a proxy may be outside these networks and may connect outside them
 	}
@@ -92,16 +92,16 @@ func (c *Client) elsewhere() *http.Transport {
 	t := c.transports[key]
 	if t == nil {
 		conf := &tls.Config{MinVersion: tls.VersionTLS12}
-		t = &pool{newTransport(&dialer{c: c, timeout: connectTimeout, check: refuseMetadata("")}, conf), ""}
+		t = &pool{newTransport(c.dialer(connectTimeout, "", refuseMetadata("")), conf), ""}
 		c.transports[key] = t
 	}
 	return t.Transport
 }
 
-func newTransport(d *dialer, conf *tls.Config) *http.Transport {
+func newTransport(d *fence.Dialer, conf *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            d.dial,
+		DialContext:            d.Dial,
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    10 * time.Second,
 		ResponseHeaderTimeout:  headerTimeout,
@@ -169,65 +169,9 @@ func addCert(conf *tls.Config, dir, name string) error {
 	return nil
 }
 
-// dialer resolves names itself and connects only to addresses that pass a check, so that DNS cannot lead it to a forbidden one.
-type dialer struct {
-	c       *Client
-	timeout time.Duration
-	target  string // when it is not "", every other host is a proxy, which is not checked
-	check   func(host string, ip netip.Addr) error
-}
-
-func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.timeout)
-	defer cancel()
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	ips, err := d.lookup(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	var all error
-	for i, ip := range ips {
-		if err := d.check(host, ip); err != nil && (d.target == "" || d.target == host) {
-			all = errors.Join(all, err)
-			continue
-		}
-		// Leave time for the next addresses.
-		share, cancel := context.WithTimeout(ctx, d.timeout/time.Duration(min(3, len(ips)-i)))
-		conn, err := d.connect(share, network, net.JoinHostPort(ip.String(), port))
-		cancel()
-		if err == nil {
-			return conn, nil
-		}
-		all = errors.Join(all, err)
-	}
-	return nil, all
-}
-
-func (d *dialer) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return []netip.Addr{ip.Unmap()}, nil
-	}
-	ips, err := d.c.opts.Lookup(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	if len(ips) == 0 {
-		return nil, &net.DNSError{Err: "no addresses", Name: host, IsNotFound: true}
-	}
-	for i := range ips {
-		ips[i] = ips[i].Unmap()
-	}
-	return ips, nil
-}
-
-func (d *dialer) connect(ctx context.Context, network, addr string) (net.Conn, error) {
-	if d.c.opts.Dial != nil {
-		return d.c.opts.Dial(ctx, network, addr)
-	}
-	return (&net.Dialer{KeepAlive: 15 * time.Second}).DialContext(ctx, network, addr)
+// dialer returns a dialer for the client's options. target is fence.Dialer.Target.
+func (c *Client) dialer(timeout time.Duration, target string, check func(string, netip.Addr) error) *fence.Dialer {
+	return &fence.Dialer{Timeout: timeout, Target: target, Check: check, Lookup: c.opts.Lookup, Connect: c.opts.Dial}
 }
 
 // within returns a check that allows only addresses in networks.
@@ -242,18 +186,10 @@ func within(nets []netip.Prefix) func(string, netip.Addr) error {
 	}
 }
 
-// metadata has the addresses of the metadata services of clouds, which give the credentials of the machine to anyone who asks.
-var metadata = map[netip.Addr]bool{
-	netip.MustParseAddr("169.254.169.254"): true,
-	netip.MustParseAddr("fd00:ec2::254"):   true,
-	netip.MustParseAddr("100.100.100.200"): true,
-	netip.MustParseAddr("168.63.129.16"):   true,
-}
-
 // refuseMetadata returns a check that refuses link-local and metadata addresses, except an address that the user named as registry.
 func refuseMetadata(named string) func(string, netip.Addr) error {
 	return func(host string, ip netip.Addr) error {
-		if ip.IsUnspecified() || ip.IsMulticast() || ip.IsLinkLocalUnicast() || metadata[ip] {
+		if fence.Refused(ip) {
 			if h, _, err := net.SplitHostPort(named); (err == nil && h == host && h == ip.String()) || named == ip.String() {
 				return nil
 			}
