@@ -68,6 +68,9 @@ type Service struct {
 	solver  *solver.Solver
 	digests *tree.Digests
 
+	receivedMu sync.Mutex
+	received   []*received // directories of clients, the last used first
+
 	work sync.WaitGroup
 	stop context.Context
 	end  context.CancelFunc
