@@ -67,6 +67,7 @@ type putRecord struct {
 	id    oci.ImageID
 	chain oci.Chain
 	infos []layer.Info
+	index oci.Digest // what the names mean besides the image; "" = nothing
 }
 
 func (s *Service) prepare(ctx context.Context, lease *store.Lease, o PutOptions) (r putRecord, err error) {
@@ -230,7 +231,7 @@ func (r *putRecord) write(tx *meta.Tx) error {
 		}
 	}
 	for _, n := range r.Names {
-		if err := tx.Names.Put(n.String(), meta.Name{Image: r.id, Updated: now}); err != nil {
+		if err := setName(tx, n.String(), meta.Name{Image: r.id, Updated: now, Index: r.index}); err != nil {
 			return err
 		}
 	}

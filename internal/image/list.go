@@ -36,7 +36,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 				continue
 			}
 		}
-		inner := parents[id] || rec.Step != "" // of an image without a name
+		inner := parents[id] || rec.Step != "" || c.inIndex[id] // of an image without a name
 		if !sel.wantNames(img, opts.All || !inner, inner) {
 			continue
 		}

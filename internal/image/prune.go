@@ -72,7 +72,7 @@ func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*
 			continue // whether it matches is unknown, and a repair may bring it back
 		}
 		n := c.names[id]
-		if n.count() == 0 && (parents[id] || rec.Step != "") || n != nil && len(n.tags) > 0 && !all {
+		if n.count() == 0 && (parents[id] || rec.Step != "" || c.inIndex[id]) || n != nil && len(n.tags) > 0 && !all {
 			continue
 		}
 		img := build(id, rec, n, 0)

@@ -27,9 +27,10 @@ type remover struct {
 	unknown string                 // short ID of a container whose record is damaged; "" = none
 	out     []Removed
 	events  []removal
-	chains  []oci.Chain  // of deleted images
-	blobs   []oci.Digest // their configs and manifests
-	missing oci.ImageID  // an image that is not in use; the transaction is then repeated
+	chains  []oci.Chain   // of deleted images
+	blobs   []oci.Digest  // their configs and manifests
+	orphans []oci.ImageID // images of indexes that were removed
+	missing oci.ImageID   // an image that is not in use; the transaction is then repeated
 }
 
 // removal is an event to publish.
@@ -89,7 +90,7 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 			if err != nil {
 				return err
 			}
-			ids = withAncestors(tx, ids)
+			ids = withAncestors(tx, withSiblings(tx, ids))
 			return nil
 		})
 		if err != nil {
@@ -100,6 +101,9 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 			r.tx, r.c = tx, readCatalog(tx)
 			r.records, r.unknown = containersByImage(tx)
 			err := do(r)
+			if err == nil {
+				err = r.dropOrphans()
+			}
 			if r.missing != "" {
 				return errs.New(errs.Unavailable, "image %s: changed while it was removed", r.missing.Short())
 			}
@@ -152,7 +156,7 @@ func (s *Service) finish(ctx context.Context, r *remover) (freed int64, err erro
 	for _, e := range r.events {
 		s.Publish(e.action, e.id, "")
 	}
-	if len(r.chains) == 0 {
+	if len(r.chains)+len(r.blobs) == 0 {
 		return 0, nil
 	}
 	// The records are removed already, so the space is freed even if the client has gone.
@@ -354,8 +358,14 @@ func (r *remover) dropLayers(chain oci.Chain) {
 }
 
 func (r *remover) untag(id oci.ImageID, name oci.Reference) error {
+	rec, readErr := r.tx.Names.Get(name.String())
 	if err := r.tx.Names.Delete(name.String()); err != nil {
 		return err
+	}
+	if readErr == nil && rec.Index != "" {
+		if err := r.dropIndex(rec.Index); err != nil {
+			return err
+		}
 	}
 	n := r.c.names[id]
 	same := func(o oci.Reference) bool { return o.String() == name.String() }

@@ -115,6 +115,7 @@ type catalog struct {
 	damaged map[oci.ImageID]error      // the images with a damaged record
 	names   map[oci.ImageID]*named     // nil = the image has no name
 	lost    []lostName
+	inIndex map[oci.ImageID]bool // images without a name that an index lists
 	sizes   map[oci.DiffID]int64
 }
 
@@ -202,6 +203,7 @@ func readCatalog(tx *meta.Tx) *catalog {
 		}
 		c.names[rec.Value.Image].add(r, rec.Value)
 	}
+	c.inIndex = c.listed(tx)
 	for d, rec := range tx.Layers.All() {
 		c.sizes[d] = rec.Value.Size // 0 when the record is damaged: only a number that is shown
 	}

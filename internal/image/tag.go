@@ -60,7 +60,11 @@ func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
 			return err
 		}
 		id = m.id
-		return tx.Names.Put(name.String(), meta.Name{Image: id, Updated: time.Now().UTC()})
+		rec := meta.Name{Image: id, Updated: time.Now().UTC()}
+		if from, err := tx.Names.Get(m.name.String()); err == nil && !m.name.IsZero() {
+			rec.Index = from.Index
+		}
+		return setName(tx, name.String(), rec)
 	})
 	if err != nil {
 		return err

@@ -27,6 +27,7 @@ var drawnRecords = map[string][]drawnRecord{
 	"DB.md": {
 		{"Name", "store/meta", "Name", "nameVersion"},
 		{"Image", "store/meta", "Image", "imageVersion"},
+		{"Index", "store/meta", "Index", "indexVersion"},
 		{"Layer", "store/meta", "Layer", "layerVersion"},
 		{"Container", "container", "record", "store/meta.containerVersion"},
 		{"Volume", "store/meta", "Volume", "volumeVersion"},

@@ -16,6 +16,7 @@ import (
 const (
 	MaxManifest      = 4 << 20  // bytes of a manifest or an index
 	MaxConfig        = 8 << 20  // bytes of a config
+	MaxAttestation   = 64 << 20 // bytes of an attestation
 	MaxJSONDepth     = 64       // objects and arrays around a value
 	MaxJSONValues    = 200_000  // values of a document, those in arrays and objects included
 	MaxIndexChildren = 1000     // manifests of an index

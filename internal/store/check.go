@@ -59,6 +59,7 @@ type owned struct {
 	image     oci.ImageID
 	container oci.ContainerID
 	step      oci.Digest
+	index     oci.Digest
 	chain     oci.Chain
 	blobs     []oci.Digest
 }
@@ -165,6 +166,19 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 			}
 			c.chains = append(c.chains, o)
 		}
+		for id := range tx.Indexes.Keys() {
+			rec, err := tx.Indexes.Get(id)
+			if err != nil {
+				add("index", string(id), err.Error(), "", func() (string, error) { return c.dropIndex(id) })
+				continue
+			}
+			o := owned{index: id, blobs: append([]oci.Digest{id}, rec.Blobs...)}
+			for _, a := range rec.Artifacts {
+				o.blobs = append(o.blobs, a.Digest)
+				c.sizes[a.Digest] = a.Size
+			}
+			c.chains = append(c.chains, o)
+		}
 		for id := range tx.Containers.Keys() {
 			raw, err := tx.Containers.Get(id)
 			var rec struct {
@@ -208,7 +222,7 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 func (c *checker) still(owners ...owned) (needed bool) {
 	err := c.s.Meta.View(func(tx *meta.Tx) error {
 		for _, o := range owners {
-			if o.image != "" && tx.Images.Has(o.image) || o.container != "" && tx.Containers.Has(o.container) || o.step != "" && tx.Steps.Has(o.step) {
+			if o.image != "" && tx.Images.Has(o.image) || o.container != "" && tx.Containers.Has(o.container) || o.step != "" && tx.Steps.Has(o.step) || o.index != "" && tx.Indexes.Has(o.index) {
 				needed = true
 				return nil
 			}
@@ -262,8 +276,11 @@ func (c *checker) checkImages(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if o.image != "" {
+		switch {
+		case o.image != "":
 			c.checkImage(o)
+		case o.index != "":
+			c.checkIndex(o)
 		}
 		part.Add(1)
 	}
@@ -290,6 +307,21 @@ func (c *checker) checkImage(o owned) {
 		}
 		if err != nil {
 			c.r.Report(check.Finding{Kind: "image", Object: string(o.image), Problem: what + " " + err.Error(), Heal: c.cure(o.chain, o)})
+		}
+	}
+}
+
+// checkIndex examines the documents of an index besides its images.
+func (c *checker) checkIndex(o owned) {
+	lease := c.s.Lease()
+	defer lease.Release()
+	lease.Blob(o.blobs...)
+	if !c.still(o) {
+		return
+	}
+	for _, d := range o.blobs {
+		if _, err := c.read(d, oci.MaxAttestation); err != nil {
+			c.r.Report(check.Finding{Kind: "index", Object: string(o.index), Problem: err.Error(), Heal: "build the image again"})
 		}
 	}
 }
@@ -532,6 +564,11 @@ func (c *checker) checkLayerRecord(ctx context.Context, l *neededLayer) {
 // dropStep deletes the record of a build step: the build cache does without it.
 func (c *checker) dropStep(id oci.Digest) (string, error) {
 	return "deleted: the next build makes the step again", c.s.Meta.Update(func(tx *meta.Tx) error { return tx.Steps.Delete(id) })
+}
+
+// dropIndex deletes a damaged record of an index.
+func (c *checker) dropIndex(id oci.Digest) (string, error) {
+	return "deleted: its names mean the image for this host alone", c.s.Meta.Update(func(tx *meta.Tx) error { return tx.Indexes.Delete(id) })
 }
 
 // mendLayerRecord writes the record of a layer again, or deletes that of a layer that nothing needs.

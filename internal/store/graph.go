@@ -15,6 +15,7 @@ type node struct {
 	image     oci.ImageID     // record of an image
 	container oci.ContainerID // record of a container
 	step      oci.Digest      // record of a build step
+	index     oci.Digest      // record of an index
 	record    oci.DiffID      // record of a layer
 	blob      oci.Digest      // file in the blob store
 	layer     layer.Key       // object of the layer driver
@@ -25,6 +26,7 @@ type node struct {
 //	image ──────► config and manifests (blobs), layers (driver objects and records)
 //	container ──► config of its image (a blob), layers
 //	step ───────► layers
+//	index ──────► its bytes, and the manifests and content of attestations (blobs); its images are roots themselves
 //	record ─────► compressed forms of the layer (blobs)
 //
 // An image needs no name to be kept: untagged images stay until they are removed.
@@ -44,6 +46,9 @@ func (g graph) roots() []node {
 	}
 	for id := range g.tx.Steps.Keys() {
 		roots = append(roots, node{step: id})
+	}
+	for id := range g.tx.Indexes.Keys() {
+		roots = append(roots, node{index: id})
 	}
 	return roots
 }
@@ -80,6 +85,19 @@ func (g graph) references(n node) ([]node, error) {
 		var refs []node
 		for _, o := range step.Outputs {
 			refs = append(refs, g.chain(o.Chain)...)
+		}
+		return refs, nil
+	case n.index != "":
+		rec, err := g.tx.Indexes.Get(n.index)
+		if err != nil {
+			return nil, stopped(err)
+		}
+		refs := []node{{blob: n.index}}
+		for _, a := range rec.Artifacts {
+			refs = append(refs, node{blob: a.Digest})
+		}
+		for _, b := range rec.Blobs {
+			refs = append(refs, node{blob: b})
 		}
 		return refs, nil
 	case n.record != "":

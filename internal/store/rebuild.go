@@ -55,7 +55,7 @@ func (b beside) path(kind, key string) string {
 		if key != "" && key[0] != '.' && !strings.Contains(key, "/") {
 			return filepath.Join(b.root, kind, key, "record.json")
 		}
-	case "names", "images", "layers", "networks":
+	case "names", "images", "indexes", "layers", "networks":
 		return hashed()
 	}
 	return ""

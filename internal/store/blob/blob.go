@@ -218,6 +218,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Digest returns that of what was written so far.
+func (w *Writer) Digest() oci.Digest { return oci.DigestOfHash(w.hash) }
+
 // Commit makes the blob durable and visible, and returns its digest and size. When want is not "" and is not the digest,
 // the error's class is errs.Invalid and nothing is stored.
 func (w *Writer) Commit(want oci.Digest) (oci.Digest, int64, error) {

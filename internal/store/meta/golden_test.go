@@ -18,7 +18,10 @@ var (
 		Platform: &oci.Platform{Architecture: "arm64", OS: "linux", OSVersion: "6.1", OSFeatures: []string{"f"}, Variant: "v8"},
 	}
 
-	goldenName  = Name{Image: oci.ImageID(digest), Updated: when}
+	goldenName  = Name{Image: oci.ImageID(digest), Updated: when, Index: digest}
+	goldenIndex = Index{
+		MediaType: "application/vnd.oci.image.index.v1+json", Size: 9, Images: []oci.ImageID{oci.ImageID(digest)}, Artifacts: []oci.Descriptor{form}, Blobs: []oci.Digest{digest},
+	}
 	goldenImage = Image{
 		Parent: oci.ImageID("sha256:" + hex("aa")), Format: oci.FormatOCI, Chain: oci.Chain{oci.DiffID("sha256:" + hex("bb"))},
 		Manifests: []oci.Descriptor{form}, Created: when, LastUsed: when.Add(time.Hour), Step: "base",
@@ -51,7 +54,10 @@ func TestGoldenRecords(t *testing.T) {
 	before := goldenImage
 	before.Step = "" // added later
 	unversioned(t, "image", images, before)
-	unversioned(t, "name", names, goldenName)
+	plain := goldenName
+	plain.Index = "" // added later
+	unversioned(t, "name", names, plain)
+	golden(t, "index", indexes, goldenIndex)
 	unversioned(t, "layer", layers, goldenLayer)
 	unversioned(t, "volume", volumes, goldenVolume)
 	golden(t, "layer", layers, goldenLayer)

@@ -18,6 +18,7 @@ import (
 type Name struct {
 	Image   oci.ImageID `json:"image"`
 	Updated time.Time   `json:"updated"`
+	Index   oci.Digest  `json:"index,omitempty"` // the name means this index; Image is then the one for this host
 }
 
 // Image is what is known about an image besides the bytes of its config; its key is the image's ID.
@@ -35,6 +36,16 @@ type Image struct {
 
 // StepOfBase is the Step of images whose steps changed the config of an image only.
 const StepOfBase = "base"
+
+// Index is an index that was made here: the images of several platforms, or an image with its attestations. Its key is its digest. It exists as long as a name
+// means it.
+type Index struct {
+	MediaType string           `json:"mediaType"`
+	Size      int64            `json:"size"`
+	Images    []oci.ImageID    `json:"images"`              // in the order of the index
+	Artifacts []oci.Descriptor `json:"artifacts,omitempty"` // the manifests of attestations
+	Blobs     []oci.Digest     `json:"blobs,omitempty"`     // what Artifacts list
+}
 
 // Layer is what is known about a layer; its key is the diffID.
 type Layer struct {
@@ -143,6 +154,7 @@ func (t table) unmarshal(key, data []byte, v any) error {
 const (
 	nameVersion      = 1
 	imageVersion     = 1
+	indexVersion     = 1
 	layerVersion     = 1
 	containerVersion = 1 // of the record of container.Service
 	volumeVersion    = 1
@@ -154,6 +166,7 @@ const (
 var (
 	names      = table{"names", "name", nameVersion}
 	images     = table{"images", "image", imageVersion}
+	indexes    = table{"indexes", "index", indexVersion}
 	layers     = table{"layers", "layer", layerVersion}
 	containers = table{"containers", "container", containerVersion}
 	volumes    = table{"volumes", "volume", volumeVersion}
@@ -161,16 +174,17 @@ var (
 	steps      = table{"steps", "build step", stepVersion}
 	stepKeys   = table{"stepkeys", "key of a build step", stepKeyVersion}
 
-	tables = []table{names, images, layers, containers, volumes, networks, steps, stepKeys}
+	tables = []table{names, images, indexes, layers, containers, volumes, networks, steps, stepKeys}
 )
 
 // Tx is a transaction. Its buckets are valid until the function that received it returns.
 type Tx struct {
-	tx     *bbolt.Tx
-	log    *[]Change
-	Names  Bucket[string, Name]
-	Images Bucket[oci.ImageID, Image]
-	Layers Bucket[oci.DiffID, Layer]
+	tx      *bbolt.Tx
+	log     *[]Change
+	Names   Bucket[string, Name]
+	Images  Bucket[oci.ImageID, Image]
+	Indexes Bucket[oci.Digest, Index]
+	Layers  Bucket[oci.DiffID, Layer]
 	// Containers holds the records of container.Service as they are stored; As decodes them. "image" and "chain" at the
 	// top of a record are roots of the collection.
 	Containers Bucket[oci.ContainerID, json.RawMessage]
@@ -187,6 +201,7 @@ func wrap(tx *bbolt.Tx, log *[]Change) *Tx {
 		log:        log,
 		Names:      open[string, Name](tx, names, log),
 		Images:     open[oci.ImageID, Image](tx, images, log),
+		Indexes:    open[oci.Digest, Index](tx, indexes, log),
 		Layers:     open[oci.DiffID, Layer](tx, layers, log),
 		Containers: open[oci.ContainerID, json.RawMessage](tx, containers, log),
 		Volumes:    open[string, Volume](tx, volumes, log),
