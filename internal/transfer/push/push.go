@@ -202,13 +202,20 @@ func (p *push) exact(lease *store.Lease, img *image.Image) (*exactManifest, erro
 	return &exactManifest{d, data, m}, nil
 }
 
-// layers sends every layer and returns the descriptors, bottom layer first. A layer that is in the image twice is sent once.
+// layers sends every layer and returns the descriptors, bottom layer first.
 func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifest) ([]oci.Descriptor, error) {
-	chain := img.Config.RootFS.DiffIDs
+	if exact == nil {
+		return p.chain(ctx, img.Config.RootFS.DiffIDs, img.Format, nil, nil)
+	}
+	return p.chain(ctx, img.Config.RootFS.DiffIDs, oci.FormatOf(exact.MediaType), exact.manifest.Layers, p.origins(img, exact))
+}
+
+// chain sends every layer of a chain and returns the descriptors, bottom layer first. A layer that is in it twice is sent once. want are the forms that a manifest lists,
+// nil for any, and from the repositories that may have them.
+func (p *push) chain(ctx context.Context, chain oci.Chain, format oci.Format, want []oci.Descriptor, from []string) ([]oci.Descriptor, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	descs := make([]oci.Descriptor, len(chain))
-	from := p.origins(img, exact)
 	first := map[oci.DiffID]int{}
 	var group sync.WaitGroup
 	for i := len(chain) - 1; i >= 0; i-- {
@@ -218,10 +225,9 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 		if first[chain[i]] != i {
 			continue
 		}
-		l := &layerPush{push: p, chain: chain[:i+1], format: img.Format}
-		if exact != nil {
-			l.want, l.from = &exact.manifest.Layers[i], from
-			l.format = oci.FormatOf(exact.MediaType)
+		l := &layerPush{push: p, chain: chain[:i+1], format: format}
+		if want != nil {
+			l.want, l.from = &want[i], from
 		}
 		l.say(transfer.LayerPreparing, 0, 0)
 		group.Go(func() {
@@ -236,8 +242,8 @@ func (p *push) layers(ctx context.Context, img *image.Image, exact *exactManifes
 	group.Wait()
 	for i, d := range chain {
 		descs[i] = descs[first[d]]
-		if exact != nil && descs[i].Digest == exact.manifest.Layers[i].Digest {
-			descs[i] = exact.manifest.Layers[i]
+		if want != nil && descs[i].Digest == want[i].Digest {
+			descs[i] = want[i]
 		}
 	}
 	return descs, context.Cause(ctx)
@@ -260,7 +266,11 @@ func (p *push) origins(img *image.Image, exact *exactManifest) (from []string) {
 
 // config sends the config's exact bytes.
 func (p *push) config(ctx context.Context, img *image.Image) error {
-	d := oci.Digest(img.ID)
+	return p.blob(ctx, oci.Digest(img.ID), img.Raw)
+}
+
+// blob sends a small blob, if the target repository does not have it.
+func (p *push) blob(ctx context.Context, d oci.Digest, data []byte) error {
 	if have, err := p.has(ctx, d); have || err != nil {
 		return err
 	}
@@ -269,7 +279,7 @@ func (p *push) config(ctx context.Context, img *image.Image) error {
 		if err != nil {
 			return err
 		}
-		return up.Commit(ctx, d, img.Raw)
+		return up.Commit(ctx, d, data)
 	})
 }
 
