@@ -26,6 +26,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/transfer"
+	"ply/internal/transfer/push"
 )
 
 // Images is what builds need of the images; image.Service has it.
@@ -33,6 +34,7 @@ type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
 	Lookup(ref string) (oci.ImageID, error)
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
+	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)
 	Publish(action string, id oci.ImageID, name string)
 	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
 }
@@ -42,11 +44,17 @@ type Puller interface {
 	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
 }
 
+// Pusher sends content to registries; push.Pusher has it.
+type Pusher interface {
+	Target(ref oci.Reference, creds transfer.Credentials, progress transfer.Sink) *push.Target
+}
+
 // Options of New. All fields but Log, Keep and Parallel are required.
 type Options struct {
 	Store      *store.Store
 	Images     Images
 	Puller     Puller
+	Pusher     Pusher
 	Containers runner.Containers
 	Sessions   runner.Sessions
 	Format     oci.Format // of images that are not built on another one
@@ -67,9 +75,6 @@ type Service struct {
 	runner  *runner.Runner
 	solver  *solver.Solver
 	digests *tree.Digests
-
-	receivedMu sync.Mutex
-	received   []*received // directories of clients, the last used first
 
 	work sync.WaitGroup
 	stop context.Context
@@ -154,7 +159,7 @@ type CacheRef struct {
 
 // Result of Build.
 type Result struct {
-	Images   []oci.ImageID     // one per platform; the last one has the tags
+	Images   []oci.ImageID     // one per platform; none when no output is an image in the store
 	Metadata map[string][]byte // answers of the front end to a question
 	Answers  map[string]string // what the outputs say about themselves, by BuildKit's names: containerimage.digest, image.name, …
 }
@@ -198,10 +203,9 @@ func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Resu
 	if s.stop.Err() != nil {
 		return nil, errs.New(errs.Unavailable, "the engine is stopping")
 	}
-	for _, e := range req.Exports {
-		if e.Type != "image" || len(e.Attrs) > 0 {
-			return nil, errs.New(errs.Unimplemented, "the output type=%s is not supported", e.Type)
-		}
+	outs, err := parseOutputs(&req)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -223,18 +227,15 @@ func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Resu
 	if out.Metadata != nil {
 		return &Result{Metadata: out.Metadata}, nil
 	}
-	if len(out.Images) > 1 {
-		return nil, errs.New(errs.Unimplemented, "a build for several platforms is not supported").WithHint("Build for one platform at a time with --platform.")
-	}
-	res = &Result{}
+	var images []*made
 	for i := range out.Images {
-		id, err := b.image(ctx, &out.Images[i])
+		m, err := b.image(ctx, &out.Images[i])
 		if err != nil {
 			return nil, err
 		}
-		res.Images = append(res.Images, id)
+		images = append(images, m)
 	}
-	return res, nil
+	return b.export(ctx, outs, images, out.Index)
 }
 
 // flush writes what the cache remembers in memory, and prunes the cache, in the background.

@@ -36,27 +36,36 @@ type making struct {
 	format  oci.Format  // that of the base image
 }
 
+// made is the image of one platform, before the outputs of the build take it.
+type made struct {
+	out    *dockerfile.Image
+	raw    []byte // its config
+	chain  oci.Chain
+	parent oci.ImageID // the image of the step before the last
+	format oci.Format
+}
+
 // image executes the graph of an image and records the image of every step on the way.
-func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID, error) {
+func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, error) {
 	m := &making{b: b, out: out, step: stepOfBase, format: b.s.o.Format}
 	var err error
 	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
-		return "", err
+		return nil, err
 	}
 	// The whole graph is executed in parallel while the steps are reported in order.
 	go func() { _, _ = b.job.Solve(ctx, out.Graph.Root) }() // its error is returned below
 	for i := range out.Steps {
 		if err := m.do(ctx, i); err != nil {
-			return "", err
+			return nil, err
 		}
 	}
 	root, err := b.job.Solve(ctx, out.Graph.Root)
 	if err != nil {
-		return "", m.failed(ctx, err, nil)
+		return nil, m.failed(ctx, err, nil)
 	}
 	if root != nil {
 		if root.Dir != nil {
-			return "", errs.New(errs.Internal, "the result of the build is a directory")
+			return nil, errs.New(errs.Internal, "the result of the build is a directory")
 		}
 		m.chain = root.Chain
 		m.advance(root)
@@ -64,20 +73,13 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (oci.ImageID
 	m.mark(len(m.config.History))
 	raw, err := m.encode(nil, len(m.config.History))
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	parent := m.parent
 	if id := oci.ImageID(oci.DigestOf(raw)); parent == id && len(out.Steps) > 0 {
 		parent = "" // the last step has recorded it with its parent
 	}
-	id, err := b.s.o.Images.Put(ctx, b.lease, image.PutOptions{Config: raw, Names: b.req.Tags, Parent: parent, Format: m.format})
-	if err != nil {
-		return "", err
-	}
-	for _, t := range b.req.Tags {
-		b.s.o.Images.Publish("tag", id, t.Familiar())
-	}
-	return id, nil
+	return &made{out: out, raw: raw, chain: m.chain, parent: parent, format: m.format}, nil
 }
 
 // do waits for one instruction and records the image after it.

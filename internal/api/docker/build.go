@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 
-	"ply/internal/api/buildkit"
 	"ply/internal/build"
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/export"
@@ -23,34 +22,18 @@ import (
 	"ply/internal/wire"
 )
 
-// buildHandlers is the builder as the classic clients know it, a context as a tar and progress as lines of text, and as BuildKit's clients do.
+// buildHandlers is the builder as the classic clients know it: a context as a tar, and progress as lines of text.
 type buildHandlers struct {
-	builder  Builder
-	sessions *buildkit.Sessions
-	jobs     *jobs
+	builder Builder
 }
 
 func (h buildHandlers) routes(add adder) {
 	add(post, "/build", h.build)
-	add(post, "/build/cancel", h.cancel)
-	add(post, "/session", h.session)
 	add(post, "/build/prune", h.prune)
 }
 
 func (h buildHandlers) build(c *call) error {
-	params, err := dockerfile.ParseClassic(c.q, "")
-	if err != nil {
-		return err
-	}
-	if params.Version == "2" {
-		return h.buildTraced(c, params)
-	}
-	for name, asked := range map[string]bool{"outputs": len(params.Outputs) > 0, "session": params.Session != "" || params.Remote == dockerfile.ClientSession || params.Remote == dockerfile.UploadRequest} {
-		if asked {
-			return unavailable("build with the parameter "+name, "build without it, or with version=2 (DOCKER_BUILDKIT=1)")
-		}
-	}
-	req, err := buildRequest(params)
+	req, params, err := buildRequest(c)
 	if err != nil {
 		return err
 	}
@@ -77,10 +60,16 @@ func (h buildHandlers) build(c *call) error {
 	})
 }
 
-// buildRequest returns the build that parameters ask for.
-func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
-	if p.Squash {
-		return nil, unavailable("build with the parameter squash", "build without it")
+// buildRequest reads the parameters of a build.
+func buildRequest(c *call) (*build.Request, *dockerfile.Classic, error) {
+	p, err := dockerfile.ParseClassic(c.q, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	for name, asked := range map[string]bool{"squash": p.Squash, "session": p.Session != "" || p.Remote == dockerfile.ClientSession, "version=2": p.Version == "2"} {
+		if asked {
+			return nil, nil, unavailable("build with the parameter "+name, "build without it, with the classic builder (DOCKER_BUILDKIT=0)")
+		}
 	}
 	o := p.Request.Options
 	_, noCache := o["no-cache"]
@@ -88,20 +77,23 @@ func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
 		Front: p.Request, NoCache: noCache, Pull: o["image-resolve-mode"] == "pull",
 		HostNetwork: o["force-network-mode"] == "host", // whoever may use this API may run containers in the host's network
 	}
+	for _, e := range p.Outputs {
+		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})
+	}
 	for _, t := range p.Tags {
 		if t == "" {
 			continue
 		}
 		ref, err := oci.ParseReference(t)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if ref.Digest() != "" {
-			return nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+			return nil, nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
 		}
 		req.Tags = append(req.Tags, ref.WithDefaultTag())
 	}
-	return req, nil
+	return req, p, nil
 }
 
 // registryConfig reads the credentials for all registries.
@@ -272,39 +264,22 @@ func (l *classic) StepDone(st build.StepInfo) {
 
 // fail ends the stream of a build that failed.
 func (l *classic) fail(err error) error {
-	f := failureOf(err)
-	if f.image != "" {
-		l.send(wire.Message{Stream: f.hint() + "\n"}, 0)
-	}
-	l.send(wire.Message{ErrorDetail: &wire.ErrorDetail{Code: f.code, Message: f.text}, Error: f.text}, 0)
-	return nil
-}
-
-// failure is why a build failed.
-type failure struct {
-	text  string      // with the lines of the Dockerfile
-	code  int         // of the command, or 1
-	image oci.ImageID // the file system as the failed step left it; "" when there is none
-}
-
-func failureOf(err error) failure {
-	f := failure{text: messageOf(err), code: 1}
+	code := 1
+	text := messageOf(err)
 	var st *build.StepError
 	if errors.As(err, &st) {
 		if st.Code != 0 {
-			f.code = st.Code
+			code = st.Code
 		}
-		f.text, f.image = strings.TrimSpace(dockerfile.Format(st.Err)), st.Image
+		text = strings.TrimSpace(dockerfile.Format(st.Err))
+		if st.Image != "" {
+			l.send(wire.Message{Stream: fmt.Sprintf("The file system as the failed step left it: %s\nLook at it with: ply run -it --rm %s sh\n", st.Image.Short(), st.Image.Short())}, 0)
+		}
 	} else if e := (*dockerfile.Error)(nil); errors.As(err, &e) {
-		f.text = strings.TrimSpace(dockerfile.Format(err))
+		text = strings.TrimSpace(dockerfile.Format(err))
 	}
-	return f
-}
-
-// hint says how to look at what the failed step left.
-func (f *failure) hint() string {
-	id := f.image.Short()
-	return fmt.Sprintf("The file system as the failed step left it: %s\nLook at it with: ply run -it --rm %s sh", id, id)
+	l.send(wire.Message{ErrorDetail: &wire.ErrorDetail{Code: code, Message: text}, Error: text}, 0)
+	return nil
 }
 
 func (l *classic) succeed(res *build.Result, tags []oci.Reference) {
