@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"ply/internal/build/ops"
 	"ply/internal/build/runner"
 	"ply/internal/build/solver"
+	"ply/internal/build/source"
 	"ply/internal/build/tree"
 	"ply/internal/errs"
 	"ply/internal/filter"
@@ -74,6 +76,7 @@ type Service struct {
 	cache   *cache.Cache
 	runner  *runner.Runner
 	solver  *solver.Solver
+	sources *source.Sources
 	digests *tree.Digests
 
 	work sync.WaitGroup
@@ -97,6 +100,12 @@ func New(o Options) (*Service, error) {
 	}
 	s := &Service{o: o, log: o.Log, cache: cache.New(o.Store, o.Log), runner: r, digests: tree.NewDigests()}
 	s.solver = solver.New(r, s.cache, o.Parallel)
+	s.sources, err = source.New(source.Options{
+		Layers: r, Cache: s.cache, FS: o.Store.FS, Dir: filepath.Join(o.DataRoot, "build", "sources"), Run: filepath.Join(o.ExecRoot, "build"), Log: o.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	s.stop, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
@@ -212,6 +221,7 @@ func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Resu
 	defer context.AfterFunc(s.stop, func() { cancel(errs.New(errs.Unavailable, "the engine is stopping")) })()
 	b := &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}}
 	defer b.lease.Release()
+	b.fetches = s.sources.For(req.Client, b.lease)
 	b.job = s.solver.Job(ctx, solver.Options{Client: b, Progress: b, Lease: b.lease, NoCache: req.NoCache})
 	defer func() {
 		err = errors.Join(err, b.job.Close())

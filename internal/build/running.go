@@ -16,6 +16,7 @@ import (
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
+	"ply/internal/build/source"
 	"ply/internal/build/tree"
 	"ply/internal/container/rootfs"
 	"ply/internal/errs"
@@ -32,6 +33,8 @@ type running struct {
 	l     Listener
 	lease *store.Lease
 	job   *solver.Job
+
+	fetches *source.Fetches
 
 	mu     sync.Mutex
 	images map[string]*base
@@ -160,7 +163,9 @@ func (b *running) ImageConfig(ctx context.Context, ref string, opt dockerfile.Im
 }
 
 // SourceTime implements dockerfile.Solver.
-func (b *running) SourceTime(context.Context, ops.Op) (time.Time, error) { return time.Time{}, nil }
+func (b *running) SourceTime(ctx context.Context, op ops.Op) (time.Time, error) {
+	return b.fetches.Time(ctx, op)
+}
 
 // Warn implements dockerfile.Solver.
 func (b *running) Warn(_ context.Context, w dockerfile.Warning) { b.l.Warn(w) }
@@ -192,6 +197,10 @@ func (b *running) Source(ctx context.Context, l solver.Leaser, v *ops.Vertex, st
 			return nil, err
 		}
 		return &solver.Result{Dir: t}, nil
+	case *ops.HTTP:
+		return b.fetches.HTTP(ctx, op, status)
+	case *ops.Git:
+		return b.fetches.Git(ctx, op, status)
 	default:
 		return nil, errs.New(errs.Unimplemented, "%s: this kind of source is not supported", v.Name)
 	}

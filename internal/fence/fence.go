@@ -55,7 +55,7 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	ips, err := d.lookup(ctx, host)
+	ips, err := d.Resolve(ctx, host)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,8 @@ func (d *Dialer) Dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return nil, all
 }
 
-func (d *Dialer) lookup(ctx context.Context, host string) ([]netip.Addr, error) {
+// Resolve returns the addresses of a host, which are not checked.
+func (d *Dialer) Resolve(ctx context.Context, host string) ([]netip.Addr, error) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{ip.Unmap()}, nil
 	}

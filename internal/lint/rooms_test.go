@@ -18,7 +18,7 @@ var inside = map[string][][]string{
 		{"build/ops", "build/tree", "build/tree/treetest"},
 		{"build/dockerfile", "build/fileop"},
 		{"build/solver"},
-		{"build/cache", "build/export", "build/runner"},
+		{"build/cache", "build/export", "build/runner", "build/source"},
 		{"build"},
 	},
 	"cli": {
