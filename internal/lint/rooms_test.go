@@ -15,8 +15,8 @@ var inside = map[string][][]string{
 		{"api/docker"},
 	},
 	"build": {
-		{"build/ops", "build/tree", "build/tree/treetest"},
-		{"build/dockerfile", "build/fileop"},
+		{"build/ops", "build/tree", "build/tree/treetest", "build/cachetransfer"},
+		{"build/dockerfile", "build/fileop", "build/buildkitkey"},
 		{"build/solver"},
 		{"build/cache", "build/export", "build/runner", "build/source"},
 		{"build"},

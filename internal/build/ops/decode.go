@@ -138,14 +138,14 @@ func (d *decoder) refer(in *pb.Input) (Edge, error) {
 	if v == nil {
 		return Edge{}, invalid("operation %.80q is missing", in.GetDigest())
 	}
-	if in.Index < 0 || in.Index >= int64(v.outputs()) {
+	if in.Index < 0 || in.Index >= int64(v.Outputs()) {
 		return Edge{}, invalid("operation %s has no output %d", v.Digest, in.Index)
 	}
 	return Edge{v, int(in.Index)}, nil
 }
 
-// outputs returns how many outputs a vertex has.
-func (v *Vertex) outputs() int {
+// Outputs returns how many outputs a vertex has.
+func (v *Vertex) Outputs() int {
 	n := 0
 	switch op := v.Op.(type) {
 	case *Exec:
@@ -163,7 +163,7 @@ func (v *Vertex) outputs() int {
 }
 
 func (d *decoder) vertex(digest string, op *pb.Op) (*Vertex, error) {
-	v := &Vertex{Digest: oci.Digest(digest)}
+	v := &Vertex{Digest: oci.Digest(digest), encoded: op}
 	for _, in := range op.Inputs {
 		e, err := d.refer(in)
 		if err != nil {
@@ -171,6 +171,7 @@ func (d *decoder) vertex(digest string, op *pb.Op) (*Vertex, error) {
 		}
 		v.Inputs = append(v.Inputs, e)
 	}
+	v.refers = v.Inputs
 	if p := op.Platform; p != nil {
 		v.Platform = oci.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
 	}

@@ -8,6 +8,8 @@ package ops
 import (
 	"time"
 
+	"github.com/moby/buildkit/solver/pb"
+
 	"ply/internal/oci"
 )
 
@@ -42,7 +44,14 @@ type Vertex struct {
 	Group       *Group
 	Limits      *Limits
 	Locations   []Location
+
+	encoded *pb.Op // as the front end made it
+	refers  []Edge // its inputs in the order of encoded
 }
+
+// Encoded returns the operation as the front end made it, with its inputs in that order. The caller changes neither. It is nil for a vertex that Decode did
+// not make. Keys of BuildKit's caches are made from it.
+func (v *Vertex) Encoded() (*pb.Op, []Edge) { return v.encoded, v.refers }
 
 // Group joins vertices that progress shows as one.
 type Group struct {

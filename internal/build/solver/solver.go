@@ -120,10 +120,11 @@ type Status struct {
 
 // Result is one output of a vertex.
 type Result struct {
-	Chain   oci.Chain  // the layers; empty for an empty tree
-	Dir     *tree.Tree // a directory that is not made of layers; nil = layers
-	Key     oci.Digest // how it was made; "" for a directory of the client
-	Step    oci.Digest // ID of its Record; "" for a source
+	Chain   oci.Chain    // the layers; empty for an empty tree
+	Dir     *tree.Tree   // a directory that is not made of layers; nil = layers
+	Key     oci.Digest   // how it was made; "" for a directory of the client
+	Sources []oci.Digest // under which BuildKit's caches know a source; see buildkitkey
+	Step    oci.Digest   // ID of its Record; "" for a source
 	Created time.Time
 }
 
@@ -181,6 +182,7 @@ type Options struct {
 	Progress Progress
 	Lease    Leaser
 	NoCache  bool      // execute every step
+	Imports  []*Import // caches of other builders, the first one first
 	Now      time.Time // modification time of files that have no other; zero = the time of each step
 }
 
@@ -195,11 +197,13 @@ type Job struct {
 	tasks map[oci.Digest]*task
 	views map[oci.ChainID]*sharedView
 	wg    sync.WaitGroup
+
+	foreign foreign
 }
 
 // Job begins a build, which ends with ctx or Close.
 func (s *Solver) Job(ctx context.Context, o Options) *Job {
-	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}}
+	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}, foreign: newForeign()}
 	j.ctx, j.cancel = context.WithCancel(ctx)
 	return j
 }
@@ -263,6 +267,15 @@ func (j *Job) task(v *ops.Vertex) *task {
 
 // vertex solves the inputs of a vertex and then the vertex.
 func (j *Job) vertex(v *ops.Vertex) (map[int]*Result, error) {
+	begun := false
+	if len(j.o.Imports) > 0 {
+		start := time.Now()
+		var o Outcome
+		var ok bool
+		if o, ok, begun = j.shortcut(v); ok {
+			return j.ended(v, start, o)
+		}
+	}
 	for _, in := range v.Inputs {
 		if !in.IsZero() {
 			j.task(in.Vertex) // all begin before the first is waited for
@@ -276,8 +289,14 @@ func (j *Job) vertex(v *ops.Vertex) (map[int]*Result, error) {
 		}
 	}
 	start := time.Now()
-	j.o.Progress.Start(v)
-	o := j.execute(v, ins)
+	if !begun {
+		j.o.Progress.Start(v)
+	}
+	return j.ended(v, start, j.execute(v, ins))
+}
+
+// ended reports how a vertex ended.
+func (j *Job) ended(v *ops.Vertex, start time.Time, o Outcome) (map[int]*Result, error) {
 	o.Took = time.Since(start)
 	if o.Err != nil {
 		if j.ctx.Err() == nil {
@@ -329,7 +348,7 @@ func (j *Job) cached(v *ops.Vertex, ins []*Result, make func(context.Context, fu
 	if err != nil {
 		return Outcome{Err: err}
 	}
-	look := !j.o.NoCache && !v.IgnoreCache
+	look, imported := !j.o.NoCache && !v.IgnoreCache, false
 	if look {
 		rec, err := j.find(k)
 		if err != nil {
@@ -344,6 +363,13 @@ func (j *Job) cached(v *ops.Vertex, ins []*Result, make func(context.Context, fu
 		if look { // another build may have made it since
 			if rec, err := j.s.cache.Find(ctx, j.o.Lease, k.main); err == nil {
 				return rec, nil
+			}
+		}
+		if f := j.imported(v, true); f != nil {
+			if outs, err := j.fetch(ctx, v, f); err == nil {
+				imported = true
+				rec := &Record{ID: k.main, Outputs: outs, Name: v.Name, Parts: k.parts, Created: f.created()}
+				return rec, j.s.cache.Save(ctx, rec, k.all()...)
 			}
 		}
 		select {
@@ -367,7 +393,10 @@ func (j *Job) cached(v *ops.Vertex, ins []*Result, make func(context.Context, fu
 	for _, c := range rec.Outputs {
 		j.o.Lease.Layer(c)
 	}
-	o.Cached, o.Results = !fresh, j.results(rec)
+	o.Cached, o.Results = !fresh || imported, j.results(rec)
+	if imported {
+		o.Miss = ""
+	}
 	return o
 }
 
