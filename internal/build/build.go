@@ -79,6 +79,9 @@ type Service struct {
 	sources *source.Sources
 	digests *tree.Digests
 
+	receivedMu sync.Mutex
+	received   []*received // directories of clients, the last used first
+
 	work sync.WaitGroup
 	stop context.Context
 	end  context.CancelFunc

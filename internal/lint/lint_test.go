@@ -156,6 +156,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
 		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli", "ply/internal/build/dockerfile"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
+		"google.golang.org/grpc":                      {"ply/internal/api/buildkit", "ply/internal/cli"},
 	}
 	for _, p := range list(t, "./...") {
 		for _, imp := range p.Imports {

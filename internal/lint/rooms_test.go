@@ -11,7 +11,7 @@ import (
 // every package below it; the first level that fits counts.
 var inside = map[string][][]string{
 	"api": {
-		{"api/docker/stream", "api/listen"},
+		{"api/buildkit", "api/docker/stream", "api/listen"},
 		{"api/docker"},
 	},
 	"build": {

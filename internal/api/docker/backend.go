@@ -11,6 +11,7 @@
 //	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
 //	POST /commit?format=         the same for a commit; its answer may have Warnings
 //	POST /system/check           examines the data root: progress, findings and a summary; full reads every byte, repair heals
+//	POST /build?version=2        also messages with an ID that begins with "ply.": see wire.BuildTrace and the following
 //	POST /images/prune           with the filter unused: images that were not used since a time
 //
 // Invariants: an option that a client sets is either done or refused by its name. An error before the first byte of an answer
@@ -22,6 +23,7 @@ import (
 	"context"
 	"io"
 
+	"ply/internal/api/buildkit"
 	"ply/internal/build"
 	"ply/internal/build/cache"
 	"ply/internal/container"
@@ -42,6 +44,7 @@ import (
 type Builder interface {
 	Build(ctx context.Context, req build.Request, l build.Listener) (*build.Result, error)
 	Unpack(ctx context.Context, r io.Reader) (*build.Directory, error)
+	buildkit.Directories
 	Prune(ctx context.Context, o build.PruneOptions) (*build.Pruned, error)
 	Cache() ([]cache.Entry, error)
 }

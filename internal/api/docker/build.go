@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"ply/internal/api/buildkit"
 	"ply/internal/build"
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/export"
@@ -22,18 +23,32 @@ import (
 	"ply/internal/wire"
 )
 
-// buildHandlers is the builder as the classic clients know it: a context as a tar, and progress as lines of text.
+// buildHandlers is the builder as the classic clients know it, a context as a tar and progress as lines of text, and as BuildKit's clients do.
 type buildHandlers struct {
-	builder Builder
+	builder  Builder
+	sessions *buildkit.Sessions
+	jobs     *jobs
 }
 
 func (h buildHandlers) routes(add adder) {
 	add(post, "/build", h.build)
+	add(post, "/build/cancel", h.cancel)
+	add(post, "/session", h.session)
 	add(post, "/build/prune", h.prune)
 }
 
 func (h buildHandlers) build(c *call) error {
-	req, params, err := buildRequest(c)
+	params, err := dockerfile.ParseClassic(c.q, "")
+	if err != nil {
+		return err
+	}
+	if params.Version == "2" {
+		return h.buildTraced(c, params)
+	}
+	if params.Session != "" || params.Remote == dockerfile.ClientSession || params.Remote == dockerfile.UploadRequest {
+		return unavailable("build with the parameter session", "build without it, or with version=2 (DOCKER_BUILDKIT=1)")
+	}
+	req, err := buildRequest(params)
 	if err != nil {
 		return err
 	}
@@ -60,16 +75,10 @@ func (h buildHandlers) build(c *call) error {
 	})
 }
 
-// buildRequest reads the parameters of a build.
-func buildRequest(c *call) (*build.Request, *dockerfile.Classic, error) {
-	p, err := dockerfile.ParseClassic(c.q, "")
-	if err != nil {
-		return nil, nil, err
-	}
-	for name, asked := range map[string]bool{"squash": p.Squash, "session": p.Session != "" || p.Remote == dockerfile.ClientSession, "version=2": p.Version == "2"} {
-		if asked {
-			return nil, nil, unavailable("build with the parameter "+name, "build without it, with the classic builder (DOCKER_BUILDKIT=0)")
-		}
+// buildRequest returns the build that parameters ask for.
+func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
+	if p.Squash {
+		return nil, unavailable("build with the parameter squash", "build without it")
 	}
 	o := p.Request.Options
 	_, noCache := o["no-cache"]
@@ -86,14 +95,14 @@ func buildRequest(c *call) (*build.Request, *dockerfile.Classic, error) {
 		}
 		ref, err := oci.ParseReference(t)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if ref.Digest() != "" {
-			return nil, nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+			return nil, errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
 		}
 		req.Tags = append(req.Tags, ref.WithDefaultTag())
 	}
-	return req, p, nil
+	return req, nil
 }
 
 // registryConfig reads the credentials for all registries.
@@ -264,22 +273,39 @@ func (l *classic) StepDone(st build.StepInfo) {
 
 // fail ends the stream of a build that failed.
 func (l *classic) fail(err error) error {
-	code := 1
-	text := messageOf(err)
+	f := failureOf(err)
+	if f.image != "" {
+		l.send(wire.Message{Stream: f.hint() + "\n"}, 0)
+	}
+	l.send(wire.Message{ErrorDetail: &wire.ErrorDetail{Code: f.code, Message: f.text}, Error: f.text}, 0)
+	return nil
+}
+
+// failure is why a build failed.
+type failure struct {
+	text  string      // with the lines of the Dockerfile
+	code  int         // of the command, or 1
+	image oci.ImageID // the file system as the failed step left it; "" when there is none
+}
+
+func failureOf(err error) failure {
+	f := failure{text: messageOf(err), code: 1}
 	var st *build.StepError
 	if errors.As(err, &st) {
 		if st.Code != 0 {
-			code = st.Code
+			f.code = st.Code
 		}
-		text = strings.TrimSpace(dockerfile.Format(st.Err))
-		if st.Image != "" {
-			l.send(wire.Message{Stream: fmt.Sprintf("The file system as the failed step left it: %s\nLook at it with: ply run -it --rm %s sh\n", st.Image.Short(), st.Image.Short())}, 0)
-		}
+		f.text, f.image = strings.TrimSpace(dockerfile.Format(st.Err)), st.Image
 	} else if e := (*dockerfile.Error)(nil); errors.As(err, &e) {
-		text = strings.TrimSpace(dockerfile.Format(err))
+		f.text = strings.TrimSpace(dockerfile.Format(err))
 	}
-	l.send(wire.Message{ErrorDetail: &wire.ErrorDetail{Code: code, Message: text}, Error: text}, 0)
-	return nil
+	return f
+}
+
+// hint says how to look at what the failed step left.
+func (f *failure) hint() string {
+	id := f.image.Short()
+	return fmt.Sprintf("The file system as the failed step left it: %s\nLook at it with: ply run -it --rm %s sh", id, id)
 }
 
 func (l *classic) succeed(res *build.Result, tags []oci.Reference) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -678,6 +679,10 @@ type fakeBuilder struct {
 
 func (f *fakeBuilder) Unpack(context.Context, io.Reader) (*build.Directory, error) {
 	return (&build.Service{}).Open(nil), nil
+}
+
+func (f *fakeBuilder) Receive(string, func(*os.File, time.Time) (int64, error)) (*build.Directory, error) {
+	return nil, errs.New(errs.Unimplemented, "the fake receives no directory")
 }
 
 func (f *fakeBuilder) Build(_ context.Context, req build.Request, l build.Listener) (*build.Result, error) {

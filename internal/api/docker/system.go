@@ -25,7 +25,7 @@ func (h systemHandlers) routes(add adder) {
 
 func (h systemHandlers) ping(c *call) error {
 	header := c.w.Header()
-	header.Set("Builder-Version", "1")
+	header.Set("Builder-Version", "2")
 	header.Set("Swarm", "inactive")
 	header.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	header.Set("Pragma", "no-cache")

@@ -32,8 +32,11 @@ type ClassicOutput struct {
 	Attrs map[string]string
 }
 
-// ClientSession is the remote of a client that sends its context by a session.
-const ClientSession = "client-session"
+// Remotes of clients that do not send the context with the request.
+const (
+	ClientSession = "client-session" // by a session
+	UploadRequest = "upload-request" // as the body of another request, whose build ID is "upload-request:ID"
+)
 
 // ParseClassic reads the query of POST /build. gateway is the address that the name host-gateway of an extra host means, or "" if
 // there is none. A context in the body is the local directory "context", which has the Dockerfile, too. Errors: errs.Invalid, and
@@ -56,7 +59,7 @@ func ParseClassic(q url.Values, gateway string) (*Classic, error) {
 		set("filename", f)
 	}
 	switch c.Remote {
-	case "":
+	case "", UploadRequest:
 		opts["dockerfilekey"] = "context"
 	case ClientSession:
 	default:

@@ -29,17 +29,26 @@ type Conn struct {
 // Hijack takes over the connection of a request. It answers 101 to a client that asked for an upgrade, and 200 to others. The
 // caller closes the connection.
 func Hijack(w http.ResponseWriter, r *http.Request, contentType string) (*Conn, error) {
+	if r.Header.Get("Upgrade") == "" {
+		return takeOver(w, "HTTP/1.1 200 OK\r\nContent-Type: "+contentType+"\r\n")
+	}
+	return takeOver(w, "HTTP/1.1 101 UPGRADED\r\nContent-Type: "+contentType+"\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
+}
+
+// Upgrade takes over the connection of a request for another protocol. The caller closes the connection.
+func Upgrade(w http.ResponseWriter, proto string) (*Conn, error) {
+	return takeOver(w, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+proto+"\r\n")
+}
+
+// takeOver answers with head and the headers that every answer has.
+func takeOver(w http.ResponseWriter, head string) (*Conn, error) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		return nil, fmt.Errorf("connection: take over: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{}) // remove the deadlines of HTTP; when this fails, the next read fails too
 	var b strings.Builder
-	if r.Header.Get("Upgrade") != "" {
-		b.WriteString("HTTP/1.1 101 UPGRADED\r\nContent-Type: " + contentType + "\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n")
-	} else {
-		b.WriteString("HTTP/1.1 200 OK\r\nContent-Type: " + contentType + "\r\n")
-	}
+	b.WriteString(head)
 	for _, key := range []string{"Api-Version", "Docker-Experimental", "Ostype", "Server"} {
 		if v := w.Header().Get(key); v != "" {
 			b.WriteString(key + ": " + v + "\r\n")
