@@ -22,7 +22,6 @@ import (
 	"ply/internal/build/solver"
 	"ply/internal/build/source"
 	"ply/internal/build/tree"
-	"ply/internal/errs"
 	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/oci"
@@ -142,12 +141,14 @@ type Client interface {
 
 // Request is a build.
 type Request struct {
-	Front   dockerfile.Request
-	Client  Client
-	Tags    []oci.Reference
-	Exports []Export // nil = an image in the store, with Tags
-	NoCache bool
-	Pull    bool // ask the registries for newer base images
+	Front dockerfile.Request
+	// Definition is a graph to be executed in place of what a front end makes; nil = run the front end.
+	Definition []byte
+	Client     Client
+	Tags       []oci.Reference
+	Exports    []Export // nil = an image in the store, with Tags
+	NoCache    bool
+	Pull       bool // ask the registries for newer base images
 
 	CacheFrom []CacheRef // caches that results are taken from, besides the engine's own
 	CacheTo   []CacheRef // caches that the results are written to after the build
@@ -210,45 +211,12 @@ func (e *StepError) Unwrap() error { return e.Err }
 
 // Build executes a request. Errors: a *StepError when a step failed; a *dockerfile.Error when the Dockerfile is wrong; those of the client and of registries.
 func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Result, err error) {
-	s.work.Add(1)
-	defer s.work.Done()
-	if s.stop.Err() != nil {
-		return nil, errs.New(errs.Unavailable, "the engine is stopping")
-	}
-	outs, err := parseOutputs(&req)
+	p, err := s.Plan(ctx, req, l)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(s.stop, func() { cancel(errs.New(errs.Unavailable, "the engine is stopping")) })()
-	b := &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}}
-	defer b.lease.Release()
-	b.fetches = s.sources.For(req.Client, b.lease)
-	b.job = s.solver.Job(ctx, solver.Options{Client: b, Progress: b, Lease: b.lease, NoCache: req.NoCache})
-	defer func() {
-		err = errors.Join(err, b.job.Close())
-		if ended := context.Cause(ctx); ended != nil && err != nil {
-			err = ended
-		}
-		s.flush()
-	}()
-	out, err := dockerfile.Build(ctx, req.Front, b)
-	if err != nil {
-		return nil, err
-	}
-	if out.Metadata != nil {
-		return &Result{Metadata: out.Metadata}, nil
-	}
-	var images []*made
-	for i := range out.Images {
-		m, err := b.image(ctx, &out.Images[i])
-		if err != nil {
-			return nil, err
-		}
-		images = append(images, m)
-	}
-	return b.export(ctx, outs, images, out.Index)
+	defer func() { err = p.failure(errors.Join(err, p.Close())) }()
+	return p.Finish()
 }
 
 // flush writes what the cache remembers in memory, and prunes the cache, in the background.

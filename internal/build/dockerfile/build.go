@@ -135,6 +135,7 @@ type Output struct {
 	Images   []Image
 	Index    bool              // the images belong into an index, even a single one
 	Metadata map[string][]byte // result.json, result.txt, version; nil for a build
+	About    map[string][]byte // what the front end says about the images, by BuildKit's names
 	File     File              // the Dockerfile as it was read
 }
 
@@ -147,6 +148,7 @@ type Image struct {
 	BaseConfig []byte // of the base image; nil when there is none
 	Epoch      *time.Time
 	Steps      []Step
+	Definition []byte // of the graph, for a client that builds on the result
 }
 
 // File is a Dockerfile.
@@ -219,6 +221,7 @@ func (g *gateway) output(res *client.Result) (*Output, error) {
 	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &list); err != nil {
 		return nil, errs.New(errs.Internal, "platforms of the front end's result: %w", err)
 	}
+	out.About = maps.Clone(res.Metadata)
 	out.Index = len(res.Refs) > 0
 	for _, p := range list.Platforms {
 		suffix, ref := "", res.Ref
@@ -234,7 +237,7 @@ func (g *gateway) output(res *client.Result) (*Output, error) {
 				OS: p.Platform.OS, Architecture: p.Platform.Architecture, Variant: p.Platform.Variant,
 				OSVersion: p.Platform.OSVersion, OSFeatures: p.Platform.OSFeatures,
 			},
-			Result: r.result, Graph: r.graph,
+			Result: r.result, Graph: r.graph, Definition: r.encoded(),
 			Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
 			BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
 		}

@@ -253,6 +253,18 @@ type fileSystem struct {
 
 var _ client.Reference = (*fileSystem)(nil)
 
+// encoded returns the definition as bytes; nil for an empty file system.
+func (r *fileSystem) encoded() []byte {
+	if r.def == nil {
+		return nil
+	}
+	b, err := r.def.MarshalVT()
+	if err != nil {
+		return nil // it was decoded from such bytes
+	}
+	return b
+}
+
 func (r *fileSystem) ToState() (llb.State, error) { return state(r.def) }
 
 func (r *fileSystem) Evaluate(ctx context.Context) error { return r.result.Evaluate(ctx) }

@@ -23,6 +23,15 @@ const (
 	maxText     = 1 << 20 // bytes of any text in an operation
 )
 
+// DecodeBytes decodes an encoded definition as Decode does.
+func DecodeBytes(raw []byte) (*Graph, error) {
+	def := &pb.Definition{}
+	if err := def.UnmarshalVT(raw); err != nil {
+		return nil, errs.New(errs.Invalid, "definition: %w", err)
+	}
+	return Decode(def)
+}
+
 // Decode decodes and checks a definition of LLB. A definition without operations is an empty file system. Errors: errs.Invalid for a
 // definition that is malformed or too large, errs.Unimplemented for an operation or attribute that is not supported.
 func Decode(def *pb.Definition) (*Graph, error) {

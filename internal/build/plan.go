@@ -1,0 +1,118 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"ply/internal/build/dockerfile"
+	"ply/internal/build/export"
+	"ply/internal/build/ops"
+	"ply/internal/build/solver"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+// Plan is a build whose front end has run. Nothing but what the front end had to read was executed. Close ends it.
+type Plan struct {
+	// Output is what the front end made; nil when the request has a definition.
+	Output *dockerfile.Output
+	// Root is the result of the definition of the request.
+	Root dockerfile.Result
+
+	b      *running
+	outs   []*export.Output
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	resume func() bool // takes back that the end of the engine ends the build
+	close  func() error
+}
+
+// Plan runs the front end of a request. ctx is that of the whole build. Errors are those of Build.
+func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, err error) {
+	s.work.Add(1)
+	if s.stop.Err() != nil {
+		s.work.Done()
+		return nil, errs.New(errs.Unavailable, "the engine is stopping")
+	}
+	outs, err := parseOutputs(&req)
+	if err != nil {
+		s.work.Done()
+		return nil, err
+	}
+	p := &Plan{outs: outs}
+	p.ctx, p.cancel = context.WithCancelCause(ctx)
+	p.resume = context.AfterFunc(s.stop, func() { p.cancel(errs.New(errs.Unavailable, "the engine is stopping")) })
+	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}}
+	p.b.fetches = s.sources.For(req.Client, p.b.lease)
+	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache})
+	p.close = sync.OnceValue(p.end)
+	if err := p.front(req); err != nil {
+		return nil, p.failure(errors.Join(err, p.Close()))
+	}
+	return p, nil
+}
+
+func (p *Plan) front(req Request) (err error) {
+	if req.Definition == nil {
+		p.Output, err = dockerfile.Build(p.ctx, req.Front, p.b)
+		return err
+	}
+	graph, err := ops.DecodeBytes(req.Definition)
+	if err == nil {
+		p.Root, err = p.b.Solve(p.ctx, graph)
+	}
+	return err
+}
+
+// failure returns why the build ended, instead of what came of that.
+func (p *Plan) failure(err error) error {
+	if ended := context.Cause(p.ctx); err != nil && ended != nil && !errors.Is(ended, errClosed) {
+		return ended
+	}
+	return err
+}
+
+var errClosed = errors.New("the build was closed")
+
+// Context ends when the build ends before it is closed.
+func (p *Plan) Context() context.Context { return p.ctx }
+
+// Close ends what still runs and releases what the build held. A second call returns the result of the first.
+func (p *Plan) Close() error { return p.close() }
+
+func (p *Plan) end() error {
+	s := p.b.s
+	defer s.work.Done()
+	err := p.b.job.Close()
+	p.resume()
+	p.cancel(errClosed)
+	p.b.lease.Release()
+	s.flush()
+	return err
+}
+
+// Finish executes the build and makes its outputs.
+func (p *Plan) Finish() (*Result, error) {
+	res, err := p.finish()
+	return res, p.failure(err)
+}
+
+func (p *Plan) finish() (*Result, error) {
+	out := p.Output
+	switch {
+	case out == nil:
+		return &Result{}, p.Root.Evaluate(p.ctx)
+	case out.Metadata != nil:
+		return &Result{Metadata: out.Metadata}, nil
+	}
+	var images []*made
+	for i := range out.Images {
+		m, err := p.b.image(p.ctx, &out.Images[i])
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, m)
+	}
+	return p.b.export(p.ctx, p.outs, images, out.Index)
+}
