@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -35,9 +36,10 @@ type Step struct {
 
 // Options of Write.
 type Options struct {
-	Now   time.Time // modification time of what has no other
-	Users func(t *tree.Tree, name string, group bool) (uint32, error)
-	Warn  func(text string)
+	Now time.Time // modification time of what has no other
+	// Users returns the numbers of a user, with its group, or of a group. An unknown name is errs.Invalid.
+	Users func(t *tree.Tree, name string, group bool) (uid, gid uint32, err error)
+	Warn  func(text string) // nil = warnings are dropped
 }
 
 // Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not
@@ -77,25 +79,36 @@ func (x *executor) run() error {
 	}
 }
 
-// owner returns the IDs of an owner; set is false when the source's owner stays.
+// owner returns the IDs of an owner; set is false when the source's owner stays. A user without a group has the group of /etc/passwd, and a number
+// also is that of the group, as BuildKit has it. A name that is not known is 0, with a warning.
 func (x *executor) owner(o *ops.Owner) (uid, gid uint32, set bool, err error) {
 	if o == nil {
 		return 0, 0, false, nil
 	}
-	one := func(i *ops.Identity, group bool) uint32 {
-		switch {
-		case i == nil || err != nil:
-			return 0
-		case i.Name == "":
-			return i.ID
-		}
-		var id uint32
-		id, err = x.o.Users(x.step.Owner(*i), i.Name, group)
-		return id
+	if uid, gid, err = x.identity(o.User, false); err != nil {
+		return 0, 0, false, err
 	}
-	uid = one(o.User, false)
-	gid = one(o.Group, true)
+	if o.Group != nil {
+		_, gid, err = x.identity(o.Group, true)
+	}
 	return uid, gid, true, err
+}
+
+func (x *executor) identity(i *ops.Identity, group bool) (uid, gid uint32, err error) {
+	switch {
+	case i == nil:
+		return 0, 0, nil
+	case i.Name == "":
+		return i.ID, i.ID, nil
+	}
+	uid, gid, err = x.o.Users(x.step.Owner(*i), i.Name, group)
+	if errors.Is(err, errs.Invalid) {
+		if x.o.Warn != nil {
+			x.o.Warn(fmt.Sprintf("owner %q: %v; 0 is used", i.Name, err))
+		}
+		return 0, 0, nil
+	}
+	return uid, gid, err
 }
 
 func (x *executor) time(t *time.Time) time.Time {

@@ -34,19 +34,21 @@ func makeTree(t *testing.T, rootOwned bool, files ...string) *tree.Tree {
 func write(t *testing.T, base *tree.Tree, steps ...Step) (string, error) {
 	t.Helper()
 	var b bytes.Buffer
-	o := Options{Now: now, Users: func(_ *tree.Tree, name string, group bool) (uint32, error) {
+	o := Options{Now: now, Users: func(_ *tree.Tree, name string, group bool) (uint32, uint32, error) {
 		if name != "joe" {
-			return 0, errs.New(errs.Invalid, "unable to find %s", name)
+			return 0, 0, errs.New(errs.Invalid, "unable to find %s", name)
 		}
-		return map[bool]uint32{false: 1000, true: 100}[group], nil
+		return 1000, map[bool]uint32{false: 1001, true: 100}[group], nil
 	}}
+	warnings := ""
+	o.Warn = func(text string) { warnings += "\nwarning: " + text }
 	for i := range steps {
 		steps[i].Owner = func(ops.Identity) *tree.Tree { return base }
 	}
 	if err := Write(context.Background(), &b, base, steps, o); err != nil {
 		return "", err
 	}
-	return list(t, &b), nil
+	return list(t, &b) + warnings, nil
 }
 
 // list describes the entries of a tar, one per line.
@@ -117,7 +119,10 @@ func TestCopy(t *testing.T) {
 			c.Owner = &ops.Owner{User: &ops.Identity{Name: "joe"}, Group: &ops.Identity{Name: "joe"}}
 		}),
 			"n/ 755 1000:100\n" + `n/x 644 1000:100 "1"`},
-		{"owner by number", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{ID: 5}} }), `x 644 5:0 "1"`},
+		{"owner by number", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{ID: 5}} }), `x 644 5:5 "1"`},
+		{"owner and group by number", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{ID: 5}, Group: &ops.Identity{}} }), `x 644 5:0 "1"`},
+		{"owner with the group of passwd", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{Name: "joe"}} }), `x 644 1000:1001 "1"`},
+		{"unknown owner", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{Name: "nobody"}} }), `x 644 "1"` + "\n" + `warning: owner "nobody": unable to find nobody; 0 is used`},
 		{"mode", cp("/a", "/x", func(c *ops.Copy) { c.Mode = "4711" }), `x 4711 "1"`},
 		{"mode in symbols", cp("/d", "/x", func(c *ops.Copy) { c.Mode = "go=,u+X" }), "x/ 755\nx/e/ 700\n" + `x/e/g 600 "4"` + "\n" + `x/f 600 "3"` + "\nx/l 777 -> f"},
 		{"exclude", cp("/d", "/x", func(c *ops.Copy) { c.Exclude = []string{"e"} }), "x/ 755\n" + `x/f 644 "3"` + "\nx/l 777 -> f"},
@@ -152,7 +157,6 @@ func TestCopyRefuses(t *testing.T) {
 		{"source through a file", cp("/a/b", "/x"), `"/a/b": not found`},
 		{"directory over a file", cp("/d", "/file"), "cannot copy to non-directory: /file"},
 		{"file over a directory", cp("/d", "/x", func(c *ops.Copy) { c.Dest = "/over" }), "cannot replace directory /over/f with file"},
-		{"unknown owner", cp("/a", "/x", func(c *ops.Copy) { c.Owner = &ops.Owner{User: &ops.Identity{Name: "nobody"}} }), "unable to find nobody"},
 		{"mode", cp("/a", "/x", func(c *ops.Copy) { c.Mode = "rwx" }), "mode"},
 		{"destination without its directory", cp("/a", "/no/x", func(c *ops.Copy) { c.MakeDest = false }), "does not exist"},
 		{"reserved name", cp("/a", "/.wh.x"), "reserved"},

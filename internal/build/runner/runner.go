@@ -216,22 +216,16 @@ func (r *Runner) Mount(ctx context.Context, chain oci.Chain) (_ solver.View, err
 }
 
 // LookupUser implements solver.Worker.
-func (r *Runner) LookupUser(t *tree.Tree, name string, group bool) (uint32, error) {
+func (r *Runner) LookupUser(t *tree.Tree, name string, group bool) (uid, gid uint32, err error) {
 	if t == nil {
-		return 0, errs.New(errs.Invalid, "unable to find %s: the file system has no /etc/passwd", name)
+		return 0, 0, errs.New(errs.Invalid, "unable to find %s: the file system has no /etc/passwd", name)
 	}
 	word := name
 	if group {
 		word = "0:" + name
 	}
 	a, err := rootfs.LookupUser(t.Root(), word, nil)
-	if err != nil {
-		return 0, err
-	}
-	if group {
-		return a.GID, nil
-	}
-	return a.UID, nil
+	return a.UID, a.GID, err
 }
 
 // endLimit bounds the work after a step was cancelled.

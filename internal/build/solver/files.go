@@ -53,8 +53,9 @@ func (j *Job) fileOptions() fileop.Options {
 }
 
 // files executes file operations. Every output is one layer on the input that its actions start from.
-func (j *Job) files(ctx context.Context, op *ops.Files, ins []*Result) (map[int]oci.Chain, error) {
+func (j *Job) files(ctx context.Context, op *ops.Files, ins []*Result, log func(stderr bool, data []byte)) (map[int]oci.Chain, error) {
 	f := filesRun{j: j, ctx: ctx, op: op, ins: ins, o: j.fileOptions(), made: map[int]*Result{}}
+	f.o.Warn = func(text string) { log(true, []byte("WARNING: "+text+"\n")) }
 	out := map[int]oci.Chain{}
 	for i, a := range op.Actions {
 		if a.Output < 0 {

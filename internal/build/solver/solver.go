@@ -60,8 +60,8 @@ type Worker interface {
 	Mount(ctx context.Context, chain oci.Chain) (View, error)
 	// Run executes a command and returns the outputs. The error is an *ExitError when the command ran and failed.
 	Run(ctx context.Context, l Leaser, r *Run) (map[int]oci.Chain, error)
-	// LookupUser returns the number of a name in /etc/passwd or /etc/group of t.
-	LookupUser(t *tree.Tree, name string, group bool) (uint32, error)
+	// LookupUser returns the numbers of a user in /etc/passwd of t, or of a group in /etc/group. An unknown name is errs.Invalid.
+	LookupUser(t *tree.Tree, name string, group bool) (uid, gid uint32, err error)
 }
 
 // Leaser protects layers from collection until a job ends.
@@ -327,8 +327,8 @@ func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
 			}})
 		})
 	case *ops.Files:
-		return j.cached(v, ins, func(ctx context.Context, _ func(bool, []byte)) (map[int]oci.Chain, error) {
-			return j.files(ctx, op, ins)
+		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
+			return j.files(ctx, op, ins, log)
 		})
 	default:
 		r, err := j.o.Client.Source(j.ctx, j.o.Lease, v, func(s Status) { j.o.Progress.Status(v, s) })

@@ -111,7 +111,7 @@ func (w *fakeWorker) Run(ctx context.Context, _ Leaser, r *Run) (map[int]oci.Cha
 	return map[int]oci.Chain{0: append(base[:len(base):len(base)], layer)}, nil
 }
 
-func (w *fakeWorker) LookupUser(*tree.Tree, string, bool) (uint32, error) { return 7, nil }
+func (w *fakeWorker) LookupUser(*tree.Tree, string, bool) (uint32, uint32, error) { return 7, 7, nil }
 
 // fakeClient has directories and one image.
 type fakeClient struct{ dirs map[string]*tree.Tree }
