@@ -20,11 +20,12 @@ import (
 	"ply/internal/oci"
 )
 
-// Digests remembers the digests of files, so that a file that did not change is not read again. Safe for concurrent use.
+// Digests remembers the digests and extended attributes of files, so that a file that did not change is not opened again. Safe for concurrent use.
 //
 // A file is taken as unchanged when device, inode, size, and the times of content and attributes are the same. A file that changed a moment
 // before it was read could change again without a new time, so its digest is not remembered, as git does it.
 type Digests struct {
+	racy  time.Duration // coarser than the clock of any file system
 	mu    sync.Mutex
 	files map[fileID]known
 }
@@ -33,28 +34,30 @@ type known struct {
 	size         int64
 	mtime, ctime unix.Timespec
 	digest       [sha256.Size]byte
+	xattrs       map[string]string
 }
 
 const (
-	maxDigests = 1 << 20         // files that Digests remembers
-	racy       = 2 * time.Second // coarser than the clock of any file system
+	maxDigests = 1 << 20 // files that Digests remembers
+	racy       = 2 * time.Second
 )
 
 // NewDigests returns an empty memory.
-func NewDigests() *Digests { return &Digests{files: map[fileID]known{}} }
+func NewDigests() *Digests { return &Digests{racy: racy, files: map[fileID]known{}} }
 
-func (d *Digests) get(id fileID, st *unix.Stat_t) (sum [sha256.Size]byte, ok bool) {
+func (d *Digests) get(st *unix.Stat_t) (k known, ok bool) {
 	if d == nil {
-		return sum, false
+		return k, false
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	k, ok := d.files[id]
-	return k.digest, ok && k.size == st.Size && k.mtime == st.Mtim && k.ctime == st.Ctim
+	k, ok = d.files[fileID{st.Dev, st.Ino}]
+	return k, ok && k.size == st.Size && k.mtime == st.Mtim && k.ctime == st.Ctim
 }
 
-func (d *Digests) put(id fileID, st *unix.Stat_t, read time.Time, sum [sha256.Size]byte) {
-	if d == nil || read.Sub(time.Unix(st.Ctim.Unix())) < racy || read.Sub(time.Unix(st.Mtim.Unix())) < racy {
+// put remembers a file that was examined from the time read on.
+func (d *Digests) put(id fileID, st *unix.Stat_t, read time.Time, sum [sha256.Size]byte, xattrs map[string]string) {
+	if d == nil || read.Sub(time.Unix(st.Ctim.Unix())) < d.racy || read.Sub(time.Unix(st.Mtim.Unix())) < d.racy {
 		return
 	}
 	d.mu.Lock()
@@ -67,11 +70,14 @@ func (d *Digests) put(id fileID, st *unix.Stat_t, read time.Time, sum [sha256.Si
 			}
 		}
 	}
-	d.files[id] = known{st.Size, st.Mtim, st.Ctim, sum}
+	d.files[id] = known{st.Size, st.Mtim, st.Ctim, sum, xattrs}
 }
 
 // content returns the digest of a regular file.
 func (e *Entry) content() (sum [sha256.Size]byte, err error) {
+	if e.sum != nil {
+		return *e.sum, nil
+	}
 	f, err := e.Open()
 	if err != nil {
 		return sum, err
@@ -81,10 +87,9 @@ func (e *Entry) content() (sum [sha256.Size]byte, err error) {
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return sum, err
 	}
-	if sum, ok := e.tree.digest.get(e.Info.id, &before); ok {
-		return sum, nil
+	if k, ok := e.tree.digest.get(&before); ok {
+		return k.digest, nil
 	}
-	start := time.Now()
 	h := sha256.New()
 	n, err := io.Copy(h, f)
 	if err != nil {
@@ -94,8 +99,8 @@ func (e *Entry) content() (sum [sha256.Size]byte, err error) {
 	if err := unix.Fstat(int(f.Fd()), &after); err != nil {
 		return sum, err
 	}
-	if n == before.Size && before.Mtim == after.Mtim && before.Ctim == after.Ctim {
-		e.tree.digest.put(e.Info.id, &before, start, sum)
+	if n == before.Size && before.Mtim == after.Mtim && before.Ctim == after.Ctim && before.Ctim == e.Info.ctime {
+		e.tree.digest.put(e.Info.id, &before, e.seen, sum, e.Info.Xattrs)
 	}
 	return sum, nil
 }
@@ -130,7 +135,7 @@ func (t *Tree) Digest(ctx context.Context, selections []Selection) (oci.Digest, 
 		number(h, uint64(len(items)))
 		for _, item := range items {
 			text(h, item)
-			err := t.Walk(item, WalkOptions{Follow: s.Follow, Include: s.Include, Exclude: s.Exclude, Context: ctx}, func(e *Entry) error { return e.hash(h) })
+			err := t.Walk(item, WalkOptions{Follow: s.Follow, Include: s.Include, Exclude: s.Exclude, Context: ctx, known: true}, func(e *Entry) error { return e.hash(h) })
 			if err != nil {
 				return "", selectError(s.Src, err)
 			}

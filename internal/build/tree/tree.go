@@ -78,6 +78,7 @@ type Info struct {
 
 	id    fileID
 	links uint64
+	ctime unix.Timespec
 }
 
 // fileID says which file an Info is of, for hard links and for the memory of digests.
@@ -101,13 +102,7 @@ func (t *Tree) info(f *os.File) (i Info, err error) {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return i, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
 	}
-	i = Info{
-		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Time: time.Unix(st.Mtim.Unix()).UTC(), Rdev: st.Rdev,
-		id: fileID{st.Dev, st.Ino}, links: uint64(st.Nlink),
-	}
-	if t.opts.RootOwned {
-		i.UID, i.GID = 0, 0
-	}
+	i = t.infoOf(&st)
 	if i.IsLink() {
 		if i.Link, err = safepath.Readlinkat(f, ""); err != nil {
 			return i, err
@@ -115,6 +110,18 @@ func (t *Tree) info(f *os.File) (i Info, err error) {
 	}
 	i.Xattrs, err = xattrs(f)
 	return i, err
+}
+
+// infoOf returns what a stat says, which is all but the target of a link and the extended attributes.
+func (t *Tree) infoOf(st *unix.Stat_t) Info {
+	i := Info{
+		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Time: time.Unix(st.Mtim.Unix()).UTC(), Rdev: st.Rdev,
+		id: fileID{st.Dev, st.Ino}, links: uint64(st.Nlink), ctime: st.Ctim,
+	}
+	if t.opts.RootOwned {
+		i.UID, i.GID = 0, 0
+	}
+	return i
 }
 
 // kept reports whether a layer keeps an extended attribute.

@@ -195,6 +195,45 @@ func TestDigestsAreNotStale(t *testing.T) {
 	}
 }
 
+// A file whose digest is remembered is not opened, and every change of it is seen.
+func TestDigestsSeeChanges(t *testing.T) {
+	for _, c := range []struct {
+		what   string
+		change func(p string) error
+	}{
+		{"content", func(p string) error { return os.WriteFile(p, []byte("2"), 0o644) }},
+		{"mode", func(p string) error { return os.Chmod(p, 0o600) }},
+		{"attribute", func(p string) error { return unix.Setxattr(p, "user.x", []byte("y"), 0) }},
+		{"another file", func(p string) error {
+			return errors.Join(os.WriteFile(p+".new", []byte("3"), 0o644), os.Rename(p+".new", p))
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			d := NewDigests()
+			d.racy = -time.Hour
+			tr, dir := newTree(t, Options{Digests: d}, "f = 1")
+			p := filepath.Join(dir, "f")
+			first := digest(t, tr, Selection{Src: "/"})
+			opened := true
+			if err := tr.Walk("/", WalkOptions{known: true}, func(e *Entry) error { opened = e.Rel == "f" && e.sum == nil; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if opened || digest(t, tr, Selection{Src: "/"}) != first {
+				t.Error("the digest is not remembered")
+			}
+			var before, after unix.Stat_t
+			for err := unix.Stat(p, &before); before.Ctim == after.Ctim || after.Ino == 0; err = unix.Stat(p, &after) { // a clock may be coarse
+				if err = errors.Join(err, c.change(p)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if digest(t, tr, Selection{Src: "/"}) == first {
+				t.Error("the change was not seen")
+			}
+		})
+	}
+}
+
 // A directory that is exchanged for a link while it is walked leads nowhere else.
 func TestWalkRacesLinks(t *testing.T) {
 	secret := t.TempDir()

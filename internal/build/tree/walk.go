@@ -2,12 +2,14 @@ package tree
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"os"
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,14 +25,18 @@ type WalkOptions struct {
 	Depth   int // levels below the start; 0 = all
 	Bare    bool
 	Context context.Context // ends the walk; nil = never
+
+	known bool // a regular file whose digest is remembered is not opened; its Entry cannot be either
 }
 
 // Entry is a file that a walk found. It is valid until the visitor returns.
 type Entry struct {
 	Rel  string // path below the start; "" for the start
 	Info Info
-	node *os.File
+	node *os.File // nil for a directory, and for a file with a digest
 	tree *Tree
+	seen time.Time // no later than Info
+	sum  *[sha256.Size]byte
 }
 
 // Open opens the regular file for reading. Other kinds are ENXIO.
@@ -58,6 +64,7 @@ func (t *Tree) Walk(start string, o WalkOptions, visit func(*Entry) error) (err 
 	if err != nil {
 		return err
 	}
+	seen := time.Now()
 	info, err := t.info(node)
 	if err != nil {
 		return err
@@ -66,7 +73,7 @@ func (t *Tree) Walk(start string, o WalkOptions, visit func(*Entry) error) (err 
 		if !m.taken {
 			return absent(start)
 		}
-		return visit(&Entry{Info: info, node: node, tree: t})
+		return visit(&Entry{Info: info, node: node, tree: t, seen: seen})
 	}
 	return w.dir(node, real, info, m)
 }
@@ -135,6 +142,16 @@ func (w *walker) child(dirs *safepath.Dirs, l *level, name string) error {
 	if !next.match.taken && !next.match.descend {
 		return nil
 	}
+	seen := time.Now()
+	if w.o.known && next.match.taken {
+		if e := w.remembered(int(dirs.Dir().Fd()), name, next.rel); e != nil {
+			if err := w.visitDirs(); err != nil {
+				return err
+			}
+			e.seen = seen
+			return w.visit(e)
+		}
+	}
 	fd, err := unix.Openat(int(dirs.Dir().Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil // removed meanwhile
@@ -154,7 +171,7 @@ func (w *walker) child(dirs *safepath.Dirs, l *level, name string) error {
 		if err := w.visitDirs(); err != nil {
 			return err
 		}
-		return w.visit(&Entry{Rel: next.rel, Info: next.info, node: node, tree: w.t})
+		return w.visit(&Entry{Rel: next.rel, Info: next.info, node: node, tree: w.t, seen: seen})
 	}
 	if w.o.Depth > 0 && len(w.stack) >= w.o.Depth {
 		if !next.match.taken {
@@ -177,6 +194,21 @@ func (w *walker) child(dirs *safepath.Dirs, l *level, name string) error {
 		return err
 	}
 	return w.push(f, next)
+}
+
+// remembered returns a regular file of the directory dir whose digest is known; nil for any other.
+func (w *walker) remembered(dir int, name, rel string) *Entry {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil
+	}
+	k, ok := w.t.digest.get(&st)
+	if !ok {
+		return nil
+	}
+	e := &Entry{Rel: rel, Info: w.t.infoOf(&st), tree: w.t, sum: &k.digest}
+	e.Info.Xattrs = k.xattrs
+	return e
 }
 
 // push reads the names of a directory and makes it the lowest one.
