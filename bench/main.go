@@ -32,7 +32,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
 	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
-	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,run,commit,push,coldpush,rmi,idle,disk (default all)")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,run,commit,push,coldpush,rmi,disk,build,curves,idle (default all; curves takes minutes and writes docs/build-*.svg)")
 	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
 	flag.Parse()
@@ -115,7 +115,7 @@ func run(o options) error {
 		f    func() ([]row, error)
 	}{
 		{"pull", w.pull}, {"upper", w.upper}, {"rmi", w.rmiJournaled}, {"run", w.run}, {"commit", w.commit}, {"push", w.push},
-		{"coldpush", w.coldPush}, {"disk", w.disk}, {"idle", w.idle},
+		{"coldpush", w.coldPush}, {"disk", w.disk}, {"build", w.build}, {"curves", w.buildCurves}, {"idle", w.idle},
 	}
 	var rows []row
 	for _, m := range measures {
