@@ -16,6 +16,7 @@ VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 build:
 	@test/setup/packages $(BUILD_NEEDS)
 	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
+	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o bin/ply-registry ./cmd/ply-registry
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim
 
@@ -54,9 +55,9 @@ bench: build
 	go run -tags isal ./bench $(BENCH)
 
 install: build
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim ply-registry)
 	PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install $(DESTDIR)$(PREFIX)
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim ply-registry)
 	packaging/uninstall $(DESTDIR)$(PREFIX)

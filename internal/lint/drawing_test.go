@@ -50,6 +50,13 @@ var drawnRecords = map[string][]drawnRecord{
 		{"containers/<hex>/shim.json", "container/shim", "Config", "Version"},
 		{"containers/<hex>/shim.pid, init.pid", "container/shim", "Identity", "Version"},
 	},
+	"registry.md": {
+		{"repositories", "registry/metadata/bolt", "repositoryRecord", "repositoryVersion"},
+		{"manifests", "registry/metadata/bolt", "manifestRecord", "manifestVersion"},
+		{"tags", "registry/metadata/bolt", "tagRecord", "tagVersion"},
+		{"links", "registry/metadata/bolt", "linkRecord", "linkVersion"},
+		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
+	},
 }
 
 // The documents draw every field of every stored struct.

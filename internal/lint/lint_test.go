@@ -52,7 +52,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 var floors = [][]string{
 	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
 	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence"},
-	{"store"},
+	{"store", "registry"},
 	{"image", "container", "transfer", "network", "volume", "config", "system", "build"},
 	{"engine", "api", "cli"},
 }
@@ -130,6 +130,10 @@ func TestBinariesStaySmall(t *testing.T) {
 			"ply/internal/store": "the shim is multiplied by every container", "go.etcd.io/bbolt": "the shim is multiplied by every container",
 			"net/http": "the shim is multiplied by every container", "github.com/moby/buildkit": "the shim is multiplied by every container",
 		},
+		"ply/cmd/ply-registry": {
+			"ply/internal/store": "the registry has nothing of the engine", "ply/internal/engine": "the registry has nothing of the engine",
+			"github.com/opencontainers/runc": "the registry runs no container", "github.com/moby/buildkit": "the registry builds nothing",
+		},
 	}
 	for _, p := range list(t, "./cmd/...") {
 		for ban, why := range bans[p.ImportPath] {
@@ -143,10 +147,29 @@ func TestBinariesStaySmall(t *testing.T) {
 	}
 }
 
+// The registry shares the ground of the house with the engine, and nothing else; the engine knows it as it knows any registry.
+func TestRegistryStandsAlone(t *testing.T) {
+	shared := []string{"errs", "durable", "safepath", "record", "version", "oci", "compress", "registry"}
+	for _, p := range list(t, "./...") {
+		for _, imp := range p.Imports {
+			if !strings.HasPrefix(imp, "ply/internal/") {
+				continue
+			}
+			from, to := room(p.ImportPath), room(imp)
+			if from == "registry" && !slices.Contains(shared, to) {
+				t.Errorf("%s imports %s, which belongs to the engine", p.ImportPath, imp)
+			}
+			if to == "registry" && from != "registry" && p.ImportPath != "ply/cmd/ply-registry" {
+				t.Errorf("%s imports %s: only the registry's command may", p.ImportPath, imp)
+			}
+		}
+	}
+}
+
 // Third-party libraries stop at one adapter package.
 func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 	homes := map[string][]string{
-		"go.etcd.io/bbolt":                            {"ply/internal/store/meta"},
+		"go.etcd.io/bbolt":                            {"ply/internal/store/meta", "ply/internal/registry/metadata/bolt"},
 		"github.com/moby/moby/api":                    {"ply/internal/api/", "ply/internal/cli"},
 		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/seccomp", "ply/cmd/ply-shim"},
 		"github.com/vishvananda/netlink":              {"ply/internal/network/bridge", "ply/internal/network/namespace"},

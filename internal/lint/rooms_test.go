@@ -42,7 +42,14 @@ var inside = map[string][][]string{
 		{"network/ports"},
 		{"network/bridge"},
 	},
-	"record":   {{"record"}, {"record/recordtest"}},
+	"record": {{"record"}, {"record/recordtest"}},
+	"registry": {
+		{"registry/content"},
+		{"registry/access", "registry/metadata", "registry/blobs"},
+		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/blobs/blobstest", "registry/blobs/directory", "registry/repository"},
+		{"registry/api"},
+		{"registry/server"},
+	},
 	"safepath": {{"safepath"}, {"safepath/racetest"}},
 	"store": {
 		{"store/blob", "store/meta", "store/gc", "store/layer", "store/check"},

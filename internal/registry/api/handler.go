@@ -1,0 +1,178 @@
+package api
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/registry/access"
+	"ply/internal/registry/content"
+	"ply/internal/registry/repository"
+)
+
+// Options configure a Handler.
+type Options struct {
+	Repositories *repository.Service
+	Gate         access.Gate  // nil = access.Open
+	ReadOnly     bool         // nothing can be changed
+	NoDelete     bool         // nothing can be deleted
+	Log          *slog.Logger // nil = none
+	// Stall is how long a client may send nothing in the middle of a body; 0 = 1 minute.
+	Stall time.Duration
+}
+
+// Handler serves the paths below /v2.
+type Handler struct {
+	Options
+}
+
+// New returns a handler.
+func New(o Options) *Handler {
+	if o.Gate == nil {
+		o.Gate = access.Open
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Stall == 0 {
+		o.Stall = time.Minute
+	}
+	return &Handler{o}
+}
+
+// ServeHTTP decides what a request means and whether it is allowed, and serves it.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// A deadline of the request before stays on the connection.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	if err := h.serve(w, r); err != nil {
+		e := translate(err)
+		if e.Status >= 500 {
+			h.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "status", e.Status, "err", err)
+		}
+		writeError(w, r, e)
+	}
+}
+
+func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
+	t := parsePath(r.URL.Path)
+	if r.URL.RawPath != "" && strings.Contains(strings.ToLower(r.URL.RawPath), "%2f") {
+		t = target{} // another spelling of a path, which a proxy in front may take for another path
+	}
+	caller, err := h.Gate.Identify(r)
+	if err != nil {
+		return h.refuse(w, r, t, err)
+	}
+	methods, ok := routes[t.kind]
+	if !ok {
+		if caller.Name() == "" && !caller.Admin() { // do not answer strangers about paths
+			return h.denied(w, r, caller, "")
+		}
+		return errNotFound
+	}
+	q := &request{w: w, r: r, caller: caller, ref: t.ref}
+	to, ok := methods[r.Method]
+	if t.name != "" {
+		if q.repo, err = content.ParseRepository(t.name); err != nil {
+			e := *errName
+			e.Detail = t.name
+			return &e
+		}
+	}
+	needs := to.action
+	if !ok {
+		needs = access.Pull
+	}
+	switch {
+	case q.repo == "" && !allowedIn(caller, t.kind):
+		return h.denied(w, r, caller, "")
+	case q.repo != "" && !caller.May(q.repo, needs):
+		return h.denied(w, r, caller, q.repo, scope(needs)...)
+	}
+	if !ok || h.ReadOnly && needs != access.Pull && needs != "" || h.NoDelete && needs == access.Delete {
+		w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
+		return fail(http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported")
+	}
+	return to.serve(h, q)
+}
+
+// allowedIn reports whether a caller may use a path without a repository. The base tells clients whether they must log in; lists
+// show to everyone what they may pull.
+func allowedIn(c access.Caller, k kind) bool {
+	return k == kindCatalog || c.Name() != "" || c.May("", access.Pull)
+}
+
+// scope returns the actions that a client should ask for in order to do one. Clients that push also read.
+func scope(a access.Action) []access.Action {
+	switch a {
+	case access.Push:
+		return []access.Action{access.Pull, access.Push}
+	case access.Delete:
+		return []access.Action{access.Pull, access.Push, access.Delete}
+	}
+	return []access.Action{access.Pull}
+}
+
+// denied returns the error for a caller who may not do something: to log in, where that helps.
+func (h *Handler) denied(w http.ResponseWriter, r *http.Request, c access.Caller, repo content.Repository, a ...access.Action) error {
+	challenge := h.Gate.Challenge(r, c, repo, a...)
+	if challenge == "" {
+		return fail(http.StatusForbidden, "DENIED", "requested access to the resource is denied")
+	}
+	w.Header().Set("WWW-Authenticate", challenge)
+	type item struct {
+		Type   string             `json:"Type"`
+		Name   content.Repository `json:"Name"`
+		Action access.Action      `json:"Action"`
+	}
+	var detail []item
+	for _, action := range a {
+		detail = append(detail, item{"repository", repo, action})
+	}
+	e := fail(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required")
+	if detail != nil {
+		e.Detail = detail
+	}
+	return e
+}
+
+// refuse returns the error for credentials that are wrong.
+func (h *Handler) refuse(w http.ResponseWriter, r *http.Request, t target, err error) error {
+	if errors.Is(err, errs.Exhausted) {
+		return &Error{Status: http.StatusTooManyRequests, Code: "TOOMANYREQUESTS", Message: err.Error(), Cause: err}
+	}
+	if errors.Is(err, errs.Unauthorized) {
+		repo, perr := content.ParseRepository(t.name)
+		var actions []access.Action
+		if perr == nil {
+			actions = scope(routes[t.kind][r.Method].action)
+		}
+		if c := h.Gate.Challenge(r, nil, repo, actions...); c != "" {
+			w.Header().Set("WWW-Authenticate", c)
+		}
+	}
+	return err
+}
+
+func (h *Handler) base(q *request) error {
+	q.w.Header().Set("Content-Type", "application/json")
+	q.w.Header().Set("Content-Length", "2")
+	if q.r.Method != http.MethodHead {
+		_, _ = q.w.Write([]byte("{}"))
+	}
+	return nil
+}
+
+func (h *Handler) deleteRepository(q *request) error {
+	if err := h.Repositories.Metadata.DeleteRepository(q.r.Context(), q.repo); err != nil {
+		return missing(err, errRepository, map[string]any{"name": q.repo})
+	}
+	q.w.WriteHeader(http.StatusAccepted)
+	return nil
+}

@@ -1,0 +1,180 @@
+// Package repository has what clients do to repositories, on the metadata and the blobs together: push, mount, pull and delete.
+//
+// Invariants: a blob can be read through a repository that links it, and through no other. Bytes are stored and linked under the
+// lock of their digest. What is acknowledged is durable.
+package repository
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"ply/internal/errs"
+	"ply/internal/registry/blobs"
+	"ply/internal/registry/content"
+	"ply/internal/registry/metadata"
+)
+
+// Service serves repositories. Safe for concurrent use.
+type Service struct {
+	Metadata metadata.Store
+	Blobs    blobs.Store
+	// Missing lets manifests refer to blobs and manifests that are not in their repository.
+	Missing bool
+}
+
+// OpenBlob opens a blob of a repository and returns its size in bytes. The caller closes it.
+func (s *Service) OpenBlob(ctx context.Context, repo content.Repository, d content.Digest) (io.ReadSeekCloser, int64, error) {
+	if _, err := s.Metadata.Link(ctx, repo, d); err != nil {
+		return nil, 0, err
+	}
+	return s.Blobs.Open(ctx, d)
+}
+
+// StatBlob returns the size of a blob of a repository. It does not count a blob whose bytes are gone, so that clients push it again.
+// The blob is kept for the grace time.
+func (s *Service) StatBlob(ctx context.Context, repo content.Repository, d content.Digest) (int64, error) {
+	l, err := s.Metadata.Link(ctx, repo, d)
+	if err != nil {
+		return 0, err
+	}
+	size, err := s.Blobs.Stat(ctx, d)
+	if err == nil && size != l.Size {
+		err = errs.New(errs.NotFound, "blob %s is damaged", d)
+	}
+	s.Metadata.Touch(repo, d)
+	return size, err
+}
+
+// Begin starts an upload. The caller closes it.
+func (s *Service) Begin(ctx context.Context, repo content.Repository, owner string, a content.Algorithm) (blobs.Upload, error) {
+	return s.Blobs.Begin(ctx, blobs.Session{ID: blobs.NewID(), Repository: repo, Owner: owner, Algorithm: a, Started: time.Now().UTC().Truncate(time.Second)})
+}
+
+const (
+	resumeWait = 10 * time.Second // for a request that has not noticed yet that its client is gone
+	resumePoll = 20 * time.Millisecond
+)
+
+// Resume returns an upload of a repository, and waits for another request that holds it. The error's class is errs.NotFound when it
+// belongs to another repository or another owner. The caller closes it.
+func (s *Service) Resume(ctx context.Context, repo content.Repository, owner, id string) (blobs.Upload, error) {
+	deadline := time.Now().Add(resumeWait)
+	for {
+		u, err := s.Blobs.Resume(ctx, id)
+		if err == nil {
+			if session := u.Session(); session.Repository != repo || session.Owner != owner {
+				return nil, errors.Join(errs.New(errs.NotFound, "upload %q does not exist", id), u.Close())
+			}
+			return u, nil
+		}
+		if !errors.Is(err, errs.Conflict) || time.Now().After(deadline) {
+			return nil, err
+		}
+		select {
+		case <-time.After(resumePoll):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// Finish stores the bytes of an upload and links them.
+func (s *Service) Finish(ctx context.Context, u blobs.Upload, d content.Digest) error {
+	release, err := s.Metadata.Lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	size, err := u.Store(ctx, d)
+	if err != nil {
+		return err
+	}
+	return s.Metadata.PutLink(ctx, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
+}
+
+const holdersPage = 100
+
+// Mount links a blob of another repository. Without from it takes any repository that may allows. The error's class is
+// errs.NotFound when there is none.
+func (s *Service) Mount(ctx context.Context, from, to content.Repository, d content.Digest, may func(content.Repository) bool) error {
+	if from != "" {
+		if !may(from) {
+			return errs.New(errs.NotFound, "blob %s is not in repository %s", d, from)
+		}
+		return s.Metadata.Mount(ctx, from, to, d)
+	}
+	for after := content.Repository(""); ; {
+		holders, err := s.Metadata.Holders(ctx, d, after, holdersPage)
+		if err != nil {
+			return err
+		}
+		for _, r := range holders {
+			if !may(r) {
+				continue
+			}
+			if err := s.Metadata.Mount(ctx, r, to, d); !errors.Is(err, errs.NotFound) {
+				return err
+			}
+		}
+		if len(holders) < holdersPage {
+			return errs.New(errs.NotFound, "blob %s is not in a repository that can be read", d)
+		}
+		after = holders[len(holders)-1]
+	}
+}
+
+// Push is a manifest to store.
+type Push struct {
+	Repository  content.Repository
+	Digest      content.Digest // "" = sha256 of the payload
+	ContentType string
+	Payload     []byte
+	Tags        []content.Tag
+	Condition   metadata.Condition
+}
+
+// PutManifest stores a manifest and returns its digest and what it is. The error's class is errs.Invalid when the manifest is not
+// valid, and a *DigestError when it has another digest; see metadata.Writer for further ones.
+func (s *Service) PutManifest(ctx context.Context, p Push) (content.Digest, *content.Manifest, error) {
+	want := p.Digest
+	if want == "" {
+		want = content.SHA256.Of(p.Payload)
+	} else if got := want.Algorithm().Of(p.Payload); got != want {
+		return "", nil, &DigestError{Want: want, Got: got}
+	}
+	m, err := content.ParseManifest(p.Payload, p.ContentType)
+	if err != nil {
+		return "", nil, err
+	}
+	return want, m, s.Metadata.PutManifest(ctx, metadata.Write{
+		Repository: p.Repository, Digest: want, Payload: p.Payload, Parsed: m, Tags: p.Tags, Condition: p.Condition, Missing: s.Missing,
+	})
+}
+
+// DigestError says that content has another digest than its client said. Its class is errs.Invalid.
+type DigestError struct{ Want, Got content.Digest }
+
+func (e *DigestError) Error() string {
+	return "content has digest " + string(e.Got) + ", not " + string(e.Want)
+}
+
+// Is reports whether target is errs.Invalid.
+func (e *DigestError) Is(target error) bool { return target == errs.Invalid }
+
+// Manifest returns a manifest by its digest or its tag, with its bytes. The manifest is kept for the grace time.
+func (s *Service) Manifest(ctx context.Context, repo content.Repository, d content.Digest, tag content.Tag) (metadata.Manifest, []byte, error) {
+	if tag != "" {
+		t, err := s.Metadata.Tag(ctx, repo, tag)
+		if err != nil {
+			return metadata.Manifest{}, nil, err
+		}
+		d = t.Digest
+	}
+	m, payload, err := s.Metadata.Payload(ctx, repo, d)
+	if err == nil {
+		s.Metadata.Touch(repo, d)
+	}
+	return m, payload, err
+}

@@ -1,0 +1,106 @@
+// Package server composes the registry: it opens the stores, joins the services, and serves them until it is told to end. It has
+// no logic of its own.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"ply/internal/durable"
+	"ply/internal/registry/api"
+	"ply/internal/registry/blobs/directory"
+	"ply/internal/registry/metadata/bolt"
+	"ply/internal/registry/repository"
+)
+
+// Options configure a Server.
+type Options struct {
+	Root    string // directory of everything durable
+	Missing bool   // manifests may refer to what is not there
+	Log     *slog.Logger
+}
+
+// Server is a registry.
+type Server struct {
+	o            Options
+	repositories *repository.Service
+	http         *http.Server
+}
+
+// Limits of the HTTP server. Bodies have limits of their own (see package api).
+const (
+	headerTimeout = 15 * time.Second
+	idleTimeout   = 3 * time.Minute
+	maxHeader     = 64 << 10 // bytes
+)
+
+// Open opens the stores below the root. The caller closes the server.
+func Open(o Options) (_ *Server, err error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if err := durable.MkdirPrivate(durable.OS, o.Root); err != nil {
+		return nil, err
+	}
+	meta, err := bolt.Open(filepath.Join(o.Root, "metadata.db"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, meta.Close())
+		}
+	}()
+	bytes, err := directory.Open(durable.OS, o.Root)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{o: o, repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
+	mux := http.NewServeMux()
+	registry := api.New(api.Options{Repositories: s.repositories, Log: o.Log})
+	s.http = &http.Server{
+		Handler:           route(registry, mux),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// route sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
+func route(registry, rest http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.URL.Path) >= 3 && r.URL.Path[:3] == "/v2" {
+			registry.ServeHTTP(w, r)
+			return
+		}
+		rest.ServeHTTP(w, r)
+	})
+}
+
+// Serve serves a listener until Shutdown.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown lets the requests that were begun end until ctx is done, then cuts them off.
+func (s *Server) Shutdown(ctx context.Context) error {
+	if err := s.http.Shutdown(ctx); err != nil {
+		return errors.Join(err, s.http.Close())
+	}
+	return nil
+}
+
+// Close closes the stores. Nothing is served any more.
+func (s *Server) Close() error {
+	return errors.Join(s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
+}
