@@ -27,6 +27,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/transfer"
+	"ply/internal/transfer/pull"
 	"ply/internal/transfer/push"
 )
 
@@ -40,9 +41,10 @@ type Images interface {
 	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
 }
 
-// Puller fetches base images; pull.Puller has it.
+// Puller fetches base images and caches; pull.Puller has it.
 type Puller interface {
 	Pull(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error
+	Source(ref oci.Reference, creds transfer.Credentials, progress transfer.Sink) *pull.Source
 }
 
 // Pusher sends content to registries; push.Pusher has it.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"ply/internal/build/cachetransfer"
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
@@ -69,6 +70,15 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 		}
 		m.chain = root.Chain
 		m.advance(root)
+	}
+	inline, err := b.inlineCache(ctx, out.Graph.Root, m.chain)
+	if err != nil {
+		return nil, err
+	}
+	if inline != nil {
+		if m.fields[cachetransfer.InlineField], err = json.Marshal(inline); err != nil {
+			return nil, errs.New(errs.Internal, "inline cache: %w", err)
+		}
 	}
 	m.mark(len(m.config.History))
 	raw, err := m.encode(nil, len(m.config.History))

@@ -26,6 +26,8 @@ type Plan struct {
 	cancel context.CancelCauseFunc
 	resume func() bool // takes back that the end of the engine ends the build
 	close  func() error
+
+	opening chan struct{} // closed when the caches were opened; nil = there are none
 }
 
 // Plan runs the front end of a request. ctx is that of the whole build. Errors are those of Build.
@@ -40,17 +42,40 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 		s.work.Done()
 		return nil, err
 	}
+	from, err := parseImports(&req)
+	to, err2 := parseExports(&req)
+	if err := errors.Join(err, err2); err != nil {
+		s.work.Done()
+		return nil, err
+	}
 	p := &Plan{outs: outs}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	p.resume = context.AfterFunc(s.stop, func() { p.cancel(errs.New(errs.Unavailable, "the engine is stopping")) })
-	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}}
+	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}, cacheTo: to}
 	p.b.fetches = s.sources.For(req.Client, p.b.lease)
-	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache})
+	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache, Imports: p.imports(from, &req)})
 	p.close = sync.OnceValue(p.end)
 	if err := p.front(req); err != nil {
 		return nil, p.failure(errors.Join(err, p.Close()))
 	}
 	return p, nil
+}
+
+// imports begins to open the caches that results are taken from. The function that it returns waits for them.
+func (p *Plan) imports(list []cacheImport, req *Request) func() []*solver.Import {
+	if _, question := req.Front.Options["requestid"]; len(list) == 0 || req.NoCache || question {
+		return nil
+	}
+	p.opening = make(chan struct{})
+	var found []*solver.Import
+	go func() {
+		defer close(p.opening)
+		found = p.b.imports(p.ctx, list)
+	}()
+	return func() []*solver.Import {
+		<-p.opening
+		return found
+	}
 }
 
 func (p *Plan) front(req Request) (err error) {
@@ -87,6 +112,9 @@ func (p *Plan) end() error {
 	err := p.b.job.Close()
 	p.resume()
 	p.cancel(errClosed)
+	if p.opening != nil {
+		<-p.opening
+	}
 	p.b.lease.Release()
 	s.flush()
 	return err
@@ -114,5 +142,9 @@ func (p *Plan) finish() (*Result, error) {
 		}
 		images = append(images, m)
 	}
-	return p.b.export(p.ctx, p.outs, images, out.Index)
+	res, err := p.b.export(p.ctx, p.outs, images, out.Index)
+	if err == nil {
+		err = p.b.exportCaches(p.ctx, images, res)
+	}
+	return res, err
 }

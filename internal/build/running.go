@@ -8,11 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/build/buildkitkey"
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
@@ -39,6 +41,8 @@ type running struct {
 	mu     sync.Mutex
 	images map[string]*base
 	hits   map[oci.Digest]bool // vertices whose result was in the cache
+
+	cacheTo []cacheExport
 }
 
 // Start implements solver.Progress.
@@ -190,7 +194,9 @@ func (b *running) Source(ctx context.Context, l solver.Leaser, v *ops.Vertex, st
 		if op.Checksum != "" && (img.Manifest == nil || img.Manifest.Digest != op.Checksum) {
 			return nil, errs.New(errs.Precondition, "image %s does not have the digest %s", op.Ref, op.Checksum)
 		}
-		return &solver.Result{Chain: chain, Key: solver.SourceKey("layers", string(chain.ID())), Created: img.Created()}, nil
+		r := &solver.Result{Chain: chain, Key: solver.SourceKey("layers", string(chain.ID())), Created: img.Created()}
+		r.Sources = foreignSources(img, v.Platform, op.LayerLimit, chain)
+		return r, nil
 	case *ops.Local:
 		t, err := b.req.Client.Local(ctx, op)
 		if err != nil {
@@ -303,4 +309,17 @@ func decodeConfig(raw []byte) (c oci.Config, fields map[string]json.RawMessage, 
 		return c, nil, fmt.Errorf("config of the front end's result: %w", err)
 	}
 	return c, fields, nil
+}
+
+// foreignSources returns the digests under which the caches of BuildKit know an image: by the digest of its index or manifest, or by its layers.
+func foreignSources(img *image.Image, p oci.Platform, limit int, chain oci.Chain) (list []oci.Digest) {
+	for _, d := range img.Digests {
+		list = append(list, buildkitkey.Image(d.Digest(), p, limit))
+	}
+	for _, m := range img.Manifests {
+		list = append(list, buildkitkey.Image(m.Digest, p, limit))
+	}
+	list = append(list, buildkitkey.Source(string(chain.ID())))
+	slices.Sort(list)
+	return slices.Compact(list)
 }

@@ -118,11 +118,11 @@ func (x *export) result(e ops.Edge) *cachetransfer.Result {
 		}
 		return out
 	}
-	if !x.all || len(x.j.o.Imports) == 0 {
+	if !x.all || len(x.j.imports()) == 0 {
 		return nil
 	}
 	m := x.j.match(e)
-	for i, imp := range x.j.o.Imports {
+	for i, imp := range x.j.imports() {
 		if r := imp.Cache.Result(m.get(i)); r != nil && !x.j.isBad(r) {
 			x.elsewhere[r] = imp
 			return r

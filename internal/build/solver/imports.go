@@ -30,6 +30,14 @@ type foreign struct {
 	bad   map[*cachetransfer.Result]bool // could not be fetched, or are not what they claim
 }
 
+// imports waits for the caches of other builders.
+func (j *Job) imports() []*Import {
+	if j.o.Imports == nil {
+		return nil
+	}
+	return j.o.Imports()
+}
+
 type foreignEdge struct {
 	vertex oci.Digest
 	index  int
@@ -125,7 +133,7 @@ func (j *Job) match(e ops.Edge) *matched {
 	key := foreignEdge{e.Vertex.Digest, e.Index}
 	m := f.edges[key]
 	if m == nil {
-		m = &matched{records: make([][]int, len(j.o.Imports))}
+		m = &matched{records: make([][]int, len(j.imports()))}
 		f.edges[key] = m
 	}
 	f.mu.Unlock()
@@ -166,7 +174,7 @@ func (j *Job) look(e ops.Edge, m *matched, made bool) {
 		if err != nil || r == nil {
 			return
 		}
-		for i, imp := range j.o.Imports {
+		for i, imp := range j.imports() {
 			for _, d := range r.Sources {
 				if found, err := imp.Cache.Match(buildkitkey.Output(d, e.Index), nil); err == nil {
 					m.put(i, found)
@@ -180,7 +188,7 @@ func (j *Job) look(e ops.Edge, m *matched, made bool) {
 	for i, d := range km.Deps {
 		below[i] = j.match(d.Edge)
 	}
-	for n, imp := range j.o.Imports {
+	for n, imp := range j.imports() {
 		inputs := make([]cachetransfer.Input, len(km.Deps))
 		for i, d := range km.Deps {
 			inputs[i] = cachetransfer.Input{Records: below[i].get(n), Selector: d.Selector}
@@ -202,12 +210,12 @@ type importable struct {
 
 // imported returns what an import has of a vertex; nil when no import has all outputs.
 func (j *Job) imported(v *ops.Vertex, made bool) *importable {
-	if len(j.o.Imports) == 0 || j.o.NoCache || v.IgnoreCache || isSource(v) {
+	if j.o.NoCache || v.IgnoreCache || isSource(v) || len(j.imports()) == 0 {
 		return nil
 	}
-	found := make([]*importable, len(j.o.Imports))
+	found := make([]*importable, len(j.imports()))
 	for i := range found {
-		found[i] = &importable{imp: j.o.Imports[i], results: map[int]*cachetransfer.Result{}}
+		found[i] = &importable{imp: j.imports()[i], results: map[int]*cachetransfer.Result{}}
 	}
 	for index := range v.Outputs() {
 		e := ops.Edge{Vertex: v, Index: index}

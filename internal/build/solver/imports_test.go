@@ -253,7 +253,7 @@ func jobOf(t *testing.T, w *world, f *imports, c *cachetransfer.Cache, base oci.
 	out := &outcomes{done: map[string]Outcome{}, logs: map[string]string{}}
 	o := Options{Client: &importClient{dir: dir, base: base, t: t}, Progress: out, Lease: noLease{}}
 	if c != nil {
-		o.Imports = []*Import{f.of(c)}
+		o.Imports = func() []*Import { return []*Import{f.of(c)} }
 	}
 	j := w.solver.Job(t.Context(), o)
 	t.Cleanup(func() { j.Close() })

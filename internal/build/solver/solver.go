@@ -181,9 +181,9 @@ type Options struct {
 	Client   Client
 	Progress Progress
 	Lease    Leaser
-	NoCache  bool      // execute every step
-	Imports  []*Import // caches of other builders, the first one first
-	Now      time.Time // modification time of files that have no other; zero = the time of each step
+	NoCache  bool             // execute every step
+	Imports  func() []*Import // waits for the caches of other builders, the first one first; nil = none
+	Now      time.Time        // modification time of files that have no other; zero = the time of each step
 }
 
 // Job is one build. Its results are valid until Close. Safe for concurrent use.
@@ -268,7 +268,7 @@ func (j *Job) task(v *ops.Vertex) *task {
 // vertex solves the inputs of a vertex and then the vertex.
 func (j *Job) vertex(v *ops.Vertex) (map[int]*Result, error) {
 	begun := false
-	if len(j.o.Imports) > 0 {
+	if j.o.Imports != nil && !isSource(v) {
 		start := time.Now()
 		var o Outcome
 		var ok bool
