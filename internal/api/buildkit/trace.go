@@ -16,7 +16,6 @@ import (
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
 	"ply/internal/errs"
-	"ply/internal/oci"
 )
 
 const (
@@ -34,6 +33,8 @@ type Trace struct {
 	pending *controlapi.StatusResponse
 	bytes   int
 	ended   bool
+	lossy   bool               // while nobody reads, logs that do not fit are dropped
+	read    bool               // it has a reader
 	broken  error              // why nobody reads any more
 	drained chan struct{}      // closed and replaced when pending was taken
 	wake    chan struct{}      // has a value when something is pending
@@ -61,6 +62,9 @@ func NewTrace() *Trace {
 func (t *Trace) add(n int, put func(m *controlapi.StatusResponse)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.lossy && !t.read && t.bytes > 0 && t.bytes+n > maxPending {
+		return
+	}
 	var late <-chan time.Time
 	for t.bytes > 0 && t.bytes+n > maxPending && t.broken == nil && !t.ended {
 		if late == nil {
@@ -103,6 +107,17 @@ func (t *Trace) End() {
 	defer t.mu.Unlock()
 	t.ended = true
 	t.signal()
+}
+
+// claim makes the caller the reader, if there is none.
+func (t *Trace) claim() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.read {
+		return false
+	}
+	t.read = true
+	return true
 }
 
 // Send passes the progress to send, some of it at a time, until End. It returns the error of send.
@@ -308,14 +323,3 @@ func (t *Trace) Step(build.StepInfo) {}
 
 // StepDone implements build.Listener.
 func (t *Trace) StepDone(build.StepInfo) {}
-
-// Exported shows the images that a build has made, as BuildKit's exporter does.
-func (t *Trace) Exported(id oci.ImageID, tags []oci.Reference) {
-	d := digest.FromString("export " + string(id)).String()
-	t.begin(&controlapi.Vertex{Digest: d, Name: "exporting to image", Started: timestamppb.New(t.now())})
-	t.status(d, solver.Status{ID: "writing image " + string(id), Done: true})
-	for _, tag := range tags {
-		t.status(d, solver.Status{ID: "naming to " + tag.String(), Done: true})
-	}
-	t.end(d, false, nil)
-}

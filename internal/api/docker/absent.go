@@ -43,8 +43,6 @@ func (absentHandlers) routes(add adder) {
 		add(post, "/plugins/{name...}/"+verb, noPlugin)
 	}
 
-	build := func(*call) error { return unavailable("BuildKit's protocol", "set DOCKER_BUILDKIT=0") }
-	add(post, "/grpc", build)
 	add(get, "/distribution/{name...}/json", func(*call) error {
 		return unavailable("looking at an image in its registry", "pull it, then inspect it")
 	})

@@ -25,7 +25,6 @@ import (
 
 	"ply/internal/api/buildkit"
 	"ply/internal/build"
-	"ply/internal/build/cache"
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
 	"ply/internal/container/session"
@@ -42,11 +41,8 @@ import (
 
 // Builder makes images; build.Service implements it.
 type Builder interface {
-	Build(ctx context.Context, req build.Request, l build.Listener) (*build.Result, error)
+	buildkit.Builder
 	Unpack(ctx context.Context, r io.Reader) (*build.Directory, error)
-	buildkit.Directories
-	Prune(ctx context.Context, o build.PruneOptions) (*build.Pruned, error)
-	Cache() ([]cache.Entry, error)
 }
 
 // Images is what the image endpoints need; image.Service implements it.

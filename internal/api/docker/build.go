@@ -27,6 +27,7 @@ import (
 type buildHandlers struct {
 	builder  Builder
 	sessions *buildkit.Sessions
+	kit      *buildkit.Server
 	jobs     *jobs
 }
 
@@ -34,6 +35,7 @@ func (h buildHandlers) routes(add adder) {
 	add(post, "/build", h.build)
 	add(post, "/build/cancel", h.cancel)
 	add(post, "/session", h.session)
+	add(post, "/grpc", h.control)
 	add(post, "/build/prune", h.prune)
 }
 

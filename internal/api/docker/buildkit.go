@@ -41,6 +41,23 @@ func (h buildHandlers) session(c *call) error {
 	return err
 }
 
+// control serves POST /grpc: the connection becomes one of BuildKit's gRPC services.
+func (h buildHandlers) control(c *call) error {
+	if c.r.Header.Get("Upgrade") != "h2c" {
+		return errs.New(errs.Invalid, "the protocol %q is not supported, want h2c", clip(c.r.Header.Get("Upgrade")))
+	}
+	done, err := c.stream()
+	if err != nil {
+		return err
+	}
+	defer done()
+	conn, err := c.upgrade("h2c")
+	if err != nil {
+		return err
+	}
+	return h.kit.ServeConn(conn)
+}
+
 // upgrade takes the connection over for another protocol.
 func (c *call) upgrade(proto string) (*stream.Conn, error) {
 	conn, err := stream.Upgrade(c.w, proto)
@@ -235,9 +252,6 @@ func (h buildHandlers) buildTraced(c *call, p *dockerfile.Classic) error {
 		sending <- err
 	}()
 	res, err := h.builder.Build(ctx, *req, out)
-	if err == nil && len(res.Images) > 0 {
-		out.Exported(res.Images[len(res.Images)-1], req.Tags)
-	}
 	out.End()
 	if err := <-sending; err != nil && c.ctx().Err() != nil {
 		return err

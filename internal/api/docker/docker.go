@@ -6,8 +6,11 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
+	"ply/internal/api/buildkit"
+	"ply/internal/api/listen"
 	"ply/internal/errs"
 )
 
@@ -50,6 +53,9 @@ type server struct {
 	hosts  []string
 	name   string // name and version of the program, for the header Server
 	now    func() time.Time
+
+	sessions *buildkit.Sessions
+	kit      *buildkit.Server
 }
 
 // New returns the handler of the whole API. It panics when a service is missing.
@@ -64,13 +70,18 @@ func New(o Options) http.Handler {
 	if o.HTTP == nil {
 		o.HTTP = fetchClient()
 	}
-	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now}
+	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now, sessions: buildkit.NewSessions()}
+	s.kit = buildkit.New(buildkit.Options{Builder: o.Builder, Sessions: s.sessions, Driver: o.Driver, Version: o.System.Version().Version, Log: o.Log})
 	s.routes = s.table(&o)
 	return s
 }
 
 // ServeHTTP answers one request and logs it. It never logs bodies, queries and headers, because they contain secrets.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 2 {
+		s.call(w, r)
+		return
+	}
 	rec := &recorder{ResponseWriter: w}
 	start := time.Now()
 	defer func() {
@@ -101,6 +112,25 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			s.log.Warn("request failed", "method", r.Method, "path", r.URL.Path, "status", status, "err", err)
 		}
 	}
+}
+
+// call answers a call of BuildKit's gRPC services, which is all that comes by HTTP/2: buildx reaches them so with its driver remote.
+func (s *server) call(w http.ResponseWriter, r *http.Request) {
+	if err := s.guard(r); err != nil {
+		writeError(w, err)
+		return
+	}
+	if r.Method != post || !strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		writeError(w, errs.New(errs.Invalid, "HTTP/2 serves BuildKit's gRPC services only: use HTTP/1.1"))
+		return
+	}
+	done, err := listen.Stream(r.Context())
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	defer done()
+	s.kit.ServeHTTP(w, r)
 }
 
 // answer finds the handler of a request and runs it.

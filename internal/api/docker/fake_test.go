@@ -681,6 +681,10 @@ func (f *fakeBuilder) Unpack(context.Context, io.Reader) (*build.Directory, erro
 	return (&build.Service{}).Open(nil), nil
 }
 
+func (f *fakeBuilder) Plan(context.Context, build.Request, build.Listener) (*build.Plan, error) {
+	return nil, errs.New(errs.Unimplemented, "the fake plans nothing")
+}
+
 func (f *fakeBuilder) Receive(string, func(*os.File, time.Time) (int64, error)) (*build.Directory, error) {
 	return nil, errs.New(errs.Unimplemented, "the fake receives no directory")
 }

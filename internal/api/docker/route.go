@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"ply/internal/api/buildkit"
 	"ply/internal/errs"
 )
 
@@ -134,7 +133,7 @@ func (s *server) table(o *Options) []route {
 		systemHandlers{o.System},
 		checkHandlers{o.Checker},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
-		buildHandlers{o.Builder, buildkit.NewSessions(), &jobs{byID: map[string]*job{}}},
+		buildHandlers{o.Builder, s.sessions, s.kit, &jobs{byID: map[string]*job{}}},
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},
 		transferHandlers{o.Puller, o.Pusher, o.Archive, o.Registry, o.Images, o.HTTP},

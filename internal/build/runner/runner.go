@@ -265,7 +265,7 @@ func (r *Runner) Run(ctx context.Context, l solver.Leaser, run *solver.Run) (_ m
 		valid = []int{0}
 	}
 	if !slices.Contains(valid, exit.Code) {
-		failed := &solver.ExitError{Code: exit.Code, OOMKilled: exit.OOMKilled}
+		failed := &solver.ExitError{Command: run.Exec.Args, Code: exit.Code, OOMKilled: exit.OOMKilled}
 		failed.Failed, err = s.commit(ctx)
 		if err != nil {
 			r.o.Log.Warn("the state of a failed step was not kept", "step", run.Vertex.Name, "err", err)

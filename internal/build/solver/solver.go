@@ -11,8 +11,10 @@ package solver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -86,6 +88,7 @@ type Run struct {
 
 // ExitError reports that a command ended with a code that is not valid.
 type ExitError struct {
+	Command   []string
 	Code      int
 	OOMKilled bool
 	Failed    oci.Chain // the root file system as the command left it; nil when it could not be kept
@@ -93,9 +96,9 @@ type ExitError struct {
 
 func (e *ExitError) Error() string {
 	if e.OOMKilled {
-		return "the command was killed: it ran out of memory"
+		return fmt.Sprintf("process %q was killed: it ran out of memory", strings.Join(e.Command, " "))
 	}
-	return "exit code: " + itoa(e.Code)
+	return fmt.Sprintf("process %q did not complete successfully: exit code: %d", strings.Join(e.Command, " "), e.Code)
 }
 
 // Client is what a build asks of the client that started it, and of registries and hosts with that client's rights.
