@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"ply/internal/registry/gc"
 	"ply/internal/registry/server"
 	"ply/internal/version"
 )
@@ -47,7 +48,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(stderr, nil))
-	s, err := server.Open(server.Options{Root: *root, Missing: *missing, Log: log})
+	s, err := server.Open(server.Options{Root: *root, Missing: *missing, Log: log,
+		Collect: gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour}})
 	if err != nil {
 		return err
 	}

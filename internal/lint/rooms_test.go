@@ -47,7 +47,7 @@ var inside = map[string][][]string{
 		{"registry/content"},
 		{"registry/access", "registry/metadata", "registry/blobs"},
 		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/blobs/blobstest", "registry/blobs/directory", "registry/repository"},
-		{"registry/api"},
+		{"registry/api", "registry/gc"},
 		{"registry/server"},
 	},
 	"safepath": {{"safepath"}, {"safepath/racetest"}},

@@ -45,6 +45,12 @@ type Link struct {
 	Linked     time.Time // the last time
 }
 
+// HeldLink is a link with whether a manifest of its repository refers to it.
+type HeldLink struct {
+	Link
+	Held bool
+}
+
 // Condition restricts a change to a state of the tag that it changes. The zero value restricts nothing.
 type Condition struct {
 	Absent bool             // there must be no such tag
@@ -131,7 +137,7 @@ type Writer interface {
 // Collector is what a collection needs.
 type Collector interface {
 	// Links lists links in the order of their repositories and digests.
-	Links(ctx context.Context, after Link, limit int) ([]Link, error)
+	Links(ctx context.Context, after Link, limit int) ([]HeldLink, error)
 	// Graph returns the manifests of a repository as they are at one moment.
 	Graph(ctx context.Context, repo content.Repository) ([]Node, error)
 	// CollectLink removes a link that no manifest of the repository needs and that was neither made nor touched since before. It

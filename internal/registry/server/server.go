@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"ply/internal/durable"
 	"ply/internal/registry/api"
 	"ply/internal/registry/blobs/directory"
+	"ply/internal/registry/gc"
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/repository"
 )
@@ -23,6 +25,10 @@ type Options struct {
 	Root    string // directory of everything durable
 	Missing bool   // manifests may refer to what is not there
 	Log     *slog.Logger
+
+	Collect  gc.Schedule   // a zero interval collects never
+	Untagged bool          // collections remove manifests that no tag leads to
+	Stall    time.Duration // how long a client may send nothing in the middle of a body; 0 = 1 minute
 }
 
 // Server is a registry.
@@ -30,6 +36,9 @@ type Server struct {
 	o            Options
 	repositories *repository.Service
 	http         *http.Server
+
+	stop context.CancelFunc // ends the work in the background
+	work sync.WaitGroup
 }
 
 // Limits of the HTTP server. Bodies have limits of their own (see package api).
@@ -62,7 +71,7 @@ func Open(o Options) (_ *Server, err error) {
 	}
 	s := &Server{o: o, repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
 	mux := http.NewServeMux()
-	registry := api.New(api.Options{Repositories: s.repositories, Log: o.Log})
+	registry := api.New(api.Options{Repositories: s.repositories, Log: o.Log, Stall: o.Stall})
 	s.http = &http.Server{
 		Handler:           route(registry, mux),
 		ReadHeaderTimeout: headerTimeout,
@@ -70,7 +79,26 @@ func Open(o Options) (_ *Server, err error) {
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	if o.Collect.Interval > 0 {
+		s.work.Go(func() { s.Collector().Loop(ctx, o.Collect, s.collected) })
+	}
 	return s, nil
+}
+
+// Collector returns what collects this registry.
+func (s *Server) Collector() *gc.Collector {
+	return &gc.Collector{Metadata: s.repositories.Metadata, Blobs: s.repositories.Blobs, Untagged: s.o.Untagged}
+}
+
+func (s *Server) collected(r gc.Report, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		s.o.Log.Error("collection", "err", err)
+	}
+	if r != (gc.Report{}) {
+		s.o.Log.Info("collection", "uploads", r.Uploads, "manifests", r.Manifests, "links", r.Links, "blobs", r.Blobs, "bytes", r.Bytes)
+	}
 }
 
 // route sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
@@ -100,7 +128,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the stores. Nothing is served any more.
+// Close ends the work in the background and closes the stores. Nothing is served any more.
 func (s *Server) Close() error {
+	s.stop()
+	s.work.Wait()
 	return errors.Join(s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
 }

@@ -323,6 +323,9 @@ func (u *upload) Append(ctx context.Context, r io.Reader, size int64) (err error
 			if u.offset-flushed >= writeBehind {
 				_ = unix.SyncFileRange(int(f.Fd()), flushed, u.offset-flushed, unix.SYNC_FILE_RANGE_WRITE)
 				flushed = u.offset
+				if err := u.s.room(writeBehind); err != nil { // a body of unknown length
+					return err
+				}
 			}
 		}
 		if errors.Is(rerr, io.EOF) {

@@ -149,7 +149,7 @@ func (s *Store) Holders(_ context.Context, d content.Digest, after content.Repos
 }
 
 // Links lists links of all repositories.
-func (s *Store) Links(_ context.Context, after metadata.Link, limit int) (links []metadata.Link, err error) {
+func (s *Store) Links(_ context.Context, after metadata.Link, limit int) (links []metadata.HeldLink, err error) {
 	if limit <= 0 {
 		return nil, nil
 	}
@@ -164,7 +164,10 @@ func (s *Store) Links(_ context.Context, after metadata.Link, limit int) (links 
 			if err := record.Unmarshal("link of "+string(repo)+" to "+string(d), v, linkVersion, &r); err != nil {
 				return false, err
 			}
-			links = append(links, metadata.Link{Repository: repo, Digest: d, Size: r.Size, Linked: r.Linked})
+			links = append(links, metadata.HeldLink{
+				Link: metadata.Link{Repository: repo, Digest: d, Size: r.Size, Linked: r.Linked},
+				Held: t.any(bucketReferences, key3(repo, d, "")),
+			})
 			return len(links) < limit, nil
 		})
 	})

@@ -339,7 +339,7 @@ func testLinks(f *fixture) {
 		if len(page) == 0 {
 			break
 		}
-		last = page[0]
+		last = page[0].Link
 		all = append(all, string(last.Repository))
 	}
 	if strings.Join(all, " ") != "b c c" {
@@ -377,6 +377,13 @@ var later = func() time.Time { return time.Now().Add(time.Hour) }
 func testCollectLinks(f *fixture) {
 	f.link("a", "used", "unused")
 	d := f.put("a", image("", "used"))
+	links, err := f.Links(f.ctx, metadata.Link{}, 10)
+	f.ok(err)
+	for _, l := range links {
+		if l.Held != (l.Digest == blob("used")) {
+			f.Errorf("link %+v", l)
+		}
+	}
 	collect := func(name string, before time.Time, want bool) {
 		f.Helper()
 		if done, err := f.CollectLink(f.ctx, "a", blob(name), before); err != nil || done != want {
