@@ -87,7 +87,7 @@ func (c *Client) Close() error {
 }
 
 // session returns the session that has a source: the one that the source names, or that of the build.
-func (c *Client) session(ctx context.Context, id string) (*session, error) {
+func (c *Client) session(ctx context.Context, id string) (*offering, error) {
 	if id == "" {
 		id = c.id
 	}

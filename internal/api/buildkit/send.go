@@ -32,7 +32,7 @@ const (
 )
 
 // output opens the stream for the index-th output.
-func (c *Client) output(ctx context.Context, index int, meta map[string]string) (*session, context.Context, error) {
+func (c *Client) output(ctx context.Context, index int, meta map[string]string) (*offering, context.Context, error) {
 	s, err := c.session(ctx, "")
 	if err != nil {
 		return nil, nil, err

@@ -47,17 +47,17 @@ const (
 // Sessions are the clients that offer something to builds. Safe for concurrent use.
 type Sessions struct {
 	mu      sync.Mutex
-	byID    map[string]*session
+	byID    map[string]*offering
 	arrived chan struct{} // closed and replaced when a session begins
 }
 
 // NewSessions returns an empty set.
 func NewSessions() *Sessions {
-	return &Sessions{byID: map[string]*session{}, arrived: make(chan struct{})}
+	return &Sessions{byID: map[string]*offering{}, arrived: make(chan struct{})}
 }
 
 // session is one client.
-type session struct {
+type offering struct {
 	id        string
 	sharedKey string // names the client's directories across its sessions
 	methods   map[string]bool
@@ -103,7 +103,7 @@ func ParseOffer(h http.Header) (*Offer, error) {
 // Begin opens the session of an offer on a connection, which accept takes over from HTTP. It serves the session until the client leaves or
 // ctx ends. Errors: errs.Conflict for an ID that is in use, errs.Exhausted for too many sessions; both before the takeover.
 func (s *Sessions) Begin(ctx context.Context, o *Offer, accept func() (net.Conn, error)) error {
-	c := &session{id: o.id, sharedKey: o.key, methods: o.methods, gone: make(chan struct{})}
+	c := &offering{id: o.id, sharedKey: o.key, methods: o.methods, gone: make(chan struct{})}
 	s.mu.Lock()
 	switch {
 	case s.byID[o.id] != nil:
@@ -179,7 +179,7 @@ func dial(conn *watchedConn) (*grpc.ClientConn, error) {
 }
 
 // watch waits for the end of a session.
-func (c *session) watch(ctx context.Context, conn *watchedConn) error {
+func (c *offering) watch(ctx context.Context, conn *watchedConn) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
 	health := grpc_health_v1.NewHealthClient(c.cc)
@@ -205,7 +205,7 @@ func (c *session) watch(ctx context.Context, conn *watchedConn) error {
 }
 
 // get returns the session of an ID. It waits a while for one that has not begun yet.
-func (s *Sessions) get(ctx context.Context, id string) (*session, error) {
+func (s *Sessions) get(ctx context.Context, id string) (*offering, error) {
 	timeout := time.NewTimer(sessionWait)
 	defer timeout.Stop()
 	for {
@@ -227,7 +227,7 @@ func (s *Sessions) get(ctx context.Context, id string) (*session, error) {
 }
 
 // offers reports whether the client implements a method.
-func (c *session) offers(fullMethod string) bool { return c.methods[strings.ToLower(fullMethod)] }
+func (c *offering) offers(fullMethod string) bool { return c.methods[strings.ToLower(fullMethod)] }
 
 func clip(s string) string {
 	if len(s) > 200 {
