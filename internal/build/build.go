@@ -17,6 +17,7 @@ import (
 	"ply/internal/build/cache"
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/export"
+	"ply/internal/build/history"
 	"ply/internal/build/ops"
 	"ply/internal/build/runner"
 	"ply/internal/build/solver"
@@ -77,6 +78,7 @@ type Service struct {
 	cache   *cache.Cache
 	runner  *runner.Runner
 	solver  *solver.Solver
+	history *history.History
 	sources *source.Sources
 	digests *tree.Digests
 
@@ -103,6 +105,9 @@ func New(o Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{o: o, log: o.Log, cache: cache.New(o.Store, o.Log), runner: r, digests: tree.NewDigests()}
+	if s.history, err = history.Open(history.Options{FS: o.Store.FS, Dir: filepath.Join(o.DataRoot, "build", "history"), Log: o.Log}); err != nil {
+		return nil, err
+	}
 	s.solver = solver.New(r, s.cache, o.Parallel)
 	s.sources, err = source.New(source.Options{
 		Layers: r, Cache: s.cache, FS: o.Store.FS, Dir: filepath.Join(o.DataRoot, "build", "sources"), Run: filepath.Join(o.ExecRoot, "build"), Log: o.Log,
@@ -143,6 +148,7 @@ type Client interface {
 
 // Request is a build.
 type Request struct {
+	ID    string // of the build in the history, if no other build has it; "" = one is made
 	Front dockerfile.Request
 	// Definition is a graph to be executed in place of what a front end makes; nil = run the front end.
 	Definition []byte
@@ -174,6 +180,7 @@ type CacheRef struct {
 
 // Result of Build.
 type Result struct {
+	ID       string            // of the build in the history; "" = it is not there
 	Images   []oci.ImageID     // one per platform; none when no output is an image in the store
 	Metadata map[string][]byte // answers of the front end to a question
 	Answers  map[string]string // what the outputs say about themselves, by BuildKit's names: containerimage.digest, image.name, …
@@ -221,11 +228,21 @@ func (s *Service) Build(ctx context.Context, req Request, l Listener) (res *Resu
 	return p.Finish()
 }
 
-// flush writes what the cache remembers in memory, and prunes the cache, in the background.
-func (s *Service) flush() {
+// flush writes what the cache remembers in memory and the record of a build, and prunes the cache if it has grown, in the background.
+func (s *Service) flush(b *running) {
 	s.work.Add(1)
 	go func() {
 		defer s.work.Done()
+		if b.record != nil {
+			var images []oci.ImageID
+			var answers map[string]string
+			if b.res != nil {
+				images, answers = b.res.Images, b.res.Answers
+			}
+			if err := b.record.End(images, answers, b.failed); err != nil {
+				s.log.Warn("build not in the history", "build", b.record.ID(), "err", err)
+			}
+		}
 		if err := s.cache.Flush(); err != nil {
 			s.log.Warn("last uses of build steps not recorded", "err", err)
 		}
@@ -312,3 +329,6 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions, match filter.Mat
 
 // Cache lists the entries of the cache.
 func (s *Service) Cache() ([]cache.Entry, error) { return s.cache.List() }
+
+// History returns the builds that ended and those that run.
+func (s *Service) History() *history.History { return s.history }

@@ -229,10 +229,10 @@ var ociEmpty oci.Descriptor
 // step shows work of a build that is not in its graph.
 func (b *running) step(name string, work func(v *ops.Vertex) error) error {
 	v := &ops.Vertex{Digest: oci.DigestOf(fmt.Appendf(nil, "%s of %p", name, b)), Name: name}
-	b.l.Start(v)
+	b.Start(v)
 	start := time.Now()
 	err := work(v)
-	b.l.Done(v, solver.Outcome{Took: time.Since(start), Err: err})
+	b.Done(v, solver.Outcome{Took: time.Since(start), Err: err})
 	return err
 }
 
@@ -245,7 +245,7 @@ func (b *running) imports(ctx context.Context, list []cacheImport) []*solver.Imp
 			_ = b.step("importing cache manifest from "+list[i].name(), func(v *ops.Vertex) (err error) {
 				found[i], err = b.open(ctx, &list[i])
 				if err != nil && ctx.Err() == nil {
-					b.l.Log(v, true, []byte("WARNING: the cache is not used: "+err.Error()+"\n"))
+					b.Log(v, true, []byte("WARNING: the cache is not used: "+err.Error()+"\n"))
 					return nil // shown above: a build goes on without the cache
 				}
 				return err
@@ -309,8 +309,8 @@ func (b *running) open(ctx context.Context, i *cacheImport) ([]*solver.Import, e
 // layerProgress shows the progress of layers as that of a vertex.
 func layerProgress(status func(solver.Status)) transfer.Sink {
 	return func(p transfer.Progress) {
-		if p.Layer != "" {
-			status(solver.Status{ID: p.Layer, Current: p.Current, Total: p.Total, Done: p.State == transfer.LayerPulled || p.State == transfer.LayerExists})
+		if p.Layer != "" && p.State != transfer.LayerExists {
+			status(solver.Status{ID: p.Layer, Current: p.Current, Total: p.Total, Done: p.State == transfer.LayerPulled})
 		}
 	}
 }
@@ -431,7 +431,7 @@ func (b *running) exportCaches(ctx context.Context, images []*made, res *Result)
 		err := b.step(e.title(), func(v *ops.Vertex) error {
 			err := b.exportCache(ctx, e, roots, v, res)
 			if err != nil && e.ignoreError && ctx.Err() == nil {
-				b.l.Log(v, true, []byte("WARNING: "+err.Error()+"\n"))
+				b.Log(v, true, []byte("WARNING: "+err.Error()+"\n"))
 				return nil // as ignore-error asks
 			}
 			return err
@@ -475,11 +475,11 @@ func (b *running) exportCache(ctx context.Context, e *cacheExport, roots []ops.E
 		return err
 	}
 	if len(layers) == 0 {
-		b.l.Log(v, true, []byte("the build has no layers that a cache could have\n"))
+		b.Log(v, true, []byte("the build has no layers that a cache could have\n"))
 		return nil
 	}
 	if len(data) > maxForBuildKit {
-		b.l.Log(v, true, fmt.Appendf(nil, "WARNING: the config of the cache has %d bytes; BuildKit reads at most %d\n", len(data), maxForBuildKit))
+		b.Log(v, true, fmt.Appendf(nil, "WARNING: the config of the cache has %d bytes; BuildKit reads at most %d\n", len(data), maxForBuildKit))
 	}
 	conf := oci.Descriptor{MediaType: cachetransfer.MediaType, Digest: oci.DigestOf(data), Size: int64(len(data))}
 	manifest, desc, err := e.format.Manifest(conf, layers)

@@ -52,13 +52,13 @@ func (b *running) export(ctx context.Context, outs []*export.Output, images []*m
 	x := &exporting{running: b, images: images, asIndex: asIndex, res: &Result{Answers: map[string]string{}}}
 	for i, o := range outs {
 		v := &ops.Vertex{Digest: oci.DigestOf(fmt.Appendf(nil, "output %d of %p", i, x)), Name: o.Title()}
-		b.l.Start(v)
+		b.Start(v)
 		start := time.Now()
 		err := x.output(ctx, i, o, v)
 		if err != nil && ctx.Err() == nil {
 			err = fmt.Errorf("%s: %w", o.Title(), err)
 		}
-		b.l.Done(v, solver.Outcome{Took: time.Since(start), Err: err})
+		b.Done(v, solver.Outcome{Took: time.Since(start), Err: err})
 		if err != nil {
 			return nil, err
 		}

@@ -52,10 +52,12 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	p.resume = context.AfterFunc(s.stop, func() { p.cancel(errs.New(errs.Unavailable, "the engine is stopping")) })
 	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}, cacheTo: to}
+	p.b.begin()
 	p.b.fetches = s.sources.For(req.Client, p.b.lease)
 	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache, Imports: p.imports(from, &req)})
 	p.close = sync.OnceValue(p.end)
 	if err := p.front(req); err != nil {
+		p.b.failed = p.failure(err)
 		return nil, p.failure(errors.Join(err, p.Close()))
 	}
 	return p, nil
@@ -109,6 +111,9 @@ func (p *Plan) Close() error { return p.close() }
 func (p *Plan) end() error {
 	s := p.b.s
 	defer s.work.Done()
+	if ended := context.Cause(p.ctx); p.b.failed == nil && p.b.res == nil {
+		p.b.failed = ended // nobody waited for the result
+	}
 	err := p.b.job.Close()
 	p.resume()
 	p.cancel(errClosed)
@@ -116,14 +121,18 @@ func (p *Plan) end() error {
 		<-p.opening
 	}
 	p.b.lease.Release()
-	s.flush()
+	s.flush(p.b)
 	return err
 }
 
 // Finish executes the build and makes its outputs.
 func (p *Plan) Finish() (*Result, error) {
 	res, err := p.finish()
-	return res, p.failure(err)
+	err = p.failure(err)
+	if p.b.res, p.b.failed = res, err; res != nil && p.b.record != nil {
+		res.ID = p.b.record.ID()
+	}
+	return res, err
 }
 
 func (p *Plan) finish() (*Result, error) {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 
 	"ply/internal/build/buildkitkey"
 	"ply/internal/build/dockerfile"
+	"ply/internal/build/history"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
 	"ply/internal/build/source"
@@ -43,13 +45,27 @@ type running struct {
 	hits   map[oci.Digest]bool // vertices whose result was in the cache
 
 	cacheTo []cacheExport
+
+	record *history.Build // nil for a question to the front end
+	res    *Result        // set when the build ended
+	failed error          // the same
 }
 
 // Start implements solver.Progress.
-func (b *running) Start(v *ops.Vertex) { b.l.Start(v) }
+func (b *running) Start(v *ops.Vertex) {
+	if b.record != nil {
+		b.record.Start(v)
+	}
+	b.l.Start(v)
+}
 
 // Log implements solver.Progress.
-func (b *running) Log(v *ops.Vertex, stderr bool, data []byte) { b.l.Log(v, stderr, data) }
+func (b *running) Log(v *ops.Vertex, stderr bool, data []byte) {
+	if b.record != nil {
+		b.record.Log(v, stderr, data)
+	}
+	b.l.Log(v, stderr, data)
+}
 
 // Status implements solver.Progress.
 func (b *running) Status(v *ops.Vertex, s solver.Status) { b.l.Status(v, s) }
@@ -60,6 +76,9 @@ func (b *running) Done(v *ops.Vertex, o solver.Outcome) {
 		b.mu.Lock()
 		b.hits[v.Digest] = true
 		b.mu.Unlock()
+	}
+	if b.record != nil {
+		b.record.Done(v, o)
 	}
 	b.l.Done(v, o)
 }
@@ -172,7 +191,39 @@ func (b *running) SourceTime(ctx context.Context, op ops.Op) (time.Time, error) 
 }
 
 // Warn implements dockerfile.Solver.
-func (b *running) Warn(_ context.Context, w dockerfile.Warning) { b.l.Warn(w) }
+func (b *running) Warn(_ context.Context, w dockerfile.Warning) {
+	if b.record != nil {
+		b.record.Warn(w.String())
+	}
+	b.l.Warn(w)
+}
+
+// begin begins the record of the build.
+func (b *running) begin() {
+	o := b.req.Front.Options
+	if _, question := o["requestid"]; question {
+		return
+	}
+	r := history.Record{ID: b.req.ID, Target: o["target"], File: o["filename"]}
+	for _, t := range b.req.Tags {
+		r.Tags = append(r.Tags, t.Familiar())
+	}
+	for _, e := range b.req.Exports {
+		if names := e.Attrs["name"]; names != "" && names != "*" {
+			r.Tags = append(r.Tags, strings.Split(names, ",")...)
+		}
+	}
+	if p := o["platform"]; p != "" {
+		r.Platforms = strings.Split(p, ",")
+	}
+	switch {
+	case len(r.Tags) > 0:
+		r.Name = r.Tags[0]
+	case r.Target != "":
+		r.Name = r.Target
+	}
+	b.record = b.s.history.Begin(r)
+}
 
 // Solve implements dockerfile.Solver.
 func (b *running) Solve(_ context.Context, g *ops.Graph) (dockerfile.Result, error) {

@@ -18,7 +18,7 @@ var inside = map[string][][]string{
 		{"build/ops", "build/tree", "build/tree/treetest", "build/cachetransfer"},
 		{"build/dockerfile", "build/fileop", "build/buildkitkey"},
 		{"build/solver"},
-		{"build/cache", "build/export", "build/runner", "build/source"},
+		{"build/cache", "build/export", "build/history", "build/runner", "build/source"},
 		{"build"},
 	},
 	"cli": {
