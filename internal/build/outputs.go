@@ -45,20 +45,26 @@ type exporting struct {
 	images  []*made
 	asIndex bool // the result is one for several platforms
 	res     *Result
+
+	predicates [][]attested // of each image
+	invocation string
 }
 
 // export executes the outputs, one after the other.
 func (b *running) export(ctx context.Context, outs []*export.Output, images []*made, asIndex bool) (*Result, error) {
-	x := &exporting{running: b, images: images, asIndex: asIndex, res: &Result{Answers: map[string]string{}}}
+	x := &exporting{running: b, images: images, asIndex: asIndex, res: &Result{Answers: map[string]string{}}, invocation: newInvocation()}
+	if err := x.attest(ctx); err != nil {
+		return nil, err
+	}
 	for i, o := range outs {
-		v := &ops.Vertex{Digest: oci.DigestOf(fmt.Appendf(nil, "output %d of %p", i, x)), Name: o.Title()}
-		b.Start(v)
-		start := time.Now()
-		err := x.output(ctx, i, o, v)
-		if err != nil && ctx.Err() == nil {
-			err = fmt.Errorf("%s: %w", o.Title(), err)
+		title := o.Title()
+		if len(outs) > 1 {
+			title += fmt.Sprintf(" (%d of %d)", i+1, len(outs))
 		}
-		b.Done(v, solver.Outcome{Took: time.Since(start), Err: err})
+		err := x.step(title, func(v *ops.Vertex) error { return x.output(ctx, i, o, v) })
+		if err != nil && ctx.Err() == nil {
+			return nil, fmt.Errorf("%s: %w", title, err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -136,12 +142,12 @@ func (x *exporting) created(o *export.Output) time.Time {
 // files returns the file systems of the platforms.
 func (x *exporting) files(ctx context.Context, o *export.Output) (export.Files, error) {
 	var parts []export.Part
-	for _, m := range x.images {
+	for i, m := range x.images {
 		t, err := x.tree(ctx, m)
 		if err != nil {
 			return nil, err
 		}
-		parts = append(parts, export.Part{Platform: m.out.Platform, Tree: t, Epoch: x.epoch(o, m)})
+		parts = append(parts, export.Part{Platform: m.out.Platform, Tree: t, Predicates: x.predicatesFor(o, i), Epoch: x.epoch(o, m)})
 	}
 	return o.Directory(ctx, parts, x.asIndex, time.Now().UTC().Truncate(time.Second))
 }
@@ -150,21 +156,29 @@ func (x *exporting) tree(ctx context.Context, m *made) (*tree.Tree, error) {
 	return x.job.Tree(ctx, &solver.Result{Chain: m.chain})
 }
 
-// built returns what an output makes images of.
-func (x *exporting) built(context.Context, *export.Output) ([]export.Built, error) {
-	var list []export.Built
-	for _, m := range x.images {
-		list = append(list, export.Built{Platform: m.out.Platform, Config: m.raw, Chain: m.chain})
+// predicatesFor returns what an output says about an image.
+func (x *exporting) predicatesFor(o *export.Output, i int) []export.Predicate {
+	var list []export.Predicate
+	for _, p := range x.predicates[i] {
+		if o.AttestInline || !p.inlineOnly {
+			list = append(list, p.Predicate)
+		}
 	}
-	return list, nil
+	return list
+}
+
+// built returns what an output makes images of.
+func (x *exporting) built(o *export.Output) []export.Built {
+	var list []export.Built
+	for i, m := range x.images {
+		list = append(list, export.Built{Platform: m.out.Platform, Config: m.raw, Chain: m.chain, Predicates: x.predicatesFor(o, i)})
+	}
+	return list
 }
 
 // pack makes the documents of an output. With bytes, the store has every layer in the form that they list.
 func (x *exporting) pack(ctx context.Context, o *export.Output, bytes bool) (*export.Content, error) {
-	list, err := x.built(ctx, o)
-	if err != nil {
-		return nil, err
-	}
+	list := x.built(o)
 	var layers [][]oci.Descriptor
 	for _, b := range list {
 		descs, err := o.Pack(ctx, x.s.o.Store, x.lease, b.Chain, bytes)
@@ -204,14 +218,12 @@ func (x *exporting) nameAnswer(o *export.Output) {
 
 // image makes images in the store, at registries, or both. The registries come first: a name here does not mean an image that could not be pushed.
 func (x *exporting) image(ctx context.Context, o *export.Output, v *ops.Vertex) error {
-	list, err := x.built(ctx, o)
-	if err != nil {
-		return err
-	}
+	list := x.built(o)
 	if !x.asIndex && len(list) == 1 && len(list[0].Predicates) == 0 && !o.NeedsManifest() {
 		return x.plain(ctx, o, list[0])
 	}
 	var c *export.Content
+	var err error
 	if o.Push {
 		c, err = x.push(ctx, o, list, v)
 	} else {

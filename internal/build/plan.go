@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/export"
@@ -42,6 +43,11 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 		s.work.Done()
 		return nil, err
 	}
+	claims, err := parseAttests(req.Front.Options)
+	if err != nil {
+		s.work.Done()
+		return nil, err
+	}
 	from, err := parseImports(&req)
 	to, err2 := parseExports(&req)
 	if err := errors.Join(err, err2); err != nil {
@@ -51,7 +57,7 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 	p := &Plan{outs: outs}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	p.resume = context.AfterFunc(s.stop, func() { p.cancel(errs.New(errs.Unavailable, "the engine is stopping")) })
-	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}, cacheTo: to}
+	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}, cacheTo: to, origins: map[oci.Digest]string{}, started: time.Now().UTC(), attests: claims}
 	p.b.begin()
 	p.b.fetches = s.sources.For(req.Client, p.b.lease)
 	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache, Imports: p.imports(from, &req)})

@@ -40,9 +40,13 @@ type running struct {
 
 	fetches *source.Fetches
 
-	mu     sync.Mutex
-	images map[string]*base
-	hits   map[oci.Digest]bool // vertices whose result was in the cache
+	mu      sync.Mutex
+	images  map[string]*base
+	hits    map[oci.Digest]bool   // vertices whose result was in the cache
+	origins map[oci.Digest]string // what sources were resolved to: a commit, or a digest
+
+	started time.Time
+	attests attests
 
 	cacheTo []cacheExport
 
@@ -255,11 +259,23 @@ func (b *running) Source(ctx context.Context, l solver.Leaser, v *ops.Vertex, st
 		}
 		return &solver.Result{Dir: t}, nil
 	case *ops.HTTP:
-		return b.fetches.HTTP(ctx, op, status)
+		return b.fetched(v)(b.fetches.HTTP(ctx, op, status))
 	case *ops.Git:
-		return b.fetches.Git(ctx, op, status)
+		return b.fetched(v)(b.fetches.Git(ctx, op, status))
 	default:
 		return nil, errs.New(errs.Unimplemented, "%s: this kind of source is not supported", v.Name)
+	}
+}
+
+// fetched notes what a source was resolved to.
+func (b *running) fetched(v *ops.Vertex) func(*solver.Result, error) (*solver.Result, error) {
+	return func(r *solver.Result, err error) (*solver.Result, error) {
+		if err == nil {
+			b.mu.Lock()
+			b.origins[v.Digest] = r.Origin
+			b.mu.Unlock()
+		}
+		return r, err
 	}
 }
 

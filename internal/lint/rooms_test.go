@@ -16,7 +16,7 @@ var inside = map[string][][]string{
 	},
 	"build": {
 		{"build/ops", "build/tree", "build/tree/treetest", "build/cachetransfer"},
-		{"build/dockerfile", "build/fileop", "build/buildkitkey"},
+		{"build/dockerfile", "build/fileop", "build/buildkitkey", "build/provenance", "build/sbom"},
 		{"build/solver"},
 		{"build/cache", "build/export", "build/history", "build/runner", "build/source"},
 		{"build"},

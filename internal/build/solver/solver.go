@@ -128,6 +128,7 @@ type Result struct {
 	Key     oci.Digest   // how it was made; "" for a directory of the client
 	Sources []oci.Digest // under which BuildKit's caches know a source; see buildkitkey
 	Step    oci.Digest   // ID of its Record; "" for a source
+	Origin  string       // of a source that was fetched: the commit, or the digest of the file
 	Created time.Time
 }
 

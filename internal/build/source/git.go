@@ -61,7 +61,7 @@ func (f *Fetches) Git(ctx context.Context, op *ops.Git, status func(solver.Statu
 			return nil, err
 		}
 	}
-	return &solver.Result{Chain: rec.Outputs[0], Key: key}, nil
+	return &solver.Result{Chain: rec.Outputs[0], Key: key, Origin: c.id}, nil
 }
 
 // checkGit refuses what would lead git elsewhere than to a repository of the allowed protocols.

@@ -119,7 +119,7 @@ func (f *Fetches) HTTP(ctx context.Context, op *ops.HTTP, status func(solver.Sta
 	if op.Checksum == "" && !r.modified.IsZero() {
 		modified = r.modified.Format(http.TimeFormat)
 	}
-	return &solver.Result{Chain: r.chain, Key: solver.SourceKey("http", string(r.digest), r.name, attributes(op), modified)}, nil
+	return &solver.Result{Chain: r.chain, Origin: string(r.digest), Key: solver.SourceKey("http", string(r.digest), r.name, attributes(op), modified)}, nil
 }
 
 func (f *Fetches) file(ctx context.Context, op *ops.HTTP, status func(solver.Status)) (*webFile, error) {
