@@ -1,11 +1,13 @@
 package container_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -14,8 +16,83 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
+	"ply/internal/store/check"
+	"ply/internal/store/meta"
 	"ply/internal/store/meta/metatest"
 )
+
+// A check shows a container whose record is written while the engine runs, such as one that a repair of the database has rebuilt, and
+// a repair takes the container up. While containers come and go, a check finds nothing of the kind.
+func TestCheckTakesUpRebuiltContainers(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	id := oci.ContainerID(w.up(func(s *spec.Spec) { s.Name = "lost"; s.Binds = []string{"vol:/v"} }))
+	pid := w.get(string(id)).State.PID
+	w.close()
+	db, err := meta.Open(filepath.Join(w.dir, "data", "meta.db"), meta.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var raw []byte
+	err = db.Update(func(tx *meta.Tx) (err error) {
+		if raw, err = tx.Containers.Get(id); err != nil {
+			return err
+		}
+		raw = bytes.Clone(raw)
+		return tx.Containers.Delete(id)
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	w.open() // its directories stay, because its shim lives
+	if _, err := w.s.Get(ctx, "lost", false); !errors.Is(err, errs.NotFound) {
+		t.Fatalf("it is known: %v", err)
+	}
+	if err := w.store.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Put(id, raw) }); err != nil {
+		t.Fatal(err)
+	}
+	examine := func(repair bool) (found []check.Finding) {
+		t.Helper()
+		r := check.New(check.Options{Repair: repair}, check.Listener{Found: func(f check.Finding) { found = append(found, f) }})
+		if err := w.s.Check(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if found := examine(false); len(found) != 1 || found[0].Kind != "container record" || found[0].Repaired != "" {
+		t.Fatalf("findings: %+v", found)
+	}
+	if found := examine(true); len(found) != 1 || found[0].Repaired != "taken up" {
+		t.Fatalf("findings of a repair: %+v", found)
+	}
+	if c := w.get("lost"); c.State.Status != container.StatusRunning || c.State.PID != pid {
+		t.Errorf("the container is %+v", c.State)
+	}
+	var coming sync.WaitGroup
+	stop := make(chan struct{})
+	coming.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := w.s.Remove(ctx, w.create(spec.Spec{Image: "box"}), true, true, false); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for range 20 {
+		for _, f := range examine(false) {
+			if f.Kind == "container record" {
+				t.Errorf("while containers come and go: %+v", f)
+			}
+		}
+	}
+	close(stop)
+	coming.Wait()
+}
 
 // A container whose record has changed on disk keeps running and is listed with its name and what is wrong with it. Its name is
 // taken, its volumes and its files stay, and force removes it. Other containers work.

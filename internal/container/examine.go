@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,7 +200,14 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 			}})
 		}
 	}
-	if !x.r.Full || rec.LogPath == "" {
+	if rec.LogPath == "" {
+		return
+	}
+	if fi, err := os.Lstat(rec.LogPath); rec.State.Status == StatusExited && !rec.State.Finished.IsZero() && (err != nil || !fi.Mode().IsRegular()) {
+		add(trouble{kind: "log", problem: "is missing: what the container has printed is lost", heal: "the log goes with its container: " + remove})
+		return
+	}
+	if !x.r.Full {
 		return
 	}
 	log, err := sessionHost{c}.Log()
@@ -312,7 +320,7 @@ func (x *examiner) cleanRun(ctx context.Context, c *ctr) (string, error) {
 
 // damagedRecords reports the records that no container could be made of.
 func (x *examiner) damagedRecords(ctx context.Context) error {
-	bad := map[oci.ContainerID]error{}
+	bad, whole := map[oci.ContainerID]error{}, map[oci.ContainerID]bool{}
 	for _, l := range x.env.index.allLost() {
 		bad[l.id] = l.err
 	}
@@ -324,6 +332,8 @@ func (x *examiner) damagedRecords(ctx context.Context) error {
 			}
 			if _, err := x.env.load(tx, id); err != nil {
 				bad[id] = err
+			} else {
+				whole[id] = true
 			}
 		}
 		return nil
@@ -331,7 +341,43 @@ func (x *examiner) damagedRecords(ctx context.Context) error {
 	for id, err := range bad {
 		x.report(id, "", trouble{kind: "container record", problem: err.Error(), mend: func() (string, error) { return x.rebuild(ctx, id) }})
 	}
-	return errors.Join(err, context.Cause(ctx))
+	unknown, uerr := x.unknown(slices.Collect(maps.Keys(whole)))
+	for _, id := range unknown {
+		x.report(id, "", trouble{kind: "container record", problem: "was written again while the engine runs, which does not show the container",
+			mend: func() (string, error) { return x.adopt(ctx, id) }})
+	}
+	return errors.Join(err, uerr, context.Cause(ctx))
+}
+
+// unknown returns those of the containers that have a record and are not in the index. A removal deletes the record first, so a
+// record that is there now is of no container that was removed when the candidates were read.
+func (x *examiner) unknown(candidates []oci.ContainerID) (ids []oci.ContainerID, err error) {
+	if len(candidates) == 0 {
+		return nil, nil
+	}
+	known := x.env.index.known()
+	err = x.env.opts.Store.Meta.View(func(tx *meta.Tx) error {
+		for _, id := range candidates {
+			if !known[id] && tx.Containers.Has(id) {
+				ids = append(ids, id)
+			}
+		}
+		return nil
+	})
+	return ids, err
+}
+
+// adopt takes up a container that has a record and is not in the index.
+func (x *examiner) adopt(ctx context.Context, id oci.ContainerID) (string, error) {
+	err := x.env.opts.Store.Meta.View(func(tx *meta.Tx) error {
+		x.env.index.addLost(newLost(tx, id, errs.New(errs.DataLoss, "its record was rebuilt")))
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	r := &restorer{env: x.env, runs: x.runs}
+	return "taken up", r.takeUp(ctx, id)
 }
 
 // rebuild takes the record of a container from the file in its directory, and takes the container up again.

@@ -65,6 +65,9 @@ func (s *supervisor) lost(c *ctr, l *life, cause error) Exit {
 	if _, err := shim.Cleanup(ctx, s.env.opts.ShimPath, c.paths.bundle); err != nil && !errors.Is(err, errs.NotFound) {
 		s.env.log.Error("leftovers of a lost shim were not removed", "container", c.id, "err", err)
 	}
+	if err := endCgroup(cgroupRoot, cgroupOf(c)); err != nil {
+		s.env.log.Error("cgroup of a lost shim was not removed", "container", c.id, "err", err)
+	}
 	return Exit{Code: lostExit, At: time.Now(), Error: "the process that kept the container was killed"}
 }
 

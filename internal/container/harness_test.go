@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,8 +57,12 @@ type world struct {
 	log      *slog.Logger
 	tweak    func(*container.Options)
 	driver   string // storage driver
+	cgroups  string // parent of the cgroups of the containers
 	wrap     func(layer.Driver) layer.Driver
 }
+
+// worlds counts the worlds, whose cgroups have different parents.
+var worlds atomic.Int64
 
 // newWorld returns a world on the default storage driver.
 func newWorld(t testing.TB) *world { return newWorldWith(t, nil) }
@@ -79,7 +84,8 @@ func newWorldOn(t testing.TB, driver string, tweak func(*container.Options)) *wo
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}, made: map[oci.ContainerID]network.Attachment{}}, tweak: tweak, driver: driver}
+	w := &world{t: t, dir: t.TempDir(), shim: bin, bus: &events.Bus{}, net: &fakeNetwork{up: map[oci.ContainerID]string{}, made: map[oci.ContainerID]network.Attachment{}}, tweak: tweak, driver: driver,
+		cgroups: fmt.Sprintf("/ply-test-%d-%d", os.Getpid(), worlds.Add(1))}
 	w.log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	w.open()
 	t.Cleanup(w.end)
@@ -114,7 +120,7 @@ func (w *world) open() {
 	}
 	o := container.Options{
 		Store: w.store, Images: w.images, Volumes: w.vols, Network: w.net, Events: w.bus, Log: w.log,
-		ShimPath: w.shim, DataRoot: filepath.Join(w.dir, "data"), ExecRoot: filepath.Join(w.dir, "run"), CgroupParent: "/ply-test", StopTimeout: 2,
+		ShimPath: w.shim, DataRoot: filepath.Join(w.dir, "data"), ExecRoot: filepath.Join(w.dir, "run"), CgroupParent: w.cgroups, StopTimeout: 2,
 	}
 	if w.tweak != nil {
 		w.tweak(&o)
@@ -155,9 +161,19 @@ func (w *world) end() {
 	w.clean()
 }
 
-// clean checks that no mount, namespace or directory is left behind.
+// clean checks that no mount, cgroup, namespace or directory is left behind.
 func (w *world) clean() {
 	w.t.Helper()
+	parents, err := filepath.Glob("/sys/fs/cgroup/*" + w.cgroups)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, p := range append(parents, "/sys/fs/cgroup"+w.cgroups) {
+		if err := unix.Rmdir(p); err != nil && err != unix.ENOENT {
+			left, _ := filepath.Glob(p + "/*/")
+			w.t.Errorf("cgroups are left: %v %v", err, left)
+		}
+	}
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		w.t.Fatal(err)

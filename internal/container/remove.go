@@ -34,7 +34,7 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		c.mu.Unlock()
 		switch {
 		case !alive:
-			left, err := c.destroy(context.WithoutCancel(ctx), volumes)
+			left, err := c.destroy(context.WithoutCancel(ctx), volumes, false)
 			c.release()
 			if left != nil {
 				err = errs.New(errs.Internal, "container %s is removed, but not all of its files are: %w", c.id, left).
@@ -84,7 +84,10 @@ func (c *ctr) killForRemove(ctx context.Context) error {
 
 // destroyLogged is destroy for callers that have nobody to tell what is left.
 func (c *ctr) destroyLogged(ctx context.Context, volumes bool) error {
-	left, err := c.destroy(ctx, volumes)
+	c.mu.Lock()
+	auto := c.rec.Spec.AutoRemove
+	c.mu.Unlock()
+	left, err := c.destroy(ctx, volumes, auto)
 	if left != nil {
 		c.env.log.Error("files of a removed container are left", "container", c.id, "err", left)
 	}
@@ -93,7 +96,8 @@ func (c *ctr) destroyLogged(ctx context.Context, volumes bool) error {
 
 // destroy deletes a container that does not run: first the record, then its files. The caller holds c.op. left says why
 // files are left of a container that is removed; the next Restore deletes them.
-func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
+// later: see removeRecord.
+func (c *ctr) destroy(ctx context.Context, volumes, later bool) (left, err error) {
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
@@ -107,9 +111,7 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
 	st := c.env.opts.Store
 	err = c.root.Close(ctx)
 	if err == nil {
-		c.saveMu.Lock()
-		err = st.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Delete(c.id) })
-		c.saveMu.Unlock()
+		err = removeRecord(c, later)
 	}
 	if err != nil {
 		c.root.Reopen()
@@ -135,4 +137,21 @@ func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
 	c.mu.Unlock()
 	c.sessions.Drop()
 	return left, nil
+}
+
+// removeRecord deletes the record of a container. later: it may come back after a crash, as that of a container that is removed at its
+// end, which the next Restore then removes.
+func removeRecord(c *ctr, later bool) error {
+	c.saveMu.Lock()
+	defer c.saveMu.Unlock()
+	remove := func(tx *meta.Tx) error { return tx.Containers.Delete(c.id) }
+	if !later {
+		return c.env.opts.Store.Meta.Update(remove)
+	}
+	c.env.opts.Store.Meta.Later(remove, func(err error) {
+		if err != nil {
+			c.env.log.Error("record of a removed container is left", "container", c.id, "err", err)
+		}
+	})
+	return nil
 }

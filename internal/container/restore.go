@@ -132,6 +132,9 @@ func (r *restorer) reconnect(ctx context.Context, c *ctr) (*shim.Client, error) 
 			r.env.log.Warn("shim not found again", "container", c.id, "err", err)
 		}
 		who, idErr := shim.ReadIdentity(filepath.Join(c.paths.bundle, shim.PidFile))
+		if idErr != nil {
+			who, idErr = shim.Listener(c.paths.bundle)
+		}
 		if idErr != nil || !procid.Alive(procid.ID(who)) {
 			return nil, nil
 		}

@@ -185,6 +185,76 @@ func TestRestoreKnowsTheExitFileOfTheRun(t *testing.T) {
 	}
 }
 
+// A shim that is killed before the runtime has stored its state leaves a cgroup that the runtime does not know.
+func TestRestoreRemovesTheCgroupOfAnUnfinishedCreation(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(nil)
+	pid := w.get(id).State.PID
+	w.close()
+	w.killShim(id)
+	if err := os.RemoveAll(filepath.Join(w.dir, "run", "runtime", id)); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	left, err := filepath.Glob("/sys/fs/cgroup/*" + w.cgroups + "/" + id)
+	if err != nil || len(left) > 0 {
+		t.Errorf("cgroups are left: %v %v", left, err)
+	}
+	w.eventually("its process ends", func() bool { return unix.Kill(pid, 0) == unix.ESRCH })
+}
+
+// A container whose shim.pid is damaged is found again by the socket of its shim. One whose shim cannot be understood is ended whole.
+func TestRestoreWithDamagedFilesOfTheShim(t *testing.T) {
+	w := newWorld(t)
+	for _, c := range []struct {
+		file string
+		want container.Status
+	}{{shim.PidFile, container.StatusRunning}, {shim.ConfigFile, container.StatusExited}} {
+		for name, damage := range map[string]func(string) error{
+			"missing":   os.Remove,
+			"truncated": func(name string) error { return os.Truncate(name, 1) },
+		} {
+			id := w.up(nil)
+			bundle := filepath.Join(w.dir, "run", "containers", id)
+			who, err := shim.ReadIdentity(filepath.Join(bundle, shim.PidFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.close()
+			if err := damage(filepath.Join(bundle, c.file)); err != nil {
+				t.Fatal(err)
+			}
+			w.open()
+			if st := w.get(id).State.Status; st != c.want {
+				t.Errorf("%s is %s: the container is %s, want %s", c.file, name, st, c.want)
+			}
+			if alive := procid.Alive(procid.ID(who)); alive != (c.want == container.StatusRunning) {
+				t.Errorf("%s is %s: the shim lives: %t", c.file, name, alive)
+			}
+			if err := w.s.Remove(context.Background(), id, true, true, false); err != nil {
+				t.Error(err)
+			}
+			if procid.Alive(procid.ID(who)) {
+				t.Errorf("%s is %s: the shim of the removed container lives", c.file, name)
+			}
+		}
+	}
+}
+
+// A container that is removed at its end, and of whose record only the files are gone, is removed when an engine starts.
+func TestRestoreRemovesTheRecordOfAnEndedContainer(t *testing.T) {
+	w := newWorld(t)
+	id := w.create(spec.Spec{Image: "box", AutoRemove: true, Cmd: []string{"true"}})
+	w.close()
+	if err := os.RemoveAll(filepath.Join(w.dir, "data", "containers", id)); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if list, err := w.s.List(context.Background(), container.ListOptions{All: true}); err != nil || len(list) > 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+}
+
 func (w *world) killShim(id string) {
 	w.t.Helper()
 	who, err := shim.ReadIdentity(filepath.Join(w.dir, "run", "containers", id, shim.PidFile))

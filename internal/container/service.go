@@ -65,10 +65,11 @@ func New(o Options) (*Service, error) {
 	return &Service{env: e, runs: newStarter(e)}, nil
 }
 
-// Close stops the background work and waits for it. The containers run on under their shims.
+// Close stops the background work and waits for it. The containers run on under their shims. Their parent cgroup stays while one runs.
 func (s *Service) Close() error {
 	s.env.stop()
 	s.env.work.Wait()
+	removeParentCgroup(cgroupRoot)
 	return nil
 }
 

@@ -400,11 +400,11 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	if err != nil {
 		return shim.Config{}, err
 	}
-	log.Path = c.paths.log
+	log.Path, log.Volatile = c.paths.log, spec.AutoRemove
 	return shim.Config{
 		ID: string(c.id), Bundle: c.paths.bundle, StateDir: s.env.opts.stateDir(), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
 		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
-		Run: p.run, Started: p.began,
+		Run: p.run, Started: p.began, Volatile: spec.AutoRemove,
 	}, nil
 }

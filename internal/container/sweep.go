@@ -22,13 +22,18 @@ func (r *restorer) cleanRun(ctx context.Context, c *ctr) {
 			r.env.log.Warn("leftover was not removed", "what", what, "container", c.id, "err", err)
 		}
 	}
+	shimLives := false
 	if _, err := os.Lstat(filepath.Join(c.paths.bundle, shim.ConfigFile)); err == nil {
 		cctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 		_, err := shim.Cleanup(cctx, r.env.opts.ShimPath, c.paths.bundle)
 		cancel()
+		shimLives = errors.Is(err, errs.Conflict)
 		if !errors.Is(err, errs.NotFound) {
 			warn("shim", err)
 		}
+	}
+	if !shimLives { // the runtime does not know a cgroup whose shim was killed before it stored its state
+		warn("cgroup", endCgroup(cgroupRoot, cgroupOf(c)))
 	}
 	c.mu.Lock()
 	netns := c.rec.Netns

@@ -204,7 +204,7 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 			c.count++
 			rec, err := tx.Names.Get(name)
 			if err != nil {
-				add("name", name, err.Error(), "ply pull "+name, func() (string, error) { return "", err })
+				add("name", name, err.Error(), "ply pull "+name, func() (string, error) { return c.mendName(name, err) })
 				continue
 			}
 			if !tx.Images.Has(rec.Image) {
@@ -571,8 +571,12 @@ func (c *checker) dropIndex(id oci.Digest) (string, error) {
 	return "deleted: its names mean the image for this host alone", c.s.Meta.Update(func(tx *meta.Tx) error { return tx.Indexes.Delete(id) })
 }
 
-// mendLayerRecord writes the record of a layer again, or deletes that of a layer that nothing needs.
+// mendLayerRecord takes the record of a layer from the copy beside the data or from the layer, or deletes that of a layer that
+// nothing needs.
 func (c *checker) mendLayerRecord(id oci.DiffID) (string, error) {
+	if done, err := c.mendFromCopy("layers", string(id)); done {
+		return "written again from the copy beside the data", err
+	}
 	for _, o := range c.chains {
 		for i, d := range o.chain {
 			if d != id {
@@ -593,8 +597,33 @@ func (c *checker) mendLayerRecord(id oci.DiffID) (string, error) {
 	})
 }
 
-// mendImageRecord makes the record of an image again from its config.
+// mendFromCopy writes a damaged record again from its copy beside the data. It reports whether there is a whole copy.
+func (c *checker) mendFromCopy(kind, key string) (bool, error) {
+	path := c.s.beside.path(kind, key)
+	if path == "" {
+		return false, nil
+	}
+	r, err := c.s.beside.read(path)
+	if err != nil {
+		return false, nil
+	}
+	_, err = c.s.Rebuild(context.Background(), []Lost{{Kind: kind, Key: key, data: r.Record}})
+	return true, err
+}
+
+// mendName takes the record of a name from the copy beside the data.
+func (c *checker) mendName(name string, damage error) (string, error) {
+	if done, err := c.mendFromCopy("names", name); done {
+		return "written again from the copy beside the data", err
+	}
+	return "", damage
+}
+
+// mendImageRecord takes the record of an image from the copy beside the data, or makes it again from the image's config.
 func (c *checker) mendImageRecord(id oci.ImageID) (string, error) {
+	if done, err := c.mendFromCopy("images", string(id)); done {
+		return "written again from the copy beside the data", err
+	}
 	raw, err := c.read(oci.Digest(id), oci.MaxConfig)
 	if err != nil {
 		return "", err

@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -178,7 +181,14 @@ func TestCheckRepairsRecords(t *testing.T) {
 	if got := w.examination(check.Options{}); len(got) != 2 {
 		t.Fatalf("findings: %q", got)
 	}
+	hide := filepath.Join(w.s.Root, "hidden")
+	if err := os.Rename(filepath.Join(w.s.Root, "records"), hide); err != nil {
+		t.Fatal(err)
+	}
 	want(t, w.examination(check.Options{Repair: true}), "[written again from the config", "[written again;")
+	if err := os.RemoveAll(hide); err != nil {
+		t.Fatal(err)
+	}
 	err = w.s.Meta.View(func(tx *meta.Tx) error {
 		rec, err := tx.Images.Get(id)
 		if err != nil || !slices.Equal(rec.Chain, chain) || len(rec.Manifests) != 1 || rec.Manifests[0].Digest != d {
@@ -188,6 +198,44 @@ func TestCheckRepairsRecords(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	want(t, w.examination(check.Options{Full: true}))
+}
+
+// A repair takes a damaged record from its copy beside the data, with everything that the record says.
+func TestCheckTakesRecordsFromTheirCopies(t *testing.T) {
+	w, _ := newExaminedWorld(t)
+	id, chain := w.named("one", 1)
+	const name = "docker.io/library/one:latest"
+	read := func() (image meta.Image, named meta.Name, layer meta.Layer) {
+		t.Helper()
+		err := w.s.Meta.View(func(tx *meta.Tx) (err error) {
+			if image, err = tx.Images.Get(id); err != nil {
+				return err
+			}
+			if named, err = tx.Names.Get(name); err != nil {
+				return err
+			}
+			layer, err = tx.Layers.Get(chain[0])
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return image, named, layer
+	}
+	image, named, layer := read()
+	layers := w.s.Layers
+	w.reopen(func(path string) {
+		metatest.Damage(t, path, "images", string(id))
+		metatest.Damage(t, path, "names", name)
+		metatest.Damage(t, path, "layers", string(chain[0]))
+	})
+	w.s.Layers = layers
+	const healed = "[written again from the copy beside the data"
+	want(t, w.examination(check.Options{Repair: true}), healed, healed, healed)
+	if i, n, l := read(); !reflect.DeepEqual(i, image) || !reflect.DeepEqual(n, named) || !reflect.DeepEqual(l, layer) {
+		t.Errorf("after the repair: %+v %+v %+v\nbefore: %+v %+v %+v", i, n, l, image, named, layer)
 	}
 	want(t, w.examination(check.Options{Full: true}))
 }

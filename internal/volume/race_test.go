@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -114,5 +115,57 @@ func TestFillRacesLinksToTheHost(t *testing.T) {
 	}
 	if len(now) != len(was) {
 		t.Errorf("%d files of the host, want %d", len(now), len(was))
+	}
+}
+
+// Files with several names become links to the first copy. While they are copied, another container that has the volume exchanges the
+// directories of the copies and links to the host. No file of the host gets a name in the volume.
+func TestFillRacesTheWayToTheFirstName(t *testing.T) {
+	host, from, to := filepath.Join(t.TempDir(), "host"), t.TempDir(), filepath.Join(t.TempDir(), "volume")
+	for _, dir := range []string{host, filepath.Join(from, "d"), filepath.Join(from, "e")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 100 {
+		name := strconv.Itoa(i)
+		err := errors.Join(os.WriteFile(filepath.Join(host, name), nil, 0o600), os.WriteFile(filepath.Join(from, "d", name), nil, 0o600))
+		if err := errors.Join(err, os.Link(filepath.Join(from, "d", name), filepath.Join(from, "e", name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was := racetest.State(t, host)
+	src, err := os.Open(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	filled := 0
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		if err := os.Mkdir(to, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var pairs [][2]string
+		for _, dir := range []string{"d", "e"} {
+			link := filepath.Join(to, "link-"+dir)
+			if err := os.Symlink(host, link); err != nil {
+				t.Fatal(err)
+			}
+			pairs = append(pairs, [2]string{filepath.Join(to, dir), link})
+		}
+		stop := racetest.Exchange(t, pairs...)
+		if CopyTree(ctx, to, src) == nil {
+			filled++
+		}
+		stop()
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
+		if now := racetest.State(t, host); !maps.Equal(now, was) {
+			t.Fatalf("files of the host were changed after %d copies", filled)
+		}
+	}
+	if filled == 0 {
+		t.Error("no copy was whole")
 	}
 }

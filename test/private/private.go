@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,12 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// marker is the environment variable that is set in the process that runs inside the namespaces.
+// marker is the environment variable that is set in the process that runs inside the namespaces, to the directory that is its
+// /var/tmp.
 const marker = "PLY_TEST_INSIDE"
 
 // Main is called by TestMain and does not return. It runs the test binary again in new namespaces, in which the loopback
 // interface is up and mounts do not reach the machine. There it calls prepare, unless that is nil, with a directory that is
-// removed at the end, and then runs the tests.
+// removed at the end, and then runs the tests. If they pass and have left processes, mounts, network interfaces, cgroups of containers,
+// or files in /var/tmp or /dev/shm, which are empty at their start, Main names these and fails.
 func Main(m *testing.M, prepare func(dir string) error) {
 	code, err := inside(m, prepare)
 	if err != nil {
@@ -33,8 +36,9 @@ func Main(m *testing.M, prepare func(dir string) error) {
 }
 
 // inside runs the tests if this process is in the new namespaces, and otherwise creates them. It returns the exit code.
-func inside(m *testing.M, prepare func(dir string) error) (int, error) {
-	if os.Getenv(marker) == "" {
+func inside(m *testing.M, prepare func(dir string) error) (code int, err error) {
+	own := os.Getenv(marker)
+	if own == "" {
 		return again()
 	}
 	if err := os.Unsetenv(marker); err != nil { // the tests may start another test binary that calls Main
@@ -43,12 +47,23 @@ func inside(m *testing.M, prepare func(dir string) error) (int, error) {
 	if err := loopbackUp(); err != nil {
 		return 0, fmt.Errorf("lo: %w", err)
 	}
+	before, err := take(own)
+	if err != nil {
+		return 0, err
+	}
+	if code, err = run(m, prepare); err != nil || code != 0 {
+		return code, err
+	}
+	return 0, before.compare()
+}
+
+func run(m *testing.M, prepare func(dir string) error) (code int, err error) {
 	if prepare != nil {
 		dir, err := os.MkdirTemp("/var/tmp", "ply-test.") // on a disk: /tmp may be in memory
 		if err != nil {
 			return 0, err
 		}
-		defer func() { _ = os.RemoveAll(dir) }()
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		if err := prepare(dir); err != nil {
 			return 0, err
 		}
@@ -57,20 +72,47 @@ func inside(m *testing.M, prepare func(dir string) error) (int, error) {
 }
 
 // again runs this program in new namespaces. The program unshare creates them, because a Go program cannot move all of its
-// threads into another namespace.
+// threads into another namespace. This process adopts the processes whose parents end, and fails when one of them outlives the tests.
 func again() (int, error) {
+	private, err := os.MkdirTemp("/var/tmp", "ply-suite.")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = os.RemoveAll(private) }() // what it has then was reported
 	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--propagation", "private", "--", os.Args[0]}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Env = append(os.Environ(), marker+"="+private)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	// When this process is killed, the tests must not keep running. SIGQUIT makes them print their stacks and end.
 	runtime.LockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return exit.ExitCode(), nil
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 0, err
 	}
-	return 0, err
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	code, err := reap(cmd.Process.Pid)
+	if left := descendants(); err == nil && code == 0 && len(left) > 0 {
+		err = fmt.Errorf("processes are left:\n%s", strings.Join(left, "\n"))
+	}
+	return code, err
+}
+
+// reap waits for a child and for the processes that this process adopts meanwhile.
+func reap(pid int) (code int, err error) {
+	for {
+		var status unix.WaitStatus
+		got, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case got == pid && status.Signaled():
+			return 0, fmt.Errorf("the tests were ended by %v", status.Signal())
+		case got == pid:
+			return status.ExitStatus(), nil
+		}
+	}
 }
 
 // loopbackUp brings the loopback interface up.

@@ -231,8 +231,8 @@ func compress(name string) (err error) {
 	return os.Remove(name)
 }
 
-// Close closes the log. Its records are durable when Close returns without an error, except that the names of new files in
-// the directory are not: the caller syncs it. The Streams must have been closed before.
+// Close closes the log. Unless it is volatile, its records are durable when Close returns without an error, except that the names
+// of new files in the directory are not: the caller syncs it. The Streams must have been closed before.
 func (w *Writer) Close() error {
 	w.finishing.Wait()
 	w.mu.Lock()
@@ -242,7 +242,7 @@ func (w *Writer) Close() error {
 	}
 	f := w.f
 	w.f = nil
-	if w.size == 0 {
+	if w.size == 0 || w.opts.Volatile {
 		return f.Close()
 	}
 	return errors.Join(f.Sync(), f.Close())

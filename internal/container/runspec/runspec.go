@@ -107,7 +107,7 @@ func (b *builder) build() error {
 		Version:     specs.Version,
 		Root:        &specs.Root{Path: in.Rootfs, Readonly: in.Spec.ReadonlyRootfs},
 		Annotations: in.Spec.Annotations,
-		Linux:       &specs.Linux{CgroupsPath: cgroupPath(in.Spec.CgroupParent, in.ID)},
+		Linux:       &specs.Linux{CgroupsPath: CgroupPath(in.Spec.CgroupParent, in.ID)},
 	}
 	if !in.UTS.Host && in.UTS.Path == "" {
 		b.spec.Hostname, b.spec.Domainname = in.Spec.Hostname, in.Spec.Domainname
@@ -123,7 +123,8 @@ func (b *builder) build() error {
 	return nil
 }
 
-func cgroupPath(parent, id string) string {
+// CgroupPath returns the name of the cgroup of the container with an ID; parent "" is DefaultCgroupParent.
+func CgroupPath(parent, id string) string {
 	if parent == "" {
 		parent = DefaultCgroupParent
 	}

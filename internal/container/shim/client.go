@@ -51,8 +51,13 @@ func Connect(bundle string) (*Client, error) {
 		return nil, err
 	}
 	id, peer, err := readFile[Identity](filepath.Join(bundle, PidFile))
-	if err != nil {
-		return nil, err
+	if err != nil { // the file is damaged; the shim is of the release that wrote its configuration
+		var lerr, herr error
+		id, lerr = Listener(bundle)
+		_, peer, herr = readFile[Config](filepath.Join(bundle, ConfigFile))
+		if lerr != nil || herr != nil {
+			return nil, err
+		}
 	}
 	if !procid.Alive(procid.ID(id)) {
 		return nil, errs.New(errs.NotFound, "shim of %s: process %d has ended", bundle, id.PID)
@@ -67,6 +72,27 @@ func Connect(bundle string) (*Client, error) {
 		return nil, errs.New(errs.NotFound, "shim of %s: %w", bundle, err)
 	}
 	return c, conn.Close()
+}
+
+// Listener returns the identity of the process that listens on the socket of a bundle, without the files of the bundle.
+func Listener(bundle string) (id Identity, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	conn, err := (&Client{cfg: Config{ID: filepath.Base(bundle), Bundle: bundle}}).dial(ctx)
+	if err != nil {
+		return id, err
+	}
+	defer conn.Close() // nothing was written
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return id, err
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
+		return id, errors.Join(cerr, err)
+	}
+	who, err := procid.Of(int(cred.Pid))
+	return Identity(who), err
 }
 
 // Config returns the configuration that the shim was launched with.

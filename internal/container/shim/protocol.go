@@ -44,6 +44,9 @@ type Config struct {
 	Log       Log    `json:"log"`
 	ExitPath  string `json:"exitPath"` // absolute path of the exit file, on durable storage
 
+	// Volatile says that the container is removed at its end, so nothing of it has to survive a power cut: its log and its exit file
+	// are written and not synced.
+	Volatile bool `json:"volatile,omitempty"`
 	// Run is the ID of this run. The shim puts it into the exit file, which says by it whose end it records.
 	Run string `json:"run,omitempty"`
 	// Started is when the run began. The shim keeps it for the next plyd. It is zero before releases that set it.
@@ -57,6 +60,7 @@ type Log struct {
 	MaxSize  int64  `json:"maxSize"` // bytes; 0 means no rotation
 	MaxFiles int    `json:"maxFiles"`
 	Compress bool   `json:"compress,omitempty"`
+	Volatile bool   `json:"volatile,omitempty"` // see Config.Volatile
 }
 
 // Identity names one process. Unlike a pid, it is never reused.

@@ -109,6 +109,16 @@ func TestConnectNeedsARunningShim(t *testing.T) {
 		t.Errorf("another boot: %v", err)
 	}
 	write(PidFile, "garbage")
+	self, err := procid.Self()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Connect(dir); err != nil || c.Identity() != Identity(self) {
+		t.Errorf("a damaged pid file of a process that listens: %+v, %v", c, err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := Connect(dir); !errors.Is(err, errs.DataLoss) {
 		t.Errorf("a damaged pid file: %v", err)
 	}

@@ -30,8 +30,8 @@ var moment = time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC)
 // One value of each file and message, with every field set.
 var (
 	aConfig = Config{ID: "c1", Bundle: "/run/b", StateDir: "/run/s", Runtime: "/usr/bin/crun", Tty: true, Stdin: true, StdinOnce: true, Height: 24, Width: 80,
-		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true}, ExitPath: "/var/exit.json",
-		Run: "r1", Started: moment}
+		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true, Volatile: true}, ExitPath: "/var/exit.json",
+		Volatile: true, Run: "r1", Started: moment}
 	anIdentity = Identity{Boot: "b0", PID: 7, Start: 99}
 	anExit     = Exit{Code: 137, OOMKilled: true, At: moment}
 	aStats     = StatsReply{Read: moment, CPUTotal: 1, CPUUser: 2, CPUSystem: 3, PerCPU: []uint64{4}, Throttled: [3]uint64{5, 6, 7}, MemoryUsage: 8, MemoryMax: 9,
@@ -164,7 +164,7 @@ func TestFramesAndChunksKeepTheirBytes(t *testing.T) {
 // testdata/unversioned holds what the builds before this version of the protocol wrote: the same names, no version.
 func TestUnversionedFilesAndMessages(t *testing.T) {
 	old := aConfig
-	old.Run, old.Started = "", time.Time{}
+	old.Run, old.Started, old.Volatile, old.Log.Volatile = "", time.Time{}, false, false
 	unversioned(t, "config", old)
 	unversioned(t, "identity", anIdentity)
 	unversioned(t, "exit", anExit)

@@ -2,7 +2,7 @@
 // container when it starts, holds its terminal and pipes, writes its log and its exit file, and answers the requests of
 // package shim.
 //
-// Invariants: before any client learns that the process has ended, its exit file is durable and all its output is in the
+// Invariants: before any client learns that the process has ended, its exit file is durable, unless the container is volatile, and all its output is in the
 // log; no client, whether slow, dead or hostile, stops the container for longer than the stall limit; once the container
 // is created, the shim does not need plyd. Only cmd/ply-shim imports this package, because it links libcontainer.
 package supervise
@@ -286,7 +286,7 @@ func (s *server) watchInit(c child) {
 	}
 	s.init.drain()
 	e := shim.Exit{Code: code, OOMKilled: s.rt.oomKilled(), At: at.UTC()}
-	// Both are durable before a client is answered. The exit file syncs the directory that also contains the log.
+	// Both are durable before a client is answered, unless the container is volatile. The exit file syncs the directory that also contains the log.
 	var durably sync.WaitGroup
 	durably.Go(s.closeLog)
 	if err := writeExit(s.cfg, s.version, e); err != nil {
@@ -313,7 +313,11 @@ func (s *server) closeLog() {
 // the next plyd finds it.
 func writeExit(cfg shim.Config, version int, e shim.Exit) error {
 	r := shim.ExitRecord{Exit: e, Run: cfg.Run}
-	err := record.WriteFile(durable.OS, cfg.ExitPath, version, r, 0o600)
+	fsys := durable.OS
+	if cfg.Volatile {
+		fsys = durable.Unsynced(fsys)
+	}
+	err := record.WriteFile(fsys, cfg.ExitPath, version, r, 0o600)
 	if err == nil {
 		return nil
 	}

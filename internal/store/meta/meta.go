@@ -57,6 +57,7 @@ type DB struct {
 	keeps           atomic.Bool   // KeepCopies was called
 	many            chan struct{} // has an element when many updates were made since the last copy
 
+	later  later
 	broken atomic.Pointer[error] // damage that was found since Open; Update refuses
 	stuck  atomic.Pointer[error] // bbolt panicked outside of a function of a caller: nothing may call it any more
 }
@@ -242,6 +243,7 @@ func (db *DB) create() error {
 // Close waits for the transactions, makes a copy if there was an update since the last, and closes the file. An error of the
 // copy is none of Close.
 func (db *DB) Close() error {
+	db.later.wait()
 	if db.stuck.Load() != nil {
 		return errors.Join(db.mark.close(), db.file.Close()) // bbolt's Close would wait for its own locks
 	}
@@ -261,22 +263,77 @@ func (db *DB) Close() error {
 }
 
 // View calls f in a read transaction. F sees one state of the database, whatever is written meanwhile, and blocks no one.
-// The error's class is errs.DataLoss when a part of the file is found to be damaged.
+// It waits for the changes of Later. The error's class is errs.DataLoss when a part of the file is found to be damaged.
 func (db *DB) View(f func(*Tx) error) error {
+	db.later.wait()
+	return db.view(f)
+}
+
+func (db *DB) view(f func(*Tx) error) error {
 	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(tx, nil)) })
 }
 
 // Exclusive calls f like View, while no Update is under way.
 func (db *DB) Exclusive(f func(*Tx) error) error {
+	db.later.wait()
 	db.writing.Lock()
 	defer db.writing.Unlock()
-	return db.View(f)
+	return db.view(f)
+}
+
+// Later calls f like Update does, but returns at once. It is for a change that need not survive a crash. The transactions that
+// begin after Later has returned see the change. done is called with the result.
+func (db *DB) Later(f func(*Tx) error, done func(error)) {
+	db.later.begin()
+	go func() {
+		defer db.later.end()
+		done(db.updateNow(f))
+	}()
+}
+
+// later counts the changes of DB.Later that are not made yet.
+type later struct {
+	mu   sync.Mutex
+	n    int
+	none chan struct{} // closed when n becomes 0; not nil while n is more
+}
+
+func (l *later) begin() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n == 0 {
+		l.none = make(chan struct{})
+	}
+	l.n++
+}
+
+func (l *later) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n--; l.n == 0 {
+		close(l.none)
+		l.none = nil
+	}
+}
+
+func (l *later) wait() {
+	l.mu.Lock()
+	none := l.none
+	l.mu.Unlock()
+	if none != nil {
+		<-none
+	}
 }
 
 // Update calls f in a write transaction. What f writes is durable when Update returns nil; nothing of it is kept when f
 // fails. One Update runs at a time. The error's class is errs.DataLoss from the moment at which a part of the file was
 // found to be damaged.
 func (db *DB) Update(f func(*Tx) error) error {
+	db.later.wait()
+	return db.updateNow(f)
+}
+
+func (db *DB) updateNow(f func(*Tx) error) error {
 	return db.update(func(tx *bbolt.Tx, log *[]Change) error { return f(wrap(tx, log)) })
 }
 
