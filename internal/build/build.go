@@ -196,6 +196,9 @@ type Listener interface {
 	StepDone(st StepInfo)
 }
 
+// Planner is a Listener that is told the instructions of an image before the first one is its turn.
+type Planner interface{ Plan(steps []StepInfo) }
+
 // StepInfo is an instruction of the Dockerfile.
 type StepInfo struct {
 	dockerfile.Step

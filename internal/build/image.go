@@ -53,6 +53,7 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
 		return nil, err
 	}
+	m.plan()
 	// The whole graph is executed in parallel while the steps are reported in order.
 	go func() { _, _ = b.job.Solve(ctx, out.Graph.Root) }() // its error is returned below
 	for i := range out.Steps {
@@ -90,6 +91,20 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 		parent = "" // the last step has recorded it with its parent
 	}
 	return &made{out: out, raw: raw, chain: m.chain, parent: parent, format: m.format}, nil
+}
+
+// plan tells the listener which instructions the image has.
+func (m *making) plan() {
+	p, ok := m.b.l.(Planner)
+	if !ok {
+		return
+	}
+	list := make([]StepInfo, len(m.out.Steps))
+	for i := range list {
+		v := m.out.Steps[i].Vertex
+		list[i] = StepInfo{Step: m.out.Steps[i], Index: i + 1, Total: len(list), Executed: v != nil, Vertex: v}
+	}
+	p.Plan(list)
 }
 
 // do waits for one instruction and records the image after it.

@@ -11,7 +11,7 @@ import (
 // every package below it; the first level that fits counts.
 var inside = map[string][][]string{
 	"api": {
-		{"api/buildkit", "api/docker/stream", "api/listen"},
+		{"api/buildkit", "api/direct", "api/docker/stream", "api/listen"},
 		{"api/docker"},
 	},
 	"build": {
@@ -23,7 +23,7 @@ var inside = map[string][][]string{
 	},
 	"cli": {
 		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
-		{"cli/daemon", "cli/attach", "cli/progress", "cli/table"},
+		{"cli/daemon", "cli/attach", "cli/buildview", "cli/direct", "cli/progress", "cli/table"},
 		{"cli/command"},
 		{"cli/command/..."}, // commands share what stands below and never import each other
 		{"cli"},
@@ -59,6 +59,7 @@ var inside = map[string][][]string{
 		{"store/layer/drivers"},
 		{"store"},
 	},
+	"wire": {{"wire"}, {"wire/frames"}},
 	"transfer": {
 		{"transfer"},
 		{"transfer/remote", "transfer/archive"},

@@ -22,6 +22,7 @@ package docker
 import (
 	"context"
 	"io"
+	"os"
 
 	"ply/internal/api/buildkit"
 	"ply/internal/build"
@@ -43,6 +44,7 @@ import (
 type Builder interface {
 	buildkit.Builder
 	Unpack(ctx context.Context, r io.Reader) (*build.Directory, error)
+	Open(root *os.File) *build.Directory
 }
 
 // Images is what the image endpoints need; image.Service implements it.

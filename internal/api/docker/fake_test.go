@@ -677,6 +677,8 @@ type fakeBuilder struct {
 	pruned build.PruneOptions
 }
 
+func (f *fakeBuilder) Open(*os.File) *build.Directory { return nil }
+
 func (f *fakeBuilder) Unpack(context.Context, io.Reader) (*build.Directory, error) {
 	return (&build.Service{}).Open(nil), nil
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"ply/internal/api/direct"
 	"ply/internal/errs"
 )
 
@@ -133,6 +134,7 @@ func (s *server) table(o *Options) []route {
 		systemHandlers{o.System},
 		checkHandlers{o.Checker},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
+		directHandlers{direct.NewServer(o.Builder, credentialsOf, messageOf)},
 		buildHandlers{o.Builder, s.sessions, s.kit, &jobs{byID: map[string]*job{}}},
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},
