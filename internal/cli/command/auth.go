@@ -13,16 +13,20 @@ import (
 
 // AuthHeader returns X-Registry-Auth with the credentials for a registry; domain is the one of a reference.
 func (inv *Invocation) AuthHeader(ctx context.Context, domain string) http.Header {
-	c, err := inv.Config().Get(ctx, config.Key(domain))
-	if err != nil {
-		fmt.Fprintf(inv.Err, "WARNING: %v\n", err)
-	}
-	auth := wire.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken, ServerAddress: c.Server}
-	b, err := json.Marshal(auth)
+	b, err := json.Marshal(inv.Auth(ctx, domain))
 	if err != nil {
 		return nil
 	}
 	return http.Header{"X-Registry-Auth": {base64.URLEncoding.EncodeToString(b)}}
+}
+
+// Auth returns the stored credentials for a registry; domain is the one of a reference. Without any, only the zero value is returned.
+func (inv *Invocation) Auth(ctx context.Context, domain string) wire.Auth {
+	c, err := inv.Config().Get(ctx, config.Key(domain))
+	if err != nil {
+		fmt.Fprintf(inv.Err, "WARNING: %v\n", err)
+	}
+	return wire.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken, ServerAddress: c.Server}
 }
 
 // AuthConfig returns the value of X-Registry-Config: all stored credentials, by registry. A build sends them, as only the

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -53,7 +54,7 @@ func openContext(source, file string, stdin io.Reader) (*buildContext, error) {
 
 // remoteContext reports whether the engine fetches the context.
 func remoteContext(s string) bool {
-	for _, p := range []string{"http://", "https://", "git://", "git@", "github.com/"} {
+	for _, p := range []string{"http://", "https://", "git://", "git@", "github.com/", "ssh://"} {
 		if strings.HasPrefix(s, p) {
 			return true
 		}
@@ -63,9 +64,8 @@ func remoteContext(s string) bool {
 
 // stdinContext reads the context from stdin, or a Dockerfile that is then all of the context.
 func stdinContext(file string, stdin io.Reader) (*buildContext, error) {
-	br := bufio.NewReaderSize(stdin, 1024)
-	head, err := br.Peek(512)
-	if err != nil && !errors.Is(err, io.EOF) {
+	head, br, err := peek(stdin)
+	if err != nil {
 		return nil, err
 	}
 	if isTar(head) {
@@ -84,6 +84,16 @@ func stdinContext(file string, stdin io.Reader) (*buildContext, error) {
 		return nil, err
 	}
 	return &buildContext{tar: &buf, dockerfile: "Dockerfile"}, tw.Close()
+}
+
+// peek returns the beginning of a stream, and the stream with it.
+func peek(r io.Reader) (head []byte, whole io.Reader, err error) {
+	br := bufio.NewReaderSize(r, 1024)
+	head, err = br.Peek(512)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return head, br, err
 }
 
 // isTar reports whether head is the beginning of a tar stream, plain or compressed.
@@ -113,17 +123,26 @@ func addBytes(tw *tar.Writer, name string, b []byte) error {
 	return err
 }
 
-// dirContext packs a directory, without the files that .dockerignore names.
-func dirContext(dir, file string, stdin io.Reader) (*buildContext, error) {
+// contextDir returns the path of a context, without links.
+func contextDir(dir string) (string, error) {
 	root, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return nil, errs.New(errs.NotFound, "unable to prepare context: path %q not found", dir)
+		return "", errs.New(errs.NotFound, "unable to prepare context: path %q not found", dir)
 	}
 	if root, err = filepath.Abs(root); err != nil {
-		return nil, err
+		return "", err
 	}
 	if st, err := os.Stat(root); err != nil || !st.IsDir() {
-		return nil, errs.New(errs.Invalid, "unable to prepare context: context must be a directory: %s", dir)
+		return "", errs.New(errs.Invalid, "unable to prepare context: context must be a directory: %s", dir)
+	}
+	return root, nil
+}
+
+// dirContext packs a directory, without the files that .dockerignore names.
+func dirContext(dir, file string, stdin io.Reader) (*buildContext, error) {
+	root, err := contextDir(dir)
+	if err != nil {
+		return nil, err
 	}
 	name, extra, err := findDockerfile(root, file, stdin)
 	if err != nil {
@@ -160,6 +179,23 @@ func findDockerfile(root, file string, stdin io.Reader) (name string, extra []by
 	if file == "-" {
 		return outside(stdin)
 	}
+	real, err := dockerfilePath(root, file)
+	if err != nil {
+		return "", nil, err
+	}
+	if rel, rerr := filepath.Rel(root, real); rerr == nil && filepath.IsLocal(rel) {
+		return filepath.ToSlash(rel), nil, nil
+	}
+	f, err := os.Open(real)
+	if err != nil {
+		return "", nil, err
+	}
+	defer f.Close()
+	return outside(f)
+}
+
+// dockerfilePath returns the path of the Dockerfile, without links. file is the value of -f.
+func dockerfilePath(root, file string) (string, error) {
 	p := file
 	if p == "" {
 		p = filepath.Join(root, "Dockerfile")
@@ -171,17 +207,9 @@ func findDockerfile(root, file string, stdin io.Reader) (name string, extra []by
 		real, err = filepath.Abs(real)
 	}
 	if err != nil {
-		return "", nil, errs.New(errs.NotFound, "unable to prepare context: unable to evaluate symlinks in Dockerfile path: lstat %s: no such file or directory", p)
+		return "", errs.New(errs.NotFound, "unable to prepare context: unable to evaluate symlinks in Dockerfile path: lstat %s: no such file or directory", p)
 	}
-	if rel, rerr := filepath.Rel(root, real); rerr == nil && filepath.IsLocal(rel) {
-		return filepath.ToSlash(rel), nil, nil
-	}
-	f, err := os.Open(real)
-	if err != nil {
-		return "", nil, err
-	}
-	defer f.Close()
-	return outside(f)
+	return real, nil
 }
 
 // ignorePatterns reads the patterns of .dockerignore, or of the one that belongs to the Dockerfile.
@@ -240,4 +268,34 @@ func packContext(w io.Writer, root string, pm *patternmatcher.PatternMatcher, do
 		err = addBytes(tw, dockerfile, extra)
 	}
 	return errors.Join(err, tw.Close())
+}
+
+// packer returns the function that writes the tar of a directory of the client. Of the directory of the Dockerfile only the files are
+// sent that have its name, and what the context ignores is not sent.
+func packer(options map[string]string) func(ctx context.Context, w io.Writer, name, dir string) error {
+	file := options["filename"]
+	return func(_ context.Context, w io.Writer, name, dir string) error {
+		var patterns []string
+		switch name {
+		case "dockerfile":
+			patterns = []string{"*"}
+			for _, n := range []string{file, file + ".dockerignore", ".dockerignore"} {
+				patterns = append(patterns, "!"+n)
+			}
+		case "context":
+			if _, err := os.Stat(filepath.Join(dir, file+".dockerignore")); err == nil {
+				break // the engine reads it
+			}
+			var err error
+			if patterns, err = ignorePatterns(dir, file); err != nil {
+				return err
+			}
+			patterns = append(patterns, "!.dockerignore", "!"+file)
+		}
+		pm, err := patternmatcher.New(patterns)
+		if err != nil {
+			return errs.New(errs.Invalid, ".dockerignore: %w", err)
+		}
+		return packContext(w, dir, pm, "", nil)
+	}
 }

@@ -1,0 +1,179 @@
+package direct
+
+import (
+	"archive/tar"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// Output is where an output of a build goes. The zero Output takes nothing.
+type Output struct {
+	dest   string
+	stdout io.Writer // used when dest is "-"
+}
+
+// ToFile returns an output that is written to a file. It replaces the file when the output is complete.
+func ToFile(name string) Output { return Output{dest: name} }
+
+// ToDir returns an output that is unpacked into a directory. It replaces files of the same name, and keeps others.
+func ToDir(name string) Output { return Output{dest: name} }
+
+// ToWriter returns an output that is written to w.
+func ToWriter(w io.Writer) Output { return Output{dest: "-", stdout: w} }
+
+// takeFile writes the stream of an output to its file.
+func (o Output) takeFile(r io.Reader, complete func() error) (err error) {
+	if o.stdout != nil {
+		if _, err := io.Copy(o.stdout, r); err != nil {
+			return err
+		}
+		return complete()
+	}
+	if err := os.MkdirAll(filepath.Dir(o.dest), 0o755); err != nil {
+		return err
+	}
+	if st, err := os.Stat(o.dest); err == nil && !st.Mode().IsRegular() {
+		return o.takeSpecial(r, st, complete)
+	}
+	var id [8]byte
+	rand.Read(id[:])
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(o.dest), "."+filepath.Base(o.dest)+"."+hex.EncodeToString(id[:])), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	if _, err := io.Copy(f, r); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	if err := errors.Join(complete(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), o.dest)
+}
+
+// takeSpecial writes an output to a device or a pipe.
+func (o Output) takeSpecial(r io.Reader, st fs.FileInfo, complete func() error) error {
+	if st.IsDir() {
+		return errs.New(errs.Invalid, "destination %s is a directory", o.dest)
+	}
+	f, err := os.OpenFile(o.dest, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err == nil {
+		err = complete()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// takeDir unpacks the stream of an output below its directory. Files belong to the user, as those of buildx do.
+func (o Output) takeDir(r io.Reader, complete func() error) error {
+	if o.stdout != nil {
+		return o.takeFile(r, complete)
+	}
+	if err := os.MkdirAll(o.dest, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(o.dest)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	u := unpacker{root: root}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil {
+			err = u.entry(h, tr)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return err
+	}
+	for i := len(u.dirs) - 1; i >= 0; i-- { // their times changed with their content
+		if err := u.finish(u.dirs[i]); err != nil {
+			return err
+		}
+	}
+	return complete()
+}
+
+// unpacker writes the entries of a tar. The kernel and os.Root keep them below the root.
+type unpacker struct {
+	root *os.Root
+	dirs []*tar.Header
+}
+
+func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
+	name := path.Clean(strings.TrimSuffix(h.Name, "/"))
+	if name == "." || !fs.ValidPath(name) {
+		return errs.New(errs.Invalid, "output: the name %q leads out of the directory", h.Name)
+	}
+	h.Name = name
+	old, err := u.root.Lstat(name)
+	if err == nil && (!old.IsDir() || h.Typeflag != tar.TypeDir) {
+		if old.IsDir() {
+			err = u.root.RemoveAll(name)
+		} else {
+			err = u.root.Remove(name)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if err := u.root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		u.dirs = append(u.dirs, h)
+		return nil
+	case tar.TypeSymlink:
+		return u.root.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		if !fs.ValidPath(h.Linkname) {
+			return errs.New(errs.Invalid, "output: the link %q leads out of the directory", h.Name)
+		}
+		return u.root.Link(h.Linkname, name)
+	case tar.TypeReg:
+		f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		return u.finish(h)
+	}
+	return errs.New(errs.Unimplemented, "output: %s is a device, which is not written into a directory", h.Name)
+}
+
+// finish sets the mode and the times of a file.
+func (u *unpacker) finish(h *tar.Header) error {
+	if err := u.root.Chmod(h.Name, h.FileInfo().Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+		return err
+	}
+	return u.root.Chtimes(h.Name, time.Time{}, h.ModTime)
+}
