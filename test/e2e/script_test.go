@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,7 +29,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
-			"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "waitfor": cmdWaitFor, "pty": cmdPty,
+			"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
 		},
 		Condition: func(name string) (bool, error) {
 			if name != "docker28" {
@@ -88,6 +91,44 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 		more = os.Expand(ts.ReadFile(args[1]), ts.Getenv)
 	}
 	ts.Setenv(args[0], worldOf(ts).registry(more))
+}
+
+// website VAR DIR offers the files below DIR on loopback, and the git repositories below DIR/git, and puts the address into $VAR. The files in DIR/hidden
+// are sent to those who know the password only; DIR/requests gets a line per request.
+func cmdWebsite(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: website VAR DIR")
+	}
+	dir := ts.MkAbs(args[1])
+	out, err := exec.Command("git", "--exec-path").Output()
+	ts.Check(err)
+	repos := &cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(string(out)), "git-http-backend"), Root: "/git", Stderr: io.Discard,
+		Env: []string{"GIT_PROJECT_ROOT=" + filepath.Join(dir, "git"), "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_GLOBAL=/dev/null"},
+	}
+	files := http.FileServer(http.Dir(dir))
+	var mu sync.Mutex
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		log, err := os.OpenFile(filepath.Join(dir, "requests"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+		if err == nil {
+			fmt.Fprintln(log, r.Method, r.URL.Path)
+			log.Close()
+		}
+		mu.Unlock()
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/hidden/") && r.Header.Get("Authorization") != "Bearer password":
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.URL.Path == "/metadata":
+			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
+		case strings.HasPrefix(r.URL.Path, "/git/"):
+			repos.ServeHTTP(w, r)
+		default:
+			files.ServeHTTP(w, r)
+		}
+	}))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL)
 }
 
 // plyd kill9 | stop | start | hup
