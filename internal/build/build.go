@@ -36,6 +36,7 @@ import (
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
 	Lookup(ref string) (oci.ImageID, error)
+	Index(ref string) (*image.Index, error)
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
 	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)
 	Publish(action string, id oci.ImageID, name string)

@@ -187,8 +187,12 @@ func (m *making) encode(st *dockerfile.Step, n int) ([]byte, error) {
 		created = *m.out.Epoch
 	}
 	for i := range c.History {
-		if c.History[i].Created == nil && i < len(m.times) && !m.times[i].IsZero() {
-			c.History[i].Created = &m.times[i]
+		h := &c.History[i]
+		switch {
+		case m.out.Epoch != nil && (h.Created == nil || h.Created.After(created)):
+			h.Created = &created
+		case h.Created == nil && i < len(m.times) && !m.times[i].IsZero():
+			h.Created = &m.times[i]
 		}
 	}
 	if st != nil {

@@ -149,6 +149,14 @@ func (p *Plan) finish() (*Result, error) {
 	case out.Metadata != nil:
 		return &Result{Metadata: out.Metadata}, nil
 	}
+	for i := range out.Images {
+		if t := out.Images[i].Epoch; t != nil {
+			p.b.job.SetEpoch(*t) // the same for all platforms
+		}
+	}
+	for i := range out.Images { // all platforms are executed at the same time, and reported one after the other
+		go func() { _, _ = p.b.job.Solve(p.ctx, out.Images[i].Graph.Root) }() // the error is returned below
+	}
 	var images []*made
 	for i := range out.Images {
 		m, err := p.b.image(p.ctx, &out.Images[i])

@@ -136,10 +136,17 @@ func (b *running) findImage(ctx context.Context, ref string, p oci.Platform, mod
 	if want.Architecture == "" {
 		want = oci.HostPlatform()
 	}
+	var other *image.Image // that the name means here, for another platform
 	if mode != ops.ResolvePull && !b.req.Pull {
 		img, err := b.s.o.Images.Get(ctx, ref)
-		if err == nil && want.Matches(img.Config.Platform()) {
-			return img, nil
+		if err == nil {
+			if want.Matches(img.Config.Platform()) {
+				return img, nil
+			}
+			if s := b.sibling(ctx, ref, want); s != nil {
+				return s, nil
+			}
+			other = img
 		}
 		if err != nil && !errors.Is(err, errs.NotFound) {
 			return nil, err
@@ -154,7 +161,8 @@ func (b *running) findImage(ctx context.Context, ref string, p oci.Platform, mod
 	if err != nil {
 		return nil, err
 	}
-	o := transfer.PullOptions{Credentials: cred}
+	var got oci.ImageID
+	o := transfer.PullOptions{Credentials: cred, Aside: !oci.HostPlatform().Matches(want), Got: func(id oci.ImageID) { got = id }}
 	if p.Architecture != "" {
 		o.Platform = p.String()
 	}
@@ -167,9 +175,26 @@ func (b *running) findImage(ctx context.Context, ref string, p oci.Platform, mod
 		}
 	}
 	if err := b.s.o.Puller.Pull(ctx, name, o, sink); err != nil {
+		if other != nil {
+			return nil, fmt.Errorf("%s is here for %s only, not for %s: %w", name.Familiar(), other.Config.Platform(), want, err)
+		}
 		return nil, err
 	}
-	return b.s.o.Images.Get(ctx, name.String())
+	return b.s.o.Images.Get(ctx, string(got))
+}
+
+// sibling returns the image for another platform from the index that ref means; nil when there is none.
+func (b *running) sibling(ctx context.Context, ref string, want oci.Platform) *image.Image {
+	index, err := b.s.o.Images.Index(ref)
+	if err != nil || index == nil {
+		return nil
+	}
+	for _, id := range index.Images {
+		if img, err := b.s.o.Images.Get(ctx, string(id)); err == nil && want.Matches(img.Config.Platform()) {
+			return img
+		}
+	}
+	return nil
 }
 
 // ImageConfig implements dockerfile.Solver.

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"ply/internal/image/change"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 )
 
 // Changes lists what a container's writable layer adds, modifies and deletes.
@@ -56,7 +58,7 @@ func (s *Service) Commit(ctx context.Context, ref string, opts CommitOptions) (r
 	defer lease.Release()
 	chain := c.chain()
 	lease.Layer(chain)
-	diff, err := s.commitLayer(ctx, c, chain, lease, opts.Pause)
+	diff, err := s.commitLayer(ctx, c, chain, lease, opts.Pause, time.Time{})
 	if err != nil {
 		return res, err
 	}
@@ -139,7 +141,7 @@ func madeLayers(history []oci.History) int {
 }
 
 // commitLayer stores the writable layer as a layer. One pass reads, hashes, indexes and writes it.
-func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, lease *store.Lease, pause bool) (_ oci.DiffID, err error) {
+func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, lease *store.Lease, pause bool, latest time.Time) (_ oci.DiffID, err error) {
 	// A removal holds the slot and waits for our reference to the root, so ctx, which bounds waiting for the slot below,
 	// ends with the removal.
 	ctx, cancel := context.WithCancel(ctx)
@@ -167,7 +169,7 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	if err := drv.Diff(ctx, c.paths.writable, chain, w); err != nil {
+	if err := diff(ctx, drv, c.paths.writable, chain, w, latest); err != nil {
 		return "", err
 	}
 	w.End()
@@ -178,6 +180,14 @@ func (s *Service) commitLayer(ctx context.Context, c *ctr, chain oci.Chain, leas
 		return "", err
 	}
 	return info.DiffID, s.env.opts.Store.RecordLayer(info, nil)
+}
+
+func diff(ctx context.Context, drv layer.Driver, dir string, chain oci.Chain, w io.Writer, latest time.Time) error {
+	if latest.IsZero() {
+		return drv.Diff(ctx, dir, chain, w)
+	}
+	c := layer.Clamp(w, latest)
+	return errors.Join(drv.Diff(ctx, dir, chain, c), c.Close())
 }
 
 // freezeForCommit freezes a running container. thaw lets it go on, unless another request has done so. A container that is

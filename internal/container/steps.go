@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"time"
 
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -29,10 +30,15 @@ func (b *Steps) CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) 
 	return create(ctx, b.s, sp, img)
 }
 
-// CommitLayer stores the writable layer of a container that does not run as a layer, and returns the chain with it on top, which the lease protects. Before that,
-// it calls prepare, if that is not nil, with the container's root.
+// LayerOptions of CommitLayer.
+type LayerOptions struct {
+	Prepare func(root *os.File) error // is called before, with the container's root; may be nil
+	Latest  time.Time                 // no file of the layer is younger; zero = files keep their times
+}
+
+// CommitLayer stores the writable layer of a container that does not run as a layer, and returns the chain with it on top, which the lease protects.
 // Errors: NotFound; Conflict while the container runs.
-func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease, prepare func(root *os.File) error) (_ oci.Chain, err error) {
+func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease, o LayerOptions) (_ oci.Chain, err error) {
 	c, err := b.s.find(ref)
 	if err != nil {
 		return nil, err
@@ -40,8 +46,8 @@ func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease,
 	if c.isActive() {
 		return nil, errs.New(errs.Conflict, "container %s is running", c.id)
 	}
-	if prepare != nil {
-		if err := withRoot(ctx, c, prepare); err != nil {
+	if o.Prepare != nil {
+		if err := withRoot(ctx, c, o.Prepare); err != nil {
 			return nil, err
 		}
 	}
@@ -51,7 +57,7 @@ func (b *Steps) CommitLayer(ctx context.Context, ref string, lease *store.Lease,
 	defer func() { err = errors.Join(err, c.root.Release()) }()
 	chain := c.chain()
 	lease.Layer(chain)
-	diff, err := b.s.commitLayer(ctx, c, chain, lease, false)
+	diff, err := b.s.commitLayer(ctx, c, chain, lease, false, o.Latest)
 	if err != nil {
 		return nil, err
 	}

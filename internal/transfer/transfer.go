@@ -24,6 +24,11 @@ type PullOptions struct {
 	Platform    string // "os/arch[/variant]"; "" = the platform of the host
 	Credentials Credentials
 	AllTags     bool // pull every tag of the repository
+
+	// Aside leaves the name to the image that has it: the pulled one gets the name of its digest only.
+	Aside bool
+	// Got is told which image a name means; nil when nobody asks.
+	Got func(oci.ImageID)
 }
 
 // PushOptions are the options of Pusher.Push.

@@ -127,9 +127,11 @@ func (p *classicQuery) platform(opts map[string]string) {
 	if text == "" {
 		return
 	}
-	if _, err := oci.ParsePlatform(text); err != nil {
-		p.fail(err)
-		return
+	for name := range strings.SplitSeq(text, ",") {
+		if _, err := oci.ParsePlatform(name); err != nil {
+			p.fail(err)
+			return
+		}
 	}
 	opts["platform"] = text
 }

@@ -32,11 +32,13 @@ type Step struct {
 	From *tree.Tree // what a Copy reads; nil = an empty tree
 	// Owner returns the tree whose /etc/passwd and /etc/group have the names of owners: the one that an Identity refers to. nil = names are unknown
 	Owner func(ops.Identity) *tree.Tree
+	Time  *time.Time // of copied files, but not of unpacked ones; nil = their own
 }
 
 // Options of Write.
 type Options struct {
-	Now time.Time // modification time of what has no other
+	Now    time.Time // modification time of what has no other
+	Latest time.Time // no file is younger; zero = files keep their times
 	// Users returns the numbers of a user, with its group, or of a group. An unknown name is errs.Invalid.
 	Users func(t *tree.Tree, name string, group bool) (uid, gid uint32, err error)
 	Warn  func(text string) // nil = warnings are dropped
@@ -45,7 +47,7 @@ type Options struct {
 // Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not
 // there, errs.Invalid for one that cannot be copied or unpacked.
 func Write(ctx context.Context, w io.Writer, base *tree.Tree, steps []Step, o Options) error {
-	l := newLayer(base, w, o.Now)
+	l := newLayer(base, w, o)
 	for i := range steps {
 		x := executor{ctx: ctx, l: l, step: &steps[i], o: &o}
 		if err := x.run(); err != nil {
@@ -309,6 +311,9 @@ func (c *copying) attrs(i *tree.Info) attrs {
 	}
 	if c.chmod != nil {
 		a.mode = c.chmod(i.Mode)
+	}
+	if c.step.Time != nil {
+		a.time = *c.step.Time
 	}
 	if c.do.Time != nil {
 		a.time = *c.do.Time

@@ -27,6 +27,7 @@ type layer struct {
 	tw   *tar.Writer
 	made map[string]*node
 	now  time.Time // of directories that only have to exist
+	last time.Time // no file is younger; zero = any
 }
 
 // node is a file that the layer has, or a directory of the base that it repeats.
@@ -40,8 +41,8 @@ type node struct {
 func (n *node) isDir() bool  { return !n.gone && n.mode&unix.S_IFMT == unix.S_IFDIR }
 func (n *node) isLink() bool { return !n.gone && n.mode&unix.S_IFMT == unix.S_IFLNK }
 
-func newLayer(base *tree.Tree, w io.Writer, now time.Time) *layer {
-	return &layer{base: base, tw: tar.NewWriter(w), made: map[string]*node{}, now: now}
+func newLayer(base *tree.Tree, w io.Writer, o Options) *layer {
+	return &layer{base: base, tw: tar.NewWriter(w), made: map[string]*node{}, now: o.Now, last: o.Latest}
 }
 
 // close ends the tar.
@@ -148,6 +149,9 @@ func (l *layer) header(p string, h *tar.Header, n *node, a attrs) error {
 		h.Name = "./"
 	}
 	h.Mode, h.Uid, h.Gid, h.ModTime = int64(a.mode&0o7777), int(a.uid), int(a.gid), a.time
+	if !l.last.IsZero() && a.time.After(l.last) {
+		h.ModTime = l.last
+	}
 	h.Format = tar.FormatPAX
 	for _, key := range slices.Sorted(maps.Keys(a.xattrs)) {
 		if h.PAXRecords == nil {

@@ -31,10 +31,12 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 	"ply/internal/volume"
 )
 
@@ -46,7 +48,7 @@ type Containers interface {
 	CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error)
 	Start(ctx context.Context, ref string) error
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
-	CommitLayer(ctx context.Context, ref string, lease *store.Lease, prepare func(root *os.File) error) (oci.Chain, error)
+	CommitLayer(ctx context.Context, ref string, lease *store.Lease, o container.LayerOptions) (oci.Chain, error)
 	Remove(ctx context.Context, ref string, force, volumes, link bool) error
 	List(ctx context.Context, o container.ListOptions) ([]*container.Container, error)
 	Get(ctx context.Context, ref string, size bool) (*container.Container, error)
@@ -336,6 +338,9 @@ func (r *Runner) RemoveImages(ctx context.Context) error {
 // prepare makes the mounts, and returns the options of the container.
 func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 	e := s.run.Exec
+	if err := checkPlatform(s.run.Vertex.Platform); err != nil {
+		return sp, err
+	}
 	sp = spec.Spec{
 		Entrypoint: e.Args, Cmd: nil, Env: slices.Clone(e.Env), WorkingDir: e.Dir, User: e.User, Hostname: e.Hostname, CgroupParent: e.Cgroup,
 		AttachStdout: true, AttachStderr: true, Privileged: e.Privileged, LogDriver: "none", Labels: map[string]string{Label: s.run.Vertex.Name},
@@ -393,6 +398,19 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 		}
 	}
 	return sp, nil
+}
+
+// native are the architectures whose programs the processors of another one run, too.
+var native = map[string]string{"386": "amd64", "arm": "arm64"}
+
+// checkPlatform refuses a platform whose programs this machine cannot run: otherwise the first of them would fail without a reason.
+func checkPlatform(p oci.Platform) error {
+	here := oci.HostPlatform()
+	if p.Architecture == "" || p.Architecture == here.Architecture || native[p.Architecture] == here.Architecture || host.Emulator(p.Architecture) != "" {
+		return nil
+	}
+	return errs.New(errs.Unimplemented, "this machine is %s, and no program that runs commands for %s is registered in binfmt_misc", here, p).
+		WithHint("Install qemu-user-static and binfmt-support, or what your system has in their place.")
 }
 
 func proxyEnv(p ops.Proxy) (env []string) {
@@ -481,11 +499,11 @@ func (o output) Write(p []byte) (int, error) {
 
 // commit stores the changed root as a layer.
 func (s *step) commit(ctx context.Context) (oci.Chain, error) {
-	var prepare func(*os.File) error
+	o := container.LayerOptions{Latest: s.run.Latest}
 	if len(s.stubs) > 0 {
-		prepare = s.removeStubs
+		o.Prepare = s.removeStubs
 	}
-	return s.r.o.Containers.CommitLayer(ctx, s.id, s.lease, prepare)
+	return s.r.o.Containers.CommitLayer(ctx, s.id, s.lease, o)
 }
 
 // outputs stores what the command changed.
@@ -513,7 +531,13 @@ func (s *step) outputs(ctx context.Context) (map[int]oci.Chain, error) {
 		if w.output < 0 {
 			continue
 		}
-		chain, err := s.r.Layer(ctx, s.lease, w.chain, func(to io.Writer) error { return s.r.o.Store.Layers.Diff(ctx, w.dir, w.chain, to) })
+		chain, err := s.r.Layer(ctx, s.lease, w.chain, func(to io.Writer) error {
+			if s.run.Latest.IsZero() {
+				return s.r.o.Store.Layers.Diff(ctx, w.dir, w.chain, to)
+			}
+			c := layer.Clamp(to, s.run.Latest)
+			return errors.Join(s.r.o.Store.Layers.Diff(ctx, w.dir, w.chain, c), c.Close())
+		})
 		if err != nil {
 			return nil, err
 		}

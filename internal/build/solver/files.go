@@ -45,11 +45,12 @@ func (j *Job) Tree(ctx context.Context, r *Result) (*tree.Tree, error) {
 }
 
 func (j *Job) fileOptions() fileop.Options {
-	now := j.o.Now
+	latest := j.latest()
+	now := latest
 	if now.IsZero() {
 		now = time.Now().UTC().Truncate(time.Second)
 	}
-	return fileop.Options{Now: now, Users: j.s.worker.LookupUser}
+	return fileop.Options{Now: now, Latest: latest, Users: j.s.worker.LookupUser}
 }
 
 // files executes file operations. Every output is one layer on the input that its actions start from.
@@ -139,6 +140,9 @@ func (f *filesRun) step(a *ops.Action) (s fileop.Step, err error) {
 	if _, ok := a.Do.(*ops.Copy); ok {
 		if s.From, err = f.input(a.From); err != nil {
 			return s, err
+		}
+		if a.From >= 0 && a.From < len(f.ins) && f.ins[a.From] != nil && f.ins[a.From].Dir != nil && !f.o.Latest.IsZero() {
+			s.Time = &f.o.Latest // the times of a client's files are in no key, so they must not make a difference
 		}
 	}
 	named := owners(a.Do)

@@ -106,6 +106,11 @@ func (j *Job) keys(v *ops.Vertex, ins []*Result) (*keys, error) {
 	}
 	k := &keys{}
 	k.parts = append(k.parts, Part{"the instruction", string(op)})
+	if t := j.latest(); !t.IsZero() {
+		epoch := strconv.FormatInt(t.Unix(), 10)
+		sums = append(sums, "epoch "+epoch)
+		k.parts = append(k.parts, Part{"SOURCE_DATE_EPOCH", epoch})
+	}
 	for i, in := range v.Inputs {
 		name := "nothing"
 		if !in.IsZero() {

@@ -81,6 +81,7 @@ type Run struct {
 	Exec   *ops.Exec
 	Inputs []*Result // one per input of the vertex; nil for an empty tree
 	Client Client
+	Latest time.Time // no file of a new layer is younger; zero = files keep their times
 	Log    func(stderr bool, data []byte)
 	// Started is told which container runs the command.
 	Started func(id oci.ContainerID)
@@ -187,7 +188,6 @@ type Options struct {
 	Lease    Leaser
 	NoCache  bool             // execute every step
 	Imports  func() []*Import // waits for the caches of other builders, the first one first; nil = none
-	Now      time.Time        // modification time of files that have no other; zero = the time of each step
 }
 
 // Job is one build. Its results are valid until Close. Safe for concurrent use.
@@ -198,6 +198,7 @@ type Job struct {
 	cancel context.CancelFunc
 
 	mu    sync.Mutex
+	epoch time.Time
 	tasks map[oci.Digest]*task
 	views map[oci.ChainID]*sharedView
 	wg    sync.WaitGroup
@@ -210,6 +211,20 @@ func (s *Solver) Job(ctx context.Context, o Options) *Job {
 	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}, foreign: newForeign()}
 	j.ctx, j.cancel = context.WithCancel(ctx)
 	return j
+}
+
+// SetEpoch makes the layers of the steps that begin from now on the same whenever they are made: no file is younger than t. Such results have keys of
+// their own. Results that are imported from another cache are taken as they are.
+func (j *Job) SetEpoch(t time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.epoch = t
+}
+
+func (j *Job) latest() time.Time {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.epoch
 }
 
 // Close ends what still runs, waits for it, and closes the trees that were opened for the job.
@@ -326,7 +341,7 @@ func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
 			return Outcome{Err: err}
 		}
 		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
-			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Log: log, Started: func(id oci.ContainerID) {
+			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Latest: j.latest(), Log: log, Started: func(id oci.ContainerID) {
 				j.o.Progress.Status(v, Status{Container: id})
 			}})
 		})

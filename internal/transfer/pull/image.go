@@ -100,7 +100,7 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 	} else if ok {
 		p.say(transfer.PullStarted, ref)
 		p.progress(transfer.Progress{State: transfer.Resolved, Digest: top})
-		return false, nil
+		return false, p.got(ctx, ref)
 	}
 	f, err := p.manifest(ctx, ref)
 	if err != nil {
@@ -113,12 +113,27 @@ func (p *pull) one(ctx context.Context, ref oci.Reference) (fresh bool, err erro
 		return false, err
 	}
 	p.progress(transfer.Progress{State: transfer.Resolved, Digest: f.top})
+	if p.opts.Got != nil {
+		p.opts.Got(got)
+	}
 	fresh = oldErr != nil || old.ID != got
 	p.log.Info("pulled", "image", ref.Familiar(), "digest", f.top, "from", f.Source)
 	if fresh {
 		p.images.Publish("pull", got, ref.Familiar())
 	}
 	return fresh, nil
+}
+
+// got reports the image that a name means already.
+func (p *pull) got(ctx context.Context, ref oci.Reference) error {
+	if p.opts.Got == nil {
+		return nil
+	}
+	img, err := p.images.Get(ctx, ref.String())
+	if err == nil {
+		p.opts.Got(img.ID)
+	}
+	return err
 }
 
 // current reports whether the name means the same image here as in the registry, and whether that image is here, complete and
@@ -264,7 +279,10 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 		return "", pullError(ref, err)
 	}
 	o := image.PutOptions{Config: raw, Manifest: &f.Descriptor, Names: []oci.Reference{ref.Repository().WithDigest(f.top)}}
-	if ref.Digest() == "" {
+	switch {
+	case p.opts.Aside:
+		o.Names = []oci.Reference{ref.Repository().WithDigest(f.Digest)}
+	case ref.Digest() == "":
 		o.Names = append(o.Names, ref)
 	}
 	blobs := [][]byte{f.Data, raw}
