@@ -30,6 +30,7 @@ type making struct {
 	fields map[string]json.RawMessage // of the same config; unknown ones are kept
 
 	chain   oci.Chain
+	points  []point
 	created time.Time   // of the last step
 	times   []time.Time // of the entries of the history
 	step    string      // meta.Image.Step for the image of the next step that changes the config only
@@ -44,6 +45,7 @@ type made struct {
 	chain  oci.Chain
 	parent oci.ImageID // the image of the step before the last
 	format oci.Format
+	points []point // of the instructions
 }
 
 // image executes the graph of an image and records the image of every step on the way.
@@ -90,7 +92,7 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 	if id := oci.ImageID(oci.DigestOf(raw)); parent == id && len(out.Steps) > 0 {
 		parent = "" // the last step has recorded it with its parent
 	}
-	return &made{out: out, raw: raw, chain: m.chain, parent: parent, format: m.format}, nil
+	return &made{out: out, raw: raw, chain: m.chain, parent: parent, format: m.format, points: m.points}, nil
 }
 
 // plan tells the listener which instructions the image has.
@@ -126,6 +128,13 @@ func (m *making) do(ctx context.Context, i int) error {
 			m.step = string(r.Step)
 		}
 	}
+	here := point{stage: st.Stage, chain: m.chain}
+	if from && v != nil {
+		if op, ok := v.Op.(*ops.Image); ok {
+			here.ref = op.Ref
+		}
+	}
+	m.points = append(m.points, here)
 	if from {
 		m.mark(m.out.Steps[i].History)
 		m.parent = ""

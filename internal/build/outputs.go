@@ -73,6 +73,12 @@ func (b *running) export(ctx context.Context, outs []*export.Output, images []*m
 }
 
 func (x *exporting) output(ctx context.Context, i int, o *export.Output, v *ops.Vertex) error {
+	if o.Kind == export.Image || o.Kind == export.OCI || o.Kind == export.Docker {
+		var err error
+		if x, err = x.transform(ctx, o); err != nil {
+			return err
+		}
+	}
 	switch o.Kind {
 	case export.Image:
 		return x.image(ctx, o, v)

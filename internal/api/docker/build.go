@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -79,9 +80,6 @@ func (h buildHandlers) build(c *call) error {
 
 // buildRequest returns the build that parameters ask for.
 func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
-	if p.Squash {
-		return nil, unavailable("build with the parameter squash", "build without it")
-	}
 	o := p.Request.Options
 	_, noCache := o["no-cache"]
 	req := &build.Request{
@@ -90,6 +88,16 @@ func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
 	}
 	for _, e := range p.Outputs {
 		req.Exports = append(req.Exports, build.Export{Type: e.Type, Attrs: e.Attrs})
+	}
+	if p.Squash {
+		if len(req.Exports) == 0 {
+			req.Exports = []build.Export{{Type: "image"}}
+		}
+		for i, e := range req.Exports {
+			attrs := map[string]string{"squash": "true"}
+			maps.Copy(attrs, e.Attrs)
+			req.Exports[i].Attrs = attrs
+		}
 	}
 	for _, t := range p.Tags {
 		if t == "" {

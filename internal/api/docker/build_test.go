@@ -55,7 +55,7 @@ func TestBuildFails(t *testing.T) {
 // A parameter that the builder cannot do is an error that names it.
 func TestBuildRefuses(t *testing.T) {
 	for query, word := range map[string]string{
-		"squash=1": "squash", "outputs=x": "outputs", "securityopt=x": "securityopt", "session=x": "session", "remote=client-session": "session", "isolation=hyperv": "isolation",
+		"outputs=x": "outputs", "securityopt=x": "securityopt", "session=x": "session", "remote=client-session": "session", "isolation=hyperv": "isolation",
 		"networkmode=mine": "mine", "buildargs=x": "buildargs", "labels=[]": "labels", "ulimits=x": "ulimits", "t=UPPER": "lowercase", "memory=x": "memory",
 	} {
 		w := newWorld(t)

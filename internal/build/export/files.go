@@ -244,83 +244,97 @@ func (d *directory) Open(name string) (io.ReadCloser, error) {
 		if m.Tree == nil {
 			continue
 		}
-		var f *os.File
-		walkErr := m.Tree.Walk(rel, tree.WalkOptions{Depth: 1}, func(e *tree.Entry) error {
-			if e.Rel == "" && e.Info.IsRegular() {
-				var err error
-				f, err = e.Open()
-				return err
-			}
-			return errStop
-		})
-		if f != nil {
-			return f, walkErr
-		}
-		if walkErr != nil && !errors.Is(walkErr, os.ErrNotExist) && !errors.Is(walkErr, errStop) {
-			return nil, walkErr
+		f, openErr := openIn(m.Tree, rel)
+		if openErr == nil || !errors.Is(openErr, os.ErrNotExist) {
+			return f, openErr
 		}
 	}
 	return nil, err
 }
 
-var errStop = errors.New("not a regular file")
+// openIn opens a regular file of a tree. Errors: os.ErrNotExist also for anything else.
+func openIn(t *tree.Tree, name string) (io.ReadCloser, error) {
+	var f *os.File
+	err := t.Walk(name, tree.WalkOptions{Depth: 1}, func(e *tree.Entry) (err error) {
+		if e.Rel != "" || !e.Info.IsRegular() {
+			return &os.PathError{Op: "open", Path: name, Err: os.ErrNotExist}
+		}
+		f, err = e.Open()
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
 
 // WriteTar writes files as a tar. Sockets are left out. A later name of a file is a hard link to the first.
 func WriteTar(ctx context.Context, files Files, w io.Writer) error {
 	tw := tar.NewWriter(w)
-	links := map[any]string{}
-	buf := make([]byte, 256<<10)
+	e := entries{tw: tw, links: map[any]string{}, buf: make([]byte, 256<<10)}
 	err := files.Walk(ctx, func(name string, info tree.Info) error {
-		h := &tar.Header{
-			Name: name, Mode: int64(info.Mode & 0o7777), Uid: int(info.UID), Gid: int(info.GID), ModTime: info.Time, Format: tar.FormatPAX,
-		}
-		for _, k := range slices.Sorted(maps.Keys(info.Xattrs)) {
-			if h.PAXRecords == nil {
-				h.PAXRecords = map[string]string{}
-			}
-			h.PAXRecords["SCHILY.xattr."+k] = info.Xattrs[k]
-		}
-		if id, ok := info.HardLink(); ok {
-			if first := links[id]; first != "" {
-				h.Typeflag, h.Linkname = tar.TypeLink, first
-				return tw.WriteHeader(h)
-			}
-			links[id] = name
-		}
-		switch info.Mode & unix.S_IFMT {
-		case unix.S_IFDIR:
-			h.Typeflag, h.Name = tar.TypeDir, name+"/"
-		case unix.S_IFLNK:
-			h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, info.Link, 0o777
-		case unix.S_IFCHR:
-			h.Typeflag = tar.TypeChar
-		case unix.S_IFBLK:
-			h.Typeflag = tar.TypeBlock
-		case unix.S_IFIFO:
-			h.Typeflag = tar.TypeFifo
-		case unix.S_IFREG:
-			h.Typeflag, h.Size = tar.TypeReg, info.Size
-		default:
-			return nil // a socket is of use only to the process that has it open
-		}
-		if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
-			h.Devmajor, h.Devminor = int64(unix.Major(info.Rdev)), int64(unix.Minor(info.Rdev))
-		}
-		if err := tw.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
-			return err
-		}
-		f, err := files.Open(name)
-		if err != nil {
-			return err
-		}
-		n, err := io.CopyBuffer(struct{ io.Writer }{tw}, &interruptible{ctx: ctx, r: io.LimitReader(f, info.Size)}, buf)
-		if err == nil && n != info.Size {
-			err = errs.New(errs.DataLoss, "%s became shorter while it was read", name)
-		}
-		return errors.Join(err, f.Close())
+		return e.write(ctx, name, info, func() (io.ReadCloser, error) { return files.Open(name) })
 	})
 	if err != nil {
 		return err
 	}
 	return tw.Close()
+}
+
+// entries writes files into a tar.
+type entries struct {
+	tw    *tar.Writer
+	links map[any]string // the first name of a file with several
+	buf   []byte
+}
+
+func (e *entries) write(ctx context.Context, name string, info tree.Info, open func() (io.ReadCloser, error)) (err error) {
+	h := &tar.Header{
+		Name: name, Mode: int64(info.Mode & 0o7777), Uid: int(info.UID), Gid: int(info.GID), ModTime: info.Time, Format: tar.FormatPAX,
+	}
+	for _, k := range slices.Sorted(maps.Keys(info.Xattrs)) {
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords["SCHILY.xattr."+k] = info.Xattrs[k]
+	}
+	if id, ok := info.HardLink(); ok {
+		if first := e.links[id]; first != "" {
+			h.Typeflag, h.Linkname = tar.TypeLink, first
+			return e.tw.WriteHeader(h)
+		}
+		e.links[id] = name
+	}
+	switch info.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		h.Typeflag, h.Name = tar.TypeDir, name+"/"
+	case unix.S_IFLNK:
+		h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, info.Link, 0o777
+	case unix.S_IFCHR:
+		h.Typeflag = tar.TypeChar
+	case unix.S_IFBLK:
+		h.Typeflag = tar.TypeBlock
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFREG:
+		h.Typeflag, h.Size = tar.TypeReg, info.Size
+	default:
+		return nil // a socket is of use only to the process that has it open
+	}
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		h.Devmajor, h.Devminor = int64(unix.Major(info.Rdev)), int64(unix.Minor(info.Rdev))
+	}
+	if err := e.tw.WriteHeader(h); err != nil || h.Typeflag != tar.TypeReg {
+		return err
+	}
+	f, err := open()
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, f)
+	n, err := io.CopyBuffer(struct{ io.Writer }{e.tw}, &interruptible{ctx: ctx, r: io.LimitReader(f, info.Size)}, e.buf)
+	if err == nil && n != info.Size {
+		err = errs.New(errs.DataLoss, "%s became shorter while it was read", name)
+	}
+	return err
 }

@@ -44,6 +44,7 @@ type Output struct {
 	Compression  Compression
 	Epoch        *time.Time // of files and documents; nil = as the build says
 	Rewrite      bool       // no file in a new layer is younger than the epoch
+	Squash       string     // new layers become one: "" = no, SquashNew, or the name of a stage or image after which they do
 	Annotations  []Annotation
 	AttestInline bool // attestations that are meant for images in registries are added
 
@@ -207,8 +208,24 @@ func (p *parser) epoch() {
 
 const maxEpoch = 1<<33 - 1 // what a tar can have in octal
 
+// squash takes the attribute squash, which is ply's own.
+func (p *parser) squash() {
+	v, ok := p.take("squash")
+	switch {
+	case !ok || v == "false" || v == "0":
+	case v == "" || v == "true" || v == "1":
+		p.o.Squash = SquashNew
+	default:
+		p.o.Squash = v
+	}
+}
+
+// SquashNew squashes all layers above the base image.
+const SquashNew = "true"
+
 func (p *parser) files() {
 	p.epoch()
+	p.squash() // files are the same in one layer
 	var split bool
 	if p.flag("platform-split", &split) {
 		p.o.Split = &split
@@ -228,6 +245,7 @@ func (p *parser) image() {
 	names, _ := p.take("name")
 	p.epoch()
 	p.flag("rewrite-timestamp", &o.Rewrite)
+	p.squash()
 	p.flag("attestation-inline", &o.AttestInline)
 	p.refuse("prefer-nondist-layers", "layers are always distributable")
 	var types, artifact bool
