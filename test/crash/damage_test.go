@@ -3,6 +3,7 @@ package crash
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -54,6 +55,35 @@ var (
 	flipDocument = flip(0)  // a bit of the first brace: the text is not JSON any more
 	flipContent  = flip(-1) // a bit in the middle
 )
+
+// flipPages changes one bit in the header of every page of a database but the first two, of which one is enough.
+var flipPages = damage{"flip", func(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	var b [1]byte
+	for at := 2*int64(os.Getpagesize()) + 8; at < fi.Size(); at += int64(os.Getpagesize()) {
+		if _, err := f.ReadAt(b[:], at); err != nil {
+			return err
+		}
+		b[0] ^= 0x20
+		if _, err := f.WriteAt(b[:], at); err != nil {
+			return err
+		}
+	}
+	return nil
+}}
+
+// eraseDatabase removes the database below a data root with all its copies.
+var eraseDatabase = damage{"delete", func(root string) error {
+	return errors.Join(os.Remove(filepath.Join(root, "meta.db")), os.RemoveAll(filepath.Join(root, "copies")))
+}}
 
 // finding is a part of what system check --json prints.
 type finding struct{ Kind, Object, Problem, Heal, Repaired string }
@@ -156,13 +186,16 @@ func (h *harmed) blob(d oci.Digest) string { return filepath.Join(h.data, "blobs
 
 // harm is one object and the ways in which it is damaged.
 type harm struct {
-	name   string
-	path   func(h *harmed) string
-	ways   []damage
-	record []string // bucket and key of a record, instead of a path
-	quick  bool     // a check without --full finds flips too
-	deep   bool     // only a check with --full finds it
-	heals  bool     // --repair heals it without another command
+	name    string
+	path    func(h *harmed) string
+	ways    []damage
+	record  []string // bucket and key of a record, instead of a path
+	quick   bool     // a check without --full finds flips too
+	deep    bool     // only a check with --full finds it
+	heals   bool     // --repair heals it without another command
+	offline bool     // it is damaged while plyd does not run
+	logged  string   // what plyd logs when it has healed it at its start
+	lost    bool     // until the repair, records are missing
 }
 
 func harms(h *harmed, driver string) []harm {
@@ -173,6 +206,18 @@ func harms(h *harmed, driver string) []harm {
 	}
 	data, run := func(h *harmed) string { return h.data }, func(h *harmed) string { return filepath.Join(h.dir, "run") }
 	old, live := func(h *harmed) string { return h.old }, func(h *harmed) string { return h.live }
+	// A container that is made for one case. name is a file of it, or its log.
+	worn := func(name string) func(*harmed) string {
+		return func(h *harmed) string {
+			_, _ = h.ply(context.Background(), "rm", "-f", "worn")
+			h.must("run", "--name", "worn", "base:1", "sh", "-c", "echo first; echo second; echo changed >/new")
+			id := h.id("worn")
+			if name == "log" {
+				return filepath.Join(h.data, "containers", id, id+"-json.log")
+			}
+			return filepath.Join(h.data, "containers", id, name)
+		}
+	}
 	layers := []harm{
 		{name: "config", path: func(h *harmed) string { return h.blob(oci.Digest(h.pulled.ID())) }, ways: files, quick: true},
 		{name: "manifest", path: func(h *harmed) string { return h.blob(h.pulled.Digest()) }, ways: files, quick: true},
@@ -191,6 +236,13 @@ func harms(h *harmed, driver string) []harm {
 	return append(layers, []harm{
 		{name: "volume record", record: []string{"volumes", "vol"}, quick: true, heals: true},
 		{name: "volume data", path: func(h *harmed) string { return filepath.Join(h.data, "volumes", "vol", "_data") }, ways: []damage{erase}, quick: true, heals: true},
+		{name: "meta.db", path: func(h *harmed) string { return filepath.Join(h.data, "meta.db") }, ways: []damage{flipPages, shorten, erase}, offline: true, logged: "the newest records, was taken", heals: true},
+		{name: "meta.db and its copies", path: func(h *harmed) string { return h.data }, ways: []damage{eraseDatabase}, offline: true, quick: true, lost: true, heals: true},
+		{name: "log", path: worn("log"), ways: documents[:1], deep: true},
+		{name: "lost log", path: worn("log"), ways: []damage{erase}, quick: true},
+		{name: "writable layer", path: worn("rw"), ways: []damage{erase}, quick: true},
+		{name: "changes of a container", path: worn("rw/upper"), ways: []damage{erase}, quick: true},
+		{name: "work directory", path: worn("rw/work"), ways: []damage{erase}, quick: true, heals: true},
 		{name: "exit file", path: at(data, old, "exit.json"), ways: documents[:2], quick: true, heals: true},
 		{name: "shim.json", path: at(run, live, "shim.json"), ways: documents, quick: true},
 		{name: "shim.pid", path: at(run, live, "shim.pid"), ways: documents, quick: true},
@@ -239,34 +291,50 @@ func TestDamage(t *testing.T) {
 
 func (h *harmed) one(x harm, way damage) {
 	t := h.t
+	before := len(h.log())
 	if x.record == nil {
+		if x.offline {
+			h.stop()
+		}
 		if err := way.do(x.path(h)); err != nil {
 			t.Fatal(err)
+		}
+		if x.offline {
+			h.start()
 		}
 	} else {
 		h.stop()
 		metatest.Damage(t, filepath.Join(h.data, "meta.db"), x.record[0], x.record[1])
 		h.start()
 	}
-	if x.quick || !x.deep && way.name != "flip" {
+	switch {
+	case x.logged != "": // it has no finding: the start of plyd has healed it, without a loss
+		if log := h.log()[before:]; !strings.Contains(log, x.logged) {
+			t.Errorf("plyd does not tell:\n%s", log)
+		}
+	case x.quick || !x.deep && way.name != "flip":
 		if found := h.check(); len(found) == 0 {
 			t.Error("a quick check does not find it")
 		}
-	} else if found := h.check("--full"); len(found) == 0 {
-		t.Error("a full check does not find it")
+	default:
+		if found := h.check("--full"); len(found) == 0 {
+			t.Error("a full check does not find it")
+		}
 	}
 	// Half of the cases are healed by the plyd that has seen the damage, the others by one that starts with it.
 	if x.name != "network file" && !strings.HasPrefix(way.name, "t") {
 		h.stop()
 		h.start()
 	}
-	h.works()
+	if !x.lost {
+		h.works()
+	}
 	left := slices.DeleteFunc(h.check("--full", "--repair"), func(f finding) bool { return f.Repaired != "" })
 	if x.heals && len(left) > 0 {
 		t.Errorf("a repair does not heal it: %+v", left)
 	}
 	for _, f := range left {
-		args, isCommand := strings.CutPrefix(f.Heal, "ply ")
+		_, args, isCommand := strings.Cut(f.Heal, "ply ")
 		if !isCommand {
 			t.Fatalf("no command heals it: %+v", f)
 		}
