@@ -187,12 +187,51 @@ func Execute(w io.Writer, t *template.Template, raw []byte) error {
 		buf.Reset()
 		err = t.Option("missingkey=default").Execute(&buf, v)
 	}
+	if m, ok := v.(map[string]any); err != nil && ok && addAbsent(m) {
+		var second bytes.Buffer
+		if t.Option("missingkey=error").Execute(&second, v) == nil {
+			buf, err = second, nil
+		}
+	}
 	if err != nil {
 		return errs.New(errs.Invalid, "template parsing error: %w", err)
 	}
 	buf.WriteByte('\n')
 	_, err = w.Write(buf.Bytes())
 	return err
+}
+
+// none is a field that docker's types declare as a pointer and that a document lacks. It is printed as <nil>, is false in a
+// condition, and has no fields.
+type none struct{}
+
+// absent has, for each object of a container or an image, the fields that docker leaves out of the JSON when they are empty, with the
+// values that docker's templates see then. "" is the document itself.
+var absent = map[string]map[string]any{
+	"": {"SizeRw": (*none)(nil), "SizeRootFs": (*none)(nil)},
+	"Config": {"Healthcheck": (*none)(nil), "StopTimeout": (*none)(nil), "ExposedPorts": map[string]any(nil), "Shell": []string(nil),
+		"StopSignal": "", "MacAddress": "", "ArgsEscaped": false, "NetworkDisabled": false},
+	"State": {"Health": (*none)(nil)},
+}
+
+// addAbsent adds the fields of absent that a document lacks, and reports whether it has added one.
+func addAbsent(doc map[string]any) (added bool) {
+	if _, ok := doc["Config"].(map[string]any); !ok {
+		return false
+	}
+	for name, fields := range absent {
+		object := doc
+		if name != "" {
+			object, _ = doc[name].(map[string]any)
+		}
+		for field, value := range fields {
+			if _, has := object[field]; !has && object != nil {
+				object[field] = value
+				added = true
+			}
+		}
+	}
+	return added
 }
 
 // missingInStrings reports whether err is about a missing key of a map of strings, such as a label. Unlike a missing field, that is

@@ -56,7 +56,7 @@ type Driver struct {
 	locks  tree.Locks // of objects; a goroutine takes only one at a time
 
 	mu      sync.Mutex // no other lock is taken while it is held
-	metas   map[oci.DiffID]*tree.Meta
+	metas   metas
 	targets map[string][]string // mount point → object directories below it
 }
 
@@ -106,7 +106,7 @@ func Open(fsys durable.FS, root string, opts Options) (*Driver, error) {
 	}
 	d := &Driver{
 		fsys: fsys, root: root, layers: filepath.Join(root, "layers", "sha256"), opts: opts,
-		metas: map[oci.DiffID]*tree.Meta{}, targets: map[string][]string{},
+		targets: map[string][]string{},
 	}
 	if err := tree.CheckVersions(fsys, d.layers, map[string]int{variantName: variantVersion}); err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func parseKey(key layer.Key) error {
 // when it is damaged.
 func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 	d.mu.Lock()
-	m := d.metas[id]
+	m := d.metas.kept[id]
 	d.mu.Unlock()
 	if m != nil {
 		return m, nil
@@ -201,7 +201,7 @@ func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 		return nil, tree.Damaged(id, errors.New("its description is that of layer "+string(m.DiffID)))
 	}
 	d.mu.Lock()
-	d.metas[id] = m
+	d.metas.keep(m)
 	d.mu.Unlock()
 	return m, nil
 }
@@ -209,7 +209,7 @@ func (d *Driver) meta(id oci.DiffID) (*tree.Meta, error) {
 func (d *Driver) forget(id oci.DiffID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.metas, id)
+	d.metas.forget(id)
 }
 
 func checkChain(chain oci.Chain) error {
