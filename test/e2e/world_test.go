@@ -35,6 +35,9 @@ type world struct {
 
 var worlds atomic.Int32
 
+// cgroupParents are the cgroups that tests name as parents of containers.
+var cgroupParents = []string{"/ply-settings", "/flags", "/x"}
+
 // newWorld starts a plyd with further flags.
 func newWorld(t testing.TB, flags ...string) *world {
 	t.Helper()
@@ -280,6 +283,14 @@ func (w *world) close() {
 	if out, _ := exec.Command("ip", "-br", "link").Output(); strings.Contains(string(out), w.bridge) {
 		w.t.Errorf("interface left: %s", out)
 		_ = exec.Command("ip", "link", "del", w.bridge).Run()
+	}
+	for _, parent := range cgroupParents { // the administrator's, so plyd leaves them
+		for _, pattern := range []string{"/sys/fs/cgroup/*", "/sys/fs/cgroup"} {
+			dirs, _ := filepath.Glob(pattern + parent) // the pattern is good
+			for _, d := range dirs {
+				_ = syscall.Rmdir(d) // it fails while another world uses it
+			}
+		}
 	}
 	if out, _ := exec.Command("pgrep", "-af", w.dir).Output(); len(out) > 0 {
 		w.t.Errorf("processes left:\n%s", out)
