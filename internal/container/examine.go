@@ -187,7 +187,8 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 			add(trouble{problem: err.Error(), heal: "the changes that the container made are lost: " + remove, mend: func() (string, error) { return x.mendWritable(ctx, c, rec, w) }})
 		}
 	}
-	if _, err := shim.ReadExit(c.paths.exit); err != nil && !errors.Is(err, errs.NotFound) {
+	_, exitErr := shim.ReadExit(c.paths.exit)
+	if err := exitErr; err != nil && !errors.Is(err, errs.NotFound) {
 		add(trouble{problem: "exit.json: " + err.Error(), mend: func() (string, error) {
 			return "exit.json removed: the end of the run is in the record", x.env.opts.Store.FS.Remove(c.paths.exit)
 		}})
@@ -203,7 +204,8 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 	if rec.LogPath == "" {
 		return
 	}
-	if fi, err := os.Lstat(rec.LogPath); rec.State.Status == StatusExited && !rec.State.Finished.IsZero() && (err != nil || !fi.Mode().IsRegular()) {
+	// The exit file is written when the log is durable. A power cut may take the log of a container that ran.
+	if fi, err := os.Lstat(rec.LogPath); rec.State.Status == StatusExited && exitErr == nil && (err != nil || !fi.Mode().IsRegular()) {
 		add(trouble{kind: "log", problem: "is missing: what the container has printed is lost", heal: "the log goes with its container: " + remove})
 		return
 	}
