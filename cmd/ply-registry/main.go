@@ -7,65 +7,88 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
-	"time"
 
 	"github.com/spf13/pflag"
 
-	"ply/internal/registry/gc"
+	"ply/internal/registry/config"
 	"ply/internal/registry/server"
 	"ply/internal/version"
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			return
-		}
+	err := run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if err != nil && !errors.Is(err, pflag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "ply-registry:", err)
 		os.Exit(1)
 	}
 }
 
-const drain = 30 * time.Second
-
-func run(args []string, stdout, stderr io.Writer) error {
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "user" {
+		return user(args[1:], stdin, stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "serve" { // what images of the reference registry are started with
+		args = args[1:]
+	}
 	fs := pflag.NewFlagSet("ply-registry", pflag.ContinueOnError)
-	addr := fs.String("addr", ":5000", "address to serve")
-	root := fs.String("root", "/var/lib/ply-registry", "directory of everything durable")
-	missing := fs.Bool("allow-missing", false, "accept manifests that refer to blobs or manifests that are not there")
-	printVersion := fs.BoolP("version", "v", false, "print the version")
-	if err := fs.Parse(args); err != nil {
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user COMMAND (see ply-registry user)\n\n%s", fs.FlagUsages())
+	}
+	c, warnings, err := config.Load(fs, args, os.Environ())
+	if err != nil {
 		return err
 	}
-	if *printVersion {
+	if c.PrintVersion {
 		fmt.Fprintln(stdout, "ply-registry", version.Version)
 		return nil
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	log := slog.New(slog.NewTextHandler(stderr, nil))
-	s, err := server.Open(server.Options{Root: *root, Missing: *missing, Log: log,
-		Collect: gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour}})
+	log, err := c.Logger(stderr)
 	if err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp", *addr)
-	if err != nil {
-		return errors.Join(err, s.Close())
+	for _, w := range warnings {
+		log.Warn(w)
 	}
-	fmt.Fprintf(stdout, "ply-registry serves %s at %s, open to everyone\n", *root, l.Addr())
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	s, err := server.Open(c.Server(log))
+	if err != nil {
+		return err
+	}
+	return errors.Join(serve(ctx, c, s, stdout, log), s.Close())
+}
+
+// serve serves until ctx is done, and then lets the requests that were begun end.
+func serve(ctx context.Context, c *config.Config, s *server.Server, stdout io.Writer, log *slog.Logger) error {
+	listeners, err := s.Listen(c.Addr, c.MetricsAddr)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "ply-registry %s serves %s at %s\n", version.Version, c.Root, listeners[0].Addr())
+	if s.IsOpen() {
+		fmt.Fprintln(stdout, "It is open: everyone who reaches it may read, write and delete. The first user closes it: ply-registry user add NAME --root", c.Root)
+	}
+	if text := s.Trust(); text != "" {
+		fmt.Fprintln(stdout, text)
+	}
+	served := make(chan error, len(listeners))
+	for _, l := range listeners {
+		go func() { served <- s.Serve(l) }()
+	}
 	select {
 	case err = <-served:
 	case <-ctx.Done():
-		end, cancel := context.WithTimeout(context.Background(), drain)
+		log.Info("draining", "limit", c.Drain)
+		end, cancel := context.WithTimeout(context.Background(), c.Drain)
 		defer cancel()
-		err = errors.Join(s.Shutdown(end), <-served)
+		err = s.Shutdown(end)
+		for range listeners {
+			err = errors.Join(err, <-served)
+		}
 	}
-	return errors.Join(err, s.Close())
+	return err
 }

@@ -178,6 +178,8 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},
 		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
 		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli", "ply/internal/build/dockerfile"},
+		"github.com/prometheus/client_golang":         {"ply/internal/registry/observe"},
+		"go.yaml.in/yaml/v3":                          {"ply/internal/registry/config"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
 		"google.golang.org/grpc":                      {"ply/internal/api/buildkit", "ply/internal/cli"},
 	}

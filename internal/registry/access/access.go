@@ -22,8 +22,10 @@ const (
 type Caller interface {
 	// Name returns the user, or "" for an anonymous caller.
 	Name() string
-	// May reports whether the caller may do something to a repository.
+	// May reports whether the caller may do something to a repository. With the repository "" it reports whether the caller is let in.
 	May(repo content.Repository, a Action) bool
+	// Sees reports whether the caller finds a repository in lists.
+	Sees(repo content.Repository) bool
 	// Admin reports whether the caller may use and change everything.
 	Admin() bool
 }
@@ -34,7 +36,8 @@ type Gate interface {
 	// when there were too many wrong ones.
 	Identify(r *http.Request) (Caller, error)
 	// Challenge returns the header WWW-Authenticate for a caller who may not do something, or whose credentials are wrong (nil). It
-	// returns "" when to log in again would not help. Without a repository, a is not used.
+	// returns "" when to log in again would not help. The last action is the one that was refused; a client asks for all of them.
+	// Without a repository, a is not used.
 	Challenge(r *http.Request, c Caller, repo content.Repository, a ...Action) string
 }
 
@@ -51,3 +54,4 @@ type everyone struct{}
 func (everyone) Name() string                        { return "" }
 func (everyone) May(content.Repository, Action) bool { return true }
 func (everyone) Admin() bool                         { return true }
+func (everyone) Sees(content.Repository) bool        { return true }

@@ -69,9 +69,12 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return h.refuse(w, r, t, err)
 	}
+	if named, ok := w.(interface{ SetUser(name string) }); ok { // for the log
+		named.SetUser(caller.Name())
+	}
 	methods, ok := routes[t.kind]
 	if !ok {
-		if caller.Name() == "" && !caller.Admin() { // do not answer strangers about paths
+		if !caller.May("", access.Pull) { // do not answer strangers about paths
 			return h.denied(w, r, caller, "")
 		}
 		return errNotFound
@@ -90,7 +93,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		needs = access.Pull
 	}
 	switch {
-	case q.repo == "" && !allowedIn(caller, t.kind):
+	case q.repo == "" && !caller.May("", access.Pull):
 		return h.denied(w, r, caller, "")
 	case q.repo != "" && !caller.May(q.repo, needs):
 		return h.denied(w, r, caller, q.repo, scope(needs)...)
@@ -100,12 +103,6 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		return fail(http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported")
 	}
 	return to.serve(h, q)
-}
-
-// allowedIn reports whether a caller may use a path without a repository. The base tells clients whether they must log in; lists
-// show to everyone what they may pull.
-func allowedIn(c access.Caller, k kind) bool {
-	return k == kindCatalog || c.Name() != "" || c.May("", access.Pull)
 }
 
 // scope returns the actions that a client should ask for in order to do one. Clients that push also read.

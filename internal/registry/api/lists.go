@@ -9,7 +9,6 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/registry/access"
 	"ply/internal/registry/content"
 )
 
@@ -70,7 +69,7 @@ func (h *Handler) catalog(q *request) error {
 			return err
 		}
 		for _, r := range chunk {
-			if !q.caller.May(r, access.Pull) {
+			if !q.caller.Sees(r) {
 				continue
 			}
 			if len(list) == n {

@@ -25,6 +25,15 @@ const (
 	kindRepository
 )
 
+// kindNames name the kinds for metrics.
+var kindNames = map[kind]string{
+	kindNone: "none", kindBase: "base", kindCatalog: "catalog", kindManifest: "manifest", kindBlob: "blob", kindUploads: "uploads",
+	kindUpload: "upload", kindTags: "tags", kindReferrers: "referrers", kindRepository: "repository",
+}
+
+// Route names the route of a path, for metrics.
+func Route(path string) string { return kindNames[parsePath(path).kind] }
+
 // target is a parsed path.
 type target struct {
 	kind kind

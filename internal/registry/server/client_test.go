@@ -191,3 +191,17 @@ func random(n int) []byte {
 	_, _ = rand.Read(b)
 	return b
 }
+
+// eventually waits until check succeeds.
+func eventually(t *testing.T, check func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}

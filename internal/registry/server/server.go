@@ -4,38 +4,62 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ply/internal/durable"
+	"ply/internal/errs"
 	"ply/internal/registry/api"
+	"ply/internal/registry/auth"
 	"ply/internal/registry/blobs/directory"
+	"ply/internal/registry/certificate"
 	"ply/internal/registry/gc"
 	"ply/internal/registry/metadata/bolt"
+	"ply/internal/registry/observe"
 	"ply/internal/registry/repository"
 )
 
 // Options configure a Server.
 type Options struct {
-	Root    string // directory of everything durable
-	Missing bool   // manifests may refer to what is not there
-	Log     *slog.Logger
+	Root      string // directory of everything durable
+	Missing   bool   // manifests may refer to what is not there
+	ReadOnly  bool   // nothing can be changed
+	NoDelete  bool   // clients cannot delete
+	Log       *slog.Logger
+	AccessLog bool // every request is logged
 
 	Collect  gc.Schedule   // a zero interval collects never
 	Untagged bool          // collections remove manifests that no tag leads to
 	Stall    time.Duration // how long a client may send nothing in the middle of a body; 0 = 1 minute
+
+	Required bool   // callers must log in, even before there is a user
+	Basic    bool   // callers are asked to log in by Basic, and not for tokens
+	Htpasswd string // file of users that are imported; "" = none
+	URL      string // what clients reach the registry by; "" = what each request says
+
+	TLSCert, TLSKey string   // files; "" = no TLS
+	TLSHosts        []string // for a certificate of our own; empty = none
 }
 
 // Server is a registry.
 type Server struct {
 	o            Options
 	repositories *repository.Service
-	http         *http.Server
+	gate         *auth.Gate
+	metrics      *observe.Metrics
+	tls          *tls.Config // nil = none
+	trust        string      // file that clients must trust; "" = none
+	http, side   *http.Server
+	draining     atomic.Bool
 
 	stop context.CancelFunc // ends the work in the background
 	work sync.WaitGroup
@@ -69,16 +93,15 @@ func Open(o Options) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
-	mux := http.NewServeMux()
-	registry := api.New(api.Options{Repositories: s.repositories, Log: o.Log, Stall: o.Stall})
-	s.http = &http.Server{
-		Handler:           route(registry, mux),
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	s := &Server{o: o, metrics: observe.New(), repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
+	if err := s.openGate(); err != nil {
+		return nil, err
 	}
+	if err := s.openTLS(); err != nil {
+		return nil, err
+	}
+	s.http = s.newHTTP(s.handler())
+	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
 	if o.Collect.Interval > 0 {
@@ -87,24 +110,73 @@ func Open(o Options) (_ *Server, err error) {
 	return s, nil
 }
 
-// Collector returns what collects this registry.
-func (s *Server) Collector() *gc.Collector {
-	return &gc.Collector{Metadata: s.repositories.Metadata, Blobs: s.repositories.Blobs, Untagged: s.o.Untagged}
+func (s *Server) openGate() error {
+	users, err := auth.OpenUsers(s.o.Root)
+	if err != nil {
+		return err
+	}
+	if s.o.Htpasswd != "" {
+		f, err := os.Open(s.o.Htpasswd)
+		if err != nil {
+			return err
+		}
+		_, err = users.Import(f, auth.Writer)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return errs.New(errs.Invalid, "%s: %w", s.o.Htpasswd, err)
+		}
+	}
+	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL})
+	return err
 }
 
-func (s *Server) collected(r gc.Report, err error) {
-	if err != nil && !errors.Is(err, context.Canceled) {
-		s.o.Log.Error("collection", "err", err)
+func (s *Server) openTLS() error {
+	cert, key := s.o.TLSCert, s.o.TLSKey
+	if len(s.o.TLSHosts) > 0 {
+		var err error
+		if cert, key, err = certificate.SelfSigned(filepath.Join(s.o.Root, "tls"), s.o.TLSHosts); err != nil {
+			return err
+		}
+		s.trust = cert
 	}
-	if r != (gc.Report{}) {
-		s.o.Log.Info("collection", "uploads", r.Uploads, "manifests", r.Manifests, "links", r.Links, "blobs", r.Blobs, "bytes", r.Bytes)
+	if cert == "" {
+		return nil
+	}
+	files, err := certificate.Open(cert, key, func(err error) { s.o.Log.Error("the new certificate is not used", "err", err) })
+	if err == nil {
+		s.tls = files.Config()
+	}
+	return err
+}
+
+func (s *Server) newHTTP(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
 }
 
-// route sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
-func route(registry, rest http.Handler) http.Handler {
+// handler joins what the registry serves.
+func (s *Server) handler() http.Handler {
+	registry := api.New(api.Options{
+		Repositories: s.repositories, Gate: s.gate, ReadOnly: s.o.ReadOnly, NoDelete: s.o.NoDelete, Log: s.o.Log, Stall: s.o.Stall,
+	})
+	rest := http.NewServeMux()
+	rest.Handle(auth.TokenPath, s.gate)
+	rest.Handle("/", s.status(s.isAdmin))
+	var log *slog.Logger
+	if s.o.AccessLog {
+		log = s.o.Log
+	}
+	return s.metrics.Middleware(split(registry, rest), log, func(r *http.Request) string { return api.Route(r.URL.Path) })
+}
+
+// split sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
+func split(registry, rest http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if len(r.URL.Path) >= 3 && r.URL.Path[:3] == "/v2" {
+		if strings.HasPrefix(r.URL.Path, "/v2") {
 			registry.ServeHTTP(w, r)
 			return
 		}
@@ -112,9 +184,105 @@ func route(registry, rest http.Handler) http.Handler {
 	})
 }
 
+// status serves what operators and their programs ask. Allowed says who may read the metrics.
+func (s *Server) status(allowed func(*http.Request) bool) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", s.ready)
+	metrics := s.metrics.Handler()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
+		if !allowed(r) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="ply-registry"`)
+			http.Error(w, "metrics are for admins", http.StatusUnauthorized)
+			return
+		}
+		metrics.ServeHTTP(w, r)
+	})
+	return mux
+}
+
+func (s *Server) isAdmin(r *http.Request) bool {
+	c, err := s.gate.Identify(r)
+	return err == nil && c.Admin()
+}
+
+// ready reports whether requests can be served: the stores answer, and the registry is not about to end.
+func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
+	err := errors.Join(s.repositories.Metadata.Ping(r.Context()), s.repositories.Blobs.Ping(r.Context()))
+	if s.draining.Load() {
+		err = errors.Join(err, errs.New(errs.Unavailable, "draining"))
+	}
+	if err != nil {
+		s.o.Log.Error("not ready", "err", err)
+		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// IsOpen reports whether everyone may do everything.
+func (s *Server) IsOpen() bool { return s.gate.IsOpen() }
+
+// Trust says what clients must do to trust a certificate that the registry made; "" when there is none.
+func (s *Server) Trust() string {
+	if s.trust == "" {
+		return ""
+	}
+	return "Its certificate is its own. Clients must trust " + s.trust + ": copy it to /etc/docker/certs.d/HOST:PORT/ca.crt of each."
+}
+
+// Collector returns what collects this registry.
+func (s *Server) Collector() *gc.Collector {
+	return &gc.Collector{Metadata: s.repositories.Metadata, Blobs: s.repositories.Blobs, Untagged: s.o.Untagged}
+}
+
+func (s *Server) collected(r gc.Report, err error) {
+	if errors.Is(err, context.Canceled) {
+		return
+	}
+	s.metrics.Collected(r.Uploads, r.Manifests, r.Links, r.Blobs, r.Bytes, err != nil)
+	if err != nil {
+		s.o.Log.Error("collection", "err", err)
+	}
+	if r != (gc.Report{}) {
+		s.o.Log.Info("collection", "uploads", r.Uploads, "manifests", r.Manifests, "links", r.Links, "blobs", r.Blobs, "bytes", r.Bytes)
+	}
+}
+
+// sideListener is a listener for operators.
+type sideListener struct{ net.Listener }
+
+// Listen opens the listener of the registry, with TLS when there is a certificate, and the one for operators unless its address is "".
+func (s *Server) Listen(addr, side string) (list []net.Listener, err error) {
+	var c net.ListenConfig
+	l, err := c.Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	list = []net.Listener{l}
+	if side != "" {
+		l, err := c.Listen(context.Background(), "tcp", side)
+		if err != nil {
+			return nil, errors.Join(err, list[0].Close())
+		}
+		list = append(list, sideListener{l})
+	}
+	return list, nil
+}
+
 // Serve serves a listener until Shutdown.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	var err error
+	switch _, side := l.(sideListener); {
+	case side:
+		err = s.side.Serve(l)
+	case s.tls != nil:
+		s.http.TLSConfig = s.tls
+		err = s.http.ServeTLS(l, "", "")
+	default:
+		err = s.http.Serve(l)
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil
@@ -122,10 +290,13 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Shutdown lets the requests that were begun end until ctx is done, then cuts them off.
 func (s *Server) Shutdown(ctx context.Context) error {
-	if err := s.http.Shutdown(ctx); err != nil {
-		return errors.Join(err, s.http.Close())
+	s.draining.Store(true)
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		s.o.Log.Warn("requests were cut off", "err", err)
+		err = s.http.Close()
 	}
-	return nil
+	return errors.Join(err, s.side.Close())
 }
 
 // Close ends the work in the background and closes the stores. Nothing is served any more.

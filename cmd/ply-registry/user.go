@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"ply/internal/errs"
+	"ply/internal/registry/auth"
+	"ply/internal/registry/config"
+)
+
+const userUsage = `Usage:
+  ply-registry user add NAME [--role ROLE=PATTERN]... [--password-stdin]
+  ply-registry user passwd NAME [--password-stdin]
+  ply-registry user rm NAME
+  ply-registry user ls
+  ply-registry user grant NAME ROLE=PATTERN...      (NAME ` + auth.Anonymous + ` stands for those who do not log in)
+  ply-registry user revoke NAME PATTERN...
+  ply-registry user import HTPASSWD [--role ROLE]
+
+A ROLE is reader, writer or admin. A PATTERN is a repository; a component * stands for any one, ** at the end for any number. A user is
+the admin of the repositories below its own name. The first user closes the registry and is the admin of everything, unless --role says otherwise.
+`
+
+// user changes the users of a root. A registry that serves it sees the change within a second.
+func user(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	fs := pflag.NewFlagSet("ply-registry user", pflag.ContinueOnError)
+	fs.Usage = func() { fmt.Fprintf(stderr, "%s\n%s", userUsage, fs.FlagUsages()) }
+	root := fs.String("root", config.DefaultRoot, "directory of everything durable")
+	roles := fs.StringArray("role", nil, "role on a pattern, as writer=team/**")
+	fromStdin := fs.Bool("password-stdin", false, "read the password from the first line of the standard input")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	args = fs.Args()
+	if len(args) == 0 {
+		fs.Usage()
+		return errs.New(errs.Invalid, "user: want a command")
+	}
+	verb, args := args[0], args[1:]
+	want, more := map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1}[verb], verb == "grant" || verb == "revoke"
+	if len(args) < want || len(args) > want && !more {
+		fs.Usage()
+		return errs.New(errs.Invalid, "user %s: wrong number of arguments", verb)
+	}
+	users, err := auth.OpenUsers(*root)
+	if err != nil {
+		return err
+	}
+	switch verb {
+	case "ls":
+		return listUsers(users, stdout)
+	case "add":
+		grants, err := parseGrants(args[0], *roles)
+		if err != nil {
+			return err
+		}
+		password, err := readPassword(stdin, stderr, *fromStdin)
+		if err != nil {
+			return err
+		}
+		first, err := users.Add(args[0], password, grants)
+		if err == nil && first {
+			fmt.Fprintf(stdout, "%s is the first user: the registry is closed now.\n", args[0])
+		}
+		return err
+	case "passwd":
+		password, err := readPassword(stdin, stderr, *fromStdin)
+		if err != nil {
+			return err
+		}
+		return users.SetPassword(args[0], password)
+	case "rm":
+		return users.Remove(args[0])
+	case "grant":
+		grants, err := parseGrants(args[0], args[1:])
+		for _, g := range grants {
+			err = errors.Join(err, users.Grant(g.Subject, g.Pattern, g.Role))
+		}
+		return err
+	case "revoke":
+		for _, pattern := range args[1:] {
+			err = errors.Join(err, users.Grant(args[0], pattern, ""))
+		}
+		return err
+	case "import":
+		return importUsers(users, args[0], *roles, stdout)
+	}
+	fs.Usage()
+	return errs.New(errs.Invalid, "user: there is no command %q", verb)
+}
+
+func importUsers(users *auth.Users, name string, roles []string, stdout io.Writer) (err error) {
+	role := auth.Role("")
+	if len(roles) > 0 {
+		if role, err = auth.ParseRole(roles[len(roles)-1]); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, f)
+	n, err := users.Import(f, role)
+	if err == nil {
+		fmt.Fprintf(stdout, "%d users imported\n", n)
+	}
+	return err
+}
+
+func parseGrants(name string, list []string) (grants []auth.Grant, err error) {
+	for _, s := range list {
+		r, p, ok := strings.Cut(s, "=")
+		if !ok {
+			return nil, errs.New(errs.Invalid, "role %q: want ROLE=PATTERN", s)
+		}
+		role, err := auth.ParseRole(r)
+		if err != nil {
+			return nil, err
+		}
+		pattern, err := auth.ParsePattern(p)
+		if err != nil {
+			return nil, err
+		}
+		grants = append(grants, auth.Grant{Subject: name, Pattern: pattern, Role: role})
+	}
+	return grants, nil
+}
+
+func readPassword(stdin io.Reader, stderr io.Writer, fromStdin bool) (string, error) {
+	f, ok := stdin.(*os.File)
+	if fromStdin || !ok || !term.IsTerminal(int(f.Fd())) {
+		if !fromStdin {
+			return "", errs.New(errs.Invalid, "the standard input is not a terminal").WithHint("Use --password-stdin.")
+		}
+		line, err := bufio.NewReader(io.LimitReader(stdin, 4096)).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		return strings.TrimRight(line, "\r\n"), nil
+	}
+	var typed [2]string
+	for i, prompt := range []string{"Password: ", "Again: "} {
+		fmt.Fprint(stderr, prompt)
+		b, err := term.ReadPassword(int(f.Fd()))
+		fmt.Fprintln(stderr)
+		if err != nil {
+			return "", err
+		}
+		typed[i] = string(b)
+	}
+	if typed[0] != typed[1] {
+		return "", errs.New(errs.Invalid, "the passwords differ")
+	}
+	return typed[0], nil
+}
+
+func listUsers(users *auth.Users, stdout io.Writer) error {
+	list, grants := users.List()
+	roles := map[string][]string{}
+	for _, g := range grants {
+		roles[g.Subject] = append(roles[g.Subject], string(g.Role)+"="+g.Pattern)
+	}
+	w := tabwriter.NewWriter(stdout, 0, 8, 3, ' ', 0)
+	fmt.Fprintln(w, "USER\tCREATED\tROLES")
+	for _, u := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", u.Name, u.Created.Format("2006-01-02"), strings.Join(roles[u.Name], " "))
+	}
+	if r := roles[auth.Anonymous]; len(r) > 0 {
+		fmt.Fprintf(w, "%s\t\t%s\n", auth.Anonymous, strings.Join(r, " "))
+	}
+	return w.Flush()
+}

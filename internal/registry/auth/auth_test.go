@@ -1,0 +1,464 @@
+package auth
+
+import (
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"ply/internal/errs"
+	"ply/internal/record"
+	"ply/internal/record/recordtest"
+	"ply/internal/registry/access"
+	"ply/internal/registry/content"
+)
+
+func TestMatches(t *testing.T) {
+	for _, c := range []struct {
+		pattern, repo string
+		want          bool
+	}{
+		{"a", "a", true}, {"a", "b", false}, {"a", "a/b", false}, {"a/*", "a/b", true}, {"a/*", "a", false}, {"a/*", "a/b/c", false},
+		{"a/**", "a/b/c", true}, {"a/**", "a", true}, {"a/**", "ab", false}, {"**", "a/b", true}, {"*/b", "a/b", true}, {"*/b", "a/c", false},
+		{"*", "a", true}, {"*", "a/b", false}, {"a/*/c", "a/b/c", true}, {"a/*/c", "a/b/b/c", false},
+	} {
+		if got := Matches(c.pattern, content.Repository(c.repo)); got != c.want {
+			t.Errorf("Matches(%s, %s) = %v", c.pattern, c.repo, got)
+		}
+	}
+	for s, ok := range map[string]bool{"a": true, "**": true, "a/*/b": true, "a/**": true, "**/a": false, "a*": false, "": false, "a//b": false, "A": false, "../x": false} {
+		if _, err := ParsePattern(s); (err == nil) != ok || err != nil && !errors.Is(err, errs.Invalid) {
+			t.Errorf("ParsePattern(%q): %v", s, err)
+		}
+	}
+}
+
+func open(t *testing.T, root string) *Users {
+	t.Helper()
+	u, err := OpenUsers(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Cost = bcrypt.MinCost
+	return u
+}
+
+func gate(t *testing.T, root string) *Gate {
+	t.Helper()
+	g, err := NewGate(Options{Users: open(t, root), Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func request(header string) *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "/v2/", nil)
+	if header != "" {
+		r.Header.Set("Authorization", header)
+	}
+	return r
+}
+
+func basic(name, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(name+":"+password))
+}
+
+func TestUsers(t *testing.T) {
+	root := t.TempDir()
+	u := open(t, root)
+	g := gate(t, root)
+	if !g.IsOpen() || u.Closed() {
+		t.Error("a registry without users is closed")
+	}
+	if c, err := g.Identify(request(basic("anyone", "anything"))); err != nil || !c.May("a", access.Push) || c.Name() != "" {
+		t.Errorf("an open registry: %v, %v", c, err)
+	}
+	if first, err := u.Add("alice", "secret", nil); err != nil || !first {
+		t.Fatalf("Add = %v, %v", first, err)
+	}
+	if first, err := u.Add("bob", "hidden", []Grant{{"bob", "team/*", Reader}}); err != nil || first {
+		t.Fatalf("Add = %v, %v", first, err)
+	}
+	g = gate(t, root)
+	for _, c := range []struct {
+		name, password string
+		err            error
+	}{{"alice", "secret", nil}, {"alice", "Secret", errs.Unauthorized}, {"carol", "secret", errs.Unauthorized}, {"alice", "", errs.Unauthorized},
+		{"alice", "secret\x00", errs.Unauthorized}, {"alice", "secret" + strings.Repeat("x", 100), errs.Unauthorized}, {"", "", errs.Unauthorized}, {"bob", "hidden", nil}} {
+		for range 2 { // the second one is remembered
+			caller, err := g.Identify(request(basic(c.name, c.password)))
+			if !errors.Is(err, c.err) || err == nil && caller.Name() != c.name {
+				t.Errorf("%s with %q: %v, %v", c.name, c.password, caller, err)
+			}
+		}
+	}
+	alice, _ := g.Identify(request(basic("alice", "secret")))
+	bob, _ := g.Identify(request(basic("bob", "hidden")))
+	if !alice.Admin() || !alice.May("any/thing", access.Delete) || bob.Admin() || !bob.May("team/x", access.Pull) || bob.May("team/x", access.Push) || !bob.May("bob/x", access.Delete) || bob.May("bobby/x", access.Pull) {
+		t.Error("the rights of the first user and of another one are wrong")
+	}
+	for _, c := range []struct {
+		err, class error
+	}{
+		{second(u.Add("alice", "x", nil)), errs.Exists}, {second(u.Add("a/b", "x", nil)), errs.Invalid}, {second(u.Add("A:b", "x", nil)), errs.Invalid},
+		{second(u.Add("dave", "", nil)), errs.Invalid}, {second(u.Add("dave", strings.Repeat("x", 73), nil)), errs.Invalid}, {second(u.Add("dave", "a\x00b", nil)), errs.Invalid},
+		{second(u.Add(Anonymous, "x", nil)), errs.Invalid}, {u.Remove("dave"), errs.NotFound}, {u.SetPassword("dave", "x"), errs.NotFound},
+		{u.Grant("dave", "x", Reader), errs.NotFound}, {u.Grant("bob", "x", ""), errs.NotFound},
+	} {
+		if !errors.Is(c.err, c.class) {
+			t.Errorf("%v, want %v", c.err, c.class)
+		}
+	}
+	// A changed password counts at once where the file is read anew, whatever was remembered.
+	if err := u.SetPassword("bob", "changed"); err != nil {
+		t.Fatal(err)
+	}
+	g.o.Users.checked = time.Time{}
+	if _, err := g.Identify(request(basic("bob", "hidden"))); !errors.Is(err, errs.Unauthorized) {
+		t.Errorf("the old password: %v", err)
+	}
+	// Without its last user the registry stays closed.
+	if err := errors.Join(u.Remove("alice"), u.Remove("bob")); err != nil {
+		t.Fatal(err)
+	}
+	g = gate(t, root)
+	if g.IsOpen() {
+		t.Error("the registry is open after its last user went")
+	}
+	if _, err := g.Identify(request(basic("alice", "secret"))); !errors.Is(err, errs.Unauthorized) {
+		t.Errorf("a user who was removed: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// A file of users that is damaged or lost does not open the registry.
+func TestDamagedUsers(t *testing.T) {
+	root := t.TempDir()
+	u := open(t, root)
+	if _, err := u.Add("alice", "secret", nil); err != nil {
+		t.Fatal(err)
+	}
+	g := gate(t, root)
+	check := func(what string) {
+		t.Helper()
+		g.o.Users.checked = time.Time{}
+		if g.IsOpen() {
+			t.Errorf("%s: the registry is open", what)
+		}
+		if _, err := g.Identify(request(basic("alice", "secret"))); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "users.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	check("a damaged file")
+	if g.o.Users.Failed() == nil {
+		t.Error("the damage is not reported")
+	}
+	if _, err := OpenUsers(root); !errors.Is(err, errs.DataLoss) {
+		t.Errorf("a start with a damaged file: %v", err)
+	}
+	if err := os.Remove(filepath.Join(root, "users.json")); err != nil {
+		t.Fatal(err)
+	}
+	check("a file that is gone")
+}
+
+func TestImport(t *testing.T) {
+	u := open(t, t.TempDir())
+	const hash = "$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC" // myPassword
+	if n, err := u.Import(strings.NewReader("# users\n\nalice:"+hash+"\n"), Writer); err != nil || n != 1 {
+		t.Fatalf("Import = %d, %v", n, err)
+	}
+	l := newLogins(bcrypt.MinCost)
+	user := u.current().users["alice"]
+	if err := l.check(t.Context(), "127.0.0.1:1", "alice", "myPassword", user.Password); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"alice", "alice:secret", "alice:$apr1$x$y", "al:ice:" + hash, "alice:" + hash + "x\nbob\x00:" + hash, ":" + hash} {
+		if _, err := u.Import(strings.NewReader(bad), ""); !errors.Is(err, errs.Invalid) {
+			t.Errorf("Import(%q): %v", bad, err)
+		}
+	}
+	if users, grants := u.List(); len(users) != 1 || !slices.Equal(grants, []Grant{{"alice", "**", Writer}}) {
+		t.Errorf("users %v, grants %v", users, grants)
+	}
+}
+
+// After some wrong passwords an address must wait. Others, and the address with what was right before, need not.
+func TestWrongPasswordsAreLimited(t *testing.T) {
+	l := newLogins(bcrypt.MinCost)
+	hash, err := (&Users{Cost: bcrypt.MinCost}).hash("right")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(remote, password string) error { return l.check(t.Context(), remote, "alice", password, hash) }
+	if err := check("192.0.2.1:1", "right"); err != nil {
+		t.Fatal(err)
+	}
+	wrong, blocked := 0, 0
+	for i := range 10_000 {
+		err := check(fmt.Sprintf("192.0.2.1:%d", i), "wrong")
+		if errors.Is(err, errs.Exhausted) {
+			blocked++
+		} else if errors.Is(err, errs.Unauthorized) {
+			wrong++
+		} else {
+			t.Fatal(err)
+		}
+	}
+	if wrong < burst || wrong > burst+20 || wrong+blocked != 10_000 {
+		t.Errorf("%d wrong passwords were checked, %d refused", wrong, blocked)
+	}
+	if err := check("192.0.2.1:1", "right"); err != nil {
+		t.Errorf("a password that is known: %v", err)
+	}
+	if err := check("192.0.2.2:1", "wrong"); !errors.Is(err, errs.Unauthorized) {
+		t.Errorf("another address: %v", err)
+	}
+	if a, b := prefix("[2001:db8::1]:1"), prefix("[2001:db8::ffff]:2"); a != b || a == prefix("[2001:db8:1::1]:1") {
+		t.Error("a network of IPv6 does not count as one address")
+	}
+	for i := range 3 * maxAddresses {
+		l.fail(prefix(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)))
+	}
+	if n := len(l.failures); n > maxAddresses {
+		t.Errorf("%d addresses are remembered", n)
+	}
+}
+
+func encode(v any) string {
+	b, _ := json.Marshal(v)
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// Tokens that someone else made, or changed, or that are not for now, are refused.
+func TestTokens(t *testing.T) {
+	root := t.TempDir()
+	u := open(t, root)
+	if _, err := u.Add("alice", "secret", nil); err != nil {
+		t.Fatal(err)
+	}
+	g := gate(t, root)
+	good := claims{Subject: "alice", Audience: issuer, Access: []scopeClaim{{"repository", "a", []string{"pull"}}}}
+	token, err := g.signer.issue(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := g.Identify(request("Bearer " + token))
+	if err != nil || c.Name() != "alice" || !c.May("a", access.Pull) || c.May("a", access.Push) || c.May("b", access.Pull) || c.Admin() {
+		t.Fatalf("a good token: %+v, %v", c, err)
+	}
+	parts := strings.Split(token, ".")
+	now := time.Now().Unix()
+	full := claims{Issuer: issuer, Subject: "alice", Audience: issuer, Expires: now + 100, Begins: now - 100, Access: []scopeClaim{{"repository", "a", []string{"pull", "push"}}}}
+	key := g.signer.keys[0]
+	private := ed25519.NewKeyFromSeed(key.Seed)
+	public, _ := private.Public().(ed25519.PublicKey)
+	foreign := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	sign := func(k ed25519.PrivateKey, head, body any) string {
+		text := encode(head) + "." + encode(body)
+		return text + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(k, []byte(text)))
+	}
+	head := tokenHeader{"JWT", algorithm, key.ID}
+	if _, err := g.signer.verify(sign(private, head, full), issuer); err != nil {
+		t.Fatalf("the test signs wrongly: %v", err)
+	}
+	with := func(edit func(*claims)) claims {
+		c := full
+		edit(&c)
+		return c
+	}
+	mac := func() string {
+		text := encode(tokenHeader{"JWT", "HS256", key.ID}) + "." + encode(full)
+		m := hmac.New(sha256.New, public)
+		m.Write([]byte(text))
+		return text + "." + base64.RawURLEncoding.EncodeToString(m.Sum(nil))
+	}
+	for name, token := range map[string]string{
+		"another payload":    parts[0] + "." + encode(full) + "." + parts[2],
+		"no algorithm":       encode(tokenHeader{"JWT", "none", key.ID}) + "." + encode(full) + ".",
+		"no signature":       encode(head) + "." + encode(full) + ".",
+		"a MAC":              mac(),
+		"a foreign key":      sign(foreign, head, full),
+		"an unknown key":     sign(foreign, tokenHeader{"JWT", algorithm, "other"}, full),
+		"a key of its own":   sign(foreign, map[string]any{"typ": "JWT", "alg": algorithm, "kid": key.ID, "jwk": map[string]string{"kty": "OKP", "x": base64.RawURLEncoding.EncodeToString(foreign[32:])}}, full),
+		"two algorithms":     "eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIiwiYWxnIjoiRWREU0EifQ." + parts[1] + "." + parts[2],
+		"expired":            sign(private, head, with(func(c *claims) { c.Expires = now - 1 })),
+		"not yet":            sign(private, head, with(func(c *claims) { c.Begins = now + 100 })),
+		"another audience":   sign(private, head, with(func(c *claims) { c.Audience = "other" })),
+		"another issuer":     sign(private, head, with(func(c *claims) { c.Issuer = "other" })),
+		"a user who is gone": sign(private, head, with(func(c *claims) { c.Subject = "bob" })),
+		"empty":              "",
+		"two parts":          parts[0] + "." + parts[1],
+		"four parts":         token + ".x",
+		"padding":            token + "=",
+		"a megabyte":         strings.Repeat("a", 1<<20),
+	} {
+		if c, err := g.Identify(request("Bearer " + token)); !errors.Is(err, errs.Unauthorized) {
+			t.Errorf("%s: %+v, %v", name, c, err)
+		}
+	}
+	if _, err := g.Identify(request("Negotiate x")); !errors.Is(err, errs.Unauthorized) {
+		t.Errorf("another scheme: %v", err)
+	}
+	// A token never allows more than its user may do now.
+	if err := u.Grant("alice", "**", ""); err != nil {
+		t.Fatal(err)
+	}
+	g.o.Users.checked = time.Time{}
+	if c, err := g.Identify(request("Bearer " + token)); err != nil || c.May("a", access.Pull) {
+		t.Errorf("after the right was taken away: %+v, %v", c, err)
+	}
+	if err := u.Remove("alice"); err != nil {
+		t.Fatal(err)
+	}
+	g.o.Users.checked = time.Time{}
+	if _, err := g.Identify(request("Bearer " + token)); !errors.Is(err, errs.Unauthorized) {
+		t.Errorf("after the user went: %v", err)
+	}
+}
+
+// Keys are replaced with time. Tokens of the one before last until their end.
+func TestKeyRotation(t *testing.T) {
+	root := t.TempDir()
+	s, err := openSigner(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	first := s.keys[0].ID
+	now = now.Add(keyLife - time.Second)
+	old, err := s.issue(claims{Audience: issuer})
+	if err != nil || s.keys[0].ID != first || len(s.keys) != 1 {
+		t.Fatalf("keys %v, %v", s.keys, err)
+	}
+	now = now.Add(2 * time.Second)
+	if _, err := s.issue(claims{Audience: issuer}); err != nil || len(s.keys) != 2 {
+		t.Fatalf("keys %v, %v", s.keys, err)
+	}
+	again, err := openSigner(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.now = s.now
+	for _, s := range []*signer{s, again} {
+		if _, err := s.verify(old, issuer); err != nil {
+			t.Errorf("a token of the key before: %v", err)
+		}
+	}
+	now = now.Add(keyLife + time.Second)
+	if _, err := s.issue(claims{Audience: issuer}); err != nil || len(s.keys) != 2 || s.keys[0].ID == first {
+		t.Errorf("keys %v, %v", s.keys, err)
+	}
+}
+
+func TestTokenEndpoint(t *testing.T) {
+	root := t.TempDir()
+	if _, err := open(t, root).Add("alice", "secret", []Grant{{"alice", "team/**", Writer}}); err != nil {
+		t.Fatal(err)
+	}
+	g := gate(t, root)
+	get := func(r *http.Request) (int, claims) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		var v struct {
+			Token       string `json:"token"`
+			AccessToken string `json:"access_token"`
+			ExpiresIn   int    `json:"expires_in"`
+			IssuedAt    string `json:"issued_at"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &v); err != nil {
+			t.Fatal(err)
+		}
+		if w.Code != 200 {
+			return w.Code, claims{}
+		}
+		c, err := g.signer.verify(v.Token, issuer)
+		if err != nil || v.AccessToken != v.Token || v.ExpiresIn < 60 || v.IssuedAt == "" {
+			t.Errorf("%s: %v", w.Body, err)
+		}
+		return w.Code, c
+	}
+	r := httptest.NewRequest(http.MethodGet, TokenPath+"?service=x&scope=repository:team/a:pull,push,delete&scope=repository:b:pull+repository:alice/x:*&scope=registry:catalog:*&scope=bad&scope=repository:../x:pull&scope=other:x:y", nil)
+	r.SetBasicAuth("alice", "secret")
+	status, c := get(r)
+	want := `[{repository team/a [pull push]} {repository b []} {repository alice/x [pull push delete]} {registry catalog [*]}]`
+	if status != 200 || c.Subject != "alice" || fmt.Sprint(c.Access) != want {
+		t.Errorf("%d %+v, want %s", status, c, want)
+	}
+	if status, c := get(httptest.NewRequest(http.MethodGet, TokenPath+"?scope=repository:team/a:pull", nil)); status != 200 || c.Subject != "" || len(c.Access[0].Actions) != 0 {
+		t.Errorf("without a user: %d %+v", status, c)
+	}
+	r.SetBasicAuth("alice", "wrong")
+	if status, _ := get(r); status != 401 {
+		t.Errorf("a wrong password: %d", status)
+	}
+	form := func(s string) *http.Request {
+		r := httptest.NewRequest(http.MethodPost, TokenPath, strings.NewReader(s))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		return r
+	}
+	if status, c := get(form("grant_type=password&username=alice&password=secret&scope=repository:team/a:pull&client_id=x")); status != 200 || c.Subject != "alice" || len(c.Access) != 1 {
+		t.Errorf("OAuth2: %d %+v", status, c)
+	}
+	for s, want := range map[string]int{"grant_type=password&username=alice&password=x": 401, "grant_type=refresh_token&refresh_token=x": 400, "grant_type=password": 401} {
+		if status, _ := get(form(s)); status != want {
+			t.Errorf("%s: %d, want %d", s, status, want)
+		}
+	}
+}
+
+// A challenge quotes nothing that a client sent.
+func TestChallenge(t *testing.T) {
+	root := t.TempDir()
+	if _, err := open(t, root).Add("alice", "secret", nil); err != nil {
+		t.Fatal(err)
+	}
+	g := gate(t, root)
+	r := request("")
+	r.Host = "x\",realm=\"http://evil\r\n"
+	if s := g.Challenge(r, nil, "a/b", access.Pull, access.Push); s != `Bearer realm="http://x,realm=http://evil/auth/token",service="ply-registry",scope="repository:a/b:pull,push"` {
+		t.Errorf("challenge: %s", s)
+	}
+	g.o.URL = "https://registry.example.com/"
+	if s := g.Challenge(r, nil, ""); s != `Bearer realm="https://registry.example.com/auth/token",service="ply-registry"` {
+		t.Errorf("challenge: %s", s)
+	}
+	g.o.Basic = true
+	if s := g.Challenge(r, nil, ""); s != `Basic realm="ply-registry"` {
+		t.Errorf("challenge: %s", s)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for name, v := range map[string]any{
+		"users.v1.json": usersRecord{Users: []User{{"alice", "$2a$10$x", now}}, Grants: []Grant{{Anonymous, "public/**", Reader}}},
+		"keys.v1.json":  keysRecord{Keys: []Key{{"ID", []byte("seed"), now}}},
+	} {
+		b, err := record.Marshal(1, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		recordtest.Golden(t, name, b)
+	}
+}

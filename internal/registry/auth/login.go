@@ -1,0 +1,156 @@
+package auth
+
+import (
+	"cmp"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/bcrypt"
+
+	"ply/internal/errs"
+)
+
+// logins checks passwords. Clients that log in by Basic send their password with every request, so one that was right is remembered
+// by a keyed hash. Wrong ones are counted by address.
+type logins struct {
+	key    []byte
+	nobody []byte        // a hash that no password has
+	slots  chan struct{} // checks that run at the same time
+
+	mu       sync.Mutex
+	right    map[[32]byte]time.Time
+	failures map[netip.Prefix]*bucket
+}
+
+// bucket has the failures of an address. It empties with time.
+type bucket struct {
+	level float64
+	at    time.Time
+}
+
+const (
+	maxRight       = 10_000
+	maxAddresses   = 10_000
+	rightFor       = 10 * time.Minute
+	burst          = 20              // wrong passwords of an address at once
+	perFailure     = 6 * time.Second // after which one more is allowed
+	blockedMessage = "too many wrong passwords from this address"
+)
+
+func newLogins(cost int) *logins {
+	l := &logins{key: make([]byte, 32), slots: make(chan struct{}, max(runtime.NumCPU()-1, 1)), right: map[[32]byte]time.Time{}, failures: map[netip.Prefix]*bucket{}}
+	_, _ = rand.Read(l.key) // never fails
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret)
+	l.nobody, _ = bcrypt.GenerateFromPassword(secret, cmp.Or(cost, bcrypt.DefaultCost))
+	return l
+}
+
+// prefix returns what counts as one address: of IPv6, a network of a subscriber.
+func prefix(remote string) netip.Prefix {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		host = remote
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	a = a.Unmap().WithZone("")
+	bits := 32
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+// check checks a password against a hash; an empty one stands for a user who does not exist.
+func (l *logins) check(ctx context.Context, remote, name, password, hash string) error {
+	mac := hmac.New(sha256.New, l.key)
+	for _, s := range []string{name, password, hash} {
+		h := sha256.Sum256([]byte(s))
+		mac.Write(h[:])
+	}
+	sum := [32]byte(mac.Sum(nil))
+	l.mu.Lock()
+	until, known := l.right[sum]
+	l.mu.Unlock()
+	if known && time.Now().Before(until) {
+		return nil
+	}
+	from := prefix(remote)
+	if !l.allowed(from) {
+		return errs.New(errs.Exhausted, blockedMessage)
+	}
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if !l.allowed(from) { // others failed while this one waited
+		return errs.New(errs.Exhausted, blockedMessage)
+	}
+	against := []byte(hash)
+	if hash == "" {
+		against = l.nobody
+	}
+	given := []byte(password)
+	if len(given) > maxPassword {
+		given = given[:maxPassword]
+	}
+	if bcrypt.CompareHashAndPassword(against, given) != nil || hash == "" || len(password) > maxPassword {
+		l.fail(from)
+		return errs.New(errs.Unauthorized, "wrong user name or password")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.right) >= maxRight {
+		clear(l.right)
+	}
+	l.right[sum] = time.Now().Add(rightFor)
+	return nil
+}
+
+func (b *bucket) drain(now time.Time) {
+	b.level = max(b.level-float64(now.Sub(b.at))/float64(perFailure), 0)
+	b.at = now
+}
+
+func (l *logins) allowed(from netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.failures[from]
+	if b == nil {
+		return true
+	}
+	b.drain(time.Now())
+	return b.level < burst
+}
+
+func (l *logins) fail(from netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	b := l.failures[from]
+	if b == nil {
+		if len(l.failures) >= maxAddresses { // forget any other
+			for p := range l.failures {
+				delete(l.failures, p)
+				break
+			}
+		}
+		b = &bucket{at: now}
+		l.failures[from] = b
+	}
+	b.drain(now)
+	b.level++
+}

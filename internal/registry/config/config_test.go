@@ -1,0 +1,194 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
+
+	"ply/internal/errs"
+)
+
+var update = flag.Bool("update", false, "rewrite the table of settings in the documentation")
+
+// The documentation has the table of the settings that there are.
+func TestTable(t *testing.T) {
+	name := filepath.Join("..", "..", "..", "docs", "registry.md")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(b), "<!-- settings -->\n")
+	old, after, ok2 := strings.Cut(rest, "<!-- end of settings -->\n")
+	if !ok || !ok2 {
+		t.Fatal("the table of settings is not marked")
+	}
+	if old == Table() {
+		return
+	}
+	if !*update {
+		t.Fatalf("the table differs (run with -update):\n%s", cmp.Diff(old, Table()))
+	}
+	if err := os.WriteFile(name, []byte(before+"<!-- settings -->\n"+Table()+"<!-- end of settings -->\n"+after), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func load(args []string, env ...string) (*Config, []string, error) {
+	return Load(pflag.NewFlagSet("x", pflag.ContinueOnError), args, env)
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "config.yml")
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// sample returns a text that a setting accepts and that is not its default.
+func sample(s setting) string {
+	switch s.isSet(Defaults()).Type() {
+	case "bool":
+		return "true"
+	case "duration":
+		return "7h"
+	case "list":
+		return "a.example.com,127.0.0.1"
+	}
+	switch s.flag {
+	case "addr", "metrics-addr":
+		return "127.0.0.1:1234"
+	case "url":
+		return "https://x.example.com"
+	case "log-level":
+		return "debug"
+	case "log-format":
+		return "json"
+	}
+	return "/some/where"
+}
+
+// Every setting can be given by its flag, its variable, the variable of the reference registry, and its key.
+func TestEverySettingEveryWay(t *testing.T) {
+	for _, s := range settings {
+		want := sample(s)
+		extra := []string{}
+		if strings.HasPrefix(s.flag, "tls-c") {
+			extra = append(extra, "--tls-key=/key")
+		} else if strings.HasPrefix(s.flag, "tls-k") {
+			extra = append(extra, "--tls-cert=/cert")
+		}
+		check := func(how string, c *Config, err error) {
+			t.Helper()
+			if err != nil {
+				t.Errorf("%s by its %s: %v", s.flag, how, err)
+			} else if got := s.isSet(c).String(); got != want {
+				t.Errorf("%s by its %s = %q, want %q", s.flag, how, got, want)
+			}
+		}
+		c, _, err := load(append(extra, "--"+s.flag+"="+want))
+		check("flag", c, err)
+		c, _, err = load(extra, s.env()+"="+want)
+		check("variable", c, err)
+		for _, key := range s.keys {
+			c, _, err = load(extra, referenceEnv(key)+"="+want)
+			check("reference variable", c, err)
+			text, indent := "", ""
+			for part := range strings.SplitSeq(key, ".") {
+				text += indent + part + ":\n"
+				indent += "  "
+			}
+			c, _, err = load(append(extra, "--config", write(t, strings.TrimSuffix(text, "\n")+" "+want+"\n")))
+			check("key", c, err)
+		}
+		if got := s.isSet(Defaults()).String(); got == want {
+			t.Errorf("%s: %q is its default, so the test shows nothing", s.flag, want)
+		}
+	}
+}
+
+func TestPrecedence(t *testing.T) {
+	file := write(t, "http:\n  addr: :1\nstorage:\n  filesystem:\n    rootdirectory: /file\n  delete:\n    enabled: false\nlog:\n  level: warn\n")
+	c, _, err := load([]string{"--addr", ":3", file}, "PLY_REGISTRY_ADDR=:2", "PLY_REGISTRY_ROOT=/env", "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/reference", "REGISTRY_PORT=tcp://10.0.0.1:5000")
+	if err != nil || c.Addr != ":3" || c.Root != "/env" || c.LogLevel != "warn" || !c.NoDelete || c.Drain != 30*time.Second {
+		t.Errorf("%+v, %v", c, err)
+	}
+	c, _, err = load([]string{"--no-delete=false", file})
+	if err != nil || c.NoDelete {
+		t.Errorf("a flag over the file: %+v, %v", c, err)
+	}
+}
+
+// The file of the reference registry's image is understood.
+func TestReferenceFile(t *testing.T) {
+	c, warnings, err := load([]string{write(t, `version: 0.1
+log:
+  fields:
+    service: registry
+storage:
+  cache:
+    blobdescriptor: inmemory
+  filesystem:
+    rootdirectory: /var/lib/registry
+http:
+  addr: :5000
+  secret: asecret
+  headers:
+    X-Content-Type-Options: [nosniff]
+health:
+  storagedriver:
+    enabled: true
+    interval: 10s
+    threshold: 3
+`)})
+	if err != nil || c.Root != "/var/lib/registry" || c.Addr != ":5000" {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if all := strings.Join(warnings, "\n"); !strings.Contains(all, "line 12: http.secret is ignored") || len(warnings) != 5 {
+		t.Errorf("warnings: %q", warnings)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		file string
+		args []string
+		want string
+	}{
+		"an unknown key":          {"auth:\n  silly:\n    realm: x\n", nil, "line 3: the key auth.silly.realm is not supported"},
+		"a back end that is not":  {"storage:\n  s3:\n    bucket: x\n", nil, "the key storage.s3.bucket is not supported"},
+		"notifications":           {"notifications:\n  endpoints:\n    - name: x\n", nil, "notifications.endpoints is not supported"},
+		"a map for a value":       {"http:\n  addr:\n    x: y\n", nil, "http.addr.x is not supported"},
+		"a list for a value":      {"http:\n  addr: [a, b]\n", nil, "want a string"},
+		"no duration":             {"gc:\n  interval: often\n", nil, "line 2: gc.interval"},
+		"no document":             {"just text", nil, "want keys and values"},
+		"no YAML":                 {"a: [", nil, "yaml"},
+		"an alias":                {"a: &x\n  b: 1\nc: *x\n", nil, "aliases"},
+		"no address":              {"", []string{"--addr", "x"}, "addr"},
+		"half a certificate":      {"", []string{"--tls-cert", "x"}, "go together"},
+		"two certificates":        {"", []string{"--tls-cert", "x", "--tls-key", "y", "--tls-self-signed", "z"}, "exclude"},
+		"a level that is not":     {"", []string{"--log-level", "loud"}, "log-level"},
+		"no grace":                {"", []string{"--gc-grace", "1s"}, "gc-grace"},
+		"an address with a login": {"", []string{"--url", "https://me@x"}, "url"},
+		"two files":               {"", []string{"a", "b"}, "unexpected argument"},
+	} {
+		args := c.args
+		if c.file != "" {
+			args = append(args, "--config", write(t, c.file))
+		}
+		if _, _, err := load(args); err == nil || !strings.Contains(err.Error(), c.want) || c.file != "" && !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if _, _, err := load([]string{"--config", "/does/not/exist"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+}

@@ -1,0 +1,141 @@
+package config
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"ply/internal/errs"
+)
+
+// setting is one thing that can be set: by a flag, a variable of the environment, or a key of the file.
+type setting struct {
+	flag  string
+	short string // "" = none
+	keys  []string
+	doc   string
+	isSet func(*Config) value
+}
+
+// value is a field of a Config, as text.
+type value interface {
+	Set(text string) error
+	String() string
+	Type() string
+}
+
+type (
+	text     string
+	yes      bool
+	duration time.Duration
+	list     []string
+	// inverted is a setting of the file that says the opposite of a flag.
+	inverted struct{ *yes }
+)
+
+func (v *text) Set(s string) error { *v = text(s); return nil }
+func (v *text) String() string     { return string(*v) }
+func (v *text) Type() string       { return "string" }
+
+func (v *yes) Set(s string) error {
+	b, err := strconv.ParseBool(s)
+	if err != nil {
+		return errs.New(errs.Invalid, "%q is neither true nor false", s)
+	}
+	*v = yes(b)
+	return nil
+}
+func (v *yes) String() string { return strconv.FormatBool(bool(*v)) }
+func (v *yes) Type() string   { return "bool" }
+
+func (v *duration) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return errs.New(errs.Invalid, "%q is not a duration, such as 90s or 24h", s)
+	}
+	*v = duration(d)
+	return nil
+}
+
+func (v *duration) String() string {
+	s := time.Duration(*v).String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+func (v *duration) Type() string { return "duration" }
+
+func (v *list) Set(s string) error {
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*v = append(*v, item)
+		}
+	}
+	return nil
+}
+func (v *list) String() string { return strings.Join(*v, ",") }
+func (v *list) Type() string   { return "list" }
+
+func (v inverted) Set(s string) error {
+	err := v.yes.Set(s)
+	*v.yes = !*v.yes
+	return err
+}
+
+// settings are all settings, in the order of the table in the documentation.
+var settings = []setting{
+	{"addr", "", []string{"http.addr"}, "address to serve, as HOST:PORT or :PORT", func(c *Config) value { return (*text)(&c.Addr) }},
+	{"root", "", []string{"storage.filesystem.rootdirectory"}, "directory of everything durable", func(c *Config) value { return (*text)(&c.Root) }},
+	{"url", "", []string{"http.host"}, "what clients reach the registry by, such as https://registry.example.com; by default what each request says", func(c *Config) value { return (*text)(&c.URL) }},
+	{"tls-cert", "", []string{"http.tls.certificate"}, "file of the certificate; it is read again when it changes", func(c *Config) value { return (*text)(&c.TLSCert) }},
+	{"tls-key", "", []string{"http.tls.key"}, "file of the key of the certificate", func(c *Config) value { return (*text)(&c.TLSKey) }},
+	{"tls-self-signed", "", []string{"http.tls.selfsigned"}, "hosts and addresses for which the registry makes a certificate of its own, separated by commas", func(c *Config) value { return (*list)(&c.TLSHosts) }},
+	{"drain", "", []string{"http.draintimeout"}, "how long requests may go on after SIGTERM", func(c *Config) value { return (*duration)(&c.Drain) }},
+	{"stall", "", []string{"http.stall"}, "how long a client may send nothing in the middle of a body", func(c *Config) value { return (*duration)(&c.Stall) }},
+	{"metrics-addr", "", []string{"http.debug.addr"}, "address of a second listener for /metrics, /healthz and /readyz, without a login", func(c *Config) value { return (*text)(&c.MetricsAddr) }},
+	{"auth", "", []string{"auth.required"}, "callers must log in even before there is a user", func(c *Config) value { return (*yes)(&c.Required) }},
+	{"auth-basic", "", []string{"auth.basic"}, "ask callers to log in by Basic, and not for tokens", func(c *Config) value { return (*yes)(&c.Basic) }},
+	{"htpasswd", "", []string{"auth.htpasswd.path"}, "file of users with hashes of bcrypt, imported at each start; new ones become writers of everything", func(c *Config) value { return (*text)(&c.Htpasswd) }},
+	{"read-only", "", []string{"storage.maintenance.readonly.enabled"}, "nothing can be changed", func(c *Config) value { return (*yes)(&c.ReadOnly) }},
+	{"no-delete", "", []string{"storage.delete.disabled"}, "clients cannot delete", func(c *Config) value { return (*yes)(&c.NoDelete) }},
+	{"allow-missing", "", []string{"validation.missing"}, "accept manifests that refer to blobs or manifests that are not in their repository", func(c *Config) value { return (*yes)(&c.Missing) }},
+	{"gc-interval", "", []string{"gc.interval"}, "time between two collections; 0 = never", func(c *Config) value { return (*duration)(&c.Collect.Interval) }},
+	{"gc-grace", "", []string{"gc.grace"}, "how long an object that nothing needs is kept", func(c *Config) value { return (*duration)(&c.Collect.Grace) }},
+	{"gc-untagged", "", []string{"gc.untagged"}, "collect manifests that no tag leads to", func(c *Config) value { return (*yes)(&c.Untagged) }},
+	{"upload-age", "", []string{"storage.maintenance.uploadpurging.age"}, "how long an upload that no one uses is kept", func(c *Config) value { return (*duration)(&c.Collect.Idle) }},
+	{"log-level", "", []string{"log.level"}, "debug, info, warn or error", func(c *Config) value { return (*text)(&c.LogLevel) }},
+	{"log-format", "", []string{"log.formatter"}, "text or json", func(c *Config) value { return (*text)(&c.LogFormat) }},
+	{"no-access-log", "", []string{"log.accesslog.disabled"}, "do not log requests", func(c *Config) value { return (*yes)(&c.NoAccessLog) }},
+}
+
+// aliases are keys of the reference registry's file that say the opposite of a setting.
+var aliases = map[string]func(*Config) value{
+	"storage.delete.enabled": func(c *Config) value { return inverted{(*yes)(&c.NoDelete)} },
+}
+
+// ignored are keys of the reference registry's file that mean nothing here, with the reason. A key that ends in a dot stands for
+// everything below it.
+var ignored = map[string]string{
+	"version":                             "",
+	"http.secret":                         "uploads have no state that clients carry",
+	"http.relativeurls":                   "locations are always relative",
+	"http.headers.x-content-type-options": "",
+	"http.net":                            "",
+	"http.http2.":                         "HTTP/2 is on where there is TLS",
+	"http.debug.prometheus.":              "metrics are always at /metrics",
+	"auth.htpasswd.realm":                 "",
+	"storage.cache.":                      "metadata needs no cache",
+	"storage.redirect.":                   "",
+	"storage.filesystem.maxthreads":       "",
+	"storage.tag.concurrencylimit":        "",
+	"storage.maintenance.uploadpurging.":  "uploads are always purged, see upload-age",
+	"health.":                             "health is always checked at /readyz",
+	"log.fields.":                         "",
+	"log.reportcaller":                    "",
+	"validation.disabled":                 "",
+	"catalog.maxentries":                  "",
+}

@@ -1,0 +1,147 @@
+// Package observe tells operators what the registry does: a line of the access log and metrics for every request.
+//
+// Invariant: the wrapper of a response still lets the kernel send a file.
+package observe
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Metrics are the metrics of one registry.
+type Metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	sent     prometheus.Counter
+	received prometheus.Counter
+	active   prometheus.Gauge
+
+	collections *prometheus.CounterVec
+	collected   *prometheus.CounterVec
+}
+
+// New returns metrics, all of them 0.
+func New() *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_requests_total", Help: "Requests by route, method and status."}, []string{"route", "method", "status"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "ply_registry_request_seconds", Help: "Time until the last byte of the answer.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 9),
+		}, []string{"route", "method"}),
+		sent:        prometheus.NewCounter(prometheus.CounterOpts{Name: "ply_registry_sent_bytes_total", Help: "Bytes of answers."}),
+		received:    prometheus.NewCounter(prometheus.CounterOpts{Name: "ply_registry_received_bytes_total", Help: "Bytes of requests."}),
+		active:      prometheus.NewGauge(prometheus.GaugeOpts{Name: "ply_registry_requests_active", Help: "Requests that are being served."}),
+		collections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_collections_total", Help: "Collections by outcome."}, []string{"outcome"}),
+		collected:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_collected_total", Help: "What collections removed: uploads, manifests, links, blobs and bytes."}, []string{"kind"}),
+	}
+	m.registry.MustRegister(m.requests, m.seconds, m.sent, m.received, m.active, m.collections, m.collected,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Handler serves the metrics in the format of Prometheus.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Collected counts a collection.
+func (m *Metrics) Collected(uploads, manifests, links, blobs int, bytes int64, failed bool) {
+	outcome := "ok"
+	if failed {
+		outcome = "error"
+	}
+	m.collections.WithLabelValues(outcome).Inc()
+	for kind, n := range map[string]float64{"uploads": float64(uploads), "manifests": float64(manifests), "links": float64(links), "blobs": float64(blobs), "bytes": float64(bytes)} {
+		m.collected.WithLabelValues(kind).Add(n)
+	}
+}
+
+// Middleware counts every request, and logs it when log is not nil. Route names the route of a request for the metrics; it must have
+// few values.
+func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, route func(*http.Request) string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begun := time.Now()
+		m.active.Inc()
+		defer m.active.Dec()
+		body := &counting{ReadCloser: r.Body}
+		r.Body = body
+		resp := &response{ResponseWriter: w}
+		next.ServeHTTP(resp, r)
+		took := time.Since(begun)
+		status := resp.status
+		if status == 0 {
+			status = http.StatusOK
+		}
+		name, method := route(r), knownMethod(r.Method)
+		m.requests.WithLabelValues(name, method, strconv.Itoa(status)).Inc()
+		m.seconds.WithLabelValues(name, method).Observe(took.Seconds())
+		m.sent.Add(float64(resp.bytes))
+		m.received.Add(float64(body.n))
+		if log != nil {
+			log.Info("request", "remote", r.RemoteAddr, "user", resp.user, "method", r.Method, "path", r.URL.Path, "status", status,
+				"sent", resp.bytes, "received", body.n, "dur", took, "agent", r.UserAgent())
+		}
+	})
+}
+
+// knownMethod keeps clients from making up values of a label.
+func knownMethod(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodPost, http.MethodPatch, http.MethodDelete:
+		return m
+	}
+	return "other"
+}
+
+type counting struct {
+	io.ReadCloser
+	n int64
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// response remembers what was answered, and to whom.
+type response struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+	user   string
+}
+
+// SetUser names the user for the log.
+func (r *response) SetUser(name string) { r.user = name }
+
+func (r *response) WriteHeader(status int) {
+	if r.status == 0 && status >= 200 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *response) Write(p []byte) (int, error) {
+	n, err := r.ResponseWriter.Write(p)
+	r.bytes += int64(n)
+	return n, err
+}
+
+// ReadFrom lets the server send a file without copying it.
+func (r *response) ReadFrom(src io.Reader) (int64, error) {
+	n, err := io.Copy(r.ResponseWriter, src)
+	r.bytes += n
+	return n, err
+}
+
+// Unwrap lets an http.ResponseController find the connection.
+func (r *response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
