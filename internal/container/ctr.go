@@ -29,7 +29,8 @@ type ctr struct {
 
 	mu      sync.Mutex
 	rec     record
-	life    *life // while a process lives
+	private []string // variables of the process besides those of rec; no record has them
+	life    *life    // while a process lives
 	waiters map[*waiter]struct{}
 	again   context.CancelFunc // cancels a restart that is due
 	failed  int                // restarts in a row after runs that did not last

@@ -21,13 +21,25 @@ type Steps struct{ s *Service }
 func NewSteps(s *Service) *Steps { return &Steps{s} }
 
 // CreateFrom is Service.Create for an image that the caller has looked up. The defaults of sp are those of img.Config, which may be another config than that of the image:
-// a build step takes nothing of it but the layers.
-func (b *Steps) CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error) {
+// a build step takes nothing of it but the layers. The variables of private are only in memory until the process starts: no record has them, so they are lost when
+// plyd ends before.
+func (b *Steps) CreateFrom(ctx context.Context, sp spec.Spec, private []string, img *image.Image) (oci.ContainerID, []string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", nil, err
 	}
 	sp.Image = string(img.ID)
-	return create(ctx, b.s, sp, img)
+	id, warnings, err := create(ctx, b.s, sp, img)
+	if err != nil {
+		return "", nil, err
+	}
+	c, err := b.s.find(string(id))
+	if err != nil {
+		return "", nil, err
+	}
+	c.mu.Lock()
+	c.private = slices.Clone(private)
+	c.mu.Unlock()
+	return id, warnings, nil
 }
 
 // LayerOptions of CommitLayer.

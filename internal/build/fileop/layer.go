@@ -87,6 +87,9 @@ const maxLinks = 255
 // resolve returns where p leads when the root of the tree is top, a resolved path, following links. Components that do not exist are part of the result. A link at
 // the end is followed if last is set.
 func (l *layer) resolve(top, p string, last bool) (string, error) {
+	if len(top)+len(p) >= unix.PathMax {
+		return "", &os.PathError{Op: "open", Path: p[:80] + "…", Err: unix.ENAMETOOLONG}
+	}
 	at := top
 	todo := strings.Split(p, "/")
 	links := 0

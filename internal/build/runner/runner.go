@@ -45,7 +45,7 @@ const Label = "ply.build.step"
 
 // Containers is what steps need of the containers; container.Service has it.
 type Containers interface {
-	CreateFrom(ctx context.Context, sp spec.Spec, img *image.Image) (oci.ContainerID, []string, error)
+	CreateFrom(ctx context.Context, sp spec.Spec, private []string, img *image.Image) (oci.ContainerID, []string, error)
 	Start(ctx context.Context, ref string) error
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
 	CommitLayer(ctx context.Context, ref string, lease *store.Lease, o container.LayerOptions) (oci.Chain, error)
@@ -285,7 +285,9 @@ type step struct {
 	id    string // of the container
 	dir   string // mount points
 	stubs []stub
-	undo  []func(context.Context) error
+	// private are variables that nothing may record: secrets, and proxies, which may have a password.
+	private []string
+	undo    []func(context.Context) error
 
 	base   oci.Chain
 	writes []writable // besides the root
@@ -324,7 +326,7 @@ func (s *step) create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []str
 	if err != nil {
 		return "", nil, err
 	}
-	return s.r.o.Containers.CreateFrom(ctx, sp, img)
+	return s.r.o.Containers.CreateFrom(ctx, sp, s.private, img)
 }
 
 // RemoveImages removes the images from which containers of steps were made.
@@ -364,7 +366,7 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 			CpusetCpus: v.CpusetCpus, CpusetMems: v.CpusetMems,
 		}
 	}
-	sp.Env = append(sp.Env, proxyEnv(e.Proxy)...)
+	s.private = proxyEnv(e.Proxy)
 	for _, secret := range e.SecretEnv {
 		value, err := s.run.Client.Secret(ctx, secret.ID)
 		if errors.Is(err, errs.NotFound) && secret.Optional {
@@ -373,7 +375,7 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 		if err != nil {
 			return sp, err
 		}
-		sp.Env = append(sp.Env, secret.Name+"="+string(value))
+		s.private = append(s.private, secret.Name+"="+string(value))
 	}
 	if s.dir, err = s.r.place("step"); err != nil {
 		return sp, err
