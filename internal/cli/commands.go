@@ -46,8 +46,13 @@ var nouns = map[string]string{
 
 // table has all commands, by noun. A new command is one line here.
 var table = []entry{
-	{common, builder.Build, "builder image", builder.Build},
+	{common, builder.BuildOrHistory, "builder image", builder.Build},
+	{other, nil, "builder", builder.Du},
+	{other, nil, "builder", builder.Inspect},
+	{other, nil, "builder", builder.Logs},
+	{other, nil, "builder", builder.Ls},
 	{other, nil, "builder", builder.Prune},
+	{other, nil, "builder", builder.Rm},
 
 	{other, run.Attach, "container", run.Attach},
 	{other, container.Commit, "container", container.Commit},

@@ -26,6 +26,7 @@ import (
 
 	"ply/internal/api/buildkit"
 	"ply/internal/build"
+	"ply/internal/build/history"
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
 	"ply/internal/container/session"
@@ -45,6 +46,7 @@ type Builder interface {
 	buildkit.Builder
 	Unpack(ctx context.Context, r io.Reader) (*build.Directory, error)
 	Open(root *os.File) *build.Directory
+	History() *history.History
 }
 
 // Images is what the image endpoints need; image.Service implements it.

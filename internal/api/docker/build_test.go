@@ -4,9 +4,14 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"ply/internal/build"
+	"ply/internal/build/history"
+	"ply/internal/build/ops"
+	"ply/internal/build/solver"
 	"ply/internal/errs"
+	"ply/internal/oci"
 )
 
 // The stream of a build in the words of the classic builder: output of a step comes after its title, also when it ran before its turn.
@@ -71,5 +76,37 @@ func TestBuildPrune(t *testing.T) {
 	rec := w.do("POST", "/v1.51/build/prune?all=1&keep-storage=5", nil)
 	if rec.Code != 200 || !strings.Contains(rec.Body.String(), `"SpaceReclaimed":7`) || !w.builder.pruned.All || w.builder.pruned.Keep != 5 {
 		t.Errorf("status %d: %s %+v", rec.Code, rec.Body.String(), w.builder.pruned)
+	}
+}
+
+// The history lists builds, shows one with its steps, sends its log as text, and forgets it.
+func TestBuildHistory(t *testing.T) {
+	w := newWorld(t)
+	b := w.builder.history.Begin(history.Record{ID: "abcdef", Name: "a:1", Tags: []string{"a:1"}})
+	v := &ops.Vertex{Digest: oci.DigestOf([]byte("v")), Name: "RUN make"}
+	b.Log(v, false, []byte("made\n"))
+	b.Done(v, solver.Outcome{Took: time.Second, Miss: "the instruction changed"})
+	if err := b.End(nil, nil, errs.New(errs.Invalid, "it failed")); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ path, want string }{
+		{"/v1.51/builds", `"ID":"abcdef","Name":"a:1","Status":"failed"`},
+		{"/v1.51/builds/abc", `"Miss":"the instruction changed"`},
+		{"/v1.51/builds/abc/logs", "#1 RUN make\n#1 0.000 made\n#1 DONE 1.0s\n"},
+	} {
+		if rec := w.do("GET", c.path, nil); rec.Code != 200 || !strings.Contains(rec.Body.String(), c.want) {
+			t.Errorf("%s: status %d: %s", c.path, rec.Code, rec.Body.String())
+		}
+	}
+	if rec := w.do("GET", "/v1.51/builds", nil); strings.Contains(rec.Body.String(), "Vertices") {
+		t.Errorf("the list has steps: %s", rec.Body.String())
+	}
+	for _, want := range []int{204, 404} {
+		if rec := w.do("DELETE", "/v1.51/builds/abcdef", nil); rec.Code != want {
+			t.Errorf("DELETE: status %d, want %d", rec.Code, want)
+		}
+	}
+	if rec := w.do("GET", "/v1.51/builds/abcdef/logs", nil); rec.Code != 404 {
+		t.Errorf("logs of a removed build: status %d", rec.Code)
 	}
 }

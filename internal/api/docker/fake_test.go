@@ -18,6 +18,7 @@ import (
 	"ply/internal/build"
 	"ply/internal/build/cache"
 	"ply/internal/build/dockerfile"
+	"ply/internal/build/history"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
 	"ply/internal/config"
@@ -672,12 +673,14 @@ func (fakeChecker) Check(_ context.Context, o check.Options, l check.Listener) (
 
 // fakeBuilder executes two steps and ends as it is told.
 type fakeBuilder struct {
-	req    build.Request
-	err    error
-	pruned build.PruneOptions
+	req     build.Request
+	err     error
+	pruned  build.PruneOptions
+	history *history.History
 }
 
 func (f *fakeBuilder) Open(*os.File) *build.Directory { return nil }
+func (f *fakeBuilder) History() *history.History      { return f.history }
 
 func (f *fakeBuilder) Unpack(context.Context, io.Reader) (*build.Directory, error) {
 	return (&build.Service{}).Open(nil), nil
@@ -735,6 +738,11 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{images: &fakeImages{}, mover: &fakeMover{}, containers: &fakeContainers{}, bus: &events.Bus{}}
+	builds, err := history.Open(history.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.builder.history = builds
 	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Builder: &w.builder, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)

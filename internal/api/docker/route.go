@@ -135,6 +135,7 @@ func (s *server) table(o *Options) []route {
 		checkHandlers{o.Checker},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
 		directHandlers{direct.NewServer(o.Builder, credentialsOf, messageOf)},
+		historyHandlers{o.Builder},
 		buildHandlers{o.Builder, s.sessions, s.kit, &jobs{byID: map[string]*job{}}},
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},

@@ -46,7 +46,7 @@ type Record struct {
 	Answers   map[string]string `json:"answers,omitempty"` // of the outputs
 	Steps     []Step            `json:"steps,omitempty"`
 	Warnings  []string          `json:"warnings,omitempty"`
-	LogSize   int64             `json:"logSize"`           // bytes on disk
+	LogSize   int64             `json:"logSize"`          // bytes on disk
 	LogCut    bool              `json:"logCut,omitempty"` // the rest of the log did not fit
 }
 
