@@ -140,6 +140,9 @@ func (x *examiner) report(id oci.ContainerID, name string, t trouble) {
 	x.r.Mend(f, t.mend)
 }
 
+// killedExit is the exit code in the exit file that a clean-up writes for a shim that was killed.
+const killedExit = 137
+
 // troubles examines a container; c.op is held.
 func (x *examiner) troubles(ctx context.Context, c *ctr) (found []trouble) {
 	add := func(t trouble) { found = append(found, t) }
@@ -187,7 +190,7 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 			add(trouble{problem: err.Error(), heal: "the changes that the container made are lost: " + remove, mend: func() (string, error) { return x.mendWritable(ctx, c, rec, w) }})
 		}
 	}
-	_, exitErr := shim.ReadExit(c.paths.exit)
+	exit, exitErr := shim.ReadExit(c.paths.exit)
 	if err := exitErr; err != nil && !errors.Is(err, errs.NotFound) {
 		add(trouble{problem: "exit.json: " + err.Error(), mend: func() (string, error) {
 			return "exit.json removed: the end of the run is in the record", x.env.opts.Store.FS.Remove(c.paths.exit)
@@ -204,8 +207,10 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 	if rec.LogPath == "" {
 		return
 	}
-	// The exit file is written when the log is durable. A power cut may take the log of a container that ran.
-	if fi, err := os.Lstat(rec.LogPath); rec.State.Status == StatusExited && exitErr == nil && (err != nil || !fi.Mode().IsRegular()) {
+	// A shim writes the exit file when its log is durable. Without one, or with one that a clean-up has written, the shim may have been
+	// killed before it made the log, or a power cut may have taken the log.
+	own := exitErr == nil && exit.Code != killedExit
+	if fi, err := os.Lstat(rec.LogPath); own && rec.State.Status == StatusExited && (err != nil || !fi.Mode().IsRegular()) {
 		add(trouble{kind: "log", problem: "is missing: what the container has printed is lost", heal: "the log goes with its container: " + remove})
 		return
 	}
