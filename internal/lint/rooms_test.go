@@ -47,7 +47,7 @@ var inside = map[string][][]string{
 		{"registry/content"},
 		{"registry/access", "registry/metadata", "registry/blobs"},
 		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/blobs/blobstest", "registry/blobs/directory", "registry/repository"},
-		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe"},
+		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe", "registry/search"},
 		{"registry/server"},
 		{"registry/config"},
 	},

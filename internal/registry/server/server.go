@@ -26,6 +26,7 @@ import (
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/observe"
 	"ply/internal/registry/repository"
+	"ply/internal/registry/search"
 )
 
 // Options configure a Server.
@@ -165,6 +166,7 @@ func (s *Server) handler() http.Handler {
 	})
 	rest := http.NewServeMux()
 	rest.Handle(auth.TokenPath, s.gate)
+	rest.Handle("/v1/", &search.Handler{Metadata: s.repositories.Metadata, Gate: s.gate})
 	rest.Handle("/", s.status(s.isAdmin))
 	var log *slog.Logger
 	if s.o.AccessLog {
