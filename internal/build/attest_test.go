@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"ply/internal/errs"
+	"ply/internal/image"
 	"ply/internal/oci"
+	"ply/internal/transfer"
 	"ply/internal/transfer/remote/remotetest"
 )
 
@@ -152,6 +154,23 @@ func TestAttestationsInStore(t *testing.T) {
 		if _, err := w.store.Blobs.Stat(d); err != nil {
 			t.Errorf("%s was collected: %v", d, err)
 		}
+	}
+	reg := remotetest.Start(t, remotetest.Options{})
+	name, err := oci.ParseReference(reg.Addr + "/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.images.Tag(t.Context(), "app:1", name); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pusher.Push(t.Context(), name, transfer.PushOptions{}, transfer.Discard); err != nil {
+		t.Fatal(err)
+	}
+	if _, all := attestations(t, name.String()); len(all) != 2 {
+		t.Errorf("pushed: %v", slices.Collect(maps.Keys(all)))
+	}
+	if _, err := w.images.Remove(t.Context(), name.String(), image.RemoveOptions{}); err != nil {
+		t.Fatal(err)
 	}
 	// A build that takes the name away forgets the index.
 	w.must(input{file: sample, context: map[string]string{"a": "2", "b": "3"}, tags: []string{"app:1"}})

@@ -36,6 +36,7 @@ import (
 	"ply/internal/transfer/push"
 	"ply/internal/transfer/remote"
 	"ply/internal/transfer/remote/remotetest"
+	"ply/internal/transfer/transfertest"
 )
 
 // world is a builder without containers: its Dockerfiles copy files.
@@ -465,6 +466,19 @@ func TestOutputPlatforms(t *testing.T) {
 	if _, err := w.store.Collect(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	to := &transfertest.Lines{}
+	pushed, err := oci.ParseReference(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.pusher.Push(t.Context(), pushed, transfer.PushOptions{}, to.Sink); err != nil {
+		t.Fatal(err)
+	}
+	raw := skopeo(t, "inspect", "--tls-verify=false", "--raw", "docker://"+name)
+	if raw != string(x.Raw) {
+		t.Errorf("the registry has %s", raw)
+	}
+	skopeo(t, "copy", "--all", "--src-tls-verify=false", "docker://"+name, "dir:"+t.TempDir()) // every image of it
 	// Rebuilding gives the same index, another name too.
 	second, err := oci.ParseReference("other:2")
 	if err != nil {

@@ -29,7 +29,10 @@ import (
 // Images is what a push needs of the image service.
 type Images interface {
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
+	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	// Index returns the index that a name means, or nil.
+	Index(ref string) (*image.Index, error)
 	// Publish tells listeners that an image was pushed.
 	Publish(action string, id oci.ImageID, name string)
 }
@@ -131,6 +134,18 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 	if err != nil {
 		return err
 	}
+	x, err := p.images.Index(ref.String())
+	if err != nil {
+		return err
+	}
+	if x != nil && p.opts.Platform == "" {
+		return p.index(ctx, ref, x)
+	}
+	if x != nil {
+		if img, err = p.platform(ctx, img, x); err != nil {
+			return err
+		}
+	}
 	if err := p.checkPlatform(ref, img); err != nil {
 		return err
 	}
@@ -159,6 +174,24 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 	}
 	p.images.Publish("push", img.ID, ref.Familiar())
 	return nil
+}
+
+// platform returns the image that an index lists for the platform that was asked for, and img when it lists none.
+func (p *push) platform(ctx context.Context, img *image.Image, x *image.Index) (*image.Image, error) {
+	want, err := oci.ParsePlatform(p.opts.Platform)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range x.Images {
+		other, err := p.images.Get(ctx, string(id))
+		if err != nil {
+			return nil, err
+		}
+		if want.Matches(other.Config.Platform()) {
+			return other, nil
+		}
+	}
+	return img, nil
 }
 
 func (p *push) checkPlatform(ref oci.Reference, img *image.Image) error {
