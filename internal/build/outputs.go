@@ -61,7 +61,13 @@ func (b *running) export(ctx context.Context, outs []*export.Output, images []*m
 		if len(outs) > 1 {
 			title += fmt.Sprintf(" (%d of %d)", i+1, len(outs))
 		}
-		err := x.step(title, func(v *ops.Vertex) error { return x.output(ctx, i, o, v) })
+		err := x.step(title, func(v *ops.Vertex) error {
+			err := x.output(ctx, i, o, v)
+			if err == nil {
+				x.report(o, v)
+			}
+			return err
+		})
 		if err != nil && ctx.Err() == nil {
 			return nil, fmt.Errorf("%s: %w", title, err)
 		}
@@ -70,6 +76,22 @@ func (b *running) export(ctx context.Context, outs []*export.Output, images []*m
 		}
 	}
 	return x.res, nil
+}
+
+// report says what an output has made, as BuildKit does.
+func (x *exporting) report(o *export.Output, v *ops.Vertex) {
+	if o.Kind != export.Image {
+		return
+	}
+	done := func(what string) { x.Status(v, solver.Status{ID: what, Done: true}) }
+	if o.Store && len(x.res.Images) > 0 {
+		done("writing image " + string(x.res.Images[len(x.res.Images)-1]))
+	}
+	if o.Store || o.Push {
+		for _, n := range o.Names {
+			done("naming to " + n.String())
+		}
+	}
 }
 
 func (x *exporting) output(ctx context.Context, i int, o *export.Output, v *ops.Vertex) error {

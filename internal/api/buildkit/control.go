@@ -93,7 +93,7 @@ func request(r *controlapi.SolveRequest) (*build.Request, error) {
 			return nil, errs.New(errs.Unimplemented, "a build with %s is not supported", what)
 		}
 	}
-	req := &build.Request{}
+	req := &build.Request{ID: r.Ref}
 	exporters := r.Exporters
 	if len(exporters) == 0 && r.ExporterDeprecated != "" {
 		exporters = []*controlapi.Exporter{{Type: r.ExporterDeprecated, Attrs: r.ExporterAttrsDeprecated}}
@@ -183,11 +183,21 @@ func front(req *build.Request, frontend string, options map[string]string) error
 
 // Status sends the progress of a build to its reader.
 func (c *control) Status(r *controlapi.StatusRequest, stream controlapi.Control_StatusServer) error {
+	if h := c.s.o.Builder.History(); h != nil && !c.s.has(r.Ref) {
+		if rec, err := h.Get(r.Ref); err == nil {
+			return replay(stream.Context(), h, rec, stream.Send)
+		}
+	}
 	b, err := c.s.find(stream.Context(), r.Ref)
 	if err != nil {
 		return err
 	}
 	if !b.trace.claim() {
+		if h := c.s.o.Builder.History(); h != nil {
+			if rec, err := h.Get(r.Ref); err == nil {
+				return replay(stream.Context(), h, rec, stream.Send)
+			}
+		}
 		return errs.New(errs.Conflict, "the progress of build %s is read by another client", clip(r.Ref))
 	}
 	return b.trace.Send(stream.Context(), stream.Send)

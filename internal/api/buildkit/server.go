@@ -20,6 +20,7 @@ import (
 
 	"ply/internal/build"
 	"ply/internal/build/cache"
+	"ply/internal/build/history"
 	"ply/internal/errs"
 )
 
@@ -30,6 +31,7 @@ type Builder interface {
 	Plan(ctx context.Context, req build.Request, l build.Listener) (*build.Plan, error)
 	Prune(ctx context.Context, o build.PruneOptions) (*build.Pruned, error)
 	Cache() ([]cache.Entry, error)
+	History() *history.History
 }
 
 // Options of New. Builder and Sessions are required.
@@ -187,6 +189,13 @@ func (s *Server) end(b *solve) {
 		defer s.mu.Unlock()
 		delete(s.builds, b.ref)
 	})
+}
+
+// has reports whether there is a build of an ID.
+func (s *Server) has(ref string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.builds[ref] != nil
 }
 
 // find returns the build of an ID. It waits a while for one that has not begun.

@@ -109,6 +109,9 @@ func (t *Trace) End() {
 	t.signal()
 }
 
+// setNow makes the next events those of a time.
+func (t *Trace) setNow(at time.Time) { t.now = func() time.Time { return at } }
+
 // claim makes the caller the reader, if there is none.
 func (t *Trace) claim() bool {
 	t.mu.Lock()
