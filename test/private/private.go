@@ -51,13 +51,13 @@ func inside(m *testing.M, prepare func(dir string) error) (code int, err error) 
 	if err != nil {
 		return 0, err
 	}
-	if code, err = run(m, prepare); err != nil || code != 0 {
+	if code, err = run(m, prepare, before); err != nil || code != 0 {
 		return code, err
 	}
 	return 0, before.compare()
 }
 
-func run(m *testing.M, prepare func(dir string) error) (code int, err error) {
+func run(m *testing.M, prepare func(dir string) error, before *state) (code int, err error) {
 	if prepare != nil {
 		dir, err := os.MkdirTemp("/var/tmp", "ply-test.") // on a disk: /tmp may be in memory
 		if err != nil {
@@ -65,6 +65,9 @@ func run(m *testing.M, prepare func(dir string) error) (code int, err error) {
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 		if err := prepare(dir); err != nil {
+			return 0, err
+		}
+		if before.mounts, err = mounts(); err != nil { // those that prepare has made stay for all tests
 			return 0, err
 		}
 	}
