@@ -46,6 +46,7 @@ var nouns = map[string]string{
 
 // table has all commands, by noun. A new command is one line here.
 var table = []entry{
+	{common, builder.Bake, "builder", builder.Bake},
 	{common, builder.BuildOrHistory, "builder image", builder.Build},
 	{other, nil, "builder", builder.Du},
 	{other, nil, "builder", builder.Inspect},

@@ -180,6 +180,9 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/distribution/reference":           {"ply/internal/oci", "ply/internal/cli", "ply/internal/build/dockerfile"},
 		"github.com/prometheus/client_golang":         {"ply/internal/registry/observe"},
 		"go.yaml.in/yaml/v3":                          {"ply/internal/registry/config"},
+		"github.com/hashicorp/hcl/v2":                 {"ply/internal/cli/bakefile"},
+		"github.com/zclconf/go-cty":                   {"ply/internal/cli/bakefile"},
+		"golang.org/x/crypto/ssh":                     {"ply/internal/cli/direct"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
 		"google.golang.org/grpc":                      {"ply/internal/api/buildkit", "ply/internal/cli"},
 	}
