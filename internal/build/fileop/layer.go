@@ -3,6 +3,7 @@ package fileop
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -88,7 +89,7 @@ const maxLinks = 255
 // the end is followed if last is set.
 func (l *layer) resolve(top, p string, last bool) (string, error) {
 	if len(top)+len(p) >= unix.PathMax {
-		return "", &os.PathError{Op: "open", Path: p[:80] + "…", Err: unix.ENAMETOOLONG}
+		return "", &os.PathError{Op: "open", Path: fmt.Sprintf("%.80s…", p), Err: unix.ENAMETOOLONG}
 	}
 	at := top
 	todo := strings.Split(p, "/")
