@@ -59,6 +59,7 @@ type Options struct {
 	Store      *store.Store
 	Images     Images
 	Puller     Puller
+	Loader     Loader
 	Pusher     Pusher
 	Containers runner.Containers
 	Sessions   runner.Sessions

@@ -139,10 +139,16 @@ func (m *making) do(ctx context.Context, i int) error {
 		m.mark(m.out.Steps[i].History)
 		m.parent = ""
 		if v != nil {
-			if op, ok := v.Op.(*ops.Image); ok {
-				if img, err := m.b.baseImage(ctx, op.Ref, v.Platform, op.Mode, nil); err == nil {
-					m.parent, m.format = img.ID, img.Format
-				}
+			var img *image.Image
+			err := error(errs.New(errs.NotFound, "not an image"))
+			switch op := v.Op.(type) {
+			case *ops.Image:
+				img, err = m.b.baseImage(ctx, op.Ref, v.Platform, op.Mode, nil)
+			case *ops.Layout:
+				img, err = m.b.layoutImage(ctx, op.Ref, op.Session, op.Store, v.Platform)
+			}
+			if err == nil {
+				m.parent, m.format = img.ID, img.Format
 			}
 		}
 		st.Image = m.parent

@@ -108,7 +108,11 @@ type base struct {
 
 // baseImage returns the image of a reference, which it pulls when it is not here.
 func (b *running) baseImage(ctx context.Context, ref string, p oci.Platform, mode ops.ResolveMode, status func(solver.Status)) (*image.Image, error) {
-	key := ref + " " + p.String()
+	return b.onceImage(ctx, ref+" "+p.String(), func() (*image.Image, error) { return b.findImage(ctx, ref, p, mode, status) })
+}
+
+// onceImage returns the image of a key, which find looks for once per build.
+func (b *running) onceImage(ctx context.Context, key string, find func() (*image.Image, error)) (*image.Image, error) {
 	b.mu.Lock()
 	e := b.images[key]
 	if e == nil {
@@ -117,7 +121,7 @@ func (b *running) baseImage(ctx context.Context, ref string, p oci.Platform, mod
 	}
 	b.mu.Unlock()
 	e.once.Do(func() {
-		if e.img, e.err = b.findImage(ctx, ref, p, mode, status); e.err == nil {
+		if e.img, e.err = find(); e.err == nil {
 			b.lease.Blob(oci.Digest(e.img.ID))
 			b.lease.Layer(e.img.Chain)
 			e.img, e.err = b.s.o.Images.Get(ctx, string(e.img.ID)) // it may have been removed before the lease began
@@ -199,12 +203,16 @@ func (b *running) sibling(ctx context.Context, ref string, want oci.Platform) *i
 
 // ImageConfig implements dockerfile.Solver.
 func (b *running) ImageConfig(ctx context.Context, ref string, opt dockerfile.ImageOptions) (string, oci.Digest, []byte, error) {
-	if opt.Layout != nil {
-		return "", "", nil, errs.New(errs.Unimplemented, "OCI layouts of the client as build contexts are not supported")
-	}
 	var p oci.Platform
 	if opt.Platform != nil {
 		p = *opt.Platform
+	}
+	if l := opt.Layout; l != nil {
+		img, err := b.layoutImage(ctx, ref, l.Session, l.Store, p)
+		if err != nil {
+			return "", "", nil, err
+		}
+		return ref, "", img.Raw, nil
 	}
 	img, err := b.baseImage(ctx, ref, p, opt.Mode, nil)
 	if err != nil {
@@ -277,6 +285,16 @@ func (b *running) Source(ctx context.Context, l solver.Leaser, v *ops.Vertex, st
 		r := &solver.Result{Chain: chain, Key: solver.SourceKey("layers", string(chain.ID())), Created: img.Created()}
 		r.Sources = foreignSources(img, v.Platform, op.LayerLimit, chain)
 		return r, nil
+	case *ops.Layout:
+		img, err := b.layoutImage(ctx, op.Ref, op.Session, op.Store, v.Platform)
+		if err != nil {
+			return nil, err
+		}
+		chain := img.Chain
+		if op.LayerLimit > 0 && op.LayerLimit < len(chain) {
+			chain = chain[:op.LayerLimit]
+		}
+		return &solver.Result{Chain: chain, Key: solver.SourceKey("layers", string(chain.ID())), Created: img.Created()}, nil
 	case *ops.Local:
 		t, err := b.req.Client.Local(ctx, op)
 		if err != nil {

@@ -36,6 +36,23 @@ func (c *Client) CacheDir(ctx context.Context, name string) (cachetransfer.Dir, 
 	return &cacheDir{client: content.NewContentClient(s.cc), store: "local:" + name}, nil
 }
 
+var _ build.Layouts = (*Client)(nil)
+
+// contentRead is the method by which a client shows that it has layouts.
+const contentRead = "/containerd.services.content.v1.Content/Read"
+
+// Layout implements build.Layouts.
+func (c *Client) Layout(ctx context.Context, session, store string) (build.Blobs, error) {
+	s, err := c.session(ctx, session)
+	if err != nil {
+		return nil, err
+	}
+	if !s.offers(contentRead) {
+		return nil, errs.New(errs.NotFound, "the client offers no OCI layout %s", clip(store))
+	}
+	return &cacheDir{client: content.NewContentClient(s.cc), store: store}, nil
+}
+
 // cacheDir is a directory of blobs that a client offers.
 type cacheDir struct {
 	client content.ContentClient

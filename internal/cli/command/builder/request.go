@@ -320,8 +320,9 @@ func (p *plan) addContext(name, value string) error {
 		}
 		store := "oci-layout-" + name
 		p.resources.Dirs[store] = dir
-		if ref == "" {
-			ref = ":latest"
+		ref, err := layoutRef(dir, ref)
+		if err != nil {
+			return errs.New(errs.Invalid, "failed to get build context %s: %w", name, err)
 		}
 		o["context:"+name] = "oci-layout://" + store + ref
 		return nil
