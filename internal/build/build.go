@@ -254,6 +254,9 @@ func (s *Service) flush(b *running) {
 		if err := s.runner.RemoveImages(s.stop); err != nil && s.stop.Err() == nil {
 			s.log.Warn("images of containers of build steps not removed", "err", err)
 		}
+		if !s.cache.Grown() {
+			return // a build from the cache leaves nothing to prune
+		}
 		if _, err := s.prune(s.stop, PruneOptions{All: true, Keep: s.o.Keep}, nil); err != nil && s.stop.Err() == nil {
 			s.log.Warn("build cache not pruned", "err", err)
 		}
@@ -269,8 +272,13 @@ type PruneOptions struct {
 
 // PruneFilters are the conditions of Prune.
 var PruneFilters = filter.Table[*cache.Entry]{
-	"until": filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
-	"id":    filter.Exact(func(e *cache.Entry) string { return string(e.ID) }),
+	"until":       filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
+	"unused-for":  filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
+	"shared":      filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared == v }),
+	"private":     filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared != v }),
+	"description": filter.Exact(func(e *cache.Entry) string { return e.Name }),
+	"type":        filter.Exact(func(*cache.Entry) string { return "regular" }),
+	"id":          filter.Exact(func(e *cache.Entry) string { return string(e.ID) }),
 }
 
 // Pruned is the result of Prune.

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ply/internal/build/solver"
@@ -25,6 +26,8 @@ import (
 type Cache struct {
 	st  *store.Store
 	log *slog.Logger
+
+	grown atomic.Bool // a result was saved since Grown was asked
 
 	mu   sync.Mutex
 	used map[oci.Digest]use // not written yet
@@ -42,7 +45,9 @@ func New(st *store.Store, log *slog.Logger) *Cache {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Cache{st: st, log: log, used: map[oci.Digest]use{}}
+	c := &Cache{st: st, log: log, used: map[oci.Digest]use{}}
+	c.grown.Store(true)
+	return c
 }
 
 // Find implements solver.Cache.
@@ -102,6 +107,7 @@ func (c *Cache) Save(_ context.Context, r *solver.Record, keys ...oci.Digest) er
 	for _, p := range r.Parts {
 		step.Parts = append(step.Parts, meta.StepPart(p))
 	}
+	c.grown.Store(true)
 	return c.st.Meta.Update(func(tx *meta.Tx) error {
 		if err := tx.Steps.Put(r.ID, step); err != nil {
 			return err
@@ -142,6 +148,9 @@ func (c *Cache) Last(_ context.Context, name string) (rec *solver.Record) {
 	}
 	return rec
 }
+
+// Grown reports whether results were saved since it was asked before. The first answer is true, because the bounds may have changed since the last start.
+func (c *Cache) Grown() bool { return c.grown.Swap(false) }
 
 // Flush writes the times of last uses.
 func (c *Cache) Flush() error {

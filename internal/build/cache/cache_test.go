@@ -133,3 +133,18 @@ func TestListAndRemove(t *testing.T) {
 		t.Errorf("a layer of an image was removed: %v", err)
 	}
 }
+
+// A cache has grown when a result was saved, and not when one was found. That of an earlier start counts as grown once: its limit may be another one now.
+func TestCacheKnowsThatItHasGrown(t *testing.T) {
+	w := newWorld(t)
+	if !w.c.Grown() || w.c.Grown() {
+		t.Error("a cache that was opened has grown once")
+	}
+	w.save("a", nil)
+	if !w.c.Grown() || w.c.Grown() {
+		t.Error("a cache has grown once by a result")
+	}
+	if _, err := w.find("a"); err != nil || w.c.Grown() {
+		t.Errorf("a cache has grown by a hit (%v)", err)
+	}
+}
