@@ -117,8 +117,13 @@ func (p *Plan) Close() error { return p.close() }
 func (p *Plan) end() error {
 	s := p.b.s
 	defer s.work.Done()
-	if ended := context.Cause(p.ctx); p.b.failed == nil && p.b.res == nil {
-		p.b.failed = ended // nobody waited for the result
+	if ended := context.Cause(p.ctx); ended != nil {
+		if p.b.failed == nil && p.b.res == nil {
+			p.b.failed = ended // nobody waited for the result
+		}
+		if p.b.record != nil && p.b.failed != nil {
+			p.b.record.Cancel()
+		}
 	}
 	err := p.b.job.Close()
 	p.resume()

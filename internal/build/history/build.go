@@ -26,6 +26,7 @@ type Build struct {
 	log   *os.File // nil = the log cannot be written
 	buf   *bufio.Writer
 	size  int64
+	wrote time.Time // when buf was written last
 	done  bool
 }
 
@@ -144,6 +145,13 @@ func (b *Build) Warn(text string) {
 	b.put(kindErr, 0, []byte("WARNING: "+text+"\n"))
 }
 
+// Cancel notes that the build ends because nobody waits for it any more.
+func (b *Build) Cancel() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.r.Canceled = true
+}
+
 // End ends the record of a build. It is durable when End returns. A second call does nothing.
 func (b *Build) End(images []oci.ImageID, answers map[string]string, failed error) error {
 	b.mu.Lock()
@@ -155,7 +163,7 @@ func (b *Build) End(images []oci.ImageID, answers map[string]string, failed erro
 	b.r.Ended, b.r.Images, b.r.Answers = time.Now().UTC(), images, answers
 	if failed != nil {
 		b.r.Error = clip(failed.Error())
-		b.r.Canceled = errors.Is(failed, context.Canceled)
+		b.r.Canceled = b.r.Canceled || errors.Is(failed, context.Canceled)
 	}
 	err := b.flush()
 	if b.log != nil {
@@ -176,6 +184,9 @@ func (b *Build) End(images []oci.ImageID, answers map[string]string, failed erro
 	}
 	return h.Prune()
 }
+
+// flushEvery is how long output waits in memory for more.
+const flushEvery = 100 * time.Millisecond
 
 func clip(s string) string {
 	if len(s) > maxText {
@@ -203,6 +214,10 @@ func (b *Build) put(kind byte, step int, data []byte) {
 	f := frame{kind: kind, at: time.Since(b.r.Started), step: step, data: data}
 	n, err := f.writeTo(b.buf)
 	b.size += n
+	// What a crash must not take: which steps there were, and what they printed until a moment ago.
+	if now := time.Now(); err == nil && (kind == kindStep || kind == kindEnd || now.Sub(b.wrote) > flushEvery) {
+		b.wrote, err = now, b.flush()
+	}
 	if err != nil {
 		b.r.LogCut = true
 		b.h.o.Log.Warn("log of a build not written", "build", b.r.ID, "err", err)
