@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/errs"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/content"
 )
@@ -144,6 +145,18 @@ func TestDrain(t *testing.T) {
 	if _, err := pw.Write(data[:5]); err != nil {
 		t.Fatal(err)
 	}
+	// The server has begun to receive the upload: before, the connection may count as idle.
+	id := r.header.Get("Docker-Upload-UUID")
+	eventually(t, func() error {
+		u, err := s.repositories.Blobs.Resume(t.Context(), id)
+		if errors.Is(err, errs.Conflict) {
+			return nil
+		}
+		if err == nil {
+			err = errors.Join(errors.New("no request holds the upload"), u.Close())
+		}
+		return err
+	})
 	ended := make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
