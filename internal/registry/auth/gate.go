@@ -174,7 +174,7 @@ func (g *Gate) Challenge(r *http.Request, c access.Caller, repo content.Reposito
 			names[i] = string(a)
 		}
 		s += `,scope="repository:` + string(repo) + ":" + strings.Join(names, ",") + `"`
-	case r.URL.Path == "/v2/_catalog":
+	case r.URL.Path == "/v2/_catalog", r.URL.Path == "/v1/search":
 		s += `,scope="registry:catalog:*"`
 	}
 	switch {

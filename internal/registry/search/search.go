@@ -75,8 +75,10 @@ func (h *Handler) search(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusTooManyRequests)
 		return
 	case err != nil:
-		w.Header().Set("WWW-Authenticate", `Basic realm="ply-registry"`)
-		http.Error(w, err.Error(), http.StatusUnauthorized)
+		h.challenge(w, r, nil, err.Error())
+		return
+	case !caller.May("", access.Pull): // clients send their credentials only when they are asked
+		h.challenge(w, r, caller, "authentication required")
 		return
 	}
 	params := r.URL.Query()
@@ -108,6 +110,11 @@ func (h *Handler) search(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	write(w, a)
+}
+
+func (h *Handler) challenge(w http.ResponseWriter, r *http.Request, c access.Caller, message string) {
+	w.Header().Set("WWW-Authenticate", h.Gate.Challenge(r, c, ""))
+	http.Error(w, message, http.StatusUnauthorized)
 }
 
 // find returns the repositories whose names contain the term. Those with a component that is the term come first, then those with

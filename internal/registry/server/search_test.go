@@ -57,14 +57,27 @@ func TestSearch(t *testing.T) {
 		{"root", "q=nginx&page=9223372036854775807", "", 4},
 		{"reader", "q=team/redis", "team/redis", 1},
 		{"reader", "q=", "team/my-nginx team/nginx team/nginx-extra team/redis", 4},
-		{"", "q=nginx", "", 0},
 	} {
 		if got, n := search(q.user, q.query); got != q.want || n != q.n {
 			t.Errorf("%s by %q = %s (%d), want %s (%d)", q.query, q.user, got, n, q.want, q.n)
 		}
 	}
+	// A client without credentials is asked for them, or for a token, which it gets without them.
+	r, err := c.want("GET", "/v1/search?q=nginx", nil, nil, 401)
+	if err != nil || !strings.Contains(r.header.Get("WWW-Authenticate"), `Bearer realm="`) || !strings.Contains(r.header.Get("WWW-Authenticate"), `scope="registry:catalog:*"`) {
+		t.Errorf("challenge: %v, %v", r.header, err)
+	}
+	for user, want := range map[string]string{"": `"num_results":0`, "reader": `"num_results":3`} {
+		token, err := c.token(user, "registry:catalog:*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, err := c.want("GET", "/v1/search?q=nginx", nil, bearer(token), 200); err != nil || !strings.Contains(string(r.body), want) {
+			t.Errorf("with a token of %q: %s, %v", user, r.body, err)
+		}
+	}
 	for _, bad := range []string{"n=0", "n=x", "page=-1", "q=" + strings.Repeat("x", 256)} {
-		if _, err := c.want("GET", "/v1/search?"+bad, nil, nil, 400); err != nil {
+		if _, err := c.want("GET", "/v1/search?"+bad, nil, basic("reader"), 400); err != nil {
 			t.Error(err)
 		}
 	}
