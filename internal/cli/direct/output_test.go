@@ -1,0 +1,75 @@
+package direct
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func tarOf(t *testing.T, list ...tar.Header) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range list {
+		h.Size = 0
+		if h.Typeflag == tar.TypeReg {
+			h.Size = int64(len("text"))
+		}
+		h.Mode = 0o644
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			w.Write([]byte("text"))
+		}
+	}
+	w.Close()
+	return &b
+}
+
+// What leads out of the directory of an output is refused, by its name or through a link, and nothing outside is changed.
+func TestOutputStaysInItsDirectory(t *testing.T) {
+	for name, list := range map[string][]tar.Header{
+		"name":      {{Name: "../out", Typeflag: tar.TypeReg}},
+		"absolute":  {{Name: "/out", Typeflag: tar.TypeReg}},
+		"link":      {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: ".."}, {Name: "l/out", Typeflag: tar.TypeReg}},
+		"hard link": {{Name: "l", Typeflag: tar.TypeLink, Linkname: "../secret"}},
+		"device":    {{Name: "d", Typeflag: tar.TypeChar}},
+	} {
+		top := t.TempDir()
+		if err := os.WriteFile(filepath.Join(top, "secret"), []byte("s"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := ToDir(filepath.Join(top, "dest")).takeDir(tarOf(t, list...), func() error { return nil })
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+		if _, err := os.Lstat(filepath.Join(top, "out")); err == nil {
+			t.Errorf("%s: wrote outside of the directory", name)
+		}
+	}
+}
+
+// A file appears under its name when it is complete; an output that breaks off leaves the old one, and no other file.
+func TestOutputIsCompleteOrAbsent(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	if err := ToFile(name).takeFile(strings.NewReader("one"), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	broken := errors.New("broken off")
+	if err := ToFile(name).takeFile(strings.NewReader("tw"), func() error { return broken }); !errors.Is(err, broken) {
+		t.Errorf("error %v", err)
+	}
+	list, err := os.ReadDir(dir)
+	if err != nil || len(list) != 1 {
+		t.Errorf("files %v, %v", list, err)
+	}
+	if b, err := os.ReadFile(name); err != nil || string(b) != "one" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
