@@ -4,6 +4,7 @@ import (
 	"log/slog"
 
 	"ply/internal/api/docker"
+	"ply/internal/container"
 	"ply/internal/engine"
 )
 
@@ -12,7 +13,7 @@ func services(e *engine.Engine, hosts []string, log *slog.Logger) docker.Options
 	return docker.Options{
 		Images: e.Images, Puller: e.Puller, Pusher: e.Pusher, Archive: e.Archive, Registry: e.Remote,
 		Containers: e.Containers, Files: e.Containers.Files(),
-		Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks,
+		Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks, Connector: container.NewConnector(e.Containers),
 		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts,
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/image"
-	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/safepath"
 	"ply/internal/volume"
@@ -112,9 +111,7 @@ func (s *Service) newRecord(c *ctr, sp spec.Spec, img *image.Image) record {
 	if sp.LogDriver != "none" {
 		r.LogPath = c.paths.log
 	}
-	if !isContainerMode(sp.NetworkMode) {
-		r.Networks = map[string]network.Endpoint{sp.NetworkMode: {Network: sp.NetworkMode}}
-	}
+	r.Networks = networksOf(&sp)
 	return r
 }
 
@@ -284,6 +281,9 @@ func (s *Service) resolveModes(id oci.ContainerID, sp *spec.Spec) error {
 	}
 	if sp.NetworkDisabled {
 		sp.NetworkMode = "none"
+	}
+	if err := s.env.resolveNetworks(sp); err != nil {
+		return err
 	}
 	// Without a UTS namespace of its own the container has no name to set.
 	if sp.Hostname == "" && sp.UTSMode != "host" && sp.NetworkMode != "host" && !isContainerMode(sp.NetworkMode) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ import (
 	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
+	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/image"
 	"ply/internal/network"
@@ -482,8 +484,8 @@ func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a ne
 		return a, err
 	}
 	f.up[req.ID] = req.NetnsPath
-	if req.Mode != "none" {
-		a.Endpoints = map[string]network.Endpoint{req.Mode: {Network: req.Mode, IPv4: netip.MustParsePrefix("172.17.0.2/16"), Gateway: netip.MustParseAddr("172.17.0.1")}}
+	if mode := req.Endpoints[0].Network; mode != "none" {
+		a.Endpoints = map[string]network.Endpoint{mode: {Network: mode, IPv4: netip.MustParsePrefix("172.17.0.2/16"), Gateway: netip.MustParseAddr("172.17.0.1")}}
 		for _, p := range req.Ports {
 			if p.HostPort == 0 {
 				p.HostPort = 49153
@@ -494,6 +496,38 @@ func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a ne
 	f.made[req.ID] = a
 	return a, nil
 }
+
+func (f *fakeNetwork) Connect(_ context.Context, id oci.ContainerID, _ string, req network.EndpointRequest) (network.Attachment, error) {
+	return f.change(id, func(eps map[string]network.Endpoint) { eps[req.Network] = network.Endpoint{Network: req.Network} })
+}
+
+func (f *fakeNetwork) Disconnect(_ context.Context, id oci.ContainerID, ref string) (network.Attachment, error) {
+	return f.change(id, func(eps map[string]network.Endpoint) { delete(eps, ref) })
+}
+
+func (f *fakeNetwork) change(id oci.ContainerID, do func(map[string]network.Endpoint)) (network.Attachment, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, ok := f.made[id]
+	if !ok {
+		return a, errs.New(errs.Internal, "container %s is not attached", id)
+	}
+	a.Endpoints = maps.Clone(a.Endpoints)
+	do(a.Endpoints)
+	f.made[id] = a
+	return a, nil
+}
+
+func (f *fakeNetwork) Rename(oci.ContainerID, string, string) error { return nil }
+
+func (f *fakeNetwork) Name(ref string) (string, error) {
+	if ref == "missing" {
+		return "", errs.New(errs.NotFound, "network %s not found", ref)
+	}
+	return ref, nil
+}
+
+func (f *fakeNetwork) Tables() string { return "" }
 
 func (f *fakeNetwork) Attached(id oci.ContainerID) (network.Attachment, bool) {
 	f.mu.Lock()

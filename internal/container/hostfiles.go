@@ -41,6 +41,9 @@ func writeHostFiles(c *ctr, p *prepared) error {
 	resolv := etc.Resolv(
 		etc.Resolver{Servers: sp.DNS, Search: sp.DNSSearch, Options: sp.DNSOptions},
 		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}, opts.ResolvConf, onHost)
+	if p.att.Resolver {
+		resolv, _, _ = resolverOf(c, sp)
+	}
 	for path, data := range map[string][]byte{
 		c.paths.hostname: []byte(hostname + "\n"), c.paths.resolv: resolv, c.paths.hosts: hosts,
 	} {

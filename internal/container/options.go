@@ -35,6 +35,15 @@ type Network interface {
 	// Attached returns what Attach made for a container, which may have been in an earlier engine; false when the
 	// container is not attached.
 	Attached(id oci.ContainerID) (network.Attachment, bool)
+	// Connect connects a container, whose namespace is bound at netnsPath, to one more network; Disconnect takes it out of one.
+	Connect(ctx context.Context, id oci.ContainerID, netnsPath string, req network.EndpointRequest) (network.Attachment, error)
+	Disconnect(ctx context.Context, id oci.ContainerID, ref string) (network.Attachment, error)
+	// Rename changes a name of a container in its networks.
+	Rename(id oci.ContainerID, old, name string) error
+	// Name returns the name of a network, which may be given by name or ID. The error's class is errs.NotFound when there is none.
+	Name(ref string) (string, error)
+	// Tables returns the directory of the names, for resolvers.
+	Tables() string
 }
 
 // Options of New. Store, Images, Volumes, Network, ShimPath, DataRoot and ExecRoot are required.

@@ -41,6 +41,9 @@ func (s *Service) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	s.env.index.free(c.id, old)
+	if err := s.env.opts.Network.Rename(c.id, old, name); err != nil {
+		s.env.log.Warn("networks do not know the new name of a container", "container", c.id, "err", err)
+	}
 	c.publish("rename", "oldName", "/"+old)
 	return nil
 }

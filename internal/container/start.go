@@ -96,6 +96,9 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err := p.saved(); err != nil {
 		return err
 	}
+	if err := resolve(ctx, c, client, p.att); err != nil {
+		return err
+	}
 	c.setLife(l)
 	undo.add("run", func() error { c.setLife(nil); return nil })
 	undo.add("attached clients", c.sessions.Begin(l.Run))
@@ -306,60 +309,6 @@ func namespaceOf(c *ctr, kind string) (string, error) {
 		return "", errs.New(errs.Conflict, "cannot join %s namespace of a non running container: %s", kind, c.id)
 	}
 	return fmt.Sprintf("/proc/%d/ns/%s", id.PID, kind), nil
-}
-
-// attachNetwork connects the container to its network; attached reports whether there is something to detach.
-func (s *starter) attachNetwork(ctx context.Context, c *ctr, p *prepared) (attached bool, err error) {
-	c.mu.Lock()
-	spec, name := c.rec.Spec, c.rec.Name
-	c.mu.Unlock()
-	if spec.NetworkMode == "host" || isContainerMode(spec.NetworkMode) {
-		return false, nil
-	}
-	ports, err := spec.PublishedPorts()
-	if err != nil {
-		return false, err
-	}
-	ep := spec.Endpoints[spec.NetworkMode]
-	if ep.MAC == "" {
-		ep.MAC = spec.MacAddress
-	}
-	req := network.AttachRequest{
-		ID: c.id, Mode: spec.NetworkMode, NetnsPath: c.paths.netns, Spec: ep, Ports: ports,
-		Hostname: spec.Hostname, Aliases: append([]string{c.id.Short(), name}, ep.Aliases...),
-	}
-	p.att, err = s.env.opts.Network.Attach(ctx, req)
-	if err != nil {
-		return false, err
-	}
-	p.netns = c.paths.netns
-	c.mu.Lock()
-	c.rec.Networks, c.rec.Ports, c.rec.Netns = p.att.Endpoints, p.att.Ports, p.netns
-	c.mu.Unlock()
-	return true, nil
-}
-
-// detachNetwork undoes attachNetwork; idempotent.
-func (c *ctr) detachNetwork(ctx context.Context) error {
-	c.mu.Lock()
-	netns := c.rec.Netns
-	c.mu.Unlock()
-	if netns == "" {
-		return nil
-	}
-	err := c.env.opts.Network.Detach(ctx, c.id, netns)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err == nil {
-		c.rec.Netns = ""
-	}
-	c.rec.Ports = nil
-	left := make(map[string]network.Endpoint, len(c.rec.Networks)) // a new map: save may be reading the old one
-	for n, e := range c.rec.Networks {
-		left[n] = network.Endpoint{Network: e.Network, NetworkID: e.NetworkID, Aliases: e.Aliases}
-	}
-	c.rec.Networks = left
-	return err
 }
 
 // startFailed records why there is no process. Otherwise the container is as it was before the start.

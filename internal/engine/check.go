@@ -72,6 +72,22 @@ func (detached) Detach(_ context.Context, _ oci.ContainerID, netns string) error
 	return namespace.Remove(netns)
 }
 
+func (detached) Connect(context.Context, oci.ContainerID, string, network.EndpointRequest) (network.Attachment, error) {
+	return network.Attachment{}, errs.New(errs.Unavailable, "no engine runs")
+}
+
+func (detached) Disconnect(context.Context, oci.ContainerID, string) (network.Attachment, error) {
+	return network.Attachment{}, errs.New(errs.Unavailable, "no engine runs")
+}
+
+func (detached) Rename(oci.ContainerID, string, string) error { return nil }
+
+func (detached) Name(ref string) (string, error) {
+	return "", errs.New(errs.Unavailable, "network %s: no engine runs", ref)
+}
+
+func (detached) Tables() string { return "" }
+
 func (detached) Attached(oci.ContainerID) (network.Attachment, bool) {
 	return network.Attachment{}, false
 }

@@ -237,7 +237,7 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	bridged := network.Config{Bridge: c.Bridge, MTU: c.MTU, NoICC: !c.ICC, NoMasq: !c.IPMasq}
 	driver := bridge.Options{
 		NoRules: !c.IPTables, NoForward: !c.IPForward, NoForwardDrop: c.IPForwardNoDrop, StateFile: filepath.Join(c.ExecRoot, "forwarding.json"),
-		NoProxy: !c.UserlandProxy, Log: e.log,
+		NoProxy: !c.UserlandProxy, Owner: c.ExecRoot, Log: e.log,
 	}
 	// The values were checked by config.Load.
 	if c.BIP != "" {
@@ -254,7 +254,7 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	}
 	e.Networks, err = network.Open(ctx, network.Options{
 		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged,
-		Drivers: map[string]network.Driver{"bridge": bridge.New(driver)}, Events: e.Events, Log: e.log,
+		Drivers: map[string]network.Driver{"bridge": bridge.New(driver)}, HostSubnets: bridge.Subnets, Events: e.Events, Log: e.log,
 	})
 	if err != nil {
 		return err

@@ -37,9 +37,11 @@ var inside = map[string][][]string{
 	"durable": {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
 	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
-		{"network/ipam", "network/namespace", "network/nft"},
+		{"network/ipam", "network/names", "network/nft"},
+		{"network/namespace"},
+		{"network/resolver"},
 		{"network"},
-		{"network/ports"},
+		{"network/ports", "network/rules"},
 		{"network/bridge"},
 	},
 	"record": {{"record"}, {"record/recordtest"}},

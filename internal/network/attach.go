@@ -1,61 +1,514 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 
 	"ply/internal/errs"
-	"ply/internal/events"
+	"ply/internal/network/names"
 	"ply/internal/network/namespace"
 	"ply/internal/oci"
 )
 
-// Attach makes a network namespace bound at req.NetnsPath and connects it to the network req.Mode, with the ports
-// published. On failure nothing remains. The error's class is errs.NotFound when the network does not exist, and
-// errs.Conflict when a host port or the address is in use.
+// Attach makes a network namespace bound at req.NetnsPath and connects it to the networks, with the ports
+// published. On failure nothing remains. The error's class is errs.NotFound when a network does not exist, and
+// errs.Conflict when a host port or an address is in use.
 func (s *Service) Attach(ctx context.Context, req AttachRequest) (_ Attachment, err error) {
-	n, err := s.Get(ctx, req.Mode)
+	plan, err := s.plan(ctx, req)
+	defer s.release(plan)
 	if err != nil {
-		return Attachment{}, err
-	}
-	if n.Driver == "host" {
-		return Attachment{}, errs.New(errs.Invalid, "network host: shares the host's namespace, there is nothing to attach")
-	}
-	up, err := s.up(ctx, s.networks[n.Name], false)
-	if err != nil {
-		return Attachment{}, err
-	}
-	c := Connection{Container: req.ID, Netns: req.NetnsPath, Endpoint: Endpoint{Network: n.Name, NetworkID: n.ID, ID: randomID()}}
-	if up.addresses != nil { // without an address no port can be published; docker ignores -p then
-		c.Ports = req.Ports
-	}
-	if err := checkPorts(c.Ports); err != nil {
 		return Attachment{}, err
 	}
 	if err := namespace.Make(req.NetnsPath); err != nil {
 		return Attachment{}, err
 	}
+	var done []Connection
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, namespace.Remove(req.NetnsPath))
+		if err == nil {
+			return
 		}
+		for i := range done {
+			s.drop(ctx, plan[i].up, done[i])
+		}
+		err = errors.Join(err, namespace.Remove(req.NetnsPath))
 	}()
-	if err := up.connect(ctx, req, &c); err != nil {
+	for i := range plan {
+		c, err := s.connect(ctx, &plan[i])
+		if err != nil {
+			return Attachment{}, err
+		}
+		done = append(done, c)
+	}
+	if err := setMemberships(s.tables, req.ID, done); err != nil {
 		return Attachment{}, err
 	}
-	if err := s.save(c); err != nil {
-		up.disconnect(ctx, c)
-		return Attachment{}, errs.New(errs.Internal, "network: record endpoint: %w", err)
+	s.mu.Lock()
+	s.connected[req.ID] = done
+	s.mu.Unlock()
+	for i := range plan {
+		s.publish("connect", plan[i].m, req.ID)
+	}
+	return attachmentOf(done), nil
+}
+
+// planned is an endpoint that is about to be made.
+type planned struct {
+	m    *managed
+	up   *made
+	spec EndpointSpec
+	c    Connection
+}
+
+// plan finds the networks of a request, makes them on the host, and decides which of them provides the default route. The caller releases what
+// plan returns, also after an error.
+func (s *Service) plan(ctx context.Context, req AttachRequest) (plan []planned, err error) {
+	if len(req.Endpoints) == 0 {
+		return nil, invalid("a container needs a network")
+	}
+	if err := checkPorts(req.Ports); err != nil {
+		return nil, err
+	}
+	for _, e := range req.Endpoints {
+		p, err := s.planOne(ctx, req.ID, req.NetnsPath, e, plan)
+		if p.m != nil {
+			plan = append(plan, p)
+		}
+		if err != nil {
+			return plan, err
+		}
+	}
+	list := make([]*planned, len(plan))
+	for i := range plan {
+		list[i] = &plan[i]
+	}
+	if p := best(list); p != nil {
+		p.c.Default = true
+		p.c.Ports = req.Ports
+	}
+	return plan, nil
+}
+
+// planOne plans one endpoint beside those that are planned or there.
+func (s *Service) planOne(ctx context.Context, id oci.ContainerID, netns string, e EndpointRequest, others []planned) (p planned, err error) {
+	m, err := s.find(e.Network)
+	if err != nil {
+		return p, err
+	}
+	if m.Driver == "host" {
+		return p, invalid("network host: shares the host's namespace, there is nothing to attach")
 	}
 	s.mu.Lock()
-	s.connected[req.ID] = c
+	if s.networks[m.name] != m {
+		s.mu.Unlock()
+		return p, errs.New(errs.NotFound, "network %s not found", e.Network)
+	}
+	m.users++
 	s.mu.Unlock()
-	s.publish("connect", n, req.ID)
-	return c.attachment(), nil
+	p = planned{m: m, spec: e.Spec}
+	if p.up, err = s.up(ctx, m, false); err != nil {
+		return p, err
+	}
+	var taken []string
+	for _, o := range others {
+		taken = append(taken, o.c.Endpoint.Interface)
+	}
+	p.c = Connection{Container: id, Netns: netns, Priority: e.Spec.Priority, Endpoint: Endpoint{Network: m.name, NetworkID: m.ID, ID: randomID()}}
+	if p.up.v4 != nil || p.up.v6 != nil {
+		if p.c.Endpoint.Interface, err = interfaceName(m.config.IfPrefix, e.Spec.DriverOpts, taken); err != nil {
+			return p, err
+		}
+	}
+	return p, p.setNames(e)
+}
+
+// setNames sets the names by which the network's containers know the endpoint, and the container's own names.
+func (p *planned) setNames(e EndpointRequest) error {
+	if !p.m.named {
+		p.c.Endpoint.Aliases = append(slices.Clone(e.Names), e.Spec.Aliases...)
+		return nil
+	}
+	var all []string
+	for _, n := range append(slices.Clone(e.Names), e.Spec.Aliases...) {
+		if n == "" || slices.Contains(all, n) {
+			continue
+		}
+		if err := names.Check(n); err != nil {
+			return err
+		}
+		all = append(all, n)
+	}
+	p.c.Names, p.c.Endpoint.Aliases = all, all
+	for _, l := range e.Spec.Links {
+		target, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = target
+		}
+		if err := errors.Join(names.Check(target), names.Check(alias)); err != nil {
+			return invalid("invalid link %q", l)
+		}
+		if p.c.Links == nil {
+			p.c.Links = map[string]string{}
+		}
+		p.c.Links[alias] = target
+	}
+	return nil
+}
+
+// interfaceName returns the name of the next interface in a container.
+func interfaceName(prefix string, opts map[string]string, taken []string) (string, error) {
+	for k := range opts {
+		if k != optIfName {
+			return "", invalid("endpoint option %q is not supported; there is %s", k, optIfName)
+		}
+	}
+	if name := opts[optIfName]; name != "" {
+		if len(name) > 15 || strings.ContainsAny(name, "/ \t\n:%") || name == "lo" || name == "." || name == ".." {
+			return "", invalid("endpoint option %s: %.32q is no name of an interface", optIfName, name)
+		}
+		if slices.Contains(taken, name) {
+			return "", errs.New(errs.Conflict, "endpoint option %s: the container has an interface %s", optIfName, name)
+		}
+		return name, nil
+	}
+	for n := 0; ; n++ {
+		if name := fmt.Sprintf("%s%d", cmp.Or(prefix, "eth"), n); !slices.Contains(taken, name) {
+			return name, nil
+		}
+	}
+}
+
+// optIfName is the option of an endpoint that names the interface in the container.
+const optIfName = "com.docker.network.endpoint.ifname"
+
+// release lets the networks of a plan be removed again.
+func (s *Service) release(plan []planned) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range plan {
+		plan[i].m.users--
+	}
+}
+
+// best returns the endpoint that provides the default route: the one with the highest priority; of equal ones, one with IPv4 addresses before others, then the first by name
+// of the network. It is nil when none can.
+func best(list []*planned) *planned {
+	var found *planned
+	for _, p := range list {
+		if p.m.Internal || p.up.v4 == nil && p.up.v6 == nil {
+			continue
+		}
+		if found == nil || p.before(found) {
+			found = p
+		}
+	}
+	return found
+}
+
+func (p *planned) before(o *planned) bool {
+	if p.c.Priority != o.c.Priority {
+		return p.c.Priority > o.c.Priority
+	}
+	if (p.up.v4 != nil) != (o.up.v4 != nil) {
+		return p.up.v4 != nil
+	}
+	return p.m.name < o.m.name
+}
+
+// connect makes an endpoint, with its file and its names. On failure nothing of it remains.
+func (s *Service) connect(ctx context.Context, p *planned) (_ Connection, err error) {
+	c := p.c
+	defer func() {
+		if err != nil {
+			s.drop(ctx, p.up, c)
+		}
+	}()
+	if err := p.up.allocate(p.spec, &c.Endpoint); err != nil {
+		return c, err
+	}
+	if err := p.up.Connect(ctx, &c); err != nil {
+		return c, err
+	}
+	if err := s.files.save(c); err != nil {
+		return c, errs.New(errs.Internal, "network: record endpoint: %w", err)
+	}
+	if len(c.Names) > 0 {
+		if err := s.tables.Add(c.Endpoint.NetworkID, c.entry()); err != nil {
+			return c, errs.New(errs.Internal, "network: names: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Connection) entry() names.Entry {
+	e := names.Entry{Names: c.Names}
+	for _, p := range []netip.Prefix{c.Endpoint.IPv4, c.Endpoint.IPv6} {
+		if p.IsValid() {
+			e.Addrs = append(e.Addrs, p.Addr())
+		}
+	}
+	return e
+}
+
+// allocate chooses the addresses of an endpoint.
+func (m *made) allocate(spec EndpointSpec, e *Endpoint) error {
+	if spec.MAC != "" {
+		if _, err := net.ParseMAC(spec.MAC); err != nil {
+			return invalid("invalid MAC address %q", spec.MAC)
+		}
+	}
+	e.MAC, e.LinkLocal = spec.MAC, spec.LinkLocal
+	for _, f := range []struct {
+		family  *family
+		want    netip.Addr
+		what    string
+		addr    *netip.Prefix
+		gateway *netip.Addr
+	}{{m.v4, spec.IPv4, "IPv4", &e.IPv4, &e.Gateway}, {m.v6, spec.IPv6, "IPv6", &e.IPv6, &e.Gateway6}} {
+		if f.family == nil {
+			if f.want.IsValid() {
+				return invalid("address %s: the network has no %s subnet", f.want, f.what)
+			}
+			continue
+		}
+		a, err := f.family.addresses.Allocate(f.want)
+		if err != nil {
+			return err
+		}
+		*f.addr, *f.gateway = netip.PrefixFrom(a, f.family.gateway.Bits()), f.family.gateway.Addr()
+	}
+	return nil
+}
+
+// take marks the addresses of an endpoint as used.
+func (m *made) take(e Endpoint) error {
+	var all error
+	for _, f := range m.families(e) {
+		_, err := f.family.addresses.Allocate(f.addr)
+		all = errors.Join(all, err)
+	}
+	return all
+}
+
+type used struct {
+	family *family
+	addr   netip.Addr
+}
+
+func (m *made) families(e Endpoint) []used {
+	var out []used
+	if m.v4 != nil && e.IPv4.IsValid() {
+		out = append(out, used{m.v4, e.IPv4.Addr()})
+	}
+	if m.v6 != nil && e.IPv6.IsValid() {
+		out = append(out, used{m.v6, e.IPv6.Addr()})
+	}
+	return out
+}
+
+// drop undoes connect as far as it came. The addresses are free when the driver is done with them.
+func (s *Service) drop(ctx context.Context, up *made, c Connection) {
+	if len(c.Names) > 0 {
+		if err := s.tables.Remove(c.Endpoint.NetworkID, c.entry()); err != nil {
+			s.log.Warn("names of a container stay", "container", c.Container, "err", err)
+		}
+	}
+	if up != nil {
+		up.Disconnect(context.WithoutCancel(ctx), c, func() {
+			for _, f := range up.families(c.Endpoint) {
+				f.family.addresses.Free(f.addr)
+			}
+		})
+	}
+	if err := s.files.remove(c); err != nil {
+		s.log.Warn("the file of an endpoint stays", "container", c.Container, "err", err)
+	}
+}
+
+// setMemberships tells the resolver of a container where to look names up.
+func setMemberships(tables names.Tables, id oci.ContainerID, list []Connection) error {
+	var out []names.Membership
+	for _, c := range list {
+		if len(c.Names) > 0 {
+			out = append(out, names.Membership{Network: c.Endpoint.Network, ID: c.Endpoint.NetworkID, Links: c.Links})
+		}
+	}
+	if len(out) == 0 {
+		return tables.Forget(string(id))
+	}
+	if err := tables.SetMemberships(string(id), out); err != nil {
+		return errs.New(errs.Internal, "network: names: %w", err)
+	}
+	return nil
+}
+
+// Tables returns the directory of the names, for the resolver of a container.
+func (s *Service) Tables() string { return s.tables.Dir() }
+
+// Connect connects a container, whose namespace is bound at netns, to one more network. On failure nothing of it remains. Errors are those of Attach, and
+// errs.Forbidden for a network to which it is connected.
+func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string, req EndpointRequest) (_ Attachment, err error) {
+	all, err := s.attached(id)
+	if err != nil {
+		return Attachment{}, err
+	}
+	p, err := s.planOne(ctx, id, netns, req, all)
+	if p.m != nil {
+		defer s.release([]planned{p})
+	}
+	if err != nil {
+		return Attachment{}, err
+	}
+	if slices.ContainsFunc(all, func(o planned) bool { return o.m == p.m }) {
+		return Attachment{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", id.Short(), p.m.name)
+	}
+	c, err := s.connect(ctx, &p)
+	if err != nil {
+		return Attachment{}, err
+	}
+	p.c = c
+	all = append(all, p)
+	if err := s.reroute(ctx, all); err != nil {
+		s.drop(ctx, p.up, c)
+		return Attachment{}, errors.Join(err, s.reroute(ctx, all[:len(all)-1]))
+	}
+	return s.keep(id, all, func() { s.publish("connect", p.m, id) })
+}
+
+// Disconnect takes a container out of a network. The error's class is errs.NotFound when the network does not exist, and errs.Forbidden when the container is not in it.
+func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string) (Attachment, error) {
+	m, err := s.find(ref)
+	if err != nil {
+		return Attachment{}, err
+	}
+	all, err := s.attached(id)
+	if err != nil {
+		return Attachment{}, err
+	}
+	i := slices.IndexFunc(all, func(p planned) bool { return p.c.Endpoint.NetworkID == m.ID })
+	if i < 0 {
+		return Attachment{}, errs.New(errs.Forbidden, "container %s is not connected to network %s", id.Short(), m.name)
+	}
+	gone := all[i]
+	all = slices.Delete(all, i, i+1)
+	if gone.c.Default { // the interface goes later, and its routes and ports must make room now
+		next := best(pointers(all))
+		if next != nil {
+			next.c.Ports = gone.c.Ports
+		}
+		if err := gone.up.Demote(ctx, &gone.c); err != nil {
+			return Attachment{}, err
+		}
+	}
+	s.drop(ctx, gone.up, gone.c)
+	err = s.reroute(ctx, all)
+	att, kerr := s.keep(id, all, func() { s.publish("disconnect", m, id) })
+	return att, errors.Join(err, kerr)
+}
+
+func pointers(all []planned) []*planned {
+	out := make([]*planned, len(all))
+	for i := range all {
+		out[i] = &all[i]
+	}
+	return out
+}
+
+// attached returns the connections of a container with their networks.
+func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
+	s.mu.Lock()
+	list := slices.Clone(s.connected[id])
+	byID := map[string]*managed{}
+	for _, m := range s.networks {
+		byID[m.ID] = m
+	}
+	s.mu.Unlock()
+	var all []planned
+	for _, c := range list {
+		m := byID[c.Endpoint.NetworkID]
+		if m == nil || m.current() == nil {
+			return nil, errs.New(errs.Internal, "network %s of container %s is gone", c.Endpoint.Network, id.Short())
+		}
+		all = append(all, planned{m: m, up: m.current(), c: c})
+	}
+	return all, nil
+}
+
+// reroute lets the right endpoint provide the default route, with the ports.
+func (s *Service) reroute(ctx context.Context, all []planned) error {
+	next := best(pointers(all))
+	var ports []PortBinding
+	for i := range all {
+		p := &all[i]
+		if !p.c.Default || p == next {
+			continue
+		}
+		ports = p.c.Ports
+		if err := p.up.Demote(ctx, &p.c); err != nil {
+			return err
+		}
+		p.c.Default, p.c.Ports = false, nil
+		if err := s.files.save(p.c); err != nil {
+			return err
+		}
+	}
+	if next == nil || next.c.Default {
+		return nil
+	}
+	if len(next.c.Ports) == 0 {
+		next.c.Ports = ports
+	}
+	next.c.Default = true
+	if err := next.up.Promote(ctx, &next.c); err != nil {
+		return err
+	}
+	return s.files.save(next.c)
+}
+
+// keep remembers the connections of a container.
+func (s *Service) keep(id oci.ContainerID, all []planned, then func()) (Attachment, error) {
+	var list []Connection
+	for _, p := range all {
+		list = append(list, p.c)
+	}
+	err := setMemberships(s.tables, id, list)
+	s.mu.Lock()
+	s.connected[id] = list
+	s.mu.Unlock()
+	then()
+	return attachmentOf(list), err
+}
+
+// Rename changes a name of a container in the networks to which it is connected.
+func (s *Service) Rename(id oci.ContainerID, old, name string) error {
+	s.mu.Lock()
+	list := slices.Clone(s.connected[id])
+	s.mu.Unlock()
+	var all error
+	for i := range list {
+		c := &list[i]
+		at := slices.Index(c.Names, old)
+		if at < 0 {
+			continue
+		}
+		before := c.entry()
+		c.Names = slices.Clone(c.Names)
+		c.Names[at] = name
+		c.Endpoint.Aliases = c.Names
+		all = errors.Join(all, s.tables.Remove(c.Endpoint.NetworkID, before), s.tables.Add(c.Endpoint.NetworkID, c.entry()), s.files.save(*c))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.connected[id] != nil {
+		s.connected[id] = list
+	}
+	return all
 }
 
 // Attached returns what Attach made for a container, which may have been in an earlier engine; false when the container is
@@ -63,75 +516,55 @@ func (s *Service) Attach(ctx context.Context, req AttachRequest) (_ Attachment, 
 func (s *Service) Attached(id oci.ContainerID) (Attachment, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, ok := s.connected[id]
+	list, ok := s.connected[id]
 	if !ok {
 		return Attachment{}, false
 	}
-	return c.attachment(), true
+	return attachmentOf(list), true
 }
 
-func (c Connection) attachment() Attachment {
-	return Attachment{Endpoints: map[string]Endpoint{c.Endpoint.Network: c.Endpoint}, Ports: slices.Clone(c.Ports)}
-}
-
-func (s *Service) publish(action string, n *Network, id oci.ContainerID) {
-	if s.opts.Events != nil {
-		s.opts.Events.Publish(events.Event{Type: "network", Action: action, ID: n.ID,
-			Attributes: map[string]string{"name": n.Name, "type": n.Driver, "container": string(id)}})
+// attachmentOf returns how a container with these connections is attached.
+func attachmentOf(list []Connection) Attachment {
+	a := Attachment{Endpoints: map[string]Endpoint{}}
+	for _, c := range list {
+		a.Endpoints[c.Endpoint.Network] = c.Endpoint
+		a.Ports = append(a.Ports, c.Ports...)
+		a.Resolver = a.Resolver || len(c.Names) > 0
+		a.Outside = a.Outside || c.Default
 	}
+	return a
 }
 
-// connect allocates the address and lets the driver make the interface. On failure nothing of them remains.
-func (m *made) connect(ctx context.Context, req AttachRequest, c *Connection) error {
-	if m.addresses != nil {
-		if req.Spec.IPv6.IsValid() {
-			return errs.New(errs.Invalid, "address %s: the network has no IPv6 subnet", req.Spec.IPv6)
-		}
-		gateway := m.Gateway()
-		addr, err := m.addresses.Allocate(req.Spec.IPv4)
-		if err != nil {
-			return err
-		}
-		c.Endpoint.IPv4, c.Endpoint.Gateway = netip.PrefixFrom(addr, gateway.Bits()), gateway.Addr()
-		c.Endpoint.MAC, c.Endpoint.Aliases = req.Spec.MAC, req.Aliases
-	}
-	if err := m.Connect(ctx, c); err != nil {
-		m.disconnect(ctx, *c)
-		return err
-	}
-	return nil
-}
-
-// disconnect undoes connect as far as it came. The address is free when the driver is done with it.
-func (m *made) disconnect(ctx context.Context, c Connection) {
-	m.Disconnect(context.WithoutCancel(ctx), c, func() {
-		if m.addresses != nil && c.Endpoint.IPv4.IsValid() {
-			m.addresses.Free(c.Endpoint.IPv4.Addr())
-		}
-	})
-}
-
-// Detach removes ports, interface, address and namespace. A container that is not attached is no error.
+// Detach removes ports, interfaces, addresses and the namespace. A container that is not attached is no error.
 func (s *Service) Detach(ctx context.Context, id oci.ContainerID, netns string) error {
 	s.mu.Lock()
-	c, ok := s.connected[id]
+	list := s.connected[id]
 	delete(s.connected, id)
+	byID := map[string]*managed{}
+	for _, c := range list {
+		if m := s.networks[c.Endpoint.Network]; m != nil && m.ID == c.Endpoint.NetworkID {
+			byID[m.ID] = m
+			m.users++ // it is not removed before the interfaces are
+		}
+	}
 	s.mu.Unlock()
-	if ok {
-		if m := s.networks[c.Endpoint.Network]; m != nil {
-			if up := m.current(); up != nil {
-				up.disconnect(ctx, c)
-			}
+	for _, c := range slices.Backward(list) {
+		m := byID[c.Endpoint.NetworkID]
+		var up *made
+		if m != nil {
+			up = m.current()
 		}
-		if n, err := s.Get(ctx, c.Endpoint.Network); err == nil {
-			s.publish("disconnect", n, id)
+		s.drop(ctx, up, c)
+		if m != nil {
+			s.publish("disconnect", m, id)
 		}
 	}
-	err := namespace.Remove(netns)
-	if rerr := os.Remove(filepath.Join(s.opts.StateDir, fileName(id))); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
-		err = errors.Join(err, rerr)
+	s.mu.Lock()
+	for m := range maps.Values(byID) {
+		m.users--
 	}
-	return err
+	s.mu.Unlock()
+	return errors.Join(namespace.Remove(netns), s.tables.Forget(string(id)))
 }
 
 // checkPorts refuses what cannot be bound, before anything is made: container port 0, and one host port published

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"ply/internal/durable"
 	"ply/internal/network/namespace"
@@ -41,27 +40,33 @@ func (x Checker) Check(ctx context.Context, r *check.Run) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	ids := map[oci.ContainerID]bool{}
+	files := map[oci.ContainerID][]string{}
+	count := 0
 	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && oci.IsHex64(id) {
-			ids[oci.ContainerID(id)] = true
+		if id, ok := fileOf(e.Name()); ok {
+			files[id] = append(files[id], e.Name())
+			count++
 		}
 	}
 	if x.Service == nil {
-		for _, id := range slices.Sorted(maps.Keys(ids)) {
-			x.file(r, id)
+		for _, id := range slices.Sorted(maps.Keys(files)) {
+			for _, name := range files[id] {
+				x.file(r, id, name)
+			}
 		}
-		r.Checked("endpoint", len(ids))
+		r.Checked("endpoint", count)
 		return nil
 	}
 	x.Service.mu.Lock()
-	for id := range x.Service.connected {
-		ids[id] = true
+	for id, list := range x.Service.connected {
+		if files[id] == nil && len(list) > 0 {
+			files[id] = []string{}
+		}
 	}
 	x.Service.mu.Unlock()
-	r.Checked("endpoint", len(ids))
-	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		if err := x.Hold(ctx, id, func() { x.endpoint(r, id) }); err != nil {
+	r.Checked("endpoint", count)
+	for _, id := range slices.Sorted(maps.Keys(files)) {
+		if err := x.Hold(ctx, id, func() { x.endpoints(r, id) }); err != nil {
 			return err
 		}
 	}
@@ -81,7 +86,7 @@ func (x Checker) records(r *check.Run) error {
 		for name := range bucket.Keys() {
 			rec, err := bucket.Get(name)
 			if err == nil && x.Service != nil {
-				if m := x.Service.networks[name]; m != nil && m.ID != rec.ID {
+				if m := x.Service.named(name); m != nil && m.ID != rec.ID {
 					err = fmt.Errorf("names the ID %.12s, the engine has %.12s", rec.ID, m.ID)
 				}
 			}
@@ -92,9 +97,9 @@ func (x Checker) records(r *check.Run) error {
 		if x.Service == nil {
 			return nil // plyd writes the records that are missing when it starts
 		}
-		for name := range x.Service.networks {
-			if !bucket.Has(name) {
-				all = append(all, bad{name, errors.New("the record is missing")})
+		for _, m := range x.Service.all() {
+			if !bucket.Has(m.name) && x.Service.named(m.name) == m && !m.pending.Load() {
+				all = append(all, bad{m.name, errors.New("the record is missing")})
 			}
 		}
 		return nil
@@ -111,7 +116,7 @@ func (x Checker) mendRecord(name string) (string, error) {
 	if x.Service == nil {
 		return "deleted: plyd writes it again when it starts", x.Meta.Update(func(tx *meta.Tx) error { return tx.Networks.Delete(name) })
 	}
-	m := x.Service.networks[name]
+	m := x.Service.named(name)
 	if m == nil {
 		return "", errors.New("the engine has no such network")
 	}
@@ -120,9 +125,16 @@ func (x Checker) mendRecord(name string) (string, error) {
 	})
 }
 
+// named returns the network of a name; nil when there is none.
+func (s *Service) named(name string) *managed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.networks[name]
+}
+
 // file examines the file of a container's endpoint.
-func (x Checker) file(r *check.Run, id oci.ContainerID) {
-	name := filepath.Join(x.StateDir, fileName(id))
+func (x Checker) file(r *check.Run, id oci.ContainerID, file string) {
+	name := filepath.Join(x.StateDir, file)
 	var c Connection
 	err := record.ReadFile(durable.OS, name, maxConnection, connectionVersion, &c)
 	if err == nil && c.Container != id {
@@ -133,30 +145,49 @@ func (x Checker) file(r *check.Run, id oci.ContainerID) {
 	}
 }
 
-// endpoint compares what is kept of a container's endpoint with its file and with the host. Nothing attaches or detaches it.
-func (x Checker) endpoint(r *check.Run, id oci.ContainerID) {
+// endpoints compares what is kept of a container's endpoints with their files and with the host. Nothing attaches or detaches it.
+func (x Checker) endpoints(r *check.Run, id oci.ContainerID) {
 	s := x.Service
 	s.mu.Lock()
-	c, connected := s.connected[id]
+	list := slices.Clone(s.connected[id])
 	s.mu.Unlock()
-	name := filepath.Join(x.StateDir, fileName(id))
-	var stored Connection
-	err := record.ReadFile(durable.OS, name, maxConnection, connectionVersion, &stored)
-	restart := "ply restart " + id.Short()
-	switch {
-	case !connected && errors.Is(err, fs.ErrNotExist):
-		return // detached meanwhile
-	case !connected:
+	known := map[string]bool{}
+	for _, c := range list {
+		x.endpoint(r, c, known)
+	}
+	left, err := filepath.Glob(filepath.Join(x.StateDir, string(id)+"*.json"))
+	if err != nil {
+		return // the pattern is valid
+	}
+	for _, name := range left {
+		if known[name] {
+			continue
+		}
 		r.Mend(check.Finding{Kind: "endpoint", Object: string(id), Problem: "its file " + name + " is there, and the container is not connected"}, func() (string, error) {
 			return "the file was removed", os.Remove(name)
 		})
-		return
-	case err == nil && !same(stored, c):
+	}
+}
+
+// endpoint examines one endpoint and enters its files in known.
+func (x Checker) endpoint(r *check.Run, c Connection, known map[string]bool) {
+	s, id := x.Service, c.Container
+	name := filepath.Join(x.StateDir, fileName(c))
+	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		if old := filepath.Join(x.StateDir, oldFileName(c)); exists(old) {
+			name = old
+		}
+	}
+	known[name] = true
+	var stored Connection
+	err := record.ReadFile(durable.OS, name, maxConnection, connectionVersion, &stored)
+	restart := "ply restart " + id.Short()
+	if err == nil && !same(stored, c) {
 		err = errors.New("it says something else than the engine has in memory")
 	}
 	if err != nil {
 		r.Mend(check.Finding{Kind: "endpoint", Object: string(id), Problem: "its file: " + err.Error()}, func() (string, error) {
-			return "the file was written again", s.save(c)
+			return "the file was written again", s.files.save(c)
 		})
 	}
 	if !namespace.Exists(c.Netns) {
@@ -167,6 +198,11 @@ func (x Checker) endpoint(r *check.Run, id oci.ContainerID) {
 			r.Report(check.Finding{Kind: "endpoint", Object: string(id), Problem: "its interface " + c.Endpoint.HostIf + " is gone", Heal: restart})
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // same reports whether two connections are stored as the same bytes.

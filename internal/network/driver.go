@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"ply/internal/errs"
 	"ply/internal/oci"
 )
 
@@ -11,29 +12,43 @@ import (
 // makes what they need on the host: interfaces, rules, sockets. Implementations are directories beside
 // network/bridge. Safe for concurrent use.
 type Driver interface {
+	// Configure reads the options of a network that a user creates into c, whose pools and flags are set. It changes nothing on
+	// the host. The error's class is errs.Invalid for an option that the driver does not have.
+	Configure(c *Config, options map[string]string) error
+
 	// Up makes the network on this host, or takes over what an earlier engine made of it. With inUse, containers are
-	// connected: what they use must keep working.
+	// connected: what they use must keep working. The Service calls Restored when it has told all of them.
 	Up(ctx context.Context, c Config, inUse bool) (Segment, error)
+
+	// Restored is called once, after the networks and containers of an earlier engine were handed over.
+	Restored(ctx context.Context) error
 }
 
 // Segment is one network as its driver made it on this host. Safe for concurrent use; the Service serialises the calls
 // for one container.
 type Segment interface {
-	// Gateway returns the address of the gateway with the length of the subnet. It is invalid when the network has no
-	// addresses; its endpoints then get none, and no ports are published.
-	Gateway() netip.Prefix
+	// Name returns the name of the network's interface on the host; "" when it has none.
+	Name() string
 
-	// Connect makes the container's interface in the namespace at c.Netns and publishes c.Ports. The addresses of the
-	// endpoint are set; Connect fills in the MAC address and the names of the interfaces, sets c.Ports to the ports
-	// as bound, and sets c.Published. After an error the Service calls Disconnect. The error's class is errs.Conflict
-	// when a host port is in use.
+	// Gateways returns the addresses of the gateways with the lengths of the subnets, first that of IPv4. One is invalid when the
+	// network has no addresses of that family. Without any, its endpoints get none, and no ports are published.
+	Gateways() (v4, v6 netip.Prefix)
+
+	// Connect makes the container's interface in the namespace at c.Netns. The addresses of the endpoint and the name of the interface are
+	// set; Connect fills in the MAC address and the name of the interface on the host. With c.Default it does what Promote does, too. After an
+	// error the Service calls Disconnect. The error's class is errs.Conflict when a host port is in use.
 	Connect(ctx context.Context, c *Connection) error
+
+	// Promote makes the endpoint the one through which the container reaches other networks and is reached: it sets the default
+	// routes and publishes c.Ports. It sets c.Ports to the ports as bound, and c.Published. Demote undoes it.
+	Promote(ctx context.Context, c *Connection) error
+	Demote(ctx context.Context, c *Connection) error
 
 	// Adopt takes over a container that an earlier engine connected.
 	Adopt(ctx context.Context, c Connection) error
 
 	// Disconnect undoes Connect or Adopt as far as it came, and logs what it cannot undo. It calls done once, perhaps
-	// after it has returned, when the address may be used again.
+	// after it has returned, when the addresses may be used again.
 	Disconnect(ctx context.Context, c Connection, done func())
 
 	// Down removes the network from this host. No container is connected.
@@ -46,13 +61,26 @@ type Segment interface {
 
 // Config says how a driver makes a network.
 type Config struct {
-	Bridge  string         // name of the host's interface; "none" = the network is switched off
-	Address netip.Prefix   // the gateway's address with the length of the subnet; invalid = from the first free pool
-	Pools   []netip.Prefix // nil = ipam.DefaultPools
-	Fixed   netip.Prefix   // containers get their addresses from here; invalid = from the whole subnet
-	MTU     int            // 0 = 1500
-	NoICC   bool           // containers may not connect to each other
-	NoMasq  bool           // connections to other networks keep the container's address
+	ID       string // of the network
+	Bridge   string // name of the host's interface; "" = the driver chooses one, "none" = the network is switched off
+	Address  netip.Prefix
+	Address6 netip.Prefix   // of the gateway, with the length of the subnet; invalid = the network has no IPv6
+	Pools    []netip.Prefix // where the subnet comes from if Address is invalid; nil = ipam.DefaultPools
+	Fixed    netip.Prefix   // containers get their addresses from here; invalid = from the whole subnet
+	Fixed6   netip.Prefix
+	Reserved []netip.Addr // never given to containers
+	NoIPv4   bool         // containers get no IPv4 addresses
+	MTU      int          // 0 = 1500
+	NoICC    bool         // containers may not connect to each other
+	NoMasq   bool         // connections to other networks keep the container's address
+	NoMasq6  bool
+	Internal bool // nothing passes between the network and others
+	Open     bool // other networks may connect to ports that are not published
+	HostIP   netip.Addr
+	IfPrefix string // of interfaces in containers; "" = eth
+
+	Parent string // interface of the host on which those of the containers stand
+	Mode   string // of such interfaces
 }
 
 // Connection is one container on a network. It is also the content of a file in Options.StateDir, so its JSON names
@@ -63,14 +91,26 @@ type Connection struct {
 	Endpoint  Endpoint        `json:"endpoint"`
 	Ports     []PortBinding   `json:"ports,omitempty"`
 	Published bool            `json:"published,omitempty"` // the ports are in the kernel's rules
+
+	Default  bool              `json:"default,omitempty"`  // the container's default route goes through the endpoint
+	Priority int               `json:"priority,omitempty"` // as in EndpointSpec
+	Names    []string          `json:"names,omitempty"`    // that the network's containers know it by
+	Links    map[string]string `json:"links,omitempty"`    // names of the container's own, by alias
 }
 
 // null is the driver of the network "none": its containers have a namespace with the interface lo only.
 type null struct{}
 
+func (null) Configure(*Config, map[string]string) error {
+	return errs.New(errs.Forbidden, "only one instance of \"null\" network is allowed")
+}
 func (null) Up(context.Context, Config, bool) (Segment, error)       { return null{}, nil }
-func (null) Gateway() netip.Prefix                                   { return netip.Prefix{} }
+func (null) Restored(context.Context) error                          { return nil }
+func (null) Name() string                                            { return "" }
+func (null) Gateways() (v4, v6 netip.Prefix)                         { return }
 func (null) Connect(context.Context, *Connection) error              { return nil }
+func (null) Promote(context.Context, *Connection) error              { return nil }
+func (null) Demote(context.Context, *Connection) error               { return nil }
 func (null) Adopt(context.Context, Connection) error                 { return nil }
 func (null) Disconnect(_ context.Context, _ Connection, done func()) { done() }
 func (null) Down(context.Context) error                              { return nil }

@@ -9,13 +9,18 @@ import (
 
 // ListFilters are the conditions of List.
 var ListFilters = filter.Table[*Network]{
-	"name":     filter.Any(func(n *Network, v string) bool { return strings.Contains(n.Name, v) }),
-	"id":       filter.Any(func(n *Network, v string) bool { return strings.HasPrefix(n.ID, v) }),
-	"driver":   filter.Exact(func(n *Network) string { return n.Driver }),
-	"type":     filter.Exact(func(*Network) string { return "builtin" }),
+	"name":   filter.Any(func(n *Network, v string) bool { return strings.Contains(n.Name, v) }),
+	"id":     filter.Any(func(n *Network, v string) bool { return strings.HasPrefix(n.ID, v) }),
+	"driver": filter.Exact(func(n *Network) string { return n.Driver }),
+	"type": filter.Exact(func(n *Network) string {
+		if n.BuiltIn {
+			return "builtin"
+		}
+		return "custom"
+	}),
 	"scope":    filter.Exact(func(*Network) string { return "local" }),
 	"label":    filter.Labels(labelsOf),
-	"dangling": filter.Bool(func(_ *Network, dangling bool) bool { return !dangling }), // the default networks never dangle
+	"dangling": filter.Bool(func(n *Network, dangling bool) bool { return dangling == (!n.BuiltIn && len(n.Endpoints) == 0) }),
 }
 
 // PruneFilters are the conditions of a prune.

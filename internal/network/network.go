@@ -31,6 +31,10 @@ type EndpointSpec struct {
 	IPv6    netip.Addr `json:"IPv6"`
 	MAC     string     `json:"MAC"`
 	Links   []string   `json:"Links"`
+
+	Priority   int               `json:"Priority,omitempty"` // the endpoint with the highest one provides the default route
+	LinkLocal  []netip.Addr      `json:"LinkLocal,omitempty"`
+	DriverOpts map[string]string `json:"DriverOpts,omitempty"`
 }
 
 // Endpoint is a container's interface and addresses in a network. Containers store it, so its JSON names must not
@@ -47,21 +51,34 @@ type Endpoint struct {
 	Aliases   []string     `json:"Aliases"`
 	Interface string       `json:"Interface"` // in the container, eth0
 	HostIf    string       `json:"HostIf"`    // on the host
+
+	LinkLocal []netip.Addr `json:"LinkLocal,omitempty"`
 }
 
 // Network is one network as list and inspect show it.
 type Network struct {
-	ID        string
-	Name      string
-	Driver    string // bridge, host, null
-	Created   time.Time
-	Subnet    netip.Prefix // invalid until the network is made on this host, and when it has no addresses
-	Gateway   netip.Addr
-	Internal  bool
-	Labels    map[string]string
-	Options   map[string]string
-	Endpoints map[string]Endpoint // by container ID
-	Damaged   error               // why nothing but the name is known: its record is damaged; nil = it is whole
+	ID         string
+	Name       string
+	Driver     string // bridge, host, null, macvlan, ipvlan
+	Created    time.Time
+	BuiltIn    bool
+	IPv4, IPv6 bool   // containers get addresses of the family
+	Pools      []Pool // empty until the network is made on this host, and when it has no addresses
+	IPAM       map[string]string
+	Internal   bool
+	Attachable bool
+	Labels     map[string]string
+	Options    map[string]string
+	Endpoints  map[string]Endpoint // by container ID
+	Damaged    error               // why nothing but the name is known: its record is damaged; nil = it is whole
+}
+
+// Pool is a subnet of a network. A network's record stores it, so its JSON names must not change.
+type Pool struct {
+	Subnet  netip.Prefix          `json:"subnet"`
+	Range   netip.Prefix          `json:"range,omitzero"`   // containers get their addresses from here; invalid = from the whole subnet
+	Gateway netip.Addr            `json:"gateway,omitzero"` // invalid until it is chosen
+	Aux     map[string]netip.Addr `json:"aux,omitempty"`    // addresses of others, by name
 }
 
 // Counters are an interface's totals.
@@ -70,19 +87,25 @@ type Counters struct {
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
 
-// AttachRequest asks for a network namespace with an endpoint in it.
+// AttachRequest asks for a network namespace with endpoints in it.
 type AttachRequest struct {
 	ID        oci.ContainerID
-	Mode      string // "bridge", "none", or a network's name or ID
-	NetnsPath string // where Attach binds the namespace that it makes
-	Spec      EndpointSpec
+	NetnsPath string            // where Attach binds the namespace that it makes
+	Endpoints []EndpointRequest // the first one has the first interface
 	Ports     []PortBinding
-	Hostname  string
-	Aliases   []string
 }
 
-// Attachment is what Attach made.
+// EndpointRequest asks for an endpoint in a network.
+type EndpointRequest struct {
+	Network string // name or ID; "bridge" and "none" are always there
+	Spec    EndpointSpec
+	Names   []string // of the container in the network, without spec.Aliases
+}
+
+// Attachment is how a container is attached.
 type Attachment struct {
 	Endpoints map[string]Endpoint // by network name
 	Ports     []PortBinding       // as bound: one binding per family, with host address and port
+	Resolver  bool                // names of its networks are to be resolved for it
+	Outside   bool                // it reaches other networks
 }

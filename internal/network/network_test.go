@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -32,15 +33,19 @@ func TestMain(m *testing.M) { private.Main(m, nil) }
 const idA, idB = oci.ContainerID("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
 
 type world struct {
-	t   *testing.T
-	dir string
-	db  *meta.DB
-	s   *network.Service
+	t     *testing.T
+	owner string
+	dir   string
+	db    *meta.DB
+	s     *network.Service
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldOf(t, "") }
+
+// newWorldOf returns one of several engines of a host.
+func newWorldOf(t *testing.T, owner string) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir()}
+	w := &world{t: t, dir: t.TempDir(), owner: owner}
 	var err error
 	if w.db, err = meta.Open(filepath.Join(w.dir, "meta.db"), meta.Options{}); err != nil {
 		t.Fatal(err)
@@ -62,21 +67,25 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) open() {
 	w.t.Helper()
-	s, err := network.Open(w.t.Context(), options(w.db, w.dir))
+	s, err := network.Open(w.t.Context(), options(w.db, w.dir, w.owner))
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.s = s
 }
 
-func options(db *meta.DB, dir string) network.Options {
-	return network.Options{Meta: db, StateDir: filepath.Join(dir, "net"), Drivers: map[string]network.Driver{"bridge": bridge.New(bridge.Options{})}}
+func options(db *meta.DB, dir, owner string) network.Options {
+	return network.Options{Meta: db, StateDir: filepath.Join(dir, "net"), Drivers: map[string]network.Driver{"bridge": bridge.New(bridge.Options{Owner: owner})}, HostSubnets: bridge.Subnets}
 }
 
 func (w *world) ns(id oci.ContainerID) string { return filepath.Join(w.dir, "netns", string(id)) }
 
 func (w *world) attach(id oci.ContainerID, mode string, ports ...network.PortBinding) (network.Attachment, error) {
-	return w.s.Attach(w.t.Context(), network.AttachRequest{ID: id, Mode: mode, NetnsPath: w.ns(id), Ports: ports})
+	return w.s.Attach(w.t.Context(), w.request(id, network.EndpointRequest{Network: mode}, ports...))
+}
+
+func (w *world) request(id oci.ContainerID, e network.EndpointRequest, ports ...network.PortBinding) network.AttachRequest {
+	return network.AttachRequest{ID: id, NetnsPath: w.ns(id), Endpoints: []network.EndpointRequest{e}, Ports: ports}
 }
 
 // inside runs f on a thread in the container's namespace.
@@ -102,7 +111,7 @@ func (w *world) inside(id oci.ContainerID, f func() error) error {
 func (w *world) answer(id oci.ContainerID, port int, word string) {
 	w.t.Helper()
 	err := w.inside(id, func() error {
-		l, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
 			return err
 		}
@@ -125,7 +134,7 @@ func (w *world) answer(id oci.ContainerID, port int, word string) {
 }
 
 func greet(addr string) (string, error) {
-	c, err := net.Dial("tcp", addr)
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return "", err
 	}
@@ -221,7 +230,7 @@ func TestPublishedPort(t *testing.T) {
 	}
 	// A new plyd takes over the endpoint: its address is in use, its port is reserved.
 	w.open()
-	if out, err := exec.Command("nft", "list", "table", "inet", "ply-ply0").CombinedOutput(); err != nil || !strings.Contains(string(out), "5000 : 172.17.0.2 . 5000") {
+	if out, err := exec.Command("nft", "list", "table", "inet", "ply").CombinedOutput(); err != nil || !strings.Contains(string(out), "5000 : 172.17.0.2 . 5000") {
 		t.Errorf("the rules lost the port: %v\n%s", err, out)
 	}
 	if again, ok := w.s.Attached(idA); !ok || !reflect.DeepEqual(again, a) {
@@ -242,7 +251,7 @@ func TestPublishedPort(t *testing.T) {
 	if _, err := greet("127.0.0.1:5000"); err == nil {
 		t.Error("the port still answers after Detach")
 	}
-	out, err := exec.Command("nft", "list", "table", "inet", "ply-ply0").CombinedOutput()
+	out, err := exec.Command("nft", "list", "table", "inet", "ply").CombinedOutput()
 	if err != nil || strings.Contains(string(out), "5000") {
 		t.Errorf("rules after Detach: %v\n%s", err, out)
 	}
@@ -260,11 +269,11 @@ func TestRestoredAddressIsInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.open()
-	req := network.AttachRequest{ID: idA, Mode: "bridge", NetnsPath: w.ns(idA), Spec: network.EndpointSpec{IPv4: netip.MustParseAddr("172.17.0.3")}}
+	req := w.request(idA, network.EndpointRequest{Network: "bridge", Spec: network.EndpointSpec{IPv4: netip.MustParseAddr("172.17.0.3")}})
 	if _, err := w.s.Attach(t.Context(), req); !errors.Is(err, errs.Conflict) {
 		t.Errorf("Attach with the address of a running container: %v, want Conflict", err)
 	}
-	req.Spec.IPv4 = netip.MustParseAddr("172.17.0.2")
+	req.Endpoints[0].Spec.IPv4 = netip.MustParseAddr("172.17.0.2")
 	if _, err := w.s.Attach(t.Context(), req); err != nil {
 		t.Errorf("Attach with a free address: %v", err)
 	}
@@ -370,13 +379,13 @@ func BenchmarkAttachDetach(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	s, err := network.Open(b.Context(), options(db, dir))
+	s, err := network.Open(b.Context(), options(db, dir, ""))
 	if err != nil {
 		b.Fatal(err)
 	}
 	path := filepath.Join(dir, "ns")
 	for b.Loop() {
-		if _, err := s.Attach(b.Context(), network.AttachRequest{ID: idA, Mode: "bridge", NetnsPath: path}); err != nil {
+		if _, err := s.Attach(b.Context(), network.AttachRequest{ID: idA, NetnsPath: path, Endpoints: []network.EndpointRequest{{Network: "bridge"}}}); err != nil {
 			b.Fatal(err)
 		}
 		if err := s.Detach(b.Context(), idA, path); err != nil {

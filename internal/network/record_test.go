@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	goldenConnection = Connection{
+	oldConnection = Connection{
 		Container: "c", Netns: "/n",
 		Endpoint: Endpoint{
 			Network: "bridge", NetworkID: "11", ID: "22", IPv4: netip.MustParsePrefix("172.17.0.2/16"), IPv6: netip.MustParsePrefix("fd00::2/64"),
@@ -36,8 +36,20 @@ var (
 		Published: true,
 	}
 	goldenNetwork = networkRecord{ID: "1", Driver: "bridge", Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)}
+	userNetwork   = networkRecord{
+		ID: "2", Driver: "macvlan", Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), User: true, NoIPv4: true, IPv6: true,
+		Pools: []Pool{{
+			Subnet: netip.MustParsePrefix("172.18.0.0/16"), Range: netip.MustParsePrefix("172.18.1.0/24"), Gateway: netip.MustParseAddr("172.18.0.1"),
+			Aux: map[string]netip.Addr{"router": netip.MustParseAddr("172.18.0.9")},
+		}},
+		IPAM: map[string]string{"a": "b"}, Internal: true, Attachable: true, Labels: map[string]string{"l": "m"}, Options: map[string]string{"parent": "eth0"},
+	}
 	// goldenSpec stands for the part of a container's record that this package declares.
 	goldenSpec = specs{Endpoints: map[string]EndpointSpec{"mine": {
+		Aliases: []string{"a"}, IPv4: netip.MustParseAddr("172.17.0.9"), IPv6: netip.MustParseAddr("fd00::9"), MAC: "02:42:ac:11:00:09", Links: []string{"p:q"},
+		Priority: 3, LinkLocal: []netip.Addr{netip.MustParseAddr("fe80::9")}, DriverOpts: map[string]string{"k": "v"},
+	}}}
+	oldSpec = specs{Endpoints: map[string]EndpointSpec{"mine": {
 		Aliases: []string{"a"}, IPv4: netip.MustParseAddr("172.17.0.9"), IPv6: netip.MustParseAddr("fd00::9"), MAC: "02:42:ac:11:00:09", Links: []string{"p:q"},
 	}}}
 )
@@ -49,10 +61,18 @@ type specs struct {
 // The form in which a connection, a network and the endpoints of a container are stored.
 func TestGoldenRecords(t *testing.T) {
 	// Addresses encode themselves, as text.
-	golden(t, "connection", connectionVersion, goldenConnection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
-		"Ports.HostIP", "Ports.HostPortEnd")
-	golden(t, "network", 1, goldenNetwork)
-	golden(t, "endpoints", 1, goldenSpec, "Endpoints.IPv4", "Endpoints.IPv6")
+	connection := oldConnection
+	connection.Endpoint.LinkLocal = []netip.Addr{netip.MustParseAddr("169.254.1.1")}
+	connection.Default, connection.Priority, connection.Names, connection.Links = true, -1, []string{"web"}, map[string]string{"db": "postgres"}
+	golden(t, "connection", connectionVersion, connection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
+		"Ports.HostIP", "Ports.HostPortEnd", "Endpoint.LinkLocal")
+	golden(t, "network", 1, userNetwork, "Pools.Subnet", "Pools.Range", "Pools.Gateway", "Pools.Aux")
+	golden(t, "endpoints", 1, goldenSpec, "Endpoints.IPv4", "Endpoints.IPv6", "Endpoints.LinkLocal")
+	for _, old := range []string{"v1", "unversioned"} { // as earlier builds wrote them; the last is before the first release
+		recordtest.Decodes(t, "connection."+old+".json", connectionVersion, oldConnection)
+		recordtest.Decodes(t, "network."+old+".json", 1, goldenNetwork)
+		recordtest.Decodes(t, "endpoints."+old+".json", 1, oldSpec)
+	}
 }
 
 func golden[T any](t *testing.T, name string, version int, v T, except ...string) {
@@ -62,9 +82,8 @@ func golden[T any](t *testing.T, name string, version int, v T, except ...string
 	if err != nil {
 		t.Fatal(err)
 	}
-	recordtest.Golden(t, name+".v1.json", data)
-	recordtest.Decodes(t, name+".v1.json", version, v)
-	recordtest.Decodes(t, name+".unversioned.json", version, v) // as builds before the first release wrote it
+	recordtest.Golden(t, name+".json", data)
+	recordtest.Decodes(t, name+".json", version, v)
 }
 
 // A file that a newer release wrote keeps the networks from opening, and no file is removed.
@@ -72,9 +91,9 @@ func TestNewerConnectionIsRefused(t *testing.T) {
 	dir := t.TempDir()
 	const id = oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
 	damaged := filepath.Join(dir, "aaaa.json")
-	newer := filepath.Join(dir, fileName(id))
+	newer := filepath.Join(dir, string(id)+".json")
 	if err := errors.Join(os.WriteFile(damaged, []byte("{"), 0o600),
-		os.WriteFile(newer, []byte(`{"version":2,"writer":"9.9.9","container":"`+string(id)+`"}`), 0o600)); err != nil {
+		os.WriteFile(newer, []byte(`{"version":3,"writer":"9.9.9","container":"`+string(id)+`"}`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := readConnections(dir)
@@ -107,21 +126,23 @@ func TestStaleConnectionsAreRemoved(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	s := &Service{opts: Options{StateDir: dir}}
+	s := files(dir)
+	old := Connection{Container: "old", Netns: netns}
 	if err := errors.Join(s.save(Connection{Container: "live", Netns: netns}), s.save(Connection{Container: "ended", Netns: netns + ".gone"}),
-		s.save(Connection{Container: "other", Netns: netns})); err != nil {
+		s.save(Connection{Container: "other", Netns: netns}), s.save(old)); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.Rename(filepath.Join(dir, "other.json"), filepath.Join(dir, "renamed.json")),
+	if err := errors.Join(os.Rename(filepath.Join(dir, "other-.json"), filepath.Join(dir, "renamed-.json")),
+		os.Rename(filepath.Join(dir, "old-.json"), filepath.Join(dir, oldFileName(old))),
 		os.WriteFile(durable.TempName(dir), []byte("{"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	found, err := readConnections(dir)
-	if err != nil || len(found) != 1 || found[0].Container != "live" {
-		t.Errorf("found %+v, %v, want the live one", found, err)
+	if err != nil || len(found) != 2 || found[0].Container != "live" || found[1].Container != "old" {
+		t.Errorf("found %+v, %v, want the live ones", found, err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "live.json" {
-		t.Errorf("files left %v, %v, want the live one", left, err)
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 || left[0].Name() != "live-.json" || left[1].Name() != "old.json" {
+		t.Errorf("files left %v, %v, want the live ones", left, err)
 	}
 }
 
@@ -198,10 +219,10 @@ func TestDamagedNetworkIsListed(t *testing.T) {
 	if err != nil || len(list) != 4 || list[3].Name != "later" || list[3].Damaged == nil || list[0].Damaged != nil {
 		t.Fatalf("List = %v, %v", list, err)
 	}
-	if err := s.RemoveDamaged(t.Context(), "bridge"); !errors.Is(err, errs.NotFound) {
-		t.Errorf("RemoveDamaged of a whole network = %v", err)
+	if err := s.Remove(t.Context(), "bridge"); !errors.Is(err, errs.Forbidden) {
+		t.Errorf("Remove of a default network = %v", err)
 	}
-	if err := s.RemoveDamaged(t.Context(), list[3].ID[:12]); err != nil {
+	if err := s.Remove(t.Context(), list[3].ID[:12]); err != nil {
 		t.Error(err)
 	}
 	if list, err := s.List(t.Context(), nil); err != nil || len(list) != 3 {

@@ -1,50 +1,66 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/network/ipam"
+	"ply/internal/network/names"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
 
 // Options of Open. Meta and StateDir are required.
 type Options struct {
-	Meta     *meta.DB
-	StateDir string            // what is true until the next boot: one file per connected container
-	Drivers  map[string]Driver // by the name that a network's record has; "null" is built in
-	Default  Config            // of the network "bridge"; the interface is ply0 unless it is named
-	Events   *events.Bus
-	Log      *slog.Logger
+	Meta         *meta.DB
+	StateDir     string            // what is true until the next boot: one file per endpoint, and the tables of names
+	Drivers      map[string]Driver // by the name that a network's record has; "null" is built in
+	Default      Config            // of the network "bridge"; the interface is ply0, or the next one that is free, unless it is named
+	DefaultNames bool              // names are resolved on the network "bridge" too
+	HostSubnets  func() ([]netip.Prefix, error)
+	Events       *events.Bus
+	Log          *slog.Logger
 }
 
-// Service keeps the networks of one engine. Safe for concurrent use; the caller serialises Attach and Detach of one
+// Service keeps the networks of one engine. Safe for concurrent use; the caller serialises Attach, Connect, Disconnect and Detach of one
 // container.
 type Service struct {
-	opts     Options
-	log      *slog.Logger
-	networks map[string]*managed // by name; the map does not change after Open
+	opts   Options
+	log    *slog.Logger
+	tables names.Tables
+	files  files
+
+	choosing sync.Mutex // held while subnets are chosen for a new network; comes before mu
 
 	mu        sync.Mutex // not held during I/O
-	connected map[oci.ContainerID]Connection
-	damaged   map[string]error // records that cannot be decoded, by their names
+	networks  map[string]*managed
+	connected map[oci.ContainerID][]Connection // in the order of their interfaces
+	damaged   map[string]error                 // records that cannot be decoded, by their names
 }
 
 // managed is one network of the Service.
 type managed struct {
 	networkRecord
-	name   string
-	config Config
+	name     string
+	named    bool // its containers have names
+	config   Config
+	unusable error // why the network cannot be made; nil = it can
+
+	pending atomic.Bool // Create has not written the record yet
+
+	users int // attaches and connects under way; Service.mu protects it
 
 	making sync.Mutex // held while the driver makes or removes the network; comes before Service.mu
 	made   *made      // nil until the network is needed
@@ -53,30 +69,39 @@ type managed struct {
 // made is a network that exists on the host.
 type made struct {
 	Segment
-	addresses *ipam.Allocator // nil when the network has no addresses
+	v4, v6 *family // nil when the network has no addresses of the family
+}
+
+// family is the addresses of one family.
+type family struct {
+	gateway   netip.Prefix // with the length of the subnet
+	addresses *ipam.Allocator
 }
 
 var defaultNetworks = []struct{ name, driver string }{{"bridge", "bridge"}, {"host", "host"}, {"none", "null"}}
 
-// Open reads the networks and the connected containers. A network is made on the host when its first container is
+// Open reads the networks and the connected containers. A network is made on the host when a user creates it and when its first container is
 // attached, or here when containers of an earlier engine are connected to it. So an engine that only pulls images does
 // not change the host's network.
 func Open(ctx context.Context, opts Options) (*Service, error) {
-	if opts.Default.Bridge == "" {
-		opts.Default.Bridge = "ply0"
-	}
 	if opts.Default.MTU == 0 {
-		opts.Default.MTU = 1500
+		opts.Default.MTU = defaultMTU
 	}
 	if opts.Default.Pools == nil {
 		opts.Default.Pools = ipam.DefaultPools()
+	}
+	if opts.HostSubnets == nil {
+		opts.HostSubnets = func() ([]netip.Prefix, error) { return nil, nil }
 	}
 	opts.Drivers = maps.Clone(opts.Drivers)
 	if opts.Drivers == nil {
 		opts.Drivers = map[string]Driver{}
 	}
 	opts.Drivers["null"] = null{}
-	s := &Service{opts: opts, log: opts.Log, networks: map[string]*managed{}, connected: map[oci.ContainerID]Connection{}, damaged: map[string]error{}}
+	s := &Service{
+		opts: opts, log: opts.Log, tables: names.New(filepath.Join(opts.StateDir, "names")), files: files(opts.StateDir),
+		networks: map[string]*managed{}, connected: map[oci.ContainerID][]Connection{}, damaged: map[string]error{},
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -86,31 +111,45 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 	return s, s.restore(ctx)
 }
 
+const defaultMTU = 1500
+
 // restore takes over the containers that an earlier engine connected.
 func (s *Service) restore(ctx context.Context) error {
 	found, err := readConnections(s.opts.StateDir)
 	if err != nil {
 		return err
 	}
+	used := map[string]bool{}
 	for _, c := range found {
-		s.connected[c.Container] = c
+		s.connected[c.Container] = append(s.connected[c.Container], c)
 		m := s.networks[c.Endpoint.Network]
-		if m == nil || !c.Endpoint.IPv4.IsValid() {
+		if m == nil || m.ID != c.Endpoint.NetworkID || !c.Endpoint.addressed() {
 			continue
 		}
 		up, err := s.up(ctx, m, true)
 		if err != nil {
 			return err
 		}
-		if _, err := up.addresses.Allocate(c.Endpoint.IPv4.Addr()); err != nil {
+		used[m.Driver] = true
+		if err := up.take(c.Endpoint); err != nil {
 			s.log.Warn("address of a running container is not free", "container", c.Container, "err", err)
 		}
 		if err := up.Adopt(ctx, c); err != nil {
 			s.log.Warn("published port cannot be reserved again; the kernel's rules still serve it", "container", c.Container, "err", err)
 		}
 	}
-	return nil
+	for id, list := range s.connected {
+		slices.SortFunc(list, func(a, b Connection) int { return strings.Compare(a.Endpoint.Interface, b.Endpoint.Interface) })
+		s.connected[id] = list
+	}
+	var all error
+	for driver := range used {
+		all = errors.Join(all, s.opts.Drivers[driver].Restored(ctx))
+	}
+	return errors.Join(all, s.tables.Prune(func(id string) bool { return s.connected[oci.ContainerID(id)] != nil }))
 }
+
+func (e *Endpoint) addressed() bool { return e.IPv4.IsValid() || e.IPv6.IsValid() }
 
 // up makes the network on the host unless it is there, and returns it.
 func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error) {
@@ -118,6 +157,9 @@ func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error)
 	defer m.making.Unlock()
 	if m.made != nil {
 		return m.made, nil
+	}
+	if m.unusable != nil {
+		return nil, m.unusable
 	}
 	d := s.opts.Drivers[m.Driver]
 	if d == nil {
@@ -127,15 +169,21 @@ func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error)
 	if err != nil {
 		return nil, err
 	}
-	m.made = &made{Segment: segment}
-	if gateway := segment.Gateway(); gateway.IsValid() {
-		pool := m.config.Fixed
-		if !pool.IsValid() {
-			pool = gateway
-		}
-		m.made.addresses = ipam.NewAllocator(gateway, pool, gateway.Addr())
+	up := &made{Segment: segment}
+	v4, v6 := segment.Gateways()
+	up.v4, up.v6 = newFamily(v4, m.config.Fixed, m.config.Reserved), newFamily(v6, m.config.Fixed6, m.config.Reserved)
+	m.made = up
+	return up, nil
+}
+
+func newFamily(gateway, pool netip.Prefix, reserved []netip.Addr) *family {
+	if !gateway.IsValid() {
+		return nil
 	}
-	return m.made, nil
+	if !pool.IsValid() {
+		pool = gateway
+	}
+	return &family{gateway, ipam.NewAllocator(gateway, pool, append(slices.Clone(reserved), gateway.Addr())...)}
 }
 
 // current returns the network on the host; nil when it is not made.
@@ -145,19 +193,45 @@ func (m *managed) current() *made {
 	return m.made
 }
 
-// gateway returns the address of the gateway with the length of the subnet; invalid when the network is not made yet.
-func (m *managed) gateway() netip.Prefix {
+// pools returns the subnets of the network, as far as they are chosen.
+func (m *managed) pools() []Pool {
+	if m.User {
+		return m.Pools
+	}
 	up := m.current()
 	if up == nil {
-		return netip.Prefix{}
+		return nil
 	}
-	return up.Gateway()
+	var out []Pool
+	for _, f := range []*family{up.v4, up.v6} {
+		if f != nil {
+			out = append(out, Pool{Subnet: f.gateway.Masked(), Gateway: f.gateway.Addr()})
+		}
+	}
+	return out
+}
+
+// all returns the networks: the default ones, then the others by name.
+func (s *Service) all() []*managed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out, users []*managed
+	for _, n := range defaultNetworks {
+		out = append(out, s.networks[n.name])
+	}
+	for _, m := range s.networks {
+		if m.User {
+			users = append(users, m)
+		}
+	}
+	slices.SortFunc(users, func(a, b *managed) int { return strings.Compare(a.name, b.name) })
+	return append(out, users...)
 }
 
 // Close waits for background work and releases the reserved ports. Containers keep their network, and the rules stay.
 func (s *Service) Close() error {
 	var all error
-	for _, m := range s.networks {
+	for _, m := range s.all() {
 		if up := m.current(); up != nil {
 			all = errors.Join(all, up.Close())
 		}
@@ -165,7 +239,7 @@ func (s *Service) Close() error {
 	return all
 }
 
-// Teardown removes the networks from the host unless a container is connected.
+// Teardown removes the networks from the host unless a container is connected. Their records stay.
 func (s *Service) Teardown(ctx context.Context) error {
 	s.mu.Lock()
 	busy := len(s.connected)
@@ -174,34 +248,42 @@ func (s *Service) Teardown(ctx context.Context) error {
 		return nil
 	}
 	var all error
-	for _, m := range s.networks {
-		m.making.Lock()
-		if m.made != nil {
-			all = errors.Join(all, m.made.Down(ctx))
-			m.made = nil
-		}
-		m.making.Unlock()
+	for _, m := range s.all() {
+		all = errors.Join(all, m.down(ctx))
 	}
 	return all
 }
 
-// Get returns a network by its name, its ID or an unambiguous prefix of the ID. The error's class is errs.NotFound when
-// there is none.
-func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
-	all, err := s.List(ctx, nil)
-	if err != nil {
-		return nil, err
+// down removes the network from the host if it is there.
+func (m *managed) down(ctx context.Context) error {
+	m.making.Lock()
+	defer m.making.Unlock()
+	if m.made == nil {
+		return nil
 	}
-	var found *Network
-	for _, n := range all {
-		if n.Name == ref || n.ID == ref {
-			return n, nil
+	err := errors.Join(m.made.Down(ctx), m.made.Close())
+	m.made = nil
+	return err
+}
+
+// find returns a network by its name, its ID or an unambiguous prefix of the ID. The error's class is errs.NotFound when
+// there is none.
+func (s *Service) find(ref string) (*managed, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if m := s.networks[ref]; m != nil {
+		return m, nil
+	}
+	var found *managed
+	for _, m := range s.networks {
+		if m.ID == ref {
+			return m, nil
 		}
-		if ref != "" && strings.HasPrefix(n.ID, ref) {
+		if ref != "" && strings.HasPrefix(m.ID, ref) {
 			if found != nil {
 				return nil, errs.New(errs.Invalid, "network %s is ambiguous (2 matches found based on ID prefix)", ref)
 			}
-			found = n
+			found = m
 		}
 	}
 	if found == nil {
@@ -210,22 +292,79 @@ func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
 	return found, nil
 }
 
-// RemoveDamaged deletes a damaged record. The error's class is errs.NotFound when there is none of that name or ID.
-func (s *Service) RemoveDamaged(ctx context.Context, ref string) error {
-	n, err := s.Get(ctx, ref)
+// Name returns the name of a network, which may be given as find takes it.
+func (s *Service) Name(ref string) (string, error) {
+	m, err := s.find(ref)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if n.Damaged == nil {
-		return errs.New(errs.NotFound, "network %s has no damaged record", n.Name)
+	return m.name, nil
+}
+
+// Get returns a network by its name, its ID or an unambiguous prefix of the ID. The error's class is errs.NotFound when
+// there is none.
+func (s *Service) Get(_ context.Context, ref string) (*Network, error) {
+	m, err := s.find(ref)
+	if err == nil {
+		return m.describe(s.endpoints()[m.ID]), nil
 	}
-	if err := s.opts.Meta.Update(func(tx *meta.Tx) error { return tx.Networks.Delete(n.Name) }); err != nil {
-		return err
+	for _, n := range s.listDamaged() {
+		if n.Name == ref || n.ID == ref || ref != "" && strings.HasPrefix(n.ID, ref) {
+			return n, nil
+		}
 	}
+	return nil, err
+}
+
+// endpoints returns the endpoints of every network, by its ID and that of the container.
+func (s *Service) endpoints() map[string]map[string]Endpoint {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.damaged, n.Name)
-	return nil
+	out := map[string]map[string]Endpoint{}
+	for id, list := range s.connected {
+		for _, c := range list {
+			if out[c.Endpoint.NetworkID] == nil {
+				out[c.Endpoint.NetworkID] = map[string]Endpoint{}
+			}
+			out[c.Endpoint.NetworkID][string(id)] = c.Endpoint
+		}
+	}
+	return out
+}
+
+// describe returns a network as list and inspect show it.
+func (m *managed) describe(endpoints map[string]Endpoint) *Network {
+	n := &Network{
+		ID: m.ID, Name: m.name, Driver: m.Driver, Created: m.Created, BuiltIn: !m.User, Pools: m.pools(), IPv4: !m.NoIPv4, IPv6: m.IPv6, IPAM: m.IPAM,
+		Internal: m.Internal, Attachable: m.Attachable, Labels: m.Labels, Options: m.Options, Endpoints: endpoints,
+	}
+	if n.Endpoints == nil {
+		n.Endpoints = map[string]Endpoint{}
+	}
+	if m.name == "bridge" {
+		n.Options = map[string]string{"com.docker.network.bridge.name": m.hostInterface(), "com.docker.network.bridge.default_bridge": "true"}
+	}
+	return n
+}
+
+// hostInterface returns the name of the network's interface on the host; before it is made, what it probably will be.
+func (m *managed) hostInterface() string {
+	if up := m.current(); up != nil {
+		return up.Name()
+	}
+	return cmp.Or(m.config.Bridge, "ply0")
+}
+
+// listDamaged returns the networks whose records are damaged.
+func (s *Service) listDamaged() []*Network {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*Network
+	for _, name := range slices.Sorted(maps.Keys(s.damaged)) {
+		// The ID is lost. That of the list is always the same, so that clients can tell the entries apart.
+		out = append(out, &Network{ID: oci.DigestOf([]byte(name)).Hex(), Name: name, Endpoints: map[string]Endpoint{}, Damaged: s.damaged[name]})
+	}
+	return out
 }
 
 // List returns the networks that match; ListFilters lists the filters. A record that is damaged is listed with its name, and
@@ -236,32 +375,15 @@ func (s *Service) List(_ context.Context, filters filter.Args) ([]*Network, erro
 		return nil, err
 	}
 	var out []*Network
-	for _, n := range defaultNetworks {
-		m := s.networks[n.name]
-		gateway := m.gateway()
-		net := &Network{ID: m.ID, Name: n.name, Driver: m.Driver, Created: m.Created, Subnet: gateway.Masked(), Gateway: gateway.Addr(), Endpoints: map[string]Endpoint{}}
-		if n.name == "bridge" {
-			net.Options = map[string]string{"com.docker.network.bridge.name": s.opts.Default.Bridge, "com.docker.network.bridge.default_bridge": "true"}
-		}
-		s.mu.Lock()
-		for id, c := range s.connected {
-			if c.Endpoint.Network == n.name {
-				net.Endpoints[string(id)] = c.Endpoint
-			}
-		}
-		s.mu.Unlock()
-		if match(net) {
-			out = append(out, net)
+	endpoints := s.endpoints()
+	for _, m := range s.all() {
+		if n := m.describe(endpoints[m.ID]); match(n) {
+			out = append(out, n)
 		}
 	}
-	s.mu.Lock()
-	damaged := maps.Clone(s.damaged)
-	s.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(damaged)) {
-		// The ID is lost. That of the list is always the same, so that clients can tell the entries apart.
-		net := &Network{ID: oci.DigestOf([]byte(name)).Hex(), Name: name, Endpoints: map[string]Endpoint{}, Damaged: damaged[name]}
-		if match(net) {
-			out = append(out, net)
+	for _, n := range s.listDamaged() {
+		if match(n) {
+			out = append(out, n)
 		}
 	}
 	return out, nil

@@ -66,6 +66,18 @@ type NetworkBody struct {
 	Labels     map[string]string
 }
 
+// NetworkConnect is the body of POST /networks/{id}/connect.
+type NetworkConnect struct {
+	Container      string
+	EndpointConfig *EndpointSettings `json:",omitempty"`
+}
+
+// NetworkDisconnect is the body of POST /networks/{id}/disconnect.
+type NetworkDisconnect struct {
+	Container string
+	Force     bool
+}
+
 // NetworkCreated is the answer of POST /networks/create.
 type NetworkCreated struct {
 	ID      string `json:"Id"`

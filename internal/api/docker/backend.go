@@ -179,7 +179,15 @@ type Volumes interface {
 type Networks interface {
 	Get(ctx context.Context, ref string) (*network.Network, error)
 	List(ctx context.Context, filters filter.Args) ([]*network.Network, error)
-	RemoveDamaged(ctx context.Context, ref string) error
+	Create(ctx context.Context, o network.CreateOptions) (id string, err error)
+	Remove(ctx context.Context, ref string) error
+	Prune(ctx context.Context, filters filter.Args) (names []string, err error)
+}
+
+// Connector is what the endpoints need that connect containers to networks; container.Connector implements it.
+type Connector interface {
+	Connect(ctx context.Context, ref, network string, ep network.EndpointSpec) error
+	Disconnect(ctx context.Context, ref, network string, force bool) error
 }
 
 // Events is what /events needs; *events.Bus implements it.

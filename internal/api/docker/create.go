@@ -80,30 +80,33 @@ func isBuiltIn(network string) bool {
 
 // wantsNothing reports whether a client named a network without setting anything for it.
 func wantsNothing(e *wire.EndpointSettings) bool {
-	return e.IPAMConfig == nil && len(e.Links) == 0 && len(e.Aliases) == 0 && e.MacAddress == ""
+	return e.IPAMConfig == nil && len(e.Links) == 0 && len(e.Aliases) == 0 && e.MacAddress == "" && len(e.DriverOpts) == 0 &&
+		(e.GwPriority == nil || *e.GwPriority == 0)
 }
 
 func endpointSpec(e *wire.EndpointSettings, name string) (network.EndpointSpec, error) {
 	bad := func(what, value string) (network.EndpointSpec, error) {
 		return network.EndpointSpec{}, errs.New(errs.Invalid, "network %s: invalid %s %q", clip(name), what, clip(value))
 	}
-	switch {
-	case len(e.DriverOpts) > 0:
-		return network.EndpointSpec{}, unsupported("EndpointsConfig.DriverOpts of network "+clip(name), "endpoints take no driver options")
-	case len(e.Aliases) > 0 && isBuiltIn(name):
+	if len(e.Aliases) > 0 && isBuiltIn(name) {
 		return network.EndpointSpec{}, errs.New(errs.Invalid, "network-scoped alias is supported only for containers in user defined networks")
-	case e.GwPriority != nil && *e.GwPriority != 0:
-		return network.EndpointSpec{}, unsupported("EndpointsConfig.GwPriority of network "+clip(name), "the first network provides the gateway")
 	}
-	ep := network.EndpointSpec{Aliases: e.Aliases, MAC: e.MacAddress, Links: e.Links}
+	ep := network.EndpointSpec{Aliases: e.Aliases, MAC: e.MacAddress, Links: e.Links, DriverOpts: e.DriverOpts}
+	if e.GwPriority != nil {
+		ep.Priority = *e.GwPriority
+	}
 	if e.MacAddress != "" {
 		if _, err := net.ParseMAC(e.MacAddress); err != nil {
 			return bad("MAC address", e.MacAddress)
 		}
 	}
 	if ipam := e.IPAMConfig; ipam != nil {
-		if len(ipam.LinkLocalIPs) > 0 {
-			return network.EndpointSpec{}, unsupported("IPAMConfig.LinkLocalIPs of network "+clip(name), "link-local addresses cannot be chosen")
+		for _, text := range ipam.LinkLocalIPs {
+			a, err := netip.ParseAddr(text)
+			if err != nil || !a.IsLinkLocalUnicast() {
+				return bad("link-local address", text)
+			}
+			ep.LinkLocal = append(ep.LinkLocal, a)
 		}
 		var err error
 		if ipam.IPv4Address != "" {

@@ -32,6 +32,7 @@ type Options struct {
 	Sessions   Sessions
 	Volumes    Volumes
 	Networks   Networks
+	Connector  Connector
 	Events     Events
 	System     System
 	Checker    Checker

@@ -622,7 +622,8 @@ func (fakeNetworks) Get(_ context.Context, name string) (*network.Network, error
 	if name != "bridge" {
 		return nil, errs.New(errs.NotFound, "network %s not found", name)
 	}
-	return &network.Network{ID: netID, Name: "bridge", Driver: "bridge", Created: moment, Subnet: netip.MustParsePrefix("172.17.0.0/16"), Gateway: netip.MustParseAddr("172.17.0.1"),
+	return &network.Network{ID: netID, Name: "bridge", Driver: "bridge", Created: moment, BuiltIn: true, IPv4: true,
+		Pools:     []network.Pool{{Subnet: netip.MustParsePrefix("172.17.0.0/16"), Gateway: netip.MustParseAddr("172.17.0.1")}},
 		Endpoints: map[string]network.Endpoint{string(ctrWeb): {ID: strings.Repeat("d4", 32), IPv4: netip.MustParsePrefix("172.17.0.6/16"), MAC: "02:42:ac:11:00:06"}}}, nil
 }
 func (f fakeNetworks) List(ctx context.Context, filters filter.Args) ([]*network.Network, error) {
@@ -633,8 +634,33 @@ func (f fakeNetworks) List(ctx context.Context, filters filter.Args) ([]*network
 	return []*network.Network{n}, err
 }
 
-func (fakeNetworks) RemoveDamaged(_ context.Context, name string) error {
-	return errs.New(errs.NotFound, "network %s has no damaged record", name)
+func (fakeNetworks) Create(_ context.Context, o network.CreateOptions) (string, error) {
+	if o.Name == "taken" {
+		return "", errs.New(errs.Conflict, "network with name %s already exists", o.Name)
+	}
+	return netID, nil
+}
+
+func (fakeNetworks) Remove(_ context.Context, name string) error {
+	return errs.New(errs.Forbidden, "%s is a pre-defined network and cannot be removed", name)
+}
+
+func (fakeNetworks) Prune(_ context.Context, filters filter.Args) ([]string, error) {
+	_, err := network.PruneFilters.Compile(filters)
+	return []string{"old"}, err
+}
+
+type fakeConnector struct{}
+
+func (fakeConnector) Connect(_ context.Context, ref, name string, _ network.EndpointSpec) error {
+	if name == "bridge" {
+		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", ref, name)
+	}
+	return nil
+}
+
+func (fakeConnector) Disconnect(_ context.Context, _, name string, _ bool) error {
+	return fakeConnector{}.Connect(nil, "", name, network.EndpointSpec{})
 }
 
 type fakeSystem struct{}
@@ -743,7 +769,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w.builder.history = builds
-	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Builder: &w.builder, Driver: "erofs",
+	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Connector: fakeConnector{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Builder: &w.builder, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

@@ -114,9 +114,13 @@ func alive(st container.Status) bool {
 func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *wire.EndpointSettings {
 	e := &wire.EndpointSettings{Links: asked.Links, Aliases: asked.Aliases, MacAddress: ep.MAC, NetworkID: ep.NetworkID, EndpointID: ep.ID,
 		Gateway: addrText(ep.Gateway), IPv6Gateway: addrText(ep.Gateway6)}
-	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
+	if asked.IPv4.IsValid() || asked.IPv6.IsValid() || len(asked.LinkLocal) > 0 {
 		e.IPAMConfig = &wire.EndpointIPAM{IPv4Address: addrText(asked.IPv4), IPv6Address: addrText(asked.IPv6)}
+		for _, a := range asked.LinkLocal {
+			e.IPAMConfig.LinkLocalIPs = append(e.IPAMConfig.LinkLocalIPs, a.String())
+		}
 	}
+	e.DriverOpts = asked.DriverOpts
 	if ep.IPv4.IsValid() {
 		e.IPAddress, e.IPPrefixLen = ep.IPv4.Addr().String(), ep.IPv4.Bits()
 	}
@@ -131,7 +135,7 @@ func endpointOf(ep network.Endpoint, asked network.EndpointSpec, v int) *wire.En
 		e.Aliases = ep.Aliases
 	}
 	if v >= 48 {
-		e.GwPriority = new(int)
+		e.GwPriority = &asked.Priority
 	}
 	return e
 }

@@ -144,7 +144,7 @@ func (s *server) table(o *Options) []route {
 		fileHandlers{o.Files},
 		sessionHandlers{o.Sessions, o.Containers},
 		volumeHandlers{o.Volumes},
-		networkHandlers{o.Networks, o.Containers},
+		networkHandlers{o.Networks, o.Containers, o.Connector},
 		absentHandlers{},
 	} {
 		group.routes(func(method, pattern string, do handler) { t = append(t, route{method, pattern, do}) })

@@ -56,18 +56,60 @@ func Hosts(o HostsOptions) ([]byte, error) {
 			fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 		}
 	}
-	names := o.Hostname
-	if o.Domainname != "" {
-		names = o.Hostname + "." + o.Domainname + " " + o.Hostname
-	}
+	names := ownNames(o.Hostname, o.Domainname)
 	for _, e := range o.endpoints() {
-		for _, ip := range []netip.Prefix{e.IPv4, e.IPv6} {
-			if ip.IsValid() && names != "" {
-				fmt.Fprintf(&b, "%s\t%s\n", ip.Addr(), names)
+		b.WriteString(ownLines(e, names))
+	}
+	return b.Bytes(), nil
+}
+
+// ownNames returns the names of a container as its hosts file has them.
+func ownNames(hostname, domainname string) string {
+	if domainname != "" {
+		return hostname + "." + domainname + " " + hostname
+	}
+	return hostname
+}
+
+// ownLines returns the lines of one endpoint.
+func ownLines(e network.Endpoint, names string) string {
+	lines := ""
+	for _, ip := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if ip.IsValid() && names != "" {
+			lines += fmt.Sprintf("%s\t%s\n", ip.Addr(), names)
+		}
+	}
+	return lines
+}
+
+// ChangeHosts changes the hosts file of a running container, which may have changed it too: it removes the lines of networks that the container left, and
+// adds those of networks that it joined.
+func ChangeHosts(path, hostname, domainname string, before, after map[string]network.Endpoint) error {
+	data, err := durable.ReadFile(durable.OS, path, maxHostFile)
+	if err != nil {
+		return err
+	}
+	names, text := ownNames(hostname, domainname), string(data)
+	for n, e := range before {
+		if _, stays := after[n]; !stays {
+			for line := range strings.Lines(ownLines(e, names)) {
+				text = strings.Replace(text, line, "", 1)
 			}
 		}
 	}
-	return b.Bytes(), nil
+	if text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	joined := HostsOptions{Endpoints: map[string]network.Endpoint{}}
+	for n, e := range after {
+		if _, was := before[n]; !was {
+			joined.Endpoints[n] = e
+		}
+	}
+	for _, e := range joined.endpoints() {
+		text += ownLines(e, names)
+	}
+	return Write(path, []byte(text))
 }
 
 // endpoints returns the endpoints in the order of their networks' names.

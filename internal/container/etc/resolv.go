@@ -6,9 +6,11 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"ply/internal/durable"
+	"ply/internal/network/resolver"
 )
 
 // Resolver files of the host; variables for tests.
@@ -55,6 +57,29 @@ func Resolv(own, engine Resolver, file string, hostNetwork bool) []byte {
 		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
 	}
 	return b.Bytes()
+}
+
+// ResolvByShim returns the resolv.conf of a container for which a resolver at 127.0.0.11 answers, and the servers that the resolver asks: those of the first of own,
+// engine and host that has any. inside says that they are to be asked from the container's namespace, because they are the container's own.
+// file is the host's resolv.conf; "" = /etc/resolv.conf.
+func ResolvByShim(own, engine Resolver, file string) (data []byte, servers []string, inside bool) {
+	host := readResolver(cmp.Or(file, hostResolv))
+	servers, inside = first(own.Servers, engine.Servers, host.Servers), len(own.Servers) > 0
+	search := first(own.Search, engine.Search, host.Search)
+	options := slices.Clone(first(own.Options, engine.Options, host.Options))
+	if len(search) == 1 && search[0] == "." {
+		search = nil // as in Resolv
+	}
+	if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		options = append(options, "ndots:0") // names of containers have no dots
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "nameserver %s\n", resolver.Address)
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	return b.Bytes(), servers, inside
 }
 
 // first returns the first list that is not empty.

@@ -209,6 +209,13 @@ func isFirstLimits(r *specs.LinuxResources) bool {
 	return reflect.DeepEqual(*r, known)
 }
 
+// Resolve makes the shim answer DNS queries in the container. A second call replaces what the first one said. It returns errs.Unimplemented when the shim is too
+// old.
+func (c *Client) Resolve(ctx context.Context, a ResolveArgs) error {
+	_, err := call[ResolveArgs, struct{}](ctx, c, OpNames, "", &a)
+	return err
+}
+
 // Stats returns the counters of the container's cgroups.
 func (c *Client) Stats(ctx context.Context) (StatsReply, error) {
 	return call[struct{}, StatsReply](ctx, c, OpStats, "", nil)

@@ -3,6 +3,8 @@ package shim
 import (
 	"encoding/json"
 	"time"
+
+	"ply/internal/network/resolver"
 )
 
 // Version is the version of the protocol that this build speaks. The package comment says when to raise it.
@@ -100,6 +102,7 @@ const (
 	OpUpdate Op = "update"   // UpdateArgs
 	OpStats  Op = "stats"    // → StatsReply
 	OpPids   Op = "pids"     // → []int, pids in the host's namespace
+	OpNames  Op = "names"    // ResolveArgs: answer DNS queries in the container, in place of what an earlier request said
 	OpStop   Op = "shutdown" // the container has ended: delete its runtime state and exit
 )
 
@@ -176,6 +179,9 @@ type AttachArgs struct {
 type UpdateArgs struct {
 	Resources json.RawMessage `json:"resources"` // LinuxResources of the runtime spec
 }
+
+// ResolveArgs are the arguments of OpNames.
+type ResolveArgs = resolver.Config
 
 // StatsReply holds the counters of the container's cgroups, in bytes and nanoseconds.
 type StatsReply struct {

@@ -65,6 +65,7 @@ func TestMessagesKeepTheirForm(t *testing.T) {
 		OpResize: ResizeArgs{Height: 24, Width: 80},
 		OpExec:   ExecArgs{ID: "e1", Process: json.RawMessage(`{"args":["true"]}`), Stdin: true, Detach: true},
 		OpAttach: AttachArgs{Stdin: true, Stdout: true, Stderr: true},
+		OpNames:  ResolveArgs{Netns: "/run/n", Tables: "/run/t", Container: "c1", Servers: []string{"192.0.2.1"}, Inside: true},
 		OpUpdate: UpdateArgs{Resources: json.RawMessage(`{"pids":{"limit":5}}`)},
 	}
 	results := map[Op]any{OpState: aState, OpWait: anExit, OpStats: aStats, OpPids: []int{5, 6}}
@@ -265,6 +266,7 @@ func TestNewerShimKeepsTheCore(t *testing.T) {
 	refused := map[string]error{
 		"start": c.Start(ctx, ""), "resize": c.Resize(ctx, "", 1, 1), "pause": c.Pause(ctx), "resume": c.Resume(ctx),
 		"exec": c.Exec(ctx, "e", &specs.Process{}, ExecOptions{}), "update": c.Update(ctx, &specs.LinuxResources{}),
+		"names": c.Resolve(ctx, ResolveArgs{}),
 	}
 	_, refused["stats"] = c.Stats(ctx)
 	_, refused["pids"] = c.Pids(ctx)

@@ -51,13 +51,22 @@ func checkNamespaces(s *Spec) error {
 			return invalid("conflicting options: port publishing and the container type network mode")
 		}
 	}
-	if len(s.Links) > 0 {
-		return errs.New(errs.Unimplemented, "--link: legacy links are not supported").WithHint("Use a network and --add-host.")
+	if len(s.Links) > 0 && !IsUserDefined(s.NetworkMode) { // on a network of a user, the links of the endpoint say the same
+		return errs.New(errs.Unimplemented, "--link: legacy links are not supported on the default bridge").WithHint("Use a network of your own, on which containers find each other by name.")
 	}
 	if s.NetworkMode == "host" && s.MacAddress != "" || isContainer && s.MacAddress != "" {
 		return invalid("conflicting options: mac-address and the network mode")
 	}
 	return nil
+}
+
+// IsUserDefined reports whether a network mode names a network that a user created.
+func IsUserDefined(mode string) bool {
+	switch mode {
+	case "", "default", "bridge", "host", "none":
+		return false
+	}
+	return !strings.HasPrefix(mode, "container:")
 }
 
 func checkHosts(s *Spec) error {

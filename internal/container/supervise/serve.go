@@ -166,6 +166,14 @@ func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage
 		return nil, s.newExec(req)
 	case shim.OpUpdate:
 		return nil, s.update(req)
+	case shim.OpNames:
+		a, err := arguments[shim.ResolveArgs](req)
+		if err != nil {
+			return nil, err
+		}
+		s.forks.RLock() // the child that the resolver starts is not the reaper's
+		defer s.forks.RUnlock()
+		return nil, s.names.serve(a)
 	case shim.OpStats:
 		if !s.init.running() {
 			return nil, s.init.gone()

@@ -50,6 +50,7 @@ type server struct {
 	stopped chan struct{} // closed to end the shim
 
 	requestTime time.Duration
+	names       resolving
 
 	mu       sync.Mutex
 	paused   bool

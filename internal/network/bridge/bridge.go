@@ -15,63 +15,133 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/network/ipam"
 )
 
-// ensureBridge makes the bridge, or takes over the one that is there, with the gateway's address on it, and sets it
-// up. It returns that address. A bridge that has an IPv4 address keeps it: containers from before a restart live in
+// ensureBridge makes the bridge, or takes over the one that is there, with the gateways' addresses on it, and sets it
+// up. It returns those addresses. A bridge that has an IPv4 address keeps it: containers from before a restart live in
 // that subnet.
-func ensureBridge(c network.Config) (netip.Prefix, error) {
-	name, want := c.Bridge, c.Address
+func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err error) {
+	link, err := bridgeLink(c, owner)
+	if err != nil {
+		return v4, v6, err
+	}
+	v6 = c.Address6
+	if v6.IsValid() {
+		if err := enableIPv6(c.Bridge); err != nil {
+			return v4, v6, err
+		}
+		if err := setAddress(link, v6); err != nil {
+			return v4, v6, err
+		}
+	}
+	if c.NoIPv4 {
+		return v4, v6, up(link)
+	}
+	have, err := bridgeAddress(link)
+	if err != nil {
+		return v4, v6, err
+	}
+	want := c.Address
+	if have.IsValid() && (!want.IsValid() || have == want) {
+		return have, v6, up(link)
+	}
+	if have.IsValid() {
+		return v4, v6, errs.New(errs.Precondition, "bridge %s has address %s, \"bip\" asks for %s", c.Bridge, have, want).
+			WithHint("Remove the bridge (ip link del %s) while no container runs.", c.Bridge)
+	}
+	if !want.IsValid() {
+		used, err := Subnets()
+		if err != nil {
+			return v4, v6, err
+		}
+		pool, err := ipam.FreePool(c.Pools, used)
+		if err != nil {
+			return v4, v6, err
+		}
+		want = netip.PrefixFrom(pool.Addr().Next(), pool.Bits())
+	}
+	if err := setAddress(link, want); err != nil {
+		return v4, v6, err
+	}
+	return want, v6, up(link)
+}
+
+// foreignError says that a bridge belongs to another engine.
+type foreignError struct{ err error }
+
+func (e *foreignError) Error() string { return e.err.Error() }
+
+// Unwrap returns the error with its class.
+func (e *foreignError) Unwrap() error { return e.err }
+
+// mark is how the bridges of an engine are marked, in their aliases: the word and the engine's own words.
+const mark = "ply of "
+
+// made reports whether the engine made the bridge. A bridge of an earlier release has no mark.
+func (o *Options) made(link netlink.Link) bool {
+	alias := link.Attrs().Alias
+	return alias == mark+o.Owner || alias == "" && link.Attrs().Name == "ply0"
+}
+
+// bridgeLink returns the bridge, and makes it when there is none. The error is a *foreignError when another engine has made it.
+func bridgeLink(c network.Config, owner string) (netlink.Link, error) {
+	name := c.Bridge
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		var missing netlink.LinkNotFoundError
 		if !errors.As(err, &missing) {
-			return netip.Prefix{}, errs.New(errs.Internal, "bridge %s: %w", name, err)
+			return nil, errs.New(errs.Internal, "bridge %s: %w", name, err)
 		}
 		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.MTU = name, c.MTU
+		attrs.Name, attrs.MTU, attrs.Alias = name, c.MTU, mark+owner
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, syscall.EEXIST) {
-			return netip.Prefix{}, errs.New(errs.Internal, "bridge %s: create: %w", name, err)
+			return nil, errs.New(errs.Internal, "bridge %s: create: %w", name, err)
 		}
 		if link, err = netlink.LinkByName(name); err != nil {
-			return netip.Prefix{}, errs.New(errs.Internal, "bridge %s: %w", name, err)
+			return nil, errs.New(errs.Internal, "bridge %s: %w", name, err)
 		}
+		if link.Attrs().Alias == "" { // the kernel takes an alias of a new interface only from some releases on
+			if err := netlink.LinkSetAlias(link, mark+owner); err != nil {
+				return nil, errs.New(errs.Internal, "bridge %s: alias: %w", name, err)
+			}
+		}
+	}
+	if alias := link.Attrs().Alias; strings.HasPrefix(alias, mark) && alias != mark+owner {
+		return nil, &foreignError{errs.New(errs.Conflict, "bridge %s belongs to another engine, the one of %s", name, strings.TrimPrefix(alias, mark)).
+			WithHint("Give the network another bridge, with the option com.docker.network.bridge.name or with \"bridge\" in daemon.json.")}
 	}
 	if link.Type() != "bridge" {
-		return netip.Prefix{}, errs.New(errs.Precondition, "interface %s is no bridge but a %s", name, link.Type()).
+		return nil, errs.New(errs.Precondition, "interface %s is no bridge but a %s", name, link.Type()).
 			WithHint("Set \"bridge\" in daemon.json to another name.")
 	}
-	have, err := bridgeAddress(link)
-	if err != nil {
-		return netip.Prefix{}, err
+	return link, nil
+}
+
+// setAddress gives the bridge an address unless it has it.
+func setAddress(link netlink.Link, want netip.Prefix) error {
+	addr := &netlink.Addr{IPNet: ipNet(want)}
+	if want.Addr().Is4() {
+		addr.Broadcast = net.IP(ipam.Broadcast(want).AsSlice())
+	} else {
+		addr.Flags = unix.IFA_F_NODAD // nobody else is on the bridge yet
 	}
-	if have.IsValid() && (!want.IsValid() || have == want) {
-		return have, up(link)
-	}
-	if have.IsValid() {
-		return netip.Prefix{}, errs.New(errs.Precondition, "bridge %s has address %s, \"bip\" asks for %s", name, have, want).
-			WithHint("Remove the bridge (ip link del %s) while no container runs.", name)
-	}
-	if !want.IsValid() {
-		used, err := hostSubnets()
-		if err != nil {
-			return netip.Prefix{}, err
-		}
-		pool, err := ipam.FreePool(c.Pools, used)
-		if err != nil {
-			return netip.Prefix{}, err
-		}
-		want = netip.PrefixFrom(pool.Addr().Next(), pool.Bits())
-	}
-	addr := &netlink.Addr{IPNet: ipNet(want), Broadcast: net.IP(ipam.Broadcast(want).AsSlice())}
 	if err := netlink.AddrAdd(link, addr); err != nil && !errors.Is(err, syscall.EEXIST) {
-		return netip.Prefix{}, errs.New(errs.Internal, "bridge %s: address %s: %w", name, want, err)
+		return errs.New(errs.Internal, "bridge %s: address %s: %w", link.Attrs().Name, want, err)
 	}
-	return want, up(link)
+	return nil
+}
+
+// enableIPv6 lets the bridge have IPv6 addresses on a host that gives new interfaces none.
+func enableIPv6(bridge string) error {
+	if err := sysctl("ipv6/conf/"+bridge+"/disable_ipv6", "0"); err != nil {
+		return err
+	}
+	return sysctl("ipv6/conf/"+bridge+"/accept_ra", "0")
 }
 
 func up(link netlink.Link) error {
@@ -97,9 +167,9 @@ func bridgeAddress(link netlink.Link) (netip.Prefix, error) {
 	return netip.Prefix{}, nil
 }
 
-// hostSubnets returns the IPv4 subnets that the host has routes to, without the default route.
-func hostSubnets() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+// Subnets returns the subnets that the host has routes to, without the default routes.
+func Subnets() ([]netip.Prefix, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "network: list routes: %w", err)
 	}
@@ -108,9 +178,9 @@ func hostSubnets() ([]netip.Prefix, error) {
 		if r.Dst == nil || r.Dst.IP == nil {
 			continue
 		}
-		ip, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+		ip, ok := netip.AddrFromSlice(r.Dst.IP)
 		if ones, _ := r.Dst.Mask.Size(); ok && ones > 0 {
-			subnets = append(subnets, netip.PrefixFrom(ip, ones))
+			subnets = append(subnets, netip.PrefixFrom(ip.Unmap(), ones))
 		}
 	}
 	return subnets, nil
@@ -133,8 +203,12 @@ func sysctl(path, value string) error {
 	return nil
 }
 
-// macFor derives a MAC address from an IPv4 address as Docker does: 02:42 and the four bytes.
-func macFor(a netip.Addr) string {
-	b := a.As4()
+// macFor derives a MAC address from an address of the endpoint. From an IPv4 address it is that of Docker: 02:42 and the four bytes.
+func macFor(e network.Endpoint) string {
+	if !e.IPv4.IsValid() {
+		b := e.IPv6.Addr().As16()
+		return fmt.Sprintf("02:43:%02x:%02x:%02x:%02x", b[12], b[13], b[14], b[15])
+	}
+	b := e.IPv4.Addr().As4()
 	return fmt.Sprintf("02:42:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
 }

@@ -3,11 +3,16 @@ package bridge
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -15,9 +20,9 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/network"
-	"ply/internal/network/ipam"
 	"ply/internal/network/namespace"
 	"ply/internal/network/ports"
+	"ply/internal/network/rules"
 	"ply/internal/oci"
 )
 
@@ -29,11 +34,20 @@ type Options struct {
 	NoForwardDrop bool       // after switching IP forwarding on, let the host forward between all its networks
 	StateFile     string     // remembers until the next boot that IP forwarding was switched on; "" = only the rules tell
 	NoProxy       bool       // reserve published ports, but carry no connection in user space
+	Owner         string     // the engine, in words: it is written at the bridges, which other engines leave alone then
 	Log           *slog.Logger
 }
 
 // Driver makes bridges. Safe for concurrent use.
-type Driver struct{ opts Options }
+type Driver struct {
+	opts  Options
+	table *rules.Table
+
+	forwarding sync.Mutex // held while the forwarding of the host is set up, which is read before it is changed
+
+	mu       sync.Mutex
+	obsolete []string // tables of earlier releases, which had one for each bridge
+}
 
 var _ network.Driver = (*Driver)(nil)
 
@@ -42,47 +56,102 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{o}
+	return &Driver{opts: o, table: rules.New(tableOf(o.Owner))}
 }
 
-// Up makes the bridge and its table. With inUse a table that exists stays as it is, with the ports of running
-// containers; otherwise it is made anew.
+// tableOf returns the name of an engine's table.
+func tableOf(owner string) string {
+	if owner == "" {
+		return "ply"
+	}
+	sum := sha256.Sum256([]byte(owner))
+	return "ply-" + hex.EncodeToString(sum[:4])
+}
+
+// Up makes the bridge and adds it to the rules. With inUse the rules stay as they are, with the ports of running
+// containers, until Restored.
 func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.Segment, error) {
 	if c.Bridge == "none" {
 		return nil, errs.New(errs.Precondition, "the default bridge is switched off (\"bridge\": \"none\")").
 			WithHint("Use --network host or --network none.")
 	}
-	gateway, err := ensureBridge(c)
+	s := &segment{opts: d.opts, cfg: c, table: d.table, reserved: map[oci.ContainerID][]ports.Reservation{}}
+	err := d.ensure(s)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.setUpForwarding(ctx, c.Bridge); err != nil {
-		return nil, err
-	}
-	s := &segment{
-		opts: d.opts, cfg: c, gateway: gateway, reserved: map[oci.ContainerID][]ports.Reservation{},
-		table: ports.Table{Name: "ply-" + c.Bridge, Bridge: c.Bridge, Subnet: gateway, Masquerade: !c.NoMasq, ICC: !c.NoICC},
-	}
-	if d.opts.NoRules {
-		return s, nil
-	}
-	if err := sysctl("ipv4/conf/"+c.Bridge+"/route_localnet", "1"); err != nil {
-		return nil, err
-	}
-	if !inUse || !s.table.Exists(ctx) {
-		if err := s.table.Create(ctx); err != nil {
-			return nil, err
+	if err := d.rules(ctx, s, inUse); err != nil {
+		if !inUse {
+			err = errors.Join(err, d.opts.remove(s.cfg.Bridge))
 		}
+		return nil, err
 	}
 	return s, nil
 }
 
+// ensure makes the bridge. One without a name gets the first that no other engine has.
+func (d *Driver) ensure(s *segment) (err error) {
+	if s.cfg.Bridge != "" {
+		s.gateway, s.gateway6, err = ensureBridge(s.cfg, d.opts.Owner)
+		return err
+	}
+	for n := range maxEngines {
+		s.cfg.Bridge = "ply" + strconv.Itoa(n)
+		if s.gateway, s.gateway6, err = ensureBridge(s.cfg, d.opts.Owner); !errors.As(err, new(*foreignError)) {
+			break
+		}
+	}
+	return err
+}
+
+// maxEngines bounds the search for a name.
+const maxEngines = 100
+
+func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
+	c := s.cfg
+	if !c.Internal {
+		if err := d.setUpForwarding(ctx, c.Bridge, s.gateway6.IsValid()); err != nil {
+			return err
+		}
+	}
+	if d.opts.NoRules {
+		return nil
+	}
+	if err := sysctl("ipv4/conf/"+c.Bridge+"/route_localnet", "1"); err != nil {
+		return err
+	}
+	if inUse {
+		d.mu.Lock()
+		d.obsolete = append(d.obsolete, "ply-"+c.Bridge)
+		d.mu.Unlock()
+	}
+	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open}
+	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
+		if p.IsValid() {
+			b.Subnets = append(b.Subnets, p)
+		}
+	}
+	return d.table.AddBridge(ctx, b, inUse)
+}
+
+// Restored writes the rules anew, with all bridges and ports that were handed over, in place of what an earlier engine wrote.
+func (d *Driver) Restored(ctx context.Context) error {
+	if d.opts.NoRules {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	obsolete := slices.DeleteFunc(d.obsolete, func(name string) bool { return "inet "+name == d.table.Name() })
+	d.obsolete = nil
+	return d.table.Restore(ctx, obsolete...)
+}
+
 // segment is one bridge of this host.
 type segment struct {
-	opts    Options
-	cfg     network.Config
-	gateway netip.Prefix
-	table   ports.Table
+	opts              Options
+	cfg               network.Config
+	gateway, gateway6 netip.Prefix
+	table             *rules.Table
 
 	background sync.WaitGroup // deletions of interfaces
 
@@ -90,37 +159,112 @@ type segment struct {
 	reserved map[oci.ContainerID][]ports.Reservation
 }
 
-func (s *segment) Gateway() netip.Prefix { return s.gateway }
+func (s *segment) Name() string { return s.cfg.Bridge }
+
+func (s *segment) Gateways() (v4, v6 netip.Prefix) { return s.gateway, s.gateway6 }
 
 // Connect reserves the ports, makes the veth pair and adds the ports to the table, in this order.
 func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
 	e := &c.Endpoint
 	if e.MAC == "" {
-		e.MAC = macFor(e.IPv4.Addr())
+		e.MAC = macFor(*e)
 	}
-	e.Interface, e.HostIf = "eth0", "veth"+randomDigits()
-	if err := s.reserve(*c); err != nil {
+	if e.Interface == "" {
+		e.Interface = "eth0"
+	}
+	e.HostIf = "veth" + randomDigits()
+	if c.Default {
+		if err := s.reserve(*c); err != nil {
+			return err
+		}
+		c.Ports = s.bound(c.Container)
+	}
+	if err := s.plug(*c); err != nil {
 		return err
 	}
-	c.Ports = s.bound(c.Container)
-	if err := s.plug(*e, c.Netns); err != nil {
-		return err
+	if c.Default {
+		return s.publish(ctx, c)
 	}
+	return nil
+}
+
+// publish adds the reserved ports to the table.
+func (s *segment) publish(ctx context.Context, c *network.Connection) error {
 	if s.opts.NoRules {
 		return nil
 	}
-	if err := s.table.Add(ctx, e.IPv4.Addr(), c.Ports); err != nil {
+	if err := s.table.AddPorts(ctx, target(c.Endpoint), c.Ports, false); err != nil {
 		return err
 	}
 	c.Published = true
 	return nil
 }
 
+func target(e network.Endpoint) (t rules.Target) {
+	if e.IPv4.IsValid() {
+		t.IPv4 = e.IPv4.Addr()
+	}
+	if e.IPv6.IsValid() {
+		t.IPv6 = e.IPv6.Addr()
+	}
+	return t
+}
+
+// Promote reserves the ports, sets the default routes and adds the ports to the table.
+func (s *segment) Promote(ctx context.Context, c *network.Connection) error {
+	if err := s.reserve(*c); err != nil {
+		return err
+	}
+	c.Ports = s.bound(c.Container)
+	if err := namespace.AddRoutes(c.Netns, c.Endpoint.Interface, s.gateways()...); err != nil {
+		s.free(c.Container)
+		return err
+	}
+	return s.publish(ctx, c)
+}
+
+// Demote undoes Promote.
+func (s *segment) Demote(ctx context.Context, c *network.Connection) error {
+	s.unpublish(ctx, *c)
+	c.Published = false
+	s.free(c.Container)
+	return namespace.RemoveRoutes(c.Netns, c.Endpoint.Interface)
+}
+
+// gateways returns where containers send what is for other networks.
+func (s *segment) gateways() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
+		if p.IsValid() && (p.Addr().Is6() || !s.cfg.NoIPv4) {
+			out = append(out, p.Addr())
+		}
+	}
+	return out
+}
+
 // Adopt reserves the ports again. Interfaces and rules are still there.
-func (s *segment) Adopt(_ context.Context, c network.Connection) error { return s.reserve(c) }
+func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
+	if c.Published && !s.opts.NoRules {
+		if err := s.table.AddPorts(ctx, target(c.Endpoint), c.Ports, true); err != nil {
+			return err
+		}
+	}
+	return s.reserve(c)
+}
 
 func (s *segment) reserve(c network.Connection) error {
-	got, err := ports.Reserve(c.Ports, c.Endpoint.IPv4.Addr(), ports.Options{HostIP: s.opts.HostIP, Proxy: !s.opts.NoProxy})
+	if len(c.Ports) == 0 {
+		return nil
+	}
+	o := ports.Options{HostIP: s.opts.HostIP, Proxy: !s.opts.NoProxy}
+	if s.cfg.HostIP.IsValid() {
+		o.HostIP = s.cfg.HostIP
+	}
+	to := target(c.Endpoint)
+	if !to.IPv4.IsValid() {
+		to.IPv4 = to.IPv6
+	}
+	got, err := ports.Reserve(c.Ports, to.IPv4, o)
 	if err != nil {
 		return err
 	}
@@ -128,6 +272,15 @@ func (s *segment) reserve(c network.Connection) error {
 	defer s.mu.Unlock()
 	s.reserved[c.Container] = got
 	return nil
+}
+
+// free releases the reserved ports of a container.
+func (s *segment) free(id oci.ContainerID) {
+	s.mu.Lock()
+	reserved := s.reserved[id]
+	delete(s.reserved, id)
+	s.mu.Unlock()
+	ports.Release(reserved)
 }
 
 // bound returns the reserved ports of a container, with host addresses and ports filled in.
@@ -142,7 +295,8 @@ func (s *segment) bound(id oci.ContainerID) []network.PortBinding {
 }
 
 // plug makes the veth pair and configures the container's end.
-func (s *segment) plug(e network.Endpoint, netns string) error {
+func (s *segment) plug(c network.Connection) error {
+	e := c.Endpoint
 	mac, err := net.ParseMAC(e.MAC)
 	if err != nil {
 		return errs.New(errs.Invalid, "invalid MAC address %q: %w", e.MAC, err)
@@ -151,7 +305,7 @@ func (s *segment) plug(e network.Endpoint, netns string) error {
 	if err != nil {
 		return errs.New(errs.Internal, "bridge %s: %w", s.cfg.Bridge, err)
 	}
-	ns, h, err := namespace.Open(netns)
+	ns, h, err := namespace.Open(c.Netns)
 	if err != nil {
 		return err
 	}
@@ -174,34 +328,61 @@ func (s *segment) plug(e network.Endpoint, netns string) error {
 	if err := netlink.LinkSetHairpin(veth, true); err != nil {
 		return fail("set hairpin mode", err)
 	}
-	eth, err := h.LinkByName(e.Interface)
-	if err != nil {
-		return fail("find peer", err)
+	if s.cfg.NoICC && !framesPassRules() {
+		// Frames between containers do not pass the rules of the host, so the bridge itself must keep them apart.
+		if err := netlink.LinkSetIsolated(veth, true); err != nil {
+			return fail("isolate", err)
+		}
 	}
-	if err := h.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(e.IPv4), Broadcast: net.IP(ipam.Broadcast(e.IPv4).AsSlice())}); err != nil {
-		return fail("address", err)
+	i := namespace.Interface{Name: e.Interface}
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if p.IsValid() {
+			i.Addrs = append(i.Addrs, p)
+		}
 	}
-	if err := h.LinkSetUp(eth); err != nil {
-		return fail("set up peer", err)
+	for _, a := range e.LinkLocal {
+		i.Addrs = append(i.Addrs, netip.PrefixFrom(a, linkLocalBits(a)))
 	}
-	if err := h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.IP(e.Gateway.AsSlice())}); err != nil {
-		return fail("default route", err)
+	if c.Default {
+		i.Via = s.gateways()
 	}
-	return nil
+	return namespace.SetUp(c.Netns, h, i)
+}
+
+// framesPassRules reports whether frames between the ports of a bridge pass the host's rules (br_netfilter). Where they do, a bridge that keeps ports
+// apart would also drop what goes from one to the other by a published port.
+func framesPassRules() bool {
+	for _, name := range []string{"iptables", "ip6tables"} {
+		b, err := os.ReadFile("/proc/sys/net/bridge/bridge-nf-call-" + name)
+		if err != nil || strings.TrimSpace(string(b)) != "1" {
+			return false
+		}
+	}
+	return true
+}
+
+// linkLocalBits returns the length of the link-local subnet.
+func linkLocalBits(a netip.Addr) int {
+	if a.Is4() {
+		return 16
+	}
+	return 64
+}
+
+// unpublish takes the ports of a container out of the table.
+func (s *segment) unpublish(ctx context.Context, c network.Connection) {
+	if !c.Published {
+		return
+	}
+	if err := s.table.RemovePorts(ctx, target(c.Endpoint), c.Ports); err != nil {
+		s.opts.Log.Warn("published ports stay in the rules", "container", c.Container, "err", err)
+	}
 }
 
 // Disconnect undoes Connect as far as it came. What cannot be undone is logged.
 func (s *segment) Disconnect(ctx context.Context, c network.Connection, done func()) {
-	if c.Published {
-		if err := s.table.Remove(ctx, c.Endpoint.IPv4.Addr(), c.Ports); err != nil {
-			s.opts.Log.Warn("published ports stay in the rules", "container", c.Container, "err", err)
-		}
-	}
-	s.mu.Lock()
-	reserved := s.reserved[c.Container]
-	delete(s.reserved, c.Container)
-	s.mu.Unlock()
-	ports.Release(reserved)
+	s.unpublish(ctx, c)
+	s.free(c.Container)
 	// The kernel takes tens of milliseconds to delete an interface, and no caller needs to wait for it: the
 	// interface's name is random, and the address is freed afterwards.
 	s.background.Go(func() {
@@ -217,17 +398,23 @@ func (s *segment) Disconnect(ctx context.Context, c network.Connection, done fun
 	})
 }
 
-// Down removes the bridge and the table.
+// Down removes the bridge, and takes it out of the rules.
 func (s *segment) Down(ctx context.Context) error {
 	s.background.Wait()
 	var err error
 	if !s.opts.NoRules {
-		err = errors.Join(s.table.Delete(ctx), leaveForwarding(ctx, s.cfg.Bridge))
+		err = errors.Join(s.table.RemoveBridge(ctx, s.cfg.Bridge), leaveForwarding(ctx, s.cfg.Bridge))
 	}
-	if link, lerr := netlink.LinkByName(s.cfg.Bridge); lerr == nil {
-		err = errors.Join(err, netlink.LinkDel(link))
+	return errors.Join(err, s.opts.remove(s.cfg.Bridge))
+}
+
+// remove removes a bridge that this engine made.
+func (o *Options) remove(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil || !o.made(link) {
+		return nil
 	}
-	return err
+	return netlink.LinkDel(link)
 }
 
 // Close waits for deletions and closes the sockets of reserved ports. Interfaces and rules stay.

@@ -37,11 +37,16 @@ func segmentOf(t *testing.T, o Options, c network.Config) network.Segment {
 	return s
 }
 
+func gatewayOf(s network.Segment) netip.Prefix {
+	v4, _ := s.Gateways()
+	return v4
+}
+
 // connect connects a container at 10.88.0.2.
 func connect(t *testing.T, s network.Segment, ports ...network.PortBinding) network.Connection {
 	t.Helper()
-	c := network.Connection{Container: "c", Netns: filepath.Join(t.TempDir(), "netns"), Ports: ports}
-	c.Endpoint.IPv4, c.Endpoint.Gateway = netip.MustParsePrefix("10.88.0.2/24"), s.Gateway().Addr()
+	c := network.Connection{Container: "c", Netns: filepath.Join(t.TempDir(), "netns"), Ports: ports, Default: true}
+	c.Endpoint.IPv4, c.Endpoint.Gateway = netip.MustParsePrefix("10.88.0.2/24"), gatewayOf(s).Addr()
 	if err := namespace.Make(c.Netns); err != nil {
 		t.Fatal(err)
 	}
@@ -62,8 +67,8 @@ var config = network.Config{Bridge: "test0", Address: netip.MustParsePrefix("10.
 
 func TestConnectFillsInTheConnection(t *testing.T) {
 	s := segmentOf(t, Options{}, config)
-	if s.Gateway() != config.Address {
-		t.Errorf("Gateway = %s, want %s", s.Gateway(), config.Address)
+	if gatewayOf(s) != config.Address {
+		t.Errorf("Gateway = %s, want %s", gatewayOf(s), config.Address)
 	}
 	c := connect(t, s, network.PortBinding{Proto: "tcp", ContainerPort: 80})
 	if c.Endpoint.MAC != "02:42:0a:58:00:02" || c.Endpoint.Interface != "eth0" || c.Endpoint.HostIf == "" || !c.Published {
@@ -116,7 +121,7 @@ func TestUpRefusesAnAddressThatTheBridgeLacks(t *testing.T) {
 	existing := config
 	existing.Address, existing.Pools = netip.Prefix{}, ipam.DefaultPools()
 	s, err := New(Options{NoRules: true}).Up(t.Context(), existing, true)
-	if err != nil || s.Gateway() != config.Address {
+	if err != nil || gatewayOf(s) != config.Address {
 		t.Errorf("a bridge that is there: %v, want its address to be kept", err)
 	}
 }

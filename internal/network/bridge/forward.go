@@ -28,7 +28,10 @@ import (
 // forwardTable is the table, one per host: all engines of a host enter their bridges in it.
 const forwardTable = "inet ply-forward"
 
-const ipForward = "/proc/sys/net/ipv4/ip_forward"
+const (
+	ipForward  = "/proc/sys/net/ipv4/ip_forward"
+	ip6Forward = "/proc/sys/net/ipv6/conf/all/forwarding"
+)
 
 // forwardingVersion is the version of the record of switched forwarding (see package record).
 const forwardingVersion = 1
@@ -41,13 +44,22 @@ const maxForwarding = 4096
 // removes all tables.
 type switchedForwarding struct {
 	Boot  string `json:"boot"`
-	Netns uint64 `json:"netns"` // the kernel's cookie of the namespace
+	Netns uint64 `json:"netns"`          // the kernel's cookie of the namespace
+	No4   bool   `json:"no4,omitempty"`  // that of IPv4 was on before
+	IPv6  bool   `json:"ipv6,omitempty"` // that of IPv6 was switched on
 }
 
-// setUpForwarding makes the host forward packets unless the settings forbid it, and makes sure that it forwards only for
-// bridges if it did not forward before.
-func (d *Driver) setUpForwarding(ctx context.Context, bridge string) error {
-	on, err := forwards()
+// families says for IPv4 and IPv6 whether something holds.
+type families struct{ v4, v6 bool }
+
+func (f families) any() bool { return f.v4 || f.v6 }
+
+// setUpForwarding makes the host forward packets unless the settings forbid it, IPv6 ones if the bridge has IPv6 addresses. It makes sure that
+// the host forwards only for bridges if it did not forward before.
+func (d *Driver) setUpForwarding(ctx context.Context, bridge string, v6 bool) error {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
+	on, err := forwards(v6)
 	if err != nil {
 		return err
 	}
@@ -55,55 +67,89 @@ func (d *Driver) setUpForwarding(ctx context.Context, bridge string) error {
 	if err != nil {
 		return err
 	}
-	enable := !on && !d.opts.NoForward
-	if enable && !switched {
-		if err := d.rememberSwitch(); err != nil {
+	enable := families{!on.v4 && !d.opts.NoForward, v6 && !on.v6 && !d.opts.NoForward}
+	if now := (families{switched.v4 || enable.v4, switched.v6 || enable.v6}); now != switched {
+		if err := d.rememberSwitch(now); err != nil {
 			return err
 		}
-		switched = true
+		switched = now
 	}
 	if err := d.restrictForwarding(ctx, bridge, switched); err != nil {
 		return err
 	}
-	if !enable {
+	if !enable.any() {
 		return nil
 	}
 	if d.opts.NoRules || d.opts.NoForwardDrop {
-		d.opts.Log.Warn("this host now forwards packets between all its networks", "sysctl", "net.ipv4.ip_forward")
+		d.opts.Log.Warn("this host now forwards packets between all its networks", "ipv4", enable.v4, "ipv6", enable.v6)
 	} else {
-		d.opts.Log.Info("this host now forwards packets of containers, and no others", "sysctl", "net.ipv4.ip_forward", "table", forwardTable)
+		d.opts.Log.Info("this host now forwards packets of containers, and no others", "ipv4", enable.v4, "ipv6", enable.v6, "table", forwardTable)
 	}
-	return sysctl("ipv4/ip_forward", "1")
+	if enable.v6 {
+		if err := forwardIPv6(); err != nil {
+			return err
+		}
+	}
+	if enable.v4 {
+		return sysctl("ipv4/ip_forward", "1")
+	}
+	return nil
+}
+
+// forwardIPv6 switches the forwarding of IPv6 on. A host that forwards ignores the advertisements of routers unless it is told otherwise, and
+// would lose its own routes.
+func forwardIPv6() error {
+	list, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	if err != nil {
+		return err
+	}
+	for _, name := range list {
+		b, err := os.ReadFile(name)
+		if err == nil && strings.TrimSpace(string(b)) == "1" {
+			if err := os.WriteFile(name, []byte("2"), 0o644); err != nil {
+				return errs.New(errs.Precondition, "network: %w", err)
+			}
+		}
+	}
+	return sysctl("ipv6/conf/all/forwarding", "1")
 }
 
 // restrictForwarding makes the table, or removes it if the settings say so, when this engine switched forwarding on. A
 // table of another engine is kept and the bridge entered in it.
-func (d *Driver) restrictForwarding(ctx context.Context, bridge string, switched bool) error {
+func (d *Driver) restrictForwarding(ctx context.Context, bridge string, switched families) error {
 	switch {
 	case d.opts.NoRules:
 		return nil
-	case !switched && !nft.Exists(ctx, forwardTable):
+	case !switched.any() && !nft.Exists(ctx, forwardTable):
 		return nil
-	case !switched:
+	case !switched.any():
 		return nft.Apply(ctx, fmt.Sprintf("add element %s bridges { %q }\n", forwardTable, bridge))
 	case d.opts.NoForwardDrop:
 		return nft.Apply(ctx, fmt.Sprintf("table %[1]s\ndelete table %[1]s\n", forwardTable))
 	}
-	return nft.Apply(ctx, forwardRules(bridge))
+	return nft.Apply(ctx, forwardRules(bridge, switched))
 }
 
 // forwardRules renders the table with one more bridge. Bridges that are entered stay.
-func forwardRules(bridge string) string {
+func forwardRules(bridge string, switched families) string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("table %s {", forwardTable)
 	p("\tset bridges { type ifname; }")
 	p("\tchain forward { type filter hook forward priority filter; policy accept; }")
+	p("\tchain forward6 { type filter hook forward priority filter; policy accept; }")
 	p("}")
 	p("add element %s bridges { %q }", forwardTable, bridge)
-	p("flush chain %s forward", forwardTable)
-	// Only IPv4 forwarding is ever switched on.
-	p("add rule %s forward meta nfproto ipv4 iifname != @bridges oifname != @bridges drop", forwardTable)
+	// Each family has a chain, because another engine may have switched the other one on.
+	for _, f := range []struct {
+		on           bool
+		chain, proto string
+	}{{switched.v4, "forward", "ipv4"}, {switched.v6, "forward6", "ipv6"}} {
+		if f.on {
+			p("flush chain %s %s", forwardTable, f.chain)
+			p("add rule %s %s meta nfproto %s iifname != @bridges oifname != @bridges drop", forwardTable, f.chain, f.proto)
+		}
+	}
 	return b.String()
 }
 
@@ -115,42 +161,54 @@ func leaveForwarding(ctx context.Context, bridge string) error {
 	return nft.Apply(ctx, fmt.Sprintf("add element %[1]s bridges { %[2]q }\ndelete element %[1]s bridges { %[2]q }\n", forwardTable, bridge))
 }
 
-func forwards() (bool, error) {
-	b, err := os.ReadFile(ipForward)
-	if err != nil {
-		return false, errs.New(errs.Internal, "network: %w", err)
+// forwards reports what the host forwards. Without v6, the answer for IPv6 means nothing.
+func forwards(v6 bool) (f families, err error) {
+	read := func(name string) bool {
+		b, rerr := os.ReadFile(name)
+		if rerr != nil {
+			err = errs.New(errs.Internal, "network: %w", rerr)
+		}
+		return strings.TrimSpace(string(b)) != "0"
 	}
-	return strings.TrimSpace(string(b)) != "0", nil
+	f.v4 = read(ipForward)
+	if v6 {
+		f.v6 = read(ip6Forward)
+	}
+	return f, err
 }
 
-// switchedBefore reports whether this engine switched forwarding on in this boot and network namespace.
-func (d *Driver) switchedBefore() (bool, error) {
+// switchedBefore reports what forwarding this engine switched on in this boot and network namespace.
+func (d *Driver) switchedBefore() (families, error) {
 	if d.opts.StateFile == "" {
-		return false, nil
+		return families{}, nil
 	}
 	var r switchedForwarding
 	err := record.ReadFile(durable.OS, d.opts.StateFile, maxForwarding, forwardingVersion, &r)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return false, nil
+		return families{}, nil
 	case errors.Is(err, errs.DataLoss):
 		// The record is damaged, but it was written only because forwarding was switched on.
 		d.opts.Log.Warn("the record of switched forwarding is damaged; it is written again", "file", d.opts.StateFile, "err", err)
-		return true, d.rememberSwitch()
+		return families{v4: true}, d.rememberSwitch(families{v4: true})
 	case errors.Is(err, errs.Precondition): // of a later release, which switched forwarding on
-		return true, nil
+		return families{v4: true}, nil
 	case err != nil:
-		return false, errs.New(errs.Internal, "network: record of forwarding: %w", err)
+		return families{}, errs.New(errs.Internal, "network: record of forwarding: %w", err)
 	}
 	here, err := hereAndNow()
-	return r == here, err
+	if r.Boot != here.Boot || r.Netns != here.Netns {
+		return families{}, err
+	}
+	return families{!r.No4, r.IPv6}, err
 }
 
-func (d *Driver) rememberSwitch() error {
+func (d *Driver) rememberSwitch(f families) error {
 	if d.opts.StateFile == "" {
 		return nil
 	}
 	here, err := hereAndNow()
+	here.No4, here.IPv6 = !f.v4, f.v6
 	if err == nil {
 		err = os.MkdirAll(filepath.Dir(d.opts.StateFile), 0o700)
 	}

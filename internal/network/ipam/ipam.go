@@ -1,10 +1,11 @@
-// Package ipam manages IPv4 addresses: which subnet a network gets, and which address of it an endpoint gets.
+// Package ipam manages addresses: which subnet a network gets, and which address of it an endpoint gets.
 //
 // The package touches neither the host nor the disk. The caller says which subnets the host uses, and allocates the
 // addresses of restored endpoints again.
 package ipam
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
 	"sync"
@@ -55,6 +56,20 @@ next:
 		WithHint("Set \"bip\" or \"default-address-pools\" in daemon.json to a free range.")
 }
 
+// FreeUniqueLocal returns the first /64 of a unique local prefix (RFC 4193) that overlaps none of the used subnets. The prefix follows from a name, so
+// that two hosts have different ones.
+func FreeUniqueLocal(name string, used []netip.Prefix) (netip.Prefix, error) {
+	sum := sha256.Sum256([]byte(name))
+	a := [16]byte{0: 0xfd}
+	copy(a[1:6], sum[:])
+	var pools []netip.Prefix
+	for n := range len(used) + maxSubnets {
+		binary.BigEndian.PutUint16(a[6:8], uint16(n))
+		pools = append(pools, netip.PrefixFrom(netip.AddrFrom16(a), 64))
+	}
+	return FreePool(pools, used)
+}
+
 // Broadcast returns the last address of an IPv4 subnet.
 func Broadcast(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().As4()
@@ -73,12 +88,16 @@ type Allocator struct {
 	used   map[netip.Addr]bool
 }
 
-// NewAllocator returns an allocator that chooses addresses from pool, which lies in subnet. The subnet's first and
-// last address and the reserved ones are never allocated.
+// NewAllocator returns an allocator that chooses addresses from pool, which lies in subnet. The subnet's first
+// address, the last one of an IPv4 subnet, and the reserved ones are never allocated.
 func NewAllocator(subnet, pool netip.Prefix, reserved ...netip.Addr) *Allocator {
 	a := &Allocator{subnet: subnet.Masked(), pool: pool.Masked(), used: map[netip.Addr]bool{}}
-	a.used[a.subnet.Addr()] = true
-	a.used[Broadcast(a.subnet)] = true
+	if a.subnet.Bits() < a.subnet.Addr().BitLen()-1 {
+		a.used[a.subnet.Addr()] = true
+	}
+	if a.subnet.Addr().Is4() && a.subnet.Bits() < 31 {
+		a.used[Broadcast(a.subnet)] = true
+	}
 	for _, r := range reserved {
 		a.used[r] = true
 	}

@@ -87,6 +87,25 @@ func Exists(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
+// Do calls f on a thread in the namespace at path. Sockets and processes that f makes are in the namespace; f starts no goroutine.
+func Do(path string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// The thread stays in the namespace. It stays locked, so the runtime ends it with the goroutine.
+		runtime.LockOSThread()
+		ns, err := netns.GetFromPath(path)
+		if err == nil {
+			err = errors.Join(netns.Set(ns), ns.Close())
+		}
+		if err != nil {
+			done <- errs.New(errs.Internal, "network namespace %s: enter: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
 // Open opens the namespace at path and a netlink handle in it. The caller closes both.
 func Open(path string) (netns.NsHandle, *netlink.Handle, error) {
 	ns, err := netns.GetFromPath(path)

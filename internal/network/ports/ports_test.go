@@ -6,9 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,65 +17,6 @@ import (
 
 // The tests own rules and ports, so they run in a network namespace of their own.
 func TestMain(m *testing.M) { private.Main(m, nil) }
-
-func TestTableIsTheRecordedOne(t *testing.T) {
-	table := Table{Name: "ply-ply0", Bridge: "ply0", Subnet: netip.MustParsePrefix("172.17.0.1/16"), Masquerade: true, ICC: true}
-	got := table.rules() + table.elements("add", netip.MustParseAddr("172.17.0.2"), []network.PortBinding{
-		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
-		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv6Unspecified(), HostPort: 5000},
-		{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353},
-	})
-	name := filepath.Join("testdata", "table.nft")
-	if os.Getenv("UPDATE_GOLDEN") != "" {
-		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name)
-	if err != nil || got != string(want) {
-		t.Errorf("rules differ from %s (%v):\n%s", name, err, got)
-	}
-	cmd := exec.Command("nft", "-c", "-f", "-")
-	cmd.Stdin = strings.NewReader(got)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("nft -c: %v\n%s", err, out)
-	}
-}
-
-func TestTableLifeCycle(t *testing.T) {
-	ctx := t.Context()
-	table := Table{Name: "ply-test", Bridge: "test0", Subnet: netip.MustParsePrefix("172.17.0.1/16")}
-	if table.Exists(ctx) {
-		t.Fatal("the table exists before it is made")
-	}
-	if err := table.Create(ctx); err != nil {
-		t.Fatal(err)
-	}
-	to := netip.MustParseAddr("172.17.0.2")
-	bindings := []network.PortBinding{{Proto: "tcp", ContainerPort: 80, HostIP: netip.IPv4Unspecified(), HostPort: 8080}}
-	if err := table.Add(ctx, to, bindings); err != nil {
-		t.Fatal(err)
-	}
-	listed := func() string {
-		out, err := exec.Command("nft", "list", "table", "inet", table.Name).CombinedOutput()
-		if err != nil {
-			t.Fatal(err, string(out))
-		}
-		return string(out)
-	}
-	if !strings.Contains(listed(), "8080 : 172.17.0.2 . 80") {
-		t.Errorf("the port is missing:\n%s", listed())
-	}
-	if err := table.Remove(ctx, to, bindings); err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(listed(), "8080") {
-		t.Errorf("the port remains:\n%s", listed())
-	}
-	if err := table.Delete(ctx); err != nil || table.Exists(ctx) {
-		t.Errorf("Delete: %v, exists %v", err, table.Exists(ctx))
-	}
-}
 
 func TestReserveTakesAllPortsOrNone(t *testing.T) {
 	used, err := net.Listen("tcp4", "0.0.0.0:6000")

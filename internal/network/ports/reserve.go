@@ -1,3 +1,7 @@
+// Package ports reserves ports of the host for containers.
+//
+// Reserve chooses the ports and keeps them with sockets. Package rules makes the kernel redirect connections to them; the sockets carry in user space what the
+// rules do not.
 package ports
 
 import (

@@ -1,0 +1,139 @@
+package rules
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"ply/internal/network"
+	"ply/test/private"
+)
+
+// The tests own rules, so they run in a network namespace of their own.
+func TestMain(m *testing.M) { private.Main(m, nil) }
+
+var (
+	bridgeA = Bridge{Name: "ply0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16")}, Masquerade: true, ICC: true}
+	bridgeB = Bridge{Name: "br-both", Subnets: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}, Masquerade: true, Masquerade6: true, Open: true}
+	bridgeC = Bridge{Name: "br-in", Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/24")}, Masquerade: true, ICC: true, Internal: true}
+	target  = Target{IPv4: netip.MustParseAddr("172.18.0.2"), IPv6: netip.MustParseAddr("fd00:1::2")}
+	ports   = []network.PortBinding{
+		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
+		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv6Unspecified(), HostPort: 5000},
+		{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353},
+		{Proto: "sctp", ContainerPort: 99, HostIP: netip.MustParseAddr("2001:db8::1"), HostPort: 9999},
+	}
+)
+
+func filled(t *testing.T) *Table {
+	t.Helper()
+	table := New("ply-test")
+	for _, b := range []Bridge{bridgeA, bridgeB, bridgeC} {
+		if err := table.AddBridge(t.Context(), b, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := table.AddPorts(t.Context(), target, ports, true); err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
+
+func TestTableIsTheRecordedOne(t *testing.T) {
+	got := filled(t).script([]string{"ply-old"})
+	name := filepath.Join("testdata", "table.nft")
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil || got != string(want) {
+		t.Errorf("rules differ from %s (%v):\n%s", name, err, got)
+	}
+	cmd := exec.Command("nft", "-c", "-f", "-")
+	cmd.Stdin = strings.NewReader(got)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("nft -c: %v\n%s", err, out)
+	}
+}
+
+func list(t *testing.T, what ...string) string {
+	t.Helper()
+	out, err := exec.Command("nft", append([]string{"list"}, what...)...).CombinedOutput()
+	if err != nil {
+		return err.Error()
+	}
+	return string(out)
+}
+
+// words returns the words in order, because the kernel does not keep the order of elements.
+func words(s string) []string {
+	w := strings.Fields(strings.ReplaceAll(s, ",", " "))
+	slices.Sort(w)
+	return w
+}
+
+func TestTableLifeCycle(t *testing.T) {
+	ctx := t.Context()
+	table := New("ply-test")
+	if table.Exists(ctx) {
+		t.Fatal("the table exists before it is made")
+	}
+	for _, b := range []Bridge{bridgeA, bridgeB, bridgeC} {
+		if err := table.AddBridge(ctx, b, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := table.AddPorts(ctx, target, ports, false); err != nil {
+		t.Fatal(err)
+	}
+	whole := list(t, "table", "inet", "ply-test")
+	for _, want := range []string{"tcp . 5000 : 172.18.0.2 . 5000", "tcp . 5000 : fd00:1::2 . 5000", "127.0.0.1 . udp . 5353", "2001:db8::1 . sctp . 9999", `"br-in"`, "172.18.0.0/16", "fd00:1::/64"} {
+		if !strings.Contains(whole, want) {
+			t.Errorf("the table has no %q:\n%s", want, whole)
+		}
+	}
+	// What someone else deletes is made again as it was.
+	if out, err := exec.Command("nft", "flush", "ruleset").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	if err := table.Restore(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if again := list(t, "table", "inet", "ply-test"); !slices.Equal(words(again), words(whole)) {
+		t.Errorf("restored:\n%s\nbefore:\n%s", again, whole)
+	}
+	if err := table.RemovePorts(ctx, target, ports); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.RemoveBridge(ctx, bridgeB.Name); err != nil {
+		t.Fatal(err)
+	}
+	if left := list(t, "table", "inet", "ply-test"); strings.Contains(left, "5000") || strings.Contains(left, "172.18") || strings.Contains(left, "br-both") || !strings.Contains(left, "172.17.0.0/16") {
+		t.Errorf("after removals:\n%s", left)
+	}
+	for _, b := range []Bridge{bridgeA, bridgeC, bridgeA} {
+		if err := table.RemoveBridge(ctx, b.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if table.Exists(ctx) {
+		t.Error("the table is there without bridges")
+	}
+}
+
+// Ports that were not added are not in the table that Restore makes.
+func TestPortsThatFailAreForgotten(t *testing.T) {
+	table := New("ply-none")
+	if err := table.AddPorts(t.Context(), target, ports, false); err == nil {
+		t.Fatal("ports were added to a table that is not there")
+	}
+	if s := table.script(nil); strings.Contains(s, "5000") {
+		t.Errorf("the script has them:\n%s", s)
+	}
+}
