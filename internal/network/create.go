@@ -190,6 +190,9 @@ func (s *Service) reserve(m *managed) error {
 		}
 	}
 	used = append(used, host...)
+	if p := s.ofDefault(used); p.IsValid() {
+		used = append(used, p)
+	}
 	has := func(v4 bool) bool {
 		return slices.ContainsFunc(m.Pools, func(p Pool) bool { return p.Subnet.Addr().Is4() == v4 })
 	}
@@ -219,6 +222,22 @@ func (s *Service) reserve(m *managed) error {
 	defer s.mu.Unlock()
 	s.networks[m.name] = m
 	return nil
+}
+
+// ofDefault returns the subnet that the default bridge will have when it is made; invalid when it is made or switched off.
+func (s *Service) ofDefault(used []netip.Prefix) netip.Prefix {
+	m := s.named("bridge")
+	if m.current() != nil || m.config.Bridge == "none" {
+		return netip.Prefix{}
+	}
+	if m.config.Address.IsValid() {
+		return m.config.Address.Masked()
+	}
+	p, err := ipam.FreePool(m.config.Pools, used)
+	if err != nil {
+		return netip.Prefix{} // none is free, for no network
+	}
+	return p
 }
 
 // firstFree returns the first address of a subnet that is neither its own nor that of another one.

@@ -40,7 +40,7 @@ func (w *world) run(id oci.ContainerID, command string) string {
 func TestUserNetwork(t *testing.T) {
 	w := newWorld(t)
 	n := w.create(network.CreateOptions{Name: "backend", IPv6: true, Labels: map[string]string{"a": "b"}, Options: map[string]string{"com.docker.network.bridge.name": "br-test"}})
-	if len(n.Pools) != 2 || n.Pools[0].Subnet.String() != "172.17.0.0/16" || n.Pools[0].Gateway.String() != "172.17.0.1" || n.Pools[1].Subnet.Bits() != 64 || n.Driver != "bridge" {
+	if len(n.Pools) != 2 || n.Pools[0].Subnet.String() != "172.18.0.0/16" || n.Pools[0].Gateway.String() != "172.18.0.1" || n.Pools[1].Subnet.Bits() != 64 || n.Driver != "bridge" {
 		t.Fatalf("network %+v", n)
 	}
 	if !strings.Contains(links(t), "br-test") {
@@ -54,14 +54,14 @@ func TestUserNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := a.Endpoints["backend"]
-	if e.IPv4.String() != "172.17.0.2/16" || !n.Pools[1].Subnet.Contains(e.IPv6.Addr()) || e.Gateway6 != n.Pools[1].Gateway {
+	if e.IPv4.String() != "172.18.0.2/16" || !n.Pools[1].Subnet.Contains(e.IPv6.Addr()) || e.Gateway6 != n.Pools[1].Gateway {
 		t.Errorf("endpoint %+v", e)
 	}
 	if _, err := w.attach(idB, n.ID[:12]); err != nil {
 		t.Fatal(err)
 	}
 	w.answer(idA, 80, "hello")
-	if err := w.inside(idB, func() error { _, err := greet("172.17.0.2:80"); return err }); err != nil {
+	if err := w.inside(idB, func() error { _, err := greet("172.18.0.2:80"); return err }); err != nil {
 		t.Errorf("container to container: %v", err)
 	}
 	if err := w.inside(idB, func() error { _, err := greet("[" + e.IPv6.Addr().String() + "]:80"); return err }); err != nil {

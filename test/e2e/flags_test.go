@@ -86,9 +86,9 @@ func runEffects() map[string]effect {
 		"health-start-period":   flagShown("--health-cmd true --health-start-period 4s", "{{with .Config.Healthcheck}}{{.StartPeriod}}{{end}}", `4s|4000000000`, `|.*no entry.*`),
 		"health-timeout":        flagShown("--health-cmd true --health-timeout 5s", "{{with .Config.Healthcheck}}{{.Timeout}}{{end}}", `5s|5000000000`, `|.*no entry.*`),
 		"no-healthcheck":        {"$d create --name shown --no-healthcheck checked true >/dev/null; $d inspect -f '{{.Config.Healthcheck.Test}}' shown; $d rm shown >/dev/null", `\[NONE\]`, "$d create --name shown checked true >/dev/null; $d inspect -f '{{.Config.Healthcheck.Test}}' shown; $d rm shown >/dev/null", `\[CMD-SHELL true\]`},
-		"ip":                    flagInside("--ip 172.17.9.99", "ip -4 -o addr show eth0 | tr -s \" \" | cut -d \" \" -f 4", `172\.17\.9\.99/16`, `172\.17\.0\.\d+/16`),
-		"ip6":                   flagRefused("--ip6 fd00::9", "address fd00::9: the network has no IPv6 subnet"),
-		"link-local-ip":         flagRefused("--link-local-ip 169.254.1.1", "LinkLocalIPs.* is not supported"),
+		"ip":                    flagRefused("--ip 172.17.9.99", "IP address is supported on user defined networks only"),
+		"ip6":                   flagRefused("--ip6 fd00::9", "IP address is supported on user defined networks only"),
+		"link-local-ip":         flagInside("--link-local-ip 169.254.1.1", "ip -4 -o addr show eth0 | grep -c 169.254.1.1", `1`, `0`),
 		"network-alias":         flagRefused("--network-alias other", "network-scoped alias(es are| is) .*supported"),
 		"kernel-memory":         flagShown("--kernel-memory 50m", "{{.HostConfig.KernelMemory}}", `(0|52428800|<no value>|.*discarded.*|.*map has no entry for key "KernelMemory".*)`, `(0|<no value>|.*map has no entry for key "KernelMemory".*)`),
 		"label-file":            flagShown("--label-file $WORK/labels", "{{.Config.Labels.from}}", `file`, `<no value>`),
@@ -209,11 +209,35 @@ var otherEffects = map[string]map[string]effect{
 	"system prune": {"all": prunable("import -c LABEL\\ prunable=1 $ROOT unused", "system prune -f --filter label=prunable -a", "system prune -f --filter label=prunable", "images -q -f label=prunable", "rmi"),
 		"volumes": prunable("volume create --label prunable=1", "system prune -f --filter label=prunable --volumes", "system prune -f --filter label=prunable", "volume ls -q -f label=prunable", "volume rm"),
 		"filter":  pruned("create --name kept --label mine=1 --label keep=1 busybox true", "system prune -f", "ps -a --format {{.Names}} -f name=kept", "rm kept", `.*kept`)},
-	"network create":     refusedNetwork("create --%s mine", "driver bridge", "attachable", "aux-address a=192.0.2.1 --subnet 192.0.2.0/24", "config-from x", "config-only", "gateway 192.0.2.1 --subnet 192.0.2.0/24", "ingress", "internal", "ip-range 192.0.2.0/25 --subnet 192.0.2.0/24", "ipam-driver d", "ipam-opt a=b", "ipv4", "ipv6", "scope local", "subnet 192.0.2.0/24"),
-	"network disconnect": refusedNetwork("disconnect --%s mine printed", "force"),
+	"network create": {
+		"driver":      networkShown("-d bridge", "{{.Driver}}", "bridge", "bridge"),
+		"attachable":  networkShown("--attachable", "{{.Attachable}}", "true", "false"),
+		"aux-address": networkShown("--subnet 198.51.100.0/24 --aux-address a=198.51.100.9", "{{(index .IPAM.Config 0).AuxiliaryAddresses}}", `map\[a:198\.51\.100\.9\]`, `map\[\]`),
+		"gateway":     networkShown("--subnet 198.51.100.0/24 --gateway 198.51.100.77", "{{(index .IPAM.Config 0).Gateway}}", `198\.51\.100\.77`, `[0-9.]*\.1`),
+		"internal":    networkShown("--internal", "{{.Internal}}", "true", "false"),
+		"ip-range":    networkShown("--subnet 198.51.100.0/24 --ip-range 198.51.100.128/25", "{{(index .IPAM.Config 0).IPRange}}", `198\.51\.100\.128/25`, ``),
+		"ipv4":        networkShown("--ipv4=false --ipv6", "{{len .IPAM.Config}}", `1|.*(unknown flag|requires API version).*`, `1`),
+		"ipv6":        networkShown("--ipv6", "{{.EnableIPv6}}", "true", "false"),
+		"subnet":      networkShown("--subnet 198.51.100.0/24", "{{(index .IPAM.Config 0).Subnet}}", `198\.51\.100\.0/24`, `172.*`),
+		"config-from": networkRefused("--config-from x", "ConfigOnly and ConfigFrom"),
+		"config-only": networkRefused("--config-only", "ConfigOnly and ConfigFrom"),
+		"ingress":     networkRefused("--ingress", "Ingress"),
+		"ipam-driver": networkRefused("--ipam-driver other", "IPAM driver other"),
+		"ipam-opt":    networkRefused("--ipam-opt a=b", "unknown IPAM option"),
+		"scope":       networkRefused("--scope swarm", "scope swarm"),
+	},
+	"network connect": {
+		"link":          connected("--link printed:renamed", "{{range .NetworkSettings.Networks}}{{range .Links}}{{.}}{{end}}{{end}}", `printed:renamed`, ``),
+		"alias":         connected("--alias other", "{{range .NetworkSettings.Networks}}{{.Aliases}}{{end}}", `.*other.*`, `[^o]*`),
+		"driver-opt":    connected("--driver-opt com.docker.network.endpoint.ifname=lan7", "{{range .NetworkSettings.Networks}}{{.DriverOpts}}{{end}}", `.*lan7.*`, `[^7]*`),
+		"gw-priority":   connected("--gw-priority 5", "{{range .NetworkSettings.Networks}}{{.GwPriority}}{{end}}", `(0?5|50|.*(unknown flag|no entry|can't evaluate).*)`, `(00|0|.*(no entry|can't evaluate).*)`),
+		"ip":            connected("--ip 198.51.100.99", "{{range .NetworkSettings.Networks}}{{with .IPAMConfig}}{{.IPv4Address}}{{end}}{{end}}", `198\.51\.100\.99`, ``),
+		"ip6":           connected("--ip6 2001:db8::99", "{{range .NetworkSettings.Networks}}{{with .IPAMConfig}}{{.IPv6Address}}{{end}}{{end}}", `2001:db8::99`, ``),
+		"link-local-ip": connected("--link-local-ip 169.254.1.2", "{{range .NetworkSettings.Networks}}{{with .IPAMConfig}}{{.LinkLocalIPs}}{{end}}{{end}}", `\[169\.254\.1\.2\]`, ``),
+	},
+	"network disconnect": {"force": {"$d network disconnect --force bridge $($d create --network none busybox true); echo $?", `0`, "$d network disconnect bridge $($d create --network none busybox true) 2>/dev/null; echo $?", `1`}},
 	"network ls":         {"no-trunc": {"$d network ls -q --no-trunc -f name=bridge", `[0-9a-f]{64}`, "$d network ls -q -f name=bridge", `[0-9a-f]{12}`}},
 	"network inspect":    {"verbose": {"$d network inspect -v -f '{{.Name}}' bridge", `bridge`, "$d network inspect -f '{{.Name}}' bridge", `bridge`}}, // adds the services of a swarm
-	"network connect":    refusedNetwork("connect --%s mine printed", "link a:b", "alias a", "driver-opt a=b", "gw-priority 5", "ip 192.0.2.9", "ip6 fd00::1", "link-local-ip 169.254.1.2"),
 }
 
 // shownElsewhere are flags that tests of other packages show: the test's file, and the text in which it does.
@@ -268,14 +292,26 @@ func pruned(make, prune, list, remove, want string) effect {
 	return effect{run("--filter label=mine --filter label!=keep"), want, run("--filter label=mine"), `gone`}
 }
 
-// refusedNetwork is what flags of networks get, with a value or without: user-defined networks are not supported.
-func refusedNetwork(command string, flags ...string) map[string]effect {
-	out := map[string]effect{}
-	for _, f := range flags {
-		name, _, _ := strings.Cut(f, " ")
-		out[name] = effect{"$d network " + fmt.Sprintf(command, f), `.*(user-defined networks are not supported|network mine not found|[nN]o such network).*`, "$d network ls -q -f name=bridge | wc -l", `1`}
+// networkShown shows a property of a network that is created with flags, and of one without.
+func networkShown(flags, format, want, other string) effect {
+	run := func(flags string) string {
+		return fmt.Sprintf("$d network create %s mine >/dev/null; $d network inspect -f '%s' mine; $d network rm mine >/dev/null 2>&1", flags, format)
 	}
-	return out
+	return effect{run(flags), want, run(""), other}
+}
+
+// networkRefused shows that a network is not created with flags.
+func networkRefused(flags, why string) effect {
+	return effect{"$d network create " + flags + " mine", ".*" + why + ".*", "$d network create mine | wc -l; $d network rm mine", "1 mine"}
+}
+
+// connected shows a property of a container that is connected to a network with flags, and of one without.
+func connected(flags, format, want, other string) effect {
+	run := func(flags string) string {
+		return fmt.Sprintf("$d network create --subnet 198.51.100.0/24 --ipv6 --subnet 2001:db8::/64 mine >/dev/null; $d create --name member busybox true >/dev/null; "+
+			"$d network connect %s mine member; $d inspect -f '%s' member; $d rm member >/dev/null; $d network rm mine >/dev/null", flags, format)
+	}
+	return effect{run(flags), want, run(""), other}
 }
 
 // commandsWithFlags are the commands whose flags are looked at: all but those of builds.
