@@ -121,7 +121,6 @@ func cgroupOf(c *ctr) string {
 	return runspec.CgroupPath(parent, string(c.id))
 }
 
-// removeParentCgroup removes the cgroup that is the parent of containers by default, if nothing is in it. Another parent is the
 // administrator's, who may have set limits on it.
 func removeParentCgroup(root string) {
 	for _, dir := range cgroupDirs(root, runspec.DefaultCgroupParent) {

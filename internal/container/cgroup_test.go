@@ -71,36 +71,3 @@ func TestEndCgroup(t *testing.T) {
 		t.Errorf("a cgroup that does not exist: %v", err)
 	}
 }
-
-// The parent of containers is removed where nothing is in it; cgroups of others stay.
-func TestRemoveParentCgroup(t *testing.T) {
-	for _, v := range []struct {
-		version    string
-		mark       string
-		empty, not string
-	}{
-		{"v1", "", "cpu/ply", "memory/ply/container"},
-		{"v2", "cgroup.procs", "ply", "system.slice/ply"},
-	} {
-		t.Run(v.version, func(t *testing.T) {
-			root := t.TempDir()
-			for _, d := range []string{v.empty, v.not} {
-				if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if v.mark != "" {
-				if err := os.WriteFile(filepath.Join(root, v.mark), nil, 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			removeParentCgroup(root)
-			if _, err := os.Stat(filepath.Join(root, v.empty)); err == nil {
-				t.Errorf("%s is there", v.empty)
-			}
-			if _, err := os.Stat(filepath.Join(root, v.not)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-}

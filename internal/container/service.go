@@ -65,11 +65,11 @@ func New(o Options) (*Service, error) {
 	return &Service{env: e, runs: newStarter(e)}, nil
 }
 
-// Close stops the background work and waits for it. The containers run on under their shims. Their parent cgroup stays while one runs.
+// Close stops the background work and waits for it. The containers run on under their shims. Their parent cgroup stays, because
+// another engine may be about to make a cgroup in it.
 func (s *Service) Close() error {
 	s.env.stop()
 	s.env.work.Wait()
-	removeParentCgroup(cgroupRoot)
 	return nil
 }
 

@@ -56,7 +56,7 @@ func createSpec(b *wire.CreateBody) (spec.Spec, error) {
 			if err != nil {
 				return sp, err
 			}
-			if wantsNothing(e) && (name == "default" || name == sp.NetworkMode && isBuiltIn(name)) {
+			if wantsNothing(e) && (name == "default" || name == sp.NetworkMode && (isBuiltIn(name) || strings.HasPrefix(name, "container:"))) {
 				continue // clients name the network even when they set nothing for it
 			}
 			if name == "default" {
