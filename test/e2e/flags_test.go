@@ -87,7 +87,7 @@ func runEffects() map[string]effect {
 		"health-timeout":        flagShown("--health-cmd true --health-timeout 5s", "{{with .Config.Healthcheck}}{{.Timeout}}{{end}}", `5s|5000000000`, `|.*no entry.*`),
 		"no-healthcheck":        {"$d create --name shown --no-healthcheck checked true >/dev/null; $d inspect -f '{{.Config.Healthcheck.Test}}' shown; $d rm shown >/dev/null", `\[NONE\]`, "$d create --name shown checked true >/dev/null; $d inspect -f '{{.Config.Healthcheck.Test}}' shown; $d rm shown >/dev/null", `\[CMD-SHELL true\]`},
 		"ip":                    flagInside("--ip 172.17.9.99", "echo ran", `.*IP address is supported on user defined networks only.*|ran`, "ran"), // the client of 20.10 does not send it,
-		"ip6":                   flagInside("--ip6 fd00::9", "echo ran", `.*IP address is supported on user defined networks only.*|ran`, "ran"), // see ip,
+		"ip6":                   flagInside("--ip6 fd00::9", "echo ran", `.*IP address is supported on user defined networks only.*|ran`, "ran"),    // see ip,
 		"link-local-ip":         flagInside("--link-local-ip 169.254.1.1", "ip -4 -o addr show eth0 | grep -c 169.254.1.1", `1|0`, `0`),
 		"network-alias":         flagRefused("--network-alias other", "network-scoped alias(es are| is) .*supported"),
 		"kernel-memory":         flagShown("--kernel-memory 50m", "{{.HostConfig.KernelMemory}}", `(0|52428800|<no value>|.*discarded.*|.*map has no entry for key "KernelMemory".*)`, `(0|<no value>|.*map has no entry for key "KernelMemory".*)`),
