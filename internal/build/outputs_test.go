@@ -49,10 +49,13 @@ type world struct {
 	archive *archive.Archive
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldOn(t, "overlay2") }
+
+// newWorldOn returns an engine with a storage driver.
+func newWorldOn(t testing.TB, driver string) *world {
 	t.Helper()
 	root, exec := t.TempDir(), t.TempDir()
-	d, _, err := drivers.Open(durable.OS, root, "overlay2")
+	d, _, err := drivers.Open(durable.OS, root, driver)
 	if err != nil {
 		t.Fatal(err)
 	}

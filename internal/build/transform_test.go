@@ -120,3 +120,20 @@ func TestRewriteTimestamp(t *testing.T) {
 		t.Error("the archive has another image")
 	}
 }
+
+// A layer that was made for no layers below it is laid on others, also by drivers that keep a layer for those below it only.
+func TestLinkedLayers(t *testing.T) {
+	const file = "FROM scratch AS base\nCOPY a /dir/a\nFROM base\nCOPY --link b /dir/b\nCOPY a /last\nCOPY --link a /dir/a2\n"
+	var first map[string]string
+	for _, driver := range []string{"vfs", "overlay2", "erofs"} {
+		w := newWorldOn(t, driver)
+		_, c := w.must(input{file: file, context: sampleFiles, tags: []string{"linked"}, exports: exports("local")})
+		if first == nil {
+			first = c.files
+		}
+		if len(c.files) < 4 || !maps.Equal(c.files, first) {
+			t.Errorf("%s: files %v, want %v", driver, c.files, first)
+		}
+		w.must(input{file: file, context: sampleFiles, tags: []string{"linked"}, exports: exports("image")})
+	}
+}

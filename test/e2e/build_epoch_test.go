@@ -80,7 +80,7 @@ func TestBuildEpoch(t *testing.T) {
 		return w.ply(append(append([]string{"build", "-q"}, flags...), dir)...)
 	}
 	at := []string{"--build-arg", "SOURCE_DATE_EPOCH=" + epoch, "-t", "repeated"}
-	for _, driver := range []string{"erofs", "overlay2"} {
+	for _, driver := range []string{"erofs", "overlay2", "vfs"} {
 		w := newWorld(t, "--storage-driver", driver)
 		w.busybox()
 		if driver == "erofs" {

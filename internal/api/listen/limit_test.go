@@ -25,6 +25,8 @@ func limitedServer(t *testing.T, by *Limiter, end <-chan struct{}) string {
 	srv := NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/hang":
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
 		case "/stream":
 			done, err := Stream(r.Context())
@@ -115,8 +117,8 @@ func wait(t *testing.T, ok func() bool) {
 	}
 }
 
-// busy opens a connection with a request that is not answered, and waits until it has a place as one of active.
-func busy(t *testing.T, sock string, by *Limiter, active int) net.Conn {
+// busy opens a connection with a request whose answer has begun and does not end, so that it is neither idle nor a stream.
+func busy(t *testing.T, sock string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("unix", sock)
 	if err != nil {
@@ -126,7 +128,10 @@ func busy(t *testing.T, sock string, by *Limiter, active int) net.Conn {
 	if _, err := io.WriteString(conn, "GET /hang HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, func() bool { by.mu.Lock(); defer by.mu.Unlock(); return by.active == active && len(by.idle) == 0 })
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 	return conn
 }
 
@@ -134,8 +139,8 @@ func busy(t *testing.T, sock string, by *Limiter, active int) net.Conn {
 func TestConnectionsOverTheLimitWait(t *testing.T) {
 	by := NewLimiter(2, 1)
 	sock := limitedServer(t, by, nil)
-	first := busy(t, sock, by, 1)
-	busy(t, sock, by, 2)
+	first := busy(t, sock)
+	busy(t, sock)
 	extra, err := net.Dial("unix", sock)
 	if err != nil {
 		t.Fatal(err)
@@ -162,7 +167,7 @@ func TestConnectionsOverTheLimitAreRefused(t *testing.T) {
 	waits <- time.Now()
 	by.after = func(time.Duration) <-chan time.Time { return waits }
 	sock := limitedServer(t, by, nil)
-	first := busy(t, sock, by, 1)
+	first := busy(t, sock)
 	for range 3 {
 		status, _, _ := ask(t, sock, "/")
 		if status != http.StatusServiceUnavailable {

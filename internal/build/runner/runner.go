@@ -184,6 +184,24 @@ func (r *Runner) Layer(ctx context.Context, l solver.Leaser, base oci.Chain, wri
 	return chain, r.o.Store.RecordLayer(info, nil)
 }
 
+// Rebase implements solver.Worker.
+func (r *Runner) Rebase(ctx context.Context, l solver.Leaser, chain, base oci.Chain) (oci.Chain, error) {
+	want := append(slices.Clone(base), chain.Top())
+	l.Layer(want)
+	if _, err := r.o.Store.Layers.Stat(ctx, want); !errors.Is(err, errs.NotFound) {
+		return want, err
+	}
+	return r.Layer(ctx, l, base, func(w io.Writer) (err error) {
+		tar, err := r.o.Store.Layers.Tar(ctx, chain)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, tar.Close()) }()
+		_, err = io.Copy(w, tar)
+		return err
+	})
+}
+
 // view is a chain that is mounted for reading.
 type view struct {
 	r    *Runner

@@ -58,6 +58,8 @@ type Cache interface {
 type Worker interface {
 	// Layer stores what write writes, the tar of a layer on base, and returns the chain with it. The layers are leased until the job ends.
 	Layer(ctx context.Context, l Leaser, base oci.Chain, write func(io.Writer) error) (oci.Chain, error)
+	// Rebase stores the top layer of a chain on base as well, unless it is there, and returns that chain. It is leased until the job ends.
+	Rebase(ctx context.Context, l Leaser, chain, base oci.Chain) (oci.Chain, error)
 	// Mount shows a chain, which is not empty, as a tree.
 	Mount(ctx context.Context, chain oci.Chain) (View, error)
 	// Run executes a command and returns the outputs. The error is an *ExitError when the command ran and failed.
@@ -489,7 +491,9 @@ func (j *Job) merge(ins []*Result) (*Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.Chain = append(out.Chain[:len(out.Chain):len(out.Chain)], in.Chain...)
+		if out.Chain, err = j.rebase(in.Chain, 0, out.Chain); err != nil {
+			return nil, err
+		}
 		h.text(string(in.Key))
 		if in.Created.After(out.Created) {
 			out.Created = in.Created
@@ -500,6 +504,19 @@ func (j *Job) merge(ins []*Result) (*Result, error) {
 	}
 	out.Key = h.sum()
 	return out, nil
+}
+
+// rebase lays the layers of a chain, but for the first skip ones, on base. A driver may keep a layer for the layers below it only.
+func (j *Job) rebase(chain oci.Chain, skip int, base oci.Chain) (_ oci.Chain, err error) {
+	if skip == 0 && len(base) == 0 {
+		return chain, nil
+	}
+	for i := skip; i < len(chain); i++ {
+		if base, err = j.s.worker.Rebase(j.ctx, j.o.Lease, chain[:i+1], base); err != nil {
+			return nil, err
+		}
+	}
+	return base, nil
 }
 
 // diff returns the layers that the second input has on top of the first.
@@ -530,7 +547,11 @@ func (j *Job) diff(ins []*Result) (*Result, error) {
 		h.text(string(lower.Key))
 	}
 	h.text(string(upper.Key))
-	return &Result{Chain: upper.Chain[len(below):], Key: h.sum(), Created: upper.Created}, nil
+	chain, err := j.rebase(upper.Chain, len(below), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Result{Chain: chain, Key: h.sum(), Created: upper.Created}, nil
 }
 
 // layers returns a result as layers: a directory becomes one.

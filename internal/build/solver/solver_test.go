@@ -79,6 +79,10 @@ func (w *fakeWorker) Layer(_ context.Context, _ Leaser, base oci.Chain, write fu
 	return append(base[:len(base):len(base)], oci.DiffID(oci.DigestOf([]byte(text.String())))), nil
 }
 
+func (w *fakeWorker) Rebase(_ context.Context, _ Leaser, chain, base oci.Chain) (oci.Chain, error) {
+	return append(base[:len(base):len(base)], chain.Top()), nil
+}
+
 type fakeView struct {
 	root *os.File
 	t    *tree.Tree
