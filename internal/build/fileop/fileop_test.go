@@ -231,6 +231,7 @@ type entry struct {
 	name, text, link string
 	kind             byte
 	mode             int64
+	stored           bool // in a zip, not compressed
 }
 
 func tarOf(t *testing.T, entries ...entry) string {
@@ -261,6 +262,9 @@ func zipOf(t *testing.T, entries ...entry) string {
 	for _, e := range entries {
 		h := &zip.FileHeader{Name: e.name, Modified: now, Method: zip.Deflate}
 		h.SetMode(os.FileMode(e.mode))
+		if e.stored {
+			h.Method = zip.Store
+		}
 		if e.link != "" {
 			h.SetMode(os.ModeSymlink | 0o777)
 			e.text = e.link
@@ -303,6 +307,8 @@ func TestUnpack(t *testing.T) {
 			"to/ 755\nto/d/ 755\n" + `to/d/f 755 "x"` + "\nto/l 777 -> d/f", ""},
 		{"zip out by dots", zipOf(t, entry{name: "../../f", text: "x", mode: 0o644}), "to/ 755\n" + `to/f 644 "x"`, ""},
 		{"zip out by a link", zipOf(t, entry{name: "l", link: "/"}, entry{name: "l/etc", text: "x", mode: 0o644}), "to/ 755\nto/l 777 -> /\n" + `to/etc 644 "x"`, ""},
+		{"zip that lies", strings.Replace(zipOf(t, entry{name: "f", text: "written", stored: true}), "written", "changed", 1), "", "damaged archive"},
+		{"zip stored", zipOf(t, entry{name: "f", text: "written", mode: 0o644, stored: true}), "to/ 755\n" + `to/f 644 "written"`, ""},
 		{"zip cut", zipOf(t, entry{name: "f", text: "x"})[:60], "", "damaged archive"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

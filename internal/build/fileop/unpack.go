@@ -280,5 +280,16 @@ func (c *copying) zipEntry(top string, e *zip.File) error {
 	case e.UncompressedSize64 > 1<<62:
 		return errs.New(errs.Invalid, "%s: the archive says that it has %d bytes", e.Name, e.UncompressedSize64)
 	}
-	return c.l.file(p, int64(e.UncompressedSize64), r, a)
+	if err := c.l.file(p, int64(e.UncompressedSize64), r, a); err != nil {
+		return err
+	}
+	// The checksum is compared at the end of the entry only.
+	n, err := r.Read(make([]byte, 1))
+	switch {
+	case n > 0:
+		return errs.New(errs.Invalid, "%s: the archive has more than the %d bytes that it says", e.Name, e.UncompressedSize64)
+	case !errors.Is(err, io.EOF):
+		return err
+	}
+	return nil
 }
