@@ -251,7 +251,7 @@ func harms(h *harmed, driver string) []harm {
 		{name: "shim.sock", path: at(run, live, "shim.sock"), ways: []damage{erase}, quick: true},
 		{name: "hosts", path: at(data, live, "hosts"), ways: []damage{erase}, quick: true},
 		{name: "hostname", path: at(data, live, "hostname"), ways: []damage{erase}, quick: true},
-		{name: "network file", path: func(h *harmed) string { return filepath.Join(h.dir, "run", "network", h.live+".json") }, ways: documents, quick: true, heals: true},
+		{name: "network file", path: func(h *harmed) string { return h.only("run/network/" + h.live + "-*.json") }, ways: documents, quick: true, heals: true},
 		{name: "layer.tar", path: func(h *harmed) string { return h.layer(0, "layer.tar") }, ways: files},
 		{name: "index.erofs", path: func(h *harmed) string { return h.layer(0, "index.erofs") }, ways: files, heals: true},
 		{name: "index.json", path: func(h *harmed) string { return h.layer(1, "index.json") }, ways: documents, quick: true, heals: true},
@@ -287,6 +287,16 @@ func TestDamage(t *testing.T) {
 			h.end()
 		})
 	}
+}
+
+// only returns the one file of a pattern below the directory.
+func (h *harmed) only(pattern string) string {
+	h.t.Helper()
+	found, err := filepath.Glob(filepath.Join(h.dir, pattern))
+	if err != nil || len(found) != 1 {
+		h.t.Fatalf("%s: %v, %v, want one file", pattern, found, err)
+	}
+	return found[0]
 }
 
 func (h *harmed) one(x harm, way damage) {
