@@ -36,7 +36,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"StepKey", "store/meta", "StepKey", "stepKeyVersion"},
 	},
 	"DISK.md": {
-		{"network/<hex>-<hex>.json", "network", "Connection", "connectionVersion"},
+		{"network/<hex>-<short>.json", "network", "Connection", "connectionVersion"},
 		{"forwarding.json", "network/bridge", "switchedForwarding", "forwardingVersion"},
 		{"partial/<hex>.json", "store/blob", "partialState", "partialVersion"},
 		{"meta.db.mark", "store/meta", "mark", "markVersion"},

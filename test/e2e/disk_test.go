@@ -24,7 +24,7 @@ func drawn(t *testing.T) (roots [2][]*regexp.Regexp) {
 		for line := range strings.Lines(block) {
 			path, _, _ := strings.Cut(strings.TrimRight(line, "\n"), "  ")
 			p := regexp.QuoteMeta(path)
-			p = strings.NewReplacer("<hex>", "[0-9a-f]{64}", "<name>", "[a-zA-Z0-9_.-]+", "/…", "(/.*)?").Replace(p)
+			p = strings.NewReplacer("<hex>", "[0-9a-f]{64}", "<short>", "[0-9a-f]{12}", "<name>", "[a-zA-Z0-9_.-]+", "/…", "(/.*)?").Replace(p)
 			roots[i] = append(roots[i], regexp.MustCompile("^"+p+"$"))
 		}
 	}

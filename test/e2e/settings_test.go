@@ -938,7 +938,7 @@ func ruleset(w *settingsWorld) string {
 
 func masquerades(w *settingsWorld) string {
 	return w.sleeper(func(string) string {
-		if regexp.MustCompile(`ip saddr 1\S+ oifname != \S+ masquerade`).MatchString(ruleset(w)) {
+		if regexp.MustCompile(`set masq4 \{[^}]*elements = \{ 1`).MatchString(ruleset(w)) {
 			return "yes"
 		}
 		return "no"
@@ -948,7 +948,7 @@ func masquerades(w *settingsWorld) string {
 func rules(w *settingsWorld) string {
 	return w.sleeper(func(string) string {
 		table := "no table"
-		if strings.Contains(ruleset(w), "ply-"+w.bridge) {
+		if strings.Contains(ruleset(w), `"`+w.bridge+`"`) {
 			table = "table"
 		}
 		return table + ", " + warned("packet filter rules are switched off")(w)

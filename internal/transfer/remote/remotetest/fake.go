@@ -24,6 +24,7 @@ type Fake struct {
 	blobs     map[string][]byte // repo + "@" + digest
 	manifests map[string]stored // repo + ":" + tag, repo + "@" + digest
 	uploads   map[string]*fakeUpload
+	started   int // uploads, ever
 	log       []string
 	served    map[string]int64 // bytes of blobs sent, by digest
 	received  int64            // bytes of uploads
@@ -267,7 +268,8 @@ func (f *Fake) upload(w http.ResponseWriter, r *http.Request, repo, id string) {
 			w.WriteHeader(http.StatusCreated)
 			return
 		}
-		id = strconv.Itoa(len(f.uploads) + 1)
+		f.started++
+		id = strconv.Itoa(f.started)
 		f.uploads[id] = &fakeUpload{repo: repo}
 		f.where(w, repo, id)
 		w.WriteHeader(http.StatusAccepted)
