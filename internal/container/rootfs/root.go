@@ -105,10 +105,12 @@ func (r *Root) Release() error {
 	if r.refs--; r.refs > 0 {
 		return nil
 	}
-	if r.drained != nil {
-		close(r.drained)
-		r.drained = nil
-	}
+	defer func() { // after the unmount: who waits removes the directory
+		if r.drained != nil {
+			close(r.drained)
+			r.drained = nil
+		}
+	}()
 	if !r.mounted {
 		return nil
 	}

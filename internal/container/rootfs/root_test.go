@@ -17,6 +17,7 @@ type countingDriver struct {
 	layer.Driver
 	mounts, unmounts int
 	fail             error
+	unmounting       func() // called by Unmount, if set
 }
 
 func (d *countingDriver) Mount(context.Context, string, oci.Chain, string, layer.MountOptions) error {
@@ -28,6 +29,9 @@ func (d *countingDriver) Mount(context.Context, string, oci.Chain, string, layer
 }
 
 func (d *countingDriver) Unmount(context.Context, string) error {
+	if d.unmounting != nil {
+		d.unmounting()
+	}
 	d.unmounts++
 	return nil
 }
@@ -94,4 +98,29 @@ func TestRootClose(t *testing.T) {
 	go func() { done <- r.Close(ctx) }()
 	time.Sleep(10 * time.Millisecond) // let Close wait; the test holds either way
 	check(t, r.Release(), <-done)
+}
+
+// Close returns when the root is unmounted, because the caller then removes the directory.
+func TestCloseFollowsTheUnmount(t *testing.T) {
+	r, d := newRoot(t)
+	check(t, r.Acquire(t.Context()))
+	begun, end, closed := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	d.unmounting = func() { close(begun); <-end }
+	go func() { closed <- r.Close(context.Background()) }()
+	for waiting := false; !waiting; time.Sleep(time.Millisecond) {
+		r.mu.Lock()
+		waiting = r.drained != nil
+		r.mu.Unlock()
+	}
+	released := make(chan error, 1)
+	go func() { released <- r.Release() }()
+	<-begun
+	select {
+	case <-closed:
+		t.Error("Close returned while the root was being unmounted")
+	case <-time.After(50 * time.Millisecond):
+		defer func() { check(t, <-closed) }()
+	}
+	close(end)
+	check(t, <-released)
 }
