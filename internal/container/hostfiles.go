@@ -38,11 +38,11 @@ func writeHostFiles(c *ctr, p *prepared) error {
 	if err != nil {
 		return err
 	}
-	resolv := etc.Resolv(
-		etc.Resolver{Servers: sp.DNS, Search: sp.DNSSearch, Options: sp.DNSOptions},
-		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}, opts.ResolvConf, onHost)
-	if p.att.Resolver {
-		resolv, _, _ = resolverOf(c, sp)
+	var resolv []byte
+	if own, engine := resolversOf(c, sp); p.att.Resolver {
+		resolv, _, _ = etc.ResolvByShim(own, engine, opts.ResolvConf)
+	} else {
+		resolv = etc.Resolv(own, engine, opts.ResolvConf, onHost)
 	}
 	for path, data := range map[string][]byte{
 		c.paths.hostname: []byte(hostname + "\n"), c.paths.resolv: resolv, c.paths.hosts: hosts,

@@ -172,7 +172,8 @@ func resolve(ctx context.Context, c *ctr, client *shim.Client, att network.Attac
 	c.mu.Lock()
 	own := c.rec.Spec
 	c.mu.Unlock()
-	_, servers, inside := resolverOf(c, own)
+	ask, engine := resolversOf(c, own)
+	_, servers, inside := etc.ResolvByShim(ask, engine, c.env.opts.ResolvConf)
 	if !att.Outside {
 		servers = nil // an internal network reveals nothing, not even questions
 	}
@@ -181,12 +182,11 @@ func resolve(ctx context.Context, c *ctr, client *shim.Client, att network.Attac
 	})
 }
 
-// resolverOf returns the resolv.conf of a container whose shim answers, and the servers that the shim asks; inside: from the container's namespace.
-func resolverOf(c *ctr, own spec.Spec) (data []byte, servers []string, inside bool) {
+// resolversOf returns the resolvers that a container and the engine ask for.
+func resolversOf(c *ctr, sp spec.Spec) (own, engine etc.Resolver) {
 	opts := &c.env.opts
-	return etc.ResolvByShim(
-		etc.Resolver{Servers: own.DNS, Search: own.DNSSearch, Options: own.DNSOptions},
-		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}, opts.ResolvConf)
+	return etc.Resolver{Servers: sp.DNS, Search: sp.DNSSearch, Options: sp.DNSOptions},
+		etc.Resolver{Servers: opts.DNS, Search: opts.DNSSearch, Options: opts.DNSOptions}
 }
 
 // Connector connects containers to networks and takes them out again. Safe for concurrent use.
@@ -335,6 +335,7 @@ func followNetwork(ctx context.Context, c *ctr, l *life, att network.Attachment,
 	if err := resolve(ctx, c, l.Client, att); err != nil {
 		return err
 	}
-	data, _, _ := resolverOf(c, sp)
+	own, engine := resolversOf(c, sp)
+	data, _, _ := etc.ResolvByShim(own, engine, c.env.opts.ResolvConf)
 	return etc.Write(c.paths.resolv, data)
 }

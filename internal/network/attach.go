@@ -130,7 +130,7 @@ func (s *Service) planOne(ctx context.Context, id oci.ContainerID, netns string,
 
 // setNames sets the names by which the network's containers know the endpoint, and the container's own names.
 func (p *planned) setNames(e EndpointRequest) error {
-	if !p.m.named {
+	if !p.m.User { // on the default networks containers have no names, as with docker
 		p.c.Endpoint.Aliases = append(slices.Clone(e.Names), e.Spec.Aliases...)
 		return nil
 	}

@@ -87,7 +87,8 @@ func (s *Service) newNetwork(o CreateOptions) (*managed, error) {
 		return nil, errs.New(errs.Forbidden, "only one instance of \"host\" network is allowed")
 	}
 	if s.opts.Drivers[rec.Driver] == nil {
-		return nil, errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: the drivers are bridge, host, ipvlan, macvlan and none", rec.Driver)
+		return nil, errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: the drivers are %s", rec.Driver,
+			strings.Join(slices.Sorted(maps.Keys(s.opts.Drivers)), ", "))
 	}
 	if rec.NoIPv4 && !rec.IPv6 {
 		return nil, invalid("IPv4 or IPv6 must be enabled")
@@ -98,7 +99,7 @@ func (s *Service) newNetwork(o CreateOptions) (*managed, error) {
 	if err := checkPools(&rec); err != nil {
 		return nil, err
 	}
-	m := &managed{name: o.Name, named: true, networkRecord: rec}
+	m := &managed{name: o.Name, networkRecord: rec}
 	m.pending.Store(true)
 	return m, nil
 }
@@ -170,9 +171,6 @@ func (s *Service) reserve(m *managed) error {
 	for _, other := range s.all() {
 		if other.name == m.name {
 			return errs.New(errs.Conflict, "network with name %s already exists", m.name)
-		}
-		if other.Driver != "bridge" && m.Driver != "bridge" {
-			continue // their subnets are those of the world outside, which networks on several parents may share
 		}
 		for _, p := range other.pools() {
 			used = append(used, p.Subnet)

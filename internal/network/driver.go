@@ -61,10 +61,10 @@ type Segment interface {
 
 // Config says how a driver makes a network.
 type Config struct {
-	ID       string // of the network
-	Bridge   string // name of the host's interface; "" = the driver chooses one, "none" = the network is switched off
-	Address  netip.Prefix
-	Address6 netip.Prefix   // of the gateway, with the length of the subnet; invalid = the network has no IPv6
+	ID       string         // of the network
+	Bridge   string         // name of the host's interface; "" = the driver chooses one, "none" = the network is switched off
+	Address  netip.Prefix   // the gateway's address with the length of the subnet; invalid = from the first free one of Pools
+	Address6 netip.Prefix   // the same for IPv6; invalid = the network has none
 	Pools    []netip.Prefix // where the subnet comes from if Address is invalid; nil = ipam.DefaultPools
 	Fixed    netip.Prefix   // containers get their addresses from here; invalid = from the whole subnet
 	Fixed6   netip.Prefix
@@ -74,13 +74,10 @@ type Config struct {
 	NoICC    bool         // containers may not connect to each other
 	NoMasq   bool         // connections to other networks keep the container's address
 	NoMasq6  bool
-	Internal bool // nothing passes between the network and others
-	Open     bool // other networks may connect to ports that are not published
-	HostIP   netip.Addr
-	IfPrefix string // of interfaces in containers; "" = eth
-
-	Parent string // interface of the host on which those of the containers stand
-	Mode   string // of such interfaces
+	Internal bool       // nothing passes between the network and others
+	Open     bool       // other networks may connect to ports that are not published
+	HostIP   netip.Addr // where ports are published by default; invalid = as the driver's options say
+	IfPrefix string     // of interfaces in containers; "" = eth
 }
 
 // Connection is one container on a network. It is also the content of a file in Options.StateDir, so its JSON names

@@ -1,10 +1,12 @@
 // Package network gives containers their network: a namespace, an interface with an address, published ports.
 //
-// The Service keeps the networks and their endpoints and allocates addresses; a Driver per kind of network makes what
-// they need on the host. The default network is the bridge ply0 on the first free one of Docker's address pools.
+// The Service keeps the networks and their endpoints, allocates addresses, and decides which endpoint of a container provides its default route; a Driver
+// per kind of network makes what they need on the host. The default network is the bridge ply0, or the next one that no other engine has, on the
+// first free one of Docker's address pools.
 //
-// The packages below stand in this order: ipam and namespace know nothing of the others, network imports them, ports
-// and bridge import network, and bridge imports ports. The engine hands the drivers to the Service.
+// The packages below stand in this order: ipam (addresses), names (the tables of names) and nft know nothing of the others; namespace configures interfaces
+// in containers; resolver answers for containers out of names, in their shims; network imports them; ports (sockets on host ports) and rules (the
+// engine's nftables table) import network, and bridge imports both. The engine hands the drivers to the Service.
 package network
 
 import (
@@ -59,7 +61,7 @@ type Endpoint struct {
 type Network struct {
 	ID         string
 	Name       string
-	Driver     string // bridge, host, null, macvlan, ipvlan
+	Driver     string // bridge, host, null
 	Created    time.Time
 	BuiltIn    bool
 	IPv4, IPv6 bool   // containers get addresses of the family

@@ -50,7 +50,7 @@ func (s *Service) loadNetworks() error {
 	return s.opts.Meta.Update(func(tx *meta.Tx) error {
 		bucket := meta.As[networkRecord](tx.Networks)
 		for _, n := range defaultNetworks {
-			m := &managed{name: n.name, named: s.opts.DefaultNames && n.name == "bridge"}
+			m := &managed{name: n.name}
 			if n.name == "bridge" {
 				m.config = s.opts.Default
 			}
@@ -85,7 +85,7 @@ func (s *Service) loadNetworks() error {
 // loadUserNetwork takes over the record of a network that a user created. A network whose driver is not there, or does not take its
 // options any more, is listed and cannot be used.
 func (s *Service) loadUserNetwork(name string, rec networkRecord) {
-	m := &managed{name: name, named: true, networkRecord: rec}
+	m := &managed{name: name, networkRecord: rec}
 	if m.config, m.unusable = s.configure(rec); m.unusable != nil {
 		s.log.Warn("network cannot be used", "network", name, "err", m.unusable)
 	}

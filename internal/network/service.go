@@ -24,14 +24,13 @@ import (
 
 // Options of Open. Meta and StateDir are required.
 type Options struct {
-	Meta         *meta.DB
-	StateDir     string            // what is true until the next boot: one file per endpoint, and the tables of names
-	Drivers      map[string]Driver // by the name that a network's record has; "null" is built in
-	Default      Config            // of the network "bridge"; the interface is ply0, or the next one that is free, unless it is named
-	DefaultNames bool              // names are resolved on the network "bridge" too
-	HostSubnets  func() ([]netip.Prefix, error)
-	Events       *events.Bus
-	Log          *slog.Logger
+	Meta        *meta.DB
+	StateDir    string                         // what is true until the next boot: one file per endpoint, and the tables of names
+	Drivers     map[string]Driver              // by the name that a network's record has; "null" is built in
+	Default     Config                         // of the network "bridge"; the interface is ply0, or the next one that is free, unless it is named
+	HostSubnets func() ([]netip.Prefix, error) // subnets that the host has routes to, which no network gets by itself; nil = none
+	Events      *events.Bus
+	Log         *slog.Logger
 }
 
 // Service keeps the networks of one engine. Safe for concurrent use; the caller serialises Attach, Connect, Disconnect and Detach of one
@@ -54,7 +53,6 @@ type Service struct {
 type managed struct {
 	networkRecord
 	name     string
-	named    bool // its containers have names
 	config   Config
 	unusable error // why the network cannot be made; nil = it can
 
@@ -119,21 +117,24 @@ func (s *Service) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	used := map[string]bool{}
 	for _, c := range found {
 		s.connected[c.Container] = append(s.connected[c.Container], c)
+	}
+	used := map[string]bool{}
+	for _, c := range found {
 		m := s.networks[c.Endpoint.Network]
 		if m == nil || m.ID != c.Endpoint.NetworkID || !c.Endpoint.addressed() {
 			continue
 		}
 		up, err := s.up(ctx, m, true)
+		if err != nil && m.User { // the other networks are not to blame
+			s.log.Error("network of a running container cannot be taken over", "network", m.name, "container", c.Container, "err", err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		used[m.Driver] = true
-		if err := up.take(c.Endpoint); err != nil {
-			s.log.Warn("address of a running container is not free", "container", c.Container, "err", err)
-		}
 		if err := up.Adopt(ctx, c); err != nil {
 			s.log.Warn("published port cannot be reserved again; the kernel's rules still serve it", "container", c.Container, "err", err)
 		}
@@ -172,6 +173,18 @@ func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error)
 	up := &made{Segment: segment}
 	v4, v6 := segment.Gateways()
 	up.v4, up.v6 = newFamily(v4, m.config.Fixed, m.config.Reserved), newFamily(v6, m.config.Fixed6, m.config.Reserved)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, list := range s.connected { // to an earlier engine
+		for _, c := range list {
+			if c.Endpoint.NetworkID != m.ID {
+				continue
+			}
+			if err := up.take(c.Endpoint); err != nil {
+				s.log.Warn("address of a running container is not free", "container", id, "err", err)
+			}
+		}
+	}
 	m.made = up
 	return up, nil
 }

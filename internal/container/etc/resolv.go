@@ -40,21 +40,29 @@ func Resolv(own, engine Resolver, file string, hostNetwork bool) []byte {
 			host.Servers = publicDNS
 		}
 	}
-	servers := first(own.Servers, engine.Servers, host.Servers)
-	search := first(own.Search, engine.Search, host.Search)
-	options := first(own.Options, engine.Options, host.Options)
-	if len(search) == 1 && search[0] == "." {
-		search = nil // docker's way to ask for none
+	return choose(own, engine, host).file()
+}
+
+// choose returns each part of the first resolver that has it.
+func choose(own, engine, host Resolver) Resolver {
+	r := Resolver{first(own.Servers, engine.Servers, host.Servers), first(own.Search, engine.Search, host.Search), first(own.Options, engine.Options, host.Options)}
+	if len(r.Search) == 1 && r.Search[0] == "." {
+		r.Search = nil // docker's way to ask for none
 	}
+	return r
+}
+
+// file returns the resolv.conf of a resolver.
+func (r Resolver) file() []byte {
 	var b bytes.Buffer
-	for _, n := range servers {
+	for _, n := range r.Servers {
 		fmt.Fprintf(&b, "nameserver %s\n", n)
 	}
-	if len(search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	if len(r.Search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(r.Search, " "))
 	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	if len(r.Options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(r.Options, " "))
 	}
 	return b.Bytes()
 }
@@ -63,23 +71,12 @@ func Resolv(own, engine Resolver, file string, hostNetwork bool) []byte {
 // engine and host that has any. inside says that they are to be asked from the container's namespace, because they are the container's own.
 // file is the host's resolv.conf; "" = /etc/resolv.conf.
 func ResolvByShim(own, engine Resolver, file string) (data []byte, servers []string, inside bool) {
-	host := readResolver(cmp.Or(file, hostResolv))
-	servers, inside = first(own.Servers, engine.Servers, host.Servers), len(own.Servers) > 0
-	search := first(own.Search, engine.Search, host.Search)
-	options := slices.Clone(first(own.Options, engine.Options, host.Options))
-	if len(search) == 1 && search[0] == "." {
-		search = nil // as in Resolv
+	r := choose(own, engine, readResolver(cmp.Or(file, hostResolv)))
+	servers, r.Servers = r.Servers, []string{resolver.Address.String()}
+	if !slices.ContainsFunc(r.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		r.Options = append(slices.Clone(r.Options), "ndots:0") // names of containers have no dots
 	}
-	if !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
-		options = append(options, "ndots:0") // names of containers have no dots
-	}
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "nameserver %s\n", resolver.Address)
-	if len(search) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	return b.Bytes(), servers, inside
+	return r.file(), servers, len(own.Servers) > 0
 }
 
 // first returns the first list that is not empty.

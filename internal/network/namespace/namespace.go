@@ -53,8 +53,7 @@ func enterNew(path string) error {
 	if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
-	// No network has an IPv6 subnet, so interfaces get no link-local IPv6 addresses either. A kernel without IPv6 has
-	// no such file.
+	// Interfaces have no IPv6, not even link-local addresses, until SetUp gives them some. A kernel without IPv6 has no such file.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -16,7 +16,8 @@ import (
 
 // Reservation is one published port with a socket on the host that listens on it. The socket makes a second use of the
 // port fail when a container starts. With a proxy it also carries the connections that the kernel's rules do not
-// redirect: IPv6, and every connection on a host without rules.
+// redirect: those over IPv6 to a container without an IPv6 address or from the
+// host itself, and every connection on a host without rules.
 type Reservation struct {
 	network.PortBinding
 	close func() error
