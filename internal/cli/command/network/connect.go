@@ -31,7 +31,7 @@ func Connect(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			body := map[string]any{"Container": args[1], "EndpointConfig": ep}
+			body := wire.NetworkConnect{Container: args[1], EndpointConfig: &ep}
 			return api.Do(cmd.Context(), client.Request{Method: "POST", Path: "/networks/" + args[0] + "/connect", Body: body}, nil)
 		},
 	}

@@ -5,6 +5,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
+	"ply/internal/wire"
 )
 
 // Disconnect returns the command network disconnect.
@@ -17,7 +18,7 @@ func Disconnect(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			body := map[string]any{"Container": args[1], "Force": force}
+			body := wire.NetworkDisconnect{Container: args[1], Force: force}
 			return api.Do(cmd.Context(), client.Request{Method: "POST", Path: "/networks/" + args[0] + "/disconnect", Body: body}, nil)
 		},
 	}
