@@ -120,10 +120,3 @@ func cgroupOf(c *ctr) string {
 	}
 	return runspec.CgroupPath(parent, string(c.id))
 }
-
-// administrator's, who may have set limits on it.
-func removeParentCgroup(root string) {
-	for _, dir := range cgroupDirs(root, runspec.DefaultCgroupParent) {
-		_ = unix.Rmdir(dir) // it fails while a container has a cgroup in it
-	}
-}
