@@ -43,9 +43,6 @@ func newLine(c *call, typ string, tty bool) (*line, context.Context) {
 func (l *line) open() error {
 	l.once.Do(func() {
 		l.conn, l.failed = stream.Hijack(l.c.w, l.c.r, l.typ)
-		if l.failed == nil {
-			l.c.w.hijacked, l.c.w.wrote, l.c.w.status = true, true, http.StatusSwitchingProtocols
-		}
 		close(l.ready)
 	})
 	return l.failed

@@ -34,7 +34,7 @@ func (h buildHandlers) session(c *call) error {
 	}
 	defer done()
 	// After the takeover net/http does not watch the connection any more; the session does.
-	err = h.sessions.Begin(context.WithoutCancel(c.ctx()), offer, func() (net.Conn, error) { return c.upgrade("h2c") })
+	err = h.sessions.Begin(context.WithoutCancel(c.ctx()), offer, func() (net.Conn, error) { return stream.Upgrade(c.w, "h2c") })
 	if c.w.hijacked {
 		return nil
 	}
@@ -51,20 +51,11 @@ func (h buildHandlers) control(c *call) error {
 		return err
 	}
 	defer done()
-	conn, err := c.upgrade("h2c")
+	conn, err := stream.Upgrade(c.w, "h2c")
 	if err != nil {
 		return err
 	}
 	return h.kit.ServeConn(conn)
-}
-
-// upgrade takes the connection over for another protocol.
-func (c *call) upgrade(proto string) (*stream.Conn, error) {
-	conn, err := stream.Upgrade(c.w, proto)
-	if err == nil {
-		c.w.hijacked, c.w.wrote, c.w.status = true, true, http.StatusSwitchingProtocols
-	}
-	return conn, err
 }
 
 // jobs are the builds that run, by the ID that the client chose: to cancel them, and to bring a context to them that comes in a request of its own.
