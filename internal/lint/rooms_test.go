@@ -15,7 +15,7 @@ var inside = map[string][][]string{
 		{"api/docker"},
 	},
 	"build": {
-		{"build/ops", "build/tree", "build/tree/treetest", "build/cachetransfer"},
+		{"build/ops", "build/relay", "build/tree", "build/tree/treetest", "build/cachetransfer"},
 		{"build/dockerfile", "build/fileop", "build/buildkitkey", "build/provenance", "build/sbom"},
 		{"build/solver"},
 		{"build/cache", "build/export", "build/history", "build/runner", "build/source"},

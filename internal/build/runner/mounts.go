@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/ops"
+	"ply/internal/build/relay"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
@@ -235,51 +235,16 @@ func (s *step) agent(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) er
 		return err
 	}
 	sock := filepath.Join(s.dir, fmt.Sprint("a", i))
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock})
+	end, err := relay.Listen(ctx, sock, func(ctx context.Context) (io.ReadWriteCloser, error) { return s.run.Client.Agent(ctx, m.SecretID) })
 	if err != nil {
 		return err
 	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return // closed
-			}
-			wg.Go(func() { s.relay(run, c, m.SecretID) })
-		}
-	})
-	s.undo = append(s.undo, func(context.Context) error {
-		cancel()
-		err := l.Close()
-		wg.Wait()
-		return err
-	})
+	s.undo = append(s.undo, func(context.Context) error { return end() })
 	if err := errors.Join(os.Chown(sock, m.UID, m.GID), os.Chmod(sock, os.FileMode(m.Mode&0o777))); err != nil {
 		return err
 	}
 	bind(sp, sock, m.Target, false)
 	return nil
-}
-
-// relay connects a process in the container with the agent.
-func (s *step) relay(ctx context.Context, c net.Conn, id string) {
-	defer c.Close()
-	a, err := s.run.Client.Agent(ctx, id)
-	if err != nil {
-		return // the process sees the end of the connection
-	}
-	defer a.Close()
-	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), a.Close() })()
-	done := make(chan struct{}, 2)
-	pipe := func(to io.Writer, from io.Reader) {
-		_, _ = io.Copy(to, from) // the end of one direction ends both
-		done <- struct{}{}
-	}
-	go pipe(a, c)
-	go pipe(c, a)
-	<-done
 }
 
 // caches are the directories of cache mounts. They outlive builds.

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"ply/internal/build/relay"
 	"ply/internal/errs"
 )
 
@@ -126,15 +127,7 @@ func (p *proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	}
 	p.tunnels.Add(1)
 	defer p.tunnels.Done()
-	defer context.AfterFunc(p.ctx, func() { _, _ = near.Close(), far.Close() })()
-	done := make(chan struct{}, 2)
-	pipe := func(to io.Writer, from io.Reader) {
-		_, _ = io.Copy(to, from) // the end of one direction ends both
-		done <- struct{}{}
-	}
-	go pipe(far, buf)
-	go pipe(near, far)
-	<-done
+	relay.Join(p.ctx, far, &ahead{near, buf.Reader})
 }
 
 func (p *proxy) dial(ctx context.Context, hostport string) (net.Conn, error) {
@@ -205,3 +198,6 @@ type ahead struct {
 }
 
 func (a *ahead) Read(p []byte) (int, error) { return a.in.Read(p) }
+
+// ReadFrom lets the kernel move the bytes where it can.
+func (a *ahead) ReadFrom(r io.Reader) (int64, error) { return io.Copy(a.Conn, r) }

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"ply/internal/build/ops"
+	"ply/internal/build/relay"
 	"ply/internal/durable"
 	"ply/internal/errs"
 )
@@ -50,48 +49,12 @@ func (f *Fetches) agent(ctx context.Context, id string) (sock string, end func()
 		return "", nil, err
 	}
 	sock = durable.TempName(f.s.o.Run)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+	end, err = relay.Listen(ctx, sock, func(ctx context.Context) (io.ReadWriteCloser, error) { return f.client.Agent(ctx, id) })
 	if err != nil {
 		return "", nil, err
-	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return // closed
-			}
-			wg.Go(func() { f.relay(run, c, id) })
-		}
-	})
-	end = func() error {
-		cancel()
-		err := l.Close()
-		wg.Wait()
-		return err
 	}
 	if err := os.Chmod(sock, 0o600); err != nil {
 		return "", nil, errors.Join(err, end())
 	}
 	return sock, end, nil
-}
-
-// relay connects ssh with the agent.
-func (f *Fetches) relay(ctx context.Context, c net.Conn, id string) {
-	defer c.Close()
-	a, err := f.client.Agent(ctx, id)
-	if err != nil {
-		return // ssh sees the end of the connection
-	}
-	defer a.Close()
-	defer context.AfterFunc(ctx, func() { _, _ = c.Close(), a.Close() })()
-	done := make(chan struct{}, 2)
-	pipe := func(to io.Writer, from io.Reader) {
-		_, _ = io.Copy(to, from) // the end of one direction ends both
-		done <- struct{}{}
-	}
-	go pipe(a, c)
-	go pipe(c, a)
-	<-done
 }
