@@ -128,7 +128,7 @@ type Config struct {
 	RawLogs               bool              `json:"raw-logs" ignored:"logs have no colours"`
 	ValidateFlag          bool              `json:"validate" ignored:"it is a flag, not a setting"`
 	AllowNondistributable []string          `json:"allow-nondistributable-artifacts" ignored:"every layer is pushed"`
-	Builder               builder           `json:"builder" ignored:"there is no build cache to bound yet"`
+	Builder               builder           `json:"builder" ignored:"the build cache may keep 20 GB beside what images have, and clients may ask for every entitlement; builder prune frees more"`
 	DeprecatedKeyPath     string            `json:"deprecated-key-path" ignored:"there is no trust key"`
 	DisableLegacyRegistry bool              `json:"disable-legacy-registry" ignored:"there is no legacy registry protocol"`
 	ClusterStore          string            `json:"cluster-store" ignored:"it belongs to the swarm of Docker 1"`
