@@ -233,7 +233,7 @@ func (c *Content) add(d Document) {
 	}
 }
 
-// Statement is an in-toto statement.
+// statement is an in-toto statement.
 type statement struct {
 	Type          string          `json:"_type"`
 	PredicateType string          `json:"predicateType"`
@@ -338,7 +338,7 @@ func PackageURL(typ string, ref oci.Reference, p *oci.Platform) string {
 	return out
 }
 
-// FormatType returns the media type of a layer in a form, in the format of the output.
+// layerType returns the media type of a layer that a codec has packed, in the format of the output.
 func (o *Output) layerType(codec string) (string, error) {
 	docker := o.Format == oci.FormatDocker
 	switch {

@@ -150,8 +150,6 @@ type parser struct {
 	o    *Output
 	typ  string
 	left map[string]string
-	oci  *bool // oci-mediatypes
-	art  *bool // oci-artifact
 	err  error
 }
 
@@ -248,16 +246,12 @@ func (p *parser) image() {
 	p.squash()
 	p.flag("attestation-inline", &o.AttestInline)
 	p.refuse("prefer-nondist-layers", "layers are always distributable")
-	var types, artifact bool
-	if p.flag("oci-mediatypes", &types) {
-		if p.oci = &types; !types {
-			o.Format = oci.FormatDocker
-		}
+	types := true
+	if p.flag("oci-mediatypes", &types); !types {
+		o.Format = oci.FormatDocker
 	}
 	o.Artifact = o.Format == oci.FormatOCI
-	if p.flag("oci-artifact", &artifact) {
-		p.art, o.Artifact = &artifact, artifact
-	}
+	p.flag("oci-artifact", &o.Artifact)
 	p.compression()
 	p.annotations()
 	switch o.Kind {
@@ -267,11 +261,13 @@ func (p *parser) image() {
 		p.flag("name-canonical", &o.Canonical)
 		p.flag("store", &o.Store)
 		p.refuse("registry.insecure", "the engine's option insecure-registries says which registries may be insecure")
-		// An image of the store is always unpacked, and kept without a name.
+		// These are about containerd's image store. There, layers of an image are unpacked only if unpack says so, and an image without a name is lost, so that
+		// dangling-name-prefix makes one. Here both have nothing to change: layers are always unpacked, and an image without a name is kept under its ID. The second
+		// spelling of the flag is the one that BuildKit reads.
 		var none bool
 		p.flag("unpack", &none)
-		p.flag("danging-name-empty-only", &none)
 		p.flag("dangling-name-empty-only", &none)
+		p.flag("danging-name-empty-only", &none)
 		if v, ok := p.take("dangling-name-prefix"); ok {
 			if _, err := oci.ParseReference(v); err != nil {
 				p.fail(errs.New(errs.Invalid, "output type=%s: dangling-name-prefix: %w", p.typ, err))
