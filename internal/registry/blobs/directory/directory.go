@@ -292,6 +292,16 @@ func (u *upload) what() string           { return "upload " + u.session.ID }
 func (u *upload) Session() blobs.Session { return u.session }
 func (u *upload) Offset() int64          { return u.offset }
 
+// openFile opens the file of the upload, which is created for the first bytes only: when it is gone later, a new one would lack the
+// bytes that the hash has already.
+func (u *upload) openFile() (durable.File, error) {
+	flags := os.O_WRONLY
+	if u.offset == 0 {
+		flags |= os.O_CREATE
+	}
+	return u.s.fs.OpenFile(u.path(), flags, 0o600)
+}
+
 // Append receives bytes.
 func (u *upload) Append(ctx context.Context, r io.Reader, size int64) (err error) {
 	if err := u.s.room(size); err != nil {
@@ -300,7 +310,7 @@ func (u *upload) Append(ctx context.Context, r io.Reader, size int64) (err error
 	if err := u.rehash(ctx); err != nil {
 		return err
 	}
-	f, err := u.s.fs.OpenFile(u.path(), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := u.openFile()
 	if err != nil {
 		return classify(u.what(), err)
 	}
@@ -422,7 +432,7 @@ func (u *upload) Store(ctx context.Context, d content.Digest) (int64, error) {
 }
 
 func (u *upload) publish(ctx context.Context, d content.Digest) (err error) {
-	f, err := u.s.fs.OpenFile(u.path(), os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := u.openFile()
 	if err != nil {
 		return classify(u.what(), err)
 	}

@@ -125,6 +125,62 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A client that ends its upload again after a fault never makes a blob that is not whole.
+func TestRetry(t *testing.T) {
+	d := content.SHA256.Of([]byte("data"))
+	for n := 1; ; n++ {
+		root := t.TempDir()
+		f := &faultfs.FS{Under: durable.OS}
+		s, err := Open(f, root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, err := s.Begin(t.Context(), blobs.Session{ID: blobs.NewID(), Repository: "a", Algorithm: content.SHA256})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Append(t.Context(), strings.NewReader("data"), 4); err != nil {
+			t.Fatal(err)
+		}
+		f.FailAt = f.Count() + n
+		_, err = u.Store(t.Context(), d)
+		if !f.Hit() {
+			if err != nil || n < 4 {
+				t.Fatalf("without a fault (n = %d): %v", n, err)
+			}
+			return
+		}
+		if err != nil {
+			_, err = u.Store(t.Context(), d)
+		}
+		if b, rerr := os.ReadFile(s.path(d)); string(b) != "data" && (err == nil || rerr == nil) {
+			t.Errorf("after a fault at %d: the blob is %q (%v), and the second try returned %v", n, b, rerr, err)
+		}
+	}
+}
+
+// An upload whose file is gone does not go on with a new one.
+func TestLostFile(t *testing.T) {
+	s, err := Open(durable.OS, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := blobs.NewID()
+	u, err := s.Begin(t.Context(), blobs.Session{ID: id, Repository: "a", Algorithm: content.SHA256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Append(t.Context(), strings.NewReader("da"), 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(s.uploadPath(id)); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.Append(t.Context(), strings.NewReader("ta"), 2); !errors.Is(err, errs.NotFound) {
+		t.Errorf("more bytes of an upload without a file: %v", err)
+	}
+}
+
 // What does not fit is refused before it is sent.
 func TestRoom(t *testing.T) {
 	s, err := Open(durable.OS, t.TempDir())
