@@ -65,8 +65,9 @@ type Write struct {
 	Payload    []byte
 	Parsed     *content.Manifest
 	Tags       []content.Tag
-	Condition  Condition // on every tag
-	Missing    bool      // the manifest may refer to what is not in the repository
+	Fixed      []content.Tag // those of Tags that may not move: when they exist, they must point at this manifest
+	Condition  Condition     // on every tag
+	Missing    bool          // the manifest may refer to what is not in the repository
 }
 
 // MissingError is the error of a write whose manifest refers to something that is not in its repository. Its class is
@@ -82,7 +83,15 @@ type Node struct {
 	Tagged   bool
 	Children []content.Digest // manifests and blobs that it refers to
 	Subject  content.Digest   // "" = none
+	Size     int64            // bytes
 	Pushed   time.Time
+}
+
+// Document is a small record of another part of the registry, such as a cache or a queue, which the database only keeps. The key is
+// text without NUL, of 1 to 1000 bytes. Documents of different kinds are independent of each other.
+type Document struct {
+	Key   string
+	Value []byte // nil = there is none
 }
 
 // Store is one database. Safe for concurrent use. The class of an error is errs.NotFound when the repository, manifest, tag or
@@ -91,6 +100,7 @@ type Store interface {
 	Reader
 	Writer
 	Collector
+	Documents
 	io.Closer
 	// Ping reports whether the database answers.
 	Ping(ctx context.Context) error
@@ -119,8 +129,8 @@ type Reader interface {
 
 // Writer changes the database.
 type Writer interface {
-	// PutManifest stores a manifest and points the tags at it. It fails with a *MissingError, and with errs.Precondition when the
-	// condition does not hold.
+	// PutManifest stores a manifest and points the tags at it. It fails with a *MissingError, with errs.Precondition when the
+	// condition does not hold, and with errs.Conflict when a fixed tag points at another manifest.
 	PutManifest(ctx context.Context, w Write) error
 	// DeleteManifest removes a manifest and its tags.
 	DeleteManifest(ctx context.Context, repo content.Repository, d content.Digest) error
@@ -146,4 +156,17 @@ type Collector interface {
 	// CollectManifest removes a manifest that has no tag, is in no index, whose subject does not exist, and that was neither pushed
 	// nor touched since before. It reports whether it did.
 	CollectManifest(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (bool, error)
+}
+
+// Documents keeps the records of other parts of the registry.
+type Documents interface {
+	Document(ctx context.Context, kind, key string) ([]byte, error)
+	// Documents lists documents in the order of the bytes of their keys, from behind after, limit at most.
+	Documents(ctx context.Context, kind, after string, limit int) ([]Document, error)
+	// PutDocuments stores and removes documents in one transaction: one without a value is removed. Removing one that does not exist
+	// is no error.
+	PutDocuments(ctx context.Context, kind string, docs ...Document) error
+	// SwapDocument stores or removes a document as PutDocuments does, if its value is old. Otherwise the error's class is
+	// errs.Precondition.
+	SwapDocument(ctx context.Context, kind, key string, old, value []byte) error
 }

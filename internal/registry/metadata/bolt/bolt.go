@@ -49,9 +49,10 @@ var (
 	bucketReferences   = []byte("references")   // repository, blob or child, digest → nothing
 	bucketLinks        = []byte("links")        // repository, digest → linkRecord
 	bucketHolders      = []byte("holders")      // digest, repository → nothing
+	bucketDocuments    = []byte("documents")    // kind, key → a record of another part of the registry
 
 	buckets = [][]byte{bucketMeta, bucketRepositories, bucketManifests, bucketPayloads, bucketPayloadUses, bucketTags, bucketTagged,
-		bucketReferrers, bucketReferences, bucketLinks, bucketHolders}
+		bucketReferrers, bucketReferences, bucketLinks, bucketHolders, bucketDocuments}
 	keyVersion = []byte("version")
 )
 

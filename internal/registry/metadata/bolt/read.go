@@ -184,7 +184,7 @@ func (s *Store) Graph(_ context.Context, repo content.Repository) (nodes []metad
 				return false, err
 			}
 			at[d] = len(nodes)
-			nodes = append(nodes, metadata.Node{Digest: d, Tagged: t.any(bucketTagged, key3(repo, d, "")), Subject: r.Subject, Pushed: r.Pushed})
+			nodes = append(nodes, metadata.Node{Digest: d, Tagged: t.any(bucketTagged, key3(repo, d, "")), Subject: r.Subject, Size: r.Size, Pushed: r.Pushed})
 			return true, nil
 		})
 		if err != nil {

@@ -19,6 +19,11 @@ func (s *Store) PutManifest(ctx context.Context, w metadata.Write) error {
 				return err
 			}
 		}
+		for _, tag := range w.Fixed {
+			if err := t.fixed(w.Repository, tag, w.Digest); err != nil {
+				return err
+			}
+		}
 		if !w.Missing {
 			if missing := t.missing(w.Repository, w.Parsed); !missing.Empty() {
 				return missing
@@ -40,6 +45,15 @@ func (t *tx) holds(repo content.Repository, tag content.Tag, c metadata.Conditio
 		return errs.New(errs.Precondition, "tag %s of repository %s is not what the request expects", tag, repo)
 	}
 	return nil
+}
+
+// fixed refuses to move a tag.
+func (t *tx) fixed(repo content.Repository, tag content.Tag, d content.Digest) error {
+	r, ok, err := t.tag(repo, tag)
+	if err == nil && ok && r.Digest != d {
+		err = errs.New(errs.Conflict, "tag %s of repository %s is immutable and points at %s", tag, repo, r.Digest)
+	}
+	return err
 }
 
 // missing returns what a manifest refers to and the repository does not have. A subject may be missing.

@@ -34,6 +34,9 @@ func Run(t *testing.T, open func(t *testing.T) metadata.Store) {
 		"lock":             testLock,
 		"concurrent":       testConcurrent,
 		"prefixes":         testPrefixes,
+		"fixed":            testFixed,
+		"documents":        testDocuments,
+		"swap":             testSwap,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -563,5 +566,85 @@ func testPrefixes(f *fixture) {
 		if _, err := f.Link(f.ctx, r, blob("1")); err != nil {
 			f.Error(err)
 		}
+	}
+}
+
+func testFixed(f *fixture) {
+	f.link("a", "config", "layer")
+	first, second := image("", "config"), image("", "config", "layer")
+	fixed := func(doc string, tags ...content.Tag) error {
+		w := f.write("a", doc, tags...)
+		w.Fixed = []content.Tag{"v1"}
+		return f.PutManifest(f.ctx, w)
+	}
+	f.ok(fixed(first, "v1", "latest"))
+	f.ok(fixed(first, "v1"))
+	f.fails(fixed(second, "latest", "v1"), errs.Conflict, "moving a fixed tag")
+	if got, err := f.Tag(f.ctx, "a", "latest"); err != nil || got.Digest != blob(first) {
+		f.Errorf("a refused write moved another tag: %+v, %v", got, err)
+	}
+	f.put("a", second, "latest")
+	if nodes, err := f.Graph(f.ctx, "a"); err != nil || len(nodes) != 2 || nodes[0].Size+nodes[1].Size != int64(len(first)+len(second)) {
+		f.Errorf("sizes in the graph: %+v, %v", nodes, err)
+	}
+}
+
+func testDocuments(f *fixture) {
+	_, err := f.Document(f.ctx, "queue", "a")
+	f.fails(err, errs.NotFound, "a document that is not there")
+	doc := func(k, v string) metadata.Document { return metadata.Document{Key: k, Value: []byte(v)} }
+	f.ok(f.PutDocuments(f.ctx, "queue", doc("b", "2"), doc("a", "1"), doc("a b/c:d", "3"), doc("é", "4"), doc("empty", "")))
+	f.ok(f.PutDocuments(f.ctx, "queues", doc("x", "other")))
+	list := func(kind string) (s string) {
+		f.Helper()
+		for after := ""; ; {
+			docs, err := f.Documents(f.ctx, kind, after, 2)
+			f.ok(err)
+			for _, d := range docs {
+				s += d.Key + "=" + string(d.Value) + " "
+			}
+			if len(docs) < 2 {
+				return s
+			}
+			after = docs[1].Key
+		}
+	}
+	if got := list("queue"); got != "a=1 a b/c:d=3 b=2 empty= é=4 " {
+		f.Errorf("Documents = %q", got)
+	}
+	f.ok(f.PutDocuments(f.ctx, "queue", doc("a", "5"), metadata.Document{Key: "b"}, metadata.Document{Key: "none"}))
+	if got := list("queue") + list("queues") + list("que"); got != "a=5 a b/c:d=3 empty= é=4 x=other " {
+		f.Errorf("after changes: %q", got)
+	}
+	if v, err := f.Document(f.ctx, "queue", "a"); err != nil || string(v) != "5" {
+		f.Errorf("Document = %q, %v", v, err)
+	}
+}
+
+func testSwap(f *fixture) {
+	one, two := []byte("1"), []byte("2")
+	f.fails(f.SwapDocument(f.ctx, "q", "k", one, two), errs.Precondition, "a document that is not there")
+	f.ok(f.SwapDocument(f.ctx, "q", "k", nil, one))
+	f.fails(f.SwapDocument(f.ctx, "q", "k", nil, two), errs.Precondition, "a document that is there")
+	f.fails(f.SwapDocument(f.ctx, "q", "k", two, one), errs.Precondition, "another value")
+	f.ok(f.SwapDocument(f.ctx, "q", "k", one, two))
+	f.ok(f.SwapDocument(f.ctx, "q", "k", two, nil))
+	_, err := f.Document(f.ctx, "q", "k")
+	f.fails(err, errs.NotFound, "a document that was removed")
+	// Of several who swap at the same time, one succeeds.
+	var wg sync.WaitGroup
+	won := make(chan string, 8)
+	for i := range 8 {
+		wg.Go(func() {
+			if f.SwapDocument(f.ctx, "q", "race", nil, []byte(fmt.Sprint(i))) == nil {
+				won <- fmt.Sprint(i)
+			}
+		})
+	}
+	wg.Wait()
+	close(won)
+	v, err := f.Document(f.ctx, "q", "race")
+	if first := <-won; err != nil || string(v) != first || len(won) != 0 {
+		f.Errorf("the value is %q (%v), the winner %q, and %d more", v, err, first, len(won))
 	}
 }
