@@ -42,6 +42,8 @@ type Options struct {
 	// Users returns the numbers of a user, with its group, or of a group. An unknown name is errs.Invalid.
 	Users func(t *tree.Tree, name string, group bool) (uid, gid uint32, err error)
 	Warn  func(text string) // nil = warnings are dropped
+	// Limits of each archive that is unpacked.
+	Limits Limits
 }
 
 // Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not
@@ -421,7 +423,7 @@ func (c *copying) entry(e *tree.Entry, p string) error {
 			return err
 		}
 		defer f.Close()
-		return c.l.file(p, i.Size, f, a)
+		return c.l.file(p, i.Size, reader{c.ctx, f}, a)
 	case i.IsLink():
 		return c.l.symlink(p, i.Link, a)
 	default:

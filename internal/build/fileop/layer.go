@@ -2,6 +2,7 @@ package fileop
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -249,6 +250,19 @@ func (l *layer) file(p string, size int64, r io.Reader, a attrs) error {
 		err = errs.New(errs.Conflict, "%s became shorter while it was read", p)
 	}
 	return err
+}
+
+// reader ends with its context, so that a cancelled build does not wait for the end of a large file.
+type reader struct {
+	ctx context.Context //nolint:containedctx // of one file
+	r   io.Reader
+}
+
+func (r reader) Read(p []byte) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.r.Read(p)
 }
 
 func (l *layer) symlink(p, target string, a attrs) error {

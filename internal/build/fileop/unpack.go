@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"archive/zip"
 	"bufio"
+	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -16,13 +18,45 @@ import (
 	"ply/internal/build/tree"
 	"ply/internal/compress"
 	"ply/internal/errs"
+	"ply/internal/oci"
 )
 
-// Limits of archives.
+// Limits bounds what one archive may unpack to. Zero means the default, which is as much as one layer may have.
+type Limits struct {
+	Entries int   // default 2,000,000
+	Bytes   int64 // of all files together; default 64 GiB
+}
+
 const (
-	maxEntries = 10_000_000
-	maxPAX     = 1 << 20 // bytes of the extended header of one entry
+	maxEntries   = 2_000_000
+	maxPAX       = 1 << 20  // bytes of the extended header of one entry
+	maxDirectory = 64 << 20 // bytes of the directory of a zip, all of which is in memory at once
 )
+
+// budget is what an archive may still unpack to.
+type budget struct {
+	limits  Limits
+	entries int
+	bytes   int64
+}
+
+func newBudget(l Limits) *budget {
+	b := &budget{limits: Limits{Entries: cmp.Or(l.Entries, maxEntries), Bytes: cmp.Or(l.Bytes, oci.MaxLayerSize)}}
+	b.entries, b.bytes = b.limits.Entries, b.limits.Bytes
+	return b
+}
+
+// take counts an entry with size bytes, before any of them is unpacked.
+func (b *budget) take(size uint64) error {
+	if b.entries--; b.entries < 0 {
+		return errs.New(errs.Invalid, "the archive has more than %d entries", b.limits.Entries)
+	}
+	if size > uint64(b.bytes) {
+		return errs.New(errs.Invalid, "the archive unpacks to more than %d bytes", b.limits.Bytes)
+	}
+	b.bytes -= int64(size)
+	return nil
+}
 
 // unpack unpacks an item into the destination if it is an archive: a tar, compressed or not, or a zip.
 func (c *copying) unpack(item string) (bool, error) {
@@ -55,14 +89,16 @@ func (c *copying) unpack(item string) (bool, error) {
 	return done, err
 }
 
+// wrapArchive names the archive in an error.
 func wrapArchive(item string, err error) error {
-	if err == nil || errors.Is(err, errs.Invalid) {
-		return err
-	}
-	if errors.Is(err, tar.ErrHeader) || errors.Is(err, zip.ErrFormat) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, zip.ErrChecksum) {
+	item = strings.TrimPrefix(item, "/")
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, tar.ErrHeader), errors.Is(err, zip.ErrFormat), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, zip.ErrChecksum):
 		return errs.New(errs.Invalid, "%s: damaged archive: %v", item, err)
 	}
-	return err
+	return fmt.Errorf("%s: %w", item, err)
 }
 
 // archiveKind returns "tar", "zip" or "", judged by content. It leaves f at the start.
@@ -128,7 +164,8 @@ func (c *copying) untar(f *os.File) error {
 		return err
 	}
 	tr := tar.NewReader(r)
-	for n := 0; ; n++ {
+	left := newBudget(c.o.Limits)
+	for {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
@@ -139,8 +176,8 @@ func (c *copying) untar(f *os.File) error {
 		if err != nil {
 			return err
 		}
-		if n > maxEntries {
-			return errs.New(errs.Invalid, "the archive has more than %d entries", maxEntries)
+		if err := left.take(uint64(max(h.Size, 0))); err != nil {
+			return err
 		}
 		if err := c.tarEntry(top, h, tr); err != nil {
 			return err
@@ -199,7 +236,7 @@ func (c *copying) tarEntry(top string, h *tar.Header, r io.Reader) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		return c.l.file(p, h.Size, r, a)
+		return c.l.file(p, h.Size, reader{c.ctx, r}, a)
 	case tar.TypeSymlink:
 		return c.l.symlink(p, h.Linkname, a)
 	case tar.TypeLink:
@@ -214,13 +251,13 @@ func (c *copying) tarEntry(top string, h *tar.Header, r io.Reader) error {
 }
 
 func (c *copying) unzip(f *os.File, size int64) error {
-	z, err := zip.NewReader(f, size)
+	at := &directoryReader{file: f, left: maxDirectory}
+	z, err := zip.NewReader(at, size)
 	if err != nil {
 		return err
 	}
-	if len(z.File) > maxEntries {
-		return errs.New(errs.Invalid, "the archive has more than %d entries", maxEntries)
-	}
+	at.open = true
+	left := newBudget(c.o.Limits)
 	top, err := c.unpackRoot()
 	if err != nil {
 		return err
@@ -229,11 +266,31 @@ func (c *copying) unzip(f *os.File, size int64) error {
 		if err := c.ctx.Err(); err != nil {
 			return err
 		}
+		if err := left.take(e.UncompressedSize64); err != nil {
+			return err
+		}
 		if err := c.zipEntry(top, e); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// directoryReader reads a zip and bounds how much of it the directory has, because the directory is kept in memory.
+type directoryReader struct {
+	file io.ReaderAt
+	left int64
+	open bool // the directory was read
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *directoryReader) ReadAt(p []byte, off int64) (int, error) {
+	if !r.open {
+		if r.left -= int64(len(p)); r.left < 0 {
+			return 0, errs.New(errs.Invalid, "the archive has a directory of more than %d bytes", maxDirectory)
+		}
+	}
+	return r.file.ReadAt(p, off)
 }
 
 const maxLinkTarget = unix.PathMax
@@ -277,10 +334,8 @@ func (c *copying) zipEntry(top string, e *zip.File) error {
 		return c.l.symlink(p, string(target), a)
 	case !m.IsRegular():
 		return errs.New(errs.Invalid, "%s: the archive has an entry of type %s", e.Name, m.Type())
-	case e.UncompressedSize64 > 1<<62:
-		return errs.New(errs.Invalid, "%s: the archive says that it has %d bytes", e.Name, e.UncompressedSize64)
 	}
-	if err := c.l.file(p, int64(e.UncompressedSize64), r, a); err != nil {
+	if err := c.l.file(p, int64(e.UncompressedSize64), reader{c.ctx, r}, a); err != nil {
 		return err
 	}
 	// The checksum is compared at the end of the entry only.
