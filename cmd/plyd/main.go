@@ -31,6 +31,7 @@ import (
 	"ply/internal/engine"
 	"ply/internal/errs"
 	"ply/internal/host"
+	"ply/internal/procid"
 	"ply/internal/version"
 )
 
@@ -333,7 +334,7 @@ func writePidfile(name string) (release func(), err error) {
 		return nil, err
 	}
 	// The lock decides, not the number in the file: process numbers are reused.
-	if err := lockFile(f); err != nil {
+	if err := procid.LockFile(f, 2*time.Second); err != nil {
 		b, _ := io.ReadAll(io.LimitReader(f, 32))
 		f.Close()
 		return nil, errs.New(errs.Conflict, "plyd is running already: pid file %s, pid %s", name, strings.TrimSpace(string(b)))
@@ -343,18 +344,6 @@ func writePidfile(name string) (release func(), err error) {
 		return nil, err
 	}
 	return func() { os.Remove(name); f.Close() }, nil
-}
-
-// lockFile locks a file, and waits a little when it is locked. When a plyd is killed while it starts a program, the new process
-// holds the descriptors of plyd until it executes the program.
-func lockFile(f *os.File) error {
-	const patience = 2 * time.Second
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-	}
 }
 
 func writeAt(f *os.File, s string) error {

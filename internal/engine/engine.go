@@ -7,8 +7,10 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"ply/internal/build"
@@ -24,6 +26,7 @@ import (
 	"ply/internal/network/bridge"
 	"ply/internal/network/ipam"
 	"ply/internal/oci"
+	"ply/internal/procid"
 	"ply/internal/store"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/drivers"
@@ -201,6 +204,9 @@ func (e *Engine) openStore(ctx context.Context) (err error) {
 // no container needs it any more.
 func (e *Engine) openExecRoot(context.Context) error {
 	dir := e.opts.Config.ExecRoot
+	if err := e.lockExecRoot(dir); err != nil {
+		return err
+	}
 	made, err := mount.Private(dir)
 	if err != nil {
 		return errs.New(errs.Internal, "exec root: %w", err)
@@ -213,6 +219,30 @@ func (e *Engine) openExecRoot(context.Context) error {
 	})
 	return nil
 }
+
+// lockExecRoot admits one engine per exec root. A second one would unmount the containers of the first.
+func (e *Engine) lockExecRoot(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return errs.New(errs.Internal, "exec root: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "plyd.lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return errs.New(errs.Internal, "exec root: %w", err)
+	}
+	if err := procid.LockFile(f, lockWait); err != nil {
+		_ = f.Close() // nothing was written
+		if held := new(procid.LockedError); errors.As(err, &held) {
+			return errs.New(errs.Unavailable, "exec root %s is in use by %s", dir, held.Holder).
+				WithHint("Every engine needs a data root and an exec root of its own (--data-root, --exec-root).")
+		}
+		return errs.New(errs.Internal, "exec root: %w", err)
+	}
+	e.onClose("lock of the exec root", f.Close)
+	return nil
+}
+
+// lockWait is how long Open waits for another process that has the exec root.
+const lockWait = 2 * time.Second
 
 func (e *Engine) openImages(context.Context) error {
 	e.Images = image.New(e.Store, image.Options{

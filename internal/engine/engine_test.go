@@ -104,7 +104,7 @@ func TestCloseEndsThePartsInTheOppositeOrder(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"builder", "pulls", "connections to registries", "containers", "networks", "exec root", "store"}
+	want := []string{"builder", "pulls", "connections to registries", "containers", "networks", "exec root", "lock of the exec root", "store"}
 	if !slices.Equal(closed, want) {
 		t.Errorf("closed %v, want %v", closed, want)
 	}
@@ -142,6 +142,20 @@ func TestASecondEngineOnTheSameRootIsRefused(t *testing.T) {
 	}
 	if _, err := os.Stat(work); err != nil {
 		t.Errorf("the refused engine touched the data root: %v", err)
+	}
+	if mounted, err := mount.IsMounted(opts.Config.ExecRoot); err != nil || !mounted {
+		t.Errorf("the refused engine unmounted the exec root of the first one: %v", err)
+	}
+}
+
+// Two engines with different data roots cannot share an exec root. The second one is told who has it, and leaves it alone.
+func TestASecondEngineOnTheSameExecRootIsRefused(t *testing.T) {
+	opts, other := newOptions(t, "vfs"), newOptions(t, "vfs")
+	mustOpen(t, opts)
+	other.Config.ExecRoot = opts.Config.ExecRoot
+	e, err := Open(t.Context(), other)
+	if !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "is in use by") {
+		t.Fatalf("second Open = %v, %v, want class Unavailable and the holder", e, err)
 	}
 	if mounted, err := mount.IsMounted(opts.Config.ExecRoot); err != nil || !mounted {
 		t.Errorf("the refused engine unmounted the exec root of the first one: %v", err)

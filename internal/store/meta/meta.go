@@ -23,11 +23,10 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	bbolterrors "go.etcd.io/bbolt/errors"
-	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/procid"
 	"ply/internal/record"
 	"ply/internal/version"
 )
@@ -97,8 +96,8 @@ func openFile(path string, opts Options, readOnly bool) (_ *DB, err error) {
 		}
 	}()
 	db.bolt, err = bbolt.Open(path, 0o600, &bo)
-	if errors.Is(err, bbolterrors.ErrTimeout) {
-		return nil, errs.New(errs.Unavailable, "database %s is in use by another process", path)
+	if held := new(procid.LockedError); errors.As(err, &held) {
+		return nil, errs.New(errs.Unavailable, "database %s is in use by %s", path, held.Holder)
 	}
 	if err != nil {
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)
@@ -126,17 +125,8 @@ func openChecked(open func(string, int, os.FileMode) (*os.File, error), name str
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	for end := time.Now().Add(lockWait); ; time.Sleep(lockWait / 40) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, err
-		}
-		if time.Now().After(end) {
-			return nil, bbolterrors.ErrTimeout
-		}
+	if err := procid.LockFile(f, lockWait); err != nil {
+		return nil, err
 	}
 	fi, err := f.Stat()
 	if err != nil || fi.Size() == 0 {
