@@ -1,7 +1,6 @@
 package oci
 
 import (
-	_ "crypto/sha512" // makes the algorithm known to the parser of references, as it is in plyd
 	"encoding/json"
 	"errors"
 	"fmt"
