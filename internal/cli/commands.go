@@ -22,6 +22,7 @@ type maker func(*command.Invocation) *cobra.Command
 // entry is one line of the table of commands: a verb that stands below ply, below a noun such as "container", or both.
 type entry struct {
 	group string // of the plain verb in the help of ply
+	verb  string // name of the plain verb, if it needs no other command; see alone
 	plain maker  // makes the plain verb; nil when there is none
 	nouns string // below which it stands, separated by blanks; the help of the plain verb names the last one
 	noun  maker  // makes it below a noun
@@ -46,80 +47,80 @@ var nouns = map[string]string{
 
 // table has all commands, by noun. A new command is one line here.
 var table = []entry{
-	{common, builder.Bake, "builder", builder.Bake},
-	{common, builder.BuildOrHistory, "builder image", builder.Build},
-	{other, nil, "builder", builder.Du},
-	{other, nil, "builder", builder.Inspect},
-	{other, nil, "builder", builder.Logs},
-	{other, nil, "builder", builder.Ls},
-	{other, nil, "builder", builder.Prune},
-	{other, nil, "builder", builder.Rm},
+	{common, "bake", builder.Bake, "builder", builder.Bake},
+	{common, "", builder.BuildOrHistory, "builder image", builder.Build},
+	{other, "", nil, "builder", builder.Du},
+	{other, "", nil, "builder", builder.Inspect},
+	{other, "", nil, "builder", builder.Logs},
+	{other, "", nil, "builder", builder.Ls},
+	{other, "", nil, "builder", builder.Prune},
+	{other, "", nil, "builder", builder.Rm},
 
-	{other, run.Attach, "container", run.Attach},
-	{other, container.Commit, "container", container.Commit},
-	{other, container.Cp, "container", container.Cp},
-	{other, run.Create, "container", run.Create},
-	{other, container.Diff, "container", container.Diff},
-	{common, run.Exec, "container", run.Exec},
-	{other, container.Export, "container", container.Export},
-	{other, nil, "container", container.Inspect},
-	{other, container.Kill, "container", container.Kill},
-	{other, container.Logs, "container", container.Logs},
-	{common, container.Ps, "container", container.Ls},
-	{other, container.Pause, "container", container.Pause},
-	{other, container.Port, "container", container.Port},
-	{other, nil, "container", container.Prune},
-	{other, container.Rename, "container", container.Rename},
-	{other, container.Restart, "container", container.Restart},
-	{other, container.Rm, "container", container.Rm},
-	{common, run.Run, "container", run.Run},
-	{other, run.Start, "container", run.Start},
-	{other, container.Stats, "container", container.Stats},
-	{other, container.Stop, "container", container.Stop},
-	{other, container.Top, "container", container.Top},
-	{other, container.Unpause, "container", container.Unpause},
-	{other, run.Update, "container", run.Update},
-	{other, container.Wait, "container", container.Wait},
+	{other, "attach", run.Attach, "container", run.Attach},
+	{other, "commit", container.Commit, "container", container.Commit},
+	{other, "cp", container.Cp, "container", container.Cp},
+	{other, "create", run.Create, "container", run.Create},
+	{other, "diff", container.Diff, "container", container.Diff},
+	{common, "exec", run.Exec, "container", run.Exec},
+	{other, "export", container.Export, "container", container.Export},
+	{other, "", nil, "container", container.Inspect},
+	{other, "kill", container.Kill, "container", container.Kill},
+	{other, "logs", container.Logs, "container", container.Logs},
+	{common, "ps", container.Ps, "container", container.Ls},
+	{other, "pause", container.Pause, "container", container.Pause},
+	{other, "port", container.Port, "container", container.Port},
+	{other, "", nil, "container", container.Prune},
+	{other, "rename", container.Rename, "container", container.Rename},
+	{other, "restart", container.Restart, "container", container.Restart},
+	{other, "rm", container.Rm, "container", container.Rm},
+	{common, "run", run.Run, "container", run.Run},
+	{other, "start", run.Start, "container", run.Start},
+	{other, "stats", container.Stats, "container", container.Stats},
+	{other, "stop", container.Stop, "container", container.Stop},
+	{other, "top", container.Top, "container", container.Top},
+	{other, "unpause", container.Unpause, "container", container.Unpause},
+	{other, "update", run.Update, "container", run.Update},
+	{other, "wait", container.Wait, "container", container.Wait},
 
-	{other, image.History, "image", image.History},
-	{other, image.Import, "image", image.Import},
-	{other, nil, "image", image.Inspect},
-	{other, image.Load, "image", image.Load},
-	{common, image.Images, "image", image.Ls},
-	{other, nil, "image", image.Prune},
-	{common, image.Pull, "image", image.Pull},
-	{common, image.Push, "image", image.Push},
-	{other, image.Rmi, "image", image.Rm},
-	{other, image.Save, "image", image.Save},
-	{other, image.Tag, "image", image.Tag},
+	{other, "history", image.History, "image", image.History},
+	{other, "import", image.Import, "image", image.Import},
+	{other, "", nil, "image", image.Inspect},
+	{other, "load", image.Load, "image", image.Load},
+	{common, "images", image.Images, "image", image.Ls},
+	{other, "", nil, "image", image.Prune},
+	{common, "pull", image.Pull, "image", image.Pull},
+	{common, "push", image.Push, "image", image.Push},
+	{other, "rmi", image.Rmi, "image", image.Rm},
+	{other, "save", image.Save, "image", image.Save},
+	{other, "tag", image.Tag, "image", image.Tag},
 
-	{other, nil, "network", network.Connect},
-	{other, nil, "network", network.Create},
-	{other, nil, "network", network.Disconnect},
-	{other, nil, "network", network.Inspect},
-	{other, nil, "network", network.Ls},
-	{other, nil, "network", network.Prune},
-	{other, nil, "network", network.Rm},
+	{other, "", nil, "network", network.Connect},
+	{other, "", nil, "network", network.Create},
+	{other, "", nil, "network", network.Disconnect},
+	{other, "", nil, "network", network.Inspect},
+	{other, "", nil, "network", network.Ls},
+	{other, "", nil, "network", network.Prune},
+	{other, "", nil, "network", network.Rm},
 
-	{other, nil, "system", system.Check},
-	{other, nil, "system", system.Df},
-	{other, system.Events, "system", system.Events},
-	{common, system.Info, "system", system.Info},
-	{other, nil, "system", system.Prune},
+	{other, "", nil, "system", system.Check},
+	{other, "", nil, "system", system.Df},
+	{other, "events", system.Events, "system", system.Events},
+	{common, "info", system.Info, "system", system.Info},
+	{other, "", nil, "system", system.Prune},
 
-	{other, nil, "volume", volume.Create},
-	{other, nil, "volume", volume.Inspect},
-	{other, nil, "volume", volume.Ls},
-	{other, nil, "volume", volume.Prune},
-	{other, nil, "volume", volume.Rm},
+	{other, "", nil, "volume", volume.Create},
+	{other, "", nil, "volume", volume.Inspect},
+	{other, "", nil, "volume", volume.Ls},
+	{other, "", nil, "volume", volume.Prune},
+	{other, "", nil, "volume", volume.Rm},
 
-	{common, registry.Login, "", nil},
-	{common, registry.Logout, "", nil},
-	{common, registry.Search, "", nil},
-	{other, system.Inspect, "", nil},
-	{common, system.Version, "", nil},
-	{other, newCompletion, "", nil},
-	{other, newMan, "", nil},
+	{common, "login", registry.Login, "", nil},
+	{common, "logout", registry.Logout, "", nil},
+	{common, "search", registry.Search, "", nil},
+	{other, "inspect", system.Inspect, "", nil},
+	{common, "version", system.Version, "", nil},
+	{other, "", newCompletion, "", nil},
+	{other, "", newMan, "", nil},
 }
 
 // refused are the commands of docker that ply does not have, and what to do instead.
@@ -129,6 +130,20 @@ var refused = map[string]string{
 	"swarm": "there is no swarm mode", "node": "there is no swarm mode", "service": "there is no swarm mode", "stack": "there is no swarm mode",
 	"secret": "there is no swarm mode", "config": "there is no swarm mode",
 	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
+}
+
+// alone returns the maker of the verb that a command line begins with, or nil when the line may need more than that command. Making all commands takes
+// longer than what most commands do themselves.
+func alone(args []string) maker {
+	if len(args) == 0 {
+		return nil
+	}
+	for _, e := range table {
+		if e.verb == args[0] && e.verb != "" {
+			return e.plain
+		}
+	}
+	return nil
 }
 
 // addCommands adds the table of commands to root.

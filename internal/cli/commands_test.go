@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -61,5 +62,43 @@ func TestHelpNamesOtherForms(t *testing.T) {
 		if got := c.Annotations["aliases"]; got != want {
 			t.Errorf("%s: %q, want %q", path, got, want)
 		}
+	}
+}
+
+// A command that is made without the others prints what it prints among them.
+func TestAloneAsAmongOthers(t *testing.T) {
+	var out bytes.Buffer
+	var without []string
+	for _, e := range table {
+		if e.plain == nil {
+			continue
+		}
+		name := e.plain(invocation(nil, &out, &out)).Name()
+		if e.verb == "" {
+			without = append(without, name)
+			continue
+		}
+		if e.verb != name {
+			t.Errorf("the table calls %s %q", name, e.verb)
+		}
+		for _, args := range [][]string{{name, "--help"}, {name, "--nosuch"}} {
+			var alone, among bytes.Buffer
+			code := Run(t.Context(), invocation(nil, &alone, &alone), args)
+			inv := invocation(nil, &among, &among)
+			root := newRoot(inv)
+			root.SetArgs(args)
+			want, text := 0, ""
+			if err := root.ExecuteContext(t.Context()); err != nil {
+				if want, text = outcome(err); text != "" {
+					among.WriteString(text + "\n")
+				}
+			}
+			if code != want || alone.String() != among.String() {
+				t.Errorf("%q: exit code %d, %q\nwant %d, %q", args, code, &alone, want, &among)
+			}
+		}
+	}
+	if want := []string{"build", "completion", "man"}; !slices.Equal(without, want) {
+		t.Errorf("made with all others: %v, want %v", without, want)
 	}
 }

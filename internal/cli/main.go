@@ -31,8 +31,8 @@ func Main(args []string) int {
 
 // Run executes one command line, without the program's name, and returns the exit code.
 func Run(ctx context.Context, inv *command.Invocation, args []string) int {
-	root := newRoot(inv)
 	args = oldTreeFlag(inv.Err, args)
+	root := rootFor(inv, args)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -13,6 +13,35 @@ import (
 
 // newRoot returns the tree of commands.
 func newRoot(inv *command.Invocation) *cobra.Command {
+	root := bareRoot(inv)
+	addCommands(root, inv)
+	finish(root, inv)
+	return root
+}
+
+// rootFor returns what a command line needs of the tree of commands.
+func rootFor(inv *command.Invocation, args []string) *cobra.Command {
+	verb := alone(args)
+	if verb == nil {
+		return newRoot(inv)
+	}
+	root := bareRoot(inv)
+	c := verb(inv)
+	c.Aliases = nil // they are names below a noun
+	root.AddCommand(c)
+	finish(root, inv)
+	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) {
+		// The help names the other forms of the command.
+		if whole, _, err := newRoot(inv).Find([]string{cmd.Name()}); err == nil {
+			cmd = whole
+		}
+		writeHelp(inv.Out, cmd, helpWidth(inv))
+	})
+	return root
+}
+
+// bareRoot returns the root of the tree of commands, with the global flags.
+func bareRoot(inv *command.Invocation) *cobra.Command {
 	root := &cobra.Command{
 		Use:              "ply [OPTIONS] COMMAND",
 		Short:            "A container image engine: docker's words, one file a layer",
@@ -58,10 +87,13 @@ func newRoot(inv *command.Invocation) *cobra.Command {
 		return &command.UsageError{Cmd: cmd, Text: err.Error(), See: "Run", Code: 125}
 	})
 	inv.Global.Define(root.Flags())
-	addCommands(root, inv)
+	return root
+}
+
+// finish adds to the commands below root what all of them have.
+func finish(root *cobra.Command, inv *command.Invocation) {
 	completeArgs(root, inv)
 	helpFlags(root)
-	return root
 }
 
 // helpFlags defines --help for every command, with the short form -h where that is free. The help lists --help only where -h means
