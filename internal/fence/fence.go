@@ -1,5 +1,6 @@
 // Package fence opens connections to hosts whose names come from strangers: registries, token servers, web servers that a Dockerfile names. It
-// resolves each name itself and checks every address before it connects.
+// resolves each name itself and checks every address before it connects. It also reads how a registry wants its clients to log in (Challenges), and
+// decides whether its token server may get their credentials (Realms).
 //
 // Invariant: the address that was checked is the one that is connected to, so an answer of DNS that changes leads nowhere else.
 package fence

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ply/internal/errs"
+	"ply/internal/fence"
 	"ply/internal/transfer"
 )
 
@@ -32,7 +33,7 @@ type authState struct {
 	tokens map[string]bearerToken // by scopeKey
 }
 
-// bearer is a Bearer challenge whose realm passed checkRealm.
+// bearer is a Bearer challenge whose realm passed the check.
 type bearer struct {
 	realm   *url.URL
 	same    bool // the realm is at the registry's own origin
@@ -50,10 +51,10 @@ type bearerToken struct {
 func (s *Session) state(ep *resolved) *authState {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.auth[origin(ep.base)]
+	st := s.auth[fence.Origin(ep.base)]
 	if st == nil {
 		st = &authState{tokens: map[string]bearerToken{}}
-		s.auth[origin(ep.base)] = st
+		s.auth[fence.Origin(ep.base)] = st
 	}
 	return st
 }
@@ -101,21 +102,21 @@ func (s *Session) challenged(ctx context.Context, ep *resolved, resp *http.Respo
 	}
 	var basic, offered bool
 	var b *bearer
-	for _, c := range parseChallenges(resp.Header) {
+	for _, c := range fence.Challenges(resp.Header) {
 		offered = true
-		switch c.scheme {
+		switch c.Scheme {
 		case "basic":
 			basic = true
 		case "bearer":
-			if b != nil || c.params["realm"] == "" {
+			if b != nil || c.Params["realm"] == "" {
 				continue
 			}
-			u, same, err := s.c.checkRealm(resp.Request.URL, c.params["realm"])
+			u, same, err := s.c.realms().Check(resp.Request.URL, c.Params["realm"])
 			if err != nil {
 				resp.Body.Close()
 				return false, err
 			}
-			b = &bearer{realm: u, same: same, service: c.params["service"], scope: c.params["scope"], peer: peer}
+			b = &bearer{realm: u, same: same, service: c.Params["service"], scope: c.Params["scope"], peer: peer}
 		}
 	}
 	st := s.state(ep)
@@ -305,7 +306,7 @@ func parseToken(host string, body []byte) (bearerToken, error) {
 // realmTransport returns the transport for one token request. At the registry's own origin it uses the TLS settings of the
 // registry, elsewhere those for the host of the token server.
 func (c *Client) realmTransport(ep *resolved, b *bearer) (*http.Transport, error) {
-	check := realmCheck(b.peer)
+	check := fence.RealmCheck(b.peer)
 	host := b.realm.Host
 	if b.same {
 		check = func(string, netip.Addr) error { return nil }

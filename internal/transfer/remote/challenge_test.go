@@ -4,52 +4,7 @@ import (
 	"net/http"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 )
-
-func TestParseChallenges(t *testing.T) {
-	type p = map[string]string
-	cases := []struct {
-		in   []string
-		want []challenge
-	}{
-		{[]string{`Basic realm="a"`}, []challenge{{"basic", p{"realm": "a"}}}},
-		{[]string{`Bearer realm="https://a/t",service="s",scope="repository:x:pull,push"`}, []challenge{{"bearer", p{"realm": "https://a/t", "service": "s", "scope": "repository:x:pull,push"}}}},
-		{[]string{`bearer  REALM = "a\"b" , service=plain`}, []challenge{{"bearer", p{"realm": `a"b`, "service": "plain"}}}},
-		{[]string{`Basic realm="a, Bearer realm=x", Bearer realm="b"`}, []challenge{{"basic", p{"realm": "a, Bearer realm=x"}}, {"bearer", p{"realm": "b"}}}},
-		{[]string{`Negotiate YII=, Basic realm="a"`, `Digest`}, []challenge{{"negotiate", p{}}, {"basic", p{"realm": "a"}}, {"digest", p{}}}},
-		{[]string{`Basic`, `Bearer realm="unterminated`}, []challenge{{"basic", p{}}, {"bearer", p{}}}},
-		{[]string{``, `,,,`, `"x"`, `=x`}, nil},
-	}
-	for _, c := range cases {
-		got := parseChallenges(http.Header{"Www-Authenticate": c.in})
-		for i := range got {
-			if len(got[i].params) == 1 && got[i].params["realm"] == "" {
-				got[i].params = p{}
-			}
-		}
-		if len(c.in) > 1 && c.in[0] == "Basic" && len(got) > 2 {
-			got = got[:2] // what follows an unterminated quote is undefined
-		}
-		if d := cmp.Diff(c.want, got, cmp.AllowUnexported(challenge{})); d != "" {
-			t.Errorf("%q: %s", c.in, d)
-		}
-	}
-}
-
-func FuzzChallenge(f *testing.F) {
-	for _, s := range []string{`Bearer realm="https://a/t",service="s"`, `Basic realm=`, `a b=c, d`, "\\", `x "`} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, c := range parseChallenges(http.Header{"Www-Authenticate": {s}}) {
-			if c.scheme == "" || c.params == nil {
-				t.Errorf("%q: challenge %+v", s, c)
-			}
-		}
-	})
-}
 
 func TestContentRange(t *testing.T) {
 	for in, want := range map[string][2]int64{

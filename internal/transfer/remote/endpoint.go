@@ -2,7 +2,6 @@ package remote
 
 import (
 	"errors"
-	"net"
 	"net/netip"
 	"net/url"
 	"strings"
@@ -29,15 +28,6 @@ type endpoint struct {
 }
 
 func (e *endpoint) key() string { return e.scheme + "://" + e.host + e.prefix }
-
-// origin returns scheme, host and port of a URL. Credentials are sent to one origin only.
-func origin(u *url.URL) string {
-	host, port := u.Hostname(), u.Port()
-	if port == "" {
-		port = map[string]string{"https": "443", "http": "80"}[u.Scheme]
-	}
-	return u.Scheme + "://" + net.JoinHostPort(strings.ToLower(host), port)
-}
 
 func parsePolicy(mirrors, insecure []string) (*policy, error) {
 	p := &policy{hosts: map[string]bool{}}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/fence"
 	"ply/internal/oci"
 )
 
@@ -133,7 +134,7 @@ func (s *Session) tagsFrom(ctx context.Context, e *endpoint) ([]string, error) {
 			return slices.Compact(all), nil
 		}
 		u, err := resp.Request.URL.Parse(next)
-		if err != nil || origin(u) != origin(ep.base) {
+		if err != nil || fence.Origin(u) != fence.Origin(ep.base) {
 			return nil, errs.New(errs.Invalid, "tags of %s: next page is at another host", s.name.Familiar())
 		}
 		if len(all) > maxTags {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ply/internal/errs"
+	"ply/internal/fence"
 )
 
 // resolved is an endpoint with its scheme.
@@ -150,7 +151,7 @@ func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Resp
 	}
 	for attempt := 0; ; attempt++ {
 		authorization := ""
-		if origin(u) == origin(ep.base) {
+		if fence.Origin(u) == fence.Origin(ep.base) {
 			if authorization, err = s.authorization(ctx, ep, r.scopes); err != nil {
 				return nil, nil, err
 			}
@@ -159,7 +160,7 @@ func (s *Session) send(ctx context.Context, e *endpoint, r *request) (*http.Resp
 		if err != nil {
 			return nil, nil, err
 		}
-		if resp.StatusCode == http.StatusUnauthorized && attempt < maxChallenges && origin(resp.Request.URL) == origin(ep.base) {
+		if resp.StatusCode == http.StatusUnauthorized && attempt < maxChallenges && fence.Origin(resp.Request.URL) == fence.Origin(ep.base) {
 			again, err := s.challenged(ctx, ep, resp, peer, r.scopes, authorization)
 			if err != nil {
 				return nil, nil, err
@@ -186,7 +187,7 @@ func (s *Session) roundTrip(ctx context.Context, ep *resolved, u *url.URL, r *re
 		if err != nil {
 			return nil, peer, err
 		}
-		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { peer = addrOf(i.Conn.RemoteAddr()) }}
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { peer = fence.AddrOf(i.Conn.RemoteAddr()) }}
 		req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), r.method, u.String(), nil)
 		if err != nil {
 			return nil, peer, errs.New(errs.Invalid, "registry %s: %w", ep.host, err)
@@ -204,7 +205,7 @@ func (s *Session) roundTrip(ctx context.Context, ep *resolved, u *url.URL, r *re
 			}
 		}
 		req.Header.Set("User-Agent", s.c.opts.UserAgent)
-		if authorization != "" && origin(u) == origin(ep.base) {
+		if authorization != "" && fence.Origin(u) == fence.Origin(ep.base) {
 			req.Header.Set("Authorization", authorization)
 		}
 		resp, err := t.RoundTrip(req)

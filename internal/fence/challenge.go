@@ -1,20 +1,20 @@
-package remote
+package fence
 
 import (
 	"net/http"
 	"strings"
 )
 
-// challenge is one scheme that a server offers in WWW-Authenticate.
-type challenge struct {
-	scheme string            // lower case
-	params map[string]string // keys lower case
+// Challenge is one scheme that a server offers in WWW-Authenticate.
+type Challenge struct {
+	Scheme string            // lower case
+	Params map[string]string // keys lower case
 }
 
-// parseChallenges parses all WWW-Authenticate headers as RFC 9110, section 11.6.1, defines them: a header may have several schemes,
+// Challenges parses all WWW-Authenticate headers as RFC 9110, section 11.6.1, defines them: a header may have several schemes,
 // quoted commas and escapes. It skips what is malformed.
-func parseChallenges(h http.Header) []challenge {
-	var list []challenge
+func Challenges(h http.Header) []Challenge {
+	var list []Challenge
 	for _, v := range h.Values("Www-Authenticate") {
 		if len(v) > 16<<10 {
 			continue
@@ -24,8 +24,8 @@ func parseChallenges(h http.Header) []challenge {
 	return list
 }
 
-func parseHeader(s string) []challenge {
-	var list []challenge
+func parseHeader(s string) []Challenge {
+	var list []Challenge
 	for {
 		s = strings.TrimLeft(s, " \t,")
 		word, rest := token(s)
@@ -35,13 +35,13 @@ func parseHeader(s string) []challenge {
 		trimmed := strings.TrimLeft(rest, " \t")
 		if value, after, ok := paramValue(trimmed); ok && len(list) > 0 {
 			c := &list[len(list)-1]
-			if key := strings.ToLower(word); c.params[key] == "" {
-				c.params[key] = value
+			if key := strings.ToLower(word); c.Params[key] == "" {
+				c.Params[key] = value
 			}
 			s = after
 			continue
 		}
-		list = append(list, challenge{scheme: strings.ToLower(word), params: map[string]string{}})
+		list = append(list, Challenge{Scheme: strings.ToLower(word), Params: map[string]string{}})
 		s = trimmed
 		// The token68 form ("Negotiate abc==") has no parameters, and no scheme that is used here has it.
 		if tok, after := token68(s); tok != "" && (after == "" || strings.HasPrefix(strings.TrimLeft(after, " \t"), ",")) {
