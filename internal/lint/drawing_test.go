@@ -57,6 +57,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"tags", "registry/metadata/bolt", "tagRecord", "tagVersion"},
 		{"links", "registry/metadata/bolt", "linkRecord", "linkVersion"},
 		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
+		{"documents/proxy-uses", "registry/proxy", "useRecord", "useVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},
 		{"token-keys.json", "registry/auth", "keysRecord", "keysVersion"},
 	},

@@ -149,7 +149,7 @@ func TestBinariesStaySmall(t *testing.T) {
 
 // The registry shares the ground of the house with the engine, and nothing else; the engine knows it as it knows any registry.
 func TestRegistryStandsAlone(t *testing.T) {
-	shared := []string{"errs", "durable", "safepath", "record", "version", "oci", "compress", "registry"}
+	shared := []string{"errs", "durable", "safepath", "record", "version", "oci", "compress", "fence", "registry"}
 	for _, p := range list(t, "./...") {
 		for _, imp := range p.Imports {
 			if !strings.HasPrefix(imp, "ply/internal/") {

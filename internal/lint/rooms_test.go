@@ -47,9 +47,9 @@ var inside = map[string][][]string{
 	"record": {{"record"}, {"record/recordtest"}},
 	"registry": {
 		{"registry/content"},
-		{"registry/access", "registry/metadata", "registry/blobs"},
+		{"registry/access", "registry/metadata", "registry/blobs", "registry/remote"},
 		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/blobs/blobstest", "registry/blobs/directory", "registry/repository"},
-		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe", "registry/search"},
+		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe", "registry/proxy", "registry/search"},
 		{"registry/server"},
 		{"registry/config"},
 	},

@@ -57,7 +57,7 @@ func (h *Handler) getBlob(q *request) error {
 	if err != nil {
 		return err
 	}
-	r, size, err := h.Repositories.OpenBlob(q.r.Context(), q.repo, d)
+	r, size, err := h.content(q.repo).OpenBlob(q.r.Context(), q.repo, d)
 	if err != nil {
 		return missing(err, errBlobUnknown, map[string]any{"digest": d})
 	}
@@ -80,7 +80,7 @@ func (h *Handler) headBlob(q *request) error {
 	if err != nil {
 		return err
 	}
-	size, err := h.Repositories.StatBlob(q.r.Context(), q.repo, d)
+	size, err := h.content(q.repo).StatBlob(q.r.Context(), q.repo, d)
 	if err != nil {
 		return missing(err, errBlobUnknown, map[string]any{"digest": d})
 	}

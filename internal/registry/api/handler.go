@@ -1,7 +1,9 @@
 package api
 
 import (
+	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -12,18 +14,37 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/access"
 	"ply/internal/registry/content"
+	"ply/internal/registry/metadata"
 	"ply/internal/registry/repository"
 )
 
 // Options configure a Handler.
 type Options struct {
 	Repositories *repository.Service
+	Copies       Copies       // nil = none
 	Gate         access.Gate  // nil = access.Open
 	ReadOnly     bool         // nothing can be changed
 	NoDelete     bool         // nothing can be deleted
 	Log          *slog.Logger // nil = none
 	// Stall is how long a client may send nothing in the middle of a body; 0 = 1 minute.
 	Stall time.Duration
+}
+
+// Copies are repositories whose content comes from other registries when clients ask for it.
+type Copies interface {
+	// Covers reports whether a repository is a copy.
+	Covers(repo content.Repository) bool
+	// Locate returns the repository that serves a request to read. Registry is what the client says it mirrors, or "". Pushing is true
+	// for a question that clients ask before a push.
+	Locate(ctx context.Context, repo content.Repository, registry string, pushing bool) (content.Repository, error)
+
+	// These serve copies as repository.Service serves other repositories.
+	Manifest(ctx context.Context, repo content.Repository, d content.Digest, tag content.Tag) (metadata.Manifest, []byte, error)
+	OpenBlob(ctx context.Context, repo content.Repository, d content.Digest) (io.ReadSeekCloser, int64, error)
+	StatBlob(ctx context.Context, repo content.Repository, d content.Digest) (int64, error)
+	// Tags lists n tags behind after, and whether there are more.
+	Tags(ctx context.Context, repo content.Repository, after content.Tag, n int) (tags []content.Tag, more bool, err error)
+	Referrers(ctx context.Context, repo content.Repository, subject content.Digest) ([]content.Descriptor, error)
 }
 
 // Handler serves the paths below /v2.
@@ -88,6 +109,12 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 			return &e
 		}
 	}
+	if q.repo != "" && to.action == access.Pull && h.Copies != nil {
+		pushing := t.kind == kindBlob && r.Method == http.MethodHead
+		if q.repo, err = h.Copies.Locate(r.Context(), q.repo, r.URL.Query().Get("ns"), pushing); err != nil {
+			return err
+		}
+	}
 	needs := to.action
 	if !ok {
 		needs = access.Pull
@@ -102,7 +129,26 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Allow", strings.Join(slices.Sorted(maps.Keys(methods)), ", "))
 		return fail(http.StatusMethodNotAllowed, "UNSUPPORTED", "the operation is unsupported")
 	}
+	if needs == access.Push && h.copies(q.repo) {
+		return fail(http.StatusMethodNotAllowed, "UNSUPPORTED", "repository "+string(q.repo)+" is a copy of another registry's; push to a name outside of it")
+	}
 	return to.serve(h, q)
+}
+
+func (h *Handler) copies(repo content.Repository) bool {
+	return h.Copies != nil && h.Copies.Covers(repo)
+}
+
+// content returns what serves a repository.
+func (h *Handler) content(repo content.Repository) interface {
+	Manifest(ctx context.Context, repo content.Repository, d content.Digest, tag content.Tag) (metadata.Manifest, []byte, error)
+	OpenBlob(ctx context.Context, repo content.Repository, d content.Digest) (io.ReadSeekCloser, int64, error)
+	StatBlob(ctx context.Context, repo content.Repository, d content.Digest) (int64, error)
+} {
+	if h.copies(repo) {
+		return h.Copies
+	}
+	return h.Repositories
 }
 
 // scope returns the actions that a client should ask for in order to do one. Clients that push also read.

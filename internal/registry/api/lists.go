@@ -95,18 +95,13 @@ func (h *Handler) tags(q *request) error {
 	if err != nil {
 		return err
 	}
-	limit := n
-	if n > 0 {
-		limit++ // to see whether there are more
-	}
-	tags, err := h.Repositories.Metadata.Tags(q.r.Context(), q.repo, content.Tag(last), limit)
+	tags, more, err := h.listTags(q, content.Tag(last), n)
 	if err != nil {
 		return missing(err, errRepository, map[string]any{"name": q.repo})
 	}
 	link := ""
-	if len(tags) > n {
-		tags = tags[:n]
-		link = next("/v2/"+string(q.repo)+"/tags/list", url.Values{"n": {strconv.Itoa(n)}, "last": {string(tags[n-1])}})
+	if more && n > 0 && len(tags) > 0 {
+		link = next("/v2/"+string(q.repo)+"/tags/list", url.Values{"n": {strconv.Itoa(n)}, "last": {string(tags[len(tags)-1])}})
 	}
 	if tags == nil {
 		tags = []content.Tag{}
@@ -117,11 +112,29 @@ func (h *Handler) tags(q *request) error {
 	}{q.repo, tags}, "application/json; charset=utf-8", link)
 }
 
+func (h *Handler) listTags(q *request, after content.Tag, n int) (tags []content.Tag, more bool, err error) {
+	if h.copies(q.repo) && n > 0 {
+		return h.Copies.Tags(q.r.Context(), q.repo, after, n)
+	}
+	limit := n
+	if n > 0 {
+		limit++ // to see whether there are more
+	}
+	tags, err = h.Repositories.Metadata.Tags(q.r.Context(), q.repo, after, limit)
+	if len(tags) > n {
+		return tags[:n], true, err
+	}
+	return tags, false, err
+}
+
 // referrers lists the manifests that have a subject, in pages that are manifests of a usual size.
 func (h *Handler) referrers(q *request) error {
 	subject, err := q.digest()
 	if err != nil {
 		return err
+	}
+	if h.copies(q.repo) {
+		return h.copiedReferrers(q, subject)
 	}
 	params := q.r.URL.Query()
 	filter, filtered := params.Get("artifactType"), params.Has("artifactType")
@@ -164,6 +177,27 @@ func (h *Handler) referrers(q *request) error {
 			break
 		}
 	}
+	return h.writeReferrers(q, manifests, filtered, link)
+}
+
+// copiedReferrers lists the referrers of a copy, all on one page: the list is bounded when it is fetched.
+func (h *Handler) copiedReferrers(q *request, subject content.Digest) error {
+	params := q.r.URL.Query()
+	filter, filtered := params.Get("artifactType"), params.Has("artifactType")
+	list, err := h.Copies.Referrers(q.r.Context(), q.repo, subject)
+	if err != nil {
+		return err
+	}
+	manifests := []content.Descriptor{}
+	for _, m := range list {
+		if !filtered || m.ArtifactType == filter {
+			manifests = append(manifests, m)
+		}
+	}
+	return h.writeReferrers(q, manifests, filtered, "")
+}
+
+func (h *Handler) writeReferrers(q *request, manifests []content.Descriptor, filtered bool, link string) error {
 	if filtered {
 		q.w.Header().Set("OCI-Filters-Applied", "artifactType")
 	}

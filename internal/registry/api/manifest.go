@@ -39,7 +39,7 @@ func (h *Handler) getManifest(q *request) error {
 		e.Detail, e.Cause = map[string]any{"name": q.repo, "reference": q.ref}, err
 		return &e
 	}
-	m, payload, err := h.Repositories.Manifest(q.r.Context(), q.repo, d, tag)
+	m, payload, err := h.content(q.repo).Manifest(q.r.Context(), q.repo, d, tag)
 	if err != nil {
 		return h.unknownManifest(q, err)
 	}

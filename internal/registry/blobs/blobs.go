@@ -62,3 +62,16 @@ type Upload interface {
 	// Close lets others resume the upload. After Store or Cancel it does nothing.
 	Close() error
 }
+
+// Source reads bytes at offsets.
+type Source interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// Follower is an Upload whose bytes can be read while it is being received.
+type Follower interface {
+	// Follow returns a reader of the bytes that were appended so far and will be. It stays valid when the upload ends. The caller
+	// closes it.
+	Follow() (Source, error)
+}

@@ -40,6 +40,7 @@ type Config struct {
 	NoDelete, Missing bool
 	Collect           gc.Schedule
 	Untagged          bool
+	Proxy             server.Proxy
 	LogLevel          string
 	LogFormat         string
 	NoAccessLog       bool
@@ -52,6 +53,7 @@ func Defaults() *Config {
 	return &Config{
 		Addr: ":5000", Root: DefaultRoot, Drain: 30 * time.Second, Stall: time.Minute,
 		Collect:  gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour},
+		Proxy:    server.Proxy{Fresh: 5 * time.Minute},
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -288,7 +290,7 @@ func (c *Config) validate() error {
 		return errs.New(errs.Invalid, "gc-grace: %v is less than a minute, in which clients may not have finished a push", c.Collect.Grace)
 	}
 	_, err := c.Logger(io.Discard)
-	return err
+	return errors.Join(err, c.Proxy.Validate())
 }
 
 // Logger returns a logger that writes to w.
@@ -312,7 +314,7 @@ func (c *Config) Server(log *slog.Logger) server.Options {
 	return server.Options{
 		Root: c.Root, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
-		TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
+		Proxy: c.Proxy, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 	}
 }
 

@@ -60,10 +60,17 @@ func sample(s setting) string {
 		return "true"
 	case "duration":
 		return "7h"
+	case "size":
+		return "20G"
 	case "list":
+		if s.flag == "proxy" {
+			return "docker.io,x=http://127.0.0.1:1"
+		}
 		return "a.example.com,127.0.0.1"
 	}
 	switch s.flag {
+	case "mirror":
+		return "http://127.0.0.1:1"
 	case "addr", "metrics-addr":
 		return "127.0.0.1:1234"
 	case "url":

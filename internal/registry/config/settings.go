@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/docker/go-units"
+
 	"ply/internal/errs"
 )
 
@@ -29,6 +31,7 @@ type (
 	yes      bool
 	duration time.Duration
 	list     []string
+	size     int64
 	// inverted is a setting of the file that says the opposite of a flag.
 	inverted struct{ *yes }
 )
@@ -80,6 +83,25 @@ func (v *list) Set(s string) error {
 func (v *list) String() string { return strings.Join(*v, ",") }
 func (v *list) Type() string   { return "list" }
 
+func (v *size) Set(s string) error {
+	n, err := units.RAMInBytes(s)
+	if err != nil || n < 0 {
+		return errs.New(errs.Invalid, "%q is not a number of bytes, such as 500M or 20G", s)
+	}
+	*v = size(n)
+	return nil
+}
+
+func (v *size) String() string {
+	for i, unit := range []string{"T", "G", "M", "K"} {
+		if of := int64(1) << (40 - 10*i); *v != 0 && int64(*v)%of == 0 {
+			return strconv.FormatInt(int64(*v)/of, 10) + unit
+		}
+	}
+	return strconv.FormatInt(int64(*v), 10)
+}
+func (v *size) Type() string { return "size" }
+
 func (v inverted) Set(s string) error {
 	err := v.yes.Set(s)
 	*v.yes = !*v.yes
@@ -107,6 +129,12 @@ var settings = []setting{
 	{"gc-grace", "", []string{"gc.grace"}, "how long an object that nothing needs is kept", func(c *Config) value { return (*duration)(&c.Collect.Grace) }},
 	{"gc-untagged", "", []string{"gc.untagged"}, "collect manifests that no tag leads to", func(c *Config) value { return (*yes)(&c.Untagged) }},
 	{"upload-age", "", []string{"storage.maintenance.uploadpurging.age"}, "how long an upload that no one uses is kept", func(c *Config) value { return (*duration)(&c.Collect.Idle) }},
+	{"proxy", "", []string{"proxy.upstreams"}, "registries that are copied when clients ask, as docker.io or PREFIX=URL, separated by commas", func(c *Config) value { return (*list)(&c.Proxy.Upstreams) }},
+	{"mirror", "", []string{"proxy.remoteurl"}, "registry that also serves the repositories which are not here, as registry-mirrors of an engine need it: a prefix of proxy, or a URL", func(c *Config) value { return (*text)(&c.Proxy.Mirror) }},
+	{"proxy-credentials", "", []string{"proxy.credentials"}, "file of the accounts at other registries, in the form of docker's config.json", func(c *Config) value { return (*text)(&c.Proxy.Credentials) }},
+	{"proxy-ca", "", []string{"proxy.ca"}, "file of certificates that other registries may have, beside those of the system", func(c *Config) value { return (*text)(&c.Proxy.CA) }},
+	{"proxy-size", "", []string{"proxy.size"}, "bytes of copies to keep; what was not used for longest goes first; 0 = no bound", func(c *Config) value { return (*size)(&c.Proxy.Size) }},
+	{"proxy-fresh", "", []string{"proxy.fresh"}, "how long a tag of a copy is served without asking its registry", func(c *Config) value { return (*duration)(&c.Proxy.Fresh) }},
 	{"log-level", "", []string{"log.level"}, "debug, info, warn or error", func(c *Config) value { return (*text)(&c.LogLevel) }},
 	{"log-format", "", []string{"log.formatter"}, "text or json", func(c *Config) value { return (*text)(&c.LogFormat) }},
 	{"no-access-log", "", []string{"log.accesslog.disabled"}, "do not log requests", func(c *Config) value { return (*yes)(&c.NoAccessLog) }},
@@ -133,6 +161,7 @@ var ignored = map[string]string{
 	"storage.filesystem.maxthreads":       "",
 	"storage.tag.concurrencylimit":        "",
 	"storage.maintenance.uploadpurging.":  "uploads are always purged, see upload-age",
+	"proxy.ttl":                           "copies are kept by their use, see proxy-size; tags are fresh as long as proxy-fresh says",
 	"health.":                             "health is always checked at /readyz",
 	"log.fields.":                         "",
 	"log.reportcaller":                    "",

@@ -26,6 +26,9 @@ type Metrics struct {
 
 	collections *prometheus.CounterVec
 	collected   *prometheus.CounterVec
+
+	proxied    *prometheus.CounterVec
+	proxyBytes *prometheus.CounterVec
 }
 
 // New returns metrics, all of them 0.
@@ -42,6 +45,9 @@ func New() *Metrics {
 		collections: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_collections_total", Help: "Collections by outcome."}, []string{"outcome"}),
 		collected:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_collected_total", Help: "What collections removed: uploads, manifests, links, blobs and bytes."}, []string{"kind"}),
 	}
+	m.proxied = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_proxy_served_total", Help: "What copies of other registries served: hit, miss, revalidated, stale or error."}, []string{"kind", "outcome"})
+	m.proxyBytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_proxy_bytes_total", Help: "Bytes of copies that were fetched and evicted."}, []string{"kind"})
+	m.registry.MustRegister(m.proxied, m.proxyBytes)
 	m.registry.MustRegister(m.requests, m.seconds, m.sent, m.received, m.active, m.collections, m.collected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -62,6 +68,20 @@ func (m *Metrics) Collected(uploads, manifests, links, blobs int, bytes int64, f
 	for kind, n := range map[string]float64{"uploads": float64(uploads), "manifests": float64(manifests), "links": float64(links), "blobs": float64(blobs), "bytes": float64(bytes)} {
 		m.collected.WithLabelValues(kind).Add(n)
 	}
+}
+
+// Proxied counts what a copy of another registry served.
+func (m *Metrics) Proxied(kind, outcome string) { m.proxied.WithLabelValues(kind, outcome).Inc() }
+
+// ProxyFetched counts bytes that were fetched from other registries.
+func (m *Metrics) ProxyFetched(n int64) { m.proxyBytes.WithLabelValues("fetched").Add(float64(n)) }
+
+// ProxyEvicted counts bytes of copies that were evicted.
+func (m *Metrics) ProxyEvicted(n int64) { m.proxyBytes.WithLabelValues("evicted").Add(float64(n)) }
+
+// Gauge adds a metric whose value is read when it is asked for.
+func (m *Metrics) Gauge(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ply_registry_" + name, Help: help}, value))
 }
 
 // Middleware counts every request, and logs it when log is not nil. Route names the route of a request for the metrics; it must have

@@ -94,6 +94,37 @@ func (s *Service) Finish(ctx context.Context, u blobs.Upload, d content.Digest) 
 	return s.Metadata.PutLink(ctx, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
 }
 
+// Adopt links a blob whose bytes are here. The error's class is errs.NotFound when they are not.
+func (s *Service) Adopt(ctx context.Context, repo content.Repository, d content.Digest) error {
+	release, err := s.Metadata.Lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	size, err := s.Blobs.Stat(ctx, d)
+	if err != nil {
+		return err
+	}
+	return s.Metadata.PutLink(ctx, metadata.Link{Repository: repo, Digest: d, Size: size})
+}
+
+// Drop takes a blob from a repository, and removes its bytes when no other one links them.
+func (s *Service) Drop(ctx context.Context, repo content.Repository, d content.Digest) error {
+	if err := s.Metadata.DeleteLink(ctx, repo, d); err != nil && !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	release, err := s.Metadata.Lock(ctx, d)
+	if err != nil {
+		return err
+	}
+	defer release()
+	holders, err := s.Metadata.Holders(ctx, d, "", 1)
+	if err != nil || len(holders) > 0 {
+		return err
+	}
+	return s.Blobs.Remove(ctx, d)
+}
+
 const holdersPage = 100
 
 // Mount links a blob of another repository. Without from it takes any repository that may allows. The error's class is

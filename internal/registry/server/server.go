@@ -47,6 +47,8 @@ type Options struct {
 	Htpasswd string // file of users that are imported; "" = none
 	URL      string // what clients reach the registry by; "" = what each request says
 
+	Proxy Proxy // repositories that are copies of those of other registries
+
 	TLSCert, TLSKey string   // files; "" = no TLS
 	TLSHosts        []string // for a certificate of our own; empty = none
 }
@@ -61,6 +63,7 @@ type Server struct {
 	trust        string      // file that clients must trust; "" = none
 	http, side   *http.Server
 	draining     atomic.Bool
+	current      generations
 
 	stop context.CancelFunc // ends the work in the background
 	work sync.WaitGroup
@@ -101,6 +104,12 @@ func Open(o Options) (_ *Server, err error) {
 	if err := s.openTLS(); err != nil {
 		return nil, err
 	}
+	first, err := s.generate(&o)
+	if err != nil {
+		return nil, err
+	}
+	s.current.replace(first)
+	s.metrics.Gauge("proxy_kept_bytes", "Bytes of copies that are kept.", s.proxyKept)
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	var ctx context.Context
@@ -161,9 +170,6 @@ func (s *Server) newHTTP(h http.Handler) *http.Server {
 
 // handler joins what the registry serves.
 func (s *Server) handler() http.Handler {
-	registry := api.New(api.Options{
-		Repositories: s.repositories, Gate: s.gate, ReadOnly: s.o.ReadOnly, NoDelete: s.o.NoDelete, Log: s.o.Log, Stall: s.o.Stall,
-	})
 	rest := http.NewServeMux()
 	rest.Handle(auth.TokenPath, s.gate)
 	rest.Handle("/v1/", &search.Handler{Metadata: s.repositories.Metadata, Gate: s.gate})
@@ -172,7 +178,7 @@ func (s *Server) handler() http.Handler {
 	if s.o.AccessLog {
 		log = s.o.Log
 	}
-	return s.metrics.Middleware(split(registry, rest), log, func(r *http.Request) string { return api.Route(r.URL.Path) })
+	return s.metrics.Middleware(split(&s.current, rest), log, func(r *http.Request) string { return api.Route(r.URL.Path) })
 }
 
 // split sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
@@ -305,5 +311,5 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.stop()
 	s.work.Wait()
-	return errors.Join(s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
+	return errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
 }

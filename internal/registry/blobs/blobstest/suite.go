@@ -39,6 +39,7 @@ func Run(t *testing.T, o Options) {
 		"reopen":     testReopen,
 		"walk":       testWalk,
 		"concurrent": testConcurrent,
+		"follow":     testFollow,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := o.Open(t)
@@ -337,4 +338,39 @@ func testConcurrent(f *fixture) {
 		})
 	}
 	wg.Wait()
+}
+
+// A store whose uploads can be followed shows each byte when Append has returned, also after the upload ended.
+func testFollow(f *fixture) {
+	for _, end := range []string{"store", "cancel"} {
+		u := f.begin(content.SHA256)
+		follower, ok := u.(blobs.Follower)
+		if !ok {
+			f.ok(errors.Join(u.Cancel(f.ctx), u.Close()))
+			f.Skip("uploads of this store cannot be followed")
+		}
+		src, err := follower.Follow()
+		f.ok(err)
+		seen := func(want string) {
+			f.Helper()
+			b := make([]byte, 20)
+			n, err := src.ReadAt(b, 0)
+			if string(b[:n]) != want || err != nil && !errors.Is(err, io.EOF) {
+				f.Errorf("%s: followed %q (%v), want %q", end, b[:n], err, want)
+			}
+		}
+		seen("")
+		f.ok(u.Append(f.ctx, strings.NewReader("first "+end), -1))
+		seen("first " + end)
+		f.ok(u.Append(f.ctx, strings.NewReader(", second"), 8))
+		seen("first " + end + ", second")
+		if end == "store" {
+			_, err = u.Store(f.ctx, content.SHA256.Of([]byte("first store, second")))
+		} else {
+			err = u.Cancel(f.ctx)
+		}
+		f.ok(errors.Join(err, u.Close()))
+		seen("first " + end + ", second")
+		f.ok(src.Close())
+	}
 }

@@ -51,7 +51,10 @@ type Store struct {
 	open map[string]*upload
 }
 
-var _ blobs.Store = (*Store)(nil)
+var (
+	_ blobs.Store    = (*Store)(nil)
+	_ blobs.Follower = (*upload)(nil)
+)
 
 type sessionRecord struct {
 	Repository content.Repository `json:"repository"`
@@ -300,6 +303,15 @@ func (u *upload) openFile() (durable.File, error) {
 		flags |= os.O_CREATE
 	}
 	return u.s.fs.OpenFile(u.path(), flags, 0o600)
+}
+
+// Follow returns a reader of the bytes, which are in a file from the start.
+func (u *upload) Follow() (blobs.Source, error) {
+	f, err := u.s.fs.OpenFile(u.path(), os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, classify(u.what(), err)
+	}
+	return f, nil
 }
 
 // Append receives bytes.
