@@ -282,14 +282,18 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	for _, p := range c.DefaultAddressPools {
 		bridged.Pools = append(bridged.Pools, ipam.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)
 	}
+	bridges := bridge.New(driver)
+	stopWatch := e.watch(bridges)
 	e.Networks, err = network.Open(ctx, network.Options{
 		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged,
-		Drivers: map[string]network.Driver{"bridge": bridge.New(driver)}, HostSubnets: bridge.Subnets, Events: e.Events, Log: e.log,
+		Drivers: map[string]network.Driver{"bridge": bridges}, HostSubnets: bridge.Subnets, Events: e.Events, Log: e.log,
 	})
 	if err != nil {
+		stopWatch()
 		return err
 	}
 	e.onClose("networks", func() error {
+		stopWatch()
 		var err error
 		if e.idle { // leave nothing in the host's network; the next container that needs it makes it again
 			err = e.Networks.Teardown(context.Background())
@@ -297,6 +301,18 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 		return errors.Join(err, e.Networks.Close())
 	})
 	return nil
+}
+
+// watch makes again what others remove of the networks, until stop is called.
+func (e *Engine) watch(bridges *bridge.Driver) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() {
+		if err := bridges.Watch(ctx, func() {}); err != nil {
+			e.log.Error("what others remove of the networks is made again only when plyd starts", "err", err)
+		}
+	})
+	return func() { cancel(); work.Wait() }
 }
 
 func (e *Engine) openContainers(context.Context) (err error) {

@@ -40,6 +40,20 @@ const maxNameLen = 200
 // Create makes a network and returns its ID. The network is on the host and its record is durable when Create returns. Errors: errs.Invalid for a
 // name, an option or an address that makes no sense; errs.Conflict for a name that is taken; errs.Forbidden for a subnet that overlaps another one.
 func (s *Service) Create(ctx context.Context, o CreateOptions) (string, error) {
+	for try := 1; ; try++ {
+		id, err := create(ctx, s, o)
+		// Another engine took the subnet that was chosen a moment ago; its routes show it now.
+		if taken := new(TakenError); errors.As(err, &taken) && try < maxChoices && !slices.ContainsFunc(o.Pools, func(p Pool) bool { return p.Subnet == taken.Subnet }) {
+			continue
+		}
+		return id, err
+	}
+}
+
+// maxChoices is how often Create chooses a subnet.
+const maxChoices = 10
+
+func create(ctx context.Context, s *Service, o CreateOptions) (string, error) {
 	m, err := s.newNetwork(o)
 	if err != nil {
 		return "", err
@@ -188,7 +202,7 @@ func (s *Service) reserve(m *managed) error {
 		}
 	}
 	used = append(used, host...)
-	if p := s.ofDefault(used); p.IsValid() {
+	if p := ofDefault(s, used); p.IsValid() {
 		used = append(used, p)
 	}
 	has := func(v4 bool) bool {
@@ -223,7 +237,7 @@ func (s *Service) reserve(m *managed) error {
 }
 
 // ofDefault returns the subnet that the default bridge will have when it is made; invalid when it is made or switched off.
-func (s *Service) ofDefault(used []netip.Prefix) netip.Prefix {
+func ofDefault(s *Service, used []netip.Prefix) netip.Prefix {
 	m := s.named("bridge")
 	if m.current() != nil || m.config.Bridge == "none" {
 		return netip.Prefix{}
@@ -275,7 +289,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	m, err := s.find(ref)
 	if err != nil {
 		if errors.Is(err, errs.NotFound) {
-			return s.removeDamaged(ctx, ref)
+			return removeDamaged(ctx, s, ref)
 		}
 		return err
 	}
@@ -326,7 +340,7 @@ func (s *Service) retire(m *managed) error {
 }
 
 // removeDamaged deletes a damaged record. The error's class is errs.NotFound when there is none of that name or ID.
-func (s *Service) removeDamaged(ctx context.Context, ref string) error {
+func removeDamaged(ctx context.Context, s *Service, ref string) error {
 	n, err := s.Get(ctx, ref)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 
 	"ply/internal/errs"
@@ -23,6 +24,20 @@ type Driver interface {
 	// Restored is called once, after the networks and containers of an earlier engine were handed over.
 	Restored(ctx context.Context) error
 }
+
+// TakenError reports that a subnet overlaps that of a network of another engine on this host. Its class is errs.Conflict.
+type TakenError struct {
+	Subnet, Other netip.Prefix
+	Interface     string // of the other network
+	Owner         string // the other engine, in words
+}
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("subnet %s overlaps %s, which is the subnet of %s, a bridge of the engine of %s", e.Subnet, e.Other, e.Interface, e.Owner)
+}
+
+// Is reports whether target is the error's class.
+func (e *TakenError) Is(target error) bool { return target == errs.Conflict }
 
 // Segment is one network as its driver made it on this host. Safe for concurrent use; the Service serialises the calls
 // for one container.

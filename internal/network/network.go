@@ -4,7 +4,7 @@
 // per kind of network makes what they need on the host. The default network is the bridge ply0, or the next one that no other engine has, on the
 // first free one of Docker's address pools.
 //
-// The packages below stand in this order: ipam (addresses), names (the tables of names) and nft know nothing of the others; namespace configures interfaces
+// The packages below stand in this order: changes (what others remove), ipam (addresses), names (the tables of names) and nft know nothing of the others; namespace configures interfaces
 // in containers; resolver answers for containers out of names, in their shims; network imports them; ports (sockets on host ports) and rules (the
 // engine's nftables table) import network, and bridge imports both. The engine hands the drivers to the Service.
 package network

@@ -75,7 +75,7 @@ func (s *Service) loadNetworks() error {
 			if r.Err != nil {
 				s.damaged[name] = errs.New(errs.DataLoss, "%w", r.Err).WithHint("Remove it with network rm, and create it again.")
 			} else if r.Value.User {
-				s.loadUserNetwork(name, r.Value)
+				loadUserNetwork(s, name, r.Value)
 			}
 		}
 		return nil
@@ -84,7 +84,7 @@ func (s *Service) loadNetworks() error {
 
 // loadUserNetwork takes over the record of a network that a user created. A network whose driver is not there, or does not take its
 // options any more, is listed and cannot be used.
-func (s *Service) loadUserNetwork(name string, rec networkRecord) {
+func loadUserNetwork(s *Service, name string, rec networkRecord) {
 	m := &managed{name: name, networkRecord: rec}
 	if m.config, m.unusable = s.configure(rec); m.unusable != nil {
 		s.log.Warn("network cannot be used", "network", name, "err", m.unusable)

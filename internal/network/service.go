@@ -106,13 +106,13 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 	if err := s.loadNetworks(); err != nil {
 		return nil, err
 	}
-	return s, s.restore(ctx)
+	return s, restore(ctx, s)
 }
 
 const defaultMTU = 1500
 
 // restore takes over the containers that an earlier engine connected.
-func (s *Service) restore(ctx context.Context) error {
+func restore(ctx context.Context, s *Service) error {
 	found, err := readConnections(s.opts.StateDir)
 	if err != nil {
 		return err
@@ -125,6 +125,10 @@ func (s *Service) restore(ctx context.Context) error {
 		m := s.networks[c.Endpoint.Network]
 		if m == nil || m.ID != c.Endpoint.NetworkID || !c.Endpoint.addressed() {
 			continue
+		}
+		if m.made == nil && !m.config.Address.IsValid() && c.Endpoint.IPv4.IsValid() {
+			// If the bridge vanished it is made again with the address to which the container sends.
+			m.config.Address = netip.PrefixFrom(c.Endpoint.Gateway, c.Endpoint.IPv4.Bits())
 		}
 		up, err := s.up(ctx, m, true)
 		if err != nil && m.User { // the other networks are not to blame

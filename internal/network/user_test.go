@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"reflect"
@@ -292,5 +293,80 @@ func TestTwoEngines(t *testing.T) {
 	}
 	if l := links(t); !strings.Contains(l, "ply0") || strings.Contains(l, "ply1") {
 		t.Errorf("links %s", l)
+	}
+}
+
+// Engines of one host that create networks at the same time get different subnets, and an engine does not get a subnet that another one has.
+func TestTwoEnginesNeverShareASubnet(t *testing.T) {
+	a, b := newWorldOf(t, "one"), newWorldOf(t, "two")
+	const each = 4
+	type result struct {
+		id  string
+		w   *world
+		err error
+	}
+	results := make(chan result)
+	for _, w := range []*world{a, b} {
+		go func() {
+			for i := range each {
+				id, err := w.s.Create(t.Context(), network.CreateOptions{Name: fmt.Sprintf("n%d", i), IPv6: true})
+				results <- result{id, w, err}
+			}
+		}()
+	}
+	seen := map[netip.Prefix]bool{}
+	for range 2 * each {
+		r := <-results
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		n, err := r.w.s.Get(t.Context(), r.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range n.Pools {
+			if seen[p.Subnet] {
+				t.Errorf("subnet %s was given twice", p.Subnet)
+			}
+			seen[p.Subnet] = true
+		}
+	}
+	own, err := a.s.Get(t.Context(), "n0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	part := netip.PrefixFrom(own.Pools[0].Subnet.Addr(), 24)
+	if _, err := b.s.Create(t.Context(), network.CreateOptions{Name: "same", Pools: []network.Pool{{Subnet: part}}}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "the engine of one") {
+		t.Errorf("a subnet of another engine: %v", err)
+	}
+	if l := links(t); strings.Count(l, "br-") != 2*each {
+		t.Errorf("links %s, want %d bridges", l, 2*each)
+	}
+	// While the first engine is away, the second one takes its subnet. The first one says so when it is back, and changes nothing of the second.
+	if err := errors.Join(a.s.Teardown(t.Context()), a.s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.create(network.CreateOptions{Name: "same", Pools: []network.Pool{{Subnet: part}}})
+	if _, err := b.attach(idB, "same"); err != nil {
+		t.Fatal(err)
+	}
+	a.open()
+	if _, err := a.attach(idA, "n0"); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "the engine of two") {
+		t.Errorf("a network whose subnet another engine has: %v", err)
+	}
+	if _, err := a.attach(idA, "n1"); err != nil {
+		t.Errorf("another network: %v", err)
+	}
+	b.answer(idB, 80, "hello")
+	if _, err := greet(part.Addr().Next().Next().String() + ":80"); err != nil {
+		t.Errorf("the second engine's container: %v", err)
+	}
+	for _, w := range []*world{a, b} {
+		if err := w.s.Detach(t.Context(), map[*world]oci.ContainerID{a: idA, b: idB}[w], w.ns(map[*world]oci.ContainerID{a: idA, b: idB}[w])); err != nil {
+			t.Error(err)
+		}
+		if _, err := w.s.Prune(t.Context(), nil); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -2,7 +2,7 @@
 // published by an nftables table and a proxy.
 //
 // The bridge and its table are made with the first container. Interfaces, addresses and rules live in the kernel, so
-// containers keep their network while the engine restarts.
+// containers keep their network while the engine restarts. What others remove of them is made again (Watch, Restored).
 package bridge
 
 import (
@@ -26,12 +26,22 @@ import (
 // up. It returns those addresses. A bridge that has an IPv4 address keeps it: containers from before a restart live in
 // that subnet.
 func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err error) {
-	link, err := bridgeLink(c, owner)
+	link, created, err := bridgeLink(c, owner)
 	if err != nil {
 		return v4, v6, err
 	}
+	if created {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, netlink.LinkDel(link))
+			}
+		}()
+	}
 	v6 = c.Address6
 	if v6.IsValid() {
+		if err := refuseTaken(v6, owner); err != nil {
+			return v4, v6, err
+		}
 		if err := enableIPv6(c.Bridge); err != nil {
 			return v4, v6, err
 		}
@@ -65,6 +75,9 @@ func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err erro
 		}
 		want = netip.PrefixFrom(pool.Addr().Next(), pool.Bits())
 	}
+	if err := refuseTaken(want, owner); err != nil {
+		return v4, v6, err
+	}
 	if err := setAddress(link, want); err != nil {
 		return v4, v6, err
 	}
@@ -88,38 +101,40 @@ func (o *Options) made(link netlink.Link) bool {
 	return alias == mark+o.Owner || alias == "" && link.Attrs().Name == "ply0"
 }
 
-// bridgeLink returns the bridge, and makes it when there is none. The error is a *foreignError when another engine has made it.
-func bridgeLink(c network.Config, owner string) (netlink.Link, error) {
+// bridgeLink returns the bridge, and creates it when there is none. The error is a *foreignError when another engine has made it.
+func bridgeLink(c network.Config, owner string) (_ netlink.Link, created bool, err error) {
 	name := c.Bridge
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		var missing netlink.LinkNotFoundError
 		if !errors.As(err, &missing) {
-			return nil, errs.New(errs.Internal, "bridge %s: %w", name, err)
+			return nil, false, errs.New(errs.Internal, "bridge %s: %w", name, err)
 		}
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.Alias = name, c.MTU, mark+owner
-		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil && !errors.Is(err, syscall.EEXIST) {
-			return nil, errs.New(errs.Internal, "bridge %s: create: %w", name, err)
+		err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+		if err != nil && !errors.Is(err, syscall.EEXIST) {
+			return nil, false, errs.New(errs.Internal, "bridge %s: create: %w", name, err)
 		}
+		created = err == nil
 		if link, err = netlink.LinkByName(name); err != nil {
-			return nil, errs.New(errs.Internal, "bridge %s: %w", name, err)
+			return nil, false, errs.New(errs.Internal, "bridge %s: %w", name, err)
 		}
 		if link.Attrs().Alias == "" { // the kernel takes an alias of a new interface only from some releases on
 			if err := netlink.LinkSetAlias(link, mark+owner); err != nil {
-				return nil, errs.New(errs.Internal, "bridge %s: alias: %w", name, err)
+				return nil, false, errs.New(errs.Internal, "bridge %s: alias: %w", name, err)
 			}
 		}
 	}
 	if alias := link.Attrs().Alias; strings.HasPrefix(alias, mark) && alias != mark+owner {
-		return nil, &foreignError{errs.New(errs.Conflict, "bridge %s belongs to another engine, the one of %s", name, strings.TrimPrefix(alias, mark)).
+		return nil, false, &foreignError{errs.New(errs.Conflict, "bridge %s belongs to another engine, the one of %s", name, strings.TrimPrefix(alias, mark)).
 			WithHint("Give the network another bridge, with the option com.docker.network.bridge.name or with \"bridge\" in daemon.json.")}
 	}
 	if link.Type() != "bridge" {
-		return nil, errs.New(errs.Precondition, "interface %s is no bridge but a %s", name, link.Type()).
+		return nil, false, errs.New(errs.Precondition, "interface %s is no bridge but a %s", name, link.Type()).
 			WithHint("Set \"bridge\" in daemon.json to another name.")
 	}
-	return link, nil
+	return link, created, nil
 }
 
 // setAddress gives the bridge an address unless it has it.
@@ -153,18 +168,29 @@ func up(link netlink.Link) error {
 
 // bridgeAddress returns the first IPv4 address of the bridge; invalid when it has none.
 func bridgeAddress(link netlink.Link) (netip.Prefix, error) {
-	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return netip.Prefix{}, errs.New(errs.Internal, "bridge %s: addresses: %w", link.Attrs().Name, err)
-	}
-	for _, a := range addrs {
-		ip, ok := netip.AddrFromSlice(a.IP.To4())
-		ones, _ := a.Mask.Size()
-		if ok {
-			return netip.PrefixFrom(ip, ones), nil
+	all, err := addresses(link)
+	for _, p := range all {
+		if p.Addr().Is4() {
+			return p, nil
 		}
 	}
-	return netip.Prefix{}, nil
+	return netip.Prefix{}, err
+}
+
+// addresses returns the addresses of an interface with the lengths of their subnets.
+func addresses(link netlink.Link) (all []netip.Prefix, err error) {
+	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "interface %s: addresses: %w", link.Attrs().Name, err)
+	}
+	for _, a := range list {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ones, _ := a.Mask.Size()
+		if ok {
+			all = append(all, netip.PrefixFrom(ip.Unmap(), ones))
+		}
+	}
+	return all, nil
 }
 
 // Subnets returns the subnets that the host has routes to, without the default routes.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -45,8 +46,10 @@ type Driver struct {
 
 	forwarding sync.Mutex // held while the forwarding of the host is set up, which is read before it is changed
 
-	mu       sync.Mutex
-	obsolete []string // tables of earlier releases, which had one for each bridge
+	mu       sync.Mutex // not held during I/O
+	obsolete []string   // tables of earlier releases, which had one for each bridge
+	segments map[string]*segment
+	plugged  map[string]*segment // by the names of the containers' interfaces on the host
 }
 
 var _ network.Driver = (*Driver)(nil)
@@ -56,7 +59,14 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{opts: o, table: rules.New(tableOf(o.Owner))}
+	return &Driver{opts: o, table: rules.New(tableOf(o.Owner)), segments: map[string]*segment{}, plugged: map[string]*segment{}}
+}
+
+// all returns the bridges.
+func (d *Driver) all() []*segment {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Collect(maps.Values(d.segments))
 }
 
 // tableOf returns the name of an engine's table.
@@ -75,8 +85,10 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 		return nil, errs.New(errs.Precondition, "the default bridge is switched off (\"bridge\": \"none\")").
 			WithHint("Use --network host or --network none.")
 	}
-	s := &segment{opts: d.opts, cfg: c, table: d.table, reserved: map[oci.ContainerID][]ports.Reservation{}}
-	err := d.ensure(s)
+	s := &segment{
+		driver: d, opts: d.opts, cfg: c, table: d.table, reserved: map[oci.ContainerID][]ports.Reservation{}, connected: map[oci.ContainerID]network.Connection{},
+	}
+	err := d.ensure(ctx, s)
 	if err != nil {
 		return nil, err
 	}
@@ -86,11 +98,16 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 		}
 		return nil, err
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.segments[s.cfg.Bridge] = s
 	return s, nil
 }
 
-// ensure makes the bridge. One without a name gets the first that no other engine has.
-func (d *Driver) ensure(s *segment) (err error) {
+// ensure makes the bridge. One without a name gets the first that no other engine has. No other engine chooses a name or an address at the same time.
+func (d *Driver) ensure(ctx context.Context, s *segment) (err error) {
+	unlock := lockHost(ctx, d.opts.Log)
+	defer unlock()
 	if s.cfg.Bridge != "" {
 		s.gateway, s.gateway6, err = ensureBridge(s.cfg, d.opts.Owner)
 		return err
@@ -134,8 +151,14 @@ func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 	return d.table.AddBridge(ctx, b, inUse)
 }
 
-// Restored writes the rules anew, with all bridges and ports that were handed over, in place of what an earlier engine wrote.
+// Restored attaches the containers again whose bridges or interfaces vanished meanwhile, and writes the rules anew, with all bridges and ports that
+// were handed over, in place of what an earlier engine wrote.
 func (d *Driver) Restored(ctx context.Context) error {
+	for _, s := range d.all() {
+		if err := s.mend(ctx); err != nil {
+			d.opts.Log.Error("containers are not attached to their bridge", "bridge", s.cfg.Bridge, "err", err)
+		}
+	}
 	if d.opts.NoRules {
 		return nil
 	}
@@ -148,6 +171,7 @@ func (d *Driver) Restored(ctx context.Context) error {
 
 // segment is one bridge of this host.
 type segment struct {
+	driver            *Driver
 	opts              Options
 	cfg               network.Config
 	gateway, gateway6 netip.Prefix
@@ -155,8 +179,12 @@ type segment struct {
 
 	background sync.WaitGroup // deletions of interfaces
 
-	mu       sync.Mutex // not held during I/O
-	reserved map[oci.ContainerID][]ports.Reservation
+	changing sync.RWMutex // what changes one container holds it shared, what looks at all of them exclusively; comes before mu
+	down     bool         // changing protects it
+
+	mu        sync.Mutex // not held during I/O
+	reserved  map[oci.ContainerID][]ports.Reservation
+	connected map[oci.ContainerID]network.Connection
 }
 
 func (s *segment) Name() string { return s.cfg.Bridge }
@@ -165,6 +193,8 @@ func (s *segment) Gateways() (v4, v6 netip.Prefix) { return s.gateway, s.gateway
 
 // Connect reserves the ports, makes the veth pair and adds the ports to the table, in this order.
 func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
 	e := &c.Endpoint
 	if e.MAC == "" {
 		e.MAC = macFor(*e)
@@ -182,10 +212,31 @@ func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
 	if err := s.plug(*c); err != nil {
 		return err
 	}
+	s.know(*c)
 	if c.Default {
 		return s.publish(ctx, c)
 	}
 	return nil
+}
+
+// know remembers how a container is connected.
+func (s *segment) know(c network.Connection) {
+	s.mu.Lock()
+	s.connected[c.Container] = c
+	s.mu.Unlock()
+	s.driver.mu.Lock()
+	defer s.driver.mu.Unlock()
+	s.driver.plugged[c.Endpoint.HostIf] = s
+}
+
+// forget undoes know.
+func (s *segment) forget(c network.Connection) {
+	s.mu.Lock()
+	delete(s.connected, c.Container)
+	s.mu.Unlock()
+	s.driver.mu.Lock()
+	defer s.driver.mu.Unlock()
+	delete(s.driver.plugged, c.Endpoint.HostIf)
 }
 
 // publish adds the reserved ports to the table.
@@ -212,6 +263,9 @@ func target(e network.Endpoint) (t rules.Target) {
 
 // Promote reserves the ports, sets the default routes and adds the ports to the table.
 func (s *segment) Promote(ctx context.Context, c *network.Connection) error {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
+	defer func() { s.know(*c) }()
 	if err := s.reserve(*c); err != nil {
 		return err
 	}
@@ -225,9 +279,14 @@ func (s *segment) Promote(ctx context.Context, c *network.Connection) error {
 
 // Demote undoes Promote.
 func (s *segment) Demote(ctx context.Context, c *network.Connection) error {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
 	s.unpublish(ctx, *c)
 	c.Published = false
 	s.free(c.Container)
+	demoted := *c
+	demoted.Default = false
+	s.know(demoted)
 	return namespace.RemoveRoutes(c.Netns, c.Endpoint.Interface)
 }
 
@@ -242,8 +301,11 @@ func (s *segment) gateways() []netip.Addr {
 	return out
 }
 
-// Adopt reserves the ports again. Interfaces and rules are still there.
+// Adopt reserves the ports again. Interfaces and rules are still there, or Restored makes them again.
 func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
+	s.know(c)
 	if c.Published && !s.opts.NoRules {
 		if err := s.table.AddPorts(ctx, target(c.Endpoint), c.Ports, true); err != nil {
 			return err
@@ -320,19 +382,8 @@ func (s *segment) plug(c network.Connection) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fail("create", err)
 	}
-	if err := netlink.LinkSetUp(veth); err != nil {
-		return fail("set up", err)
-	}
-	// A container may connect to a published port of its own by the host's address. The frame then leaves the bridge
-	// by the port on which it arrived, which a bridge allows in hairpin mode only.
-	if err := netlink.LinkSetHairpin(veth, true); err != nil {
-		return fail("set hairpin mode", err)
-	}
-	if s.cfg.NoICC && !framesPassRules() {
-		// Frames between containers do not pass the rules of the host, so the bridge itself must keep them apart.
-		if err := netlink.LinkSetIsolated(veth, true); err != nil {
-			return fail("isolate", err)
-		}
+	if err := s.setUpPort(veth); err != nil {
+		return err
 	}
 	i := namespace.Interface{Name: e.Interface}
 	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
@@ -347,6 +398,28 @@ func (s *segment) plug(c network.Connection) error {
 		i.Via = s.gateways()
 	}
 	return namespace.SetUp(c.Netns, h, i)
+}
+
+// setUpPort sets up the host's end of a container's interface, which is a port of the bridge.
+func (s *segment) setUpPort(veth netlink.Link) error {
+	fail := func(step string, err error) error {
+		return errs.New(errs.Internal, "interface %s: %s: %w", veth.Attrs().Name, step, err)
+	}
+	if err := netlink.LinkSetUp(veth); err != nil {
+		return fail("set up", err)
+	}
+	// A container may connect to a published port of its own by the host's address. The frame then leaves the bridge
+	// by the port on which it arrived, which a bridge allows in hairpin mode only.
+	if err := netlink.LinkSetHairpin(veth, true); err != nil {
+		return fail("set hairpin mode", err)
+	}
+	if s.cfg.NoICC && !framesPassRules() {
+		// Frames between containers do not pass the rules of the host, so the bridge itself must keep them apart.
+		if err := netlink.LinkSetIsolated(veth, true); err != nil {
+			return fail("isolate", err)
+		}
+	}
+	return nil
 }
 
 // framesPassRules reports whether frames between the ports of a bridge pass the host's rules (br_netfilter). Where they do, a bridge that keeps ports
@@ -381,6 +454,9 @@ func (s *segment) unpublish(ctx context.Context, c network.Connection) {
 
 // Disconnect undoes Connect as far as it came. What cannot be undone is logged.
 func (s *segment) Disconnect(ctx context.Context, c network.Connection, done func()) {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
+	s.forget(c)
 	s.unpublish(ctx, c)
 	s.free(c.Container)
 	// The kernel takes tens of milliseconds to delete an interface, and no caller needs to wait for it: the
@@ -401,6 +477,12 @@ func (s *segment) Disconnect(ctx context.Context, c network.Connection, done fun
 // Down removes the bridge, and takes it out of the rules.
 func (s *segment) Down(ctx context.Context) error {
 	s.background.Wait()
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	s.down = true
+	s.driver.mu.Lock()
+	delete(s.driver.segments, s.cfg.Bridge)
+	s.driver.mu.Unlock()
 	var err error
 	if !s.opts.NoRules {
 		err = errors.Join(s.table.RemoveBridge(ctx, s.cfg.Bridge), leaveForwarding(ctx, s.cfg.Bridge))

@@ -127,11 +127,35 @@ func (d *Driver) restrictForwarding(ctx context.Context, bridge string, switched
 	case d.opts.NoForwardDrop:
 		return nft.Apply(ctx, fmt.Sprintf("table %[1]s\ndelete table %[1]s\n", forwardTable))
 	}
-	return nft.Apply(ctx, forwardRules(bridge, switched))
+	return nft.Apply(ctx, forwardRules(switched, bridge))
 }
 
-// forwardRules renders the table with one more bridge. Bridges that are entered stay.
-func forwardRules(bridge string, switched families) string {
+// mendForwarding writes the table again, with the bridges of this engine, if someone removed it or what is in it.
+func (d *Driver) mendForwarding(ctx context.Context) (bool, error) {
+	d.forwarding.Lock()
+	defer d.forwarding.Unlock()
+	if d.opts.NoRules || d.opts.NoForwardDrop {
+		return false, nil
+	}
+	switched, err := d.switchedBefore()
+	if err != nil || !switched.any() {
+		return false, err
+	}
+	var names []string
+	for _, s := range d.all() {
+		if !s.cfg.Internal {
+			names = append(names, s.cfg.Bridge)
+		}
+	}
+	drops := strings.Count(nft.List(ctx, forwardTable), " drop\n")
+	if len(names) == 0 || switched.v4 && switched.v6 && drops == 2 || switched.v4 != switched.v6 && drops > 0 {
+		return false, nil
+	}
+	return true, nft.Apply(ctx, forwardRules(switched, names...))
+}
+
+// forwardRules renders the table with further bridges. Bridges that are entered stay.
+func forwardRules(switched families, bridges ...string) string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("table %s {", forwardTable)
@@ -139,7 +163,9 @@ func forwardRules(bridge string, switched families) string {
 	p("\tchain forward { type filter hook forward priority filter; policy accept; }")
 	p("\tchain forward6 { type filter hook forward priority filter; policy accept; }")
 	p("}")
-	p("add element %s bridges { %q }", forwardTable, bridge)
+	for _, bridge := range bridges {
+		p("add element %s bridges { %q }", forwardTable, bridge)
+	}
 	// Each family has a chain, because another engine may have switched the other one on.
 	for _, f := range []struct {
 		on           bool

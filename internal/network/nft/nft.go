@@ -39,3 +39,40 @@ func Apply(ctx context.Context, script string) error {
 func Exists(ctx context.Context, table string) bool {
 	return Apply(ctx, "list table "+table+"\n") == nil
 }
+
+// List returns the rules of a table, which is named with its family, without the elements of its sets; "" when the kernel has no such table.
+func List(ctx context.Context, table string) string {
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		return ""
+	}
+	args := append([]string{"-t", "list", "table"}, strings.Fields(table)...)
+	out, err := exec.CommandContext(ctx, path, args...).Output()
+	if err != nil {
+		return ""
+	}
+	return string(out)
+}
+
+// Shape returns the sets, maps and chains of a table in the language of nft, with the number of lines in each chain. The kernel's words for a rule differ
+// from those in which it was written; its shape does not.
+func Shape(table string) map[string]int {
+	shape := map[string]int{}
+	chain := ""
+	for line := range strings.Lines(table) {
+		line = strings.TrimRight(line, "\n")
+		f := strings.Fields(line)
+		switch {
+		case strings.HasPrefix(line, "\t\t"):
+			if chain != "" && len(f) > 0 {
+				shape[chain]++
+			}
+		case len(f) >= 3 && (f[0] == "chain" || f[0] == "set" || f[0] == "map"):
+			shape[f[0]+" "+f[1]] = 0
+			if chain = ""; f[0] == "chain" {
+				chain = "chain " + f[1]
+			}
+		}
+	}
+	return shape
+}

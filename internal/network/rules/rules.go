@@ -151,6 +151,19 @@ func (t *Table) Restore(ctx context.Context, obsolete ...string) error {
 	return nft.Apply(ctx, t.script(obsolete))
 }
 
+// Mend writes the table anew if someone removed it, or chains, sets or rules of it, and reports whether it did.
+func (t *Table) Mend(ctx context.Context) (bool, error) {
+	t.applying.Lock()
+	defer t.applying.Unlock()
+	t.mu.Lock()
+	empty, want := len(t.bridges) == 0, nft.Shape(t.rules())
+	t.mu.Unlock()
+	if empty || maps.Equal(nft.Shape(nft.List(ctx, t.Name())), want) {
+		return false, nil
+	}
+	return true, nft.Apply(ctx, t.script(nil))
+}
+
 func (t *Table) apply(ctx context.Context, script string) error {
 	t.applying.RLock()
 	defer t.applying.RUnlock()
