@@ -8,7 +8,6 @@ import (
 	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
-	"ply/internal/oci"
 )
 
 var nameRE = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
@@ -47,17 +46,3 @@ func (e *env) check(sp *spec.Spec) (warnings []string, err error) {
 	return append(warnings, more...), err
 }
 
-// checkPlatform refuses an image of another platform than --platform asks for.
-func checkPlatform(want string, cfg *oci.Config, ref string) error {
-	if want == "" {
-		return nil
-	}
-	p, err := oci.ParsePlatform(want)
-	if err != nil {
-		return err
-	}
-	if have := cfg.Platform(); !p.Matches(have) {
-		return errs.New(errs.NotFound, "image with reference %s was found but does not provide the specified platform (%s): it is for %s", ref, p, have)
-	}
-	return nil
-}

@@ -37,7 +37,7 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []
 	if err := ctx.Err(); err != nil {
 		return "", nil, err
 	}
-	img, err := s.env.opts.Images.Get(ctx, sp.Image)
+	img, err := s.env.opts.Images.GetFor(ctx, sp.Image, sp.Platform)
 	if err != nil {
 		return "", nil, err
 	}
@@ -46,9 +46,6 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []
 
 // create makes a container of img.
 func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ oci.ContainerID, warnings []string, err error) {
-	if err := checkPlatform(sp.Platform, &img.Config, sp.Image); err != nil {
-		return "", nil, err
-	}
 	defer func() { err = foundImage(err) }()
 	sp.Merge(&img.Config.Config)
 	if warnings, err = s.env.check(&sp); err != nil {

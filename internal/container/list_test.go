@@ -188,7 +188,7 @@ func TestCreateRefusals(t *testing.T) {
 		"unknown log opt":                                                func(s *spec.Spec) { s.LogOpts = map[string]string{"colour": "red"} },
 		"invalid ulimit type: bogus":                                     func(s *spec.Spec) { s.Ulimits = []spec.Ulimit{{Name: "bogus"}} },
 		"Interval in Healthcheck cannot be less than 1ms":                func(s *spec.Spec) { s.Healthcheck = &oci.Healthcheck{Interval: 1} },
-		"does not provide the specified platform (linux/s390x)":          func(s *spec.Spec) { s.Platform = "linux/s390x" },
+		"the specified platform: wanted linux/s390x":                     func(s *spec.Spec) { s.Platform = "linux/s390x" },
 		"invalid port specification":                                     func(s *spec.Spec) { s.ExposedPorts = []string{"99999"} },
 		"Requested CPUs are not available - requested 900, available: 0": func(s *spec.Spec) { s.Resources.CpusetCpus = "900" },
 	} {

@@ -22,6 +22,8 @@ import (
 // Images is what containers need of images; image.Service has it.
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	// GetFor is Get for a platform: of an index, the image for it. "" = any.
+	GetFor(ctx context.Context, ref, platform string) (*image.Image, error)
 	Create(ctx context.Context, lease *store.Lease, o image.CreateOptions) (oci.ImageID, error)
 	Touch(ctx context.Context, id oci.ImageID) error
 }

@@ -34,8 +34,8 @@ func (s *Service) Put(ctx context.Context, lease *store.Lease, o PutOptions) (oc
 	return ids[0], nil
 }
 
-// PutAll is Put for several images, or for several manifests of one image, in one transaction.
-func (s *Service) PutAll(ctx context.Context, lease *store.Lease, all []PutOptions) (ids []oci.ImageID, err error) {
+// PutAll is Put for several images, or for several manifests of one image, and PutIndex for several indexes, in one transaction. It returns the IDs of all.
+func (s *Service) PutAll(ctx context.Context, lease *store.Lease, all []PutOptions, indexes ...PutIndexOptions) (ids []oci.ImageID, err error) {
 	if lease == nil {
 		lease = s.st.Lease()
 		defer lease.Release()
@@ -47,9 +47,20 @@ func (s *Service) PutAll(ctx context.Context, lease *store.Lease, all []PutOptio
 		}
 		ids = append(ids, records[i].id)
 	}
+	lists := make([]*putIndex, len(indexes))
+	for i, o := range indexes {
+		if lists[i], err = prepareIndex(ctx, s, lease, o); err != nil {
+			return nil, err
+		}
+	}
 	err = s.st.Meta.Update(func(tx *meta.Tx) error {
 		for _, r := range records {
 			if err := r.write(tx); err != nil {
+				return err
+			}
+		}
+		for _, x := range lists {
+			if err := x.write(tx); err != nil {
 				return err
 			}
 		}

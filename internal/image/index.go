@@ -29,9 +29,38 @@ type PutIndexOptions struct {
 	Names     []oci.Reference
 }
 
-// PutIndex records an index, the images that it lists and its names, in one transaction. Where only one image can be meant, a name means the one for this host, or else
-// the first. Errors as Put.
+// Main returns the image that the names mean where only one can be meant: the one for this host, or else the first.
+func (o *PutIndexOptions) Main() oci.ImageID {
+	host, main := oci.HostPlatform(), o.Images[0].Config
+	for _, p := range o.Images {
+		if cfg, err := oci.DecodeConfig(p.Config); err == nil && host.Matches(cfg.Platform()) {
+			main = p.Config
+			break
+		}
+	}
+	return oci.ImageID(oci.DigestOf(main))
+}
+
+// PutIndex records an index, the images that it lists and its names, in one transaction. Errors as Put.
 func (s *Service) PutIndex(ctx context.Context, lease *store.Lease, o PutIndexOptions) (ids []oci.ImageID, err error) {
+	r, err := prepareIndex(ctx, s, lease, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.st.Meta.Update(r.write); err != nil {
+		return nil, err
+	}
+	return r.rec.Images, nil
+}
+
+// putIndex is an index that was checked and can be written.
+type putIndex struct {
+	digest oci.Digest
+	rec    meta.Index
+	images []putRecord
+}
+
+func prepareIndex(ctx context.Context, s *Service, lease *store.Lease, o PutIndexOptions) (*putIndex, error) {
 	if len(o.Images) == 0 {
 		return nil, errs.New(errs.Invalid, "index %s: lists no image", o.Index.Digest.Short())
 	}
@@ -45,47 +74,40 @@ func (s *Service) PutIndex(ctx context.Context, lease *store.Lease, o PutIndexOp
 			return nil, errs.New(errs.Precondition, "index %s: attestation: %v", o.Index.Digest.Short(), err)
 		}
 	}
-	rec := meta.Index{MediaType: o.Index.MediaType, Size: o.Index.Size, Artifacts: o.Artifacts, Blobs: o.Blobs}
-	records := make([]putRecord, len(o.Images))
-	host, main := oci.HostPlatform(), -1
+	r := &putIndex{
+		digest: o.Index.Digest,
+		rec:    meta.Index{MediaType: o.Index.MediaType, Size: o.Index.Size, Artifacts: o.Artifacts, Blobs: o.Blobs},
+		images: make([]putRecord, len(o.Images)),
+	}
 	for i, p := range o.Images {
 		p.Index = &o.Index
-		if records[i], err = s.prepare(ctx, lease, p); err != nil {
+		var err error
+		if r.images[i], err = s.prepare(ctx, lease, p); err != nil {
 			return nil, err
 		}
-		cfg, err := oci.DecodeConfig(p.Config)
-		if err != nil {
-			return nil, err
-		}
-		if main < 0 && host.Matches(cfg.Platform()) {
-			main = i
-		}
-		ids = append(ids, records[i].id)
+		r.rec.Images = append(r.rec.Images, r.images[i].id)
 	}
-	rec.Images = ids
-	main = max(main, 0)
+	main := max(slices.Index(r.rec.Images, o.Main()), 0)
 	for _, n := range o.Names {
 		if n.IsZero() {
 			return nil, errs.New(errs.Invalid, "index %s: empty name", o.Index.Digest.Short())
 		}
-		records[main].Names = append(records[main].Names, nameKey(n))
+		r.images[main].Names = append(r.images[main].Names, nameKey(n))
 	}
-	records[main].index = o.Index.Digest
-	err = s.st.Meta.Update(func(tx *meta.Tx) error {
-		if err := tx.Indexes.Put(o.Index.Digest, rec); err != nil {
+	r.images[main].index = o.Index.Digest
+	return r, nil
+}
+
+func (r *putIndex) write(tx *meta.Tx) error {
+	if err := tx.Indexes.Put(r.digest, r.rec); err != nil {
+		return err
+	}
+	for _, i := range r.images {
+		if err := i.write(tx); err != nil {
 			return err
 		}
-		for _, r := range records {
-			if err := r.write(tx); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
 	}
-	return ids, nil
+	return nil
 }
 
 // Index returns the index that a reference means, and nil when it means an image only.

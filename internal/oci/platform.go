@@ -9,6 +9,12 @@ import (
 	"ply/internal/errs"
 )
 
+// Annotations of an entry of an index that is no image but says something about one: what it is, and the digest of the image's manifest.
+const (
+	AnnotationReferenceType   = "vnd.docker.reference.type"
+	AnnotationReferenceDigest = "vnd.docker.reference.digest"
+)
+
 // HostPlatform returns the platform that this process runs on, normalised: amd64 and arm64 without the variants v1 and v8.
 func HostPlatform() Platform { return fromSpec(platforms.DefaultSpec()) }
 
@@ -63,7 +69,7 @@ func (i *Index) Choose(want Platform) (Descriptor, error) {
 	var offered []string
 	for n := range i.Manifests {
 		d := &i.Manifests[n]
-		if d.ArtifactType != "" || d.Annotations["vnd.docker.reference.type"] != "" || (!IsManifest(d.MediaType) && !IsIndex(d.MediaType)) {
+		if d.ArtifactType != "" || d.Annotations[AnnotationReferenceType] != "" || (!IsManifest(d.MediaType) && !IsIndex(d.MediaType)) {
 			continue
 		}
 		if d.Platform == nil || (d.Platform.OS == "" && d.Platform.Architecture == "") {

@@ -49,13 +49,14 @@ type SearchResult struct {
 
 // SaveOptions are the options of Archive.Save.
 type SaveOptions struct {
-	Format string // "", "hybrid", "oci", "docker", "legacy"
+	Format    string   // "", "hybrid", "oci", "docker", "legacy"
+	Platforms []string // which images to take from an index; none = all that are here
 }
 
 // LoadOptions are the options of Archive.Load.
 type LoadOptions struct {
 	Quiet    bool   // do not report layers
-	Platform string // which image to take from an index; "" = the platform of the host
+	Platform string // the only image to take from an index; "" = all that the archive has, as one name
 }
 
 // ImportOptions are the options of Archive.Import.

@@ -19,6 +19,33 @@ type Image struct {
 	Size        int64
 	VirtualSize *int64 `json:",omitempty"` // until 1.43
 	Damaged     string `json:",omitempty"` // ply's own: why the image cannot be used
+
+	Manifests []ImageManifest `json:",omitempty"` // since 1.47, when they are asked for
+}
+
+// ImageManifest is one of the images that a name means, or something that an index lists beside them.
+type ImageManifest struct {
+	ID         string // digest of the manifest
+	Descriptor oci.Descriptor
+	Available  bool
+	Size       struct{ Content, Total int64 }
+	Kind       string // image, attestation or unknown
+
+	ImageData       *ImageManifestData `json:",omitempty"`
+	AttestationData *AttestationData   `json:",omitempty"`
+}
+
+// ImageManifestData says more about an image.
+type ImageManifestData struct {
+	Platform   oci.Platform
+	Containers []string
+	Size       struct{ Unpacked int64 }
+	Image      string `json:"Id"` // ply's own: the ID, by which docker's clients know images
+}
+
+// AttestationData says what an attestation is about.
+type AttestationData struct {
+	For oci.Digest // of a manifest
 }
 
 // ImageDetail is the answer of GET /images/{name}/json.
@@ -45,7 +72,8 @@ type ImageDetail struct {
 		Type   string
 		Layers []string `json:",omitempty"`
 	}
-	Metadata struct{ LastTagTime time.Time }
+	Metadata  struct{ LastTagTime time.Time }
+	Manifests []ImageManifest `json:",omitempty"` // since 1.48, when they are asked for
 }
 
 // GraphDriver names the storage driver of an image or a container.

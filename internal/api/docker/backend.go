@@ -54,6 +54,12 @@ type Images interface {
 	// Get finds an image by name, name:tag, name@digest, ID or unambiguous prefix of an ID. It returns errs.NotFound with
 	// the text "No such image: REF".
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	// GetFor is Get for a platform, "" for any. Of an index it finds the image for the platform.
+	GetFor(ctx context.Context, ref, platform string) (*image.Image, error)
+	// Index returns the index that a name means; nil when it means an image only.
+	Index(ref string) (*image.Index, error)
+	// Platforms returns what an index lists, or the image.
+	Platforms(ctx context.Context, ref string) ([]image.Platform, error)
 	List(ctx context.Context, opts image.ListOptions) ([]*image.Image, error)
 	History(ctx context.Context, ref string) ([]image.HistoryEntry, error)
 	// Layers returns the layers of one image, bottom first.
@@ -65,9 +71,11 @@ type Images interface {
 	Prune(ctx context.Context, opts image.PruneOptions) ([]image.Removed, int64, error)
 }
 
-// imageGetter finds one image.
+// imageGetter finds one image, or the index that a name means.
 type imageGetter interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	GetFor(ctx context.Context, ref, platform string) (*image.Image, error)
+	Index(ref string) (*image.Index, error)
 }
 
 // Puller is what a pull needs; pull.Puller implements it.

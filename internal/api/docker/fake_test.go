@@ -93,6 +93,26 @@ func (f *fakeImages) Get(_ context.Context, name string) (*image.Image, error) {
 	return nil, errs.New(errs.NotFound, "No such image: %s", name)
 }
 
+func (f *fakeImages) GetFor(ctx context.Context, name, platform string) (*image.Image, error) {
+	img, err := f.Get(ctx, name)
+	if err == nil && platform != "" && platform != "linux/amd64" {
+		return nil, errs.New(errs.NotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: linux/amd64", name, platform)
+	}
+	return img, err
+}
+
+func (*fakeImages) Index(string) (*image.Index, error) { return nil, nil }
+
+func (f *fakeImages) Platforms(ctx context.Context, name string) ([]image.Platform, error) {
+	img, err := f.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	m := oci.Descriptor{MediaType: oci.MediaTypeOCIManifest, Digest: oci.DigestOf([]byte("manifest")), Size: 8}
+	a := oci.Descriptor{MediaType: oci.MediaTypeOCIManifest, Digest: oci.DigestOf([]byte("attestation")), Size: 11}
+	return []image.Platform{{Descriptor: m, Image: img, Content: 2_000_000}, {Descriptor: a, For: m.Digest, Content: 100}}, nil
+}
+
 func (f *fakeImages) List(_ context.Context, o image.ListOptions) ([]*image.Image, error) {
 	if _, err := image.ListFilters.Compile(o.Filters); err != nil {
 		return nil, err

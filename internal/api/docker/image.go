@@ -78,8 +78,8 @@ func (h imageHandlers) list(c *call) error {
 	if old := c.get("filter"); old != "" { // until 1.27 the filter by name was a parameter of its own
 		filters["reference"] = append(filters["reference"], old)
 	}
-	if c.bool("manifests") || c.bool("identity") {
-		return unavailable("listing the manifests of images", "this engine keeps one platform per image")
+	if c.bool("identity") {
+		return unavailable("listing the identities of images", "this engine does not verify signatures")
 	}
 	shared := c.bool("shared-size")
 	images, err := h.images.List(c.ctx(), image.ListOptions{All: c.bool("all"), Filters: filters, Shared: shared})
@@ -97,6 +97,11 @@ func (h imageHandlers) list(c *call) error {
 			n = uses[img.ID]
 		}
 		list = append(list, summaryOf(img, c.v, n, shared))
+	}
+	if c.bool("manifests") && c.v >= 47 {
+		if err := h.addManifests(c, images, list); err != nil {
+			return err
+		}
 	}
 	return c.json(http.StatusOK, list)
 }
@@ -128,13 +133,11 @@ func imageRunConfigOf(rc oci.RunConfig, v int) wire.ImageConfig {
 }
 
 func (h imageHandlers) inspect(c *call) error {
-	if c.bool("manifests") {
-		return unavailable("inspecting the manifests of an image", "this engine keeps one platform per image")
+	manifests := c.bool("manifests") && c.v >= 48
+	if manifests && c.get("platform") != "" {
+		return errs.New(errs.Invalid, "conflicting options: manifests and platform options cannot both be set")
 	}
-	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
-		return err
-	}
-	img, err := h.images.Get(c.ctx(), c.vars["name"])
+	img, err := h.image(c)
 	if err != nil {
 		return err
 	}
@@ -157,6 +160,11 @@ func (h imageHandlers) inspect(c *call) error {
 	if c.v < 44 {
 		a.VirtualSize = &img.Size
 	}
+	if manifests {
+		if a.Manifests, err = h.manifests(c, c.vars["name"], nil); err != nil {
+			return err
+		}
+	}
 	if c.v < 45 {
 		empty := imageRunConfigOf(oci.RunConfig{}, c.v)
 		a.Container, a.ContainerConfig = &cfg.Container, &empty
@@ -173,10 +181,11 @@ func lastComment(cfg oci.Config) string {
 }
 
 func (h imageHandlers) history(c *call) error {
-	if err := checkPlatform(c, h.images, c.vars["name"]); err != nil {
+	img, err := h.image(c)
+	if err != nil {
 		return err
 	}
-	entries, err := h.images.History(c.ctx(), c.vars["name"])
+	entries, err := h.images.History(c.ctx(), img.ID.String())
 	if err != nil {
 		return err
 	}

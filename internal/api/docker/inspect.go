@@ -173,7 +173,7 @@ func (h containerHandlers) list(c *call) error {
 			}
 			names[ctr.ImageName] = id
 		}
-		if id != ctr.Image { // the name points at another image now
+		if id != ctr.Image && !h.lists(ctr.ImageName, ctr.Image) { // the name points at another image now
 			sum.Image = ctr.Image.String()
 		}
 		answer = append(answer, sum)
@@ -277,4 +277,10 @@ func statusText(st container.State, now time.Time) string {
 		return ""
 	}
 	return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, since(st.Finished))
+}
+
+// lists reports whether a name means an index that lists an image.
+func (h containerHandlers) lists(name string, id oci.ImageID) bool {
+	x, err := h.images.Index(name)
+	return err == nil && x != nil && slices.Contains(x.Images, id)
 }

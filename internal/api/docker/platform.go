@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/image"
 	"ply/internal/oci"
 )
 
@@ -28,23 +29,25 @@ func platformParam(s string) (string, error) {
 	return p.String(), nil
 }
 
-// checkPlatform refuses an image that is not for the platform that a request names.
-func checkPlatform(c *call, images imageGetter, ref string) error {
-	text, err := platformParam(c.get("platform"))
-	if err != nil || text == "" {
-		return err
+// platformParams reads the parameter platform, which may be there several times.
+func platformParams(c *call) (list []string, err error) {
+	for _, text := range c.q["platform"] {
+		p, err := platformParam(text)
+		if err != nil {
+			return nil, err
+		}
+		if p != "" {
+			list = append(list, p)
+		}
 	}
-	want, err := oci.ParsePlatform(text)
+	return list, nil
+}
+
+// image returns the image that a request names, for the platform that it names.
+func (h imageHandlers) image(c *call) (*image.Image, error) {
+	platform, err := platformParam(c.get("platform"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	img, err := images.Get(c.ctx(), ref)
-	if err != nil {
-		return err
-	}
-	if got := img.Config.Platform(); !want.Matches(got) {
-		return errs.New(errs.NotFound, "image %s was found but does not match the specified platform: wanted %s, actual: %s",
-			ref, want, got)
-	}
-	return nil
+	return h.images.GetFor(c.ctx(), c.vars["name"], platform)
 }

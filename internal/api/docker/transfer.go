@@ -254,11 +254,10 @@ func (h transferHandlers) save(c *call) error {
 	if len(names) == 0 {
 		return errs.New(errs.Invalid, "parameter names is missing: which images to save")
 	}
-	for _, name := range names {
-		if err := checkPlatform(c, h.images, name); err != nil {
-			return err
-		}
+	platforms, err := platformParams(c)
+	if err != nil {
+		return err
 	}
 	c.w.Header().Set("Content-Type", "application/x-tar")
-	return h.archive.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format")}, c.w)
+	return h.archive.Save(c.ctx(), names, transfer.SaveOptions{Format: c.get("format"), Platforms: platforms}, c.w)
 }

@@ -103,8 +103,6 @@ const (
 	mediaTypeEmpty       = "application/vnd.oci.empty.v1+json"
 	artifactAttestation  = "application/vnd.docker.attestation.manifest.v1+json"
 	annotationPredicate  = "in-toto.io/predicate-type"
-	annotationRefType    = "vnd.docker.reference.type"
-	annotationRefDigest  = "vnd.docker.reference.digest"
 	referenceAttestation = "attestation-manifest"
 )
 
@@ -292,7 +290,7 @@ func (o *Output) attestation(c *Content, b Built, image Document) (Document, err
 	}
 	d := document(m.MediaType, data)
 	d.Platform = &attestationPlatform
-	d.Annotations = map[string]string{annotationRefType: referenceAttestation, annotationRefDigest: string(image.Digest)}
+	d.Annotations = map[string]string{oci.AnnotationReferenceType: referenceAttestation, oci.AnnotationReferenceDigest: string(image.Digest)}
 	return d, nil
 }
 

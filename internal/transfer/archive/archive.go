@@ -87,6 +87,9 @@ const (
 	// annotationManifests is defined here: digests, separated by blanks, of the exact manifests and indexes that the image came
 	// with. The archive has their bytes. It may have their layers as uncompressed tars only.
 	annotationManifests = "io.ply.image.manifests"
+	// annotationIndex is defined here: the digest of the index that lists an image, whose name the entries of all its images have. The archive has its bytes, but not the
+	// layers in the forms that it lists.
+	annotationIndex = "io.ply.image.index"
 )
 
 // dockerImage is one element of manifest.json.

@@ -17,6 +17,7 @@ type early struct {
 	in       *intake
 	c        *commit
 	platform oci.Platform
+	only     bool // no other platform
 
 	tries int
 	plan  map[string]position // by path in the archive; nil = not known yet
@@ -32,7 +33,7 @@ type position struct {
 func (e *early) find(name string) (position, bool) {
 	if e.plan == nil && e.tries < maxPlans && (e.in.files[fileIndex] != nil || e.in.files[fileManifest] != nil) {
 		e.tries++
-		if r, err := e.in.parse(e.platform, true); err == nil {
+		if r, err := e.in.parse(e.platform, e.only, true); err == nil {
 			e.plan = map[string]position{}
 			for _, w := range r.list {
 				for n, paths := range w.paths {

@@ -3,6 +3,7 @@ package archive
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ type export struct {
 	img     *image.Image
 	tags    []oci.Reference
 	digests []oci.Reference
+	alone   bool       // it was requested by itself, not only as a part of an index
+	listed  oci.Digest // the manifest with which an index lists it; "" = none does
 
 	manifest  []byte         // the manifest that index.json lists
 	desc      oci.Descriptor // of manifest
@@ -26,6 +29,22 @@ type export struct {
 	extra     []carried      // exact manifests and indexes that are saved too
 	layers    []*layerFile   // bottom layer first
 	v1        []v1Layer      // bottom layer first
+}
+
+// group is an index to save, with the names that mean it and the images of it that are saved.
+type group struct {
+	carried
+	images  []*export
+	tags    []oci.Reference
+	digests []oci.Reference
+	notes   []carried    // manifests of attestations
+	blobs   []oci.Digest // their documents
+}
+
+// plan is what an archive gets.
+type plan struct {
+	list   []*export
+	groups []*group
 }
 
 // carried is a manifest or index with its exact bytes.
@@ -54,37 +73,142 @@ func (e *export) created() time.Time {
 	return t
 }
 
-// collect finds the images that refs name, each once, in the order of refs, and leases them.
-func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs []string) ([]*export, error) {
+// collect finds the images and indexes that refs name, each once, in the order of refs, and leases them.
+func (a *Archive) collect(ctx context.Context, lease *store.Lease, refs, platforms []string) (*plan, error) {
 	if len(refs) == 0 {
 		return nil, errs.New(errs.Invalid, "save: no image named")
 	}
-	byID := map[oci.ImageID]*export{}
-	var list []*export
+	c := &collector{a: a, lease: lease, platforms: platforms, byID: map[oci.ImageID]*export{}, byIndex: map[oci.Digest]*group{}}
 	for _, ref := range refs {
 		for _, w := range a.expandRepository(ref) {
-			id, name, err := a.images.Find(w)
-			if err != nil {
+			if err := c.ref(ctx, w); err != nil {
 				return nil, err
 			}
-			lease.Blob(oci.Digest(id))
-			e := byID[id]
-			if e == nil {
-				img, err := a.images.Get(ctx, string(id))
-				if err != nil {
-					return nil, err
-				}
-				e = &export{img: img}
-				byID[id] = e
-				list = append(list, e)
-			}
-			e.name(name)
 		}
 	}
-	for _, e := range list {
+	for _, e := range c.list {
 		lease.Layer(e.img.Chain)
 	}
-	return list, nil
+	return &c.plan, nil
+}
+
+type collector struct {
+	plan
+	a         *Archive
+	lease     *store.Lease
+	platforms []string
+	byID      map[oci.ImageID]*export
+	byIndex   map[oci.Digest]*group
+}
+
+func (c *collector) ref(ctx context.Context, ref string) error {
+	main, name, err := c.a.images.Find(ref)
+	if err != nil {
+		return err
+	}
+	x, err := c.a.images.Index(ref)
+	if err != nil {
+		return err
+	}
+	var ids []oci.ImageID // for the platforms
+	for _, p := range c.platforms {
+		img, err := c.a.images.GetFor(ctx, ref, p)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(ids, img.ID) {
+			ids = append(ids, img.ID)
+		}
+	}
+	if x == nil || len(ids) == 1 {
+		if len(ids) == 1 {
+			main = ids[0]
+		}
+		e, err := c.image(ctx, main)
+		if err != nil {
+			return err
+		}
+		e.alone = true
+		e.name(name)
+		return nil
+	}
+	return c.index(ctx, x, name, main, ids)
+}
+
+func (c *collector) image(ctx context.Context, id oci.ImageID) (*export, error) {
+	if e := c.byID[id]; e != nil {
+		return e, nil
+	}
+	c.lease.Blob(oci.Digest(id))
+	img, err := c.a.images.Get(ctx, string(id))
+	if err != nil {
+		return nil, err
+	}
+	e := &export{img: img}
+	c.byID[id] = e
+	c.list = append(c.list, e)
+	return e, nil
+}
+
+// index adds an index with its images, or those of them that ids has. Old readers know its name as that of main, or else of the first.
+func (c *collector) index(ctx context.Context, x *image.Index, name oci.Reference, main oci.ImageID, ids []oci.ImageID) error {
+	idx, err := oci.DecodeIndex(x.Raw, x.MediaType)
+	if err != nil {
+		return errs.New(errs.DataLoss, "index %s: %v", x.Digest.Short(), err).WithHint("Build or load the image again.")
+	}
+	g := c.byIndex[x.Digest]
+	if g == nil {
+		c.lease.Blob(x.Digest)
+		c.lease.Blob(x.Blobs...)
+		g = &group{carried: carried{x.Descriptor, x.Raw}, blobs: x.Blobs}
+		for _, d := range x.Artifacts {
+			c.lease.Blob(d.Digest)
+			raw, err := c.a.st.Blobs.Bytes(d.Digest, oci.MaxManifest)
+			if err != nil {
+				return errs.New(errs.DataLoss, "index %s: attestation: %v", x.Digest.Short(), err).WithHint("Build the image again.")
+			}
+			g.notes = append(g.notes, carried{d, raw})
+		}
+		c.byIndex[x.Digest] = g
+		c.groups = append(c.groups, g)
+	}
+	for _, id := range x.Images {
+		if len(ids) > 0 && !slices.Contains(ids, id) {
+			continue
+		}
+		e, err := c.image(ctx, id)
+		if err != nil {
+			return err
+		}
+		for _, m := range e.img.Manifests {
+			if slices.ContainsFunc(idx.Manifests, func(d oci.Descriptor) bool { return d.Digest == m.Digest }) {
+				e.listed = m.Digest
+			}
+		}
+		if !slices.Contains(g.images, e) {
+			g.images = append(g.images, e)
+		}
+	}
+	old := g.images[0] // what the name is for readers of manifest.json
+	if e := c.byID[main]; e != nil && slices.Contains(g.images, e) {
+		old = e
+	}
+	img, err := c.a.images.Get(ctx, string(main))
+	if err != nil {
+		return err
+	}
+	of := export{img: img}
+	of.name(name)
+	for _, t := range of.tags {
+		add(&g.tags, t)
+		add(&old.tags, t)
+	}
+	for _, d := range of.digests {
+		if d.Digest() == x.Digest {
+			add(&g.digests, d)
+		}
+	}
+	return nil
 }
 
 // expandRepository returns the tags of a ref that is only a repository, else the ref itself.
@@ -104,13 +228,15 @@ func (a *Archive) expandRepository(ref string) []string {
 	return out
 }
 
+// add adds a reference to a list, once.
+func add(to *[]oci.Reference, r oci.Reference) {
+	if !slices.ContainsFunc(*to, func(o oci.Reference) bool { return o.String() == r.String() }) {
+		*to = append(*to, r)
+	}
+}
+
 // name adds a name and the digest references of its repository. It ignores the zero name.
 func (e *export) name(name oci.Reference) {
-	add := func(to *[]oci.Reference, r oci.Reference) {
-		if !slices.ContainsFunc(*to, func(o oci.Reference) bool { return o.String() == r.String() }) {
-			*to = append(*to, r)
-		}
-	}
 	switch {
 	case name.IsZero():
 	case name.Digest() != "":
@@ -132,7 +258,10 @@ func (a *Archive) plan(ctx context.Context, lease *store.Lease, list []*export, 
 	for _, e := range list {
 		a.readManifests(lease, e)
 		if !plain {
-			a.chooseManifest(e, forms)
+			a.chooseManifest(e, e.listed, forms)
+		}
+		if !plain && e.manifest == nil && e.listed != "" {
+			a.chooseManifest(e, "", forms)
 		}
 	}
 	for _, e := range list {
@@ -170,11 +299,11 @@ func (a *Archive) readManifests(lease *store.Lease, e *export) {
 }
 
 // chooseManifest sets the manifest of an image to its latest exact manifest whose layers are all in the blob store, if there is
-// one.
-func (a *Archive) chooseManifest(e *export, forms map[oci.DiffID]*layerFile) {
+// one. want is the only one that may be chosen; "" = any.
+func (a *Archive) chooseManifest(e *export, want oci.Digest, forms map[oci.DiffID]*layerFile) {
 	for i := len(e.extra) - 1; i >= 0; i-- {
 		c := e.extra[i]
-		if !oci.IsManifest(c.desc.MediaType) {
+		if !oci.IsManifest(c.desc.MediaType) || want != "" && c.desc.Digest != want {
 			continue
 		}
 		m, err := oci.DecodeManifest(c.raw, c.desc.MediaType)
@@ -303,45 +432,95 @@ func ociLayerType(t string) string {
 	return t
 }
 
-// index returns index.json: one entry per name, or one entry for an image without a name.
-func index(list []*export) oci.Index {
+// whole reports whether the archive has the images of an index as it lists them.
+func (g *group) whole() bool {
+	return !slices.ContainsFunc(g.images, func(e *export) bool { return e.generated || e.desc.Digest != e.listed })
+}
+
+// index returns index.json: one entry per name, or one entry for an image without a name. If the archive does not have the layers of an index in the forms that it lists, the
+// entries of its images have the name of the index.
+func (p *plan) index() oci.Index {
 	idx := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex, Manifests: []oci.Descriptor{}}
-	for _, e := range list {
-		common := map[string]string{}
-		if claims := e.claims(); len(claims) > 0 {
-			common[annotationDigests] = join(claims, oci.Reference.String)
+	named := map[string]bool{} // what an index is called
+	for _, g := range p.groups {
+		for _, r := range slices.Concat(g.tags, g.digests) {
+			named[r.String()] = true
 		}
-		if exact := e.exact(); len(exact) > 0 {
-			common[annotationManifests] = join(exact, func(c carried) string { return string(c.desc.Digest) })
+		notes := map[string]string{}
+		if len(g.digests) > 0 {
+			notes[annotationDigests] = join(g.digests, oci.Reference.String)
 		}
-		add := func(name, tag string) {
-			d := oci.Descriptor{MediaType: e.desc.MediaType, Digest: e.desc.Digest, Size: e.desc.Size}
-			if e.img.Config.OS != "" && e.img.Config.Architecture != "" {
-				p := e.img.Config.Platform()
-				d.Platform = &p
-			}
-			d.Annotations = map[string]string{}
-			for k, v := range common {
-				d.Annotations[k] = v
-			}
-			if name != "" {
-				d.Annotations[annotationName] = name
-			}
-			if tag != "" {
-				d.Annotations[annotationTag] = tag
-			}
-			idx.Manifests = append(idx.Manifests, d)
+		if g.whole() {
+			d := oci.Descriptor{MediaType: g.desc.MediaType, Digest: g.desc.Digest, Size: g.desc.Size}
+			idx.Manifests = append(idx.Manifests, entries(d, notes, g.tags, g.digests)...)
+			continue
 		}
-		for _, t := range e.tags {
-			add(t.String(), t.Tag())
+		for _, e := range g.images {
+			idx.Manifests = append(idx.Manifests, entries(e.entry(), e.annotations(map[string]string{annotationIndex: string(g.desc.Digest)}, g.digests), g.tags, g.digests)...)
 		}
-		if len(e.tags) == 0 && len(e.digests) > 0 {
-			add(e.digests[0].String(), "")
-		} else if len(e.tags) == 0 {
-			add("", "")
+	}
+	own := func(list []oci.Reference) []oci.Reference {
+		return slices.DeleteFunc(slices.Clone(list), func(r oci.Reference) bool { return named[r.String()] })
+	}
+	for _, e := range p.list {
+		tags, digests := own(e.tags), own(e.digests)
+		if e.alone || len(tags)+len(digests) > 0 {
+			idx.Manifests = append(idx.Manifests, entries(e.entry(), e.annotations(nil, e.claims()), tags, digests)...)
 		}
 	}
 	return idx
+}
+
+// entry returns the descriptor of an image in index.json.
+func (e *export) entry() oci.Descriptor {
+	d := oci.Descriptor{MediaType: e.desc.MediaType, Digest: e.desc.Digest, Size: e.desc.Size}
+	if e.img.Config.OS != "" && e.img.Config.Architecture != "" {
+		p := e.img.Config.Platform()
+		d.Platform = &p
+	}
+	return d
+}
+
+// annotations returns what index.json says about an image, besides more.
+func (e *export) annotations(more map[string]string, claims []oci.Reference) map[string]string {
+	a := maps.Clone(more)
+	if a == nil {
+		a = map[string]string{}
+	}
+	if len(claims) > 0 {
+		a[annotationDigests] = join(claims, oci.Reference.String)
+	}
+	if exact := e.exact(); len(exact) > 0 {
+		a[annotationManifests] = join(exact, func(c carried) string { return string(c.desc.Digest) })
+	}
+	return a
+}
+
+// entries returns d once for each name.
+func entries(d oci.Descriptor, notes map[string]string, tags, digests []oci.Reference) (list []oci.Descriptor) {
+	add := func(name, tag string) {
+		one := d
+		one.Annotations = map[string]string{}
+		maps.Copy(one.Annotations, notes)
+		if name != "" {
+			one.Annotations[annotationName] = name
+		}
+		if tag != "" {
+			one.Annotations[annotationTag] = tag
+		}
+		list = append(list, one)
+	}
+	for _, t := range tags {
+		add(t.String(), t.Tag())
+	}
+	switch {
+	case len(tags) > 0:
+	case len(digests) > 0:
+		add(digests[0].String(), "")
+	default:
+		add("", "")
+	}
+	return list
 }
 
 func join[T any](list []T, text func(T) string) string {

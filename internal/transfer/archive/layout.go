@@ -22,6 +22,7 @@ type wanted struct {
 	digests  []oci.Reference // repository@digest references that acceptDigests accepted
 	exact    []exactManifest // the current one last
 	original []string        // repository@digest references that the archive claims
+	part     bool            // an index that is kept lists it
 }
 
 // exactManifest is a manifest to store, with the index that lists it if that is in the archive too.
@@ -37,16 +38,21 @@ type parser struct {
 	platform oci.Platform
 	partial  bool // the archive was not read to its end: layers may be missing
 	list     []*wanted
+	all      bool // keep all images of an index, not only the one for the platform
 	byID     map[oci.ImageID]*wanted
 	byTag    map[string]oci.ImageID
+	indexes  []*wantedIndex
+	single   map[oci.Digest]bool                // indexes of which one image is taken
+	passed   map[oci.Digest]bool                // configs of images for other platforms
+	children map[oci.Digest]map[oci.Digest]bool // what indexes list
 	names    int
 	skipped  []string // media types of artifacts, which are not images
 }
 
 // parse reads the documents of all layouts that the archive has. If several of them have the same name, it must be of the same
-// image. partial says that the archive was not read to its end: layers may be missing.
-func (in *intake) parse(platform oci.Platform, partial bool) (*parser, error) {
-	r := &parser{in: in, platform: platform, partial: partial, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}}
+// image. Of an index, parse takes all images, or with only, the one for the platform. partial says that the archive was not read to its end: layers may be missing.
+func (in *intake) parse(platform oci.Platform, only, partial bool) (*parser, error) {
+	r := &parser{in: in, platform: platform, partial: partial, all: !only, byID: map[oci.ImageID]*wanted{}, byTag: map[string]oci.ImageID{}, single: map[oci.Digest]bool{}, passed: map[oci.Digest]bool{}, children: map[oci.Digest]map[oci.Digest]bool{}}
 	manifest, err := in.find(fileManifest)
 	if err != nil {
 		return nil, err
@@ -100,18 +106,39 @@ func (r *parser) add(config *file) (*wanted, error) {
 	return w, nil
 }
 
-// tag adds a name to an image. errs.Invalid when another image of the archive has the same name.
-func (r *parser) tag(w *wanted, text string) error {
+// name reads a name that the archive has for what.
+func (r *parser) name(text, what string) (oci.Reference, error) {
 	ref, err := oci.ParseReference(text)
 	if err != nil {
-		return errs.New(errs.Invalid, "archive: image %s: %w", w.id.Short(), err)
+		return ref, errs.New(errs.Invalid, "archive: %s: %w", what, err)
 	}
 	if ref.Digest() != "" {
-		return errs.New(errs.Invalid, "archive: image %s: name %q has a digest where a tag belongs", w.id.Short(), clip(text))
+		return ref, errs.New(errs.Invalid, "archive: %s: name %q has a digest where a tag belongs", what, clip(text))
 	}
 	ref = ref.WithDefaultTag()
 	if ref.FamiliarName() == "sha256" {
-		return errs.New(errs.Invalid, "archive: image %s: name %q could be taken for an ID", w.id.Short(), clip(text))
+		return ref, errs.New(errs.Invalid, "archive: %s: name %q could be taken for an ID", what, clip(text))
+	}
+	return ref, nil
+}
+
+func (r *parser) count() error {
+	if r.names++; r.names > r.in.a.opts.Limits.Names {
+		return errs.New(errs.Invalid, "archive: has more than %d names", r.in.a.opts.Limits.Names)
+	}
+	return nil
+}
+
+// tag adds a name to an image. errs.Invalid when another image of the archive has the same name. The name of an index stays that of the index.
+func (r *parser) tag(w *wanted, text string) error {
+	ref, err := r.name(text, "image "+w.id.Short())
+	if err != nil {
+		return err
+	}
+	for _, x := range r.indexes {
+		if x.has(ref) && slices.Contains(x.images, w) {
+			return nil
+		}
 	}
 	switch have := r.byTag[ref.String()]; have {
 	case w.id:
@@ -120,8 +147,8 @@ func (r *parser) tag(w *wanted, text string) error {
 	default:
 		return errs.New(errs.Invalid, "archive: has two images with the name %s, %s and %s", ref.Familiar(), have.Short(), w.id.Short())
 	}
-	if r.names++; r.names > r.in.a.opts.Limits.Names {
-		return errs.New(errs.Invalid, "archive: has more than %d names", r.in.a.opts.Limits.Names)
+	if err := r.count(); err != nil {
+		return err
 	}
 	r.byTag[ref.String()] = w.id
 	w.tags = append(w.tags, ref)
@@ -177,6 +204,9 @@ func (r *parser) docker(data []byte) error {
 		if err := r.checkName(d.Config, config); err != nil {
 			return err
 		}
+		if r.passed[config.digest] && r.byID[oci.ImageID(config.digest)] == nil {
+			continue // index.json has it for another platform
+		}
 		w, err := r.add(config)
 		if err != nil {
 			return err
@@ -225,7 +255,11 @@ func (r *parser) oci(data []byte) error {
 	if err != nil {
 		return errs.New(errs.Invalid, "archive: %s: %w", fileIndex, err)
 	}
-	for _, d := range r.choose(idx) {
+	rest, err := r.gathered(idx.Manifests)
+	if err != nil {
+		return err
+	}
+	for _, d := range r.choose(rest) {
 		if err := r.descriptor(d, nil, 0, d.Annotations); err != nil {
 			return err
 		}
@@ -235,11 +269,11 @@ func (r *parser) oci(data []byte) error {
 
 // choose returns the entries of an index without attestations, and only one of several entries with the same name: that for the
 // wanted platform.
-func (r *parser) choose(idx *oci.Index) []oci.Descriptor {
+func (r *parser) choose(list []oci.Descriptor) []oci.Descriptor {
 	groups := map[string][]oci.Descriptor{}
 	var order []string
-	for i, d := range idx.Manifests {
-		if d.Annotations["vnd.docker.reference.type"] != "" || d.Platform != nil && d.Platform.OS == "unknown" {
+	for i, d := range list {
+		if d.Annotations[oci.AnnotationReferenceType] != "" || d.Platform != nil && d.Platform.OS == "unknown" {
 			continue
 		}
 		key := imageName(d.Annotations)
@@ -256,6 +290,7 @@ func (r *parser) choose(idx *oci.Index) []oci.Descriptor {
 		g := groups[key]
 		if len(g) > 1 {
 			if best, err := (&oci.Index{Manifests: g}).Choose(r.platform); err == nil {
+				r.pass(g)
 				g = []oci.Descriptor{best}
 			}
 		}
@@ -300,62 +335,82 @@ func (r *parser) descriptor(d oci.Descriptor, above *carried, depth int, notes m
 		if err != nil {
 			return errs.New(errs.Invalid, "archive: %s: %w", d.Digest, err)
 		}
+		c := &carried{d, f.data}
+		if kept, err := r.keepIndex(c, idx, notes); kept || err != nil {
+			return err
+		}
 		best, err := idx.Choose(r.platform)
 		if err != nil {
 			return errs.New(errs.NotFound, "archive: %s: %w", d.Digest, err)
 		}
-		return r.descriptor(best, &carried{d, f.data}, depth+1, notes)
+		if !r.single[d.Digest] {
+			r.single[d.Digest] = true
+			r.pass(idx.Manifests)
+		}
+		return r.descriptor(best, c, depth+1, notes)
 	}
-	return r.manifest(d, f.data, above, notes)
+	w, err := r.manifest(d, f.data, above)
+	if err != nil || w == nil {
+		return err
+	}
+	return r.noted(w, notes)
 }
 
-// manifest parses one image of an OCI layout.
-func (r *parser) manifest(d oci.Descriptor, raw []byte, above *carried, notes map[string]string) error {
+// manifest parses one image of an OCI layout. It returns nil for an artifact, which is skipped.
+func (r *parser) manifest(d oci.Descriptor, raw []byte, above *carried) (*wanted, error) {
 	m, err := oci.DecodeManifest(raw, d.MediaType)
 	if err != nil {
-		return errs.New(errs.Invalid, "archive: %s: %w", d.Digest, err)
+		return nil, errs.New(errs.Invalid, "archive: %s: %w", d.Digest, err)
 	}
-	switch t := m.Config.MediaType; t {
-	case oci.MediaTypeOCIConfig, oci.MediaTypeDockerConfig, "application/octet-stream":
-	default:
+	if t := m.Config.MediaType; !isConfig(t) {
 		r.skipped = append(r.skipped, clip(t))
-		return nil
+		return nil, nil //nolint:nilnil // it is noted
 	}
 	config, err := r.in.blobFile(m.Config.Digest)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if config == nil || config.data == nil {
-		return errs.New(errs.Invalid, "archive: manifest %s: config %s is not there", d.Digest, m.Config.Digest)
+		return nil, errs.New(errs.Invalid, "archive: manifest %s: config %s is not there", d.Digest, m.Config.Digest)
 	}
 	w, err := r.add(config)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(m.Layers) != len(w.chain) {
-		return errs.New(errs.Invalid, "archive: manifest %s has %d layers, its config says %d", d.Digest, len(m.Layers), len(w.chain))
+		return nil, errs.New(errs.Invalid, "archive: manifest %s has %d layers, its config says %d", d.Digest, len(m.Layers), len(w.chain))
 	}
 	packed := len(m.Layers) > 0
 	for n, l := range m.Layers {
 		packed = packed && string(l.Digest) != string(w.chain[n])
 		f, err := r.in.blobFile(l.Digest)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		w.addPath(n, blobDir+l.Digest.Hex())
 		if f != nil && f.size != l.Size {
-			return errs.New(errs.Invalid, "archive: layer %s has %d bytes, its manifest says %d", l.Digest, f.size, l.Size)
+			return nil, errs.New(errs.Invalid, "archive: layer %s has %d bytes, its manifest says %d", l.Digest, f.size, l.Size)
 		}
 		if err := r.setLayer(w, n, f); err != nil {
-			return err
+			return nil, err
 		}
 	}
+	if packed || above != nil {
+		// A manifest of uncompressed tars was made for the archive, unless an index lists it. One of compressed layers is that of a registry.
+		w.keep(exactManifest{d, raw, above})
+	}
+	return w, nil
+}
+
+// isConfig reports whether a media type is that of the config of an image.
+func isConfig(mediaType string) bool {
+	return mediaType == oci.MediaTypeOCIConfig || mediaType == oci.MediaTypeDockerConfig || mediaType == "application/octet-stream"
+}
+
+// noted adds what index.json says about an image.
+func (r *parser) noted(w *wanted, notes map[string]string) error {
 	if err := r.exactOf(w, notes); err != nil {
 		return err
-	}
-	if packed {
-		// A manifest of uncompressed tars was made for the archive. One of compressed layers is that of a registry.
-		w.keep(exactManifest{d, raw, above})
 	}
 	w.original = append(w.original, strings.Fields(notes[annotationDigests])...)
 	return r.named(w, notes)
@@ -430,7 +485,7 @@ func (r *parser) exactOf(w *wanted, notes map[string]string) error {
 	}
 	for i := range w.exact {
 		for _, c := range indexes {
-			if lists(c.raw, w.exact[i].desc.Digest) {
+			if r.lists(c, w.exact[i].desc.Digest) {
 				w.exact[i].index = c
 			}
 		}
@@ -439,9 +494,18 @@ func (r *parser) exactOf(w *wanted, notes map[string]string) error {
 }
 
 // lists reports whether an index lists a manifest.
-func lists(index []byte, d oci.Digest) bool {
-	idx, err := oci.DecodeIndex(index, "")
-	return err == nil && slices.ContainsFunc(idx.Manifests, func(m oci.Descriptor) bool { return m.Digest == d })
+func (r *parser) lists(index *carried, d oci.Digest) bool {
+	set, ok := r.children[index.desc.Digest]
+	if !ok {
+		set = map[oci.Digest]bool{}
+		if idx, err := oci.DecodeIndex(index.raw, ""); err == nil {
+			for _, m := range idx.Manifests {
+				set[m.Digest] = true
+			}
+		}
+		r.children[index.desc.Digest] = set
+	}
+	return set[d]
 }
 
 // acceptDigests accepts the claimed digest references whose digest is that of an exact manifest of the image, or of its index.

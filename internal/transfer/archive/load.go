@@ -41,7 +41,7 @@ func (a *Archive) Load(ctx context.Context, r io.Reader, opts transfer.LoadOptio
 	defer in.abort()
 	c := &commit{a: a, in: in, done: map[oci.ChainID]bool{}, added: map[*file]oci.Chain{}}
 	c.lease = a.st.Lease()
-	in.early = &early{in: in, c: c, platform: platform}
+	in.early = &early{in: in, c: c, platform: platform, only: opts.Platform != ""}
 	err = c.run(ctx, r, platform, opts.Platform != "", progress)
 	c.lease.Release()
 	if err != nil {
@@ -62,12 +62,12 @@ type commit struct {
 	added map[*file]oci.Chain  // the chain as whose top layer a file was committed
 }
 
-// run takes the images of an archive; from an index, the one for the platform. only refuses images for another platform.
+// run takes the images of an archive. only takes no image for another platform: of an index the one for it, and else none.
 func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, only bool, progress transfer.Sink) error {
 	if err := c.in.read(ctx, r); err != nil {
 		return err
 	}
-	archive, err := c.in.parse(platform, false)
+	archive, err := c.in.parse(platform, only, false)
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,12 @@ func (c *commit) run(ctx context.Context, r io.Reader, platform oci.Platform, on
 	if err := c.all(ctx, archive.list); err != nil {
 		return err
 	}
-	return c.names(ctx, archive.list, progress)
+	for _, x := range archive.indexes {
+		if err := c.documents(x); err != nil {
+			return err
+		}
+	}
+	return c.names(ctx, archive, progress)
 }
 
 // checkPlatforms refuses images for another platform than the one that was asked for.
@@ -251,11 +256,42 @@ func (c *commit) form(w *wanted, i int, d oci.Descriptor) error {
 	return c.a.st.RecordLayer(rec, &meta.LayerBlob{Descriptor: oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}})
 }
 
-// names records all images with their names in one transaction and reports them.
-func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Sink) error {
+// documents stores an index and its attestations.
+func (c *commit) documents(x *wantedIndex) error {
+	docs := [][]byte{x.raw}
+	for _, a := range x.artifacts {
+		docs = append(docs, a.raw)
+	}
+	for _, b := range x.blobs {
+		docs = append(docs, b.data)
+	}
+	for _, raw := range docs {
+		d := oci.DigestOf(raw)
+		c.lease.Blob(d)
+		c.blobs = append(c.blobs, d)
+		if _, err := c.a.st.Blobs.Put(raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// names records all images and indexes with their names in one transaction and reports them.
+func (c *commit) names(ctx context.Context, p *parser, progress transfer.Sink) error {
 	var puts []image.PutOptions
 	var done []transfer.Progress
-	for _, w := range list {
+	loaded := func(tags []oci.Reference, id oci.ImageID) {
+		for _, t := range tags {
+			if old, err := c.a.images.Lookup(t.String()); err == nil && old != id {
+				done = append(done, transfer.Progress{State: transfer.NameMoved, Ref: t, Image: old})
+			}
+			done = append(done, transfer.Progress{State: transfer.Loaded, Ref: t, Image: id})
+		}
+		if len(tags) == 0 {
+			done = append(done, transfer.Progress{State: transfer.Loaded, Image: id})
+		}
+	}
+	for _, w := range p.list {
 		c.blobs = append(c.blobs, oci.Digest(w.id))
 		for _, m := range w.exact {
 			put := image.PutOptions{Config: w.config, Manifest: &m.desc}
@@ -265,21 +301,27 @@ func (c *commit) names(ctx context.Context, list []*wanted, progress transfer.Si
 			puts = append(puts, put)
 		}
 		puts = append(puts, image.PutOptions{Config: w.config, Names: slices.Concat(w.tags, w.digests)})
-		for _, t := range w.tags {
-			if old, err := c.a.images.Lookup(t.String()); err == nil && old != w.id {
-				done = append(done, transfer.Progress{State: transfer.NameMoved, Ref: t, Image: old})
-			}
-			done = append(done, transfer.Progress{State: transfer.Loaded, Ref: t, Image: w.id})
-		}
-		if len(w.tags) == 0 {
-			done = append(done, transfer.Progress{State: transfer.Loaded, Image: w.id})
+		if !w.part || len(w.tags) > 0 {
+			loaded(w.tags, w.id)
 		}
 	}
-	if _, err := c.a.images.PutAll(ctx, c.lease, puts); err != nil {
+	var indexes []image.PutIndexOptions
+	for _, x := range p.indexes {
+		o, main := x.put()
+		indexes = append(indexes, o)
+		loaded(x.tags, main)
+	}
+	if _, err := c.a.images.PutAll(ctx, c.lease, puts, indexes...); err != nil {
 		return err
 	}
-	for _, w := range list {
-		c.a.images.Publish("load", w.id, "")
+	for _, w := range p.list {
+		if !w.part || len(w.tags) > 0 {
+			c.a.images.Publish("load", w.id, "")
+		}
+	}
+	for _, x := range p.indexes {
+		_, main := x.put()
+		c.a.images.Publish("load", main, "")
 	}
 	for _, p := range done {
 		progress(p)

@@ -16,8 +16,8 @@ import (
 )
 
 // Save writes images as one uncompressed tar. The same images and names give the same bytes. A ref is anything that Get takes, or a
-// repository, which means all its tags. An image that is saved by its ID has no name in the archive. The format is "" or
-// "hybrid", "oci", "docker" or "legacy".
+// repository, which means all its tags. An image that is saved by its ID has no name in the archive. A name that means an index is saved
+// with the images of all platforms, or with those for which the options ask. The format is "" or "hybrid", "oci", "docker" or "legacy".
 //
 // An image that was pulled is saved with its exact manifest and, if the store has them, its compressed layers. Otherwise the
 // layers are uncompressed tars; Load restores the repository digests of the image in both cases.
@@ -27,7 +27,7 @@ import (
 func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOptions, w io.Writer) (err error) {
 	lease := a.st.Lease()
 	defer lease.Release()
-	var layout func(*builder, []*export) error
+	var layout func(*builder, *plan) error
 	plain := true
 	switch opts.Format {
 	case "", "hybrid":
@@ -41,22 +41,24 @@ func (a *Archive) Save(ctx context.Context, refs []string, opts transfer.SaveOpt
 	default:
 		return errs.New(errs.Invalid, "save: unknown format %q: want hybrid, oci, docker or legacy", clip(opts.Format))
 	}
-	list, err := a.collect(ctx, lease, refs)
+	p, err := a.collect(ctx, lease, refs, opts.Platforms)
 	if err != nil {
 		return err
 	}
-	if err := a.plan(ctx, lease, list, plain); err != nil {
+	if err := a.plan(ctx, lease, p.list, plain); err != nil {
 		return err
 	}
 	b := &builder{a: a, seen: map[string]bool{}}
-	if err := layout(b, list); err != nil {
+	if err := layout(b, p); err != nil {
 		return err
 	}
 	if err := b.write(ctx, w); err != nil {
 		return err
 	}
-	for _, e := range list {
-		a.images.Publish("save", e.img.ID, "")
+	for _, e := range p.list {
+		if e.alone || len(e.tags) > 0 {
+			a.images.Publish("save", e.img.ID, "")
+		}
 	}
 	return nil
 }
@@ -69,6 +71,8 @@ type entry struct {
 	link  string     // target of a symbolic link, relative to the entry
 	data  []byte     // content, when layer is nil
 	layer *layerFile // content
+	blob  oci.Digest // content, of size bytes
+	size  int64
 }
 
 // builder collects the entries in the order in which they are written.
@@ -108,32 +112,48 @@ func newest(list []*export) time.Time {
 }
 
 // ociFiles adds the files that describe an OCI layout.
-func (b *builder) ociFiles(list []*export) {
+func (b *builder) ociFiles(p *plan) {
 	b.file(fileLayout, epoch, []byte(`{"imageLayoutVersion":"1.0.0"}`))
-	b.file(fileIndex, newest(list), marshal(index(list)))
+	b.file(fileIndex, newest(p.list), marshal(p.index()))
 }
 
 // ociBlobs adds the small blobs. They come before the layers, so that a reader of the stream knows which layers will follow.
-func (b *builder) ociBlobs(list []*export) {
+func (b *builder) ociBlobs(p *plan) error {
 	b.dir("blobs", epoch)
 	b.dir(strings.TrimSuffix(blobDir, "/"), epoch)
-	for _, e := range list {
+	for _, g := range p.groups {
+		made := newest(g.images)
+		for _, c := range append([]carried{g.carried}, g.notes...) {
+			b.file(blobDir+c.desc.Digest.Hex(), made, c.raw)
+		}
+		for _, d := range g.blobs {
+			size, err := b.a.st.Blobs.Stat(d)
+			if err != nil {
+				return errs.New(errs.DataLoss, "index %s: attestation: %v", g.desc.Digest.Short(), err).WithHint("Build the image again.")
+			}
+			b.add(entry{name: blobDir + d.Hex(), made: made, blob: d, size: size})
+		}
+	}
+	for _, e := range p.list {
 		b.file(blobDir+e.desc.Digest.Hex(), e.created(), e.manifest)
 		for _, c := range e.extra {
 			b.file(blobDir+c.desc.Digest.Hex(), e.created(), c.raw)
 		}
 		b.file(blobDir+e.img.ID.Hex(), e.created(), e.img.Raw)
 	}
+	return nil
 }
 
 func (b *builder) layerBlob(l *layerFile) {
 	b.add(entry{name: l.path(), made: l.made, layer: l})
 }
 
-func (b *builder) oci(list []*export) error {
-	b.ociFiles(list)
-	b.ociBlobs(list)
-	for _, e := range list {
+func (b *builder) oci(p *plan) error {
+	b.ociFiles(p)
+	if err := b.ociBlobs(p); err != nil {
+		return err
+	}
+	for _, e := range p.list {
 		for _, l := range e.layers {
 			b.layerBlob(l)
 		}
@@ -141,12 +161,14 @@ func (b *builder) oci(list []*export) error {
 	return nil
 }
 
-func (b *builder) hybrid(list []*export) error {
-	b.ociFiles(list)
-	b.manifest(list, func(e *export) string { return blobDir + e.img.ID.Hex() }, func(e *export, i int) string { return e.layers[i].path() })
-	b.repositories(list)
-	b.ociBlobs(list)
-	for _, e := range list {
+func (b *builder) hybrid(p *plan) error {
+	b.ociFiles(p)
+	b.manifest(p.list, func(e *export) string { return blobDir + e.img.ID.Hex() }, func(e *export, i int) string { return e.layers[i].path() })
+	b.repositories(p.list)
+	if err := b.ociBlobs(p); err != nil {
+		return err
+	}
+	for _, e := range p.list {
 		for i, l := range e.layers {
 			b.layerBlob(l)
 			b.v1Dir(e, i)
@@ -156,7 +178,8 @@ func (b *builder) hybrid(list []*export) error {
 	return nil
 }
 
-func (b *builder) docker(list []*export) error {
+func (b *builder) docker(p *plan) error {
+	list := p.list
 	// Some readers take the size of a link for the size of the layer, so manifest.json names the files, not the links.
 	first := firstV1(list)
 	b.manifest(list, func(e *export) string { return e.img.ID.Hex() + ".json" }, func(e *export, i int) string { return first[e.layers[i].diffID] })
@@ -181,7 +204,8 @@ func firstV1(list []*export) map[oci.DiffID]string {
 	return first
 }
 
-func (b *builder) legacy(list []*export) error {
+func (b *builder) legacy(p *plan) error {
+	list := p.list
 	for _, e := range list {
 		if len(e.v1) == 0 {
 			return errs.New(errs.Invalid, "image %s: has no layers, which the legacy format cannot express", e.img.ID.Short()).
@@ -265,14 +289,21 @@ func (b *builder) write(ctx context.Context, w io.Writer) error {
 			h.Typeflag, h.Linkname, h.Mode = tar.TypeSymlink, e.link, 0o777
 		case e.layer != nil:
 			h.Size = e.layer.desc.Size
+		case e.blob != "":
+			h.Size = e.size
 		}
 		if err := tw.WriteHeader(h); err != nil {
 			return errs.New(errs.Internal, "archive: %s: %w", e.name, err)
 		}
 		var err error
-		if e.layer != nil {
+		switch {
+		case e.layer != nil:
 			err = b.a.writeLayer(ctx, tw, e.layer, buf)
-		} else {
+		case e.blob != "":
+			if e.data, err = b.a.st.Blobs.Bytes(e.blob, oci.MaxAttestation); err == nil {
+				_, err = tw.Write(e.data)
+			}
+		default:
 			_, err = tw.Write(e.data)
 		}
 		if err != nil {

@@ -3,6 +3,7 @@ package push
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"ply/internal/errs"
 	"ply/internal/image"
@@ -15,6 +16,9 @@ import (
 func (p *push) index(ctx context.Context, ref oci.Reference, x *image.Index) error {
 	list, err := oci.DecodeIndex(x.Raw, x.MediaType)
 	if err != nil {
+		return err
+	}
+	if err := p.complete(ctx, ref, x, list); err != nil {
 		return err
 	}
 	lease := p.st.Lease()
@@ -58,6 +62,38 @@ func (p *push) index(ctx context.Context, ref oci.Reference, x *image.Index) err
 	}
 	p.images.Publish("push", ids[0], ref.Familiar())
 	return nil
+}
+
+// complete refuses an index of which a part is not here: a registry takes no index without its images.
+func (p *push) complete(ctx context.Context, ref oci.Reference, x *image.Index, list *oci.Index) error {
+	here := map[oci.Digest]bool{}
+	for _, a := range x.Artifacts {
+		here[a.Digest] = true
+	}
+	for _, id := range x.Images {
+		img, err := p.images.Get(ctx, string(id))
+		if err != nil {
+			return err
+		}
+		for _, m := range img.Manifests {
+			here[m.Digest] = true
+		}
+	}
+	var absent []string
+	for _, d := range list.Manifests {
+		switch {
+		case here[d.Digest]:
+		case d.Platform != nil && d.Platform.OS != "unknown":
+			absent = append(absent, d.Platform.String())
+		default:
+			absent = append(absent, "manifest "+d.Digest.Short())
+		}
+	}
+	if len(absent) == 0 {
+		return nil
+	}
+	return errs.New(errs.Precondition, "%s: its index lists what is not here: %s", ref.Familiar(), strings.Join(absent, ", ")).
+		WithHint("Push one platform with --platform.")
 }
 
 func (p *push) put(ctx context.Context, ref, mediaType string, data []byte) error {

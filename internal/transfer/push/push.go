@@ -31,6 +31,8 @@ type Images interface {
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
 	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)
 	Get(ctx context.Context, ref string) (*image.Image, error)
+	// GetFor is Get for a platform: of an index, the image for it.
+	GetFor(ctx context.Context, ref, platform string) (*image.Image, error)
 	// Index returns the index that a name means, or nil.
 	Index(ref string) (*image.Index, error)
 	// Publish tells listeners that an image was pushed.
@@ -141,13 +143,10 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 	if x != nil && p.opts.Platform == "" {
 		return p.index(ctx, ref, x)
 	}
-	if x != nil {
-		if img, err = p.platform(ctx, img, x); err != nil {
+	if p.opts.Platform != "" {
+		if img, err = p.images.GetFor(ctx, ref.String(), p.opts.Platform); err != nil {
 			return err
 		}
-	}
-	if err := p.checkPlatform(ref, img); err != nil {
-		return err
 	}
 	lease := p.st.Lease()
 	defer lease.Release()
@@ -173,38 +172,6 @@ func (p *push) one(ctx context.Context, ref oci.Reference) (err error) {
 		return err
 	}
 	p.images.Publish("push", img.ID, ref.Familiar())
-	return nil
-}
-
-// platform returns the image that an index lists for the platform that was asked for, and img when it lists none.
-func (p *push) platform(ctx context.Context, img *image.Image, x *image.Index) (*image.Image, error) {
-	want, err := oci.ParsePlatform(p.opts.Platform)
-	if err != nil {
-		return nil, err
-	}
-	for _, id := range x.Images {
-		other, err := p.images.Get(ctx, string(id))
-		if err != nil {
-			return nil, err
-		}
-		if want.Matches(other.Config.Platform()) {
-			return other, nil
-		}
-	}
-	return img, nil
-}
-
-func (p *push) checkPlatform(ref oci.Reference, img *image.Image) error {
-	if p.opts.Platform == "" {
-		return nil
-	}
-	want, err := oci.ParsePlatform(p.opts.Platform)
-	if err != nil {
-		return err
-	}
-	if got := img.Config.Platform(); !want.Matches(got) {
-		return errs.New(errs.NotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: %s", ref.Familiar(), want, got)
-	}
 	return nil
 }
 

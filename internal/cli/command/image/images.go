@@ -70,7 +70,7 @@ func images(ctx context.Context, inv *command.Invocation, f *imagesFlags, args [
 	if err != nil {
 		return err
 	}
-	list, err := listImages(ctx, api, f.filters, f.all)
+	list, err := listImages(ctx, api, f.filters, f.all, f.tree)
 	if err != nil {
 		return err
 	}
@@ -99,11 +99,15 @@ func images(ctx context.Context, inv *command.Invocation, f *imagesFlags, args [
 	return format.Table(inv.Out, tmpl, def, table.ImageTitles, rows)
 }
 
-// listImages returns the images of the engine; all includes those without a name that others are built on.
-func listImages(ctx context.Context, api *client.Client, f opts.Filters, all bool) ([]wire.Image, error) {
+// listImages returns the images of the engine; all includes those without a name that others are built on. With manifests, names that mean several images
+// come with all of them.
+func listImages(ctx context.Context, api *client.Client, f opts.Filters, all, manifests bool) ([]wire.Image, error) {
 	q := url.Values{}
 	if all {
 		q.Set("all", "1")
+	}
+	if manifests {
+		q.Set("manifests", "1")
 	}
 	if err := f.Query(q); err != nil {
 		return nil, err

@@ -112,7 +112,7 @@ func showLayers(ctx context.Context, inv *command.Invocation, refs []string, noT
 	}
 	listed := len(refs) == 0
 	if listed {
-		list, err := listImages(ctx, api, nil, false)
+		list, err := listImages(ctx, api, nil, false, false)
 		if err != nil {
 			return err
 		}

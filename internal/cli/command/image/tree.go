@@ -41,13 +41,16 @@ func (n *node) child(chain string) *node {
 // A stack that is an image shows the ID of the image, any other stack its chain ID.
 func showTree(ctx context.Context, w io.Writer, api *client.Client, list []wire.Image, noTrunc bool) error {
 	root := &node{}
-	for i := range list {
-		s, err := stackOf(ctx, api, list[i].ID)
+	for _, p := range parts(list) {
+		s, err := stackOf(ctx, api, p.id)
 		if client.IsNotFound(err) {
 			continue // it was removed after the list was made
 		}
 		if err != nil {
 			return err
+		}
+		if p.names != nil {
+			s.tags = p.names
 		}
 		n, virtual := root, int64(0)
 		for _, l := range s.layers {
@@ -69,6 +72,34 @@ func showTree(ctx context.Context, w io.Writer, api *client.Client, list []wire.
 	writeTree(&b, root.children, "", noTrunc)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// part is an image of a list, or an image of an index in it.
+type part struct {
+	id    string
+	names []string // nil = its own
+}
+
+// parts returns the images of a list. Those of an index are named with their platforms.
+func parts(list []wire.Image) (all []part) {
+	for _, img := range list {
+		var of []part
+		for _, m := range img.Manifests {
+			if m.ImageData == nil || m.ImageData.Image == "" {
+				continue
+			}
+			p := part{id: m.ImageData.Image}
+			for _, t := range img.RepoTags {
+				p.names = append(p.names, t+" ("+m.ImageData.Platform.String()+")")
+			}
+			of = append(of, p)
+		}
+		if len(of) < 2 {
+			of = []part{{id: img.ID}}
+		}
+		all = append(all, of...)
+	}
+	return all
 }
 
 // writeTree prints the lines of nodes and of their children.

@@ -113,7 +113,11 @@ func isID(s string) bool {
 // when a network, a volume or a container is missing, and a pull would not help then.
 func missingImage(ctx context.Context, api *client.Client, image, platform string) (bool, error) {
 	var d wire.ImageDetail
-	err := api.Do(ctx, client.Request{Path: "/images/" + image + "/json"}, &d)
+	q, err := opts.PlatformQuery(platform)
+	if err != nil {
+		return false, err
+	}
+	err = api.Do(ctx, client.Request{Path: "/images/" + image + "/json", Query: q}, &d)
 	if client.IsNotFound(err) {
 		return true, nil
 	}
@@ -124,7 +128,7 @@ func missingImage(ctx context.Context, api *client.Client, image, platform strin
 	if err != nil {
 		return false, err
 	}
-	return !want.Matches(oci.Platform{OS: d.Os, Architecture: d.Architecture, Variant: d.Variant}), nil
+	return !want.Matches(oci.Platform{OS: d.Os, Architecture: d.Architecture, Variant: d.Variant}), nil // an engine of before 1.49 knows no platforms here
 }
 
 // pullImage pulls the image of a new container. Progress goes to stderr, because stdout belongs to the container.
