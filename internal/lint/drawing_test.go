@@ -56,6 +56,8 @@ var drawnRecords = map[string][]drawnRecord{
 		{"manifests", "registry/metadata/bolt", "manifestRecord", "manifestVersion"},
 		{"tags", "registry/metadata/bolt", "tagRecord", "tagVersion"},
 		{"links", "registry/metadata/bolt", "linkRecord", "linkVersion"},
+		{"uploads", "registry/metadata/bolt", "uploadRecord", "uploadVersion"},
+		{"manifests.record", "registry/metadata/postgres", "manifestRecord", "manifestVersion"},
 		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
 		{"documents/proxy-uses", "registry/proxy", "useRecord", "useVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},

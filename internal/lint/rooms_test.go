@@ -48,7 +48,9 @@ var inside = map[string][][]string{
 	"registry": {
 		{"registry/content"},
 		{"registry/access", "registry/metadata", "registry/blobs", "registry/remote"},
-		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/blobs/blobstest", "registry/blobs/directory", "registry/repository"},
+		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/metadata/postgres", "registry/blobs/blobstest", "registry/blobs/directory",
+			"registry/repository"},
+		{"registry/metadata/postgres/postgrestest"},
 		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe", "registry/proxy", "registry/search"},
 		{"registry/server"},
 		{"registry/config"},

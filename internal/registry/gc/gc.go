@@ -11,6 +11,7 @@ import (
 	"errors"
 	"time"
 
+	"ply/internal/errs"
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/content"
 	"ply/internal/registry/metadata"
@@ -38,11 +39,18 @@ type Report struct {
 const page = 500
 
 // Run collects once. Before is the end of the grace time: what was pushed, linked or used since then stays. Uploads that no one
-// has used since idle are cancelled. Run goes on after an error of one object and returns all of them.
+// has used since idle are cancelled. Run goes on after an error of one object and returns all of them. The error's class is
+// errs.Conflict when another collection of the registry is running, in this process or another one.
 func (c *Collector) Run(ctx context.Context, before, idle time.Time) (Report, error) {
 	var r Report
 	var all error
 	if !c.DryRun {
+		held, release, err := c.Metadata.Sweep(ctx)
+		if err != nil {
+			return r, err
+		}
+		defer release()
+		ctx = held
 		n, err := c.Blobs.Expire(ctx, idle)
 		r.Uploads, all = n, err
 	}
@@ -204,16 +212,16 @@ func (c *Collector) remove(ctx context.Context, d content.Digest) (bool, error) 
 	if c.DryRun {
 		return true, nil
 	}
-	release, err := c.Metadata.Lock(ctx, d)
+	held, release, err := c.Metadata.Lock(ctx, d)
 	if err != nil {
 		return false, err
 	}
 	defer release()
-	free, err := c.free(ctx, d)
+	free, err := c.free(held, d)
 	if err != nil || !free {
 		return false, err
 	}
-	err = c.Blobs.Remove(ctx, d)
+	err = c.Blobs.Remove(held, d)
 	return err == nil, err
 }
 
@@ -232,8 +240,15 @@ func (c *Collector) Loop(ctx context.Context, s Schedule, done func(Report, erro
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-tick.C:
-			done(c.Run(ctx, now.Add(-s.Grace), now.Add(-s.Idle)))
+		case <-tick.C:
+			now, err := c.Metadata.Now(ctx)
+			if err != nil {
+				done(Report{}, err)
+				continue
+			}
+			if r, err := c.Run(ctx, now.Add(-s.Grace), now.Add(-s.Idle)); !errors.Is(err, errs.Conflict) { // another replica collects
+				done(r, err)
+			}
 		}
 	}
 }

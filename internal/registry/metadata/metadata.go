@@ -1,14 +1,14 @@
 // Package metadata is the contract for what the registry knows about its content: which repositories there are, their manifests
-// and tags, and which blobs each may read. Package bolt implements it in a file; metadatatest is the suite that every
-// implementation passes.
+// and tags, and which blobs each may read. Package bolt implements it in a file, package postgres in a database that
+// replicas share; metadatatest is the suite that every implementation passes.
 //
 // Invariants, which every method keeps in one transaction: a tag points at a manifest of its repository. A manifest was stored
 // when everything that it refers to was there, unless the writer allowed otherwise. A repository exists as long as it has a
-// manifest. What a method reports as done is durable.
+// manifest. What a method reports as done is durable. What a method reports as failed with errs.Unavailable may have been done.
 //
 // A blob is linked to the repositories that may read it. Its bytes are shared and belong to package blobs. Who stores bytes and
 // links them, or removes bytes that no repository links, holds the lock of the digest (Store.Lock); so no link is made to bytes
-// that are being removed.
+// that are being removed. When several processes share a database, its locks hold between them.
 package metadata
 
 import (
@@ -101,11 +101,43 @@ type Store interface {
 	Writer
 	Collector
 	Documents
+	Uploads
 	io.Closer
 	// Ping reports whether the database answers.
 	Ping(ctx context.Context) error
-	// Lock locks the bytes of a blob against everyone else who locks them, until release is called.
-	Lock(ctx context.Context, d content.Digest) (release func(), err error)
+	// Lock locks the bytes of a blob against everyone else who locks them, until release is called. What is done under the lock uses
+	// the context that it returns, which ends when the lock can no longer be held.
+	Lock(ctx context.Context, d content.Digest) (held context.Context, release func(), err error)
+}
+
+// Uploads keeps the state of uploads, for blob stores that have no place for it that several processes can share. A state has at
+// most MaxUploadState bytes.
+type Uploads interface {
+	// CreateUpload keeps the state of a new upload, which the caller holds. The error's class is errs.Exhausted when there are too
+	// many.
+	CreateUpload(ctx context.Context, id string, state []byte) (Hold, error)
+	// HoldUpload returns the state of an upload, which the caller holds then. The error's class is errs.NotFound when there is no such
+	// upload, and errs.Conflict while someone else holds it.
+	HoldUpload(ctx context.Context, id string) ([]byte, Hold, error)
+	// OldUploads lists the uploads that no one holds and no one has held since before.
+	OldUploads(ctx context.Context, before time.Time, limit int) ([]string, error)
+}
+
+// Limits of uploads.
+const (
+	MaxUploadState = 8 << 20
+	MaxUploads     = 100_000 // at the same time
+)
+
+// Hold is the right to change an upload. It ends when its process dies. The error's class is errs.Conflict when someone else holds
+// the upload since.
+type Hold interface {
+	// Save keeps a new state of the upload.
+	Save(ctx context.Context, state []byte) error
+	// Release keeps the last state of the upload and lets others hold it.
+	Release(ctx context.Context, state []byte) error
+	// Delete removes the upload.
+	Delete(ctx context.Context) error
 }
 
 // Reader reads the database. Lists are in the order of bytes; they start behind after and have at most limit entries.
@@ -122,9 +154,10 @@ type Reader interface {
 	Link(ctx context.Context, repo content.Repository, d content.Digest) (Link, error)
 	// Holders lists the repositories that a blob is linked to.
 	Holders(ctx context.Context, d content.Digest, after content.Repository, limit int) ([]content.Repository, error)
-	// Touch keeps a manifest or a link from being collected for the grace time, as if it had just been pushed. It is called when a
-	// client was told that the object exists, because the client may go on to refer to it. It may be forgotten when the process ends.
-	Touch(repo content.Repository, d content.Digest)
+	// Touch keeps a manifest or a link from being collected for the grace time, as if it had just been pushed. It is called before a
+	// client is told that the object exists, because the client may go on to refer to it. An object that does not exist is no error.
+	// It may be forgotten when the database is restarted.
+	Touch(ctx context.Context, repo content.Repository, d content.Digest) error
 }
 
 // Writer changes the database.
@@ -146,6 +179,11 @@ type Writer interface {
 
 // Collector is what a collection needs.
 type Collector interface {
+	// Now returns the time of the clock that the times in the database are of.
+	Now(ctx context.Context) (time.Time, error)
+	// Sweep lets one collection run at a time, until release is called or the returned context ends. The error's class is
+	// errs.Conflict while another one runs.
+	Sweep(ctx context.Context) (held context.Context, release func(), err error)
 	// Links lists links in the order of their repositories and digests.
 	Links(ctx context.Context, after Link, limit int) ([]HeldLink, error)
 	// Graph returns the manifests of a repository as they are at one moment.

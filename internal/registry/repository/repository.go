@@ -35,6 +35,9 @@ func (s *Service) OpenBlob(ctx context.Context, repo content.Repository, d conte
 // StatBlob returns the size of a blob of a repository. It does not count a blob whose bytes are gone, so that clients push it again.
 // The blob is kept for the grace time.
 func (s *Service) StatBlob(ctx context.Context, repo content.Repository, d content.Digest) (int64, error) {
+	if err := s.Metadata.Touch(ctx, repo, d); err != nil {
+		return 0, err
+	}
 	l, err := s.Metadata.Link(ctx, repo, d)
 	if err != nil {
 		return 0, err
@@ -43,7 +46,6 @@ func (s *Service) StatBlob(ctx context.Context, repo content.Repository, d conte
 	if err == nil && size != l.Size {
 		err = errs.New(errs.NotFound, "blob %s is damaged", d)
 	}
-	s.Metadata.Touch(repo, d)
 	return size, err
 }
 
@@ -82,30 +84,30 @@ func (s *Service) Resume(ctx context.Context, repo content.Repository, owner, id
 
 // Finish stores the bytes of an upload and links them.
 func (s *Service) Finish(ctx context.Context, u blobs.Upload, d content.Digest) error {
-	release, err := s.Metadata.Lock(ctx, d)
+	held, release, err := s.Metadata.Lock(ctx, d)
 	if err != nil {
 		return err
 	}
 	defer release()
-	size, err := u.Store(ctx, d)
+	size, err := u.Store(held, d)
 	if err != nil {
 		return err
 	}
-	return s.Metadata.PutLink(ctx, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
+	return s.Metadata.PutLink(held, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
 }
 
 // Adopt links a blob whose bytes are here. The error's class is errs.NotFound when they are not.
 func (s *Service) Adopt(ctx context.Context, repo content.Repository, d content.Digest) error {
-	release, err := s.Metadata.Lock(ctx, d)
+	held, release, err := s.Metadata.Lock(ctx, d)
 	if err != nil {
 		return err
 	}
 	defer release()
-	size, err := s.Blobs.Stat(ctx, d)
+	size, err := s.Blobs.Stat(held, d)
 	if err != nil {
 		return err
 	}
-	return s.Metadata.PutLink(ctx, metadata.Link{Repository: repo, Digest: d, Size: size})
+	return s.Metadata.PutLink(held, metadata.Link{Repository: repo, Digest: d, Size: size})
 }
 
 // Drop takes a blob from a repository, and removes its bytes when no other one links them.
@@ -113,16 +115,16 @@ func (s *Service) Drop(ctx context.Context, repo content.Repository, d content.D
 	if err := s.Metadata.DeleteLink(ctx, repo, d); err != nil && !errors.Is(err, errs.NotFound) {
 		return err
 	}
-	release, err := s.Metadata.Lock(ctx, d)
+	held, release, err := s.Metadata.Lock(ctx, d)
 	if err != nil {
 		return err
 	}
 	defer release()
-	holders, err := s.Metadata.Holders(ctx, d, "", 1)
+	holders, err := s.Metadata.Holders(held, d, "", 1)
 	if err != nil || len(holders) > 0 {
 		return err
 	}
-	return s.Blobs.Remove(ctx, d)
+	return s.Blobs.Remove(held, d)
 }
 
 const holdersPage = 100
@@ -203,9 +205,8 @@ func (s *Service) Manifest(ctx context.Context, repo content.Repository, d conte
 		}
 		d = t.Digest
 	}
-	m, payload, err := s.Metadata.Payload(ctx, repo, d)
-	if err == nil {
-		s.Metadata.Touch(repo, d)
+	if err := s.Metadata.Touch(ctx, repo, d); err != nil {
+		return metadata.Manifest{}, nil, err
 	}
-	return m, payload, err
+	return s.Metadata.Payload(ctx, repo, d)
 }

@@ -34,6 +34,7 @@ const (
 	manifestVersion   = 1
 	tagVersion        = 1
 	linkVersion       = 1
+	uploadVersion     = 1
 )
 
 // The buckets. Parts of keys are separated by NUL.
@@ -50,9 +51,10 @@ var (
 	bucketLinks        = []byte("links")        // repository, digest → linkRecord
 	bucketHolders      = []byte("holders")      // digest, repository → nothing
 	bucketDocuments    = []byte("documents")    // kind, key → a record of another part of the registry
+	bucketUploads      = []byte("uploads")      // id → uploadRecord
 
 	buckets = [][]byte{bucketMeta, bucketRepositories, bucketManifests, bucketPayloads, bucketPayloadUses, bucketTags, bucketTagged,
-		bucketReferrers, bucketReferences, bucketLinks, bucketHolders, bucketDocuments}
+		bucketReferrers, bucketReferences, bucketLinks, bucketHolders, bucketDocuments, bucketUploads}
 	keyVersion = []byte("version")
 )
 
@@ -102,6 +104,10 @@ type Store struct {
 	seed    maphash.Seed
 
 	locks keyedLocks
+	sweep sync.Mutex
+
+	mu   sync.Mutex
+	held map[string]*hold // uploads, by their IDs
 }
 
 var _ metadata.Store = (*Store)(nil)
@@ -123,7 +129,7 @@ func Open(path string) (*Store, error) {
 	if err != nil {
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)
 	}
-	s := &Store{db: db, now: time.Now, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}), seed: maphash.MakeSeed()}
+	s := &Store{db: db, now: time.Now, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}), seed: maphash.MakeSeed(), held: map[string]*hold{}}
 	err = db.Update(func(t *bbolt.Tx) error { return prepare(t, path) })
 	if err == nil && fresh {
 		err = durable.OS.SyncDir(filepath.Dir(path))
@@ -272,8 +278,9 @@ func isRefusal(err error) bool {
 }
 
 // Touch protects an object from collections for the grace time.
-func (s *Store) Touch(repo content.Repository, d content.Digest) {
+func (s *Store) Touch(_ context.Context, repo content.Repository, d content.Digest) error {
 	s.slot(repo, d).Store(s.now().UnixNano())
+	return nil
 }
 
 func (s *Store) slot(repo content.Repository, d content.Digest) *atomic.Int64 {
@@ -286,8 +293,20 @@ func (s *Store) touchedSince(repo content.Repository, d content.Digest, t time.T
 }
 
 // Lock locks a digest inside this process, which is the only one that has the file open.
-func (s *Store) Lock(ctx context.Context, d content.Digest) (func(), error) {
-	return s.locks.lock(ctx, d)
+func (s *Store) Lock(ctx context.Context, d content.Digest) (context.Context, func(), error) {
+	release, err := s.locks.lock(ctx, d)
+	return ctx, release, err
+}
+
+// Now returns the time.
+func (s *Store) Now(context.Context) (time.Time, error) { return s.now(), nil }
+
+// Sweep lets one collection of this process run at a time.
+func (s *Store) Sweep(ctx context.Context) (context.Context, func(), error) {
+	if !s.sweep.TryLock() {
+		return nil, nil, errs.New(errs.Conflict, "another collection is running")
+	}
+	return ctx, s.sweep.Unlock, nil
 }
 
 // keyedLocks is a set of locks, one per digest. A digest that no one holds costs nothing.

@@ -80,8 +80,9 @@ func TestRecords(t *testing.T) {
 		"repository.v1.json": repositoryRecord{Created: now},
 		"manifest.v1.json": manifestRecord{MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 7, ArtifactType: "application/x", Subject: d,
 			Annotations: map[string]string{"k": "v"}, Pushed: now},
-		"tag.v1.json":  tagRecord{Digest: d, Updated: now},
-		"link.v1.json": linkRecord{Size: 7, Linked: now},
+		"tag.v1.json":    tagRecord{Digest: d, Updated: now},
+		"link.v1.json":   linkRecord{Size: 7, Linked: now},
+		"upload.v1.json": uploadRecord{State: []byte("state"), Used: now},
 	} {
 		b, err := record.Marshal(1, r)
 		if err != nil {

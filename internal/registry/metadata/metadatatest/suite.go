@@ -37,6 +37,9 @@ func Run(t *testing.T, open func(t *testing.T) metadata.Store) {
 		"fixed":            testFixed,
 		"documents":        testDocuments,
 		"swap":             testSwap,
+		"sweep":            testSweep,
+		"uploads":          testUploads,
+		"hostile":          testHostile,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -436,8 +439,10 @@ func testTouch(f *fixture) {
 	d := f.put("a", image("", "1"))
 	time.Sleep(20 * time.Millisecond)
 	before := time.Now()
-	f.Touch("a", blob("2"))
-	f.Touch("a", d)
+	f.ok(f.Touch(f.ctx, "a", blob("2")))
+	f.ok(f.Touch(f.ctx, "a", d))
+	f.ok(f.Touch(f.ctx, "a", blob("nothing")))
+	f.ok(f.Touch(f.ctx, "b", d))
 	if done, err := f.CollectLink(f.ctx, "a", blob("2"), before); err != nil || done {
 		f.Errorf("a touched link: %v, %v", done, err)
 	}
@@ -469,18 +474,20 @@ func testGraph(f *fixture) {
 }
 
 func testLock(f *fixture) {
-	release, err := f.Lock(f.ctx, blob("x"))
+	held, release, err := f.Lock(f.ctx, blob("x"))
 	f.ok(err)
-	other, err := f.Lock(f.ctx, blob("y"))
+	f.ok(held.Err())
+	_, other, err := f.Lock(f.ctx, blob("y"))
 	f.ok(err)
 	other()
 	ctx, cancel := context.WithTimeout(f.ctx, 50*time.Millisecond)
 	defer cancel()
-	if _, err := f.Lock(ctx, blob("x")); err == nil {
+	if _, _, err := f.Lock(ctx, blob("x")); err == nil {
 		f.Error("a second lock was given")
 	}
+	f.ok(f.PutLink(held, metadata.Link{Repository: "a", Digest: blob("x"), Size: 1}))
 	release()
-	release, err = f.Lock(f.ctx, blob("x"))
+	_, release, err = f.Lock(f.ctx, blob("x"))
 	f.ok(err)
 	release()
 	var wg sync.WaitGroup
@@ -488,7 +495,7 @@ func testLock(f *fixture) {
 	for range 8 {
 		wg.Go(func() {
 			for range 20 {
-				release, err := f.Lock(f.ctx, blob("z"))
+				_, release, err := f.Lock(f.ctx, blob("z"))
 				if err != nil {
 					f.Error(err)
 					return
@@ -506,6 +513,86 @@ func testLock(f *fixture) {
 	wg.Wait()
 	if counter != 160 {
 		f.Errorf("counter = %d", counter)
+	}
+}
+
+func testSweep(f *fixture) {
+	held, release, err := f.Sweep(f.ctx)
+	f.ok(err)
+	f.ok(held.Err())
+	_, _, err = f.Sweep(f.ctx)
+	f.fails(err, errs.Conflict, "a second collection")
+	release()
+	_, release, err = f.Sweep(f.ctx)
+	f.ok(err)
+	release()
+	now, err := f.Now(f.ctx)
+	f.ok(err)
+	f.link("a", "x")
+	l, err := f.Link(f.ctx, "a", blob("x"))
+	f.ok(err)
+	if d := l.Linked.Sub(now); d < -time.Millisecond || d > time.Minute {
+		f.Errorf("linked %v after now", d)
+	}
+}
+
+func testUploads(f *fixture) {
+	h, err := f.CreateUpload(f.ctx, "one", []byte("state 1"))
+	f.ok(err)
+	_, _, err = f.HoldUpload(f.ctx, "one")
+	f.fails(err, errs.Conflict, "a held upload")
+	if _, err := f.CreateUpload(f.ctx, "one", nil); err == nil {
+		f.Error("a second upload of one ID")
+	}
+	f.ok(h.Save(f.ctx, []byte("state 2")))
+	_, _, err = f.HoldUpload(f.ctx, "one")
+	f.fails(err, errs.Conflict, "a held upload after it was saved")
+	if ids, err := f.OldUploads(f.ctx, later(), 10); err != nil || len(ids) != 0 {
+		f.Errorf("a held upload is old: %v, %v", ids, err)
+	}
+	f.ok(h.Release(f.ctx, []byte("state \x00 3")))
+	state, h, err := f.HoldUpload(f.ctx, "one")
+	f.ok(err)
+	if string(state) != "state \x00 3" {
+		f.Errorf("state = %q", state)
+	}
+	f.ok(h.Release(f.ctx, state))
+	h, err = f.CreateUpload(f.ctx, "two", nil)
+	f.ok(err)
+	f.ok(h.Release(f.ctx, nil))
+	if ids, err := f.OldUploads(f.ctx, time.Now().Add(-time.Hour), 10); err != nil || len(ids) != 0 {
+		f.Errorf("young uploads are old: %v, %v", ids, err)
+	}
+	ids, err := f.OldUploads(f.ctx, later(), 10)
+	slices.Sort(ids)
+	if err != nil || !slices.Equal(ids, []string{"one", "two"}) {
+		f.Errorf("old uploads = %v, %v", ids, err)
+	}
+	if ids, err := f.OldUploads(f.ctx, later(), 1); err != nil || len(ids) != 1 {
+		f.Errorf("one old upload = %v, %v", ids, err)
+	}
+	_, h, err = f.HoldUpload(f.ctx, "one")
+	f.ok(err)
+	f.ok(h.Delete(f.ctx))
+	_, _, err = f.HoldUpload(f.ctx, "one")
+	f.fails(err, errs.NotFound, "an upload that was deleted")
+	_, _, err = f.HoldUpload(f.ctx, "../\x00")
+	f.fails(err, errs.NotFound, "an upload that no one began")
+}
+
+// Texts that JSON can have and databases may not.
+func testHostile(f *fixture) {
+	f.link("a", "1")
+	subject := f.put("a", image("", "1"))
+	doc := `{"schemaVersion":2,"mediaType":"` + imageType + `","artifactType":"x\u0000'y\ud800","config":` + descriptor("application/x", blob("1")) +
+		`,"layers":[],"subject":` + descriptor(imageType, subject) + `,"annotations":{"\u0000":"\u0000\\"}}`
+	d := f.put("a", doc, "t")
+	m, payload, err := f.Payload(f.ctx, "a", d)
+	if err != nil || string(payload) != doc || !strings.HasPrefix(m.ArtifactType, "x\x00'y") || m.Annotations["\x00"] != "\x00\\" {
+		f.Errorf("Payload = %+v, %q, %v", m, payload, err)
+	}
+	if list, err := f.Referrers(f.ctx, "a", subject, "", 10); err != nil || len(list) != 1 || list[0].Annotations["\x00"] != "\x00\\" {
+		f.Errorf("referrers = %+v, %v", list, err)
 	}
 }
 
