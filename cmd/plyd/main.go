@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -207,6 +208,10 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	if err != nil {
 		return err
 	}
+	oldest, err := docker.ParseAPI(cmp.Or(os.Getenv("DOCKER_MIN_API_VERSION"), cfg.MinAPIVersion))
+	if err != nil {
+		return fmt.Errorf("min-api-version: %w", err)
+	}
 	setProxies(cfg.Proxies)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -231,7 +236,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	go freeWhenIdle(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
-	server := listen.NewServer(docker.New(services(e, hosts, log)), log)
+	server := listen.NewServer(docker.New(services(e, hosts, oldest, log)), log)
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
 	for _, l := range listeners {

@@ -8,12 +8,13 @@ import (
 	"ply/internal/engine"
 )
 
-// services hands the services of the engine to the Engine API. hosts are the names by which clients may call a TCP listener.
-func services(e *engine.Engine, hosts []string, log *slog.Logger) docker.Options {
+// services hands the services of the engine to the Engine API. hosts are the names by which clients may call a TCP listener, and oldest is the
+// oldest version of the API that is answered.
+func services(e *engine.Engine, hosts []string, oldest int, log *slog.Logger) docker.Options {
 	return docker.Options{
 		Images: e.Images, Puller: e.Puller, Pusher: e.Pusher, Archive: e.Archive, Registry: e.Remote,
 		Containers: e.Containers, Files: e.Containers.Files(),
 		Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks, Connector: container.NewConnector(e.Containers),
-		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts,
+		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts, OldestAPI: oldest,
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"ply/internal/build/solver"
 	"ply/internal/build/source"
 	"ply/internal/build/tree"
+	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/oci"
@@ -66,8 +68,9 @@ type Options struct {
 	Format     oci.Format // of images that are not built on another one
 	DataRoot   string
 	ExecRoot   string
-	Keep       int64 // bytes that the cache may keep beside what images have; 0 = 20 GB
-	Parallel   int   // steps that are executed at a time; 0 = as the solver chooses
+	Keep       int64       // bytes that the cache may keep beside what images have; 0 = 20 GB
+	Parallel   int         // steps that are executed at a time; 0 = as the solver chooses
+	Events     *events.Bus // nil = none
 	Log        *slog.Logger
 }
 
@@ -293,7 +296,11 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 	if err != nil {
 		return nil, err
 	}
-	return s.prune(ctx, opts, match)
+	out, err := s.prune(ctx, opts, match)
+	if err == nil && s.o.Events != nil {
+		s.o.Events.Publish(events.Event{Type: "builder", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(out.Freed, 10)}})
+	}
+	return out, err
 }
 
 func (s *Service) prune(ctx context.Context, opts PruneOptions, match filter.Match[*cache.Entry]) (*Pruned, error) {

@@ -30,6 +30,8 @@ type Config struct {
 	ImageFormat   string `json:"image-format" flag:"image-format" use:"manifest format of images made without a base: oci or docker"`
 	RetainBlobs   string `json:"retain-blobs" flag:"retain-blobs" use:"keep compressed layers after a pull: auto, always or never"`
 
+	MinAPIVersion string `json:"min-api-version" flag:"min-api-version" use:"oldest version of the API that clients may use, such as 1.22"`
+
 	// Logs and labels.
 	Debug        bool              `json:"debug" flag:"debug,D" live:"yes" use:"write a detailed log"`
 	LogLevel     string            `json:"log-level" flag:"log-level,l" live:"yes" use:"log level: debug, info, warn, error or fatal"`

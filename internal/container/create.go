@@ -51,7 +51,7 @@ func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ 
 	if warnings, err = s.env.check(&sp); err != nil {
 		return "", nil, err
 	}
-	if path, _ := sp.Command(); path == "" {
+	if len(sp.Entrypoint)+len(sp.Cmd) == 0 { // an empty program is found missing at the start, as with docker
 		return "", nil, invalid("no command specified")
 	}
 	// The lease protects the image's layers until the container's record refers to them, even if the image is removed.

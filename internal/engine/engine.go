@@ -391,7 +391,7 @@ func (e *Engine) openBuilder(context.Context) (err error) {
 	c := e.opts.Config
 	e.Builder, err = build.New(build.Options{
 		Store: e.Store, Images: e.Images, Puller: e.Puller, Loader: e.Archive, Pusher: e.Pusher, Containers: stepContainers{e.Containers, container.NewSteps(e.Containers)}, Sessions: e.Containers.Sessions(),
-		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Log: e.log,
+		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Events: e.Events, Log: e.log,
 	})
 	if err != nil {
 		return err

@@ -3,8 +3,10 @@ package image
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
+	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
@@ -31,7 +33,11 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) ([]Removed, int6
 	if err != nil {
 		return nil, 0, err
 	}
-	return s.removeEach(ctx, candidates, func(r *remover, id oci.ImageID) error { return r.prune(id, all) })
+	gone, freed, err := s.removeEach(ctx, candidates, func(r *remover, id oci.ImageID) error { return r.prune(id, all) })
+	if err == nil && s.opts.Events != nil {
+		s.opts.Events.Publish(events.Event{Type: "image", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(freed, 10)}})
+	}
+	return gone, freed, err
 }
 
 // removeEach calls remove for every candidate in one transaction, and then frees the space of what was removed. The candidates were chosen before, so remove looks at

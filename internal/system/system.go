@@ -89,7 +89,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	i := Info{
 		ID: s.opts.ID, Config: cfg, Host: host.Read(),
 		Driver: s.opts.Storage.Name(), DriverStatus: append(s.opts.Storage.Status(), s.opts.StorageNotes...),
-		Runtimes:   map[string]string{"ply": s.opts.ShimPath},
+		Runtimes:   map[string]string{"ply": s.opts.ShimPath, "runc": s.opts.ShimPath}, // clients ask for runc, which is the built-in one too
 		InitBinary: cmp.Or(cfg.InitPath, filepath.Base(s.opts.ShimPath)), LiveRestore: cfg.LiveRestore,
 		Goroutines: runtime.NumGoroutine(), OpenFiles: host.OpenFiles(), Time: time.Now(),
 	}

@@ -68,7 +68,7 @@ func TestInfo(t *testing.T) {
 	if i.Driver != "vfs" || !slices.Equal(i.DriverStatus, [][2]string{{"Backing Filesystem", "extfs"}, {"erofs not used", "why"}}) {
 		t.Errorf("storage %s %v", i.Driver, i.DriverStatus)
 	}
-	if len(i.Runtimes) != 2 || i.Runtimes["ply"] != o.ShimPath || i.Runtimes["kata"] != "/usr/bin/kata" || i.InitBinary != "ply-shim" {
+	if len(i.Runtimes) != 3 || i.Runtimes["ply"] != o.ShimPath || i.Runtimes["runc"] != o.ShimPath || i.Runtimes["kata"] != "/usr/bin/kata" || i.InitBinary != "ply-shim" {
 		t.Errorf("runtimes %v, init %s", i.Runtimes, i.InitBinary)
 	}
 	if i.Host.Kernel == "" || i.Goroutines == 0 || i.OpenFiles == 0 || i.Time.IsZero() || !i.LiveRestore {

@@ -53,6 +53,12 @@ type SaveOptions struct {
 	Platforms []string // which images to take from an index; none = all that are here
 }
 
+// Remote is what a registry has under a name.
+type Remote struct {
+	oci.Descriptor                // of the manifest or index
+	Platforms      []oci.Platform // of the images
+}
+
 // LoadOptions are the options of Archive.Load.
 type LoadOptions struct {
 	Quiet    bool   // do not report layers

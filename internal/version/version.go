@@ -9,6 +9,9 @@ import (
 // Version is the release.
 const Version = "0.1.0"
 
+// Docker is the release of Docker whose API this one has. Tools compare the engine's version with those of Docker.
+const Docker = "28.2.2"
+
 // Info describes the running program.
 type Info struct {
 	Version, Commit, Time, Go, OS, Arch string

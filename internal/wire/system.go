@@ -43,6 +43,8 @@ type Info struct {
 	CPUSet             bool
 	PidsLimit          bool
 	IPv4Forwarding     bool
+	BridgeNfIptables   *bool `json:",omitempty"` // until 1.49
+	BridgeNfIp6tables  *bool `json:",omitempty"` // until 1.49
 	Debug              bool
 	NFd                int
 	OomKillDisable     bool

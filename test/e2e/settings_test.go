@@ -54,6 +54,7 @@ var settings = map[string]setting{
 	"storage-driver":           {value: `"vfs"`, see: infoOf("{{.Driver}}"), with: `vfs`, without: `erofs|overlay2`},
 	"image-format":             {value: `"docker"`, see: pushedFormat, with: `application/vnd.docker.distribution.manifest.v2\+json`, without: `application/vnd.oci.image.manifest.v1\+json`},
 	"retain-blobs":             {value: `"never"`, see: keptBlobs, with: `0 of 1`, without: `1 of 1`},
+	"min-api-version":          {value: `"1.22"`, see: oldClient, with: `200`, without: `400`},
 	"debug":                    {value: `true`, see: infoOf("{{.Debug}}"), with: `true`, without: `false`},
 	"log-level":                {value: `"error"`, see: reloadLogged, with: `quiet`, without: `told`, group: "other"},
 	"log-format":               {value: `"json"`, see: logFormat, with: `json`, without: `text`},
@@ -658,6 +659,16 @@ func pidOf(file string) func(*settingsWorld) string {
 
 func secondHost(w *settingsWorld) string {
 	return w.said("-H", "unix://"+w.dir+"/second", "version", "-f", "{{.Server.Version}}")
+}
+
+// oldClient shows the status that a client of before 1.24 gets.
+func oldClient(w *settingsWorld) string {
+	r, err := w.client().Get("http://ply/v1.22/containers/json")
+	if err != nil {
+		return err.Error()
+	}
+	defer r.Body.Close()
+	return strconv.Itoa(r.StatusCode)
 }
 
 func socketGroup(w *settingsWorld) string {

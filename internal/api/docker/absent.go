@@ -42,8 +42,4 @@ func (absentHandlers) routes(add adder) {
 	for _, verb := range []string{"enable", "disable", "upgrade", "push", "set"} {
 		add(post, "/plugins/{name...}/"+verb, noPlugin)
 	}
-
-	add(get, "/distribution/{name...}/json", func(*call) error {
-		return unavailable("looking at an image in its registry", "pull it, then inspect it")
-	})
 }

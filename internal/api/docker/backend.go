@@ -100,6 +100,7 @@ type Registry interface {
 	// Login checks credentials. It returns an identity token to keep instead of the password, or "".
 	Login(ctx context.Context, cred transfer.Credentials) (token string, err error)
 	Search(ctx context.Context, term string, limit int, filters filter.Args, cred transfer.Credentials) ([]transfer.SearchResult, error)
+	Inspect(ctx context.Context, name oci.Reference, cred transfer.Credentials) (transfer.Remote, error)
 }
 
 // Containers is what the container endpoints need; container.Service implements it. ref is an ID, an unambiguous prefix of an

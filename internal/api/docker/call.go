@@ -173,9 +173,6 @@ func (c *call) bytes() ([]byte, error) {
 
 func (c *call) jsonType() error {
 	header := c.r.Header.Get("Content-Type")
-	if header == "" && !overTCP(c.r) {
-		return nil
-	}
 	if t, _, err := mime.ParseMediaType(header); err != nil || t != "application/json" {
 		return errs.New(errs.Invalid, "unsupported Content-Type header (%s): must be 'application/json'", clip(header))
 	}

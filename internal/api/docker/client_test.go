@@ -227,7 +227,7 @@ const pythonScript = `
 import docker, sys
 c = docker.DockerClient(base_url="unix://" + sys.argv[1], version="auto")
 assert c.ping()
-assert c.version()["Version"] == "0.1.0"
+assert c.version()["Version"] == "28.2.2"
 assert c.info()["Driver"] == "erofs"
 img = c.images.get("busybox")
 assert "busybox:latest" in img.tags, img.tags

@@ -17,6 +17,9 @@ func (h containerHandlers) create(c *call) error {
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
+	if c.v < 40 && body.HostConfig != nil && body.HostConfig.IpcMode == "" {
+		body.HostConfig.IpcMode = "shareable" // what these clients rely on
+	}
 	sp, err := createSpec(&body)
 	if err != nil {
 		return err

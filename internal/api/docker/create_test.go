@@ -285,3 +285,41 @@ func TestStatusText(t *testing.T) {
 		}
 	}
 }
+
+// Clients of before 1.40 rely on IPC namespaces that other containers can join.
+func TestOldClientsShareIPC(t *testing.T) {
+	for version, want := range map[string]string{"1.39": "shareable", "1.40": ""} {
+		w := newWorld(t)
+		if rec := w.do("POST", "/v"+version+"/containers/create", strings.NewReader(`{"Image":"busybox","HostConfig":{}}`)); rec.Code != 201 {
+			t.Fatalf("%s: %d %s", version, rec.Code, rec.Body)
+		}
+		if got := w.containers.specs[0].IpcMode; got != want {
+			t.Errorf("%s: IPC mode %q, want %q", version, got, want)
+		}
+	}
+}
+
+// An engine that is told to takes clients that are older than its API, and answers them in the oldest form that it has.
+func TestOldestAPI(t *testing.T) {
+	w := newWorld(t)
+	for _, tc := range []struct {
+		oldest int
+		target string
+		status int
+	}{{24, "/v1.24/containers/json", 200}, {24, "/v1.22/containers/json", 400}, {22, "/v1.22/containers/json", 200}, {22, "/v1.21/containers/json", 400}, {44, "/v1.43/containers/json", 400}} {
+		w.api.oldest = tc.oldest
+		if rec := w.do("GET", tc.target, nil); rec.Code != tc.status {
+			t.Errorf("oldest 1.%d: %s: %d %s, want %d", tc.oldest, tc.target, rec.Code, rec.Body, tc.status)
+		}
+	}
+	w.api.oldest = 22
+	old, oldest := w.do("GET", "/v1.22/containers/json", nil), w.do("GET", "/v1.24/containers/json", nil)
+	if old.Body.String() != oldest.Body.String() {
+		t.Errorf("1.22: %s, want what 1.24 gets: %s", old.Body, oldest.Body)
+	}
+	for text, want := range map[string]int{"": 24, "1.22": 22, "1.51": 51, "1.11": 0, "1.52": 0, "2.0": 0, "1.": 0, "1.-5": 0, "x": 0} {
+		if got, err := ParseAPI(text); got != want || (err == nil) != (want != 0) {
+			t.Errorf("ParseAPI(%q) = %d, %v, want %d", text, got, err, want)
+		}
+	}
+}

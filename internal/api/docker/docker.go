@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bufio"
+	"cmp"
 	"log/slog"
 	"net"
 	"net/http"
@@ -38,6 +39,10 @@ type Options struct {
 	Checker    Checker
 	Builder    Builder
 
+	// OldestAPI is the oldest version that is answered, without the leading "1.", as ParseAPI returns it; 0 = 24. An older one than 24 is
+	// answered as 24.
+	OldestAPI int
+
 	Log    *slog.Logger // nil discards
 	Driver string       // name of the storage driver, for image inspect
 	// HTTP downloads the source of `import URL`. nil is a client that gives up when a server does not answer.
@@ -54,6 +59,7 @@ type server struct {
 	hosts  []string
 	name   string // name and version of the program, for the header Server
 	now    func() time.Time
+	oldest int // version of the API that is answered
 
 	sessions *buildkit.Sessions
 	kit      *buildkit.Server
@@ -71,7 +77,7 @@ func New(o Options) http.Handler {
 	if o.HTTP == nil {
 		o.HTTP = fetchClient()
 	}
-	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now, sessions: buildkit.NewSessions()}
+	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now, oldest: cmp.Or(o.OldestAPI, minVersion), sessions: buildkit.NewSessions()}
 	s.kit = buildkit.New(buildkit.Options{Builder: o.Builder, Sessions: s.sessions, Driver: o.Driver, Version: o.System.Version().Version, Log: o.Log})
 	s.routes = s.table(&o)
 	return s
@@ -139,7 +145,7 @@ func (s *server) answer(w *recorder, r *http.Request) error {
 	if err := s.guard(r); err != nil {
 		return err
 	}
-	version, path, err := splitVersion(r.URL.Path)
+	version, path, err := splitVersion(r.URL.Path, s.oldest)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/oci"
@@ -40,6 +41,9 @@ func (h eventHandlers) stream(c *call) error {
 	until, err := c.time("until")
 	if err != nil {
 		return err
+	}
+	if !until.IsZero() && since.Unix() > until.Unix() {
+		return errs.New(errs.Invalid, "`since` time (%s) cannot be after `until` time (%s)", c.get("since"), c.get("until"))
 	}
 	filters, err := c.filters()
 	if err != nil {

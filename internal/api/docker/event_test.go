@@ -65,7 +65,6 @@ func TestEventsOfThePast(t *testing.T) {
 		"since=1772600768.000000891&until=1772600771":           2,
 		"since=2026-03-04T05:06:07Z&until=2026-03-04T05:06:08Z": 1,
 		"until=1772600769":                                      2,
-		"since=99999999999&until=1":                             0,
 	} {
 		rec := w.do("GET", "/v1.51/events?"+query, nil)
 		if got := strings.Count(rec.Body.String(), "\n"); rec.Code != 200 || got != want {

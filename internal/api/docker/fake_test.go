@@ -270,6 +270,17 @@ func (f *fakeMover) Login(_ context.Context, c transfer.Credentials) (string, er
 	return "", nil
 }
 
+func (f *fakeMover) Inspect(_ context.Context, name oci.Reference, _ transfer.Credentials) (transfer.Remote, error) {
+	switch name.Familiar() {
+	case "busybox":
+		return transfer.Remote{Descriptor: oci.Descriptor{MediaType: oci.MediaTypeOCIIndex, Digest: oci.DigestOf(nil), Size: 5},
+			Platforms: []oci.Platform{{OS: "linux", Architecture: "amd64"}, {OS: "linux", Architecture: "arm", Variant: "v7"}}}, nil
+	case "away.example/x":
+		return transfer.Remote{}, errs.New(errs.Unavailable, `Get "https://away.example/v2/": dial tcp 192.0.2.1:443: connect: connection refused`)
+	}
+	return transfer.Remote{}, errs.New(errs.NotFound, "no such manifest: %s", name.Familiar())
+}
+
 func (f *fakeMover) Search(_ context.Context, term string, limit int, _ filter.Args, _ transfer.Credentials) ([]transfer.SearchResult, error) {
 	return []transfer.SearchResult{{Name: term, Description: "one", Stars: limit, Official: true}}, nil
 }

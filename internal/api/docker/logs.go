@@ -2,6 +2,7 @@ package docker
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"ply/internal/api/docker/stream"
@@ -22,14 +23,8 @@ func (h sessionHandlers) logs(c *call) error {
 	if opts.Until, err = c.time("until"); err != nil {
 		return err
 	}
-	if tail := c.get("tail"); tail != "" && tail != "all" {
-		n, _, err := c.int("tail")
-		if err != nil {
-			return err
-		}
-		if n >= 0 {
-			opts.Tail = n
-		}
+	if n, err := strconv.Atoi(c.get("tail")); err == nil && n >= 0 { // any other word means all, as with docker
+		opts.Tail = n
 	}
 	ctr, err := h.containers.Get(c.ctx(), c.vars["id"], false)
 	if err != nil {

@@ -20,6 +20,7 @@ type networkHandlers struct {
 
 func (h networkHandlers) routes(add adder) {
 	add(get, "/networks", h.list)
+	add(get, "/networks/", h.list)
 	add(post, "/networks/create", h.create)
 	add(post, "/networks/prune", h.prune)
 	add(get, "/networks/{id}", h.inspect)

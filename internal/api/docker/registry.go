@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"ply/internal/errs"
+	"ply/internal/oci"
 	"ply/internal/transfer"
 	"ply/internal/wire"
 )
@@ -48,7 +49,7 @@ func (h transferHandlers) auth(c *call) error {
 	}
 	token, err := h.registry.Login(c.ctx(), credentialsOf(body))
 	if err != nil {
-		return err
+		return ofRegistry(err)
 	}
 	return c.json(http.StatusOK, wire.LoginResult{IdentityToken: token, Status: "Login Succeeded"})
 }
@@ -62,6 +63,27 @@ func credentialsOf(a wire.Auth) transfer.Credentials {
 	}
 	return transfer.Credentials{Username: a.Username, Password: a.Password, ServerAddress: a.ServerAddress,
 		IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
+}
+
+// inspect describes an image in its registry.
+func (h transferHandlers) inspect(c *call) error {
+	name, err := oci.ParseReference(c.vars["name"])
+	if err != nil {
+		return err
+	}
+	cred, err := c.credentials()
+	if err != nil {
+		return err
+	}
+	found, err := h.registry.Inspect(c.ctx(), name, cred)
+	if err != nil {
+		return ofRegistry(err)
+	}
+	a := wire.RegistryImage{Descriptor: wire.RegistryDescriptor{MediaType: found.MediaType, Digest: string(found.Digest), Size: found.Size}, Platforms: []wire.RegistryPlatform{}}
+	for _, p := range found.Platforms {
+		a.Platforms = append(a.Platforms, wire.RegistryPlatform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant})
+	}
+	return c.json(http.StatusOK, a)
 }
 
 func (h transferHandlers) search(c *call) error {
@@ -88,7 +110,7 @@ func (h transferHandlers) search(c *call) error {
 	}
 	found, err := h.registry.Search(c.ctx(), c.get("term"), limit, filters, cred)
 	if err != nil {
-		return err
+		return ofRegistry(err)
 	}
 	answer := make([]wire.SearchResult, len(found))
 	for i, r := range found {

@@ -69,8 +69,21 @@ func matchParts(pattern, parts []string) (map[string]string, bool) {
 	return vars, len(parts) == 0
 }
 
-// splitVersion splits /v1.N off a path. A path without it has the newest version.
-func splitVersion(path string) (version int, rest string, err error) {
+// ParseAPI returns the minor version of an API version from 1.12 to the newest; "" is 1.24. The error's class is errs.Invalid.
+func ParseAPI(text string) (int, error) {
+	if text == "" {
+		return minVersion, nil
+	}
+	minor, err := strconv.Atoi(strings.TrimPrefix(text, "1."))
+	if err != nil || !strings.HasPrefix(text, "1.") || minor < 12 || minor > maxVersion {
+		return 0, errs.New(errs.Invalid, "API version %q: want one from 1.12 to %s", clip(text), versionText(maxVersion))
+	}
+	return minor, nil
+}
+
+// splitVersion splits /v1.N off a path. A path without it has the newest version. One that is older than minVersion, and not
+// older than oldest, is taken for minVersion.
+func splitVersion(path string, oldest int) (version int, rest string, err error) {
 	if strings.ContainsFunc(path, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
 		return 0, "", errs.New(errs.Invalid, "invalid path: control characters are not allowed")
 	}
@@ -89,10 +102,10 @@ func splitVersion(path string) (version int, rest string, err error) {
 	switch {
 	case tooNew:
 		return 0, "", errs.New(errs.Invalid, "client version %s is too new. Maximum supported API version is %s", clip(digits), versionText(maxVersion))
-	case version < minVersion:
-		return 0, "", errs.New(errs.Invalid, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", clip(digits), versionText(minVersion))
+	case version < oldest:
+		return 0, "", errs.New(errs.Invalid, "client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", clip(digits), versionText(oldest))
 	}
-	return version, "/" + rest, nil
+	return max(version, minVersion), "/" + rest, nil
 }
 
 // compareVersion returns the minor version of "1.minor". It returns 0 for an older version, and tooNew for a newer one.
@@ -131,7 +144,7 @@ func (s *server) table(o *Options) []route {
 	var t []route
 	now := func() time.Time { return s.now() }
 	for _, group := range []interface{ routes(adder) }{
-		systemHandlers{o.System},
+		systemHandlers{o.System, s.oldest},
 		checkHandlers{o.Checker},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
 		directHandlers{direct.NewServer(o.Builder, credentialsOf, messageOf)},

@@ -10,11 +10,15 @@ import (
 	"ply/internal/config"
 	"ply/internal/errs"
 	"ply/internal/host"
+	"ply/internal/version"
 	"ply/internal/wire"
 )
 
 // systemHandlers describes the engine.
-type systemHandlers struct{ system System }
+type systemHandlers struct {
+	system System
+	oldest int // version of the API that is answered
+}
 
 func (h systemHandlers) routes(add adder) {
 	add(get, "/_ping", h.ping)
@@ -41,14 +45,15 @@ func (h systemHandlers) ping(c *call) error {
 func (h systemHandlers) version(c *call) error {
 	v := h.system.Version()
 	a := wire.Version{
-		Version: v.Version, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(minVersion),
+		Version: version.Docker, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(h.oldest),
 		GitCommit: v.Commit, GoVersion: v.Go, Os: v.OS, Arch: v.Arch, KernelVersion: v.Kernel, BuildTime: v.Time,
 	}
 	a.Platform.Name = "ply"
-	a.Components = []wire.Component{{Name: "Engine", Version: v.Version, Details: map[string]string{
+	// Docker's release is what tools compare; the engine's own is that of the component ply.
+	a.Components = []wire.Component{{Name: "Engine", Version: a.Version, Details: map[string]string{
 		"ApiVersion": a.APIVersion, "MinAPIVersion": a.MinAPIVersion, "GitCommit": v.Commit, "GoVersion": v.Go,
 		"Os": v.OS, "Arch": v.Arch, "KernelVersion": v.Kernel, "BuildTime": v.Time, "Experimental": "false",
-	}}}
+	}}, {Name: "ply", Version: v.Version, Details: map[string]string{"GitCommit": v.Commit}}}
 	return c.json(http.StatusOK, a)
 }
 
@@ -72,7 +77,7 @@ func (h systemHandlers) info(c *call) error {
 		Architecture: machine.Architecture, IndexServerAddress: "https://index." + hubName + "/v1/", RegistryConfig: registriesOf(cfg),
 		NCPU: machine.CPUs, MemTotal: machine.Memory, DockerRootDir: cfg.DataRoot, Name: machine.Name, Labels: notNil(cfg.Labels),
 		HTTPProxy: hideUser(cfg.Proxies.HTTP), HTTPSProxy: hideUser(cfg.Proxies.HTTPS), NoProxy: cfg.Proxies.No,
-		ServerVersion: h.system.Version().Version, Runtimes: map[string]wire.Runtime{}, DefaultRuntime: cfg.DefaultRuntime,
+		ServerVersion: version.Docker, Runtimes: map[string]wire.Runtime{}, DefaultRuntime: cfg.DefaultRuntime,
 		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: securityOptions(cfg, &machine),
 		CDISpecDirs: []string{},
 	}
@@ -86,6 +91,12 @@ func (h systemHandlers) info(c *call) error {
 		a.Warnings = append(a.Warnings, "WARNING: "+w.String())
 	}
 	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "null"}, []string{"json-file", "local", "none"}
+	own := h.system.Version().Version
+	a.ContainerdCommit.ID, a.RuncCommit.ID, a.InitCommit.ID = "N/A", "ply "+own, "ply "+own // the engine has no containerd, and is the others itself
+	if c.v < 50 {                                                                           // bridged packets do not pass the filter for the engine's sake; its rules isolate networks without it
+		no := false
+		a.BridgeNfIptables, a.BridgeNfIp6tables = &no, &no
+	}
 	for name, path := range in.Runtimes {
 		a.Runtimes[name] = wire.Runtime{Path: path}
 	}

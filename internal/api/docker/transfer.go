@@ -35,6 +35,7 @@ func (h transferHandlers) routes(add adder) {
 	add(post, "/images/load", h.load)
 	add(post, "/images/{name...}/push", h.push)
 	add(post, "/auth", h.auth)
+	add(get, "/distribution/{name...}/json", h.inspect)
 }
 
 // progress runs long work and streams its messages. The status is sent with the first message, so an error before it has a
@@ -58,14 +59,28 @@ func (c *call) progress(work func(send sender) error) error {
 		}
 		return nil
 	case !started:
-		return err
+		return ofRegistry(err)
 	}
+	return c.streamError(err)
+}
+
+// streamError sends an error as the last message of a stream.
+func (c *call) streamError(err error) error {
 	b, encErr := encode(wire.Message{ErrorDetail: &wire.ErrorDetail{Message: messageOf(err)}, Error: messageOf(err)})
 	if encErr != nil {
 		return encErr
 	}
-	_, werr = c.w.Write(b)
-	return werr
+	_, err = c.w.Write(b)
+	return err
+}
+
+// ofRegistry returns the error of a request that asked a registry. One that cannot be reached is status 500, as with docker: clients take 503 for an engine that will
+// be there soon, and ask again for ever.
+func ofRegistry(err error) error {
+	if statusOf(err) == http.StatusServiceUnavailable {
+		return &statusError{http.StatusInternalServerError, err}
+	}
+	return err
 }
 
 // progressOfBody is progress for work that reads the body of the request between its messages.
@@ -131,8 +146,15 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 		send(wire.Message{Status: id.String()}, 0)
 		return nil
 	}
-	if opts.From == "-" {
-		return c.progressOfBody(from)
+	if opts.From == "-" { // the client knows how much it has sent, and prints what it gets: the ID
+		return c.progress(func(send sender) error {
+			opts.Source = c.r.Body
+			id, err := h.archive.Import(c.ctx(), opts, transfer.Discard)
+			if err == nil {
+				send(wire.Message{Status: id.String()}, 0)
+			}
+			return err
+		})
 	}
 	return c.progress(func(send sender) error {
 		source, err := h.fetch(c.ctx(), c.get("fromSrc"), send)
@@ -241,9 +263,13 @@ func (h transferHandlers) load(c *call) error {
 		return err
 	}
 	opts := transfer.LoadOptions{Quiet: c.bool("quiet"), Platform: platform}
-	return c.progressOfBody(func(body io.Reader, send sender) error {
+	err = c.progressOfBody(func(body io.Reader, send sender) error {
 		return h.archive.Load(c.ctx(), body, opts, sink(send))
 	})
+	if err != nil && !c.w.wrote && c.ctx().Err() == nil {
+		return c.streamError(err) // with status 200, as docker does: its answer begins before the archive is read
+	}
+	return err
 }
 
 func (h transferHandlers) save(c *call) error {

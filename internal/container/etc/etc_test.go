@@ -75,6 +75,9 @@ func TestHosts(t *testing.T) {
 		want string
 	}{
 		"no network": {HostsOptions{Hostname: "me"}, ownHosts},
+		"host name with dots": {
+			HostsOptions{Hostname: "foo.bar.baz", Endpoints: map[string]network.Endpoint{"a": two["a"]}}, ownHosts + "10.1.0.2\tfoo.bar.baz foo\n",
+		},
 		"two networks": {
 			HostsOptions{Hostname: "me", Endpoints: two}, ownHosts + "10.1.0.2\tme\n10.2.0.2\tme\nfd00::2\tme\n",
 		},

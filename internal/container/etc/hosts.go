@@ -63,12 +63,16 @@ func Hosts(o HostsOptions) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ownNames returns the names of a container as its hosts file has them.
+// ownNames returns the names of a container as its hosts file has them: the full one, and the part before its first dot.
 func ownNames(hostname, domainname string) string {
+	full := hostname
 	if domainname != "" {
-		return hostname + "." + domainname + " " + hostname
+		full += "." + domainname
 	}
-	return hostname
+	if short, _, ok := strings.Cut(full, "."); ok {
+		return full + " " + short
+	}
+	return full
 }
 
 // ownLines returns the lines of one endpoint.

@@ -55,6 +55,14 @@ func capabilities(privileged bool, add, drop []string, host *Host) ([]string, er
 	return out, nil
 }
 
+// checkCaps refuses names that are no capabilities of this kernel's releases.
+func checkCaps(field string, names []string) error {
+	if _, err := normalizeCaps(names); err != nil {
+		return errs.New(errs.Invalid, "invalid %s: %w", field, err)
+	}
+	return nil
+}
+
 func normalizeCaps(names []string) ([]string, error) {
 	var out []string
 	for _, n := range names {
@@ -69,7 +77,7 @@ func normalizeCaps(names []string) ([]string, error) {
 		if !slices.ContainsFunc(capability.ListKnown(), func(k capability.Cap) bool {
 			return "CAP_"+strings.ToUpper(k.String()) == c
 		}) {
-			return nil, errs.New(errs.Invalid, "invalid capability: %q", n)
+			return nil, errs.New(errs.Invalid, "unknown capability: %q", c)
 		}
 		out = append(out, c)
 	}

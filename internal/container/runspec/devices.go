@@ -104,14 +104,18 @@ func userDevice(host, target string) ([]specs.LinuxDevice, error) {
 	if err != nil {
 		return nil, errs.New(errs.NotFound, "device %q: %w", host, err)
 	}
+	var nodes []specs.LinuxDevice
 	if st.IsDir() {
-		return hostDevices(real, real, target)
+		if nodes, err = hostDevices(real, real, target); err != nil {
+			return nil, err
+		}
+	} else if node, ok := deviceNode(st, target); ok {
+		nodes = append(nodes, node)
 	}
-	node, ok := deviceNode(st, target)
-	if !ok {
+	if len(nodes) == 0 {
 		return nil, errs.New(errs.Invalid, "error gathering device information while adding custom device %q: not a device node", host)
 	}
-	return []specs.LinuxDevice{node}, nil
+	return nodes, nil
 }
 
 // hostDevices returns the device nodes below a directory, without those that every container has of its own.

@@ -163,7 +163,7 @@ func (b *builder) namespaces() error {
 func (b *builder) process() error {
 	in := &b.in
 	name, args := in.Spec.Command()
-	if name == "" {
+	if name == "" && len(in.Spec.Entrypoint)+len(in.Spec.Cmd) == 0 {
 		return errs.New(errs.Invalid, "no command specified")
 	}
 	args = append([]string{name}, args...)

@@ -245,7 +245,7 @@ func TestBuildRefuses(t *testing.T) {
 		"cwd climbing":    {func(in *Input) { in.Spec.WorkingDir = "/x/../proc//thread-self/./fd/7" }, errs.Invalid, "working directory"},
 		"cwd by task":     {func(in *Input) { in.Spec.WorkingDir = "/proc/1/task/1/cwd" }, errs.Invalid, "working directory"},
 		"userns":          {func(in *Input) { in.Spec.UsernsMode = "private" }, errs.Unimplemented, "userns"},
-		"cap":             {func(in *Input) { in.Spec.CapAdd = []string{"FLY"} }, errs.Invalid, `invalid capability: "FLY"`},
+		"cap":             {func(in *Input) { in.Spec.CapAdd = []string{"FLY"} }, errs.Invalid, `unknown capability: "CAP_FLY"`},
 		"cap of others":   {func(in *Input) { in.Spec.CapAdd = []string{"SYS_BOOT"} }, errs.Invalid, "CAP_SYS_BOOT"},
 		"security":        {func(in *Input) { in.Spec.SecurityOpt = []string{"magic=1"} }, errs.Invalid, "magic=1"},
 		"apparmor":        {func(in *Input) { in.Spec.SecurityOpt = []string{"apparmor=x"} }, errs.Invalid, "AppArmor"},

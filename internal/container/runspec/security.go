@@ -106,6 +106,12 @@ func Check(sp *spec.Spec) (warnings []string, err error) {
 	if _, err := parseSecurity(sp.SecurityOpt, &host); err != nil {
 		return nil, err
 	}
+	if err := checkCaps("CapAdd", sp.CapAdd); err != nil {
+		return nil, err
+	}
+	if err := checkCaps("CapDrop", sp.CapDrop); err != nil {
+		return nil, err
+	}
 	if warnings, err = FitLimits(&sp.Resources, &host); err != nil {
 		return nil, err
 	}

@@ -208,7 +208,8 @@ func checkSize(height, width uint) error {
 	return nil
 }
 
-// Resize sets the size of the first process' terminal. Errors: errs.Conflict when the container does not run.
+// Resize sets the size of the first process' terminal. Without a terminal it does nothing, as docker does. Errors: errs.Conflict
+// when the container does not run.
 func (s *Set) Resize(ctx context.Context, height, width uint) error {
 	if err := checkSize(height, width); err != nil {
 		return err
@@ -217,8 +218,10 @@ func (s *Set) Resize(ctx context.Context, height, width uint) error {
 	if err != nil {
 		return err
 	}
-	if err := run.Client.Resize(ctx, "", height, width); err != nil {
-		return err
+	if tty, _ := s.c.Streams(); tty {
+		if err := run.Client.Resize(ctx, "", height, width); err != nil {
+			return err
+		}
 	}
 	s.c.Publish("resize", "height", strconv.Itoa(int(height)), "width", strconv.Itoa(int(width)))
 	return nil

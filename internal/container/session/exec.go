@@ -103,6 +103,9 @@ func (e *Exec) Resize(ctx context.Context, height, width uint) error {
 	if !running {
 		return errs.New(errs.Conflict, "exec %s is not running", e.id)
 	}
+	if !e.spec.Tty {
+		return nil // as docker does
+	}
 	return e.run.Client.Resize(ctx, e.id, height, width)
 }
 

@@ -41,6 +41,17 @@ func (r *Registry) add(e *Exec) {
 	r.execs[e.id] = e
 }
 
+// forgetContainer removes the execs of a container that is removed.
+func (r *Registry) forgetContainer(s *Set) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, e := range r.execs {
+		if e.set == s {
+			delete(r.execs, id)
+		}
+	}
+}
+
 // forgetLater removes an exec that has ended after execMemory.
 func (r *Registry) forgetLater(e *Exec) {
 	time.AfterFunc(execMemory, func() {

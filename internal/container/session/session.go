@@ -141,8 +141,9 @@ func (s *Set) End() {
 	}
 }
 
-// Drop disconnects the clients that wait for a run: the container is removed.
+// Drop disconnects the clients that wait for a run, and forgets the execs: the container is removed.
 func (s *Set) Drop() {
+	s.reg.forgetContainer(s)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for p := range s.waiting {

@@ -126,6 +126,12 @@ func (s *Spec) CheckValues() error {
 	if s.ShmSize < 0 {
 		return invalid("SHM size can not be less than 0")
 	}
+	if strings.HasPrefix(s.NetworkMode, "container:") && len(s.ExposedPorts) > 0 { // those of the image do not count
+		return invalid("conflicting options: port exposing and the container type network mode")
+	}
+	if _, ok := s.Annotations[""]; ok {
+		return invalid("invalid Annotations: the empty string is not permitted as an annotation key")
+	}
 	if s.Umask != nil && *s.Umask > 0o777 {
 		return invalid("invalid Umask %#o: must be from 0 to 0777", *s.Umask)
 	}

@@ -96,8 +96,6 @@ func (a *Archive) importLayer(ctx context.Context, lease *store.Lease, r io.Read
 		err = context.Cause(ctx)
 	case src.err != nil:
 		err = src.err
-	case err == nil && n == 0:
-		err = errs.New(errs.Invalid, "the source is empty")
 	case err == nil && n > a.opts.Limits.Layer:
 		err = errs.New(errs.Invalid, "the source unpacks to more than %d bytes", a.opts.Limits.Layer)
 	}
