@@ -96,7 +96,9 @@ func record(id oci.Digest, step *meta.Step) *solver.Record {
 	return r
 }
 
-func nameKey(name string) string { return "name " + string(oci.DigestOf([]byte(name))) }
+func nameKey(name string) string {
+	return "name " + string(oci.DigestOf([]byte(solver.Title(name))))
+}
 
 // Save implements solver.Cache.
 func (c *Cache) Save(_ context.Context, r *solver.Record, keys ...oci.Digest) error {

@@ -114,7 +114,7 @@ func (j *Job) keys(v *ops.Vertex, ins []*Result) (*keys, error) {
 	for i, in := range v.Inputs {
 		name := "nothing"
 		if !in.IsZero() {
-			name = in.Vertex.Name
+			name = Title(in.Vertex.Name)
 		}
 		k.parts = append(k.parts, Part{fmt.Sprintf("input %d (%s)", i+1, name), sums[i]})
 	}

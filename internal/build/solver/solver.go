@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -50,7 +51,7 @@ type Cache interface {
 	Save(ctx context.Context, r *Record, keys ...oci.Digest) error
 	// Alias remembers one more key of a result.
 	Alias(ctx context.Context, key, id oci.Digest) error
-	// Last returns the latest result of a vertex of that name, to explain a miss; nil when there is none.
+	// Last returns the latest result of a vertex with the Title of that name, to explain a miss; nil when there is none.
 	Last(ctx context.Context, name string) *Record
 }
 
@@ -138,7 +139,7 @@ type Result struct {
 // Outcome is how a vertex ended.
 type Outcome struct {
 	Cached  bool
-	Miss    string // why a result that is made could not be taken from the cache; "" when it was never made before
+	Miss    string // why a result that is made could not be taken from the cache; "" when it was not looked for
 	Results map[int]*Result
 	Took    time.Duration
 	Err     error
@@ -465,18 +466,42 @@ func (j *Job) results(rec *Record) map[int]*Result {
 func (j *Job) explain(v *ops.Vertex, k *keys) string {
 	last := j.s.cache.Last(j.ctx, v.Name)
 	if last == nil {
-		return ""
+		return "it was not executed before"
 	}
-	old := map[string]string{}
+	split := func(p Part) (place, name string) {
+		place, name, _ = strings.Cut(p.What, " (")
+		return place, strings.TrimSuffix(name, ")")
+	}
+	old := map[string]Part{}
 	for _, p := range last.Parts {
-		old[p.What] = p.Sum
+		place, _ := split(p)
+		old[place] = p
 	}
 	for _, p := range k.parts {
-		if sum, ok := old[p.What]; !ok || sum != p.Sum {
+		place, name := split(p)
+		switch o, ok := old[place]; {
+		case !ok || o.Sum != p.Sum && o.What == p.What:
 			return p.What + " changed"
+		case o.Sum != p.Sum:
+			_, before := split(o)
+			return place + " is " + name + " instead of " + before
 		}
 	}
 	return "its result was removed from the cache"
+}
+
+var stepNumber = regexp.MustCompile(`^\[([^\]]*?) *\d+/\d+\] `)
+
+// Title returns the name of a vertex without the number of the step, which changes with every line that is added to a Dockerfile.
+func Title(name string) string {
+	m := stepNumber.FindStringSubmatch(name)
+	switch {
+	case m == nil:
+		return name
+	case m[1] == "":
+		return name[len(m[0]):]
+	}
+	return "[" + m[1] + "] " + name[len(m[0]):]
 }
 
 // merge lays layers on each other.

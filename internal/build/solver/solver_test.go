@@ -522,7 +522,7 @@ func TestExplain(t *testing.T) {
 		}
 		return out
 	}
-	if m := build("one").done["a"].Miss; m != "" {
+	if m := build("one").done["a"].Miss; m != "it was not executed before" {
 		t.Errorf("the first time: %q", m)
 	}
 	out := build("two")
@@ -535,6 +535,26 @@ func TestExplain(t *testing.T) {
 	w.write("f", "3")
 	if m := build("two").done["c"].Miss; m != "input 2 (context) changed" {
 		t.Errorf("a changed file: %q", m)
+	}
+	_, reordered, err := w.solve(copyFile("c", "/f", run("[2/3] b", "three", from()), local()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := reordered.done["c"].Miss; m != "input 1 is b instead of a" {
+		t.Errorf("on another step: %q", m)
+	}
+}
+
+// The name of a step is the same in a Dockerfile that has another number of lines.
+func TestTitle(t *testing.T) {
+	for name, want := range map[string]string{
+		"[2/5] RUN a": "RUN a", "[ 2/15] RUN a": "RUN a", "[stage-1 2/3] RUN a": "[stage-1] RUN a", "[stage-1  2/13] RUN a": "[stage-1] RUN a",
+		"[linux/amd64 2/3] COPY a b": "[linux/amd64] COPY a b", "[linux/amd64 build  2/13] COPY a b": "[linux/amd64 build] COPY a b",
+		"[internal] load build context": "[internal] load build context", "RUN [2/5] x": "RUN [2/5] x", "": "",
+	} {
+		if got := Title(name); got != want {
+			t.Errorf("%q: got %q, want %q", name, got, want)
+		}
 	}
 }
 
