@@ -5,24 +5,29 @@ DESTDIR ?=
 BIN     ?= bin
 BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
 RUN_NEEDS   := nftables iproute2 procps
-TOUR_NEEDS  := mmdebstrap curl
+TOUR_NEEDS  := mmdebstrap curl busybox-static xz-utils
 TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux
 
 # A tree that git will not read, such as another user's, builds without its commit in the version.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build tour test mutate nightly lint bench install uninstall
+.PHONY: build tour itself test mutate nightly lint bench install uninstall
 
 build:
 	@test/setup/packages $(BUILD_NEEDS)
-	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
-	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o bin/ply-registry ./cmd/ply-registry
-	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
-	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim
+	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ply ./cmd/ply
+	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ply-registry ./cmd/ply-registry
+	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o $(BIN)/plyd ./cmd/plyd
+	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o $(BIN)/ply-shim ./cmd/ply-shim
 
 tour: build
 	@test/setup/packages $(RUN_NEEDS) $(TOUR_NEEDS)
 	test/tour/tour
+
+# ply builds ply.
+itself: build
+	@test/setup/packages $(RUN_NEEDS) $(TOUR_NEEDS) git
+	test/itself/itself
 
 test: build
 	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
@@ -38,7 +43,8 @@ mutate: build
 	go run ./test/mutate
 
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
-nightly: test mutate
+nightly: test mutate itself
+	@test/setup/packages buildah
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e

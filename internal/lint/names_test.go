@@ -123,7 +123,7 @@ func identifiers(t *testing.T) map[string]bool {
 // providers says which Debian package brings a program that tests run; what every Debian has is under "".
 var providers = map[string][]string{
 	"": {"sh", "bash", "cat", "chmod", "chown", "chroot", "cp", "dd", "df", "diff", "du", "echo", "env", "find", "grep", "gzip", "id", "ln", "ls", "mkdir", "mkfifo",
-		"mknod", "mv", "printf", "rm", "sed", "sha256sum", "sleep", "stat", "sync", "tail", "tar", "timeout", "touch", "true", "truncate", "make", "go"},
+		"mknod", "mv", "printf", "rm", "sed", "sha256sum", "sleep", "stat", "sync", "tail", "tar", "timeout", "touch", "true", "truncate", "make", "go", "dpkg", "dpkg-query"},
 	"git":             {"git"},
 	"patch":           {"patch"},
 	"util-linux":      {"unshare", "nsenter", "mount", "umount", "losetup", "findmnt", "script"},

@@ -23,8 +23,9 @@ import (
 )
 
 var (
-	update       = flag.Bool("update", false, "write the files want")
-	updateDocker = flag.Bool("update-docker", false, "record what docker's builders make of the cases")
+	update        = flag.Bool("update", false, "write the files want")
+	updateDocker  = flag.Bool("update-docker", false, "record what docker's builders make of the cases")
+	updateBuildah = flag.Bool("update-buildah", false, "record what buildah makes of the cases")
 )
 
 // bin is the directory of the programs; scratch is on a disk and removed at the end; baseArchive is the base image as docker save writes it.
@@ -95,16 +96,18 @@ func packImage(layer, archive, tag string) error {
 	return os.WriteFile(archive, b.Bytes(), 0o644)
 }
 
-// engine is a plyd or a dockerd with the base image.
+// engine is a plyd, a dockerd or buildah with the base image.
 type engine struct {
-	name string
-	dir  string
-	sock string
-	cli  []string // words before the command
-	env  []string
-	cmd  *exec.Cmd
-	http *http.Client
-	base tree
+	name    string
+	dir     string
+	sock    string
+	cli     []string // words before the command
+	flags   []string // words after the command build
+	env     []string
+	cmd     *exec.Cmd
+	http    *http.Client
+	archive func(image string) (io.ReadCloser, error) // an image as docker save writes it
+	base    tree
 }
 
 // startPly starts a plyd. It ends with the test, which fails if a mount or a process is left.
@@ -132,6 +135,13 @@ func newEngine(t *testing.T, name string) *engine {
 	e.http = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", e.sock)
 	}}}
+	e.archive = func(image string) (io.ReadCloser, error) {
+		r, err := e.get("GET", "/images/"+image+"/get", nil)
+		if err != nil {
+			return nil, err
+		}
+		return r.Body, nil
+	}
 	return e
 }
 
@@ -304,14 +314,14 @@ func lay(layers [][]byte) (tree, error) {
 
 // save returns the config and the layers of an image.
 func (e *engine) save(image string) (config []byte, layers [][]byte, err error) {
-	r, err := e.get("GET", "/images/"+image+"/get", nil)
+	r, err := e.archive(image)
 	if err != nil {
 		return nil, nil, err
 	}
-	defer r.Body.Close()
+	defer r.Close()
 	files := map[string][]byte{}
 	links := map[string]string{}
-	for tr := tar.NewReader(r.Body); ; {
+	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if err == io.EOF {
 			break
