@@ -58,6 +58,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"links", "registry/metadata/bolt", "linkRecord", "linkVersion"},
 		{"uploads", "registry/metadata/bolt", "uploadRecord", "uploadVersion"},
 		{"manifests.record", "registry/metadata/postgres", "manifestRecord", "manifestVersion"},
+		{"uploads.state", "registry/blobs/s3", "stateRecord", "stateVersion"},
 		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
 		{"documents/proxy-uses", "registry/proxy", "useRecord", "useVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},

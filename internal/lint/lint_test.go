@@ -179,6 +179,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
 		"github.com/distribution/reference":           {"ply/internal/build/dockerfile"},
 		"github.com/jackc/pgx/v5":                     {"ply/internal/registry/metadata/postgres"},
+		"github.com/minio/minio-go/v7":                {"ply/internal/registry/blobs/s3"},
 		"github.com/prometheus/client_golang":         {"ply/internal/registry/observe"},
 		"go.yaml.in/yaml/v3":                          {"ply/internal/registry/config"},
 		"github.com/hashicorp/hcl/v2":                 {"ply/internal/cli/bakefile"},

@@ -119,6 +119,7 @@ type Uploads interface {
 	// HoldUpload returns the state of an upload, which the caller holds then. The error's class is errs.NotFound when there is no such
 	// upload, and errs.Conflict while someone else holds it.
 	HoldUpload(ctx context.Context, id string) ([]byte, Hold, error)
+	UploadExists(ctx context.Context, id string) (bool, error)
 	// OldUploads lists the uploads that no one holds and no one has held since before.
 	OldUploads(ctx context.Context, before time.Time, limit int) ([]string, error)
 }

@@ -55,15 +55,17 @@ func (s *Service) Begin(ctx context.Context, repo content.Repository, owner stri
 }
 
 const (
-	resumeWait = 10 * time.Second // for a request that has not noticed yet that its client is gone
+	// resumeWait is for a request that has not noticed yet that its client is gone, or was of a replica that died.
+	resumeWait = 25 * time.Second
 	resumePoll = 20 * time.Millisecond
+	resumeMost = 500 * time.Millisecond
 )
 
 // Resume returns an upload of a repository, and waits for another request that holds it. The error's class is errs.NotFound when it
 // belongs to another repository or another owner. The caller closes it.
 func (s *Service) Resume(ctx context.Context, repo content.Repository, owner, id string) (blobs.Upload, error) {
 	deadline := time.Now().Add(resumeWait)
-	for {
+	for pause := resumePoll; ; pause = min(2*pause, resumeMost) {
 		u, err := s.Blobs.Resume(ctx, id)
 		if err == nil {
 			if session := u.Session(); session.Repository != repo || session.Owner != owner {
@@ -75,7 +77,7 @@ func (s *Service) Resume(ctx context.Context, repo content.Repository, owner, id
 			return nil, err
 		}
 		select {
-		case <-time.After(resumePoll):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

@@ -93,6 +93,14 @@ func (s *Store) HoldUpload(_ context.Context, id string) ([]byte, metadata.Hold,
 	return r.State, h, nil
 }
 
+// UploadExists reports whether there is an upload.
+func (s *Store) UploadExists(_ context.Context, id string) (ok bool, err error) {
+	return ok, s.view(func(t *tx) error {
+		ok = t.has(bucketUploads, []byte(id))
+		return nil
+	})
+}
+
 // OldUploads lists the uploads that no one has held since before.
 func (s *Store) OldUploads(_ context.Context, before time.Time, limit int) (ids []string, err error) {
 	if limit <= 0 {

@@ -576,6 +576,11 @@ func testUploads(f *fixture) {
 	f.ok(h.Delete(f.ctx))
 	_, _, err = f.HoldUpload(f.ctx, "one")
 	f.fails(err, errs.NotFound, "an upload that was deleted")
+	for id, want := range map[string]bool{"one": false, "two": true, "../\x00": false} {
+		if ok, err := f.UploadExists(f.ctx, id); ok != want || err != nil {
+			f.Errorf("UploadExists(%q) = %v, %v", id, ok, err)
+		}
+	}
 	_, _, err = f.HoldUpload(f.ctx, "../\x00")
 	f.fails(err, errs.NotFound, "an upload that no one began")
 }

@@ -92,6 +92,16 @@ func isText(s string) bool {
 	return true
 }
 
+// UploadExists reports whether there is an upload.
+func (s *Store) UploadExists(ctx context.Context, id string) (ok bool, err error) {
+	if !isText(id) {
+		return false, nil
+	}
+	return ok, s.read(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, "select exists (select from uploads where id = $1)", id).Scan(&ok)
+	})
+}
+
 // OldUploads lists the uploads that no one has held since before.
 func (s *Store) OldUploads(ctx context.Context, before time.Time, limit int) (ids []string, err error) {
 	return ids, s.read(ctx, func(ctx context.Context, q querier) (err error) {

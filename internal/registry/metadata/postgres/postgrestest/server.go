@@ -50,6 +50,7 @@ func (s *Server) command(name string, args ...string) (*exec.Cmd, error) {
 	cmd := exec.CommandContext(context.Background(), filepath.Join(programs, name), args...)
 	cmd.Dir = s.dir
 	cmd.Env = []string{"LC_ALL=C", "TZ=UTC", "PATH=/usr/bin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
 	if os.Geteuid() != 0 {
 		return cmd, nil
 	}
@@ -65,7 +66,7 @@ func (s *Server) command(name string, args ...string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}} //nolint:gosec // IDs fit
+	cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)} //nolint:gosec // IDs fit
 	return cmd, os.Chown(s.dir, uid, gid)
 }
 
