@@ -57,6 +57,9 @@ func (h *Handler) getBlob(q *request) error {
 	if err != nil {
 		return err
 	}
+	if done, err := h.redirect(q, d); done || err != nil {
+		return err
+	}
 	r, size, err := h.content(q.repo).OpenBlob(q.r.Context(), q.repo, d)
 	if err != nil {
 		return missing(err, errBlobUnknown, map[string]any{"digest": d})
@@ -67,6 +70,25 @@ func (h *Handler) getBlob(q *request) error {
 	// ServeContent hands a file to the kernel, and knows ranges and conditions.
 	http.ServeContent(q.w, q.r, "", time.Time{}, r)
 	return nil
+}
+
+// redirect tells the client to read a blob from where the store has it. It does nothing about what the registry does not have yet.
+func (h *Handler) redirect(q *request, d content.Digest) (bool, error) {
+	if !h.Redirect || q.r.Method != http.MethodGet {
+		return false, nil
+	}
+	at, err := h.Repositories.Redirect(q.r.Context(), q.repo, d)
+	if at == "" || err != nil {
+		if errors.Is(err, errs.NotFound) {
+			err = nil
+		}
+		return false, err
+	}
+	blobHeader(q.w.Header(), d)
+	q.w.Header().Set("Location", at)
+	q.w.Header().Set("Cache-Control", "no-store")
+	q.w.WriteHeader(http.StatusTemporaryRedirect)
+	return true, nil
 }
 
 func blobHeader(head http.Header, d content.Digest) {

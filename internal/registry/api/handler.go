@@ -25,6 +25,7 @@ type Options struct {
 	Gate         access.Gate  // nil = access.Open
 	ReadOnly     bool         // nothing can be changed
 	NoDelete     bool         // nothing can be deleted
+	Redirect     bool         // blobs are read from where the store says, when it can
 	Log          *slog.Logger // nil = none
 	// Stall is how long a client may send nothing in the middle of a body; 0 = 1 minute.
 	Stall time.Duration

@@ -338,7 +338,7 @@ func TestTokens(t *testing.T) {
 // Keys are replaced with time. Tokens of the one before last until their end.
 func TestKeyRotation(t *testing.T) {
 	root := t.TempDir()
-	s, err := openSigner(root)
+	s, err := openSigner(root, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -354,7 +354,7 @@ func TestKeyRotation(t *testing.T) {
 	if _, err := s.issue(claims{Audience: issuer}); err != nil || len(s.keys) != 2 {
 		t.Fatalf("keys %v, %v", s.keys, err)
 	}
-	again, err := openSigner(root)
+	again, err := openSigner(root, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,8 @@ import (
 type Options struct {
 	Users *Users
 	Root  string // of the keys of tokens
+	// Documents has the keys of tokens that replicas share; nil = they are below the root.
+	Documents Documents
 	// Required closes the registry even without a file of users.
 	Required bool
 	// Basic asks clients to log in by Basic and not for tokens. Both are always accepted.
@@ -40,7 +42,7 @@ const TokenPath = "/auth/token"
 
 // NewGate returns a gate.
 func NewGate(o Options) (*Gate, error) {
-	s, err := openSigner(o.Root)
+	s, err := openSigner(o.Root, o.Documents)
 	if err != nil {
 		return nil, err
 	}

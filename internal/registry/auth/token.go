@@ -47,27 +47,45 @@ type keysRecord struct {
 // about keys is compared and never used.
 type signer struct {
 	path string
+	docs Documents // nil = the keys are in the file
 	now  func() time.Time
 
-	mu   sync.Mutex
-	keys []Key
+	mu     sync.Mutex
+	keys   []Key
+	value  []byte    // of the document
+	loaded time.Time // when the document was read
 }
 
-func openSigner(root string) (*signer, error) {
-	s := &signer{path: filepath.Join(root, "token-keys.json"), now: time.Now}
+// openSigner reads the keys of a root, or those that replicas share.
+func openSigner(root string, docs Documents) (*signer, error) {
+	s := &signer{path: filepath.Join(root, "token-keys.json"), docs: docs, now: time.Now}
+	if docs != nil {
+		if err := s.reload(); err != nil {
+			return nil, err
+		}
+		_, err := s.key()
+		return s, err
+	}
 	var r keysRecord
 	err := record.ReadFile(durable.OS, s.path, maxKeys, keysVersion, &r)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	s.keys = r.Keys
-	for _, k := range s.keys {
-		if len(k.Seed) != ed25519.SeedSize {
-			return nil, errs.New(errs.DataLoss, "%s: key %s has %d bytes", s.path, k.ID, len(k.Seed)).WithHint("Remove the file: a new key is made, and clients log in again.")
-		}
+	if err := checkKeys(s.path, s.keys); err != nil {
+		return nil, err
 	}
 	_, err = s.key()
 	return s, err
+}
+
+func checkKeys(where string, keys []Key) error {
+	for _, k := range keys {
+		if len(k.Seed) != ed25519.SeedSize {
+			return errs.New(errs.DataLoss, "%s: key %s has %d bytes", where, k.ID, len(k.Seed)).WithHint("Remove them: a new key is made, and clients log in again.")
+		}
+	}
+	return nil
 }
 
 // key returns the key to sign with. It makes a new one when the newest is old; the one before it stays for as long as its tokens last.
@@ -81,6 +99,12 @@ func (s *signer) key() (Key, error) {
 	k := Key{ID: rand.Text(), Seed: make([]byte, ed25519.SeedSize), Created: now.UTC().Truncate(time.Second)}
 	_, _ = rand.Read(k.Seed) // never fails
 	keys := append(slices.Clone(s.keys[max(len(s.keys)-1, 0):]), k)
+	if s.docs != nil {
+		if err := s.storeShared(keys); err != nil {
+			return Key{}, err
+		}
+		return s.keys[len(s.keys)-1], nil
+	}
 	if err := record.WriteFile(durable.OS, s.path, keysVersion, keysRecord{keys}, 0o600); err != nil {
 		return Key{}, err
 	}
@@ -156,7 +180,16 @@ func (s *signer) verify(token, audience string) (c claims, err error) {
 		return c, errToken
 	}
 	s.mu.Lock()
-	i := slices.IndexFunc(s.keys, func(k Key) bool { return k.ID == head.Key })
+	isKey := func(k Key) bool { return k.ID == head.Key }
+	i := slices.IndexFunc(s.keys, isKey)
+	if i < 0 && s.docs != nil && time.Since(s.loaded) > recheck { // another replica may have made it
+		s.loaded = time.Now()
+		if err := s.reload(); err != nil {
+			s.mu.Unlock()
+			return c, err
+		}
+		i = slices.IndexFunc(s.keys, isKey)
+	}
 	var key ed25519.PrivateKey
 	if i >= 0 {
 		key = ed25519.NewKeyFromSeed(s.keys[i].Seed)

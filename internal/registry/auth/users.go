@@ -42,15 +42,18 @@ type usersRecord struct {
 	Grants []Grant `json:"grants"`
 }
 
-// Users is the file of users. A change by another process is seen within a second. Safe for concurrent use.
+// Users is the file of users, or the document of users that replicas share. A change by another process is seen within a second.
+// Safe for concurrent use.
 type Users struct {
 	path string
+	docs Documents // nil = the users are in the file
 	// Cost is that of new hashes, by bcrypt's count; 0 = its default. It is set before use.
 	Cost int
 
 	mu      sync.Mutex
 	checked time.Time
 	seen    os.FileInfo // of the file that was read; nil = there was none
+	value   []byte      // of the document that was read; nil = there was none
 	now     *table
 	failed  error
 }
@@ -88,6 +91,10 @@ func (u *Users) read() (os.FileInfo, *table, error) {
 	if err := record.ReadFile(durable.OS, u.path, maxUsers, usersVersion, &r); err != nil {
 		return nil, nil, err
 	}
+	return fi, newTable(r), nil
+}
+
+func newTable(r usersRecord) *table {
 	t := &table{closed: true, users: map[string]User{}, grants: map[string][]Grant{}, record: r}
 	for _, user := range r.Users {
 		t.users[user.Name] = user
@@ -95,17 +102,22 @@ func (u *Users) read() (os.FileInfo, *table, error) {
 	for _, g := range r.Grants {
 		t.grants[g.Subject] = append(t.grants[g.Subject], g)
 	}
-	return fi, t, nil
+	return t
 }
 
 // current returns the users. While the file is damaged or gone, those of before stay.
 func (u *Users) current() *table {
 	u.mu.Lock()
-	defer u.mu.Unlock()
 	if time.Since(u.checked) < recheck {
+		defer u.mu.Unlock()
 		return u.now
 	}
 	u.checked = time.Now()
+	if u.docs != nil {
+		u.mu.Unlock()
+		return u.shared()
+	}
+	defer u.mu.Unlock()
 	fi, err := os.Stat(u.path)
 	if err != nil || u.seen != nil && os.SameFile(fi, u.seen) && fi.ModTime().Equal(u.seen.ModTime()) && fi.Size() == u.seen.Size() {
 		return u.now
@@ -135,6 +147,9 @@ func (u *Users) List() ([]User, []Grant) {
 
 // change applies edit to the newest content of the file. Other processes wait.
 func (u *Users) change(edit func(*usersRecord) error) (err error) {
+	if u.docs != nil {
+		return u.changeShared(edit)
+	}
 	if err := durable.MkdirPrivate(durable.OS, filepath.Dir(u.path)); err != nil {
 		return err
 	}
@@ -150,11 +165,10 @@ func (u *Users) change(edit func(*usersRecord) error) (err error) {
 	if err != nil {
 		return err
 	}
-	r := usersRecord{Users: slices.Clone(t.record.Users), Grants: slices.Clone(t.record.Grants)}
-	if err := edit(&r); err != nil {
+	r, err := t.edited(edit)
+	if err != nil {
 		return err
 	}
-	slices.SortFunc(r.Users, func(a, b User) int { return strings.Compare(a.Name, b.Name) })
 	if err := record.WriteFile(durable.OS, u.path, usersVersion, r, 0o600); err != nil {
 		return err
 	}

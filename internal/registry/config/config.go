@@ -23,6 +23,7 @@ import (
 
 	"ply/internal/durable"
 	"ply/internal/errs"
+	"ply/internal/registry/blobs/s3"
 	"ply/internal/registry/gc"
 	"ply/internal/registry/server"
 )
@@ -30,6 +31,9 @@ import (
 // Config has the settings.
 type Config struct {
 	Addr, Root, URL   string
+	Database          string
+	S3                s3.Options
+	Redirect          bool
 	TLSCert, TLSKey   string
 	TLSHosts          []string
 	Drain, Stall      time.Duration
@@ -289,8 +293,27 @@ func (c *Config) validate() error {
 	case c.Collect.Interval > 0 && c.Collect.Grace < time.Minute:
 		return errs.New(errs.Invalid, "gc-grace: %v is less than a minute, in which clients may not have finished a push", c.Collect.Grace)
 	}
+	if err := c.validateS3(); err != nil {
+		return err
+	}
 	_, err := c.Logger(io.Discard)
 	return errors.Join(err, c.Proxy.Validate())
+}
+
+func (c *Config) validateS3() error {
+	switch {
+	case c.S3.Bucket == "" && (c.S3 != s3.Options{} || c.Redirect):
+		return errs.New(errs.Invalid, "s3-bucket: is missing")
+	case c.S3.Bucket == "":
+		return nil
+	case c.S3.Endpoint == "" && c.S3.Region == "":
+		return errs.New(errs.Invalid, "s3-bucket needs s3-endpoint or s3-region")
+	case (c.S3.AccessKey == "") != (c.S3.SecretKey == ""):
+		return errs.New(errs.Invalid, "s3-access-key and s3-secret-key go together")
+	case c.S3.Endpoint == "":
+		c.S3.Endpoint = "https://s3." + c.S3.Region + ".amazonaws.com"
+	}
+	return nil
 }
 
 // Logger returns a logger that writes to w.
@@ -311,11 +334,15 @@ func (c *Config) Logger(w io.Writer) (*slog.Logger, error) {
 
 // Server returns the options of a server with these settings.
 func (c *Config) Server(log *slog.Logger) server.Options {
-	return server.Options{
-		Root: c.Root, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
+	o := server.Options{
+		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
 		Proxy: c.Proxy, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 	}
+	if c.S3.Bucket != "" {
+		o.S3 = &c.S3
+	}
+	return o
 }
 
 // Table returns the settings as a table for the documentation.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +94,10 @@ func TestEverySettingEveryWay(t *testing.T) {
 		} else if strings.HasPrefix(s.flag, "tls-k") {
 			extra = append(extra, "--tls-cert=/cert")
 		}
+		if strings.HasPrefix(s.flag, "s3-") || s.flag == "spool" {
+			extra = append(extra, "--s3-bucket=b", "--s3-endpoint=http://s3", "--s3-access-key=k", "--s3-secret-key=s")
+			extra = slices.DeleteFunc(extra, func(e string) bool { return strings.HasPrefix(e, "--"+s.flag+"=") })
+		}
 		check := func(how string, c *Config, err error) {
 			t.Helper()
 			if err != nil {
@@ -171,7 +176,11 @@ func TestRefused(t *testing.T) {
 		want string
 	}{
 		"an unknown key":          {"auth:\n  silly:\n    realm: x\n", nil, "line 3: the key auth.silly.realm is not supported"},
-		"a back end that is not":  {"storage:\n  s3:\n    bucket: x\n", nil, "the key storage.s3.bucket is not supported"},
+		"a back end that is not":  {"storage:\n  azure:\n    container: x\n", nil, "the key storage.azure.container is not supported"},
+		"encryption":              {"storage:\n  s3:\n    bucket: x\n    encrypt: true\n", nil, "storage.s3.encrypt is not supported"},
+		"no bucket":               {"", []string{"--s3-endpoint", "http://x"}, "s3-bucket"},
+		"no server":               {"", []string{"--s3-bucket", "x"}, "s3-endpoint or s3-region"},
+		"half a key":              {"", []string{"--s3-bucket", "x", "--s3-region", "y", "--s3-access-key", "z"}, "go together"},
 		"notifications":           {"notifications:\n  endpoints:\n    - name: x\n", nil, "notifications.endpoints is not supported"},
 		"a map for a value":       {"http:\n  addr:\n    x: y\n", nil, "http.addr.x is not supported"},
 		"a list for a value":      {"http:\n  addr: [a, b]\n", nil, "want a string"},

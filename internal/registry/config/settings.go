@@ -112,6 +112,16 @@ func (v inverted) Set(s string) error {
 var settings = []setting{
 	{"addr", "", []string{"http.addr"}, "address to serve, as HOST:PORT or :PORT", func(c *Config) value { return (*text)(&c.Addr) }},
 	{"root", "", []string{"storage.filesystem.rootdirectory"}, "directory of everything durable", func(c *Config) value { return (*text)(&c.Root) }},
+	{"database", "", []string{"storage.database"}, "address of a PostgreSQL for metadata, users and keys, as postgres://USER:PASSWORD@HOST/NAME; by default they are files", func(c *Config) value { return (*text)(&c.Database) }},
+	{"s3-bucket", "", []string{"storage.s3.bucket"}, "bucket for blobs, which exists; by default they are files", func(c *Config) value { return (*text)(&c.S3.Bucket) }},
+	{"s3-endpoint", "", []string{"storage.s3.regionendpoint"}, "address of the S3 server, such as https://s3.example.com; by default Amazon's in the region", func(c *Config) value { return (*text)(&c.S3.Endpoint) }},
+	{"s3-region", "", []string{"storage.s3.region"}, "region of the bucket", func(c *Config) value { return (*text)(&c.S3.Region) }},
+	{"s3-prefix", "", []string{"storage.s3.rootdirectory"}, "prefix of the names of all objects", func(c *Config) value { return (*text)(&c.S3.Prefix) }},
+	{"s3-access-key", "", []string{"storage.s3.accesskey"}, "key of the account at the S3 server; by default from AWS_ACCESS_KEY_ID, ~/.aws/credentials or the role of the machine", func(c *Config) value { return (*text)(&c.S3.AccessKey) }},
+	{"s3-secret-key", "", []string{"storage.s3.secretkey"}, "secret of the key; better set by its variable than by its flag", func(c *Config) value { return (*text)(&c.S3.SecretKey) }},
+	{"s3-path-style", "", []string{"storage.s3.forcepathstyle"}, "name the bucket in the path and not in the host", func(c *Config) value { return (*yes)(&c.S3.PathStyle) }},
+	{"s3-redirect", "", []string{"storage.redirect.enabled"}, "let clients read blobs from the S3 server, by addresses that are valid for 20 minutes", func(c *Config) value { return (*yes)(&c.Redirect) }},
+	{"spool", "", []string{"storage.s3.spool"}, "directory of temporary files for parts of uploads to S3; by default the system's", func(c *Config) value { return (*text)(&c.S3.Spool) }},
 	{"url", "", []string{"http.host"}, "what clients reach the registry by, such as https://registry.example.com; by default what each request says", func(c *Config) value { return (*text)(&c.URL) }},
 	{"tls-cert", "", []string{"http.tls.certificate"}, "file of the certificate; it is read again when it changes", func(c *Config) value { return (*text)(&c.TLSCert) }},
 	{"tls-key", "", []string{"http.tls.key"}, "file of the key of the certificate", func(c *Config) value { return (*text)(&c.TLSKey) }},
@@ -142,7 +152,8 @@ var settings = []setting{
 
 // aliases are keys of the reference registry's file that say the opposite of a setting.
 var aliases = map[string]func(*Config) value{
-	"storage.delete.enabled": func(c *Config) value { return inverted{(*yes)(&c.NoDelete)} },
+	"storage.redirect.disable": func(c *Config) value { return inverted{(*yes)(&c.Redirect)} },
+	"storage.delete.enabled":   func(c *Config) value { return inverted{(*yes)(&c.NoDelete)} },
 }
 
 // ignored are keys of the reference registry's file that mean nothing here, with the reason. A key that ends in a dot stands for
@@ -157,7 +168,6 @@ var ignored = map[string]string{
 	"http.debug.prometheus.":              "metrics are always at /metrics",
 	"auth.htpasswd.realm":                 "",
 	"storage.cache.":                      "metadata needs no cache",
-	"storage.redirect.":                   "",
 	"storage.filesystem.maxthreads":       "",
 	"storage.tag.concurrencylimit":        "",
 	"storage.maintenance.uploadpurging.":  "uploads are always purged, see upload-age",
@@ -167,4 +177,12 @@ var ignored = map[string]string{
 	"log.reportcaller":                    "",
 	"validation.disabled":                 "",
 	"catalog.maxentries":                  "",
+
+	"storage.s3.secure":                      "the address of the S3 server says it",
+	"storage.s3.v4auth":                      "",
+	"storage.s3.chunksize":                   "parts grow with the blob",
+	"storage.s3.multipartcopychunksize":      "",
+	"storage.s3.multipartcopymaxconcurrency": "",
+	"storage.s3.multipartcopythresholdsize":  "",
+	"storage.s3.loglevel":                    "",
 }

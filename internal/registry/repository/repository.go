@@ -32,6 +32,23 @@ func (s *Service) OpenBlob(ctx context.Context, repo content.Repository, d conte
 	return s.Blobs.Open(ctx, d)
 }
 
+// redirector is a store of blobs from which clients can read themselves.
+type redirector interface {
+	Redirect(ctx context.Context, d content.Digest) (string, error)
+}
+
+// Redirect returns an address at which the blob of a repository can be read for a time; "" when the store has none.
+func (s *Service) Redirect(ctx context.Context, repo content.Repository, d content.Digest) (string, error) {
+	r, ok := s.Blobs.(redirector)
+	if !ok {
+		return "", nil
+	}
+	if _, err := s.Metadata.Link(ctx, repo, d); err != nil {
+		return "", err
+	}
+	return r.Redirect(ctx, d)
+}
+
 // StatBlob returns the size of a blob of a repository. It does not count a blob whose bytes are gone, so that clients push it again.
 // The blob is kept for the grace time.
 func (s *Service) StatBlob(ctx context.Context, repo content.Repository, d content.Digest) (int64, error) {

@@ -24,7 +24,7 @@ func (s *Server) generate(o *Options) (*generation, error) {
 	if g.proxy, err = s.openProxy(o); err != nil {
 		return nil, err
 	}
-	ao := api.Options{Repositories: s.repositories, Gate: s.gate, ReadOnly: o.ReadOnly, NoDelete: o.NoDelete, Log: o.Log, Stall: o.Stall}
+	ao := api.Options{Repositories: s.repositories, Gate: s.gate, ReadOnly: o.ReadOnly, NoDelete: o.NoDelete, Redirect: o.Redirect, Log: o.Log, Stall: o.Stall}
 	if g.proxy != nil {
 		ao.Copies = g.proxy
 	}

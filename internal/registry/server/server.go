@@ -20,10 +20,14 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/api"
 	"ply/internal/registry/auth"
+	"ply/internal/registry/blobs"
 	"ply/internal/registry/blobs/directory"
+	"ply/internal/registry/blobs/s3"
 	"ply/internal/registry/certificate"
 	"ply/internal/registry/gc"
+	"ply/internal/registry/metadata"
 	"ply/internal/registry/metadata/bolt"
+	"ply/internal/registry/metadata/postgres"
 	"ply/internal/registry/observe"
 	"ply/internal/registry/repository"
 	"ply/internal/registry/search"
@@ -31,10 +35,16 @@ import (
 
 // Options configure a Server.
 type Options struct {
-	Root      string // directory of everything durable
-	Missing   bool   // manifests may refer to what is not there
-	ReadOnly  bool   // nothing can be changed
-	NoDelete  bool   // clients cannot delete
+	Root string // directory of everything durable that is in none of the following
+	// Database is the address of the PostgreSQL that has the metadata, the users and the keys of tokens; "" = files below the root.
+	Database string
+	// S3 has the blobs, with what its options say but for its uploads; nil = the root has them. With a database, several registries
+	// serve them as one.
+	S3        *s3.Options
+	Redirect  bool // clients read blobs from S3 themselves
+	Missing   bool // manifests may refer to what is not there
+	ReadOnly  bool // nothing can be changed
+	NoDelete  bool // clients cannot delete
 	Log       *slog.Logger
 	AccessLog bool // every request is logged
 
@@ -84,19 +94,15 @@ func Open(o Options) (_ *Server, err error) {
 	if err := durable.MkdirPrivate(durable.OS, o.Root); err != nil {
 		return nil, err
 	}
-	meta, err := bolt.Open(filepath.Join(o.Root, "metadata.db"))
+	meta, bytes, err := OpenStores(context.Background(), o)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, meta.Close())
+			err = errors.Join(err, bytes.Close(), meta.Close())
 		}
 	}()
-	bytes, err := directory.Open(durable.OS, o.Root)
-	if err != nil {
-		return nil, err
-	}
 	s := &Server{o: o, metrics: observe.New(), repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
 	if err := s.openGate(); err != nil {
 		return nil, err
@@ -120,8 +126,47 @@ func Open(o Options) (_ *Server, err error) {
 	return s, nil
 }
 
+// OpenStores opens the stores that the options name. The caller closes them, the metadata last.
+func OpenStores(ctx context.Context, o Options) (meta metadata.Store, bytes blobs.Store, err error) {
+	if o.Database != "" {
+		meta, err = postgres.Open(ctx, postgres.Options{URL: o.Database})
+	} else {
+		meta, err = bolt.Open(filepath.Join(o.Root, "metadata.db"))
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.S3 != nil {
+		remote := *o.S3
+		remote.Uploads = meta
+		bytes, err = s3.Open(ctx, remote)
+	} else {
+		bytes, err = directory.Open(durable.OS, o.Root)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, meta.Close())
+	}
+	return meta, bytes, nil
+}
+
+// OpenUsers opens the users that the options name. Documents is what the database has for them; nil = they are below the root.
+func OpenUsers(o Options, documents auth.Documents) (*auth.Users, error) {
+	if documents != nil {
+		return auth.OpenSharedUsers(documents)
+	}
+	return auth.OpenUsers(o.Root)
+}
+
+// documents returns what has the users and keys of a registry with a database; nil = they are below the root.
+func (s *Server) documents() auth.Documents {
+	if s.o.Database == "" {
+		return nil
+	}
+	return s.repositories.Metadata
+}
+
 func (s *Server) openGate() error {
-	users, err := auth.OpenUsers(s.o.Root)
+	users, err := OpenUsers(s.o, s.documents())
 	if err != nil {
 		return err
 	}
@@ -135,7 +180,7 @@ func (s *Server) openGate() error {
 			return errs.New(errs.Invalid, "%s: %w", s.o.Htpasswd, err)
 		}
 	}
-	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL})
+	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL})
 	return err
 }
 
