@@ -69,8 +69,12 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, stdout io.Wr
 		return err
 	}
 	fmt.Fprintf(stdout, "ply-registry %s serves %s at %s\n", version.Version, c.Root, listeners[0].Addr())
+	where := "--root " + c.Root
+	if c.Database != "" {
+		where = "with the address of the database" // which may have a password in it
+	}
 	if s.IsOpen() {
-		fmt.Fprintln(stdout, "It is open: everyone who reaches it may read, write and delete. The first user closes it: ply-registry user add NAME --root", c.Root)
+		fmt.Fprintln(stdout, "It is open: everyone who reaches it may read, write and delete. The first user closes it: ply-registry user add NAME", where)
 	}
 	if text := s.Trust(); text != "" {
 		fmt.Fprintln(stdout, text)

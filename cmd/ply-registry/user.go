@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/config"
+	"ply/internal/registry/server"
 )
 
 const userUsage = `Usage:
@@ -31,10 +33,12 @@ the admin of the repositories below its own name. The first user closes the regi
 `
 
 // user changes the users of a root. A registry that serves it sees the change within a second.
-func user(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	fs := pflag.NewFlagSet("ply-registry user", pflag.ContinueOnError)
 	fs.Usage = func() { fmt.Fprintf(stderr, "%s\n%s", userUsage, fs.FlagUsages()) }
-	root := fs.String("root", config.DefaultRoot, "directory of everything durable")
+	root := fs.String("root", "", "directory of everything durable; by default what the settings of the registry say")
+	database := fs.String("database", "", "address of the PostgreSQL that has the users; by default what the settings of the registry say")
+	file := fs.String("config", "", "file of settings; by default "+config.DefaultFile+" where it exists")
 	roles := fs.StringArray("role", nil, "role on a pattern, as writer=team/**")
 	fromStdin := fs.Bool("password-stdin", false, "read the password from the first line of the standard input")
 	if err := fs.Parse(args); err != nil {
@@ -51,10 +55,21 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 		fs.Usage()
 		return errs.New(errs.Invalid, "user %s: wrong number of arguments", verb)
 	}
-	users, err := auth.OpenUsers(*root)
+	var named []string
+	for flag, value := range map[string]string{"root": *root, "database": *database, "config": *file} {
+		if fs.Changed(flag) {
+			named = append(named, "--"+flag+"="+value)
+		}
+	}
+	c, _, err := config.Load(pflag.NewFlagSet("", pflag.ContinueOnError), named, os.Environ())
 	if err != nil {
 		return err
 	}
+	users, end, err := server.OpenUsers(context.Background(), c.Server(nil))
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, end)
 	switch verb {
 	case "ls":
 		return listUsers(users, stdout)

@@ -1,6 +1,8 @@
 package auth
 
 import (
+	"bytes"
+	"context"
 	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -14,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -460,5 +463,95 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 		recordtest.Golden(t, name, b)
+	}
+}
+
+// documents is a database for tests.
+type documents struct {
+	mu     sync.Mutex
+	values map[string][]byte
+	down   bool
+}
+
+func (d *documents) Document(_ context.Context, kind, key string) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, ok := d.values[kind+"/"+key]
+	if d.down {
+		return nil, errs.New(errs.Unavailable, "down")
+	}
+	if !ok {
+		return nil, errs.New(errs.NotFound, "none")
+	}
+	return v, nil
+}
+
+func (d *documents) SwapDocument(_ context.Context, kind, key string, old, value []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v, ok := d.values[kind+"/"+key]
+	if ok != (old != nil) || !bytes.Equal(v, old) {
+		return errs.New(errs.Precondition, "changed")
+	}
+	d.values[kind+"/"+key] = value
+	return nil
+}
+
+// Replicas that share a database know each other's users and accept each other's tokens, and go on with what they know while the
+// database does not answer.
+func TestSharedUsers(t *testing.T) {
+	docs := &documents{values: map[string][]byte{}}
+	var users []*Users
+	var gates []*Gate
+	for range 2 {
+		u, err := OpenSharedUsers(docs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Cost = bcrypt.MinCost
+		g, err := NewGate(Options{Users: u, Documents: docs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		users, gates = append(users, u), append(gates, g)
+	}
+	var wg sync.WaitGroup
+	for i := range 10 {
+		wg.Go(func() {
+			if _, err := users[i%2].Add(fmt.Sprintf("user%d", i), "secret", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, u := range users {
+		u.mu.Lock()
+		u.checked = time.Time{}
+		u.mu.Unlock()
+		if list, _ := u.List(); len(list) != 10 || !u.Closed() {
+			t.Errorf("%d users of 10", len(list))
+		}
+	}
+	token, err := gates[0].signer.issue(claims{Audience: issuer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gates[1].signer.verify(token, issuer); err != nil {
+		t.Errorf("a token of another replica: %v", err)
+	}
+	// The first replica makes a new key.
+	gates[0].signer.now = func() time.Time { return time.Now().Add(keyLife + time.Second) }
+	gates[1].signer.now = gates[0].signer.now
+	if token, err = gates[0].signer.issue(claims{Audience: issuer}); err != nil {
+		t.Fatal(err)
+	}
+	gates[1].signer.loaded = time.Time{}
+	if _, err := gates[1].signer.verify(token, issuer); err != nil {
+		t.Errorf("a token of a new key of another replica: %v", err)
+	}
+	docs.down = true
+	users[0].checked = time.Time{}
+	if list, _ := users[0].List(); len(list) != 10 || users[0].Failed() == nil {
+		t.Errorf("while the database is down: %d users, %v", len(list), users[0].Failed())
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -149,12 +150,21 @@ func OpenStores(ctx context.Context, o Options) (meta metadata.Store, bytes blob
 	return meta, bytes, nil
 }
 
-// OpenUsers opens the users that the options name. Documents is what the database has for them; nil = they are below the root.
-func OpenUsers(o Options, documents auth.Documents) (*auth.Users, error) {
-	if documents != nil {
-		return auth.OpenSharedUsers(documents)
+// OpenUsers opens the users that the options name, for a command beside the registry. The caller closes what they are in.
+func OpenUsers(ctx context.Context, o Options) (*auth.Users, io.Closer, error) {
+	if o.Database == "" {
+		users, err := auth.OpenUsers(o.Root)
+		return users, io.NopCloser(nil), err
 	}
-	return auth.OpenUsers(o.Root)
+	meta, err := postgres.Open(ctx, postgres.Options{URL: o.Database})
+	if err != nil {
+		return nil, nil, err
+	}
+	users, err := auth.OpenSharedUsers(meta)
+	if err != nil {
+		return nil, nil, errors.Join(err, meta.Close())
+	}
+	return users, meta, nil
 }
 
 // documents returns what has the users and keys of a registry with a database; nil = they are below the root.
@@ -165,8 +175,15 @@ func (s *Server) documents() auth.Documents {
 	return s.repositories.Metadata
 }
 
+func (s *Server) openUsers() (*auth.Users, error) {
+	if docs := s.documents(); docs != nil {
+		return auth.OpenSharedUsers(docs)
+	}
+	return auth.OpenUsers(s.o.Root)
+}
+
 func (s *Server) openGate() error {
-	users, err := OpenUsers(s.o, s.documents())
+	users, err := s.openUsers()
 	if err != nil {
 		return err
 	}
