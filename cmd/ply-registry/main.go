@@ -71,7 +71,7 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, stdout io.Wr
 	fmt.Fprintf(stdout, "ply-registry %s serves %s at %s\n", version.Version, c.Root, listeners[0].Addr())
 	where := "--root " + c.Root
 	if c.Database != "" {
-		where = "with the address of the database" // which may have a password in it
+		where = "--database ADDRESS" // the address may have a password in it
 	}
 	if s.IsOpen() {
 		fmt.Fprintln(stdout, "It is open: everyone who reaches it may read, write and delete. The first user closes it: ply-registry user add NAME", where)

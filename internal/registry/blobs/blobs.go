@@ -1,5 +1,6 @@
 // Package blobs is the contract for the bytes of the registry: content by its digest, shared by all repositories, and the uploads
-// that it arrives by. Package directory implements it; blobstest is the suite that every implementation passes.
+// that it arrives by. Package directory implements it in files, package s3 in a bucket that replicas share; blobstest is the suite
+// that every implementation passes.
 //
 // Invariants: bytes that can be opened by a digest have that digest, are durable, and never change. An upload becomes visible
 // completely or not at all. Who may read what is not known here: see package metadata.
