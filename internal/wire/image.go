@@ -57,7 +57,7 @@ type ImageDetail struct {
 	Comment         string
 	Created         string       `json:",omitempty"`
 	Container       *string      `json:",omitempty"` // until 1.44
-	ContainerConfig *ImageConfig `json:",omitempty"` // until 1.44
+	ContainerConfig *ImageConfig `json:",omitempty"` // Docker sends it until 1.44. docker-compose 1.29 asks for the newest version, and fails without it.
 	DockerVersion   string
 	Author          string
 	Config          ImageConfig

@@ -165,9 +165,10 @@ func (h imageHandlers) inspect(c *call) error {
 			return err
 		}
 	}
+	empty := imageRunConfigOf(oci.RunConfig{}, c.v)
+	a.ContainerConfig = &empty
 	if c.v < 45 {
-		empty := imageRunConfigOf(oci.RunConfig{}, c.v)
-		a.Container, a.ContainerConfig = &cfg.Container, &empty
+		a.Container = &cfg.Container
 	}
 	return c.json(http.StatusOK, a)
 }
