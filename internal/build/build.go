@@ -151,6 +151,13 @@ type Client interface {
 	OutputDir(ctx context.Context, index int, files export.Files) error
 }
 
+// Policy says what a build may be made of.
+type Policy interface {
+	// Allow returns an error when a source is not allowed. Address and attributes are those of ops.Vertex.Source. It is asked before the source is read, and more
+	// than once for the same source.
+	Allow(ctx context.Context, address string, attrs map[string]string, p oci.Platform) error
+}
+
 // Request is a build.
 type Request struct {
 	ID    string // of the build in the history, if no other build has it; "" = one is made
@@ -158,6 +165,7 @@ type Request struct {
 	// Definition is a graph to be executed in place of what a front end makes; nil = run the front end.
 	Definition []byte
 	Client     Client
+	Policy     Policy // nil = every source may be used
 	Tags       []oci.Reference
 	Exports    []Export // nil = an image in the store, with Tags
 	NoCache    bool

@@ -34,6 +34,9 @@ func parseOutputs(req *Request) ([]*export.Output, error) {
 		if err != nil {
 			return nil, err
 		}
+		if _, ok := req.Client.(OutputLayouts); o.Layout && !ok {
+			return nil, errs.New(errs.Unimplemented, "output type=oci: tar=false is not supported by this client: unpack the tar")
+		}
 		outs = append(outs, o)
 	}
 	return outs, nil
@@ -112,6 +115,9 @@ func (x *exporting) output(ctx context.Context, i int, o *export.Output, v *ops.
 		if err := x.answer(o, c); err != nil {
 			return err
 		}
+		if o.Layout {
+			return x.layoutTo(ctx, c)
+		}
 		return x.send(ctx, i, func(ctx context.Context, w io.Writer) error {
 			return o.WriteArchive(ctx, x.s.o.Store, c, x.created(o), w)
 		})
@@ -129,6 +135,19 @@ func (x *exporting) output(ctx context.Context, i int, o *export.Output, v *ops.
 		return x.req.Client.OutputDir(ctx, i, files)
 	}
 	return nil
+}
+
+// OutputLayouts is a Client that takes an OCI layout as a directory.
+type OutputLayouts interface {
+	OutputLayout(ctx context.Context) (export.BlobDir, error)
+}
+
+func (x *exporting) layoutTo(ctx context.Context, c *export.Content) error {
+	dir, err := x.req.Client.(OutputLayouts).OutputLayout(ctx) // parseOutputs has checked that it is one
+	if err != nil {
+		return err
+	}
+	return export.WriteLayout(ctx, x.s.o.Store, c, dir)
 }
 
 // send writes an output into a stream of the client, which learns when that fails.

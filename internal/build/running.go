@@ -214,6 +214,15 @@ func (b *running) ImageConfig(ctx context.Context, ref string, opt dockerfile.Im
 		}
 		return ref, "", img.Raw, nil
 	}
+	if b.req.Policy != nil {
+		name, err := oci.ParseReference(ref)
+		if err == nil {
+			err = b.req.Policy.Allow(ctx, "docker-image://"+name.WithDefaultTag().String(), nil, p)
+		}
+		if err != nil {
+			return "", "", nil, err
+		}
+	}
 	img, err := b.baseImage(ctx, ref, p, opt.Mode, nil)
 	if err != nil {
 		return "", "", nil, err
@@ -263,7 +272,18 @@ func (b *running) begin() {
 }
 
 // Solve implements dockerfile.Solver.
-func (b *running) Solve(_ context.Context, g *ops.Graph) (dockerfile.Result, error) {
+func (b *running) Solve(ctx context.Context, g *ops.Graph) (dockerfile.Result, error) {
+	if b.req.Policy != nil {
+		for _, v := range g.Vertices {
+			address, attrs, ok := v.Source()
+			if !ok {
+				continue
+			}
+			if err := b.req.Policy.Allow(ctx, address, attrs, v.Platform); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return &result{b: b, graph: g}, nil
 }
 

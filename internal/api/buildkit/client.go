@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/session/upload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -21,6 +22,7 @@ import (
 
 	"ply/internal/build"
 	"ply/internal/build/ops"
+	"ply/internal/build/source"
 	"ply/internal/build/tree"
 	"ply/internal/errs"
 	"ply/internal/transfer"
@@ -170,6 +172,48 @@ func (c *Client) Secret(ctx context.Context, id string) ([]byte, error) {
 		return nil, errs.New(errs.NotFound, "secret %s: not found", clip(id))
 	}
 	return nil, named("secret "+clip(id), streamError(err))
+}
+
+var _ source.Uploads = (*Client)(nil)
+
+// Upload implements source.Uploads.
+func (c *Client) Upload(ctx context.Context, path string) (io.ReadCloser, error) {
+	s, err := c.session(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(ctx, metadata.Pairs("urlpath", path, "urlhost", "buildkit-session")))
+	stream, err := upload.NewUploadClient(s.cc).Pull(ctx)
+	if err != nil {
+		cancel()
+		return nil, named("context "+clip(path), streamError(err))
+	}
+	return &uploading{stream: stream, cancel: cancel}, nil
+}
+
+// uploading reads a file that a client sends.
+type uploading struct {
+	stream grpc.BidiStreamingClient[upload.BytesMessage, upload.BytesMessage]
+	cancel context.CancelFunc
+	rest   []byte
+}
+
+func (u *uploading) Read(p []byte) (int, error) {
+	for len(u.rest) == 0 {
+		m, err := u.stream.Recv()
+		if err != nil {
+			return 0, streamError(err)
+		}
+		u.rest = m.Data
+	}
+	n := copy(p, u.rest)
+	u.rest = u.rest[n:]
+	return n, nil
+}
+
+func (u *uploading) Close() error {
+	u.cancel()
+	return nil
 }
 
 // Agent implements build.Client.

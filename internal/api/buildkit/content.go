@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/build"
 	"ply/internal/build/cachetransfer"
+	"ply/internal/build/export"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -51,6 +52,23 @@ func (c *Client) Layout(ctx context.Context, session, store string) (build.Blobs
 		return nil, errs.New(errs.NotFound, "the client offers no OCI layout %s", clip(store))
 	}
 	return &cacheDir{client: content.NewContentClient(s.cc), store: store}, nil
+}
+
+var _ build.OutputLayouts = (*Client)(nil)
+
+// outputStore is the name of the directory into which a client takes an output of the type oci.
+const outputStore = "export"
+
+// OutputLayout implements build.OutputLayouts. The client writes the index of the layout.
+func (c *Client) OutputLayout(ctx context.Context) (export.BlobDir, error) {
+	s, err := c.session(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	if !s.offers(contentWrite) {
+		return nil, errs.New(errs.NotFound, "the client offers no directory for the output")
+	}
+	return &cacheDir{client: content.NewContentClient(s.cc), store: outputStore}, nil
 }
 
 // cacheDir is a directory of blobs that a client offers.

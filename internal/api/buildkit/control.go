@@ -39,6 +39,9 @@ func (c *control) Solve(ctx context.Context, r *controlapi.SolveRequest) (*contr
 	client := c.s.o.Sessions.Client(r.Session, c.s.o.Builder)
 	defer client.Close()
 	req.Client = client
+	if r.SourcePolicySession != "" {
+		req.Policy = &policy{sessions: c.s.o.Sessions, id: r.SourcePolicySession, allowed: map[string]bool{}}
+	}
 	b := &solve{ref: r.Ref, trace: NewTrace(), ended: make(chan struct{})}
 	b.trace.lossy = true
 	driven := r.Frontend == "" && len(r.Definition.GetDef()) == 0
@@ -86,7 +89,7 @@ func answers(res *build.Result) map[string]string {
 // request returns the build that a client asks for.
 func request(r *controlapi.SolveRequest) (*build.Request, error) {
 	for what, asked := range map[string]bool{
-		"a source policy": r.SourcePolicy != nil || r.SourcePolicySession != "", "an exporter of the session": r.EnableSessionExporter,
+		"a static source policy": r.SourcePolicy != nil, "an exporter of the session": r.EnableSessionExporter,
 		"the network proxy": r.ProxyNetwork, "inputs without a gateway": len(r.FrontendInputs) > 0,
 	} {
 		if asked {

@@ -2,6 +2,7 @@ package export
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -69,6 +70,55 @@ func (o *Output) WriteArchive(ctx context.Context, st *store.Store, c *Content, 
 		return a.err
 	}
 	return a.tw.Close()
+}
+
+// BlobDir takes the blobs of a layout.
+type BlobDir interface {
+	// Write reads the whole blob, and does nothing when the directory has it.
+	Write(ctx context.Context, d oci.Descriptor, r io.Reader) error
+}
+
+// WriteLayout writes the blobs of the content, the root last. The index of the layout is the client's. Errors are those of WriteArchive.
+func WriteLayout(ctx context.Context, st *store.Store, c *Content, dir BlobDir) error {
+	for _, l := range c.Layers {
+		r, err := Open(ctx, st, l)
+		if err != nil {
+			return err
+		}
+		h := sha256.New()
+		counted := &counter{r: &interruptible{ctx: ctx, r: io.TeeReader(io.LimitReader(r, l.Size+1), h)}}
+		err = dir.Write(ctx, l.Descriptor, counted)
+		if counted.n > l.Size || counted.n == l.Size && oci.DigestOfHash(h) != l.Digest {
+			err = damaged(st, l)
+		}
+		if err := errors.Join(err, r.Close()); err != nil {
+			return err
+		}
+	}
+	for _, d := range slices.Concat(c.Blobs, c.Manifests(), []Document{c.Root}) {
+		if err := dir.Write(ctx, d.Descriptor, bytes.NewReader(d.Data)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// counter counts what is read.
+type counter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// damaged returns the error for a layer whose bytes are not what its digest says, and lets the store make them again.
+func damaged(st *store.Store, l Layer) error {
+	_, err := st.Blobs.Repair(l.Digest)
+	return errors.Join(errs.New(errs.DataLoss, "layer %s: its bytes are damaged on disk", l.Digest.Short()).WithHint("Build again."), err)
 }
 
 // layoutIndex returns index.json: an entry for each name.
@@ -146,8 +196,7 @@ func (a *archive) layer(ctx context.Context, st *store.Store, l Layer) {
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(a.tw, h)}, &interruptible{ctx: ctx, r: io.LimitReader(r, l.Size+1)}, make([]byte, 256<<10))
 	switch {
 	case errors.Is(err, tar.ErrWriteTooLong), err == nil && (n != l.Size || oci.DigestOfHash(h) != l.Digest):
-		_, repairErr := st.Blobs.Repair(l.Digest)
-		a.err = errors.Join(errs.New(errs.DataLoss, "layer %s: its bytes are damaged on disk", l.Digest.Short()).WithHint("Build again."), repairErr)
+		a.err = damaged(st, l)
 	case err != nil:
 		a.err = err
 	}

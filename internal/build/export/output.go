@@ -48,6 +48,8 @@ type Output struct {
 	Annotations  []Annotation
 	AttestInline bool // attestations that are meant for images in registries are added
 
+	Layout bool // of the kind oci: a directory of the client, and not a tar
+
 	// Of files.
 	Split  *bool  // a directory for each platform; nil = when there are several
 	Prefix string // of the names of attestations
@@ -278,7 +280,9 @@ func (p *parser) image() {
 		}
 	default:
 		tar := true
-		if p.flag("tar", &tar); !tar {
+		if p.flag("tar", &tar); !tar && o.Kind == OCI {
+			o.Layout = true
+		} else if !tar {
 			p.fail(errs.New(errs.Unimplemented, "output type=%s: tar=false is not supported: unpack the tar", p.typ))
 		}
 	}

@@ -66,7 +66,7 @@ func TestParseErrors(t *testing.T) {
 		{"local", "mode=move", "mode", errs.Invalid},
 		{"local", "attestation-prefix=../", "attestation-prefix", errs.Invalid},
 		{"oci", "push=true", `"push"`, errs.Invalid},
-		{"oci", "tar=false", "tar=false", errs.Unimplemented},
+		{"docker", "tar=false", "tar=false", errs.Unimplemented},
 		{"image", "push=maybe", "push=maybe", errs.Invalid},
 		{"image", "push=true", "tag is needed", errs.Invalid},
 		{"image", "store=false", "store=false", errs.Invalid},

@@ -53,6 +53,13 @@ type Vertex struct {
 // not make. Keys of BuildKit's caches are made from it.
 func (v *Vertex) Encoded() (*pb.Op, []Edge) { return v.encoded, v.refers }
 
+// Source returns the address of a source as BuildKit has it, such as git://HOST/PATH#REF, and its attributes, which the caller does not change. ok is false
+// for what is no source.
+func (v *Vertex) Source() (address string, attrs map[string]string, ok bool) {
+	s := v.encoded.GetSource()
+	return s.GetIdentifier(), s.GetAttrs(), s != nil
+}
+
 // Group joins vertices that progress shows as one.
 type Group struct {
 	ID, Name string

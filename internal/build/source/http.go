@@ -261,6 +261,9 @@ func (f *Fetches) get(ctx context.Context, op *ops.HTTP, rec *solver.Record) (*h
 	if req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return nil, errs.New(errs.Invalid, "%s: not an address of a web server", redact(op.URL))
 	}
+	if req.URL.Host == uploadHost {
+		return f.upload(ctx, req)
+	}
 	req.Header.Set("User-Agent", "ply/"+version.Version)
 	for name, value := range op.Headers {
 		switch http.CanonicalHeaderKey(name) { // no others have an effect, as with BuildKit
@@ -279,6 +282,22 @@ func (f *Fetches) get(ctx context.Context, op *ops.HTTP, rec *solver.Record) (*h
 		}
 	}
 	return f.s.web.Do(req)
+}
+
+// uploadHost is the host by which BuildKit's clients name themselves in an address. No server is ever asked for it.
+const uploadHost = "buildkit-session"
+
+// upload takes the answer to a request from the client of the build.
+func (f *Fetches) upload(ctx context.Context, req *http.Request) (*http.Response, error) {
+	c, ok := f.client.(Uploads)
+	if !ok {
+		return nil, errs.New(errs.Unimplemented, "the client has no session that sends %s", req.URL.Path)
+	}
+	body, err := c.Upload(ctx, req.URL.Path)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: body, ContentLength: -1, Request: req}, nil
 }
 
 // authorize adds the credentials that the client has for the host.

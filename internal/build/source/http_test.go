@@ -2,6 +2,7 @@ package source
 
 import (
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -183,6 +184,35 @@ func TestHTTPOncePerBuild(t *testing.T) {
 	two, err2 := b.HTTP(t.Context(), op, nil)
 	if err != nil || err2 != nil || one.Key != two.Key || n != 1 {
 		t.Errorf("%v %v, %d requests", err, err2, n)
+	}
+}
+
+// uploading is a client that sends files itself.
+type uploading struct {
+	*world
+	asked []string
+}
+
+func (u *uploading) Upload(_ context.Context, path string) (io.ReadCloser, error) {
+	u.asked = append(u.asked, path)
+	return io.NopCloser(strings.NewReader("sent by the client")), nil
+}
+
+func TestHTTPUpload(t *testing.T) {
+	w := newWorld(t, Limits{})
+	op := &ops.HTTP{URL: "http://buildkit-session/abc", Mode: -1}
+	u := &uploading{world: w}
+	b := w.For(u, nil)
+	one, err := b.HTTP(t.Context(), op, nil)
+	two, err2 := b.HTTP(t.Context(), op, nil)
+	if err != nil || err2 != nil || one.Key != two.Key || len(u.asked) != 1 || u.asked[0] != "/abc" {
+		t.Errorf("%v %v, asked for %q", err, err2, u.asked)
+	}
+	if want := oci.DigestOf([]byte("sent by the client")); one.Origin != string(want) {
+		t.Errorf("the file is %s, want %s", one.Origin, want)
+	}
+	if _, err := w.build().HTTP(t.Context(), op, nil); !errors.Is(err, errs.Unimplemented) {
+		t.Errorf("a client that sends no files: %v", err)
 	}
 }
 

@@ -39,6 +39,12 @@ type Client interface {
 	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
 }
 
+// Uploads is a Client that sends files in place of a web server: with uploadHost in an address, such as that of a context that the client read from its standard input.
+type Uploads interface {
+	// Upload sends the file of a path, once.
+	Upload(ctx context.Context, path string) (io.ReadCloser, error)
+}
+
 // Limits bound a fetch. A zero field has the default of New.
 type Limits struct {
 	Bytes   int64         // of one fetch: of a file, of the packs of a repository, of the files of a checkout
