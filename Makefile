@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
 RUN_NEEDS   := nftables iproute2 procps
 TOUR_NEEDS  := mmdebstrap curl busybox-static xz-utils
-TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux
+TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux docker-compose
 
 # A tree that git will not read, such as another user's, builds without its commit in the version.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
@@ -30,7 +30,12 @@ itself: build
 	test/itself/itself
 
 test: build
+<<<<<<< HEAD
 	@test/setup/versitygw >/dev/null & test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS) && wait $$!
+=======
+	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
+	@test/setup/clients regctl
+>>>>>>> 9cb20eb (e2e: tell the stories of buildx and of docker-compose 1.29)
 	go vet ./... && go vet -tags isal ./internal/compress
 	PLY_BIN=$(CURDIR)/bin go test -timeout 20m ./...
 	for cli in $$(type -ap docker | xargs -n 1 realpath | sort -u); do PLY_DOCKER_CLI=$$cli go test -run AgainstDocker ./internal/cli/... || exit 1; done
@@ -43,8 +48,13 @@ mutate: build
 	go run ./test/mutate
 
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
+<<<<<<< HEAD
 nightly: test mutate itself
 	@test/setup/packages buildah
+=======
+nightly: test mutate
+	test/setup/clients docker-buildx docker-compose crane cosign
+>>>>>>> 9cb20eb (e2e: tell the stories of buildx and of docker-compose 1.29)
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e

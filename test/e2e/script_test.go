@@ -21,8 +21,13 @@ import (
 // TestScripts runs the stories, each against a plyd of its own. A file plyd.flags in a story adds flags. The condition [docker28] holds where
 // the docker in PATH is the 28.2 client; Debian's own is docker20 everywhere.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+	testscript.Run(t, stories(t, "script"))
+}
+
+// stories are the scripts below a directory of testdata, and what they may use.
+func stories(t *testing.T, dir string) testscript.Params {
+	return testscript.Params{
+		Dir:                 filepath.Join("testdata", dir),
 		WorkdirRoot:         t.TempDir(), // one of its own it would leave behind
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		RequireExplicitExec: true,
@@ -31,14 +36,16 @@ func TestScripts(t *testing.T) {
 			"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
 			"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
 		},
-		Condition: func(name string) (bool, error) {
-			if name != "docker28" {
-				return false, fmt.Errorf("unknown condition %q", name)
-			}
-			out, err := exec.Command("docker", "--version").Output()
-			return err == nil && strings.HasPrefix(string(out), "Docker version 28.2"), nil
-		},
-	})
+		Condition: condition,
+	}
+}
+
+func condition(name string) (bool, error) {
+	if name != "docker28" {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	out, err := exec.Command("docker", "--version").Output()
+	return err == nil && strings.HasPrefix(string(out), "Docker version 28.2"), nil
 }
 
 type worldKey struct{}

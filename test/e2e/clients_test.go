@@ -1,0 +1,53 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// slowClients take minutes to build. Their stories run where they are installed, and at night, when they must be.
+var slowClients = []string{"docker-buildx", "docker-compose", "cosign", "crane"}
+
+// quickClients are built before every run of the tests.
+var quickClients = []string{"regctl"}
+
+// TestClients runs the stories of the programs of other projects that drive plyd or its registry. In PATH of a story are those that test/setup/clients has
+// installed, docker-buildx and docker-compose are plug-ins of the docker clients too, and the name of each is a condition that holds where it is installed.
+func TestClients(t *testing.T) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "ply-clients")
+	p := stories(t, "clients")
+	p.Setup = func(env *testscript.Env) error {
+		if err := setup(env); err != nil {
+			return err
+		}
+		env.Setenv("PATH", dir+":"+env.Getenv("PATH"))
+		plugins := filepath.Join(env.Getenv("DOCKER_CONFIG"), "cli-plugins")
+		if err := os.MkdirAll(plugins, 0o755); err != nil {
+			return err
+		}
+		return errors.Join(os.Symlink(filepath.Join(dir, "docker-buildx"), filepath.Join(plugins, "docker-buildx")),
+			os.Symlink(filepath.Join(dir, "docker-compose"), filepath.Join(plugins, "docker-compose")))
+	}
+	p.Condition = func(name string) (bool, error) {
+		slow := slices.Contains(slowClients, name)
+		if !slow && !slices.Contains(quickClients, name) {
+			return condition(name)
+		}
+		_, err := os.Stat(filepath.Join(dir, name))
+		if err != nil && (!slow || os.Getenv("PLY_NIGHTLY") != "") {
+			return false, fmt.Errorf("%w: test/setup/clients %s installs it", err, name)
+		}
+		return err == nil, nil
+	}
+	testscript.Run(t, p)
+}
