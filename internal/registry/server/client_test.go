@@ -48,10 +48,11 @@ func start(t testing.TB, o Options) (s *Server, url string, stop func()) {
 type client struct {
 	url  string
 	http *http.Client
+	more []string // further replicas, any of which a request may reach
 }
 
-func newClient(url string) *client {
-	return &client{url, &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: 2 * time.Minute}}
+func newClient(url string, more ...string) *client {
+	return &client{more: more, url: url, http: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: 2 * time.Minute}}
 }
 
 type reply struct {
@@ -61,7 +62,11 @@ type reply struct {
 }
 
 func (c *client) do(method, path string, body []byte, header ...string) (reply, error) {
-	r, err := http.NewRequest(method, c.url+path, bytes.NewReader(body)) //nolint:noctx // the client has a timeout
+	url := c.url
+	if n := mathrand.IntN(len(c.more) + 1); n > 0 {
+		url = c.more[n-1]
+	}
+	r, err := http.NewRequest(method, url+path, bytes.NewReader(body)) //nolint:noctx // the client has a timeout
 	if err != nil {
 		return reply{}, err
 	}

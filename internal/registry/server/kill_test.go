@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,10 +20,14 @@ import (
 var kills = flag.Int("registry.kills", 8, "how often TestKill kills the registry")
 
 // child starts a registry in a process of its own.
-func child(t *testing.T, root string) (url string, kill func()) {
+func child(t *testing.T, o Options) (url string, kill func()) {
 	t.Helper()
+	options, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
-	cmd.Env = append(os.Environ(), childRoot+"="+root)
+	cmd.Env = append(os.Environ(), childOptions+"="+string(options))
 	cmd.Stderr = t.Output()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -61,7 +66,7 @@ func TestKill(t *testing.T) {
 	open := make([]*resumable, 4)
 	resumed := 0
 	for range *kills {
-		url, kill := child(t, root)
+		url, kill := child(t, Options{Root: root})
 		c := newClient(url)
 		if err := p.verify(c); err != nil {
 			t.Fatalf("after a kill: %v", err)
@@ -97,7 +102,7 @@ func TestKill(t *testing.T) {
 		wg.Wait()
 		c.http.CloseIdleConnections()
 	}
-	url, _ := child(t, root)
+	url, _ := child(t, Options{Root: root})
 	c := newClient(url)
 	defer c.http.CloseIdleConnections()
 	if err := p.verify(c); err != nil {

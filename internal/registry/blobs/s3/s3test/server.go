@@ -127,7 +127,7 @@ func (s *Server) handler(socket string) http.Handler {
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 			},
-			DisableCompression: true, MaxIdleConnsPerHost: 64,
+			DisableCompression: true, DisableKeepAlives: true,
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
