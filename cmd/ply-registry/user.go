@@ -16,6 +16,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/config"
+	"ply/internal/registry/content"
 	"ply/internal/registry/server"
 )
 
@@ -142,11 +143,11 @@ func parseGrants(name string, list []string) (grants []auth.Grant, err error) {
 		if err != nil {
 			return nil, err
 		}
-		pattern, err := auth.ParsePattern(p)
+		pattern, err := content.ParsePattern(p)
 		if err != nil {
 			return nil, err
 		}
-		grants = append(grants, auth.Grant{Subject: name, Pattern: pattern, Role: role})
+		grants = append(grants, auth.Grant{Subject: name, Pattern: string(pattern), Role: role})
 	}
 	return grants, nil
 }

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -34,7 +37,7 @@ func stories(t *testing.T, dir string) testscript.Params {
 		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
-			"registry": cmdRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
+			"registry": cmdRegistry, "plyregistry": cmdPlyRegistry, "endregistry": cmdEndRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
 		},
 		Condition: condition,
 	}
@@ -97,7 +100,45 @@ func cmdRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) > 1 {
 		more = os.Expand(ts.ReadFile(args[1]), ts.Getenv)
 	}
-	ts.Setenv(args[0], worldOf(ts).registry(more))
+	w := worldOf(ts)
+	ts.Setenv(args[0], w.registry(more))
+	w.regNames[args[0]] = w.regs[len(w.regs)-1]
+}
+
+// plyregistry VAR [FLAG]... starts a ply-registry and puts its address into $VAR.
+func cmdPlyRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: plyregistry VAR [FLAG]...")
+	}
+	w := worldOf(ts)
+	c := exec.Command(filepath.Join(bin, "ply-registry"), append([]string{"--addr=127.0.0.1:0", "--root=" + filepath.Join(w.dir, "ply-registry-"+args[0])}, args[1:]...)...)
+	out, err := c.StdoutPipe()
+	ts.Check(err)
+	log := &bytes.Buffer{}
+	c.Stderr = log
+	ts.Check(c.Start())
+	w.regs = append(w.regs, c)
+	w.regNames[args[0]] = c
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		_ = c.Wait()
+		ts.Fatalf("ply-registry: %v\n%s", err, log)
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	ts.Setenv(args[0], strings.TrimSpace(line[strings.LastIndex(line, " ")+1:]))
+}
+
+// endregistry VAR ends a registry.
+func cmdEndRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	w := worldOf(ts)
+	if neg || len(args) != 1 || w.regNames[args[0]] == nil {
+		ts.Fatalf("usage: endregistry VAR")
+	}
+	c := w.regNames[args[0]]
+	ts.Check(c.Process.Kill())
+	_ = c.Wait() // it was killed
+	w.regs = slices.DeleteFunc(w.regs, func(r *exec.Cmd) bool { return r == c })
+	delete(w.regNames, args[0])
 }
 
 // website VAR DIR offers the files below DIR on loopback, and the git repositories below DIR/git, and puts the address into $VAR. The files in DIR/hidden

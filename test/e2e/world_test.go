@@ -30,7 +30,8 @@ type world struct {
 	plyd     *exec.Cmd
 	log      string
 	regs     []*exec.Cmd
-	baseline map[string]bool // mounts before
+	regNames map[string]*exec.Cmd // by their variables in a story
+	baseline map[string]bool      // mounts before
 }
 
 var worlds atomic.Int32
@@ -54,7 +55,7 @@ func prepareWorld(t testing.TB, flags ...string) *world {
 		t.Fatal(err)
 	}
 	n := worlds.Add(1)
-	w := &world{t: t, dir: dir, sock: filepath.Join(dir, "s"), bridge: fmt.Sprintf("plye2e%d", n), log: filepath.Join(dir, "plyd.log"), baseline: mounts(t)}
+	w := &world{t: t, dir: dir, sock: filepath.Join(dir, "s"), bridge: fmt.Sprintf("plye2e%d", n), log: filepath.Join(dir, "plyd.log"), regNames: map[string]*exec.Cmd{}, baseline: mounts(t)}
 	w.flags = append([]string{"--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "run"), "-H", "unix://" + w.sock,
 		"--pidfile", filepath.Join(dir, "pid"), "--bridge", w.bridge, "--config-file", filepath.Join(dir, "daemon.json")}, flags...)
 	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}\n"), 0o644); err != nil {

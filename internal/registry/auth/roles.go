@@ -2,7 +2,6 @@ package auth
 
 import (
 	"slices"
-	"strings"
 
 	"ply/internal/errs"
 	"ply/internal/registry/access"
@@ -50,35 +49,6 @@ type Grant struct {
 	Role    Role   `json:"role"`
 }
 
-// ParsePattern returns s as a pattern of repositories. A component * stands for any one component, and ** at the end for any number
-// of components, none included. The error's class is errs.Invalid.
-func ParsePattern(s string) (string, error) {
-	parts := strings.Split(s, "/")
-	for i, p := range parts {
-		if p == "*" || p == "**" && i == len(parts)-1 {
-			continue
-		}
-		if _, err := content.ParseRepository(p); err != nil {
-			return "", errs.New(errs.Invalid, "pattern %q: want a repository whose components may be *, and whose last one may be **", s)
-		}
-	}
-	return s, nil
-}
-
-// Matches reports whether a pattern stands for a repository.
-func Matches(pattern string, repo content.Repository) bool {
-	p, r := strings.Split(pattern, "/"), strings.Split(string(repo), "/")
-	for i, part := range p {
-		if part == "**" && i == len(p)-1 {
-			return true
-		}
-		if i >= len(r) || part != "*" && part != r[i] {
-			return false
-		}
-	}
-	return len(p) == len(r)
-}
-
 // Rights are the grants of one subject.
 type Rights struct {
 	name   string // "" = anonymous
@@ -87,10 +57,10 @@ type Rights struct {
 
 // May reports whether the subject may do something to a repository. A user is the admin of the repositories below its own name.
 func (r Rights) May(repo content.Repository, a access.Action) bool {
-	if r.name != "" && repo != "" && Matches(r.name+"/**", repo) {
+	if r.name != "" && repo != "" && content.Pattern(r.name+"/**").Matches(repo) {
 		return true
 	}
-	return slices.ContainsFunc(r.grants, func(g Grant) bool { return g.Role.allows(a) && Matches(g.Pattern, repo) })
+	return slices.ContainsFunc(r.grants, func(g Grant) bool { return g.Role.allows(a) && content.Pattern(g.Pattern).Matches(repo) })
 }
 
 // admin reports whether the subject is the admin of everything.

@@ -258,7 +258,7 @@ func (u *Users) SetPassword(name, password string) error {
 
 // Grant gives a role on a pattern to a user or to Anonymous, instead of the one that it has there. Role "" takes it away.
 func (u *Users) Grant(subject, pattern string, role Role) error {
-	if _, err := ParsePattern(pattern); err != nil {
+	if _, err := content.ParsePattern(pattern); err != nil {
 		return err
 	}
 	return u.change(func(r *usersRecord) error {

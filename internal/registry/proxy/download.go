@@ -183,12 +183,12 @@ func (f *download) run(ctx context.Context) error {
 	u := f.p.upstream(f.key.repo)
 	body, size, err := u.Registry.Blob(ctx, u.name(f.key.repo), f.key.digest, 0)
 	if err != nil {
-		return refused(err)
+		return f.p.refused(err)
 	}
 	in := &incoming{f: f, ctx: ctx, body: body}
 	defer in.close()
 	if size >= 0 && want >= 0 && size != want {
-		return errs.New(errs.Unavailable, "upstream: blob %s has %d bytes, its manifest says %d", f.key.digest, size, want)
+		return errs.New(errs.DataLoss, "upstream: blob %s has %d bytes, its manifest says %d", f.key.digest, size, want)
 	}
 	if size < 0 {
 		size = want
@@ -207,7 +207,8 @@ func (f *download) run(ctx context.Context) error {
 	return f.store(ctx, in, size)
 }
 
-// adopt takes bytes that are here because of another repository, if the upstream says that this one has them as well.
+// adopt takes bytes that are here because of another copy of the same upstream, if the upstream says that this repository has them as
+// well, or said so by a manifest and cannot be asked now.
 func (f *download) adopt(ctx context.Context) (bool, error) {
 	s := f.p.o.Repositories
 	size, err := s.Blobs.Stat(ctx, f.key.digest)
@@ -218,12 +219,17 @@ func (f *download) adopt(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	u := f.p.upstream(f.key.repo)
-	theirs, err := u.Registry.StatBlob(ctx, u.name(f.key.repo), f.key.digest)
-	if errors.Is(err, errs.Unimplemented) {
-		return false, nil
+	if same, err := f.p.shares(ctx, u, f.key.digest); err != nil || !same {
+		return false, err
 	}
-	if err != nil {
-		return false, refused(err)
+	theirs, err := u.Registry.StatBlob(ctx, u.name(f.key.repo), f.key.digest)
+	switch {
+	case errors.Is(err, errs.Unimplemented):
+		return false, nil
+	case errors.Is(err, errs.Unavailable) && f.p.refers(ctx, f.key.repo, f.key.digest):
+		theirs = -1
+	case err != nil:
+		return false, f.p.refused(err)
 	}
 	if theirs >= 0 && theirs != size {
 		return false, nil // what is here is damaged, or they lie
@@ -241,6 +247,28 @@ func (f *download) adopt(ctx context.Context) (bool, error) {
 	}
 	return err == nil, err
 }
+
+// shares reports whether a copy of the same registry has a blob. Bytes that were pushed here, or come from elsewhere, are not given to those
+// who know only their digest.
+func (p *Proxy) shares(ctx context.Context, u *Upstream, d content.Digest) (bool, error) {
+	for after := content.Repository(""); ; {
+		holders, err := p.o.Repositories.Metadata.Holders(ctx, d, after, holdersPage)
+		if err != nil {
+			return false, err
+		}
+		for _, h := range holders {
+			if other := p.upstream(h); other != nil && other.Registry.Host() == u.Registry.Host() {
+				return true, nil
+			}
+			after = h
+		}
+		if len(holders) < holdersPage {
+			return false, nil
+		}
+	}
+}
+
+const holdersPage = 100
 
 // store receives the blob, verifies and records it.
 func (f *download) store(ctx context.Context, in *incoming, size int64) (err error) {

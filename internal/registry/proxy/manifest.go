@@ -48,7 +48,7 @@ func (p *Proxy) digest(ctx context.Context, repo content.Repository, d content.D
 		u := p.upstream(repo)
 		m, err := u.Registry.Manifest(ctx, u.name(repo), string(d))
 		if err != nil {
-			return manifestResult{}, refused(err)
+			return manifestResult{}, p.refused(err)
 		}
 		return manifestResult{digest: d}, p.record(ctx, repo, m)
 	})
@@ -110,7 +110,7 @@ func (p *Proxy) revalidate(ctx context.Context, u *Upstream, repo content.Reposi
 		}
 		return r, err
 	case errors.Is(err, errs.NotFound), errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Forbidden), local == "", p.ctx.Err() != nil:
-		return r, refused(err)
+		return r, p.refused(err)
 	}
 	p.down.set(u, p.now().Add(downFor))
 	p.failed("tag "+string(repo)+":"+string(tag)+", a copy is served", err)
@@ -141,7 +141,7 @@ func (p *Proxy) ask(ctx context.Context, u *Upstream, repo content.Repository, t
 func (p *Proxy) record(ctx context.Context, repo content.Repository, m remote.Manifest, tags ...content.Tag) error {
 	parsed, err := content.ParseManifest(m.Payload, m.MediaType)
 	if err != nil {
-		return errs.New(errs.Unavailable, "upstream: %w", err)
+		return p.refused(err)
 	}
 	p.learn(parsed)
 	size := int64(len(m.Payload))

@@ -205,14 +205,16 @@ func or(a, b content.Repository) content.Repository {
 
 // refused returns the error that a client gets for an error of an upstream. That an upstream does not let us in is no news for a
 // client: it may try elsewhere.
-func refused(err error) error {
+func (p *Proxy) refused(err error) error {
 	switch {
 	case errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Forbidden):
-		return errs.New(errs.NotFound, "the upstream does not allow it: %w", err)
-	case errors.Is(err, errs.NotFound), errors.Is(err, errs.Exhausted):
+		p.failed("the upstream refuses", err)
+		return &errs.Error{Class: errs.NotFound, Msg: "the registry that this is a copy of does not allow it", Err: err}
+	case errors.Is(err, errs.NotFound), errors.Is(err, errs.Exhausted), errors.Is(err, context.Canceled):
 		return err
 	}
-	return errs.New(errs.Unavailable, "upstream: %w", err)
+	p.failed("the upstream cannot be asked", err)
+	return &errs.Error{Class: errs.Unavailable, Msg: "the registry that this is a copy of cannot be reached, or gives a wrong answer", Err: err}
 }
 
 // Tags lists tags of a copy. While the upstream is down it lists those that are here. More reports whether there are others.
@@ -236,7 +238,7 @@ func (p *Proxy) Tags(ctx context.Context, repo content.Repository, after content
 	if ctx.Err() != nil {
 		return nil, false, context.Cause(ctx)
 	}
-	err = refused(err)
+	err = p.refused(err)
 	if errors.Is(err, errs.NotFound) {
 		return nil, false, err
 	}
@@ -246,7 +248,6 @@ func (p *Proxy) Tags(ctx context.Context, repo content.Repository, after content
 		return nil, false, err
 	}
 	p.served("tags", "stale")
-	p.failed("tags of "+string(repo), err)
 	if len(local) > n {
 		return local[:n], true, nil
 	}
@@ -266,7 +267,7 @@ func (p *Proxy) Referrers(ctx context.Context, repo content.Repository, subject 
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	if err = refused(err); errors.Is(err, errs.NotFound) {
+	if err = p.refused(err); errors.Is(err, errs.NotFound) {
 		return nil, nil
 	}
 	list, lerr := p.localReferrers(ctx, repo, subject)
@@ -304,7 +305,7 @@ func (p *Proxy) StatBlob(ctx context.Context, repo content.Repository, d content
 	}
 	u := p.upstream(repo)
 	if size, err = u.Registry.StatBlob(ctx, u.name(repo), d); err != nil {
-		return 0, refused(err)
+		return 0, p.refused(err)
 	}
 	if size < 0 {
 		size = max(p.expected(ctx, repo, d), 0)
@@ -337,9 +338,18 @@ func (p *Proxy) expected(ctx context.Context, repo content.Repository, d content
 	if size, ok := p.sizes.get(d); ok {
 		return size
 	}
+	p.refers(ctx, repo, d)
+	if size, ok := p.sizes.get(d); ok {
+		return size
+	}
+	return -1
+}
+
+// refers reports whether a manifest of a repository refers to a blob, and learns the size of the blob.
+func (p *Proxy) refers(ctx context.Context, repo content.Repository, d content.Digest) bool {
 	graph, err := p.o.Repositories.Metadata.Graph(ctx, repo)
 	if err != nil {
-		return -1
+		return false
 	}
 	for _, n := range graph {
 		for _, c := range n.Children {
@@ -353,12 +363,10 @@ func (p *Proxy) expected(ctx context.Context, repo content.Repository, d content
 			if parsed, err := content.ParseManifest(payload, m.MediaType); err == nil {
 				p.learn(parsed)
 			}
-			if size, ok := p.sizes.get(d); ok {
-				return size
-			}
+			return true
 		}
 	}
-	return -1
+	return false
 }
 
 // learn notes the sizes of the blobs of a manifest.

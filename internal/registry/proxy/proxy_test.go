@@ -230,6 +230,33 @@ func TestAdopt(t *testing.T) {
 	w.asked(f, "HEAD /v2/b/blobs/"+sum(layer))
 	w.fails(w.blob("up/c", layer), errs.NotFound, "a repository that has no such blob")
 	w.asked(f, "HEAD /v2/c/blobs/"+sum(layer))
+	// The upstream is down, and its manifest refers to the blob.
+	d := f.push("d", "v1", layer)
+	w.ok(w.tagged("up/d", "v1", d))
+	f.set(func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(503); return true })
+	w.ok(w.blob("up/d", layer))
+	w.fails(w.blob("up/e", layer), errs.Unavailable, "a repository without a manifest that refers to the blob")
+}
+
+// Bytes that were pushed here do not reach those who know their digest, whatever an upstream says that it has.
+func TestAdoptNothingPrivate(t *testing.T) {
+	f := newFake(t)
+	secret := random(1000)
+	w := newWorld(t, f)
+	u, err := w.o.Repositories.Begin(t.Context(), "private/repo", "", content.SHA256)
+	w.ok(err)
+	w.ok(u.Append(t.Context(), bytes.NewReader(secret), -1))
+	w.ok(w.o.Repositories.Finish(t.Context(), u, content.Digest(sum(secret))))
+	f.set(func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Content-Length", "1000")
+		if r.Method == http.MethodGet {
+			_, _ = w.Write(random(1000))
+		}
+		return true
+	})
+	if err := w.blob("up/a", secret); err == nil {
+		t.Error("an upstream that only knows the digest of a private blob made it public")
+	}
 }
 
 func TestLocate(t *testing.T) {
