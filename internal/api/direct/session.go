@@ -84,25 +84,37 @@ func (s *Session) receive() {
 			s.stop(err)
 			return
 		}
-		s.mu.Lock()
-		q := s.asked[a.ID]
-		s.mu.Unlock()
 		r := reply{BuildAnswer: a}
 		if len(files) > 0 {
 			r.file, files = files[0], files[1:]
 		}
 		closeFiles(files)
-		delivered := false
-		if q != nil {
-			select {
-			case q.answers <- r:
-				delivered = true
-			default: // more answers than a want has
-			}
+		if !s.deliver(r) {
+			r.drop()
 		}
-		if !delivered && r.file != nil {
-			closeFiles([]*os.File{r.file})
-		}
+	}
+}
+
+// deliver hands an answer to those who wait for it. It reports whether there was someone.
+func (s *Session) deliver(r reply) bool {
+	s.mu.Lock() // done drops what was delivered before it, and nothing is delivered after it
+	defer s.mu.Unlock()
+	q := s.asked[r.ID]
+	if q == nil {
+		return false
+	}
+	select {
+	case q.answers <- r:
+		return true
+	default: // more answers than a want has
+		return false
+	}
+}
+
+// drop closes the file of an answer that is not used.
+func (r *reply) drop() {
+	if r.file != nil {
+		closeFiles([]*os.File{r.file})
 	}
 }
 
@@ -164,9 +176,7 @@ func (s *Session) await(ctx context.Context, q *question) (r reply, err error) {
 		if got.Error == "" {
 			return got, nil
 		}
-		if got.file != nil {
-			closeFiles([]*os.File{got.file})
-		}
+		got.drop()
 		var class error = errs.Invalid
 		if got.NotFound {
 			class = errs.NotFound
@@ -179,15 +189,15 @@ func (s *Session) await(ctx context.Context, q *question) (r reply, err error) {
 
 // drop closes what came for a want and was not used.
 func (q *question) drop() {
+	answers := q.answers
 	for {
 		select {
-		case r, ok := <-q.answers:
+		case r, ok := <-answers:
 			if !ok {
-				return
+				answers = nil // no more come
+				continue
 			}
-			if r.file != nil {
-				closeFiles([]*os.File{r.file})
-			}
+			r.drop()
 		case c := <-q.stream:
 			_ = c.Close() // nothing was written
 		default:
@@ -198,10 +208,9 @@ func (q *question) drop() {
 
 // Attach hands over a stream that the client opened for a want. Errors: errs.NotFound when nothing waits for it.
 func (s *Session) Attach(id uint64, conn net.Conn) error {
-	s.mu.Lock()
-	q := s.asked[id]
-	s.mu.Unlock()
-	if q != nil {
+	s.mu.Lock() // as in deliver
+	defer s.mu.Unlock()
+	if q := s.asked[id]; q != nil {
 		select {
 		case q.stream <- conn:
 			return nil
@@ -307,11 +316,17 @@ func readable(f *os.File) error {
 
 // Secret implements build.Client.
 func (s *Session) Secret(ctx context.Context, id string) ([]byte, error) {
-	_, r, done, err := s.ask(ctx, wire.BuildWant{Kind: wire.WantSecret, Name: id})
+	return s.data(ctx, wire.BuildWant{Kind: wire.WantSecret, Name: id})
+}
+
+// data asks for something that has no file.
+func (s *Session) data(ctx context.Context, w wire.BuildWant) ([]byte, error) {
+	_, r, done, err := s.ask(ctx, w)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	r.drop()
 	return r.Data, nil
 }
 
@@ -330,16 +345,12 @@ func (s *Session) Agent(ctx context.Context, id string) (io.ReadWriteCloser, err
 
 // Credentials implements build.Client.
 func (s *Session) Credentials(ctx context.Context, host string) (transfer.Credentials, error) {
-	_, r, done, err := s.ask(ctx, wire.BuildWant{Kind: wire.WantCredentials, Name: host})
-	if err != nil {
+	data, err := s.data(ctx, wire.BuildWant{Kind: wire.WantCredentials, Name: host})
+	if err != nil || len(data) == 0 {
 		return transfer.Credentials{}, err
 	}
-	defer done()
 	var a wire.Auth
-	if len(r.Data) == 0 {
-		return transfer.Credentials{}, nil
-	}
-	if err := json.Unmarshal(r.Data, &a); err != nil {
+	if err := json.Unmarshal(data, &a); err != nil {
 		return transfer.Credentials{}, errs.New(errs.Invalid, "credentials of the client: not a JSON object")
 	}
 	return s.credentials(a), nil
@@ -390,6 +401,7 @@ func (s *Session) output(ctx context.Context, w wire.BuildWant) (*output, error)
 		return nil, err
 	}
 	if r.Has {
+		r.drop()
 		done()
 		return nil, nil
 	}
@@ -433,7 +445,10 @@ func (o *output) fail() {
 
 // Close waits until the client has everything.
 func (o *output) Close() error {
-	o.unset()
+	if !o.unset() {
+		o.fail() // the context has ended, or this is not the first Close
+		return o.err
+	}
 	o.once.Do(func() {
 		defer o.done()
 		defer o.conn.Close()

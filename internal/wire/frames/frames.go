@@ -74,7 +74,9 @@ func (c *Conn) Send(v any, files ...*os.File) error {
 		if err != nil {
 			return err
 		}
-		buf = buf[n:]
+		if buf = buf[n:]; len(buf) == 0 {
+			return nil // a peer that has what it wants may be gone
+		}
 	}
 	_, err = c.conn.Write(buf)
 	return err

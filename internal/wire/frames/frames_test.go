@@ -157,3 +157,38 @@ func TestWithoutFiles(t *testing.T) {
 		t.Error("a file was sent over a pipe")
 	}
 }
+
+// No bytes make Receive panic, return a message that was not sent whole, or read more than a frame says.
+func FuzzReceive(f *testing.F) {
+	frame := func(body string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...)
+	}
+	f.Add(frame(`{"Text":"a"}`))
+	f.Add(append(frame(`{"Text":"a"}`), frame(`{"Text":"b"}`)...))
+	f.Add(frame("abc"))
+	f.Add(frame(""))
+	f.Add([]byte{0, 0, 0, 9, '{'})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		a, b := net.Pipe()
+		defer a.Close()
+		defer b.Close()
+		c := New(a, bytes.NewReader(data))
+		for rest := data; ; {
+			files, err := c.Receive(&message{})
+			if len(files) > 0 {
+				t.Fatal("files came without a socket")
+			}
+			if err != nil {
+				if (err == io.EOF) != (len(rest) == 0) {
+					t.Errorf("%v with %d bytes left", err, len(rest))
+				}
+				return
+			}
+			if len(rest) < 4 || len(rest) < 4+int(binary.BigEndian.Uint32(rest)) {
+				t.Fatalf("a message out of %d bytes", len(rest))
+			}
+			rest = rest[4+binary.BigEndian.Uint32(rest):]
+		}
+	})
+}
