@@ -30,12 +30,7 @@ itself: build
 	test/itself/itself
 
 test: build
-<<<<<<< HEAD
-	@test/setup/versitygw >/dev/null & test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS) && wait $$!
-=======
-	@test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS)
-	@test/setup/clients regctl
->>>>>>> 9cb20eb (e2e: tell the stories of buildx and of docker-compose 1.29)
+	@{ test/setup/versitygw && test/setup/clients regctl; } >/dev/null & test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS) && wait $$!
 	go vet ./... && go vet -tags isal ./internal/compress
 	PLY_BIN=$(CURDIR)/bin go test -timeout 20m ./...
 	for cli in $$(type -ap docker | xargs -n 1 realpath | sort -u); do PLY_DOCKER_CLI=$$cli go test -run AgainstDocker ./internal/cli/... || exit 1; done
