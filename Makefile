@@ -32,7 +32,7 @@ itself: build
 test: build
 	@{ test/setup/versitygw && test/setup/clients regctl; } >/dev/null & test/setup/packages $(RUN_NEEDS) $(TEST_NEEDS) && wait $$!
 	go vet ./... && go vet -tags isal ./internal/compress
-	PLY_BIN=$(CURDIR)/bin go test -timeout 20m ./...
+	PLY_BIN=$(CURDIR)/bin go test -timeout 45m ./...
 	for cli in $$(type -ap docker | xargs -n 1 realpath | sort -u); do PLY_DOCKER_CLI=$$cli go test -run AgainstDocker ./internal/cli/... || exit 1; done
 	go test -tags isal ./internal/compress
 	go run ./test/mutate -sample 3
