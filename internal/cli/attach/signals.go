@@ -13,10 +13,19 @@ import (
 	"ply/internal/cli/client"
 )
 
-// ProxySignals forwards the signals that this process receives to a container, until stop is called.
-func ProxySignals(ctx context.Context, c *client.Client, id string) (stop func()) {
+// ProxySignals forwards the signals that this process receives to a container, until stop is called. When it returns, the signals that end a terminal's
+// programs are caught; the others are once all is closed.
+//
+// Go's runtime hands each signal that it is to catch from thread to thread. For all of them that takes as long as the creation of a container, so it is done
+// beside other work: the caller waits for all when the container's program may run. Nothing waits for the end of the catching.
+func ProxySignals(ctx context.Context, c *client.Client, id string) (all <-chan struct{}, stop func()) {
 	ch := make(chan os.Signal, 128)
-	signal.Notify(ch)
+	signal.Notify(ch, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	caught := make(chan struct{})
+	go func() {
+		signal.Notify(ch)
+		close(caught)
+	}()
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -27,11 +36,13 @@ func ProxySignals(ctx context.Context, c *client.Client, id string) (stop func()
 					_ = c.Do(ctx, client.Request{Method: "POST", Path: "/containers/" + id + "/kill", Query: q}, nil)
 				}
 			case <-done:
+				<-caught
+				signal.Stop(ch)
 				return
 			}
 		}
 	}()
-	return func() { signal.Stop(ch); close(done) }
+	return caught, func() { close(done) }
 }
 
 // forwarded returns the name of a signal without SIG, or "" for a signal that is meant for this process only.

@@ -35,8 +35,11 @@ func (j *job) foreground(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	var caught <-chan struct{}
 	if j.sigProxy {
-		defer attach.ProxySignals(ctx, j.api, j.id)()
+		var stop func()
+		caught, stop = attach.ProxySignals(ctx, j.api, j.id)
+		defer stop()
 	}
 	keys, err := opts.DetachKeys(j.inv.DetachKeys(j.keys))
 	if err != nil {
@@ -71,6 +74,9 @@ func (j *job) foreground(ctx context.Context) error {
 			<-wait // until the engine has removed it
 		}
 		return runError(j.path, startStatus(err), err)
+	}
+	if caught != nil {
+		<-caught
 	}
 	if j.tty && j.inv.OutTerm != nil {
 		defer attach.FollowSize(ctx, j.api, j.inv.OutTerm, "/containers/"+j.id+"/resize", j.started)()
