@@ -1,8 +1,9 @@
 // Command ply-shim owns one container: it creates the container, holds its streams, and writes its log and its exit file.
 // plyd starts it, and it keeps running when plyd ends.
 //
-//	ply-shim -bundle DIR [-wait]    run the container of a bundle; the response is written to descriptor 3.
-//	                                With -wait the spec is there when descriptor 4 has a byte
+//	ply-shim -bundle DIR [-hold]    run the container of a bundle; the response is written to descriptor 3.
+//	                                With -hold the spec is there when descriptor 4 has a byte, and all that the
+//	                                container needs when it has another. With -wait one byte means both
 //	ply-shim -bundle DIR -cleanup   remove what a killed shim left
 //	docker-init -- PROGRAM ARG…     run as a container's first process (this binary is mounted at /sbin/docker-init)
 //
@@ -36,9 +37,10 @@ func main() {
 	bundle := flag.String("bundle", "", "bundle `directory`")
 	cleanup := flag.Bool("cleanup", false, "remove what a killed shim of this bundle left")
 	wait := flag.Bool("wait", false, "read one byte from descriptor 4 before the spec")
+	hold := flag.Bool("hold", false, "read one byte from descriptor 4 before the spec, and one after it")
 	flag.Parse()
 	if !filepath.IsAbs(*bundle) || flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "ply-shim: usage: ply-shim -bundle /absolute/directory [-wait | -cleanup]")
+		fmt.Fprintln(os.Stderr, "ply-shim: usage: ply-shim -bundle /absolute/directory [-hold | -wait | -cleanup]")
 		os.Exit(2)
 	}
 	logrus.SetLevel(logrus.WarnLevel)
@@ -50,8 +52,8 @@ func main() {
 		return
 	}
 	var spec *os.File
-	if *wait {
+	if *wait || *hold {
 		spec = os.NewFile(shim.SpecFD, "spec")
 	}
-	os.Exit(supervise.Run(*bundle, os.NewFile(shim.ReadyFD, "ready"), spec))
+	os.Exit(supervise.Run(*bundle, os.NewFile(shim.ReadyFD, "ready"), spec, *hold))
 }

@@ -129,7 +129,6 @@ func (s *starter) attachNetwork(ctx context.Context, c *ctr, p *prepared) (attac
 	if p.att, err = s.env.opts.Network.Attach(ctx, req); err != nil {
 		return false, err
 	}
-	p.netns = c.paths.netns
 	setAttachment(c, p.att)
 	return true, nil
 }

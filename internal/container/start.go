@@ -82,11 +82,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	spec, err := buildSpec(c, p)
-	if err != nil {
-		return err
-	}
-	client, err := p.takeShim().Create(ctx, spec)
+	client, err := p.takeShim().Create(ctx)
 	moved() // the shim has moved the first process to its cgroup
 	if err != nil {
 		return startError(err)
@@ -179,7 +175,8 @@ func (p *prepared) takeShim() *shim.Starting {
 	return s
 }
 
-// prepare mounts the root, readies the volumes, makes the network, writes the record of the start and starts the shim, all at once.
+// prepare mounts the root, readies the volumes, makes the network, writes the record of the start and starts the shim, all at once. The shim has the
+// spec before the network is there.
 func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared, error) {
 	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
@@ -209,15 +206,18 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 	if err != nil {
 		return nil, err
 	}
+	if !sharesNetwork(spec.NetworkMode) {
+		p.netns = c.paths.netns
+	}
 	volumes := s.env.opts.Volumes
 	var rootUp, netUp, volUp, shmUp bool
-	var g errgroup.Group
-	g.Go(func() error {
+	var g, inSpec errgroup.Group
+	inSpec.Go(func() error {
 		err := c.root.Acquire(ctx)
 		rootUp = err == nil
 		return err
 	})
-	g.Go(func() (err error) {
+	inSpec.Go(func() (err error) {
 		p.mounts, err = volumes.Prepare(ctx, c.id, mounts)
 		volUp = err == nil
 		return err
@@ -226,13 +226,23 @@ func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared,
 		netUp, err = s.attachNetwork(ctx, c, p)
 		return err
 	})
-	g.Go(func() (err error) {
+	inSpec.Go(func() (err error) {
 		shmUp, err = mountShm(c, p)
 		return err
 	})
-	g.Go(func() (err error) {
+	inSpec.Go(func() (err error) {
 		p.shim, err = shim.Begin(s.env.opts.ShimPath, cfg)
 		return err
+	})
+	g.Go(func() error {
+		if err := inSpec.Wait(); err != nil {
+			return err
+		}
+		spec, err := buildSpec(c, p)
+		if err != nil {
+			return err
+		}
+		return p.shim.Offer(spec)
 	})
 	err = g.Wait()
 	if shmUp {

@@ -32,12 +32,12 @@ const ReadyFD = 3
 // cancelGrace is how long a shim may take to end after SIGTERM when a launch is cancelled.
 const cancelGrace = 10 * time.Second
 
-// SpecFD is the descriptor from which a shim that was started with the flag -wait reads one byte when its spec is there. The end
-// of the file without a byte means that there is nothing to create.
+// SpecFD is the descriptor from which a shim that was started with the flag -hold reads two bytes: one when its spec is there, and one when all is
+// there that the container needs. With the flag -wait, which plyd used before, one byte means both. The end of the file means that there is nothing to create.
 const SpecFD = 4
 
-// Starting is a shim that has no spec yet. Its process loads and readies itself while the caller makes what the container needs.
-// Exactly one of Create and Abandon ends it.
+// Starting is a shim that has not created its container yet. Its process loads and reads the spec while the caller makes what the container needs.
+// Offer comes first; exactly one of Create and Abandon ends it.
 type Starting struct {
 	cfg   Config
 	cmd   *exec.Cmd
@@ -77,10 +77,13 @@ func Begin(binary string, cfg Config) (*Starting, error) {
 	return s, nil
 }
 
-// Abandon ends a shim whose container will not be created, and waits for its end. Only the bundle's files are left.
+// Abandon ends a shim whose container will not be created, and waits for its end. Only the bundle's files are left, without the spec.
 func (s *Starting) Abandon() error {
 	err := errors.Join(s.spec.Close(), s.ready.Close())
 	s.end()
+	if rerr := os.Remove(filepath.Join(s.cfg.Bundle, SpecFile)); !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
 	return err
 }
 
@@ -94,14 +97,27 @@ func (s *Starting) end() {
 	}
 }
 
-// Create writes the rest of the bundle's files and waits until the shim has created the container or has failed to. A created
+// Offer gives the shim its spec. What the spec names need not be there before Create. The spec is not synced: a crash that loses it also ends the container.
+func (s *Starting) Offer(spec *specs.Spec) error {
+	raw, err := json.Marshal(spec)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(s.cfg.Bundle, SpecFile), raw, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: runtime spec: %w", s.cfg.ID, err)
+	}
+	_, _ = s.spec.Write([]byte{1}) // it fails when the shim has ended, and then the response to Create says why
+	return nil
+}
+
+// Create waits until the shim has created the container of the spec that Offer gave it, or has failed to. A created
 // container has its namespaces, mounts and cgroups, and its program was found, but nothing of it has run.
 //
 // The error is a *ProgramError when the program is missing or cannot be executed. After any error only the bundle's files
 // are left of the container. The end of ctx stops the creation.
-func (s *Starting) Create(ctx context.Context, spec *specs.Spec) (*Client, error) {
+func (s *Starting) Create(ctx context.Context) (*Client, error) {
 	cfg := s.cfg
-	if err := writeBundle(cfg, spec); err != nil {
+	if err := clearBundle(cfg); err != nil {
 		return nil, fmt.Errorf("container %s: %w", cfg.ID, errors.Join(err, s.Abandon()))
 	}
 	defer s.ready.Close() // only read from
@@ -109,7 +125,7 @@ func (s *Starting) Create(ctx context.Context, spec *specs.Spec) (*Client, error
 		_ = s.cmd.Process.Signal(unix.SIGTERM) // a shim whose container was not started ends then
 		s.end()
 	})
-	_, _ = s.spec.Write([]byte{1}) // it fails when the shim has ended, and then the response says why
+	_, _ = s.spec.Write([]byte{1})
 	_ = s.spec.Close()
 	answer, err := io.ReadAll(io.LimitReader(s.ready, MaxFrame))
 	if !stop() {
@@ -133,13 +149,16 @@ func (s *Starting) Create(ctx context.Context, spec *specs.Spec) (*Client, error
 	return &Client{cfg: cfg, self: id, peer: peer}, nil
 }
 
-// Launch is Begin and Create in one.
+// Launch is Begin, Offer and Create in one.
 func Launch(ctx context.Context, binary string, cfg Config, spec *specs.Spec) (*Client, error) {
 	s, err := Begin(binary, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return s.Create(ctx, spec)
+	if err := s.Offer(spec); err != nil {
+		return nil, errors.Join(err, s.Abandon())
+	}
+	return s.Create(ctx)
 }
 
 // Cleanup removes what a killed shim left: it ends the container's processes, deletes its cgroups and runtime state, and
@@ -181,9 +200,8 @@ func checkConfig(binary string, cfg Config) error {
 	return nil
 }
 
-// writeBundle removes what the last run has left in the bundle and writes the spec. It is not synced: a crash that loses it also
-// ends the container.
-func writeBundle(cfg Config, spec *specs.Spec) error {
+// clearBundle removes what the last run has left in the bundle.
+func clearBundle(cfg Config) error {
 	for _, name := range []string{SocketFile, PidFile, InitFile, ErrorFile, ExitFile} {
 		if err := os.Remove(filepath.Join(cfg.Bundle, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
@@ -192,11 +210,7 @@ func writeBundle(cfg Config, spec *specs.Spec) error {
 	if err := os.Remove(cfg.ExitPath); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	rawSpec, err := json.Marshal(spec)
-	if err != nil {
-		return fmt.Errorf("runtime spec: %w", err)
-	}
-	return os.WriteFile(filepath.Join(cfg.Bundle, SpecFile), rawSpec, 0o600)
+	return nil
 }
 
 // shimEnv returns the whole environment of a shim. It contains nothing of plyd's environment, which may hold secrets. The
@@ -211,7 +225,7 @@ func startShim(binary, bundle string, ready, spec *os.File) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer words.Close() // this process writes nothing to it
-	cmd := exec.Command(binary, "-bundle", bundle, "-wait")
+	cmd := exec.Command(binary, "-bundle", bundle, "-hold")
 	cmd.Dir = bundle
 	cmd.Env = shimEnv()
 	cmd.Stderr = words

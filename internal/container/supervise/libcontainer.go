@@ -25,29 +25,20 @@ import (
 
 // linked runs a container with libcontainer, which is linked into this program.
 type linked struct {
+	config    *configs.Config // until open
 	c         *libcontainer.Container
 	program   *seccomp.Program
 	first     int  // pid of the first process
 	privately bool // the container has its own pid namespace
 }
 
-func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
+// newLinked reads the spec of a container and finds its seccomp program. The container is created by open and create.
+func newLinked(cfg shim.Config, spec *specs.Spec) (*linked, error) {
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: cfg.ID, Spec: spec})
 	if err != nil {
 		return nil, fmt.Errorf("runtime spec: %w", err)
 	}
-	c, err := libcontainer.Create(cfg.StateDir, cfg.ID, config)
-	if errors.Is(err, libcontainer.ErrExist) {
-		// A shim that was killed left its state. The state is deleted only if no process of the container runs.
-		if err := removeDead(cfg); err != nil {
-			return nil, err
-		}
-		c, err = libcontainer.Create(cfg.StateDir, cfg.ID, config)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("create container: %w", err)
-	}
-	r := &linked{c: c, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}
+	r := &linked{config: config, privately: !inNamespaceOfOthers(spec, specs.PIDNamespace)}
 	if config.Seccomp != nil {
 		profile, err := json.Marshal(config.Seccomp)
 		if err != nil {
@@ -56,6 +47,23 @@ func newLibcontainer(cfg shim.Config, spec *specs.Spec) (runtime, error) {
 		r.program = seccomp.Find(cfg.StateDir+"-seccomp", profile)
 	}
 	return r, nil
+}
+
+// open makes the runtime's state directory.
+func (r *linked) open(cfg shim.Config) error {
+	c, err := libcontainer.Create(cfg.StateDir, cfg.ID, r.config)
+	if errors.Is(err, libcontainer.ErrExist) {
+		// A shim that was killed left its state. The state is deleted only if no process of the container runs.
+		if err := removeDead(cfg); err != nil {
+			return err
+		}
+		c, err = libcontainer.Create(cfg.StateDir, cfg.ID, r.config)
+	}
+	if err != nil {
+		return fmt.Errorf("create container: %w", err)
+	}
+	r.c, r.config = c, nil
+	return nil
 }
 
 // removeDead deletes the state of an ended container. It returns a conflict if the container runs.

@@ -62,13 +62,13 @@ type server struct {
 
 // Run runs a shim until it is told to end, and returns the exit status of the process. It writes one Response to ready
 // when the container is created or could not be created. If spec is not nil, Run waits for a byte from it before it reads the runtime
-// spec, and when the file ends without one it creates nothing and writes nothing.
-func Run(bundle string, ready, spec *os.File) int {
+// spec, and with hold for another before it creates anything. When the file ends without one, it creates nothing and writes nothing.
+func Run(bundle string, ready, spec *os.File, hold bool) int {
 	// The signals are caught before anything is created: ending halfway would leave a part of a container.
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM, unix.SIGINT)
 	closeInherited(ready, spec)
-	s, err := start(bundle, spec)
+	s, err := start(bundle, spec, hold)
 	if errors.Is(err, errAbandoned) {
 		return 0
 	}
@@ -138,20 +138,20 @@ func (s *server) leave() { s.stop.Do(func() { close(s.stopped) }) }
 // errAbandoned means that plyd does not want the container any more.
 var errAbandoned = errors.New("abandoned")
 
-// awaitSpec waits until the spec is there.
-func awaitSpec(f *os.File) error {
+// await waits for plyd's next byte, if it sends any.
+func await(f *os.File) error {
 	if f == nil {
 		return nil
 	}
-	defer f.Close() // only read from
 	if n, _ := f.Read(make([]byte, 1)); n == 0 {
 		return errAbandoned
 	}
 	return nil
 }
 
-// start reads the bundle and creates the container. Before the spec is there, it makes nothing that would be left.
-func start(bundle string, spec *os.File) (*server, error) {
+// start reads the bundle and creates the container. Before plyd has sent its last byte, it makes nothing that would be left.
+func start(bundle string, spec *os.File, hold bool) (*server, error) {
+	defer spec.Close() // only read from; nil is no error here
 	s := &server{removed: make(chan struct{}), stopped: make(chan struct{}), execs: map[string]*process{}, requestTime: requestTime}
 	var err error
 	if s.cfg, s.version, err = shim.ReadConfig(bundle); err != nil {
@@ -161,11 +161,22 @@ func start(bundle string, spec *os.File) (*server, error) {
 	if err := s.prepareProcess(); err != nil {
 		return nil, err
 	}
-	if err := awaitSpec(spec); err != nil {
+	if err := await(spec); err != nil {
 		return nil, err
 	}
 	if s.spec, err = readSpec(bundle); err != nil {
 		return nil, err
+	}
+	var own *linked
+	if s.cfg.Runtime == "" {
+		if own, err = newLinked(s.cfg, s.spec); err != nil {
+			return nil, err
+		}
+	}
+	if hold {
+		if err := await(spec); err != nil {
+			return nil, err
+		}
 	}
 	if s.log, err = logfile.Create(s.cfg.Log); err != nil {
 		return nil, err
@@ -176,8 +187,8 @@ func start(bundle string, spec *os.File) (*server, error) {
 	if s.l, err = shim.Listen(bundle); err != nil {
 		return nil, err
 	}
-	if s.cfg.Runtime == "" {
-		s.rt, err = newLibcontainer(s.cfg, s.spec)
+	if own != nil {
+		s.rt, err = own, own.open(s.cfg)
 	} else {
 		s.rt, err = newCommand(s.cfg, s.spec)
 	}
