@@ -43,13 +43,9 @@ mutate: build
 	go run ./test/mutate
 
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
-<<<<<<< HEAD
 nightly: test mutate itself
 	@test/setup/packages buildah
-=======
-nightly: test mutate
 	test/setup/clients docker-buildx docker-compose crane cosign
->>>>>>> 9cb20eb (e2e: tell the stories of buildx and of docker-compose 1.29)
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e
