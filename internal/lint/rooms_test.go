@@ -51,7 +51,7 @@ var inside = map[string][][]string{
 		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/metadata/postgres", "registry/blobs/blobstest", "registry/blobs/directory",
 			"registry/blobs/s3", "registry/repository", "registry/queue"},
 		{"registry/metadata/postgres/postgrestest", "registry/blobs/s3/s3test"},
-		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/observe", "registry/proxy", "registry/search"},
+		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/notify", "registry/observe", "registry/proxy", "registry/replicate", "registry/search"},
 		{"registry/server"},
 		{"registry/config"},
 	},

@@ -74,7 +74,7 @@ func (h *Handler) getBlob(q *request) error {
 
 // redirect tells the client to read a blob from where the store has it. It does nothing about what the registry does not have yet.
 func (h *Handler) redirect(q *request, d content.Digest) (bool, error) {
-	if !h.Redirect || q.r.Method != http.MethodGet {
+	if !h.Redirect || q.r.Method != http.MethodGet || h.copies(q.repo) { // the use of a copy is counted
 		return false, nil
 	}
 	at, err := h.Repositories.Redirect(q.r.Context(), q.repo, d)
@@ -124,6 +124,7 @@ func (h *Handler) deleteBlob(q *request) error {
 	if err := h.Repositories.Metadata.DeleteLink(q.r.Context(), q.repo, d); err != nil {
 		return missing(err, errBlobUnknown, map[string]any{"digest": d})
 	}
+	h.notify(q, Event{Action: "delete", Digest: d, MediaType: blobType})
 	q.w.WriteHeader(http.StatusAccepted)
 	return nil
 }
@@ -190,6 +191,7 @@ func (h *Handler) mount(q *request, digest, source string) (bool, error) {
 		return false, nil
 	}
 	if err == nil {
+		h.notify(q, Event{Action: "mount", Digest: d, MediaType: blobType, From: from})
 		h.blobAt(q, d)
 	}
 	return true, err
@@ -281,6 +283,7 @@ func (h *Handler) finish(q *request, u blobs.Upload, d content.Digest) error {
 		}
 		return err
 	}
+	h.notify(q, Event{Action: "push", Digest: d, MediaType: blobType, Size: u.Offset()})
 	h.blobAt(q, d)
 	return nil
 }

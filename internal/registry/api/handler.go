@@ -21,12 +21,14 @@ import (
 // Options configure a Handler.
 type Options struct {
 	Repositories *repository.Service
-	Copies       Copies       // nil = none
-	Gate         access.Gate  // nil = access.Open
-	ReadOnly     bool         // nothing can be changed
-	NoDelete     bool         // nothing can be deleted
-	Redirect     bool         // blobs are read from where the store says, when it can
-	Log          *slog.Logger // nil = none
+	Copies       Copies // nil = none
+	// Notify is told of every event; nil = no one is. It returns when the event is durable.
+	Notify   func(context.Context, Event) error
+	Gate     access.Gate  // nil = access.Open
+	ReadOnly bool         // nothing can be changed
+	NoDelete bool         // nothing can be deleted
+	Redirect bool         // blobs are read from where the store says, when it can
+	Log      *slog.Logger // nil = none
 	// Stall is how long a client may send nothing in the middle of a body; 0 = 1 minute.
 	Stall time.Duration
 }
@@ -217,6 +219,7 @@ func (h *Handler) deleteRepository(q *request) error {
 	if err := h.Repositories.Metadata.DeleteRepository(q.r.Context(), q.repo); err != nil {
 		return missing(err, errRepository, map[string]any{"name": q.repo})
 	}
+	h.notify(q, Event{Action: "delete"})
 	q.w.WriteHeader(http.StatusAccepted)
 	return nil
 }

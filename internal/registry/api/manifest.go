@@ -57,6 +57,7 @@ func (h *Handler) getManifest(q *request) error {
 	head.Set("Content-Type", m.MediaType)
 	head.Set("Content-Length", strconv.Itoa(len(payload)))
 	if q.r.Method != http.MethodHead {
+		h.notify(q, Event{Action: "pull", Digest: m.Digest, Tag: tag, MediaType: m.MediaType, Size: m.Size})
 		h.writing(q, int64(len(payload)))
 		_, _ = q.w.Write(payload) // the client is gone
 	}
@@ -153,6 +154,14 @@ func (h *Handler) putManifest(q *request) error {
 		}
 		return err
 	}
+	pushed := Event{Action: "push", Digest: d, MediaType: m.MediaType, Size: int64(len(p.Payload))}
+	for _, t := range p.Tags {
+		pushed.Tag = t
+		h.notify(q, pushed)
+	}
+	if len(p.Tags) == 0 {
+		h.notify(q, pushed)
+	}
 	head := q.w.Header()
 	head.Set("Location", "/v2/"+string(q.repo)+"/manifests/"+string(d))
 	head.Set("Docker-Content-Digest", string(d))
@@ -201,6 +210,7 @@ func (h *Handler) deleteManifest(q *request) error {
 		}
 		return h.unknownManifest(q, err)
 	}
+	h.notify(q, Event{Action: "delete", Digest: d, Tag: tag})
 	q.w.WriteHeader(http.StatusAccepted)
 	return nil
 }

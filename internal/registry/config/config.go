@@ -25,6 +25,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/blobs/s3"
 	"ply/internal/registry/gc"
+	"ply/internal/registry/notify"
 	"ply/internal/registry/server"
 )
 
@@ -45,6 +46,9 @@ type Config struct {
 	Collect           gc.Schedule
 	Untagged          bool
 	Proxy             server.Proxy
+	Replicate         server.Replicate
+	Webhooks          []notify.Endpoint
+	WebhookActions    []string
 	LogLevel          string
 	LogFormat         string
 	NoAccessLog       bool
@@ -56,8 +60,8 @@ type Config struct {
 func Defaults() *Config {
 	return &Config{
 		Addr: ":5000", Root: DefaultRoot, Drain: 30 * time.Second, Stall: time.Minute,
-		Collect:  gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour},
-		Proxy:    server.Proxy{Fresh: 5 * time.Minute},
+		Collect: gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour},
+		Proxy:   server.Proxy{Fresh: 5 * time.Minute}, Replicate: server.Replicate{Interval: time.Hour},
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -229,6 +233,9 @@ func (c *Config) parse(data []byte) ([]string, error) {
 }
 
 func setNode(v value, n *yaml.Node) error {
+	if own, ok := v.(interface{ SetNode(*yaml.Node) error }); ok && n.Kind == yaml.SequenceNode {
+		return own.SetNode(n)
+	}
 	if l, ok := v.(*list); ok && n.Kind == yaml.SequenceNode {
 		*l = nil
 		for _, item := range n.Content {
@@ -297,7 +304,7 @@ func (c *Config) validate() error {
 		return err
 	}
 	_, err := c.Logger(io.Discard)
-	return errors.Join(err, c.Proxy.Validate())
+	return errors.Join(err, c.Proxy.Validate(), c.Replicate.Validate(), c.webhooks(nil))
 }
 
 func (c *Config) validateS3() error {
@@ -312,6 +319,22 @@ func (c *Config) validateS3() error {
 		return errs.New(errs.Invalid, "s3-access-key and s3-secret-key go together")
 	case c.S3.Endpoint == "":
 		c.S3.Endpoint = "https://s3." + c.S3.Region + ".amazonaws.com"
+	}
+	return nil
+}
+
+// webhooks adds the web servers that are told of events to a list.
+func (c *Config) webhooks(to *[]notify.Endpoint) error {
+	for _, e := range c.Webhooks {
+		if len(e.Actions) == 0 {
+			e.Actions = c.WebhookActions
+		}
+		if err := e.Validate(); err != nil {
+			return err
+		}
+		if to != nil {
+			*to = append(*to, e)
+		}
 	}
 	return nil
 }
@@ -337,8 +360,9 @@ func (c *Config) Server(log *slog.Logger) server.Options {
 	o := server.Options{
 		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
-		Proxy: c.Proxy, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
+		Proxy: c.Proxy, Replicate: c.Replicate, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 	}
+	_ = c.webhooks(&o.Webhooks) // they are valid
 	if c.S3.Bucket != "" {
 		o.S3 = &c.S3
 	}

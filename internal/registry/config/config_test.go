@@ -64,6 +64,14 @@ func sample(s setting) string {
 	case "size":
 		return "20G"
 	case "list":
+		switch s.flag {
+		case "replicate":
+			return "a/**=http://127.0.0.1:1,b=https://x.example/copies"
+		case "webhook":
+			return "http://127.0.0.1:1/x,https://x.example"
+		case "webhook-actions":
+			return "push,pull"
+		}
 		if s.flag == "proxy" {
 			return "docker.io,x=http://127.0.0.1:1"
 		}
@@ -181,7 +189,6 @@ func TestRefused(t *testing.T) {
 		"no bucket":               {"", []string{"--s3-endpoint", "http://x"}, "s3-bucket"},
 		"no server":               {"", []string{"--s3-bucket", "x"}, "s3-endpoint or s3-region"},
 		"half a key":              {"", []string{"--s3-bucket", "x", "--s3-region", "y", "--s3-access-key", "z"}, "go together"},
-		"notifications":           {"notifications:\n  endpoints:\n    - name: x\n", nil, "notifications.endpoints is not supported"},
 		"a map for a value":       {"http:\n  addr:\n    x: y\n", nil, "http.addr.x is not supported"},
 		"a list for a value":      {"http:\n  addr: [a, b]\n", nil, "want a string"},
 		"no duration":             {"gc:\n  interval: often\n", nil, "line 2: gc.interval"},

@@ -1,13 +1,18 @@
 package config
 
 import (
+	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/docker/go-units"
 
+	"go.yaml.in/yaml/v3"
+
 	"ply/internal/errs"
+	"ply/internal/registry/notify"
 )
 
 // setting is one thing that can be set: by a flag, a variable of the environment, or a key of the file.
@@ -102,6 +107,80 @@ func (v *size) String() string {
 }
 func (v *size) Type() string { return "size" }
 
+// endpoints are webhooks. As text they have only URLs.
+type endpoints []notify.Endpoint
+
+func (v *endpoints) Set(s string) error {
+	*v = nil
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*v = append(*v, notify.Endpoint{URL: item})
+		}
+	}
+	return nil
+}
+
+func (v *endpoints) String() string {
+	var list []string
+	for _, e := range *v {
+		list = append(list, e.URL)
+	}
+	return strings.Join(list, ",")
+}
+func (v *endpoints) Type() string { return "list" }
+
+// endpointNode is an endpoint of the file. Name, timeout, threshold and backoff are read as the reference registry's file has them;
+// events are retried until they are taken, whatever these say.
+type endpointNode struct {
+	Name      string              `yaml:"name"`
+	Disabled  bool                `yaml:"disabled"`
+	URL       string              `yaml:"url"`
+	Headers   map[string][]string `yaml:"headers"`
+	Actions   []string            `yaml:"actions"`
+	Timeout   string              `yaml:"timeout"`
+	Threshold int                 `yaml:"threshold"`
+	Backoff   string              `yaml:"backoff"`
+	Ignore    *struct {
+		MediaTypes []string `yaml:"mediatypes"`
+		Actions    []string `yaml:"actions"`
+	} `yaml:"ignore"`
+}
+
+// SetNode reads the list of the file.
+func (v *endpoints) SetNode(n *yaml.Node) error {
+	raw, err := yaml.Marshal(n)
+	if err != nil {
+		return err
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(raw))
+	dec.KnownFields(true)
+	var nodes []endpointNode
+	if err := dec.Decode(&nodes); err != nil {
+		return errs.New(errs.Invalid, "%w", err)
+	}
+	*v = nil
+	for _, e := range nodes {
+		if e.Disabled {
+			continue
+		}
+		to := notify.Endpoint{URL: e.URL, Actions: e.Actions, Headers: map[string]string{}}
+		for k, values := range e.Headers {
+			to.Headers[k] = strings.Join(values, ", ")
+		}
+		if e.Ignore != nil {
+			if len(e.Ignore.MediaTypes) > 0 {
+				return errs.New(errs.Invalid, "ignore.mediatypes is not supported").WithHint("Name the actions.")
+			}
+			if len(to.Actions) == 0 {
+				to.Actions = []string{notify.Push, notify.Pull, notify.Mount, notify.Delete}
+			}
+			to.Actions = slices.DeleteFunc(to.Actions, func(a string) bool { return slices.Contains(e.Ignore.Actions, a) })
+		}
+		*v = append(*v, to)
+	}
+	return nil
+}
+
 func (v inverted) Set(s string) error {
 	err := v.yes.Set(s)
 	*v.yes = !*v.yes
@@ -145,6 +224,11 @@ var settings = []setting{
 	{"remote-ca", "", []string{"remote.ca"}, "file of certificates that other registries may have, beside those of the system", func(c *Config) value { return (*text)(&c.Proxy.CA) }},
 	{"proxy-size", "", []string{"proxy.size"}, "bytes of copies to keep; what was not used for longest goes first; 0 = no bound", func(c *Config) value { return (*size)(&c.Proxy.Size) }},
 	{"proxy-fresh", "", []string{"proxy.fresh"}, "how long a tag of a copy is served without asking its registry", func(c *Config) value { return (*duration)(&c.Proxy.Fresh) }},
+	{"replicate", "", []string{"replication.rules"}, "repositories to copy to other registries, as PATTERN=URL, separated by commas; the path of the URL goes before their names", func(c *Config) value { return (*list)(&c.Replicate.Rules) }},
+	{"replicate-interval", "", []string{"replication.interval"}, "time between two comparisons with the other registries, which find what events have missed; 0 = never", func(c *Config) value { return (*duration)(&c.Replicate.Interval) }},
+	{"replicate-deletes", "", []string{"replication.deletes"}, "tags and manifests that are deleted here are deleted there", func(c *Config) value { return (*yes)(&c.Replicate.Deletes) }},
+	{"webhook", "", []string{"notifications.endpoints"}, "web servers that are told of events in Docker's format, by their URLs; in the file also as a list of url, headers, actions and disabled", func(c *Config) value { return (*endpoints)(&c.Webhooks) }},
+	{"webhook-actions", "", []string{"notifications.actions"}, "which of push, pull, mount and delete web servers are told of that have no actions of their own", func(c *Config) value { return (*list)(&c.WebhookActions) }},
 	{"log-level", "", []string{"log.level"}, "debug, info, warn or error", func(c *Config) value { return (*text)(&c.LogLevel) }},
 	{"log-format", "", []string{"log.formatter"}, "text or json", func(c *Config) value { return (*text)(&c.LogFormat) }},
 	{"no-access-log", "", []string{"log.accesslog.disabled"}, "do not log requests", func(c *Config) value { return (*yes)(&c.NoAccessLog) }},

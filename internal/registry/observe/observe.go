@@ -29,6 +29,9 @@ type Metrics struct {
 
 	proxied    *prometheus.CounterVec
 	proxyBytes *prometheus.CounterVec
+
+	outward         *prometheus.CounterVec
+	replicatedBytes prometheus.Counter
 }
 
 // New returns metrics, all of them 0.
@@ -47,7 +50,9 @@ func New() *Metrics {
 	}
 	m.proxied = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_proxy_served_total", Help: "What copies of other registries served: hit, miss, revalidated, stale or error."}, []string{"kind", "outcome"})
 	m.proxyBytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_proxy_bytes_total", Help: "Bytes of copies that were fetched and evicted."}, []string{"kind"})
-	m.registry.MustRegister(m.proxied, m.proxyBytes)
+	m.outward = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_outward_total", Help: "Copies to other registries (replication) and notifications (webhook) by outcome: ok, error or dropped."}, []string{"kind", "outcome"})
+	m.replicatedBytes = prometheus.NewCounter(prometheus.CounterOpts{Name: "ply_registry_replicated_bytes_total", Help: "Bytes that were copied to other registries."})
+	m.registry.MustRegister(m.proxied, m.proxyBytes, m.outward, m.replicatedBytes)
 	m.registry.MustRegister(m.requests, m.seconds, m.sent, m.received, m.active, m.collections, m.collected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -78,6 +83,29 @@ func (m *Metrics) ProxyFetched(n int64) { m.proxyBytes.WithLabelValues("fetched"
 
 // ProxyEvicted counts bytes of copies that were evicted.
 func (m *Metrics) ProxyEvicted(n int64) { m.proxyBytes.WithLabelValues("evicted").Add(float64(n)) }
+
+func outcome(failed bool) string {
+	if failed {
+		return "error"
+	}
+	return "ok"
+}
+
+// ReplicationTried counts a try to copy a tag or digest.
+func (m *Metrics) ReplicationTried(failed bool) {
+	m.outward.WithLabelValues("replication", outcome(failed)).Inc()
+}
+
+// Replicated counts bytes that were copied.
+func (m *Metrics) Replicated(n int64) { m.replicatedBytes.Add(float64(n)) }
+
+// WebhookTried counts a try to send an event.
+func (m *Metrics) WebhookTried(failed bool) {
+	m.outward.WithLabelValues("webhook", outcome(failed)).Inc()
+}
+
+// WebhookDropped counts an event that found its queue full.
+func (m *Metrics) WebhookDropped() { m.outward.WithLabelValues("webhook", "dropped").Inc() }
 
 // Gauge adds a metric whose value is read when it is asked for.
 func (m *Metrics) Gauge(name, help string, value func() float64) {

@@ -6,15 +6,19 @@ import (
 	"sync"
 
 	"ply/internal/registry/api"
+	"ply/internal/registry/notify"
 	"ply/internal/registry/proxy"
+	"ply/internal/registry/replicate"
 )
 
 // generation is what serves with one set of options. A reload replaces it; the old one ends with its last request.
 type generation struct {
-	o        Options
-	handler  http.Handler
-	proxy    *proxy.Proxy // nil = none
-	requests sync.WaitGroup
+	o          Options
+	handler    http.Handler
+	proxy      *proxy.Proxy          // nil = none
+	replicator *replicate.Replicator // nil = none
+	notifier   *notify.Notifier      // nil = none
+	requests   sync.WaitGroup
 }
 
 // generate makes a generation. It is closed by generations.
@@ -28,15 +32,31 @@ func (s *Server) generate(o *Options) (*generation, error) {
 	if g.proxy != nil {
 		ao.Copies = g.proxy
 	}
+	if g.replicator, err = s.openReplicator(o); err != nil {
+		return nil, errors.Join(err, g.close())
+	}
+	if g.notifier, err = s.openNotifier(o); err != nil {
+		return nil, errors.Join(err, g.close())
+	}
+	if g.replicator != nil || g.notifier != nil {
+		ao.Notify = g.told
+	}
 	g.handler = api.New(ao)
 	return g, nil
 }
 
 func (g *generation) close() error {
-	if g.proxy == nil {
-		return nil
+	var err error
+	if g.replicator != nil {
+		err = g.replicator.Close()
 	}
-	return g.proxy.Close()
+	if g.notifier != nil {
+		err = errors.Join(err, g.notifier.Close())
+	}
+	if g.proxy != nil {
+		err = errors.Join(err, g.proxy.Close())
+	}
+	return err
 }
 
 // generations serves with the current one.
@@ -90,11 +110,31 @@ func (s *generations) close() error {
 	return errors.Join(s.err, s.current.close())
 }
 
-func (s *Server) proxyKept() float64 {
-	g := s.current.join()
-	defer g.requests.Done()
-	if g.proxy == nil {
-		return 0
+// gauges adds the metrics of the current generation.
+func (s *Server) gauges() {
+	value := func(of func(*generation) float64) func() float64 {
+		return func() float64 {
+			g := s.current.join()
+			defer g.requests.Done()
+			return of(g)
+		}
 	}
-	return float64(g.proxy.Size())
+	s.metrics.Gauge("proxy_kept_bytes", "Bytes of copies that are kept.", value(func(g *generation) float64 {
+		if g.proxy == nil {
+			return 0
+		}
+		return float64(g.proxy.Size())
+	}))
+	s.metrics.Gauge("replication_waiting", "Tags and digests that wait to be copied to other registries.", value(func(g *generation) float64 {
+		if g.replicator == nil {
+			return 0
+		}
+		return float64(g.replicator.Len())
+	}))
+	s.metrics.Gauge("webhooks_waiting", "Events that wait to be sent.", value(func(g *generation) float64 {
+		if g.notifier == nil {
+			return 0
+		}
+		return float64(g.notifier.Len())
+	}))
 }

@@ -113,8 +113,12 @@ func (s *Server) openProxy(o *Options) (*proxy.Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
+	spool := filepath.Join(o.Root, "spool")
+	if err := durable.MkdirPrivate(durable.OS, spool); err != nil {
+		return nil, err
+	}
 	po := proxy.Options{
-		Mirror: mirror, Repositories: s.repositories, Size: o.Proxy.Size, Fresh: o.Proxy.Fresh, Spool: filepath.Join(o.Root, "uploads"),
+		Mirror: mirror, Repositories: s.repositories, Size: o.Proxy.Size, Fresh: o.Proxy.Fresh, Spool: spool,
 		Events: proxy.Events{
 			Served: s.metrics.Proxied, Fetched: s.metrics.ProxyFetched, Evicted: s.metrics.ProxyEvicted,
 			Failed: func(what string, err error) { o.Log.Warn("proxy: "+what, "err", err) },

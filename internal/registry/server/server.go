@@ -29,6 +29,7 @@ import (
 	"ply/internal/registry/metadata"
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/metadata/postgres"
+	"ply/internal/registry/notify"
 	"ply/internal/registry/observe"
 	"ply/internal/registry/repository"
 	"ply/internal/registry/search"
@@ -58,7 +59,9 @@ type Options struct {
 	Htpasswd string // file of users that are imported; "" = none
 	URL      string // what clients reach the registry by; "" = what each request says
 
-	Proxy Proxy // repositories that are copies of those of other registries
+	Proxy     Proxy             // repositories that are copies of those of other registries
+	Replicate Replicate         // repositories that are copied to other registries
+	Webhooks  []notify.Endpoint // web servers that are told of events
 
 	TLSCert, TLSKey string   // files; "" = no TLS
 	TLSHosts        []string // for a certificate of our own; empty = none
@@ -116,7 +119,7 @@ func Open(o Options) (_ *Server, err error) {
 		return nil, err
 	}
 	s.current.replace(first)
-	s.metrics.Gauge("proxy_kept_bytes", "Bytes of copies that are kept.", s.proxyKept)
+	s.gauges()
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	var ctx context.Context
