@@ -269,7 +269,7 @@ func (w *world) idle() ([]row, error) {
 		}
 	}
 	time.Sleep(10 * time.Second)
-	pss, err := pssOf("ply-shim", filepath.Join(w.dir, "ply-run"))
+	pss, err := pssOf("ply-shim", filepath.Join(w.execRoots(), "ply"))
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // world holds the two engines and a registry, all on loopback.
@@ -62,7 +64,17 @@ func (w *world) spawn(log string, name string, args ...string) (*exec.Cmd, error
 	return c, nil
 }
 
+// execRoots is the directory of the engines' exec roots. It is in memory, as /run is where they are by default: a disk without a journal makes files that
+// come and go there dearer with each run.
+func (w *world) execRoots() string { return filepath.Join(w.dir, "run") }
+
 func (w *world) start() error {
+	if err := os.Mkdir(w.execRoots(), 0o711); err != nil {
+		return err
+	}
+	if err := unix.Mount("tmpfs", w.execRoots(), "tmpfs", 0, "mode=0711"); err != nil {
+		return fmt.Errorf("mount %s: %w", w.execRoots(), err)
+	}
 	w.port = 5000
 	addr, err := w.startRegistry("main")
 	if err != nil {
@@ -77,14 +89,14 @@ func (w *world) start() error {
 	}
 	p := func(s string) string { return filepath.Join(w.dir, s) }
 	if !w.alone {
-		d, err := w.spawn("dockerd.log", "dockerd", "--data-root", p("docker"), "--exec-root", p("docker-run"), "-H", "unix://"+p("docker.sock"),
+		d, err := w.spawn("dockerd.log", "dockerd", "--data-root", p("docker"), "--exec-root", filepath.Join(w.execRoots(), "docker"), "-H", "unix://"+p("docker.sock"),
 			"--pidfile", p("docker.pid"), "--storage-driver", "overlay2")
 		if err != nil {
 			return err
 		}
 		w.docker = engine{name: "docker", cli: []string{"/usr/bin/docker", "-H", "unix://" + p("docker.sock")}, pid: d.Process.Pid, root: p("docker")}
 	}
-	l, err := w.spawn("plyd.log", filepath.Join(w.bin, "plyd"), "--data-root", p("ply"), "--exec-root", p("ply-run"), "-H", "unix://"+p("ply.sock"), "--pidfile", p("ply.pid"))
+	l, err := w.spawn("plyd.log", filepath.Join(w.bin, "plyd"), "--data-root", p("ply"), "--exec-root", filepath.Join(w.execRoots(), "ply"), "-H", "unix://"+p("ply.sock"), "--pidfile", p("ply.pid"))
 	if err != nil {
 		return err
 	}
@@ -112,7 +124,7 @@ func (w *world) both() []engine {
 // another starts a second plyd, from the programs in bin, on a data root of its own.
 func (w *world) another(name, bin, root string) (e engine, stop func(), err error) {
 	sock := filepath.Join(w.dir, name+".sock")
-	p, err := w.spawn("plyd-"+name+".log", filepath.Join(bin, "plyd"), "--data-root", root, "--exec-root", filepath.Join(w.dir, name+"-run"),
+	p, err := w.spawn("plyd-"+name+".log", filepath.Join(bin, "plyd"), "--data-root", root, "--exec-root", filepath.Join(w.execRoots(), name),
 		"-H", "unix://"+sock, "--pidfile", filepath.Join(w.dir, name+".pid"), "--bridge", "plybench1")
 	if err != nil {
 		return e, nil, err
