@@ -29,6 +29,7 @@ import (
 	"ply/internal/events"
 	"ply/internal/image"
 	"ply/internal/network"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/store/layer"
@@ -516,6 +517,10 @@ func (f *fakeNetwork) change(id oci.ContainerID, do func(map[string]network.Endp
 	do(a.Endpoints)
 	f.made[id] = a
 	return a, nil
+}
+
+func (f *fakeNetwork) HandOver(id oci.ContainerID, take func([]proxy.Port, []*os.File) error) error {
+	return take(nil, nil)
 }
 
 func (f *fakeNetwork) Rename(oci.ContainerID, string, string) error { return nil }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
 	"slices"
 
 	"ply/internal/container/etc"
@@ -11,6 +12,7 @@ import (
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/network"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 )
 
@@ -127,10 +129,25 @@ func (s *starter) attachNetwork(ctx context.Context, c *ctr, p *prepared) (attac
 	}
 	req := network.AttachRequest{ID: c.id, NetnsPath: c.paths.netns, Endpoints: requests, Ports: ports}
 	if p.att, err = s.env.opts.Network.Attach(ctx, req); err != nil {
-		return false, err
+		return false, s.env.nameHolder(err)
 	}
 	setAttachment(c, p.att)
 	return true, nil
+}
+
+// nameHolder adds to an error on a port the name of the container that has it.
+func (e *env) nameHolder(err error) error {
+	if used := new(network.PortInUseError); errors.As(err, &used) && used.Container != "" {
+		if c, ferr := e.index.find(string(used.Container)); ferr == nil {
+			used.Name = c.name()
+		}
+	}
+	return err
+}
+
+// publishPorts makes the shim carry the published ports, so that what does not go through the kernel's rules does not end with plyd.
+func publishPorts(ctx context.Context, c *ctr, client *shim.Client) error {
+	return c.env.opts.Network.HandOver(c.id, func(list []proxy.Port, sockets []*os.File) error { return client.Publish(ctx, list, sockets) })
 }
 
 // setAttachment writes down how the container is attached.
@@ -226,7 +243,11 @@ func (n *Connector) Connect(ctx context.Context, ref, networkRef string, ep netw
 		running, life, cname := c.rec.Netns != "", c.life, c.rec.Name
 		c.mu.Unlock()
 		if running {
-			att, err := n.s.env.opts.Network.Connect(ctx, c.id, c.paths.netns, requestOf(c.id, cname, &sp, name))
+			req := requestOf(c.id, cname, &sp, name)
+			if req.Ports, err = sp.PublishedPorts(); err != nil {
+				return err
+			}
+			att, err := n.s.env.opts.Network.Connect(ctx, c.id, c.paths.netns, req)
 			if err != nil {
 				return err
 			}
@@ -325,6 +346,11 @@ func followNetwork(ctx context.Context, c *ctr, l *life, att network.Attachment,
 	c.mu.Lock()
 	sp := c.rec.Spec
 	c.mu.Unlock()
+	if l != nil && (len(sp.Ports) > 0 || sp.PublishAll) {
+		if err := publishPorts(ctx, c, l.Client); err != nil {
+			return err
+		}
+	}
 	if err := etc.ChangeHosts(c.paths.hosts, sp.Hostname, sp.Domainname, before, att.Endpoints); err != nil {
 		return err
 	}

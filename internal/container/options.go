@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"ply/internal/events"
 	"ply/internal/image"
 	"ply/internal/network"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 	"ply/internal/store"
 	"ply/internal/volume"
@@ -40,6 +42,8 @@ type Network interface {
 	// Connect connects a container, whose namespace is bound at netnsPath, to one more network; Disconnect takes it out of one.
 	Connect(ctx context.Context, id oci.ContainerID, netnsPath string, req network.EndpointRequest) (network.Attachment, error)
 	Disconnect(ctx context.Context, id oci.ContainerID, ref string) (network.Attachment, error)
+	// HandOver calls take with the published ports of a container, and with their sockets as far as its shim has not got them.
+	HandOver(id oci.ContainerID, take func(list []proxy.Port, sockets []*os.File) error) error
 	// Rename changes a name of a container in its networks.
 	Rename(id oci.ContainerID, old, name string) error
 	// Name returns the name of a network, which may be given by name or ID. The error's class is errs.NotFound when there is none.

@@ -198,6 +198,11 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 	c.mu.Unlock()
 	c.root.Adopt()
 	c.sessions.Begin(l.Run)
+	if len(att.Ports) > 0 {
+		if err := publishPorts(ctx, c, client); err != nil {
+			r.env.log.Warn("published ports are served by the kernel's rules only", "container", c.id, "err", err)
+		}
+	}
 	r.env.opts.Volumes.Adopt(c.id, mounts)
 	r.runs.runs.watch(c, l)
 	return true, nil

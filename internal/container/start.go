@@ -95,6 +95,11 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err := resolve(ctx, c, client, p.att); err != nil {
 		return err
 	}
+	if len(p.att.Ports) > 0 {
+		if err := publishPorts(ctx, c, client); err != nil {
+			return err
+		}
+	}
 	c.setLife(l)
 	undo.add("run", func() error { c.setLife(nil); return nil })
 	undo.add("attached clients", c.sessions.Begin(l.Run))

@@ -3,11 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/network/namespace"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 	"ply/internal/store/check"
 	"ply/internal/volume"
@@ -79,6 +81,8 @@ func (detached) Connect(context.Context, oci.ContainerID, string, network.Endpoi
 func (detached) Disconnect(context.Context, oci.ContainerID, string) (network.Attachment, error) {
 	return network.Attachment{}, errs.New(errs.Unavailable, "no engine runs")
 }
+
+func (detached) HandOver(oci.ContainerID, func([]proxy.Port, []*os.File) error) error { return nil }
 
 func (detached) Rename(oci.ContainerID, string, string) error { return nil }
 

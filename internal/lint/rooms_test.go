@@ -37,7 +37,7 @@ var inside = map[string][][]string{
 	"durable": {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
 	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
-		{"network/changes", "network/ipam", "network/names", "network/nft"},
+		{"network/changes", "network/ipam", "network/names", "network/nft", "network/proxy"},
 		{"network/namespace"},
 		{"network/resolver"},
 		{"network"},

@@ -8,12 +8,14 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
 	"ply/internal/errs"
 	"ply/internal/network/names"
 	"ply/internal/network/namespace"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 )
 
@@ -373,6 +375,9 @@ func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string,
 		return Attachment{}, err
 	}
 	p.c = c
+	if !slices.ContainsFunc(all, func(o planned) bool { return o.c.Default }) && best([]*planned{&p}) != nil {
+		p.c.Ports = req.Ports
+	}
 	all = append(all, p)
 	if err := s.reroute(ctx, all); err != nil {
 		s.drop(ctx, p.up, c)
@@ -400,7 +405,7 @@ func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string
 	if gone.c.Default { // the interface goes later, and its routes and ports must make room now
 		next := best(pointers(all))
 		if next != nil {
-			next.c.Ports = gone.c.Ports
+			next.c.Ports, next.c.Handed = gone.c.Ports, gone.c.Handed
 		}
 		if err := gone.up.Demote(ctx, &gone.c); err != nil {
 			return Attachment{}, err
@@ -444,16 +449,17 @@ func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
 func (s *Service) reroute(ctx context.Context, all []planned) error {
 	next := best(pointers(all))
 	var ports []PortBinding
+	var handed bool
 	for i := range all {
 		p := &all[i]
 		if !p.c.Default || p == next {
 			continue
 		}
-		ports = p.c.Ports
+		ports, handed = p.c.Ports, p.c.Handed
 		if err := p.up.Demote(ctx, &p.c); err != nil {
 			return err
 		}
-		p.c.Default, p.c.Ports = false, nil
+		p.c.Default, p.c.Ports, p.c.Handed = false, nil, false
 		if err := s.files.save(p.c); err != nil {
 			return err
 		}
@@ -462,7 +468,7 @@ func (s *Service) reroute(ctx context.Context, all []planned) error {
 		return nil
 	}
 	if len(next.c.Ports) == 0 {
-		next.c.Ports = ports
+		next.c.Ports, next.c.Handed = ports, handed
 	}
 	next.c.Default = true
 	if err := next.up.Promote(ctx, &next.c); err != nil {
@@ -485,6 +491,42 @@ func (s *Service) keep(id oci.ContainerID, all []planned, then func()) (Attachme
 	return attachmentOf(list), err
 }
 
+// HandOver calls take with the published ports of a container, so that its shim carries them and keeps their sockets, whether plyd runs or not. The second
+// argument are the sockets of the ports that the shim has not got yet, which take closes. While the class of its error is errs.Unimplemented, this process carries
+// the ports. The caller serialises it with Attach, Connect, Disconnect and Detach of the container.
+func (s *Service) HandOver(id oci.ContainerID, take func(list []proxy.Port, sockets []*os.File) error) error {
+	all, err := s.attached(id)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		p := &all[i]
+		publisher, ok := p.up.Segment.(Publisher)
+		if !ok || !p.c.Default {
+			continue
+		}
+		was := p.c.Handed
+		if err := publisher.HandOver(&p.c, take); err != nil {
+			return err
+		}
+		if p.c.Handed == was {
+			return nil
+		}
+		var list []Connection
+		for _, p := range all {
+			list = append(list, p.c)
+		}
+		s.mu.Lock()
+		s.connected[id] = list
+		s.mu.Unlock()
+		return s.files.save(p.c)
+	}
+	if err := take(nil, nil); err != nil && !errors.Is(err, errs.Unimplemented) {
+		return err
+	}
+	return nil
+}
+
 // Rename changes a name of a container in the networks to which it is connected.
 func (s *Service) Rename(id oci.ContainerID, old, name string) error {
 	s.mu.Lock()
@@ -495,6 +537,11 @@ func (s *Service) Rename(id oci.ContainerID, old, name string) error {
 		c := &list[i]
 		at := slices.Index(c.Names, old)
 		if at < 0 {
+			if at = slices.Index(c.Endpoint.Aliases, old); at >= 0 { // on a network without names
+				c.Endpoint.Aliases = slices.Clone(c.Endpoint.Aliases)
+				c.Endpoint.Aliases[at] = name
+				all = errors.Join(all, s.files.save(*c))
+			}
 			continue
 		}
 		before := c.entry()

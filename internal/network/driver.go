@@ -1,11 +1,14 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"ply/internal/errs"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 )
 
@@ -38,6 +41,35 @@ func (e *TakenError) Error() string {
 
 // Is reports whether target is the error's class.
 func (e *TakenError) Is(target error) bool { return target == errs.Conflict }
+
+// PortInUseError reports that a port of the host is taken. Its class is errs.Conflict.
+type PortInUseError struct {
+	Binding   PortBinding     // with the address and the port that are taken
+	Container oci.ContainerID // that has the port; "" when none of this engine has it
+	Name      string          // of the container; the consumer of the Service can set it
+	Process   string          // that has the port, in words; "" when it is not known
+}
+
+func (e *PortInUseError) Error() string {
+	text := fmt.Sprintf("Bind for %s failed: port is already allocated", netip.AddrPortFrom(e.Binding.HostIP, e.Binding.HostPort))
+	switch {
+	case e.Container != "":
+		text = fmt.Sprintf("%s: container %s has it", text, cmp.Or(e.Name, e.Container.Short()))
+	case e.Process != "":
+		text = fmt.Sprintf("%s: %s has it", text, e.Process)
+	}
+	return text + ". Choose another host port, or stop what listens there."
+}
+
+// Is reports whether target is the error's class.
+func (e *PortInUseError) Is(target error) bool { return target == errs.Conflict }
+
+// Publisher is a Segment that keeps published ports with sockets on the host.
+type Publisher interface {
+	// HandOver calls take with the published ports of a connection and with the sockets of those that take has not got yet, and closes its own descriptors of
+	// these. take closes the sockets. If the error's class is errs.Unimplemented, the Publisher carries the ports itself; that is no error. It sets c.Handed.
+	HandOver(c *Connection, take func(list []proxy.Port, sockets []*os.File) error) error
+}
 
 // Segment is one network as its driver made it on this host. Safe for concurrent use; the Service serialises the calls
 // for one container.
@@ -103,6 +135,7 @@ type Connection struct {
 	Endpoint  Endpoint        `json:"endpoint"`
 	Ports     []PortBinding   `json:"ports,omitempty"`
 	Published bool            `json:"published,omitempty"` // the ports are in the kernel's rules
+	Handed    bool            `json:"handed,omitempty"`    // the container's shim has the sockets of the ports
 
 	Default  bool              `json:"default,omitempty"`  // the container's default route goes through the endpoint
 	Priority int               `json:"priority,omitempty"` // as in EndpointSpec

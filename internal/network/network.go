@@ -102,6 +102,8 @@ type EndpointRequest struct {
 	Network string // name or ID; "bridge" and "none" are always there
 	Spec    EndpointSpec
 	Names   []string // of the container in the network, without spec.Aliases
+
+	Ports []PortBinding // for Connect: published if no endpoint of the container provides a default route
 }
 
 // Attachment is how a container is attached.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
@@ -22,6 +23,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/network/bridge"
 	"ply/internal/network/namespace"
+	"ply/internal/network/proxy"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 	"ply/test/private"
@@ -81,7 +83,25 @@ func options(db *meta.DB, dir, owner string) network.Options {
 func (w *world) ns(id oci.ContainerID) string { return filepath.Join(w.dir, "netns", string(id)) }
 
 func (w *world) attach(id oci.ContainerID, mode string, ports ...network.PortBinding) (network.Attachment, error) {
-	return w.s.Attach(w.t.Context(), w.request(id, network.EndpointRequest{Network: mode}, ports...))
+	a, err := w.s.Attach(w.t.Context(), w.request(id, network.EndpointRequest{Network: mode}, ports...))
+	if err == nil {
+		w.carry(id)
+	}
+	return a, err
+}
+
+// carry lets this process carry the published ports, as for a shim of an earlier release.
+func (w *world) carry(id oci.ContainerID) {
+	w.t.Helper()
+	err := w.s.HandOver(id, func(_ []proxy.Port, sockets []*os.File) error {
+		for _, f := range sockets {
+			f.Close()
+		}
+		return errs.New(errs.Unimplemented, "no shim")
+	})
+	if err != nil {
+		w.t.Error(err)
+	}
 }
 
 func (w *world) request(id oci.ContainerID, e network.EndpointRequest, ports ...network.PortBinding) network.AttachRequest {

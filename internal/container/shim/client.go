@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"reflect"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/network/proxy"
 	"ply/internal/procid"
 	"ply/internal/record"
 )
@@ -216,6 +218,55 @@ func (c *Client) Resolve(ctx context.Context, a ResolveArgs) error {
 	return err
 }
 
+// Publish makes the shim keep the sockets of published ports and carry their connections, in place of what an earlier call said. It closes the sockets, which are those of the
+// ports that say Socket, in their order. It returns errs.Unimplemented when the shim is too old.
+func (c *Client) Publish(ctx context.Context, list []proxy.Port, sockets []*os.File) error {
+	defer func() {
+		for _, f := range sockets {
+			_ = f.Close() // the shim has its own descriptors
+		}
+	}()
+	raw, err := json.Marshal(PortsArgs{list})
+	if err != nil {
+		return fmt.Errorf("ports: %w", err)
+	}
+	conn, _, stop, err := c.open(ctx, Request{Op: OpPorts, Args: raw}, sockets...)
+	if err != nil {
+		return err
+	}
+	stop()
+	return conn.Close()
+}
+
+// sendFile sends a byte with a file.
+func sendFile(conn *net.UnixConn, f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	cerr := raw.Control(func(fd uintptr) { _, _, err = conn.WriteMsgUnix([]byte{0}, unix.UnixRights(int(fd)), nil) })
+	return errors.Join(cerr, err)
+}
+
+// ReceiveFile receives what sendFile sent.
+func ReceiveFile(conn *net.UnixConn) (*os.File, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(make([]byte, 1), oob)
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || n != 1 || len(messages) != 1 {
+		return nil, errs.New(errs.Invalid, "a file is missing")
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errs.New(errs.Invalid, "a file is missing")
+	}
+	unix.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "received"), nil
+}
+
 // Stats returns the counters of the container's cgroups.
 func (c *Client) Stats(ctx context.Context) (StatsReply, error) {
 	return call[struct{}, StatsReply](ctx, c, OpStats, "", nil)
@@ -276,8 +327,8 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 }
 
 // open sends a request and reads the response. The caller closes the connection unless there is an error. Until stop is
-// called, the end of ctx breaks the connection.
-func (c *Client) open(ctx context.Context, req Request) (conn *net.UnixConn, body json.RawMessage, stop func() bool, err error) {
+// called, the end of ctx breaks the connection. The files follow the request.
+func (c *Client) open(ctx context.Context, req Request, files ...*os.File) (conn *net.UnixConn, body json.RawMessage, stop func() bool, err error) {
 	if err := c.Newer(); err != nil && !req.Op.isCore() {
 		return nil, nil, nil, err
 	}
@@ -293,7 +344,17 @@ func (c *Client) open(ctx context.Context, req Request) (conn *net.UnixConn, bod
 			err = errors.Join(err, conn.Close())
 		}
 	}()
-	if err = WriteFrame(conn, req); err == nil {
+	err = WriteFrame(conn, req)
+	for _, f := range files {
+		if err != nil {
+			break
+		}
+		if err = sendFile(conn, f); errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			err = nil // a shim that refuses the request does not take files; its response says why
+			break
+		}
+	}
+	if err == nil {
 		var resp Response
 		if resp, err = ReadFrame[Response](conn); err == nil {
 			return conn, resp.Body, stop, responseError(c.cfg.ID, resp)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"ply/internal/network/proxy"
 	"ply/internal/network/resolver"
 )
 
@@ -103,6 +104,7 @@ const (
 	OpStats  Op = "stats"    // → StatsReply
 	OpPids   Op = "pids"     // → []int, pids in the host's namespace
 	OpNames  Op = "names"    // ResolveArgs: answer DNS queries in the container, in place of what an earlier request said
+	OpPorts  Op = "ports"    // PortsArgs: carry published ports, in place of what an earlier request said
 	OpStop   Op = "shutdown" // the container has ended: delete its runtime state and exit
 )
 
@@ -182,6 +184,14 @@ type UpdateArgs struct {
 
 // ResolveArgs are the arguments of OpNames.
 type ResolveArgs = resolver.Config
+
+// PortsArgs are the arguments of OpPorts. After the request the client sends one byte for each port that says Socket, with the socket as its control message.
+type PortsArgs struct {
+	Ports []proxy.Port `json:"ports"`
+}
+
+// MaxPorts bounds the published ports of one request.
+const MaxPorts = 1 << 17
 
 // StatsReply holds the counters of the container's cgroups, in bytes and nanoseconds.
 type StatsReply struct {

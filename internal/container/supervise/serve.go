@@ -174,6 +174,8 @@ func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage
 		s.forks.RLock() // the child that the resolver starts is not the reaper's
 		defer s.forks.RUnlock()
 		return nil, s.names.serve(a)
+	case shim.OpPorts:
+		return nil, s.carry(conn, req)
 	case shim.OpStats:
 		if !s.init.running() {
 			return nil, s.init.gone()

@@ -26,6 +26,7 @@ import (
 	"ply/internal/container/logfile"
 	"ply/internal/container/shim"
 	"ply/internal/durable"
+	"ply/internal/network/proxy"
 	"ply/internal/procid"
 	"ply/internal/record"
 )
@@ -51,6 +52,7 @@ type server struct {
 
 	requestTime time.Duration
 	names       resolving
+	ports       proxy.Set
 
 	mu       sync.Mutex
 	paused   bool

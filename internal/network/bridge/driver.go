@@ -23,6 +23,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/network/namespace"
 	"ply/internal/network/ports"
+	"ply/internal/network/proxy"
 	"ply/internal/network/rules"
 	"ply/internal/oci"
 )
@@ -86,7 +87,7 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 			WithHint("Use --network host or --network none.")
 	}
 	s := &segment{
-		driver: d, opts: d.opts, cfg: c, table: d.table, reserved: map[oci.ContainerID][]ports.Reservation{}, connected: map[oci.ContainerID]network.Connection{},
+		driver: d, opts: d.opts, cfg: c, table: d.table, reserved: map[oci.ContainerID][]ports.Reservation{}, carried: map[oci.ContainerID]*proxy.Set{}, connected: map[oci.ContainerID]network.Connection{},
 	}
 	err := d.ensure(ctx, s)
 	if err != nil {
@@ -182,8 +183,9 @@ type segment struct {
 	changing sync.RWMutex // what changes one container holds it shared, what looks at all of them exclusively; comes before mu
 	down     bool         // changing protects it
 
-	mu        sync.Mutex // not held during I/O
-	reserved  map[oci.ContainerID][]ports.Reservation
+	mu        sync.Mutex                              // not held during I/O
+	reserved  map[oci.ContainerID][]ports.Reservation // until they are handed over
+	carried   map[oci.ContainerID]*proxy.Set          // by this process
 	connected map[oci.ContainerID]network.Connection
 }
 
@@ -204,10 +206,9 @@ func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
 	}
 	e.HostIf = "veth" + randomDigits()
 	if c.Default {
-		if err := s.reserve(*c); err != nil {
+		if err := s.reserve(c); err != nil {
 			return err
 		}
-		c.Ports = s.bound(c.Container)
 	}
 	if err := s.plug(*c); err != nil {
 		return err
@@ -266,10 +267,9 @@ func (s *segment) Promote(ctx context.Context, c *network.Connection) error {
 	s.changing.RLock()
 	defer s.changing.RUnlock()
 	defer func() { s.know(*c) }()
-	if err := s.reserve(*c); err != nil {
+	if err := s.reserve(c); err != nil {
 		return err
 	}
-	c.Ports = s.bound(c.Container)
 	if err := namespace.AddRoutes(c.Netns, c.Endpoint.Interface, s.gateways()...); err != nil {
 		s.free(c.Container)
 		return err
@@ -285,7 +285,7 @@ func (s *segment) Demote(ctx context.Context, c *network.Connection) error {
 	c.Published = false
 	s.free(c.Container)
 	demoted := *c
-	demoted.Default = false
+	demoted.Default, demoted.Ports, demoted.Handed = false, nil, false
 	s.know(demoted)
 	return namespace.RemoveRoutes(c.Netns, c.Endpoint.Interface)
 }
@@ -311,24 +311,28 @@ func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
 			return err
 		}
 	}
-	return s.reserve(c)
+	return s.reserve(&c)
 }
 
-func (s *segment) reserve(c network.Connection) error {
-	if len(c.Ports) == 0 {
+// reserve reserves the ports, unless the container's shim has them, and sets c.Ports to those that it got.
+func (s *segment) reserve(c *network.Connection) error {
+	if len(c.Ports) == 0 || c.Handed {
 		return nil
 	}
-	o := ports.Options{HostIP: s.opts.HostIP, Proxy: !s.opts.NoProxy}
+	o := ports.Options{HostIP: s.opts.HostIP}
 	if s.cfg.HostIP.IsValid() {
 		o.HostIP = s.cfg.HostIP
 	}
-	to := target(c.Endpoint)
-	if !to.IPv4.IsValid() {
-		to.IPv4 = to.IPv6
+	got, err := ports.Reserve(c.Ports, o)
+	if used := new(network.PortInUseError); errors.As(err, &used) {
+		used.Container, used.Name = s.driver.holder(used.Binding)
 	}
-	got, err := ports.Reserve(c.Ports, to.IPv4, o)
 	if err != nil {
 		return err
+	}
+	c.Ports = nil
+	for _, r := range got {
+		c.Ports = append(c.Ports, r.PortBinding)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -336,24 +340,106 @@ func (s *segment) reserve(c network.Connection) error {
 	return nil
 }
 
+// holder returns the container that publishes a port, with its name as its networks know it; "" when none does.
+func (d *Driver) holder(p network.PortBinding) (id oci.ContainerID, name string) {
+	for _, s := range d.all() {
+		for _, c := range s.connections() {
+			for _, o := range c.Ports {
+				same := o.HostIP == p.HostIP || o.HostIP.Is4() == p.HostIP.Is4() && (o.HostIP.IsUnspecified() || p.HostIP.IsUnspecified())
+				if o.Proto != p.Proto || o.HostPort != p.HostPort || !same {
+					continue
+				}
+				if len(c.Endpoint.Aliases) > 0 {
+					name = c.Endpoint.Aliases[0]
+				}
+				return c.Container, name
+			}
+		}
+	}
+	return "", ""
+}
+
+var _ network.Publisher = (*segment)(nil)
+
+// HandOver implements network.Publisher.
+func (s *segment) HandOver(c *network.Connection, take func([]proxy.Port, []*os.File) error) error {
+	s.changing.RLock()
+	defer s.changing.RUnlock()
+	list, sockets, err := s.sockets(*c)
+	if err != nil {
+		return err
+	}
+	err = take(list, sockets)
+	switch {
+	case err == nil:
+		s.free(c.Container)
+		c.Handed = len(c.Ports) > 0
+		s.know(*c)
+		return nil
+	case !errors.Is(err, errs.Unimplemented) || c.Handed:
+		return err
+	}
+	if list, sockets, err = s.sockets(*c); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	set := s.carried[c.Container]
+	if set == nil {
+		set = &proxy.Set{}
+		s.carried[c.Container] = set
+	}
+	s.mu.Unlock()
+	return set.Serve(list, sockets)
+}
+
+// sockets returns the published ports of a connection, with the reserved sockets.
+func (s *segment) sockets(c network.Connection) (list []proxy.Port, sockets []*os.File, err error) {
+	to := target(c.Endpoint)
+	addr := to.IPv4
+	if !addr.IsValid() {
+		addr = to.IPv6
+	}
+	add := func(b network.PortBinding, socket bool) {
+		list = append(list, proxy.Port{
+			Proto: b.Proto, Host: netip.AddrPortFrom(b.HostIP, b.HostPort), Target: netip.AddrPortFrom(addr, b.ContainerPort), Carry: !s.opts.NoProxy, Socket: socket,
+		})
+	}
+	s.mu.Lock()
+	reserved := s.reserved[c.Container]
+	s.mu.Unlock()
+	if c.Handed {
+		reserved = nil
+		for _, b := range c.Ports {
+			add(b, false)
+		}
+	}
+	for i := range reserved {
+		f, err := reserved[i].Socket()
+		if err != nil {
+			for _, f := range sockets {
+				_ = f.Close() // the reservation has its own descriptor
+			}
+			return nil, nil, errs.New(errs.Internal, "published port: %w", err)
+		}
+		add(reserved[i].PortBinding, f != nil)
+		if f != nil {
+			sockets = append(sockets, f)
+		}
+	}
+	return list, sockets, nil
+}
+
 // free releases the reserved ports of a container.
 func (s *segment) free(id oci.ContainerID) {
 	s.mu.Lock()
-	reserved := s.reserved[id]
+	reserved, set := s.reserved[id], s.carried[id]
 	delete(s.reserved, id)
+	delete(s.carried, id)
 	s.mu.Unlock()
 	ports.Release(reserved)
-}
-
-// bound returns the reserved ports of a container, with host addresses and ports filled in.
-func (s *segment) bound(id oci.ContainerID) []network.PortBinding {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []network.PortBinding
-	for _, r := range s.reserved[id] {
-		out = append(out, r.PortBinding)
+	if set != nil {
+		_ = set.Close() // listening sockets have nothing to lose
 	}
-	return out
 }
 
 // plug makes the veth pair and configures the container's end.
@@ -507,7 +593,10 @@ func (s *segment) Close() error {
 	for _, r := range s.reserved {
 		ports.Release(r)
 	}
-	s.reserved = map[oci.ContainerID][]ports.Reservation{}
+	for _, set := range s.carried {
+		_ = set.Close() // as above
+	}
+	s.reserved, s.carried = map[oci.ContainerID][]ports.Reservation{}, map[oci.ContainerID]*proxy.Set{}
 	return nil
 }
 

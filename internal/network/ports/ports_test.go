@@ -1,17 +1,16 @@
 package ports
 
 import (
-	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"ply/internal/errs"
 	"ply/internal/network"
+	"ply/internal/procid"
 	"ply/test/private"
 )
 
@@ -24,10 +23,10 @@ func TestReserveTakesAllPortsOrNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer used.Close()
-	_, err = Reserve([]network.PortBinding{{Proto: "udp", ContainerPort: 53, HostPort: 6001}, {Proto: "tcp", ContainerPort: 1, HostPort: 6000}},
-		netip.MustParseAddr("127.0.0.1"), Options{})
-	if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "0.0.0.0:6000") {
-		t.Fatalf("error = %v", err)
+	_, err = Reserve([]network.PortBinding{{Proto: "udp", ContainerPort: 53, HostPort: 6001}, {Proto: "tcp", ContainerPort: 1, HostPort: 6000}}, Options{})
+	own := "Bind for 0.0.0.0:6000 failed: port is already allocated: " + procid.Describe(os.Getpid()) + " has it"
+	if !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), own) {
+		t.Fatalf("error = %v, want %s", err, own)
 	}
 	u, err := net.ListenPacket("udp4", "0.0.0.0:6001")
 	if err != nil {
@@ -39,7 +38,7 @@ func TestReserveTakesAllPortsOrNone(t *testing.T) {
 
 func TestReserveOnTheDefaultHostAddress(t *testing.T) {
 	lo := netip.MustParseAddr("127.0.0.1")
-	all, err := Reserve([]network.PortBinding{{Proto: "tcp", ContainerPort: 80, HostPort: 6100}}, lo, Options{HostIP: lo})
+	all, err := Reserve([]network.PortBinding{{Proto: "tcp", ContainerPort: 80, HostPort: 6100}}, Options{HostIP: lo})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,99 +48,56 @@ func TestReserveOnTheDefaultHostAddress(t *testing.T) {
 	}
 }
 
-func TestProxyCarriesBothWays(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		proxy bool
-	}{{"with a proxy", true}, {"without", false}} {
-		t.Run(c.name, func(t *testing.T) {
-			server, err := net.Listen("tcp4", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer server.Close()
-			go func() {
-				for {
-					conn, err := server.Accept()
-					if err != nil {
-						return
-					}
-					io.Copy(conn, conn)
-					conn.Close()
-				}
-			}()
-			target := netip.MustParseAddrPort(server.Addr().String())
-			all, err := Reserve([]network.PortBinding{{Proto: "tcp", ContainerPort: target.Port(), HostIP: netip.IPv6Loopback()}}, target.Addr(), Options{Proxy: c.proxy})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer Release(all)
-			got := echo(t, netip.AddrPortFrom(all[0].HostIP, all[0].HostPort).String())
-			if want := map[bool]string{true: "ping", false: ""}[c.proxy]; got != want {
-				t.Errorf("answer = %q, want %q", got, want)
-			}
-		})
-	}
-}
-
-// echo sends a word, closes its side and returns what comes back within a second.
-func echo(t *testing.T, addr string) string {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(c, "ping"); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
-	b, _ := io.ReadAll(c)
-	return string(b)
-}
-
-func TestProxyCarriesDatagrams(t *testing.T) {
-	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	go func() {
-		buf := make([]byte, 100)
-		for {
-			n, from, err := server.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			server.WriteTo(buf[:n], from)
+// The holder of a port is found for every protocol, family and address.
+func TestAConflictNamesTheProcess(t *testing.T) {
+	for _, c := range []struct{ network, held, proto, want string }{
+		{"tcp", "127.0.0.1:6200", "tcp", "127.0.0.1"}, {"tcp", "[::]:6201", "tcp", "::"}, {"tcp", "[::1]:6202", "tcp", "::"},
+		{"udp", "0.0.0.0:6203", "udp", "127.0.0.1"}, {"udp", "[::1]:6204", "udp", "::1"},
+	} {
+		held := netip.MustParseAddrPort(c.held)
+		var socket interface{ Close() error }
+		var err error
+		if c.network == "udp" {
+			socket, err = net.ListenPacket(c.network, c.held)
+		} else {
+			socket, err = net.Listen(c.network, c.held)
 		}
-	}()
-	target := netip.MustParseAddrPort(server.LocalAddr().String())
-	all, err := Reserve([]network.PortBinding{{Proto: "udp", ContainerPort: target.Port(), HostIP: netip.IPv6Loopback()}}, target.Addr(), Options{Proxy: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := holder(network.PortBinding{Proto: c.proto, HostIP: netip.MustParseAddr(c.want), HostPort: held.Port()})
+		if got != procid.Describe(os.Getpid()) {
+			t.Errorf("%s %s: holder of %s = %q", c.network, c.held, c.want, got)
+		}
+		if err := socket.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, line := range []string{"", "sl local", "0: 0100007F 0 0A 0 0 0 0 0 1", "0: 0100007F:1838 x 0A 0 0 0 0 0 7", "0: ZZ:1838 x 0A 0 0 0 0 0 7"} {
+		want := map[bool]string{true: "7"}[strings.Contains(line, "F:1838")]
+		if got := socketIn(strings.NewReader(line), network.PortBinding{Proto: "tcp", HostIP: netip.IPv4Unspecified(), HostPort: 0x1838}); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
+// Ports of sctp are reserved with sockets where the kernel has them; elsewhere the rules alone have them.
+func TestReserveSCTP(t *testing.T) {
+	all, err := Reserve([]network.PortBinding{{Proto: "sctp", ContainerPort: 9, HostIP: netip.IPv4Unspecified()}}, Options{})
+	if err != nil || len(all) != 1 || all[0].HostPort == 0 {
+		t.Fatalf("reserved %+v, %v", all, err)
+	}
+	f, err := all[0].Socket()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer Release(all)
-	c, err := net.Dial("udp", netip.AddrPortFrom(all[0].HostIP, all[0].HostPort).String())
-	if err != nil {
-		t.Fatal(err)
+	if f != nil {
+		if _, err := Reserve([]network.PortBinding{all[0].PortBinding}, Options{}); !errors.Is(err, errs.Conflict) {
+			t.Errorf("the port a second time: %v", err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
 	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(c, "ping"); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 100)
-	if n, err := c.Read(buf); err != nil || string(buf[:n]) != "ping" {
-		t.Errorf("answer = %q, %v", buf[:max(n, 0)], err)
-	}
+	Release(all)
 }

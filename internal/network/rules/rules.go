@@ -107,6 +107,17 @@ func (t *Table) unset(name string) (b Bridge, ok, last bool) {
 func (t *Table) AddPorts(ctx context.Context, to Target, bindings []network.PortBinding, adopt bool) error {
 	els := portElements(to, bindings)
 	t.mu.Lock()
+	for _, b := range bindings {
+		if b.Proto != "sctp" { // a port of another protocol is kept by its socket
+			continue
+		}
+		for e := range portElements(to, []network.PortBinding{b}) {
+			if _, taken := t.ports[e]; taken {
+				t.mu.Unlock()
+				return &network.PortInUseError{Binding: b}
+			}
+		}
+	}
 	maps.Copy(t.ports, els)
 	t.mu.Unlock()
 	if adopt || len(els) == 0 {

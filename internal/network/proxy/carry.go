@@ -1,9 +1,10 @@
-package ports
+package proxy
 
 import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -13,8 +14,8 @@ const dialTimeout = 10 * time.Second
 // tcpProxy copies TCP connections between a port of the host and one of a container.
 type tcpProxy struct {
 	listener net.Listener
-	target   string
 	mu       sync.Mutex
+	target   netip.AddrPort
 	open     map[net.Conn]struct{}
 	closed   bool
 }
@@ -57,7 +58,10 @@ func (t *tcpProxy) carry(client net.Conn) {
 		return
 	}
 	defer t.drop(client)
-	server, err := net.DialTimeout("tcp", t.target, dialTimeout)
+	t.mu.Lock()
+	target := t.target
+	t.mu.Unlock()
+	server, err := net.DialTimeout("tcp", target.String(), dialTimeout)
 	if err != nil || !t.track(server) {
 		return
 	}
@@ -74,7 +78,21 @@ func (t *tcpProxy) carry(client net.Conn) {
 	wg.Wait()
 }
 
-func (t *tcpProxy) close() error {
+// retarget changes where new connections go. Those to another address cannot go on.
+func (t *tcpProxy) retarget(to netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.target == to {
+		return
+	}
+	t.target = to
+	for c := range t.open {
+		c.Close()
+	}
+}
+
+// Close ends the connections, too.
+func (t *tcpProxy) Close() error {
 	t.mu.Lock()
 	t.closed = true
 	for c := range t.open {
@@ -92,8 +110,8 @@ const (
 // udpProxy copies datagrams between a port of the host and one of a container, with one socket per client.
 type udpProxy struct {
 	conn   net.PacketConn
-	target string
 	mu     sync.Mutex
+	target netip.AddrPort
 	flows  map[string]net.Conn // by the client's address
 	closed bool
 }
@@ -124,7 +142,7 @@ func (u *udpProxy) flow(from net.Addr) net.Conn {
 	if u.closed || len(u.flows) >= maxUDPFlows {
 		return nil
 	}
-	c, err := net.Dial("udp", u.target)
+	c, err := net.Dial("udp", u.target.String())
 	if err != nil {
 		return nil
 	}
@@ -137,7 +155,9 @@ func (u *udpProxy) flow(from net.Addr) net.Conn {
 func (u *udpProxy) back(c net.Conn, to net.Addr) {
 	defer func() {
 		u.mu.Lock()
-		delete(u.flows, to.String())
+		if u.flows[to.String()] == c {
+			delete(u.flows, to.String())
+		}
 		u.mu.Unlock()
 		c.Close()
 	}()
@@ -156,7 +176,21 @@ func (u *udpProxy) back(c net.Conn, to net.Addr) {
 	}
 }
 
-func (u *udpProxy) close() error {
+// retarget changes where datagrams go.
+func (u *udpProxy) retarget(to netip.AddrPort) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.target == to {
+		return
+	}
+	u.target = to
+	for _, c := range u.flows {
+		c.Close() // back removes it
+	}
+}
+
+// Close ends the flows, too.
+func (u *udpProxy) Close() error {
 	u.mu.Lock()
 	u.closed = true
 	for _, c := range u.flows {
