@@ -3,6 +3,7 @@ package ops
 import (
 	"encoding/json"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -238,6 +239,21 @@ func (d *decoder) reorder(edges []Edge, list []int64) (out []Edge, err error) {
 	return out, nil
 }
 
+// userInfo matches the beginning of an address with a user, up to the host.
+var userInfo = regexp.MustCompile(`\b([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/?#]*)@`)
+
+// withoutCredentials replaces users and passwords in the addresses of a name: names are shown and recorded. The user of ssh is no secret.
+func withoutCredentials(name string) string {
+	return userInfo.ReplaceAllStringFunc(name, func(found string) string {
+		part := userInfo.FindStringSubmatch(found)
+		scheme, user := part[1], part[2]
+		if !strings.HasPrefix(scheme, "http") && !strings.Contains(user, ":") {
+			return found
+		}
+		return scheme + "xxxxx@"
+	})
+}
+
 // describe takes what does not change the result.
 func (d *decoder) describe(v *Vertex, m *pb.OpMetadata) {
 	if m != nil {
@@ -259,6 +275,7 @@ func (d *decoder) describe(v *Vertex, m *pb.OpMetadata) {
 	if v.Name == "" {
 		v.Name = v.defaultName()
 	}
+	v.Name = withoutCredentials(v.Name)
 	if d.source == nil {
 		return
 	}

@@ -238,3 +238,19 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// The credentials in an address are not in the name of a vertex.
+func TestNamesHaveNoCredentials(t *testing.T) {
+	for in, want := range map[string]string{
+		"[internal] load git source https://u:p@h/r.git#main": "[internal] load git source https://xxxxx@h/r.git#main",
+		"ADD https://token@h/x http://u:p%20@h:80/y@z /d":     "ADD https://xxxxx@h/x http://xxxxx@h:80/y@z /d",
+		"ADD ftp://u:p@q@h/ /d":                               "ADD ftp://xxxxx@h/ /d",
+		"git ssh://git@h/r.git":                               "git ssh://git@h/r.git",
+		"git ssh://git:p@h/r.git":                             "git ssh://xxxxx@h/r.git",
+		"COPY a@b https://h/x@y /d":                           "COPY a@b https://h/x@y /d",
+	} {
+		if got := withoutCredentials(in); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+}

@@ -216,6 +216,9 @@ func (b Build) predicate(o Options) *predicate {
 			complete = false
 		case strings.HasPrefix(k, "context:"):
 			args[k] = Redact(v)
+		case isArg: // a proxy or another address may have a password
+			args[k] = Redact(v)
+			complete = complete && args[k] == v
 		default:
 			args[k] = v
 		}
@@ -292,19 +295,24 @@ func isSecret(name string) bool {
 
 const redacted = "xxxxx"
 
-// scrub replaces the values of secret build arguments wherever a step repeats them.
+// scrub replaces the values of secret build arguments, and credentials in others, wherever a step repeats them.
 func (b Build) scrub(data []byte) []byte {
 	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
 		name, ok := strings.CutPrefix(k, "build-arg:")
 		v := b.Args[k]
-		if !ok || !isSecret(name) || len(v) < 4 {
+		to := Redact(v)
+		if ok && isSecret(name) && len(v) >= 4 {
+			to = redacted
+		}
+		if !ok || to == v {
 			continue
 		}
 		text, err := json.Marshal(v)
-		if err != nil {
+		with, err2 := json.Marshal(to)
+		if err != nil || err2 != nil {
 			continue // a string is always encoded
 		}
-		data = bytes.ReplaceAll(data, text[1:len(text)-1], []byte(redacted))
+		data = bytes.ReplaceAll(data, text[1:len(text)-1], with[1:len(with)-1])
 	}
 	return data
 }

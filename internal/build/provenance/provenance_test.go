@@ -76,6 +76,26 @@ func TestPredicateGolden(t *testing.T) {
 	}
 }
 
+// An argument that is an address, such as that of a proxy, is in a predicate without its credentials, also where a step repeats it.
+func TestArgumentsHaveNoCredentials(t *testing.T) {
+	b := sample()
+	b.Args["build-arg:HTTP_PROXY"] = "http://u:canary@proxy:3128/?a&b"
+	b.Args["build-arg:REPO"] = "https://canary@example.com/r.git"
+	run := b.Graph.Vertices[2].Op.(*ops.Exec)
+	run.Args = []string{"/bin/sh", "-c", "git clone https://canary@example.com/r.git"}
+	run.Env = append(run.Env, "REPO=https://canary@example.com/r.git", "HTTP_PROXY=http://u:canary@proxy:3128/?a&b")
+	for _, version := range []string{"v1", "v0.2"} {
+		_, data, err := Predicate(b, Options{Version: version, Max: true})
+		if err != nil || strings.Contains(string(data), "canary") {
+			t.Errorf("%v: %s", err, data)
+		}
+		var v any
+		if err := json.Unmarshal(data, &v); err != nil || !strings.Contains(string(data), "https://xxxxx@example.com/r.git") || !strings.Contains(string(data), "@proxy:3128") {
+			t.Errorf("%v: %s", err, data)
+		}
+	}
+}
+
 func TestRedact(t *testing.T) {
 	for in, want := range map[string]string{
 		"https://u:p@h/x": "https://xxxxx:xxxxx@h/x", "https://token@h/x": "https://xxxxx@h/x", "ssh://git@h/x": "ssh://git@h/x", "plain": "plain", "https://h/x#main": "https://h/x#main",
