@@ -27,16 +27,24 @@ func main() {
 }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == "user" {
-		return user(args[1:], stdin, stdout, stderr)
-	}
-	if len(args) > 0 && args[0] == "serve" { // what images of the reference registry are started with
-		args = args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "user":
+			return user(args[1:], stdin, stdout, stderr)
+		case "migrate":
+			return migrateRegistry(args[1:], stdout, stderr)
+		case "check":
+			return checkRegistry(args[1:], stdout, stderr)
+		case "backup":
+			return backupRegistry(args[1:], stdout, stderr)
+		case "serve": // what images of the reference registry are started with
+			args = args[1:]
+		}
 	}
 	fs := pflag.NewFlagSet("ply-registry", pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user COMMAND (see ply-registry user)\n\n%s", fs.FlagUsages())
+		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user|migrate|check|backup … (see ply-registry COMMAND --help)\n\n%s", fs.FlagUsages())
 	}
 	c, warnings, err := config.Load(fs, args, os.Environ())
 	if err != nil {

@@ -52,6 +52,7 @@ var inside = map[string][][]string{
 			"registry/blobs/s3", "registry/repository", "registry/queue"},
 		{"registry/metadata/postgres/postgrestest", "registry/blobs/s3/s3test"},
 		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/notify", "registry/observe", "registry/proxy", "registry/replicate", "registry/search"},
+		{"registry/migrate", "registry/check"},
 		{"registry/server"},
 		{"registry/config"},
 	},

@@ -227,6 +227,23 @@ func (u *Users) Add(name, password string, grants []Grant) (first bool, err erro
 	})
 }
 
+// CopyTo makes the users and grants those of another registry that has none yet, and returns how many users it then has of them.
+func (u *Users) CopyTo(other *Users) (n int, err error) {
+	from := u.current()
+	if !from.closed {
+		return 0, nil
+	}
+	err = other.change(func(r *usersRecord) error {
+		n = 0
+		if len(r.Users) == 0 && len(r.Grants) == 0 {
+			r.Users, r.Grants = slices.Clone(from.record.Users), slices.Clone(from.record.Grants)
+			n = len(r.Users)
+		}
+		return nil
+	})
+	return n, err
+}
+
 // Remove removes a user with its grants.
 func (u *Users) Remove(name string) error {
 	return u.change(func(r *usersRecord) error {

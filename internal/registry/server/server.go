@@ -76,6 +76,7 @@ type Server struct {
 	tls          *tls.Config // nil = none
 	trust        string      // file that clients must trust; "" = none
 	http, side   *http.Server
+	control      *http.Server // nil = none
 	draining     atomic.Bool
 	current      generations
 
@@ -122,6 +123,9 @@ func Open(o Options) (_ *Server, err error) {
 	s.gauges()
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
+	if err := s.openControl(meta); err != nil {
+		return nil, err
+	}
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
 	if o.Collect.Interval > 0 {
@@ -375,6 +379,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // Close ends the work in the background and closes the stores. Nothing is served any more.
 func (s *Server) Close() error {
 	s.stop()
+	if s.control != nil {
+		_ = s.control.Close() // whoever copies the metadata sees that the copy is not complete
+	}
 	s.work.Wait()
 	return errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
 }

@@ -44,6 +44,7 @@ type Store struct {
 	fs      durable.FS
 	root    string
 	uploads string
+	served  bool     // by another process
 	syncs   sync.Map // directory → *groupSync
 	made    sync.Map // directories whose names were synced
 
@@ -78,6 +79,12 @@ func Open(fsys durable.FS, root string) (*Store, error) {
 		return nil, classify("blobs", err)
 	}
 	return s, s.loadUploads()
+}
+
+// OpenServed returns a store for reading blobs of a directory that another process serves. It touches no upload, and nothing can be
+// stored.
+func OpenServed(fsys durable.FS, root string) *Store {
+	return &Store{fs: fsys, root: filepath.Join(root, "blobs"), uploads: filepath.Join(root, "uploads"), open: map[string]*upload{}, served: true}
 }
 
 // makeDirectory makes a directory and those above it, durable when it returns. That a directory exists does not show that another
@@ -182,6 +189,9 @@ func (s *Store) Open(_ context.Context, d content.Digest) (io.ReadSeekCloser, in
 
 // Remove removes a blob.
 func (s *Store) Remove(_ context.Context, d content.Digest) error {
+	if s.served {
+		return errs.New(errs.Unavailable, "another process serves the directory")
+	}
 	if err := s.fs.Remove(s.path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return classify("blob "+string(d), err)
 	}
@@ -224,6 +234,9 @@ func (s *Store) Walk(ctx context.Context, visit func(d content.Digest, size int6
 
 // Begin starts an upload. It writes nothing.
 func (s *Store) Begin(_ context.Context, session blobs.Session) (blobs.Upload, error) {
+	if s.served {
+		return nil, errs.New(errs.Unavailable, "another process serves the directory")
+	}
 	if !blobs.IsID(session.ID) {
 		return nil, errs.New(errs.Internal, "upload %q: not an ID", session.ID)
 	}

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -172,6 +173,14 @@ func (s *Store) Close() (err error) {
 		err = s.db.Close()
 	})
 	return err
+}
+
+// Snapshot writes the database of a store as it is at one moment, while it is used. It is a file that Open opens.
+func Snapshot(s *Store, w io.Writer) error {
+	return s.view(func(t *tx) error {
+		_, err := t.t.WriteTo(w)
+		return err
+	})
 }
 
 // Ping reports whether the database is open.
