@@ -176,6 +176,9 @@ func start(bundle string, spec *os.File, hold bool) (*server, error) {
 		}
 	}
 	if hold {
+		if own != nil {
+			own.warm()
+		}
 		if err := await(spec); err != nil {
 			return nil, err
 		}
