@@ -11,9 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"strconv"
 	"sync"
-	"time"
 
 	"ply/internal/build/cache"
 	"ply/internal/build/dockerfile"
@@ -25,7 +23,6 @@ import (
 	"ply/internal/build/source"
 	"ply/internal/build/tree"
 	"ply/internal/events"
-	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/store"
@@ -56,7 +53,7 @@ type Pusher interface {
 	Target(ref oci.Reference, creds transfer.Credentials, progress transfer.Sink) *push.Target
 }
 
-// Options of New. All fields but Log, Keep and Parallel are required.
+// Options of New. All fields but Log, Policy, Parallel and what is refused are required.
 type Options struct {
 	Store      *store.Store
 	Images     Images
@@ -68,17 +65,19 @@ type Options struct {
 	Format     oci.Format // of images that are not built on another one
 	DataRoot   string
 	ExecRoot   string
-	Keep       int64       // bytes that the cache may keep beside what images have; 0 = 20 GB
-	Parallel   int         // steps that are executed at a time; 0 = as the solver chooses
-	Events     *events.Bus // nil = none
+	Policy     []PruneOptions // what is pruned after builds, in this order; nil = all beyond 20 GB, empty = nothing
+	Parallel   int            // steps that are executed at a time; 0 = as the solver chooses
+	Events     *events.Bus    // nil = none
 	Log        *slog.Logger
-}
 
-const defaultKeep = 20 << 30
+	NoHostNetwork bool // refuse the entitlement network.host
+	NoInsecure    bool // refuse the entitlement security.insecure
+}
 
 // Service builds images. Safe for concurrent use.
 type Service struct {
 	o       Options
+	policy  *policy
 	log     *slog.Logger
 	cache   *cache.Cache
 	runner  *runner.Runner
@@ -100,8 +99,9 @@ func New(o Options) (*Service, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Keep == 0 {
-		o.Keep = defaultKeep
+	policy, err := newPolicy(o.Policy)
+	if err != nil {
+		return nil, err
 	}
 	r, err := runner.New(runner.Options{
 		Store: o.Store, Images: o.Images, Containers: o.Containers, Sessions: o.Sessions, ExecRoot: o.ExecRoot, DataRoot: o.DataRoot, Log: o.Log,
@@ -109,7 +109,7 @@ func New(o Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{o: o, log: o.Log, cache: cache.New(o.Store, o.Log), runner: r, digests: tree.NewDigests()}
+	s := &Service{o: o, policy: policy, log: o.Log, cache: cache.New(o.Store, o.Log), runner: r, digests: tree.NewDigests()}
 	if s.history, err = history.Open(history.Options{FS: o.Store.FS, Dir: filepath.Join(o.DataRoot, "build", "history"), Log: o.Log}); err != nil {
 		return nil, err
 	}
@@ -265,94 +265,10 @@ func (s *Service) flush(b *running) {
 		if err := s.runner.RemoveImages(s.stop); err != nil && s.stop.Err() == nil {
 			s.log.Warn("images of containers of build steps not removed", "err", err)
 		}
-		if !s.cache.Grown() {
-			return // a build from the cache leaves nothing to prune
-		}
-		if _, err := s.prune(s.stop, PruneOptions{All: true, Keep: s.o.Keep}, nil); err != nil && s.stop.Err() == nil {
+		if err := s.policy.apply(s.stop, s); err != nil && s.stop.Err() == nil {
 			s.log.Warn("build cache not pruned", "err", err)
 		}
 	}()
-}
-
-// PruneOptions of Prune.
-type PruneOptions struct {
-	All     bool  // entries whose layers an image has too
-	Keep    int64 // bytes that may stay
-	Filters filter.Args
-}
-
-// PruneFilters are the conditions of Prune.
-var PruneFilters = filter.Table[*cache.Entry]{
-	"until":       filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
-	"unused-for":  filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
-	"shared":      filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared == v }),
-	"private":     filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared != v }),
-	"description": filter.Exact(func(e *cache.Entry) string { return e.Name }),
-	"type":        filter.Exact(func(*cache.Entry) string { return "regular" }),
-	"id":          filter.Exact(func(e *cache.Entry) string { return string(e.ID) }),
-}
-
-// Pruned is the result of Prune.
-type Pruned struct {
-	Entries []oci.Digest
-	Freed   int64 // bytes
-}
-
-// Prune removes results from the cache, those first that were not used for the longest time, until at most opts.Keep bytes are left.
-func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
-	match, err := PruneFilters.Compile(opts.Filters)
-	if err != nil {
-		return nil, err
-	}
-	out, err := s.prune(ctx, opts, match)
-	if err == nil && s.o.Events != nil {
-		s.o.Events.Publish(events.Event{Type: "builder", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(out.Freed, 10)}})
-	}
-	return out, err
-}
-
-func (s *Service) prune(ctx context.Context, opts PruneOptions, match filter.Match[*cache.Entry]) (*Pruned, error) {
-	list, err := s.cache.List()
-	if err != nil {
-		return nil, err
-	}
-	var total int64
-	for _, e := range list {
-		if !e.Shared {
-			total += e.Size
-		}
-	}
-	out := &Pruned{}
-	for i := range list {
-		e := &list[i]
-		if opts.Keep > 0 && total <= opts.Keep {
-			break
-		}
-		if e.Shared && !opts.All || opts.Keep > 0 && e.Shared || match != nil && !match(e) {
-			continue
-		}
-		out.Entries = append(out.Entries, e.ID)
-		if !e.Shared {
-			total -= e.Size
-		}
-	}
-	if len(out.Entries) == 0 {
-		return out, nil
-	}
-	gone := map[string]bool{}
-	for _, id := range out.Entries {
-		gone[string(id)] = true
-	}
-	// The images of steps need the layers, so they go first.
-	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
-		return gone[step] || step != stepOfBase && step != solver.StepOfRun && !s.cache.Has(oci.Digest(step))
-	})
-	if err != nil {
-		return nil, err
-	}
-	more, err := s.cache.Remove(ctx, out.Entries)
-	out.Freed = freed + more
-	return out, err
 }
 
 // Cache lists the entries of the cache.

@@ -54,6 +54,17 @@ func newWorld(t testing.TB) *world { return newWorldOn(t, "overlay2") }
 // newWorldOn returns an engine with a storage driver.
 func newWorldOn(t testing.TB, driver string) *world {
 	t.Helper()
+	return newWorldOf(t, driver, nil)
+}
+
+// newWorldWith returns an engine whose builder has other options.
+func newWorldWith(t testing.TB, edit func(*build.Options)) *world {
+	t.Helper()
+	return newWorldOf(t, "overlay2", edit)
+}
+
+func newWorldOf(t testing.TB, driver string, edit func(*build.Options)) *world {
+	t.Helper()
 	root, exec := t.TempDir(), t.TempDir()
 	d, _, err := drivers.Open(durable.OS, root, driver)
 	if err != nil {
@@ -75,9 +86,11 @@ func newWorldOn(t testing.TB, driver string) *world {
 	t.Cleanup(puller.Close)
 	w.pusher = push.New(w.store, w.images, client, push.Options{})
 	w.archive = archive.New(w.store, w.images, archive.Options{})
-	w.builder, err = build.New(build.Options{
-		Store: w.store, Images: w.images, Puller: puller, Pusher: w.pusher, Format: oci.FormatOCI, DataRoot: root, ExecRoot: exec,
-	})
+	o := build.Options{Store: w.store, Images: w.images, Puller: puller, Pusher: w.pusher, Format: oci.FormatOCI, DataRoot: root, ExecRoot: exec}
+	if edit != nil {
+		edit(&o)
+	}
+	w.builder, err = build.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

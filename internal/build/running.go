@@ -355,6 +355,10 @@ func (b *running) Agent(ctx context.Context, id string) (io.ReadWriteCloser, err
 // Allowed implements solver.Client.
 func (b *running) Allowed(e *ops.Exec) error {
 	switch {
+	case e.Network == ops.NetworkHost && b.s.o.NoHostNetwork:
+		return errs.New(errs.Forbidden, "granting entitlement network.host is not allowed by build daemon configuration").WithHint("daemon.json allows it with builder.entitlements.network-host.")
+	case e.Privileged && b.s.o.NoInsecure:
+		return errs.New(errs.Forbidden, "granting entitlement security.insecure is not allowed by build daemon configuration").WithHint("daemon.json allows it with builder.entitlements.security-insecure.")
 	case e.Network == ops.NetworkHost && !b.req.HostNetwork:
 		return errs.New(errs.Forbidden, "granting entitlement network.host is not allowed by the client").WithHint("Allow it with --allow network.host.")
 	case e.Privileged && !b.req.Insecure:

@@ -11,8 +11,6 @@
 package config
 
 import (
-	"encoding/json"
-
 	"ply/internal/errs"
 )
 
@@ -53,6 +51,8 @@ type Config struct {
 	HTTPProxy              string   `flag:"http-proxy" use:"HTTP proxy of the engine itself"`
 	HTTPSProxy             string   `flag:"https-proxy" use:"HTTPS proxy of the engine itself"`
 	NoProxy                string   `flag:"no-proxy" use:"hosts that the engine reaches without a proxy"`
+
+	Builder Builder `json:"builder" use:"what the build cache may keep, and what clients may ask for in builds"`
 
 	// Defaults of containers.
 	DefaultUlimits      map[string]Ulimit  `json:"default-ulimits" flag:"default-ulimit" use:"default ulimit of containers: NAME=SOFT[:HARD]"`
@@ -130,7 +130,6 @@ type Config struct {
 	RawLogs               bool              `json:"raw-logs" ignored:"logs have no colours"`
 	ValidateFlag          bool              `json:"validate" ignored:"it is a flag, not a setting"`
 	AllowNondistributable []string          `json:"allow-nondistributable-artifacts" ignored:"every layer is pushed"`
-	Builder               builder           `json:"builder" ignored:"the build cache may keep 20 GB beside what images have, and clients may ask for every entitlement; builder prune frees more"`
 	DeprecatedKeyPath     string            `json:"deprecated-key-path" ignored:"there is no trust key"`
 	DisableLegacyRegistry bool              `json:"disable-legacy-registry" ignored:"there is no legacy registry protocol"`
 	ClusterStore          string            `json:"cluster-store" ignored:"it belongs to the swarm of Docker 1"`
@@ -146,18 +145,8 @@ type Config struct {
 	Warnings []Warning // what Load warned of; no setting
 }
 
-// driver and builder are the types of ignored keys.
-type (
-	driver  map[string]string
-	builder struct {
-		GC struct {
-			Enabled            bool              `json:"enabled"`
-			DefaultKeepStorage string            `json:"defaultKeepStorage"`
-			Policy             []json.RawMessage `json:"policy"`
-		} `json:"gc"`
-		Entitlements map[string]bool `json:"entitlements"`
-	}
-)
+// driver is the type of an ignored key.
+type driver map[string]string
 
 // Proxies are the proxies of the engine itself. They take precedence over those of the environment.
 type Proxies struct {

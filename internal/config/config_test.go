@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -249,6 +250,43 @@ func TestEverythingFromTheFile(t *testing.T) {
 	want.Labels, want.LogLevel = []string{"a=b", "c=d"}, "warn"
 	if diff := cmp.Diff(&want, c); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// The settings of builds, in both forms that a filter may have.
+func TestBuilder(t *testing.T) {
+	c, _, err := load(t, `{"builder": {
+	"gc": {"enabled": true, "defaultKeepStorage": "10GB", "policy": [
+		{"keepStorage": "1GB", "filter": ["unused-for=2200h", "type=regular"], "keepDuration": "48h"},
+		{"reservedSpace": 5, "maxUsedSpace": "2k", "minFreeSpace": "3m", "filter": {"until": {"24h": true}, "shared": ["false"]}, "all": true, "keepDuration": 60}]},
+	"entitlements": {"network-host": false}}}`, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	yes, no := true, false
+	want := Builder{
+		GC: BuilderGC{Enabled: &yes, DefaultKeepStorage: 10 << 30, Policy: []BuilderRule{
+			{KeepStorage: 1 << 30, Filter: RuleFilter{"unused-for": {"2200h"}, "type": {"regular"}}, KeepDuration: Duration(48 * time.Hour)},
+			{ReservedSpace: 5, MaxUsedSpace: 2 << 10, MinFreeSpace: 3 << 20, Filter: RuleFilter{"until": {"24h"}, "shared": {"false"}}, All: true, KeepDuration: Duration(time.Minute)},
+		}},
+		Entitlements: Entitlements{NetworkHost: &no},
+	}
+	if diff := cmp.Diff(want, c.Builder); diff != "" {
+		t.Error(diff)
+	}
+	for text, word := range map[string]string{
+		`{"gc": {"policy": [{"filter": ["all"]}]}}`:      "want KEY=VALUE",
+		`{"gc": {"policy": [{"filter": 7}]}}`:            "want a list of KEY=VALUE",
+		`{"gc": {"policy": [{"keepDuration": "two"}]}}`:  "is not a duration",
+		`{"gc": {"policy": [{"keepDuration": -1}]}}`:     "is not a duration",
+		`{"gc": {"policy": [{"maxUsedSpace": "much"}]}}`: "is not a size",
+		`{"gc": {"policy": [{"maxUsed": "1k"}]}}`:        "unknown field",
+		`{"entitlements": {"network-host": "yes"}}`:      "true or false",
+		`{"gc": {"enabled": 1}}`:                         "true or false",
+	} {
+		if _, _, err := load(t, `{"builder": `+text+`}`, nil); err == nil || !strings.Contains(err.Error(), word) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

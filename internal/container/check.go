@@ -45,4 +45,3 @@ func (e *env) check(sp *spec.Spec) (warnings []string, err error) {
 	more, err := runspec.Check(sp)
 	return append(warnings, more...), err
 }
-

@@ -20,6 +20,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/events"
+	"ply/internal/filter"
 	"ply/internal/image"
 	"ply/internal/mount"
 	"ply/internal/network"
@@ -392,12 +393,34 @@ func (e *Engine) openBuilder(context.Context) (err error) {
 	e.Builder, err = build.New(build.Options{
 		Store: e.Store, Images: e.Images, Puller: e.Puller, Loader: e.Archive, Pusher: e.Pusher, Containers: stepContainers{e.Containers, container.NewSteps(e.Containers)}, Sessions: e.Containers.Sessions(),
 		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Events: e.Events, Log: e.log,
+		Policy: policy(&c.Builder.GC), NoHostNetwork: denied(c.Builder.Entitlements.NetworkHost), NoInsecure: denied(c.Builder.Entitlements.SecurityInsecure),
 	})
 	if err != nil {
 		return err
 	}
 	e.onClose("builder", e.Builder.Close)
 	return nil
+}
+
+func denied(setting *bool) bool { return setting != nil && !*setting }
+
+// policy returns what is pruned from the build cache after builds; nil = what the builder chooses.
+func policy(gc *config.BuilderGC) []build.PruneOptions {
+	if denied(gc.Enabled) {
+		return []build.PruneOptions{}
+	}
+	var rules []build.PruneOptions
+	for _, r := range gc.Policy {
+		rules = append(rules, build.PruneOptions{
+			All: r.All, Unused: time.Duration(r.KeepDuration), Filters: filter.Args(r.Filter),
+			Space: build.Space{Reserved: int64(max(r.ReservedSpace, r.KeepStorage)), MaxUsed: int64(r.MaxUsedSpace), MinFree: int64(r.MinFreeSpace)},
+		})
+	}
+	space := build.Space{Reserved: int64(max(gc.DefaultReservedSpace, gc.DefaultKeepStorage)), MaxUsed: int64(gc.DefaultMaxUsedSpace), MinFree: int64(gc.DefaultMinFreeSpace)}
+	if rules == nil && space != (build.Space{}) {
+		rules = []build.PruneOptions{{All: true, Space: space}}
+	}
+	return rules
 }
 
 func (e *Engine) openSystem(context.Context) error {

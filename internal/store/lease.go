@@ -68,6 +68,13 @@ func (l *Lease) Release() {
 	}
 }
 
+// Leased reports whether an operation protects the top layer of a chain.
+func (s *Store) Leased(chain oci.Chain) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leased[node{record: chain.Top()}] > 0
+}
+
 // touch tells the collections that are marking that a lease on the object begins or ends. The caller holds mu.
 func (s *Store) touch(n node) {
 	if s.marking > 0 {

@@ -85,6 +85,7 @@ var settings = map[string]setting{
 	"seccomp-profile":          {value: `"unconfined"`, see: inside("grep Seccomp: /proc/self/status | cut -f 2"), with: `0`, without: `2`},
 	"live-restore":             {value: `false`, see: infoOf("{{.LiveRestoreEnabled}}"), with: `false`, without: `true`},
 	"shutdown-timeout":         {value: `1`, see: story("live_restore.txtar", `"shutdown-timeout": 1`), with: `shown`, without: `shown`},
+	"builder":                  {value: `{"gc": {"policy": [{"all": true, "maxUsedSpace": 1}]}, "entitlements": {"network-host": false}}`, see: buildPolicy, with: `refused, pruned`, without: `allowed, kept`},
 	"default-pids-limit":       {value: `77`, see: created("{{.HostConfig.PidsLimit}}"), with: `77`, without: `4096`},
 
 	"bridge":                {value: `"$BRIDGE"`, see: bridgeThere, with: `there`, without: `not there`},
@@ -592,6 +593,34 @@ func ran(args ...string) func(*settingsWorld) string {
 		}
 		return w.said(line...)
 	}
+}
+
+// buildPolicy shows whether a build may use the network of the host, and whether the cache keeps a step without an image after the next build.
+func buildPolicy(w *settingsWorld) string {
+	w.t.Setenv("DOCKER_BUILDKIT", "0")
+	build := func(run string, args ...string) string {
+		dir := w.t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM busybox\nRUN "+run+"\n"), 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+		return w.said(append(append([]string{"build", "-t", "mine"}, args...), dir)...)
+	}
+	network := "allowed"
+	if strings.Contains(build("true", "--network", "host"), "network.host is not allowed by build daemon configuration") {
+		network = "refused"
+	}
+	build("head -c 123000 /dev/zero >/zeros")
+	w.docker("rmi", "mine")
+	build("echo two >/two")
+	w.docker("rmi", "mine")
+	kept := func() bool { return strings.Contains(w.docker("system", "df", "-v"), "123kB") }
+	if network == "refused" { // the builds are pruned behind
+		until(w.t, func() bool { return !kept() }, w.tail)
+	}
+	if kept() {
+		return network + ", kept"
+	}
+	return network + ", pruned"
 }
 
 func inside(script string) func(*settingsWorld) string { return ran("busybox", "sh", "-c", script) }

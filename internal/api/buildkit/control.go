@@ -271,6 +271,10 @@ func (c *control) cacheFilters(list []string) (filter.Args, error) {
 			case part == "":
 			case ok && name == "id" && len(list) == 1 && part == f:
 				args["id"] = []string{value}
+			case ok && name == "type" && len(list) == 1 && part == f:
+				args["type"] = []string{value}
+			case part == "shared" || part == "private" || part == "inuse":
+				args[part] = []string{"true"}
 			case ok && name == "type" && value == "regular": // all records are
 			default:
 				return nil, errs.New(errs.Unimplemented, "the filter %q of the build cache is not supported", clip(part))
@@ -302,7 +306,7 @@ func (c *control) DiskUsage(_ context.Context, r *controlapi.DiskUsageRequest) (
 		}
 		resp.Record = append(resp.Record, &controlapi.UsageRecord{
 			ID: recordID(e.ID), Size: e.Size, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used), UsageCount: int64(e.Uses),
-			Description: e.Name, RecordType: "regular", Shared: e.Shared,
+			Description: e.Name, RecordType: "regular", Shared: e.Shared, InUse: e.InUse,
 		})
 	}
 	return resp, nil
@@ -317,12 +321,6 @@ func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_Pr
 	if err != nil {
 		return err
 	}
-	if r.MinFreeSpace > 0 || r.ReservedSpace > 0 {
-		return errs.New(errs.Unimplemented, "a prune by free or reserved space is not supported").WithHint("Use --max-used-space.")
-	}
-	if r.KeepDuration > 0 {
-		args["until"] = []string{time.Duration(r.KeepDuration).String()}
-	}
 	list, err := c.s.o.Builder.Cache()
 	if err != nil {
 		return err
@@ -331,7 +329,9 @@ func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_Pr
 	for _, e := range list {
 		sizes[e.ID] = &controlapi.UsageRecord{ID: recordID(e.ID), Size: e.Size, Description: e.Name, RecordType: "regular", Shared: e.Shared, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used)}
 	}
-	gone, err := c.s.o.Builder.Prune(stream.Context(), build.PruneOptions{All: r.All, Keep: r.MaxUsedSpace, Filters: args})
+	gone, err := c.s.o.Builder.Prune(stream.Context(), build.PruneOptions{
+		All: r.All, Unused: time.Duration(r.KeepDuration), Filters: args, Space: build.Space{Reserved: r.ReservedSpace, MaxUsed: r.MaxUsedSpace, MinFree: r.MinFreeSpace},
+	})
 	if err != nil {
 		return err
 	}

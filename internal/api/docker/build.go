@@ -348,16 +348,19 @@ func (h buildHandlers) prune(c *call) error {
 		return err
 	}
 	o := build.PruneOptions{All: c.bool("all"), Filters: filters}
-	for _, name := range []string{"keep-storage", "max-used-space", "reserved-space", "min-free-space"} {
-		n, ok, err := c.int(name)
+	for _, p := range []struct {
+		name string
+		to   *int64
+	}{{"keep-storage", &o.Space.Reserved}, {"reserved-space", &o.Space.Reserved}, {"max-used-space", &o.Space.MaxUsed}, {"min-free-space", &o.Space.MinFree}} {
+		n, _, err := c.int(p.name)
 		if err != nil {
 			return err
 		}
-		if ok && n > 0 && (name == "min-free-space" || name == "reserved-space") {
-			return unavailable("build prune with "+name, "use max-used-space")
+		if n < 0 {
+			return errs.New(errs.Invalid, "%s: %d is negative", p.name, n)
 		}
-		if ok && n > 0 {
-			o.Keep = int64(n)
+		if n > 0 {
+			*p.to = int64(n)
 		}
 	}
 	res, err := h.builder.Prune(c.ctx(), o)
@@ -381,7 +384,7 @@ func buildCacheOf(b Builder) ([]wire.BuildCache, error) {
 	for _, e := range list {
 		used := e.Used
 		out = append(out, wire.BuildCache{
-			ID: e.ID.Hex()[:25], Type: "regular", Description: e.Name, Shared: e.Shared, Size: e.Size, CreatedAt: e.Created, LastUsedAt: &used, UsageCount: e.Uses,
+			ID: e.ShortID(), Type: "regular", Description: e.Name, Shared: e.Shared, InUse: e.InUse, Size: e.Size, CreatedAt: e.Created, LastUsedAt: &used, UsageCount: e.Uses,
 		})
 	}
 	return out, nil

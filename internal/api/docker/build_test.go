@@ -73,9 +73,16 @@ func TestBuildRefuses(t *testing.T) {
 
 func TestBuildPrune(t *testing.T) {
 	w := newWorld(t)
-	rec := w.do("POST", "/v1.51/build/prune?all=1&keep-storage=5", nil)
-	if rec.Code != 200 || !strings.Contains(rec.Body.String(), `"SpaceReclaimed":7`) || !w.builder.pruned.All || w.builder.pruned.Keep != 5 {
-		t.Errorf("status %d: %s %+v", rec.Code, rec.Body.String(), w.builder.pruned)
+	for query, want := range map[string]build.Space{
+		"keep-storage=5": {Reserved: 5}, "reserved-space=6": {Reserved: 6}, "max-used-space=7&reserved-space=5": {Reserved: 5, MaxUsed: 7}, "min-free-space=8": {MinFree: 8}, "": {},
+	} {
+		rec := w.do("POST", "/v1.51/build/prune?all=1&"+query, nil)
+		if rec.Code != 200 || !strings.Contains(rec.Body.String(), `"SpaceReclaimed":7`) || !w.builder.pruned.All || w.builder.pruned.Space != want {
+			t.Errorf("%s: status %d: %s %+v", query, rec.Code, rec.Body.String(), w.builder.pruned)
+		}
+	}
+	if rec := w.do("POST", "/v1.51/build/prune?max-used-space=-1", nil); rec.Code != 400 {
+		t.Errorf("a negative size: status %d: %s", rec.Code, rec.Body.String())
 	}
 }
 

@@ -187,7 +187,11 @@ type Entry struct {
 	Used    time.Time
 	Uses    int
 	Shared  bool // an image has the layers, so removing the entry frees nothing
+	InUse   bool // a build is using the layers
 }
+
+// ShortID returns the ID as clients show it.
+func (e *Entry) ShortID() string { return e.ID.Hex()[:25] }
 
 // List returns the entries, the one that was used last at the end.
 func (c *Cache) List() (list []Entry, err error) {
@@ -215,6 +219,7 @@ func (c *Cache) List() (list []Entry, err error) {
 					e.Size += l.Size
 				}
 				e.Shared = e.Shared && inImages[o.Chain.Top()]
+				e.InUse = e.InUse || c.st.Leased(o.Chain)
 			}
 			list = append(list, e)
 		}

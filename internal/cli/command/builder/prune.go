@@ -16,7 +16,7 @@ import (
 func Prune(inv *command.Invocation) *cobra.Command {
 	var all, force bool
 	var filters opts.Filters
-	var keep opts.Bytes
+	var keep, reserved, most, free opts.Bytes
 	c := &cobra.Command{
 		Use: "prune [OPTIONS]", Short: "Remove build cache", Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -34,8 +34,10 @@ func Prune(inv *command.Invocation) *cobra.Command {
 			if all {
 				q.Set("all", "1")
 			}
-			if keep.N > 0 {
-				q.Set("keep-storage", strconv.FormatInt(keep.N, 10))
+			for name, v := range map[string]opts.Bytes{"keep-storage": keep, "reserved-space": reserved, "max-used-space": most, "min-free-space": free} {
+				if v.N > 0 {
+					q.Set(name, strconv.FormatInt(v.N, 10))
+				}
 			}
 			api, err := inv.Engine(ctx)
 			if err != nil {
@@ -54,5 +56,8 @@ func Prune(inv *command.Invocation) *cobra.Command {
 	c.Flags().Var(&filters, "filter", `Provide filter values (e.g. "until=24h")`)
 	c.Flags().BoolVarP(&force, "force", "f", false, "Do not prompt for confirmation")
 	c.Flags().Var(&keep, "keep-storage", "Amount of disk space to keep for cache")
+	c.Flags().Var(&reserved, "reserved-space", "Amount of disk space always allowed to keep for cache")
+	c.Flags().Var(&most, "max-used-space", "Maximum amount of disk space allowed to keep for cache")
+	c.Flags().Var(&free, "min-free-space", "Target amount of free disk space after pruning")
 	return c
 }

@@ -1,0 +1,193 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ply/internal/build/cache"
+	"ply/internal/build/solver"
+	"ply/internal/errs"
+	"ply/internal/events"
+	"ply/internal/filter"
+	"ply/internal/oci"
+)
+
+// PruneOptions of Prune. Entries that a build is using now stay.
+type PruneOptions struct {
+	All     bool          // entries whose layers an image has too
+	Unused  time.Duration // only entries that were not used for this long
+	Filters filter.Args
+	Space   Space
+}
+
+// Space bounds the bytes of the cache that no image has. The zero value removes everything. When the bounds contradict each other, Reserved prevails.
+type Space struct {
+	Reserved int64 // may always stay
+	MaxUsed  int64 // may stay at most; 0 = no bound
+	MinFree  int64 // must be free on the file system afterwards
+}
+
+// Limit returns how many bytes may stay of total, while free bytes are free.
+func (s Space) Limit(total, free int64) int64 {
+	if s == (Space{}) {
+		return 0
+	}
+	keep := s.MaxUsed
+	if keep == 0 && s.MinFree > 0 {
+		keep = math.MaxInt64
+	}
+	if lack := s.MinFree - free; lack > 0 {
+		keep = min(keep, total-lack)
+	}
+	return max(keep, s.Reserved)
+}
+
+// PruneFilters are the conditions of Prune.
+var PruneFilters = filter.Table[*cache.Entry]{
+	"until":       filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
+	"unused-for":  filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
+	"shared":      filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared == v }),
+	"private":     filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared != v }),
+	"inuse":       filter.Bool(func(e *cache.Entry, v bool) bool { return e.InUse == v }),
+	"description": filter.Exact(func(e *cache.Entry) string { return e.Name }),
+	"type":        filter.Exact(func(*cache.Entry) string { return "regular" }),
+	"id": filter.Any(func(e *cache.Entry, id string) bool {
+		return id == string(e.ID) || id == e.ID.Hex() || id == e.ShortID()
+	}),
+}
+
+// Pruned is the result of Prune.
+type Pruned struct {
+	Entries []oci.Digest
+	Freed   int64 // bytes
+}
+
+// Prune removes results from the cache, those first that were not used for the longest time, until the rest is within opts.Space.
+func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
+	out, err := s.prune(ctx, opts)
+	if err == nil && s.o.Events != nil {
+		s.o.Events.Publish(events.Event{Type: "builder", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(out.Freed, 10)}})
+	}
+	return out, err
+}
+
+func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
+	match, err := PruneFilters.Compile(opts.Filters)
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.cache.List()
+	if err != nil {
+		return nil, err
+	}
+	var total, free int64
+	for _, e := range list {
+		if !e.Shared {
+			total += e.Size
+		}
+	}
+	if opts.Space.MinFree > 0 {
+		if free, err = freeSpace(s.o.DataRoot); err != nil {
+			return nil, err
+		}
+	}
+	out, limit, before := &Pruned{}, opts.Space.Limit(total, free), time.Now().Add(-opts.Unused)
+	bounded := opts.Space != Space{}
+	for i := range list {
+		e := &list[i]
+		if bounded && total <= limit {
+			break
+		}
+		if e.InUse || e.Shared && (bounded || !opts.All) || opts.Unused > 0 && e.Used.After(before) || !match(e) {
+			continue
+		}
+		out.Entries = append(out.Entries, e.ID)
+		if !e.Shared {
+			total -= e.Size
+		}
+	}
+	if len(out.Entries) == 0 {
+		return out, nil
+	}
+	gone := map[string]bool{}
+	for _, id := range out.Entries {
+		gone[string(id)] = true
+	}
+	// The images of steps need the layers, so they go first.
+	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
+		return gone[step] || step != stepOfBase && step != solver.StepOfRun && !s.cache.Has(oci.Digest(step))
+	})
+	if err != nil {
+		return nil, err
+	}
+	more, err := s.cache.Remove(ctx, out.Entries)
+	out.Freed = freed + more
+	return out, err
+}
+
+// freeSpace returns the bytes that may still be written on a file system.
+func freeSpace(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, errs.New(errs.Internal, "build cache: free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// defaultKeep is what the cache may keep beside what images have, in bytes.
+const defaultKeep = 20 << 30
+
+// policy is what is pruned after builds.
+type policy struct {
+	rules []PruneOptions
+	timed bool // a rule depends on more than the size of the cache
+
+	mu   sync.Mutex
+	last time.Time // when it was applied
+}
+
+// policyPause is the time between two applications of rules that can apply although the cache has not grown.
+const policyPause = 10 * time.Minute
+
+func newPolicy(rules []PruneOptions) (*policy, error) {
+	if rules == nil {
+		rules = []PruneOptions{{All: true, Space: Space{MaxUsed: defaultKeep}}}
+	}
+	p := &policy{rules: rules}
+	for i, r := range rules {
+		if _, err := PruneFilters.Compile(r.Filters); err != nil {
+			return nil, fmt.Errorf("builder.gc.policy: rule %d: %w", i+1, err)
+		}
+		p.timed = p.timed || len(r.Filters) > 0 || r.Unused > 0 || r.Space.MinFree > 0
+	}
+	return p, nil
+}
+
+// apply prunes if the cache has grown; a build from the cache leaves nothing to prune for its size.
+func (p *policy) apply(ctx context.Context, s *Service) error {
+	grown := s.cache.Grown()
+	p.mu.Lock()
+	due := grown || p.timed && time.Since(p.last) > policyPause
+	if due {
+		p.last = time.Now()
+	}
+	p.mu.Unlock()
+	if !due {
+		return nil
+	}
+	for _, r := range p.rules {
+		if _, err := s.prune(ctx, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Policy returns what is pruned after builds.
+func (s *Service) Policy() []PruneOptions { return s.policy.rules }
