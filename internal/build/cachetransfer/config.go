@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"ply/internal/errs"
@@ -86,16 +87,36 @@ func (r *Result) Chain() oci.Chain {
 	return chain
 }
 
-// Cache is a cache that was read. It does not change, so it is safe for concurrent use.
+// Cache is a cache that was read. Safe for concurrent use.
 type Cache struct {
 	records  []record
 	byDigest map[oci.Digest][]int
+	layers   []layer
 }
 
 type record struct {
 	digest oci.Digest
 	inputs [][]link
-	result *Result // the newest one whose layers the manifest has; nil = none
+
+	newest *candidate // of the results whose layers the manifest has; nil = none
+	once   sync.Once
+	result *Result // made of newest when it is asked for: all results of a cache together can be much larger than the cache
+}
+
+// candidate is a result, as numbers of layers.
+type candidate struct {
+	created time.Time
+	top     int   // with those below it
+	chain   []int // nil = top says it
+}
+
+// layer is a layer of the config.
+type layer struct {
+	desc   oci.Descriptor
+	parent int
+	depth  int  // the number of layers with those below it; 0 = it was not looked at
+	here   bool // the manifest has it and those below it
+	err    error
 }
 
 type link struct {
@@ -147,7 +168,7 @@ func decode(c *config, layers []oci.Descriptor) (*Cache, error) {
 			known[l.Digest] = l
 		}
 	}
-	out := &Cache{records: make([]record, len(c.Records)), byDigest: map[oci.Digest][]int{}}
+	out := &Cache{records: make([]record, len(c.Records)), byDigest: map[oci.Digest][]int{}, layers: c.measure(known)}
 	links := 0
 	for i := range c.Records {
 		r := &c.Records[i]
@@ -173,7 +194,7 @@ func decode(c *config, layers []oci.Descriptor) (*Cache, error) {
 			}
 			rec.inputs = append(rec.inputs, list)
 		}
-		if rec.result, err = c.result(r, known); err != nil {
+		if rec.newest, err = newest(r, out.layers); err != nil {
 			return nil, invalid("record %d: %w", i, err)
 		}
 		out.byDigest[digest] = append(out.byDigest[digest], i)
@@ -181,37 +202,59 @@ func decode(c *config, layers []oci.Descriptor) (*Cache, error) {
 	return out, out.checkLoops()
 }
 
-// result returns the newest result of a record.
-func (c *config) result(r *configRecord, known map[oci.Digest]oci.Descriptor) (best *Result, err error) {
-	take := func(layers []int, created time.Time) error {
-		res := &Result{Created: created}
-		for _, n := range layers {
-			if n < 0 || n >= len(c.Layers) {
-				return fmt.Errorf("there is no layer %d", n)
-			}
-			d, ok := known[c.Layers[n].Blob]
-			if !ok {
-				return nil
-			}
-			res.Layers = append(res.Layers, d)
+// measure returns the layers, each looked at once.
+func (c *config) measure(known map[oci.Digest]oci.Descriptor) []layer {
+	const open = -1
+	layers := make([]layer, len(c.Layers))
+	var path []int
+	for i := range layers {
+		at := i
+		for path = path[:0]; at >= 0 && at < len(layers) && layers[at].depth == 0; at = c.Layers[at].Parent {
+			layers[at].depth = open
+			path = append(path, at)
 		}
-		if len(res.Layers) > 0 && (best == nil || best.Created.Before(created)) {
-			best = res
+		below := layer{here: true}
+		switch {
+		case at == -1:
+		case at < 0 || at >= len(layers):
+			below.err = fmt.Errorf("there is no layer %d", at)
+		case layers[at].depth == open:
+			below.err = fmt.Errorf("layer %d lies on itself", at)
+		default:
+			below = layers[at]
+		}
+		for _, n := range slices.Backward(path) {
+			desc, ok := known[c.Layers[n].Blob]
+			below = layer{desc: desc, parent: c.Layers[n].Parent, depth: below.depth + 1, here: below.here && ok, err: below.err}
+			if below.err == nil && below.depth > maxChain {
+				below.err = fmt.Errorf("a result has more than %d layers", maxChain)
+			}
+			layers[n] = below
+		}
+	}
+	return layers
+}
+
+// newest returns the newest result of a record; nil when there is none.
+func newest(r *configRecord, layers []layer) (best *candidate, err error) {
+	take := func(x candidate, here bool) error {
+		if y := x.created.UTC().Year(); y < 0 || y > 9999 {
+			return fmt.Errorf("a result is of the year %d", y)
+		}
+		if here && (best == nil || best.created.Before(x.created)) {
+			best = &x
 		}
 		return nil
 	}
 	for _, l := range r.Layers {
-		var chain []int
-		for at := l.Layer; at != -1; at = c.Layers[at].Parent {
-			if at < 0 || at >= len(c.Layers) {
-				return nil, fmt.Errorf("there is no layer %d", at)
-			}
-			if chain = append(chain, at); len(chain) > maxChain {
-				return nil, fmt.Errorf("a result has more than %d layers", maxChain)
-			}
+		if l.Layer < 0 || l.Layer >= len(layers) {
+			return nil, fmt.Errorf("there is no layer %d", l.Layer)
 		}
-		slices.Reverse(chain)
-		if err := take(chain, l.Created); err != nil {
+		top := &layers[l.Layer]
+		if top.err != nil {
+			return nil, top.err
+		}
+		if err := take(candidate{created: l.Created, top: l.Layer}, top.here); err != nil {
 			return nil, err
 		}
 	}
@@ -219,11 +262,40 @@ func (c *config) result(r *configRecord, known map[oci.Digest]oci.Descriptor) (b
 		if len(l.Layers) > maxChain {
 			return nil, fmt.Errorf("a result has more than %d layers", maxChain)
 		}
-		if err := take(l.Layers, l.Created); err != nil {
+		here := len(l.Layers) > 0
+		for _, n := range l.Layers {
+			if n < 0 || n >= len(layers) {
+				return nil, fmt.Errorf("there is no layer %d", n)
+			}
+			here = here && layers[n].desc.Digest != ""
+		}
+		if err := take(candidate{created: l.Created, chain: l.Layers}, here); err != nil {
 			return nil, err
 		}
 	}
 	return best, nil
+}
+
+// resultOf returns the result of a record, always the same; nil when it has none.
+func (c *Cache) resultOf(n int) *Result {
+	r := &c.records[n]
+	if r.newest == nil {
+		return nil
+	}
+	r.once.Do(func() {
+		r.result = &Result{Created: r.newest.created}
+		if r.newest.chain != nil {
+			for _, n := range r.newest.chain {
+				r.result.Layers = append(r.result.Layers, c.layers[n].desc)
+			}
+			return
+		}
+		for at := r.newest.top; at != -1; at = c.layers[at].parent {
+			r.result.Layers = append(r.result.Layers, c.layers[at].desc)
+		}
+		slices.Reverse(r.result.Layers)
+	})
+	return r.result
 }
 
 // checkLoops refuses records that depend on themselves.
@@ -310,13 +382,17 @@ func (c *Cache) isContent(l link) bool {
 }
 
 // Result returns the newest result of records; nil when none has one.
-func (c *Cache) Result(records []int) (best *Result) {
+func (c *Cache) Result(records []int) *Result {
+	best := -1
 	for _, n := range records {
-		if r := c.records[n].result; r != nil && (best == nil || best.Created.Before(r.Created)) {
-			best = r
+		if r := c.records[n].newest; r != nil && (best < 0 || c.records[best].newest.created.Before(r.created)) {
+			best = n
 		}
 	}
-	return best
+	if best < 0 {
+		return nil
+	}
+	return c.resultOf(best)
 }
 
 // Writer collects records. Equal records are one.
