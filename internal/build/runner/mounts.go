@@ -1,6 +1,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -333,14 +334,19 @@ func (c *caches) try(name string, sharing ops.Sharing) (release func(), busy <-c
 	}), nil
 }
 
-// cache mounts a directory that outlives the build. A new one begins as a copy of the input.
+// cache mounts a directory that outlives the build. A new one begins as a copy of the input, which also has the owner and the mode that the mount asks for;
+// so mounts with the same ID and other inputs are other directories, as in BuildKit.
 func (s *step) cache(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) error {
-	dir, fresh, release, err := s.r.caches.acquire(ctx, m.CacheID, m.Sharing)
+	id, in := m.CacheID, s.input(m)
+	if in != nil && len(in.Chain) > 0 {
+		id += "\x00" + cmp.Or(string(in.Key), string(in.Chain.ID()))
+	}
+	dir, fresh, release, err := s.r.caches.acquire(ctx, id, m.Sharing)
 	if err != nil {
 		return err
 	}
 	s.undo = append(s.undo, func(context.Context) error { release(); return nil })
-	if in := s.input(m); fresh && in != nil && len(in.Chain) > 0 {
+	if fresh && in != nil && len(in.Chain) > 0 {
 		v, err := s.r.Mount(ctx, in.Chain)
 		if err == nil {
 			err = errors.Join(fill(ctx, dir, v.Tree().Root(), m.Selector), v.Close())
