@@ -34,6 +34,9 @@ func TestRecordBuildah(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range readCases(t) {
+		if c.name == "err_circular" {
+			continue // buildah takes a stage that is not there yet for the image that was built last
+		}
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			c.record(t, e, "buildah", *updateBuildah)

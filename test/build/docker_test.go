@@ -129,6 +129,7 @@ func TestRecordDocker(t *testing.T) {
 	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { d.run(t, "ip", "link", "del", "docker0") }) // it stays when dockerd ends
 	d.start(t, exec.Command("dockerd", "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "run"), "-H", "unix://"+d.sock,
 		"--pidfile", filepath.Join(d.dir, "pid"), "--storage-driver", "overlay2", "--config-file", config))
 	for i, builder := range builders[:2] {
