@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/history"
 	"ply/internal/build/ops"
+	"ply/internal/build/provenance"
 	"ply/internal/build/solver"
 	"ply/internal/build/source"
 	"ply/internal/build/tree"
@@ -262,6 +264,7 @@ func (b *running) begin() {
 	if p := o["platform"]; p != "" {
 		r.Platforms = strings.Split(p, ",")
 	}
+	r.Options = told(o)
 	switch {
 	case len(r.Tags) > 0:
 		r.Name = r.Tags[0]
@@ -269,6 +272,27 @@ func (b *running) begin() {
 		r.Name = r.Target
 	}
 	b.record = b.s.history.Begin(r)
+}
+
+// maxTold is how much of the options of a build its record has, in bytes.
+const maxTold = 64 << 10
+
+// told returns the arguments and labels that the record of a build has: not those whose names say that they are secret, no proxies,
+// and addresses without passwords.
+func told(options map[string]string) map[string]string {
+	out := map[string]string{}
+	size := 0
+	for _, k := range slices.Sorted(maps.Keys(options)) {
+		name, isArg := strings.CutPrefix(k, "build-arg:")
+		if !isArg && !strings.HasPrefix(k, "label:") || isArg && (provenance.IsSecret(name) || strings.HasSuffix(strings.ToUpper(name), "_PROXY")) {
+			continue
+		}
+		if size += len(k) + len(options[k]); size > maxTold {
+			break
+		}
+		out[k] = provenance.Redact(options[k])
+	}
+	return out
 }
 
 // Solve implements dockerfile.Solver.

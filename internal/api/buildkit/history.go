@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -83,6 +84,7 @@ func event(r *history.Record) *controlapi.BuildHistoryEvent {
 		Ref: r.ID, Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}, CreatedAt: timestamppb.New(r.Started), ExporterResponse: r.Answers,
 		NumCachedSteps: int32(cached), NumTotalSteps: int32(len(r.Steps)), NumCompletedSteps: int32(done), NumWarnings: int32(len(r.Warnings)),
 	}
+	maps.Copy(rec.FrontendAttrs, r.Options)
 	for k, v := range map[string]string{"target": r.Target, "filename": r.File} {
 		if v != "" {
 			rec.FrontendAttrs[k] = v

@@ -38,6 +38,7 @@ type Record struct {
 	Target    string            `json:"target,omitempty"`
 	File      string            `json:"file,omitempty"` // the Dockerfile's name
 	Platforms []string          `json:"platforms,omitempty"`
+	Options   map[string]string `json:"options,omitempty"` // arguments and labels, as build-arg:NAME and label:NAME
 	Started   time.Time         `json:"started"`
 	Ended     time.Time         `json:"ended,omitzero"` // zero while it runs
 	Error     string            `json:"error,omitempty"`

@@ -238,7 +238,7 @@ func FuzzReadLog(f *testing.F) {
 func TestRecordGolden(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
 	r := &Record{
-		ID: "abc", Name: "a:1", Tags: []string{"a:1"}, Target: "final", File: "Dockerfile", Platforms: []string{"linux/amd64"}, Started: at, Ended: at.Add(time.Second),
+		ID: "abc", Name: "a:1", Tags: []string{"a:1"}, Target: "final", File: "Dockerfile", Platforms: []string{"linux/amd64"}, Options: map[string]string{"build-arg:A": "1"}, Started: at, Ended: at.Add(time.Second),
 		Error: "it failed", Canceled: true, Images: []oci.ImageID{"sha256:" + oci.ImageID(strings.Repeat("1", 64))}, Answers: map[string]string{"image.name": "a:1"},
 		Steps:    []Step{{Digest: "sha256:" + oci.Digest(strings.Repeat("2", 64)), Name: "RUN make", Started: at, Took: time.Second, Cached: true, Miss: "the instruction changed", Error: "exit code: 1", Done: true}},
 		Warnings: []string{"careful"}, LogSize: 7, LogCut: true,

@@ -212,7 +212,7 @@ func (b Build) predicate(o Options) *predicate {
 			if v != "" {
 				vcs[strings.TrimPrefix(k, "vcs:")] = Redact(v)
 			}
-		case isArg && (!o.Max || isSecret(name)), strings.HasPrefix(k, "label:") && !o.Max:
+		case isArg && (!o.Max || IsSecret(name)), strings.HasPrefix(k, "label:") && !o.Max:
 			complete = false
 		case strings.HasPrefix(k, "context:"):
 			args[k] = Redact(v)
@@ -289,7 +289,8 @@ func (b Build) uses(req *parameters) (hermetic bool) {
 // secretName matches names that say that the value is a secret; BuildKit's check of Dockerfiles warns about the same.
 var secretName = regexp.MustCompile(`(?i)(^|_)(apikey|auth|credentials?|key|password|pword|passwd|passphrase|secret|token)s?($|_)`)
 
-func isSecret(name string) bool {
+// IsSecret reports whether the name of a build argument says that its value is a secret.
+func IsSecret(name string) bool {
 	return secretName.MatchString(name) && !strings.Contains(strings.ToLower(name), "public")
 }
 
@@ -301,7 +302,7 @@ func (b Build) scrub(data []byte) []byte {
 		name, ok := strings.CutPrefix(k, "build-arg:")
 		v := b.Args[k]
 		to := Redact(v)
-		if ok && isSecret(name) && len(v) >= 4 {
+		if ok && IsSecret(name) && len(v) >= 4 {
 			to = redacted
 		}
 		if !ok || to == v {

@@ -110,7 +110,7 @@ func TestIsSecret(t *testing.T) {
 	for name, want := range map[string]bool{
 		"TOKEN": true, "NPM_TOKEN": true, "api_key": true, "DB_PASSWORD": true, "AWS_SECRET_ACCESS_KEY": true, "PUBLIC_KEY": false, "KEYBOARD": false, "VERSION": false, "MONKEY": false, "CREDENTIALS": true,
 	} {
-		if got := isSecret(name); got != want {
+		if got := IsSecret(name); got != want {
 			t.Errorf("%s: %v", name, got)
 		}
 	}

@@ -140,7 +140,7 @@ func operation(o ops.Op) map[string]any {
 func execOp(o *ops.Exec) map[string]any {
 	var env []string
 	for _, e := range o.Env {
-		if name, _, _ := strings.Cut(e, "="); isSecret(name) {
+		if name, _, _ := strings.Cut(e, "="); IsSecret(name) {
 			e = name + "=" + redacted
 		}
 		env = append(env, e)
