@@ -37,6 +37,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 			return checkRegistry(args[1:], stdout, stderr)
 		case "backup":
 			return backupRegistry(args[1:], stdout, stderr)
+		case "retention":
+			return retention(args[1:], stdout, stderr)
 		case "serve": // what images of the reference registry are started with
 			args = args[1:]
 		}
@@ -44,7 +46,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	fs := pflag.NewFlagSet("ply-registry", pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user|migrate|check|backup … (see ply-registry COMMAND --help)\n\n%s", fs.FlagUsages())
+		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user|migrate|check|backup|retention … (see ply-registry COMMAND --help)\n\n%s", fs.FlagUsages())
 	}
 	c, warnings, err := config.Load(fs, args, os.Environ())
 	if err != nil {
@@ -67,7 +69,44 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(serve(ctx, c, s, stdout, log), s.Close())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		reload(ctx, c, args, s, log)
+	}()
+	err = serve(ctx, c, s, stdout, log)
+	stop()
+	<-ended
+	return errors.Join(err, s.Close())
+}
+
+// reload reads the settings again at each SIGHUP. Settings that are wrong change nothing.
+func reload(ctx context.Context, c *config.Config, args []string, s *server.Server, log *slog.Logger) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+		}
+		next, warnings, err := config.Load(pflag.NewFlagSet("ply-registry", pflag.ContinueOnError), args, os.Environ())
+		if err == nil {
+			for _, w := range warnings {
+				log.Warn(w)
+			}
+			err = s.Reload(next.Server(log))
+		}
+		if err != nil {
+			log.Error("the new settings are not used", "err", err)
+			continue
+		}
+		log.Info("settings reloaded")
+		if names := next.NeedRestart(c); len(names) > 0 {
+			log.Warn("settings that need a restart have changed", "settings", names)
+		}
+	}
 }
 
 // serve serves until ctx is done, and then lets the requests that were begun end.

@@ -61,6 +61,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"uploads.state", "registry/blobs/s3", "stateRecord", "stateVersion"},
 		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
 		{"documents/proxy-uses", "registry/proxy", "useRecord", "useVersion"},
+		{"documents/retention", "registry/server", "retentionRecord", "retentionVersion"},
 		{"documents/QUEUE", "registry/queue", "itemRecord", "itemVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},
 		{"token-keys.json", "registry/auth", "keysRecord", "keysVersion"},

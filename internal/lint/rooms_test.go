@@ -49,7 +49,7 @@ var inside = map[string][][]string{
 		{"registry/content"},
 		{"registry/access", "registry/metadata", "registry/blobs", "registry/remote"},
 		{"registry/metadata/metadatatest", "registry/metadata/bolt", "registry/metadata/postgres", "registry/blobs/blobstest", "registry/blobs/directory",
-			"registry/blobs/s3", "registry/repository", "registry/queue"},
+			"registry/blobs/s3", "registry/repository", "registry/queue", "registry/policy"},
 		{"registry/metadata/postgres/postgrestest", "registry/blobs/s3/s3test"},
 		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/notify", "registry/observe", "registry/proxy", "registry/replicate", "registry/search"},
 		{"registry/migrate", "registry/check"},

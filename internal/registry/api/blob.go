@@ -162,7 +162,11 @@ func (h *Handler) beginUpload(q *request) error {
 		q.w.WriteHeader(http.StatusAccepted)
 		return nil
 	}
-	if err := u.Append(q.r.Context(), h.reading(q), q.r.ContentLength); err != nil {
+	err = h.Repositories.Room(q.r.Context(), q.repo, max(q.r.ContentLength, 0))
+	if err == nil {
+		err = u.Append(q.r.Context(), h.reading(q), q.r.ContentLength)
+	}
+	if err != nil {
 		return errors.Join(err, u.Cancel(q.r.Context()))
 	}
 	return h.finish(q, u, d)
@@ -294,6 +298,9 @@ var contentRange = regexp.MustCompile(`^(?:bytes[ =])?([0-9]{1,18})-([0-9]{1,18}
 // receive appends the body of a request to an upload. A chunk that says where it belongs must belong at the end.
 func (h *Handler) receive(q *request, u blobs.Upload) error {
 	size := q.r.ContentLength
+	if err := h.Repositories.Room(q.r.Context(), q.repo, u.Offset()+max(size, 0)); err != nil {
+		return err
+	}
 	body := h.reading(q)
 	if s := strings.TrimSpace(q.r.Header.Get("Content-Range")); s != "" && size != 0 {
 		m := contentRange.FindStringSubmatch(s)

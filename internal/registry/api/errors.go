@@ -48,6 +48,11 @@ func invalid(code string, err error) *Error {
 	return &Error{Status: http.StatusBadRequest, Code: code, Message: err.Error(), Cause: err}
 }
 
+// immutableTag returns the error about a tag that may neither move nor go.
+func immutableTag(err error) *Error {
+	return &Error{Status: http.StatusConflict, Code: "DENIED", Message: err.Error(), Cause: err}
+}
+
 // missing replaces an error of class errs.NotFound by one of the specification.
 func missing(err error, as *Error, detail any) error {
 	if !errors.Is(err, errs.NotFound) {

@@ -216,7 +216,10 @@ func (h *Handler) base(q *request) error {
 }
 
 func (h *Handler) deleteRepository(q *request) error {
-	if err := h.Repositories.Metadata.DeleteRepository(q.r.Context(), q.repo); err != nil {
+	if err := h.Repositories.DeleteRepository(q.r.Context(), q.repo); err != nil {
+		if errors.Is(err, errs.Conflict) {
+			return immutableTag(err)
+		}
 		return missing(err, errRepository, map[string]any{"name": q.repo})
 	}
 	h.notify(q, Event{Action: "delete"})

@@ -148,6 +148,8 @@ func (h *Handler) putManifest(q *request) error {
 	switch {
 	case errors.Is(err, errs.Precondition):
 		return errConditional
+	case errors.Is(err, errs.Conflict):
+		return immutableTag(err)
 	case err != nil:
 		if _, ok := errors.AsType[*repository.DigestError](err); !ok && errors.Is(err, errs.Invalid) {
 			return invalid("MANIFEST_INVALID", err)
@@ -208,6 +210,9 @@ func (h *Handler) deleteManifest(q *request) error {
 		if errors.Is(err, errs.Precondition) {
 			return errConditional
 		}
+		if errors.Is(err, errs.Conflict) {
+			return immutableTag(err)
+		}
 		return h.unknownManifest(q, err)
 	}
 	h.notify(q, Event{Action: "delete", Digest: d, Tag: tag})
@@ -217,12 +222,12 @@ func (h *Handler) deleteManifest(q *request) error {
 
 func (h *Handler) deleteReference(ctx context.Context, repo content.Repository, d content.Digest, tag content.Tag, c metadata.Condition) error {
 	if tag != "" {
-		return h.Repositories.Metadata.DeleteTag(ctx, repo, tag, c)
+		return h.Repositories.DeleteTag(ctx, repo, tag, c)
 	}
 	if c.OneOf != nil && !matchesOne(c.OneOf, d) {
 		return errConditional
 	}
-	return h.Repositories.Metadata.DeleteManifest(ctx, repo, d)
+	return h.Repositories.DeleteManifest(ctx, repo, d)
 }
 
 func matchesOne(list []content.Digest, d content.Digest) bool {

@@ -48,6 +48,7 @@ type Config struct {
 	Proxy             server.Proxy
 	Replicate         server.Replicate
 	Webhooks          []notify.Endpoint
+	Policy            server.Policy
 	WebhookActions    []string
 	LogLevel          string
 	LogFormat         string
@@ -61,7 +62,7 @@ func Defaults() *Config {
 	return &Config{
 		Addr: ":5000", Root: DefaultRoot, Drain: 30 * time.Second, Stall: time.Minute,
 		Collect: gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour},
-		Proxy:   server.Proxy{Fresh: 5 * time.Minute}, Replicate: server.Replicate{Interval: time.Hour},
+		Proxy:   server.Proxy{Fresh: 5 * time.Minute}, Replicate: server.Replicate{Interval: time.Hour}, Policy: server.Policy{Interval: 24 * time.Hour},
 		LogLevel: "info", LogFormat: "text",
 	}
 }
@@ -304,7 +305,7 @@ func (c *Config) validate() error {
 		return err
 	}
 	_, err := c.Logger(io.Discard)
-	return errors.Join(err, c.Proxy.Validate(), c.Replicate.Validate(), c.webhooks(nil))
+	return errors.Join(err, c.Proxy.Validate(), c.Replicate.Validate(), c.webhooks(nil), c.Policy.Validate())
 }
 
 func (c *Config) validateS3() error {
@@ -360,13 +361,29 @@ func (c *Config) Server(log *slog.Logger) server.Options {
 	o := server.Options{
 		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
-		Proxy: c.Proxy, Replicate: c.Replicate, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
+		Proxy: c.Proxy, Replicate: c.Replicate, Policy: c.Policy, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 	}
 	_ = c.webhooks(&o.Webhooks) // they are valid
 	if c.S3.Bucket != "" {
 		o.S3 = &c.S3
 	}
 	return o
+}
+
+// reloaded are the settings that a reload changes.
+var reloaded = []string{
+	"read-only", "no-delete", "allow-missing", "stall", "proxy", "mirror", "remote-credentials", "remote-ca", "proxy-size", "proxy-fresh",
+	"replicate", "replicate-interval", "replicate-deletes", "webhook", "webhook-actions", "quota", "immutable", "retention", "retention-interval",
+}
+
+// NeedRestart returns the settings that differ from those of other, and that a reload does not change.
+func (c *Config) NeedRestart(other *Config) (names []string) {
+	for _, s := range settings {
+		if s.isSet(c).String() != s.isSet(other).String() && !slices.Contains(reloaded, s.flag) {
+			names = append(names, s.flag)
+		}
+	}
+	return names
 }
 
 // Table returns the settings as a table for the documentation.

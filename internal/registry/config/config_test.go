@@ -69,6 +69,12 @@ func sample(s setting) string {
 			return "a/**=http://127.0.0.1:1,b=https://x.example/copies"
 		case "webhook":
 			return "http://127.0.0.1:1/x,https://x.example"
+		case "quota":
+			return "team/**=10G,x=5M"
+		case "immutable":
+			return "team/**:v*,x"
+		case "retention":
+			return "team/**:pr-*=10/30d,x=3"
 		case "webhook-actions":
 			return "push,pull"
 		}

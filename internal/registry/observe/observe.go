@@ -31,6 +31,7 @@ type Metrics struct {
 	proxyBytes *prometheus.CounterVec
 
 	outward         *prometheus.CounterVec
+	retained        *prometheus.CounterVec
 	replicatedBytes prometheus.Counter
 }
 
@@ -52,7 +53,8 @@ func New() *Metrics {
 	m.proxyBytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_proxy_bytes_total", Help: "Bytes of copies that were fetched and evicted."}, []string{"kind"})
 	m.outward = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_outward_total", Help: "Copies to other registries (replication) and notifications (webhook) by outcome: ok, error or dropped."}, []string{"kind", "outcome"})
 	m.replicatedBytes = prometheus.NewCounter(prometheus.CounterOpts{Name: "ply_registry_replicated_bytes_total", Help: "Bytes that were copied to other registries."})
-	m.registry.MustRegister(m.proxied, m.proxyBytes, m.outward, m.replicatedBytes)
+	m.retained = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ply_registry_retention_total", Help: "What retention removed: tags and manifests; and its runs that failed."}, []string{"kind"})
+	m.registry.MustRegister(m.proxied, m.proxyBytes, m.outward, m.replicatedBytes, m.retained)
 	m.registry.MustRegister(m.requests, m.seconds, m.sent, m.received, m.active, m.collections, m.collected,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -106,6 +108,33 @@ func (m *Metrics) WebhookTried(failed bool) {
 
 // WebhookDropped counts an event that found its queue full.
 func (m *Metrics) WebhookDropped() { m.outward.WithLabelValues("webhook", "dropped").Inc() }
+
+// Retained counts a run of retention.
+func (m *Metrics) Retained(tags, manifests int, failed bool) {
+	m.retained.WithLabelValues("tags").Add(float64(tags))
+	m.retained.WithLabelValues("manifests").Add(float64(manifests))
+	if failed {
+		m.retained.WithLabelValues("failures").Inc()
+	}
+}
+
+// Gauges adds a metric with labels, whose values are read when they are asked for.
+func (m *Metrics) Gauges(name, help string, labels []string, read func(set func(v float64, labels ...string))) {
+	m.registry.MustRegister(&gauges{prometheus.NewDesc("ply_registry_"+name, help, labels, nil), read})
+}
+
+type gauges struct {
+	desc *prometheus.Desc
+	read func(set func(v float64, labels ...string))
+}
+
+func (g *gauges) Describe(to chan<- *prometheus.Desc) { to <- g.desc }
+
+func (g *gauges) Collect(to chan<- prometheus.Metric) {
+	g.read(func(v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, v, labels...)
+	})
+}
 
 // Gauge adds a metric whose value is read when it is asked for.
 func (m *Metrics) Gauge(name, help string, value func() float64) {

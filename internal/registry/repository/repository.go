@@ -22,6 +22,48 @@ type Service struct {
 	Blobs    blobs.Store
 	// Missing lets manifests refer to blobs and manifests that are not in their repository.
 	Missing bool
+	// Quota bounds what repositories have; nil = nothing does.
+	Quota Quota
+	// Immutable knows the tags that may not move; nil = there are none.
+	Immutable Immutable
+}
+
+// Quota gives bytes to repositories.
+type Quota interface {
+	// Reserve takes bytes for what is about to be stored. If it is not stored, release gives them back. The error's class is
+	// errs.Forbidden when there are not so many.
+	Reserve(ctx context.Context, repo content.Repository, n int64) (release func(), err error)
+}
+
+// Immutable knows tags that may not move.
+type Immutable interface {
+	// Fixed returns those of tags that may not move.
+	Fixed(repo content.Repository, tags ...content.Tag) []content.Tag
+	// Applies reports whether a repository may have such tags.
+	Applies(repo content.Repository) bool
+}
+
+// Room reports whether so many bytes more may be stored in a repository, for uploads that have just begun.
+func (s *Service) Room(ctx context.Context, repo content.Repository, n int64) error {
+	if s.Quota == nil {
+		return nil
+	}
+	release, err := s.Quota.Reserve(ctx, repo, n)
+	if err == nil {
+		release()
+	}
+	return err
+}
+
+// reserveBlob reserves nothing for a blob that the repository has.
+func (s *Service) reserveBlob(ctx context.Context, repo content.Repository, d content.Digest, n int64) (func(), error) {
+	if s.Quota == nil {
+		return func() {}, nil
+	}
+	if _, err := s.Metadata.Link(ctx, repo, d); err == nil {
+		return func() {}, nil
+	}
+	return s.Quota.Reserve(ctx, repo, n)
 }
 
 // OpenBlob opens a blob of a repository and returns its size in bytes. The caller closes it.
@@ -108,11 +150,18 @@ func (s *Service) Finish(ctx context.Context, u blobs.Upload, d content.Digest) 
 		return err
 	}
 	defer release()
-	size, err := u.Store(held, d)
+	giveBack, err := s.reserveBlob(held, u.Session().Repository, d, u.Offset())
 	if err != nil {
-		return err
+		return errors.Join(err, u.Cancel(held))
 	}
-	return s.Metadata.PutLink(held, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
+	size, err := u.Store(held, d)
+	if err == nil {
+		err = s.Metadata.PutLink(held, metadata.Link{Repository: u.Session().Repository, Digest: d, Size: size})
+	}
+	if err != nil {
+		giveBack()
+	}
+	return err
 }
 
 // Adopt links a blob whose bytes are here. The error's class is errs.NotFound when they are not.
@@ -155,7 +204,7 @@ func (s *Service) Mount(ctx context.Context, from, to content.Repository, d cont
 		if !may(from) {
 			return errs.New(errs.NotFound, "blob %s is not in repository %s", d, from)
 		}
-		return s.Metadata.Mount(ctx, from, to, d)
+		return s.mount(ctx, from, to, d)
 	}
 	for after := content.Repository(""); ; {
 		holders, err := s.Metadata.Holders(ctx, d, after, holdersPage)
@@ -166,7 +215,7 @@ func (s *Service) Mount(ctx context.Context, from, to content.Repository, d cont
 			if !may(r) {
 				continue
 			}
-			if err := s.Metadata.Mount(ctx, r, to, d); !errors.Is(err, errs.NotFound) {
+			if err := s.mount(ctx, r, to, d); !errors.Is(err, errs.NotFound) {
 				return err
 			}
 		}
@@ -174,6 +223,80 @@ func (s *Service) Mount(ctx context.Context, from, to content.Repository, d cont
 			return errs.New(errs.NotFound, "blob %s is not in a repository that can be read", d)
 		}
 		after = holders[len(holders)-1]
+	}
+}
+
+func (s *Service) mount(ctx context.Context, from, to content.Repository, d content.Digest) error {
+	if s.Quota == nil {
+		return s.Metadata.Mount(ctx, from, to, d)
+	}
+	l, err := s.Metadata.Link(ctx, from, d)
+	if err != nil {
+		return err
+	}
+	giveBack, err := s.reserveBlob(ctx, to, d, l.Size)
+	if err != nil {
+		return err
+	}
+	if err = s.Metadata.Mount(ctx, from, to, d); err != nil {
+		giveBack()
+	}
+	return err
+}
+
+// DeleteTag removes a tag that may be removed. The error's class is errs.Conflict for one that may not move.
+func (s *Service) DeleteTag(ctx context.Context, repo content.Repository, tag content.Tag, c metadata.Condition) error {
+	if s.Immutable != nil && len(s.Immutable.Fixed(repo, tag)) > 0 {
+		return immutable(repo, tag)
+	}
+	return s.Metadata.DeleteTag(ctx, repo, tag, c)
+}
+
+func immutable(repo content.Repository, tag content.Tag) error {
+	return errs.New(errs.Conflict, "tag %s of repository %s is immutable", tag, repo)
+}
+
+// DeleteManifest removes a manifest and its tags, unless one of them may not move.
+func (s *Service) DeleteManifest(ctx context.Context, repo content.Repository, d content.Digest) error {
+	if err := s.checkTags(ctx, repo, func(t metadata.Tag) bool { return t.Digest == d }); err != nil {
+		return err
+	}
+	return s.Metadata.DeleteManifest(ctx, repo, d)
+}
+
+// DeleteRepository removes a repository, unless it has tags that may not move.
+func (s *Service) DeleteRepository(ctx context.Context, repo content.Repository) error {
+	if err := s.checkTags(ctx, repo, func(metadata.Tag) bool { return true }); err != nil {
+		return err
+	}
+	return s.Metadata.DeleteRepository(ctx, repo)
+}
+
+const tagsPage = 1000
+
+// checkTags refuses to remove those of the tags that are in the way which may not move.
+func (s *Service) checkTags(ctx context.Context, repo content.Repository, inTheWay func(metadata.Tag) bool) error {
+	if s.Immutable == nil || !s.Immutable.Applies(repo) {
+		return nil
+	}
+	for after := content.Tag(""); ; {
+		tags, err := s.Metadata.Tags(ctx, repo, after, tagsPage)
+		if err != nil {
+			return err
+		}
+		for _, name := range s.Immutable.Fixed(repo, tags...) {
+			t, err := s.Metadata.Tag(ctx, repo, name)
+			if err == nil && inTheWay(t) {
+				return immutable(repo, name)
+			}
+			if err != nil && !errors.Is(err, errs.NotFound) {
+				return err
+			}
+		}
+		if len(tags) < tagsPage {
+			return nil
+		}
+		after = tags[len(tags)-1]
 	}
 }
 
@@ -200,9 +323,24 @@ func (s *Service) PutManifest(ctx context.Context, p Push) (content.Digest, *con
 	if err != nil {
 		return "", nil, err
 	}
-	return want, m, s.Metadata.PutManifest(ctx, metadata.Write{
+	w := metadata.Write{
 		Repository: p.Repository, Digest: want, Payload: p.Payload, Parsed: m, Tags: p.Tags, Condition: p.Condition, Missing: s.Missing,
-	})
+	}
+	if s.Immutable != nil {
+		w.Fixed = s.Immutable.Fixed(p.Repository, p.Tags...)
+	}
+	giveBack := func() {}
+	if s.Quota != nil {
+		if _, err := s.Metadata.Manifest(ctx, p.Repository, want); err != nil {
+			if giveBack, err = s.Quota.Reserve(ctx, p.Repository, int64(len(p.Payload))); err != nil {
+				return "", nil, err
+			}
+		}
+	}
+	if err = s.Metadata.PutManifest(ctx, w); err != nil {
+		giveBack()
+	}
+	return want, m, err
 }
 
 // DigestError says that content has another digest than its client said. Its class is errs.Invalid.

@@ -21,7 +21,7 @@ import (
 )
 
 // The control socket is below the root, which only its owner can enter. By it commands get a copy of the file of metadata, which this
-// process keeps locked.
+// process keeps locked, and change it.
 const (
 	controlSocket = "control"
 	snapshotPath  = "/metadata"
@@ -36,7 +36,7 @@ func (s *Server) openControl(meta metadata.Store) error {
 	}
 	path := filepath.Join(s.o.Root, controlSocket)
 	if len(path) > maxSocketPath {
-		s.o.Log.Warn("the root has too long a name for a socket: backups while serving are not possible", "path", path)
+		s.o.Log.Warn("the root has too long a name for a socket: commands cannot reach it while it serves", "path", path)
 		return nil
 	}
 	// Whoever holds the lock of the database is the only one that serves this root.
@@ -57,6 +57,7 @@ func (s *Server) openControl(meta metadata.Store) error {
 		}
 		w.Header().Set(snapshotDone, "yes")
 	})
+	mux.HandleFunc("POST "+retentionPath, s.controlRetention)
 	s.control = s.newHTTP(mux)
 	s.work.Go(func() { _ = s.control.Serve(l) }) // ends when it is closed
 	return nil

@@ -7,6 +7,7 @@ import (
 
 	"ply/internal/registry/api"
 	"ply/internal/registry/notify"
+	"ply/internal/registry/policy"
 	"ply/internal/registry/proxy"
 	"ply/internal/registry/replicate"
 )
@@ -14,6 +15,8 @@ import (
 // generation is what serves with one set of options. A reload replaces it; the old one ends with its last request.
 type generation struct {
 	o          Options
+	rules      rules
+	quotas     *policy.Quotas // nil = none
 	handler    http.Handler
 	proxy      *proxy.Proxy          // nil = none
 	replicator *replicate.Replicator // nil = none
@@ -25,10 +28,21 @@ type generation struct {
 func (s *Server) generate(o *Options) (*generation, error) {
 	g := &generation{o: *o}
 	var err error
+	if g.rules, err = o.Policy.parse(); err != nil {
+		return nil, err
+	}
+	served := *s.repositories
+	served.Missing = o.Missing
+	if g.quotas = policy.NewQuotas(s.repositories.Metadata, g.rules.quotas); g.quotas != nil {
+		served.Quota = g.quotas
+	}
+	if len(g.rules.immutable) > 0 {
+		served.Immutable = g.rules.immutable
+	}
 	if g.proxy, err = s.openProxy(o); err != nil {
 		return nil, err
 	}
-	ao := api.Options{Repositories: s.repositories, Gate: s.gate, ReadOnly: o.ReadOnly, NoDelete: o.NoDelete, Redirect: o.Redirect, Log: o.Log, Stall: o.Stall}
+	ao := api.Options{Repositories: &served, Gate: s.gate, ReadOnly: o.ReadOnly, NoDelete: o.NoDelete, Redirect: o.Redirect, Log: o.Log, Stall: o.Stall}
 	if g.proxy != nil {
 		ao.Copies = g.proxy
 	}
@@ -131,6 +145,14 @@ func (s *Server) gauges() {
 		}
 		return float64(g.replicator.Len())
 	}))
+	s.metrics.Gauges("quota_bytes", "Bytes of quotas: used and limit.", []string{"pattern", "kind"}, func(set func(v float64, labels ...string)) {
+		g := s.current.join()
+		defer g.requests.Done()
+		for p, u := range g.quotas.Usage() {
+			set(float64(u[0]), string(p), "used")
+			set(float64(u[1]), string(p), "limit")
+		}
+	})
 	s.metrics.Gauge("webhooks_waiting", "Events that wait to be sent.", value(func(g *generation) float64 {
 		if g.notifier == nil {
 			return 0

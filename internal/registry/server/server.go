@@ -62,6 +62,7 @@ type Options struct {
 	Proxy     Proxy             // repositories that are copies of those of other registries
 	Replicate Replicate         // repositories that are copied to other registries
 	Webhooks  []notify.Endpoint // web servers that are told of events
+	Policy    Policy            // quotas, tags that may not move, and retention
 
 	TLSCert, TLSKey string   // files; "" = no TLS
 	TLSHosts        []string // for a certificate of our own; empty = none
@@ -124,10 +125,11 @@ func Open(o Options) (_ *Server, err error) {
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	if err := s.openControl(meta); err != nil {
-		return nil, err
+		return nil, errors.Join(err, s.current.close())
 	}
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
+	s.work.Go(func() { s.retain(ctx) })
 	if o.Collect.Interval > 0 {
 		s.work.Go(func() { s.Collector().Loop(ctx, o.Collect, s.collected) })
 	}
@@ -380,7 +382,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.stop()
 	if s.control != nil {
-		_ = s.control.Close() // whoever copies the metadata sees that the copy is not complete
+		_ = s.control.Close() // commands see that their answers are not complete
 	}
 	s.work.Wait()
 	return errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
