@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -19,6 +20,8 @@ import (
 	"ply/internal/registry/gc"
 	"ply/internal/registry/metadata/postgres/postgrestest"
 )
+
+var replicasSoak = flag.Duration("registry.replicas", 2*time.Second, "how long TestReplicas runs")
 
 // replicas returns the options of registries that share an empty database and an empty bucket.
 func replicas(t *testing.T) Options {
@@ -58,7 +61,7 @@ func TestReplicas(t *testing.T) {
 		return s3test.None
 	})
 	defer shared.storage.Inject(nil)
-	ctx, cancel := context.WithTimeout(t.Context(), *soak)
+	ctx, cancel := context.WithTimeout(t.Context(), *replicasSoak)
 	defer cancel()
 	run := &running{begun: map[int]time.Time{}}
 	blobs := make([][]byte, 12)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,7 +153,7 @@ func TestReplicas(t *testing.T) {
 	}
 	// Eight clients of two replicas share one lock.
 	var wg sync.WaitGroup
-	inside := 0
+	var inside atomic.Int64 // the race detector does not know about locks of a database
 	for i := range 8 {
 		wg.Go(func() {
 			s := []*Store{one, two}[i%2]
@@ -162,11 +163,11 @@ func TestReplicas(t *testing.T) {
 					t.Error(err)
 					return
 				}
-				if inside++; inside != 1 {
+				if inside.Add(1) != 1 {
 					t.Error("two hold one lock")
 				}
 				time.Sleep(time.Millisecond)
-				inside--
+				inside.Add(-1)
 				release()
 			}
 		})
