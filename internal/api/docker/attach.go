@@ -10,7 +10,9 @@ import (
 
 	"ply/internal/api/docker/stream"
 	"ply/internal/container/session"
+	"ply/internal/container/shim"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // line is a connection that is taken over from HTTP when the service is ready. Until then its reads and writes wait, so that
@@ -168,6 +170,9 @@ func (l *line) run(ctx context.Context, stdin, stdout, stderr bool, work func(co
 	})
 	err := work(ctx, opts)
 	if l.opened() {
+		if l.typ == stream.TypeResumable && (err == nil || errors.Is(err, session.ErrDetached)) && ctx.Err() == nil {
+			_ = l.mux.Send(stream.Frame{Stream: wire.FrameEnded}) // it fails when the client is gone
+		}
 		if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, session.ErrDetached) {
 			l.fail(err)
 			l.c.w.status = statusOf(err)
@@ -195,15 +200,53 @@ func (h sessionHandlers) attach(c *call) error {
 		return err
 	}
 	defer done()
+	resume, err := c.resume()
+	if err != nil {
+		return err
+	}
 	l, ctx := newLine(c, c.streamType(ctr.Spec.Tty), ctr.Spec.Tty)
+	if resume != nil {
+		l, ctx = newLine(c, stream.TypeResumable, false)
+	}
 	return l.run(ctx, c.bool("stdin"), c.bool("stdout"), c.bool("stderr"), func(ctx context.Context, opts session.AttachOptions) error {
 		opts.Logs, opts.Stream, opts.DetachKeys = c.bool("logs"), c.bool("stream"), c.get("detachKeys")
+		if resume != nil && opts.Stream {
+			opts.Resume = resume
+			opts.Ready = func() error {
+				if resume.On {
+					c.w.Header().Set(wire.PositionHeader, wire.Position(resume.At).String())
+				}
+				return l.open()
+			}
+		}
 		err := h.sessions.Attach(ctx, c.vars["id"], opts)
 		if err == nil && !l.opened() { // there is nothing to send, but the client waits for the takeover
 			err = l.open()
 		}
 		return err
 	})
+}
+
+// resume returns what a client says that goes on after its connection has broken; nil for one that does not.
+func (c *call) resume() (*session.Resume, error) {
+	client := c.get("resumable")
+	switch {
+	case client == "":
+		return nil, nil
+	case len(client) > 100:
+		return nil, errs.New(errs.Invalid, "parameter resumable: longer than 100 bytes")
+	}
+	r := &session.Resume{Client: client}
+	if text := c.get("position"); text != "" {
+		p, ok := wire.ParsePosition(text)
+		if !ok {
+			return nil, errs.New(errs.Invalid, "parameter position: %q is not a position", clip(text))
+		}
+		r.From = (*shim.Position)(&p)
+	}
+	var err error
+	r.Cut, err = c.time("cut")
+	return r, err
 }
 
 func (h sessionHandlers) resize(c *call) error {

@@ -8,6 +8,7 @@ import (
 	"ply/internal/api/docker/stream"
 	"ply/internal/container/session"
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 func (h sessionHandlers) logs(c *call) error {
@@ -45,11 +46,29 @@ func (h sessionHandlers) logs(c *call) error {
 		defer stop.Stop()
 	}
 	mux := stream.NewMux(out)
+	resumable := c.bool("resumable")
+	if resumable {
+		c.w.Header().Set("Content-Type", stream.TypeResumable)
+		if text := c.get("position"); text != "" {
+			p, ok := wire.ParseLogPosition(text)
+			if !ok {
+				return errs.New(errs.Invalid, "parameter position: %q is not a position", clip(text))
+			}
+			opts.After = &session.LogPlace{Time: time.Unix(0, p.Time), Inside: p.Inside}
+		}
+		opts.Record = func(name byte, text []byte, behind session.LogPlace) error {
+			at := wire.LogPosition{Time: behind.Time.UnixNano(), Inside: behind.Inside}
+			return mux.Send(stream.Frame{Stream: name, Data: text}, stream.Frame{Stream: wire.FrameRecord, Data: []byte(at.String())})
+		}
+	}
 	stdout, stderr := mux.Stdout(), mux.Stderr()
 	if ctr.Spec.Tty {
 		stdout, stderr = out, out
 	}
 	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
+	if resumable && err == nil && c.ctx().Err() == nil {
+		err = mux.Send(stream.Frame{Stream: wire.FrameEnded})
+	}
 	if out.end() && err != nil {
 		if c.ctx().Err() != nil { // the client is gone
 			return nil

@@ -9,9 +9,11 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/terminal"
+	"ply/internal/wire"
 )
 
 // Session is one attached stream: a connection that was taken over from HTTP, joined to the local streams.
@@ -22,6 +24,14 @@ type Session struct {
 	Stdin, Stdout, Stderr bool   // which streams are attached
 	Keys                  []byte // the input at which the engine detaches; empty means none
 
+	// Reopen makes a connection that goes on behind a position, after one that broke at the given time. nil means that the session ends with its
+	// connection. It is used when the engine says that it can.
+	Reopen func(ctx context.Context, behind wire.Position, cut time.Time) (*client.Conn, error)
+
+	link interface {
+		io.Writer
+		CloseWrite() error
+	}
 	detached atomic.Bool
 }
 
@@ -40,17 +50,29 @@ func (s *Session) Run(ctx context.Context) error {
 		defer s.Local.InTerm.Restore()
 	}
 	out := make(chan error, 1)
-	go func() { out <- s.output() }()
+	s.link = s.Conn
+	if s.Conn.MediaType == wire.TypeResumable {
+		link := &resumed{s: s, ctx: ctx, conn: s.Conn, changed: make(chan struct{})}
+		s.link = link
+		at, ok := wire.ParsePosition(s.Conn.Position)
+		if !ok || s.Reopen == nil { // the output comes in frames, but not again
+			s.Reopen = func(context.Context, wire.Position, time.Time) (*client.Conn, error) { return nil, io.ErrUnexpectedEOF }
+		}
+		stdout, stderr := s.writers()
+		go func() { out <- link.output(at, stdout, stderr) }()
+	} else {
+		go func() { out <- s.output() }()
+	}
 	in := make(chan error, 1)
 	go func() {
 		if s.Stdin {
-			_, err := io.Copy(s.Conn, &watcher{r: s.Local.In, keys: s.Keys, seen: &s.detached})
+			_, err := io.Copy(s.link, &watcher{r: s.Local.In, keys: s.Keys, seen: &s.detached})
 			if err != nil && !closed(err) {
 				in <- err
 				return
 			}
 		}
-		_ = s.Conn.CloseWrite() // a broken connection shows on the output side
+		_ = s.link.CloseWrite() // a broken connection shows on the output side
 		in <- nil
 	}()
 	for {
@@ -74,15 +96,21 @@ func (s *Session) Run(ctx context.Context) error {
 	}
 }
 
-// output copies what the engine sends to the attached streams.
-func (s *Session) output() error {
-	stdout, stderr := io.Writer(io.Discard), io.Writer(io.Discard)
+// writers returns the local streams of the two outputs.
+func (s *Session) writers() (stdout, stderr io.Writer) {
+	stdout, stderr = io.Discard, io.Discard
 	if s.Stdout {
 		stdout = s.Local.Out
 	}
 	if s.Stderr {
 		stderr = s.Local.Err
 	}
+	return stdout, stderr
+}
+
+// output copies what the engine sends to the attached streams.
+func (s *Session) output() error {
+	stdout, stderr := s.writers()
 	if s.TTY {
 		_, err := io.Copy(stdout, s.Conn)
 		return err
@@ -113,5 +141,5 @@ func (w *watcher) Read(p []byte) (int, error) {
 
 // closed reports whether err means that the engine has closed the stream, so that it wants no more input, which is not a failure.
 func closed(err error) bool {
-	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed)
+	return errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, os.ErrClosed) || errors.Is(err, io.ErrClosedPipe)
 }

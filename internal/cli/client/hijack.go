@@ -10,6 +10,7 @@ import (
 	"net/http"
 
 	"ply/internal/errs"
+	"ply/internal/wire"
 )
 
 // Conn is a hijacked connection: after the HTTP answer, both sides send raw bytes.
@@ -17,6 +18,7 @@ type Conn struct {
 	net.Conn
 	r         *bufio.Reader
 	MediaType string // of the stream; empty when the engine does not send it
+	Position  string // wire.PositionHeader
 }
 
 // Read reads what the engine sends, beginning with the bytes that came with the answer.
@@ -77,7 +79,7 @@ func (c *Client) Hijack(ctx context.Context, r Request) (*Conn, error) {
 		}
 		return nil, err
 	}
-	return &Conn{Conn: conn, r: br, MediaType: resp.Header.Get("Content-Type")}, nil
+	return &Conn{Conn: conn, r: br, MediaType: resp.Header.Get("Content-Type"), Position: resp.Header.Get(wire.PositionHeader)}, nil
 }
 
 // Demux copies a multiplexed stream to stdout and stderr until it ends. A nil writer discards its part.

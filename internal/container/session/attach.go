@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"ply/internal/container/shim"
+	"ply/internal/errs"
 )
 
 // pending is a client that attached before the process was started.
@@ -52,7 +53,18 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 	if tty && opts.Stdout == nil && opts.Stderr != nil {
 		opts.Stdout, args.Stdout = opts.Stderr, true
 	}
-	next, err := s.connect(ctx, args)
+	if r := opts.Resume; r != nil {
+		args.Resume, args.From = r.Client, r.From
+		if run, err := s.c.Running(); r.From != nil {
+			if err != nil {
+				return err
+			}
+			if !r.Cut.IsZero() && run.Client.Config().Started.After(r.Cut) {
+				return errs.New(errs.Conflict, "container %s was started anew since the connection broke", s.c.ID())
+			}
+		}
+	}
+	next, err := s.connect(ctx, args, opts.Resume)
 	if err != nil {
 		return err
 	}
@@ -94,7 +106,7 @@ func (s *Set) attachLog(ctx context.Context, opts AttachOptions) error {
 
 // connect attaches to the running process, or registers the client for the next start; next then waits for the
 // stream. A nil stream means that the client left or the container was removed first.
-func (s *Set) connect(ctx context.Context, args shim.AttachArgs) (next func() (*stream, error), err error) {
+func (s *Set) connect(ctx context.Context, args shim.AttachArgs, resume *Resume) (next func() (*stream, error), err error) {
 	s.mu.Lock()
 	if run := s.run; run != nil {
 		s.mu.Unlock()
@@ -102,7 +114,13 @@ func (s *Set) connect(ctx context.Context, args shim.AttachArgs) (next func() (*
 		if err != nil {
 			return nil, err
 		}
+		if resume != nil {
+			resume.At, resume.On = st.Position()
+		}
 		return func() (*stream, error) { return st, nil }, nil
+	}
+	if resume != nil {
+		resume.On = true // the shim is of this release, and the output begins at its start
 	}
 	p := &pending{args: args, answer: make(chan answer, 1)}
 	p.ctx, p.cancel = context.WithCancel(ctx)

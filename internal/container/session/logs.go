@@ -61,6 +61,9 @@ func (s *Set) Logs(ctx context.Context, opts LogOptions, stdout, stderr io.Write
 		delete(s.logs, held)
 	}()
 	w := lineWriter{opts: opts, out: [3]io.Writer{shim.Stdout: stdout, shim.Stderr: stderr}}
+	if a := opts.After; a != nil { // times of records increase
+		read.Since, read.Tail, w.inside = a.Time.Add(1), -1, a.Inside
+	}
 	err = logfile.Read(ctx, l, read, w.write)
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil // the client has left
@@ -110,6 +113,9 @@ func (w *lineWriter) write(m logfile.Message) error {
 	n := len(m.Line)
 	w.inside[m.Stream] = n > 0 && m.Line[n-1] != '\n'
 	w.buf = append(w.buf, m.Line...)
+	if w.opts.Record != nil {
+		return w.opts.Record(m.Stream, w.buf, LogPlace{m.Time, w.inside})
+	}
 	_, err := w.out[m.Stream].Write(w.buf)
 	return err
 }

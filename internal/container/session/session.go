@@ -60,8 +60,20 @@ type AttachOptions struct {
 	Logs           bool      // write the log so far first
 	Stream         bool      // attach to the process; without it only the log is written
 	DetachKeys     string    // "" = ctrl-p,ctrl-q
+	Resume         *Resume   // nil = the client does not come back when its connection breaks
 	// Ready is called once, after the streams are connected and before a byte is copied.
 	Ready func() error
+}
+
+// Resume is about a client that comes back, to another engine, when its connection has broken, and gets what follows the output that it has.
+type Resume struct {
+	Client string // identifies it
+
+	From *shim.Position // where it goes on; nil = a client that comes for the first time
+	Cut  time.Time      // when its connection broke; a run that began later is not its own
+
+	At shim.Position // where the output begins; set before Ready is called
+	On bool          // it can come back; set before Ready is called
 }
 
 // LogOptions of Set.Logs.
@@ -71,6 +83,17 @@ type LogOptions struct {
 	Since, Until       time.Time // zero = no bound
 	Tail               int       // lines from the end; -1 = all
 	Details            bool
+
+	// After is the place behind which to begin, for a client that has what is before it; nil = the beginning that the other options name.
+	After *LogPlace
+	// Record gets the records in place of the writers, if it is not nil: what is written for each, and the place behind it.
+	Record func(stream byte, text []byte, behind LogPlace) error
+}
+
+// LogPlace is a place in a log: behind the record of that time. Inside says per stream whether a line is unfinished there.
+type LogPlace struct {
+	Time   time.Time
+	Inside [3]bool
 }
 
 // Set is the sessions of one container: the clients attached to it and its execs. Safe for concurrent use.

@@ -49,13 +49,10 @@ type piece struct {
 	data   []byte
 }
 
-// attach connects to the streams of a process of the run.
+// attach connects to the streams of a process of the run. Drain waits for streams that are being attached too: the process may have
+// ended when the shim answers.
 func (r *Run) attach(ctx context.Context, process string, args shim.AttachArgs) (*stream, error) {
-	st, err := r.Client.Attach(ctx, process, args)
-	if err != nil {
-		return nil, err
-	}
-	s := &stream{Stream: st, run: r, read: make(chan struct{})}
+	s := &stream{run: r, read: make(chan struct{})}
 	s.more.L = &s.mu
 	r.mu.Lock()
 	if r.streams == nil {
@@ -63,6 +60,11 @@ func (r *Run) attach(ctx context.Context, process string, args shim.AttachArgs) 
 	}
 	r.streams[s] = struct{}{}
 	r.mu.Unlock()
+	var err error
+	if s.Stream, err = r.Client.Attach(ctx, process, args); err != nil {
+		s.finish()
+		return nil, err
+	}
 	go s.takeRest()
 	return s, nil
 }
@@ -166,6 +168,7 @@ func (s *stream) Close() error {
 	s.closed = true
 	s.more.Broadcast()
 	s.mu.Unlock()
+	_ = s.Stream.Leave() // it fails when the shim has closed the connection
 	err := s.Stream.Close()
 	s.finish()
 	return err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"ply/internal/errs"
 )
@@ -18,8 +19,9 @@ import (
 // A slow reader slows the process down, as with a pipe. When a reader takes nothing for the shim's stall limit (two
 // minutes) while there is output for it, the shim closes its connection, so that a dead client does not stop the container.
 type Stream struct {
-	conn *net.UnixConn
-	stop func() bool
+	conn  *net.UnixConn
+	stop  func() bool
+	reply AttachReply
 
 	stream byte // stream of the chunk that is being read
 	left   int  // bytes of the chunk that were not read yet
@@ -36,11 +38,36 @@ func (c *Client) Attach(ctx context.Context, process string, args AttachArgs) (*
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
-	conn, _, stop, err := c.open(ctx, Request{Op: OpAttach, Process: process, Args: raw})
+	conn, body, stop, err := c.open(ctx, Request{Op: OpAttach, Process: process, Args: raw})
 	if err != nil {
 		return nil, err
 	}
-	return &Stream{conn: conn, stop: stop}, nil
+	s := &Stream{conn: conn, stop: stop}
+	if len(body) > 0 { // a shim of an earlier release sends none
+		if err := json.Unmarshal(body, &s.reply); err != nil {
+			return nil, errors.Join(fmt.Errorf("attach: bad response of the shim: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// Position returns where the output begins, and whether a client that comes back can go on from a position.
+func (s *Stream) Position() (at Position, resumes bool) {
+	return Position{s.reply.Stdout, s.reply.Stderr}, s.reply.Resumes
+}
+
+// leaveLimit is how long Leave waits for a process that does not read its input.
+const leaveLimit = 100 * time.Millisecond
+
+// Leave says that the client does not come back. A Write that waits ends.
+func (s *Stream) Leave() error {
+	_ = s.conn.SetWriteDeadline(time.Now().Add(leaveLimit)) // when it fails, the write fails too
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	if _, err := s.conn.Write(AppendChunkHeader(nil, Ended, 0)); err != nil {
+		return s.broken(err)
+	}
+	return nil
 }
 
 // Read reads bytes of one stream, Stdout or Stderr, into p. All output of a terminal is Stdout. Read returns io.EOF when

@@ -99,7 +99,7 @@ const (
 	OpPause  Op = "pause"
 	OpResume Op = "resume"
 	OpExec   Op = "exec"     // ExecArgs: create an exec; OpStart with its ID runs it
-	OpAttach Op = "attach"   // AttachArgs; then chunks in both directions
+	OpAttach Op = "attach"   // AttachArgs → AttachReply; then chunks in both directions
 	OpUpdate Op = "update"   // UpdateArgs
 	OpStats  Op = "stats"    // → StatsReply
 	OpPids   Op = "pids"     // → []int, pids in the host's namespace
@@ -175,6 +175,25 @@ type AttachArgs struct {
 	Stdin  bool `json:"stdin"`
 	Stdout bool `json:"stdout"`
 	Stderr bool `json:"stderr"`
+
+	// Resume identifies a client that comes back when its connection breaks; the shim then keeps the newest output for it. Such a client says that
+	// it leaves by a chunk of stream 3. A shim that does not know the field answers without an AttachReply.
+	Resume string `json:"resume,omitempty"`
+	// From is where a client that comes back goes on; nil = with the output that follows.
+	From *Position `json:"from,omitempty"`
+}
+
+// Position is a place in the output of a process: the number of bytes of each stream before it.
+type Position struct {
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
+}
+
+// AttachReply answers OpAttach.
+type AttachReply struct {
+	Resumes bool  `json:"resumes,omitempty"` // AttachArgs.Resume is in force
+	Stdout  int64 `json:"stdout,omitempty"`  // position of the first byte that follows
+	Stderr  int64 `json:"stderr,omitempty"`
 }
 
 // UpdateArgs are the arguments of OpUpdate.

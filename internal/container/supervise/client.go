@@ -33,6 +33,7 @@ type client struct {
 	moved    time.Time     // when the client last read something
 	ended    bool          // the last chunk is queued or sent
 	cut      bool          // the connection was given up
+	stalled  bool          // it was given up because the client read nothing
 	work     chan struct{} // signals that there is something to send
 	room     chan struct{} // signals that something was sent
 	finished chan struct{} // closed when write has returned
@@ -51,10 +52,15 @@ func poke(c chan struct{}) {
 	}
 }
 
+// wants reports whether the client reads a stream.
+func (c *client) wants(stream byte) bool {
+	return stream == shim.Stdout && c.stdout || stream == shim.Stderr && c.stderr
+}
+
 // send queues output. When the queue is full it waits, until the client has read nothing for the stall limit. After the end
 // of the process it does not wait: a client whose queue is full loses its connection, which it sees as an error.
 func (c *client) send(stream byte, data []byte) {
-	if stream == shim.Stdout && !c.stdout || stream == shim.Stderr && !c.stderr {
+	if !c.wants(stream) {
 		return
 	}
 	for {
@@ -75,6 +81,9 @@ func (c *client) send(stream byte, data []byte) {
 		left, last := c.stall-time.Since(c.moved), c.limit == endQueue
 		c.mu.Unlock()
 		if left <= 0 || last {
+			c.mu.Lock()
+			c.stalled = true
+			c.mu.Unlock()
 			c.drop()
 			return
 		}
@@ -155,61 +164,80 @@ func (c *client) write() {
 
 // broadcast sends output to all attached clients.
 func (p *process) broadcast(stream byte, data []byte) {
-	p.mu.Lock()
-	clients := make([]*client, 0, len(p.clients))
-	for c := range p.clients {
-		clients = append(clients, c)
-	}
-	p.mu.Unlock()
-	for _, c := range clients {
+	for _, c := range p.store(stream, data) {
 		c.send(stream, data)
 	}
 }
 
 // attach serves one client until the process has ended or the client is gone. answer sends the response to the attach
-// request; the client gets all output that the process writes after it.
-func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(error) error) {
+// request; the client gets all output that the process writes after it, or after the position that it names.
+func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(shim.AttachReply, error) error) {
 	c := newClient(conn, a)
 	p.mu.Lock()
 	if p.exit != nil {
 		p.mu.Unlock()
-		_ = answer(p.gone()) // after an error the client sees that the connection is closed
+		_ = answer(shim.AttachReply{}, p.gone()) // after an error the client sees that the connection is closed
 		return
 	}
 	if p.ending {
 		c.limit = endQueue
 	}
+	if a.Resume != "" {
+		p.out.begin()
+	}
+	reply := shim.AttachReply{Resumes: a.Resume != "", Stdout: p.out.end[shim.Stdout], Stderr: p.out.end[shim.Stderr]}
+	if from := a.From; from != nil {
+		if a.Stdout && !p.out.has(shim.Stdout, from.Stdout) || a.Stderr && !p.out.has(shim.Stderr, from.Stderr) {
+			p.mu.Unlock()
+			_ = answer(shim.AttachReply{}, &failure{shim.ClassConflict, "output after the client's position is not kept any more"})
+			return
+		}
+		reply.Stdout, reply.Stderr = from.Stdout, from.Stderr
+		c.queue = p.out.appendTo(nil, [shim.Ended]int64{shim.Stdout: from.Stdout, shim.Stderr: from.Stderr}, c.wants)
+	}
 	// The response must be the first thing on the connection. While mu is held, no output is sent.
-	if err := answer(nil); err != nil {
+	if err := answer(reply, nil); err != nil {
 		p.mu.Unlock()
 		return
 	}
 	p.clients[c] = struct{}{}
+	if a.From != nil {
+		p.out.returned(a.Resume)
+	}
 	p.mu.Unlock()
 	go c.write()
-	p.input(c, a.Stdin)
+	poke(c.work)
+	left := p.input(c, a.Stdin)
 	p.mu.Lock()
 	delete(p.clients, c)
 	p.mu.Unlock()
-	if a.Stdin && p.stdinOnce {
-		p.closeStdin()
-	}
 	c.mu.Lock()
-	ended := c.ended
+	ended, stalled := c.ended, c.stalled
 	c.mu.Unlock()
+	gone := func() {
+		if a.Stdin && p.stdinOnce {
+			p.closeStdin()
+		}
+	}
+	if a.Resume != "" && !left && !ended && !stalled {
+		p.await(a.Resume, gone)
+	} else {
+		gone()
+	}
 	if !ended {
 		c.drop()
 	}
 	<-c.finished
 }
 
-// input passes what the client sends to the process until the client is gone. It discards it unless wanted is true.
-func (p *process) input(c *client, wanted bool) {
+// input passes what the client sends to the process until the client is gone. It discards it unless wanted is true. It returns true
+// when the client has said that it leaves, and false when its connection broke.
+func (p *process) input(c *client, wanted bool) (left bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		stream, n, err := shim.ReadChunkHeader(c.conn)
 		if err != nil || stream != shim.Stdin {
-			return
+			return err == nil
 		}
 		if n == 0 {
 			if wanted && p.stdinOnce {
@@ -220,7 +248,7 @@ func (p *process) input(c *client, wanted bool) {
 		for n > 0 {
 			part := buf[:min(n, len(buf))]
 			if _, err := io.ReadFull(c.conn, part); err != nil {
-				return
+				return false
 			}
 			n -= len(part)
 			if wanted && !p.feed(c, part) {

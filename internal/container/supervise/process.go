@@ -40,6 +40,7 @@ type process struct {
 	child   *child     // nil until the process exists
 	exit    *shim.Exit // nil until it has ended
 	clients map[*client]struct{}
+	out     backlog
 	size    *unix.Winsize // of the terminal, as last requested; nil if it was not
 	ready   chan struct{} // closed when the process and its terminal exist
 	done    chan struct{} // closed when exit is set

@@ -128,10 +128,13 @@ func (s *server) attach(conn *net.UnixConn, req shim.Request) {
 		s.reply(conn, nil, err)
 		return
 	}
-	p.attach(conn, a, func(err error) error {
+	p.attach(conn, a, func(reply shim.AttachReply, err error) error {
 		resp := response(err)
 		resp.Version = s.version
-		return shim.WriteFrame(conn, resp)
+		if err == nil {
+			resp.Body, err = json.Marshal(reply)
+		}
+		return errors.Join(err, shim.WriteFrame(conn, resp))
 	})
 }
 

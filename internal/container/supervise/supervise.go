@@ -310,6 +310,9 @@ func (s *server) watchInit(c child) {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	durably.Wait()
+	if back := s.init.awaited(); back != nil {
+		<-back // a client whose connection broke still gets the rest, and its end
+	}
 	s.init.finish(e)
 	if err := s.rt.destroy(); err != nil {
 		fmt.Fprintln(os.Stderr, err)

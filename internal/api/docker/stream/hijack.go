@@ -12,12 +12,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"ply/internal/wire"
 )
 
 // Media types of a connection that was taken over.
 const (
 	TypeRaw = "application/vnd.docker.raw-stream"
 	TypeMux = "application/vnd.docker.multiplexed-stream"
+	// TypeResumable is ply's own: the frames of TypeMux, also with a terminal, and those of package wire that a client needs to go on after its
+	// connection has broken.
+	TypeResumable = wire.TypeResumable
 )
 
 // Conn is a connection that was taken over from HTTP.
@@ -49,7 +54,7 @@ func takeOver(w http.ResponseWriter, head string) (*Conn, error) {
 	_ = conn.SetDeadline(time.Time{}) // remove the deadlines of HTTP; when this fails, the next read fails too
 	var b strings.Builder
 	b.WriteString(head)
-	for _, key := range []string{"Api-Version", "Docker-Experimental", "Ostype", "Server"} {
+	for _, key := range []string{"Api-Version", "Docker-Experimental", "Ostype", "Server", wire.PositionHeader} {
 		if v := w.Header().Get(key); v != "" {
 			b.WriteString(key + ": " + v + "\r\n")
 		}

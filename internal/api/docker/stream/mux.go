@@ -40,6 +40,25 @@ func (m *Mux) Fail(msg string) error {
 	return err
 }
 
+// Send sends frames in one piece, each with its stream and a payload of at most maxFrame bytes.
+func (m *Mux) Send(frames ...Frame) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.buf = m.buf[:0]
+	for _, f := range frames {
+		m.buf = binary.BigEndian.AppendUint32(append(m.buf, f.Stream, 0, 0, 0), uint32(len(f.Data)))
+		m.buf = append(m.buf, f.Data...)
+	}
+	_, err := m.w.Write(m.buf)
+	return err
+}
+
+// Frame is the content of one frame.
+type Frame struct {
+	Stream byte
+	Data   []byte
+}
+
 type output struct {
 	mux    *Mux
 	stream byte

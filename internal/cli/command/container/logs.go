@@ -44,9 +44,16 @@ func Logs(inv *command.Invocation) *cobra.Command {
 			if err := api.Do(ctx, client.Request{Path: "/containers/" + args[0] + "/json"}, &d); err != nil {
 				return err
 			}
+			if follow {
+				q.Set("resumable", "1")
+			}
 			resp, err := api.Open(ctx, client.Request{Path: "/containers/" + d.ID + "/logs", Query: q})
 			if err != nil {
 				return err
+			}
+			if resp.Header.Get("Content-Type") == wire.TypeResumable {
+				f := follower{inv: inv, api: api, id: d.ID, query: q}
+				return command.EndOf(ctx, f.follow(ctx, resp))
 			}
 			defer resp.Body.Close()
 			if d.Config.Tty {

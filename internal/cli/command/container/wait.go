@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"ply/internal/cli/attach"
+	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 )
 
@@ -20,16 +21,22 @@ func Wait(inv *command.Invocation) *cobra.Command {
 				return err
 			}
 			return command.Each(ctx, args, func(id string) error {
-				ch, err := attach.Wait(ctx, api, id, "")
-				if err != nil {
-					return err
+				for {
+					ch, err := attach.Wait(ctx, api, id, "")
+					if err == nil {
+						res := <-ch
+						if err = res.Err; err == nil {
+							fmt.Fprintln(inv.Out, res.StatusCode)
+							return nil
+						}
+					}
+					if !client.Cut(err) || ctx.Err() != nil {
+						return err
+					}
+					if err := api.AwaitReturn(ctx, inv.Err); err != nil {
+						return err
+					}
 				}
-				res := <-ch
-				if res.Err != nil {
-					return res.Err
-				}
-				fmt.Fprintln(inv.Out, res.StatusCode)
-				return nil
 			})
 		},
 	}

@@ -2,15 +2,21 @@ package run
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
+	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"ply/internal/cli/attach"
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
 	"ply/internal/cli/opts"
+	"ply/internal/errs"
 	"ply/internal/wire"
 )
 
@@ -25,6 +31,11 @@ type job struct {
 	keys                  string // value of --detach-keys
 	stdin, stdout, stderr bool   // which streams to attach
 	started               bool   // the container runs already
+
+	token string // identifies this process when it attaches again
+
+	mu     sync.Mutex
+	ending <-chan attach.Ending // of the newest wait
 }
 
 // foreground attaches to the container, starts it and waits for its end. It returns the exit code as a *command.ExitError, or nil for 0
@@ -48,12 +59,12 @@ func (j *job) foreground(ctx context.Context) error {
 	var s *attach.Session
 	streams := make(chan error, 1)
 	if j.stdin || j.stdout || j.stderr {
-		conn, err := j.attach(ctx)
+		conn, err := j.attach(ctx, nil)
 		if err != nil {
 			return runError(j.path, 125, err)
 		}
 		defer conn.Close()
-		s = &attach.Session{Local: &j.inv.Streams, Conn: conn, TTY: j.tty, Stdin: j.stdin, Stdout: j.stdout, Stderr: j.stderr}
+		s = &attach.Session{Local: &j.inv.Streams, Conn: conn, TTY: j.tty, Stdin: j.stdin, Stdout: j.stdout, Stderr: j.stderr, Reopen: j.reopen}
 		if j.tty {
 			s.Keys = keys
 		}
@@ -63,15 +74,14 @@ func (j *job) foreground(ctx context.Context) error {
 	} else {
 		streams <- nil
 	}
-	wait, err := j.wait(ctx)
-	if err != nil {
+	if err := j.wait(ctx); err != nil {
 		return runError(j.path, 125, err)
 	}
 	if err := j.start(ctx); err != nil {
 		cancel()
 		j.inv.InTerm.Restore()
 		if j.autoRemove {
-			<-wait // until the engine has removed it
+			<-j.newest() // until the engine has removed it
 		}
 		return runError(j.path, startStatus(err), err)
 	}
@@ -89,8 +99,56 @@ func (j *job) foreground(ctx context.Context) error {
 	if j.detached(ctx, s) {
 		return nil
 	}
-	res := <-wait
-	return exitStatus(j.inv.Err, res)
+	return exitStatus(j.inv.Err, j.end(ctx))
+}
+
+// newest returns the channel of the newest wait.
+func (j *job) newest() <-chan attach.Ending {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.ending
+}
+
+// end waits for the end of the container, also when the engine is restarted meanwhile.
+func (j *job) end(ctx context.Context) attach.Ending {
+	for {
+		ch := j.newest()
+		e := <-ch
+		if e.Err == nil || !client.Cut(e.Err) || ctx.Err() != nil {
+			return e
+		}
+		if j.newest() != ch { // reopen has registered another wait
+			continue
+		}
+		err := j.api.AwaitReturn(ctx, j.inv.Err)
+		if err == nil {
+			err = j.wait(ctx)
+		}
+		if err != nil {
+			return attach.Ending{Err: err}
+		}
+	}
+}
+
+// reopen attaches again when the engine was away. The wait comes first: the container may end as soon as its output was taken.
+func (j *job) reopen(ctx context.Context, behind wire.Position, cut time.Time) (*client.Conn, error) {
+	for {
+		if err := j.api.AwaitReturn(ctx, j.inv.Err); err != nil {
+			return nil, err
+		}
+		err := j.wait(ctx)
+		var conn *client.Conn
+		if err == nil {
+			q := url.Values{"position": {behind.String()}, "cut": {strconv.FormatFloat(float64(cut.UnixNano())/1e9, 'f', 9, 64)}}
+			conn, err = j.attach(ctx, q)
+		}
+		if err == nil || !client.Cut(err) || ctx.Err() != nil {
+			if err != nil {
+				err = fmt.Errorf("the engine was away, and the rest of the output cannot be shown: %w", err)
+			}
+			return conn, err
+		}
+	}
 }
 
 // detached reports whether the stream ended because of the detach keys, and not because the container ended.
@@ -110,12 +168,25 @@ func (j *job) start(ctx context.Context) error {
 	if j.started {
 		return nil
 	}
-	return j.api.Do(ctx, client.Request{Method: "POST", Path: "/containers/" + j.id + "/start"}, nil)
+	for {
+		err := j.api.Do(ctx, client.Request{Method: "POST", Path: "/containers/" + j.id + "/start"}, nil)
+		if err == nil || !client.Cut(err) || ctx.Err() != nil {
+			return err
+		}
+		// The engine went away during the start. Starting a container that runs does nothing.
+		if err := j.api.AwaitReturn(ctx, j.inv.Err); err != nil {
+			return err
+		}
+	}
 }
 
-// attach opens the connection for the streams of the container.
-func (j *job) attach(ctx context.Context) (*client.Conn, error) {
-	q := url.Values{"stream": {"1"}}
+// attach opens the connection for the streams of the container. more are further parameters.
+func (j *job) attach(ctx context.Context, more url.Values) (*client.Conn, error) {
+	if j.token == "" {
+		j.token = rand.Text()
+	}
+	q := url.Values{"stream": {"1"}, "resumable": {j.token}}
+	maps.Copy(q, more)
 	for name, on := range map[string]bool{"stdin": j.stdin, "stdout": j.stdout, "stderr": j.stderr} {
 		if on {
 			q.Set(name, "1")
@@ -127,15 +198,35 @@ func (j *job) attach(ctx context.Context) (*client.Conn, error) {
 	return j.api.Hijack(ctx, client.Request{Path: "/containers/" + j.id + "/attach", Query: q})
 }
 
-// wait registers a wait for the end of the container.
-func (j *job) wait(ctx context.Context) (<-chan attach.Ending, error) {
+// wait registers a wait for the end of the container. Further calls are for engines that were started since.
+func (j *job) wait(ctx context.Context) error {
 	cond := "next-exit"
 	if j.autoRemove {
 		cond = "removed"
 	} else if j.started {
 		cond = "not-running"
 	}
-	return attach.Wait(ctx, j.api, j.id, cond)
+	again := j.newest() != nil
+	if again && cond == "next-exit" {
+		var d wire.ContainerDetail
+		if err := j.api.Do(ctx, client.Request{Path: "/containers/" + j.id + "/json"}, &d); err != nil {
+			return err
+		}
+		if d.State.Status != "created" { // its end may have been recorded already
+			cond = "not-running"
+		}
+	}
+	ch, err := attach.Wait(ctx, j.api, j.id, cond)
+	if again && client.IsNotFound(err) {
+		err = errs.New(errs.NotFound, "the container ended and was removed while the engine was away: its exit code is not known")
+	}
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ending = ch
+	return nil
 }
 
 // exitStatus returns the exit code of an ended container as a *command.ExitError, or nil for 0. When the end is not known, it says

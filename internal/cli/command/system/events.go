@@ -1,10 +1,12 @@
 package system
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -35,6 +37,31 @@ func (e *event) line() string {
 		s += " (" + strings.Join(attrs, ", ") + ")"
 	}
 	return s
+}
+
+// noEOF returns nil for the end of the stream, and other errors as they are.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// reopen asks for the events that follow the last one, when the engine went away.
+func reopen(ctx context.Context, inv *command.Invocation, api *client.Client, q url.Values, last int64, err error) (*http.Response, error) {
+	if last != 0 {
+		q.Set("since", fmt.Sprintf("%d.%09d", (last+1)/1e9, (last+1)%1e9))
+	}
+	for client.Cut(err) && ctx.Err() == nil {
+		if err := api.AwaitReturn(ctx, inv.Err); err != nil {
+			return nil, err
+		}
+		var resp *http.Response
+		if resp, err = api.Open(ctx, client.Request{Path: "/events", Query: q}); err == nil {
+			return resp, nil
+		}
+	}
+	return nil, err
 }
 
 // Events returns the command events.
@@ -74,15 +101,27 @@ func Events(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			defer resp.Body.Close()
+			defer func() { _ = resp.Body.Close() }()
 			dec := json.NewDecoder(resp.Body)
+			var last int64 // time of the last event; 0 = as since says
+			if since == "" {
+				last = inv.Now().UnixNano()
+			}
 			for {
 				var raw json.RawMessage
 				if err := dec.Decode(&raw); err != nil {
-					if errors.Is(err, io.EOF) {
-						return nil
+					if errors.Is(err, io.EOF) || ctx.Err() != nil || !client.Cut(err) {
+						return command.EndOf(ctx, noEOF(err))
 					}
-					return command.EndOf(ctx, err)
+					if resp, err = reopen(ctx, inv, api, q, last, err); err != nil {
+						return command.EndOf(ctx, err)
+					}
+					dec = json.NewDecoder(resp.Body)
+					continue
+				}
+				var at struct{ TimeNano int64 }
+				if json.Unmarshal(raw, &at) == nil {
+					last = max(last, at.TimeNano)
 				}
 				if tmpl != "" {
 					if err := format.Execute(inv.Out, parsed, raw); err != nil {
