@@ -152,6 +152,18 @@ func (e *engine) log() string {
 
 func (e *engine) start(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
+	t.Cleanup(func() { e.stop(t) })
+	e.launch(t, cmd)
+	e.run(t, e.cli[0], append(slices.Clone(e.cli[1:]), "load", "-q", "-i", baseArchive)...)
+	var err error
+	if e.base, err = e.saved("base"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// launch starts the engine's program and waits until it answers.
+func (e *engine) launch(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	f, err := os.OpenFile(filepath.Join(e.dir, "log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		t.Fatal(err)
@@ -162,25 +174,23 @@ func (e *engine) start(t *testing.T, cmd *exec.Cmd) {
 		t.Fatal(err)
 	}
 	e.cmd = cmd
-	t.Cleanup(func() { e.stop(t) })
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		r, err := e.http.Get("http://e/_ping")
 		if err == nil {
 			r.Body.Close()
-			break
+			return
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%s does not answer: %v\n%s", e.name, err, e.log())
 		}
 	}
-	e.run(t, e.cli[0], append(slices.Clone(e.cli[1:]), "load", "-q", "-i", baseArchive)...)
-	if e.base, err = e.saved("base"); err != nil {
-		t.Fatal(err)
-	}
 }
 
 func (e *engine) stop(t *testing.T) {
 	t.Helper()
+	if e.cmd == nil {
+		return
+	}
 	_ = e.cmd.Process.Signal(syscall.SIGTERM)
 	done := make(chan error, 1)
 	go func() { done <- e.cmd.Wait() }()
