@@ -235,3 +235,38 @@ func TestRetentionCollects(t *testing.T) {
 		}
 	}
 }
+
+// moving pushes a tag again while retention looks at the repository.
+type moving struct {
+	metadata.Store
+	again func()
+}
+
+func (m *moving) Tag(ctx context.Context, repo content.Repository, tag content.Tag) (metadata.Tag, error) {
+	t, err := m.Store.Tag(ctx, repo, tag)
+	if m.again != nil {
+		m.again()
+		m.again = nil
+	}
+	return t, err
+}
+
+// A tag that is pushed again, with the same content or another, after retention has read its age stays.
+func TestRetentionMovedOn(t *testing.T) {
+	for _, doc := range []string{`{"a":1}`, `{"a":2}`} {
+		s := open(t)
+		put(t, s, "a", `{"a":1}`, "old")
+		time.Sleep(2 * time.Millisecond) // tags differ in their times
+		r, err := ParseRetention("a=1d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := &Keeper{
+			Store: &moving{s, func() { put(t, s, "a", doc, "old") }}, Rules: []Retention{r},
+			Now: func() time.Time { return time.Now().Add(48 * time.Hour) },
+		}
+		if o, err := k.Run(t.Context()); err != nil || o.Tags != 0 {
+			t.Errorf("%+v, %v", o, err)
+		}
+	}
+}
