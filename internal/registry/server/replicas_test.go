@@ -69,13 +69,18 @@ func TestReplicas(t *testing.T) {
 		blobs[i] = random(1000 + 10_000*i)
 	}
 	models := make([]map[string]string, 8) // by writer: tag → manifest
+	var collected, refused atomic.Int64
+	limit := time.Now().Add(*replicasSoak + time.Minute)
+	enough := func() bool {
+		return t.Failed() || ctx.Err() != nil && (collected.Load() > 0 || time.Now().After(limit))
+	}
 	var wg sync.WaitGroup
 	for w := range models {
 		models[w] = map[string]string{}
 		wg.Go(func() {
 			c := newClient(url, more)
 			defer c.http.CloseIdleConnections()
-			for n := 0; (ctx.Err() == nil || n < 5) && !t.Failed(); n++ {
+			for n := 0; !enough(); n++ {
 				end := run.begin()
 				if err := c.step(w, n, models[w], blobs); err != nil {
 					t.Errorf("writer %d: %v", w, err)
@@ -84,10 +89,9 @@ func TestReplicas(t *testing.T) {
 			}
 		})
 	}
-	var collected, refused atomic.Int64
 	for _, s := range []*Server{one, two} {
 		wg.Go(func() {
-			for ctx.Err() == nil && !t.Failed() {
+			for !enough() {
 				before := run.oldest()
 				r, err := s.Collector().Run(t.Context(), before, before)
 				if errors.Is(err, errs.Conflict) {
