@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -99,7 +101,7 @@ func compared(what string, took [][]float64, shares ...float64) (rows []row) {
 
 // build measures builds.
 func (w *world) build() (rows []row, err error) {
-	for _, f := range []func() ([]row, error){w.buildCached, w.buildStages, w.buildSteps, w.buildLarge, w.buildMemory} {
+	for _, f := range []func() ([]row, error){w.buildCached, w.buildStages, w.buildSteps, w.buildLarge, w.buildPackages, w.buildMemory} {
 		more, err := f()
 		if err != nil {
 			return nil, err
@@ -229,6 +231,68 @@ func (w *world) buildLarge() ([]row, error) {
 	rows := compared("COPY of 500 MB", took, 0, 0)
 	p, c := median(took[0]), median(bare)
 	return append(rows, row{what: fmt.Sprintf("the same, against cp, sync and sha256sum of %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.3*c), met: p <= 1.3*c}), nil
+}
+
+// mirrorAddress is an address of a documentation network that containers reach through their bridge.
+const mirrorAddress = "198.51.100.7"
+
+// mirror serves what makeMirror made, and returns its URL.
+func (w *world) mirror() (url string, stop func(), err error) {
+	for _, c := range [][]string{{"link", "add", "mirror", "type", "dummy"}, {"addr", "add", mirrorAddress + "/32", "dev", "mirror"}, {"link", "set", "mirror", "up"}} {
+		if out, err := exec.Command("ip", c...).CombinedOutput(); err != nil {
+			return "", nil, fmt.Errorf("ip %s: %w: %s", strings.Join(c, " "), err, out)
+		}
+	}
+	l, err := net.Listen("tcp", mirrorAddress+":0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{Handler: http.FileServer(http.Dir(filepath.Join(w.cache, "mirror")))}
+	go func() { _ = srv.Serve(l) }()
+	return "http://" + l.Addr().String(), func() { _ = srv.Close() }, nil
+}
+
+// buildPackages measures the installation of vim by a build beside the same in a running container.
+func (w *world) buildPackages() ([]row, error) {
+	url, stop, err := w.mirror()
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	install := `echo "deb [trusted=yes] ` + url + ` ./" > /etc/apt/sources.list && apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends vim && rm -rf /var/lib/apt/lists/*`
+	dir, err := w.contextOf("packages", 0, "FROM debian\nRUN "+install+"\n")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	for _, e := range w.both() {
+		if _, _, err := e.cmd("import", filepath.Join(w.cache, "layers", "0.tar"), "debian"); err != nil {
+			return nil, err
+		}
+	}
+	var inContainer []float64
+	took, err := w.each(w.rounds, func(b builder, _ int) (float64, error) {
+		if b.name == w.ply.name {
+			if _, _, err := b.cmd("run", "-d", "--name", "apt", "debian", "sleep", "1000"); err != nil {
+				return 0, err
+			}
+			v, _, err := b.cmd("exec", "apt", "sh", "-c", install)
+			if err != nil {
+				return 0, err
+			}
+			if _, _, err := b.cmd("rm", "-f", "apt"); err != nil {
+				return 0, err
+			}
+			inContainer = append(inContainer, v)
+		}
+		return b.build("packages", dir, "--no-cache")
+	})
+	if err != nil {
+		return nil, err
+	}
+	rows := compared("vim from a local mirror", took, 0, 0)
+	p, c := median(took[0]), median(inContainer)
+	return append(rows, row{what: fmt.Sprintf("the same, against apt in a running container, %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.1*c), met: p <= 1.1*c}), nil
 }
 
 // buildMemory measures the most memory that a plyd had in use after it built contexts of many and of large files.

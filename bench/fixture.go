@@ -69,6 +69,17 @@ func makeImage(cache string) error {
 	return sh(cache, `d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && mkdir -p "$d/bin" && cp /bin/busybox "$d/bin/busybox" && for a in sh true cat dd sleep; do ln -s busybox "$d/bin/$a"; done && tar -C "$d" -cf small.tar .`)
 }
 
+// makeMirror makes a Debian mirror in cache/mirror, with vim and what it needs above a minimal system.
+func makeMirror(cache string) error {
+	return sh(cache, `test -e mirror/Packages && exit
+		d=$(mktemp -d mirror.XXXXXX) && trap 'rm -rf "$d"' EXIT && chmod 777 "$d"
+		(cd "$d" && apt-get download -q vim vim-common vim-runtime libgpm2 libsodium23
+		for f in *.deb; do
+			dpkg-deb -f "$f" && echo "Filename: ./$f" && echo "Size: $(stat -c %s "$f")" && echo "SHA256: $(sha256sum "$f" | cut -d' ' -f1)" && echo
+		done > Packages)
+		chmod 755 "$d" && mv "$d" mirror`)
+}
+
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`
 	Digest      string            `json:"digest"`

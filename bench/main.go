@@ -54,7 +54,7 @@ func enterNamespaces() int {
 	}
 	// The image needs the network, which the new namespace lacks.
 	cache := flag.Lookup("cache").Value.String()
-	if err := errors.Join(makeImage(cache), makeShapes(cache)); err != nil {
+	if err := errors.Join(makeImage(cache), makeShapes(cache), makeMirror(cache)); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: make the image:", err)
 		return 1
 	}
