@@ -51,7 +51,7 @@ func (c *Client) Layout(ctx context.Context, session, store string) (build.Blobs
 	if !s.offers(contentRead) {
 		return nil, errs.New(errs.NotFound, "the client offers no OCI layout %s", clip(store))
 	}
-	return &cacheDir{client: content.NewContentClient(s.cc), store: store}, nil
+	return &cacheDir{client: content.NewContentClient(s.cc), store: "oci:" + store}, nil
 }
 
 var _ build.OutputLayouts = (*Client)(nil)
