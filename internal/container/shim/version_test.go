@@ -266,7 +266,7 @@ func TestNewerShimKeepsTheCore(t *testing.T) {
 	refused := map[string]error{
 		"start": c.Start(ctx, ""), "resize": c.Resize(ctx, "", 1, 1), "pause": c.Pause(ctx), "resume": c.Resume(ctx),
 		"exec": c.Exec(ctx, "e", &specs.Process{}, ExecOptions{}), "update": c.Update(ctx, &specs.LinuxResources{}),
-		"names": c.Resolve(ctx, ResolveArgs{}),
+		"names": c.Resolve(ctx, ResolveArgs{}), "ports": c.Publish(ctx, nil, nil),
 	}
 	_, refused["stats"] = c.Stats(ctx)
 	_, refused["pids"] = c.Pids(ctx)
