@@ -325,6 +325,9 @@ func (c *Checker) manifest(ctx context.Context, repo content.Repository, d conte
 		if _, err := c.Metadata.Manifest(ctx, repo, d); err != nil {
 			return ignore(err) // deleted meanwhile
 		}
+		if _, err := c.Metadata.Document(ctx, metadata.CopiesKind, string(repo)+" "+string(d)); !errors.Is(err, errs.NotFound) {
+			return err // a copy gets its blobs when clients ask for them
+		}
 		return c.found(r, Finding{Kind: MissingContent, Repository: repo, Digest: d, Detail: "blob " + string(b.Digest) + " is not in the repository"}, nil)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"ply/internal/registry/blobs/directory"
 	"ply/internal/registry/check"
 	"ply/internal/registry/content"
+	"ply/internal/registry/metadata"
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/repository"
 )
@@ -144,5 +145,22 @@ func TestRun(t *testing.T) {
 	}
 	if _, err := w.store.Tag(t.Context(), "good", "v1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A manifest that was copied from another registry is whole without its blobs.
+func TestCopies(t *testing.T) {
+	w := &world{T: t, root: t.TempDir()}
+	w.open()
+	defer func() { w.ok(w.store.Close()) }()
+	for _, repo := range []content.Repository{"up/a", "mine"} {
+		blob, manifest := w.image(repo, "v1", string(repo))
+		w.ok(w.store.DeleteLink(t.Context(), repo, blob))
+		if repo == "up/a" {
+			w.ok(w.store.PutDocuments(t.Context(), metadata.CopiesKind, metadata.Document{Key: string(repo) + " " + string(manifest), Value: []byte("{}")}))
+		}
+	}
+	if r, found := w.run(check.Checker{}); len(found) != 1 || r.Findings != 1 || !strings.HasPrefix(found[0], "incomplete image mine@") {
+		t.Errorf("%+v, %q", r, found)
 	}
 }

@@ -94,6 +94,10 @@ type Document struct {
 	Value []byte // nil = there is none
 }
 
+// CopiesKind is the kind of the documents that note what was copied from another registry, by repository, a space and the digest. What
+// such a manifest refers to may not be here yet.
+const CopiesKind = "proxy-uses"
+
 // Store is one database. Safe for concurrent use. The class of an error is errs.NotFound when the repository, manifest, tag or
 // link does not exist, and errs.Unavailable when the database cannot be reached.
 type Store interface {

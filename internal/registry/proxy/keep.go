@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	usesKind    = "proxy-uses"
+	usesKind    = metadata.CopiesKind
 	useVersion  = 1
 	usesPage    = 1000
 	flushEvery  = 30 * time.Second

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -196,6 +197,7 @@ func (q *Queue) pass(ctx context.Context, group string, handle Handler) (time.Ti
 	var work errgroup.Group
 	work.SetLimit(q.o.Workers)
 	count, stopped := 0, false
+	var removed atomic.Int64
 	prefix := group + " "
 	for after, more := prefix, true; more && !stopped; {
 		docs, err := q.o.Documents.Documents(ctx, q.o.Kind, after, page)
@@ -223,13 +225,13 @@ func (q *Queue) pass(ctx context.Context, group string, handle Handler) (time.Ti
 				continue
 			}
 			if q.o.Workers == 1 {
-				at, err := q.one(ctx, group, d, r, handle)
+				at, err := q.one(ctx, group, d, r, handle, &removed)
 				sooner(at)
 				stopped = err != nil
 				continue
 			}
 			work.Go(func() error {
-				at, err := q.one(ctx, group, d, r, handle)
+				at, err := q.one(ctx, group, d, r, handle, &removed)
 				sooner(at)
 				_ = err // recorded in the item
 				return nil
@@ -238,15 +240,15 @@ func (q *Queue) pass(ctx context.Context, group string, handle Handler) (time.Ti
 	}
 	err := work.Wait()
 	q.mu.Lock()
-	if !stopped {
-		q.count[group] = count
+	if !stopped { // it saw all items; some may have come meanwhile
+		q.count[group] = count - int(removed.Load())
 	}
 	q.mu.Unlock()
 	return next, err
 }
 
 // one claims and handles an item. It returns when to look at it again.
-func (q *Queue) one(ctx context.Context, group string, d metadata.Document, r itemRecord, handle Handler) (time.Time, error) {
+func (q *Queue) one(ctx context.Context, group string, d metadata.Document, r itemRecord, handle Handler, removed *atomic.Int64) (time.Time, error) {
 	now := q.now()
 	far := now.Add(rest)
 	r.Tries++
@@ -268,6 +270,7 @@ func (q *Queue) one(ctx context.Context, group string, d metadata.Document, r it
 	end := context.WithoutCancel(ctx)
 	if err == nil {
 		if q.o.Documents.SwapDocument(end, q.o.Kind, d.Key, claim, nil) == nil {
+			removed.Add(1)
 			q.mu.Lock()
 			q.count[group]--
 			q.mu.Unlock()

@@ -139,7 +139,7 @@ func TestWorkers(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		mu.Lock()
-		if len(seen) != 10 || seen["0"] != 1 || seen["3"] < 3 || q.Len() != 1 {
+		if q.Len() != 1 || len(seen) != 10 || seen["0"] != 1 || seen["3"] < 3 {
 			t.Errorf("handled %v, left %d", seen, q.Len())
 		}
 		mu.Unlock()
@@ -231,6 +231,30 @@ func TestReplicas(t *testing.T) {
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// The number of items is right when all are done, without another pass.
+func TestLen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := New(options(&memory{docs: map[string]string{}}, 4))
+		ctx, cancel := context.WithCancel(t.Context())
+		for i := range 3 {
+			if err := q.Put(ctx, "g", fmt.Sprint(i), i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			q.Run(ctx, "g", func(context.Context, string, []byte) error { return nil }, func(err error) { t.Error(err) })
+		}()
+		synctest.Wait()
+		if q.Len() != 0 {
+			t.Errorf("%d items wait", q.Len())
+		}
+		cancel()
+		<-done
+	})
 }
 
 func TestFull(t *testing.T) {

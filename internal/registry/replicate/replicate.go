@@ -52,7 +52,9 @@ type Options struct {
 	Repositories *repository.Service
 	Interval     time.Duration // between two comparisons; 0 = never
 	Deletes      bool          // what is deleted here is deleted there
-	Events       Events
+	// Skip reports whether a repository is not copied, whatever the rules say; may be nil.
+	Skip   func(content.Repository) bool
+	Events Events
 }
 
 // Kind is the kind of the documents of the queue.
@@ -170,7 +172,7 @@ func (r *Replicator) Deleted(ctx context.Context, repo content.Repository, refer
 
 func (r *Replicator) put(ctx context.Context, t task) (all error) {
 	for i := range r.o.Rules {
-		if !r.o.Rules[i].Pattern.Matches(t.Repository) {
+		if !r.matches(&r.o.Rules[i], t.Repository) {
 			continue
 		}
 		err := r.queue.Put(ctx, r.ids[i], string(t.Repository)+" "+t.Reference, t)
@@ -181,6 +183,10 @@ func (r *Replicator) put(ctx context.Context, t task) (all error) {
 		all = errors.Join(all, err)
 	}
 	return all
+}
+
+func (r *Replicator) matches(rule *Rule, repo content.Repository) bool {
+	return rule.Pattern.Matches(repo) && (r.o.Skip == nil || !r.o.Skip(repo))
 }
 
 // Sweep asks for a comparison of everything, of a rule by its ID.
@@ -238,7 +244,7 @@ func (r *Replicator) compare(ctx context.Context, rule *Rule, id string) (report
 		}
 		for _, repo := range repos {
 			after = repo
-			if !rule.Pattern.Matches(repo) {
+			if !r.matches(rule, repo) {
 				continue
 			}
 			report.Repositories++

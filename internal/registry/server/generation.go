@@ -46,7 +46,7 @@ func (s *Server) generate(o *Options) (*generation, error) {
 	if g.proxy != nil {
 		ao.Copies = g.proxy
 	}
-	if g.replicator, err = s.openReplicator(o); err != nil {
+	if g.replicator, err = s.openReplicator(o, g.proxy); err != nil {
 		return nil, errors.Join(err, g.close())
 	}
 	if g.notifier, err = s.openNotifier(o); err != nil {

@@ -10,6 +10,7 @@ import (
 	"ply/internal/registry/api"
 	"ply/internal/registry/content"
 	"ply/internal/registry/notify"
+	"ply/internal/registry/proxy"
 	"ply/internal/registry/remote"
 	"ply/internal/registry/replicate"
 )
@@ -63,7 +64,7 @@ func (r *Replicate) Validate() error {
 }
 
 // openReplicator returns nil when nothing is copied.
-func (s *Server) openReplicator(o *Options) (*replicate.Replicator, error) {
+func (s *Server) openReplicator(o *Options, copies *proxy.Proxy) (*replicate.Replicator, error) {
 	list, err := o.Replicate.parse()
 	if err != nil || len(list) == 0 {
 		return nil, err
@@ -89,6 +90,9 @@ func (s *Server) openReplicator(o *Options) (*replicate.Replicator, error) {
 		},
 		Failed: func(what string, err error) { o.Log.Error("replication: "+what, "err", err) },
 	}}
+	if copies != nil {
+		ro.Skip = copies.Covers // they are incomplete, and are copies already
+	}
 	for i, l := range list {
 		r, err := dial.registry(l.address)
 		if err != nil {

@@ -128,7 +128,18 @@ func TestReplicationBySchedule(t *testing.T) {
 	}
 	stop()
 	_, backup, _ := start(t, Options{Root: t.TempDir()})
-	start(t, Options{Root: root, Replicate: Replicate{Rules: []string{"**=" + backup}, Interval: time.Hour}})
+	_, upstream, _ := start(t, Options{Root: t.TempDir()})
+	if _, err := newClient(upstream).image("a", "v1", "", []byte("config")); err != nil {
+		t.Fatal(err)
+	}
+	o := Options{Root: root, Proxy: Proxy{Upstreams: []string{"up=" + upstream}}}
+	_, main, stop = start(t, o)
+	if _, err := newClient(main).want("GET", "/v2/up/a/manifests/v1", nil, nil, 200); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	o.Replicate = Replicate{Rules: []string{"**=" + backup}, Interval: time.Hour}
+	s, _, _ := start(t, o)
 	b := newClient(backup)
 	eventually(t, func() error {
 		for _, ref := range []string{"v1", "all", digest} {
@@ -138,6 +149,18 @@ func TestReplicationBySchedule(t *testing.T) {
 		}
 		return nil
 	})
+	// A copy of a third registry, which lacks its blobs here, is not copied further, and is not waited for.
+	eventually(t, func() error {
+		g := s.current.join()
+		defer g.requests.Done()
+		if n := g.replicator.Len(); n > 0 {
+			return fmt.Errorf("%d references wait", n)
+		}
+		return nil
+	})
+	if _, err := b.want("GET", "/v2/up/a/manifests/v1", nil, nil, 404); err != nil {
+		t.Error(err)
+	}
 }
 
 // Servers are told of events in order, and again until they take them, also after a restart.
