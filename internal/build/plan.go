@@ -38,6 +38,7 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 		s.work.Done()
 		return nil, errs.New(errs.Unavailable, "the engine is stopping")
 	}
+	replaceGateway(&req)
 	outs, err := parseOutputs(&req)
 	if err != nil {
 		s.work.Done()

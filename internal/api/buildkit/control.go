@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"ply/internal/build"
+	"ply/internal/build/ops"
 	"ply/internal/errs"
 	"ply/internal/filter"
 	"ply/internal/oci"
@@ -232,7 +233,7 @@ func (c *control) Session(stream controlapi.Control_SessionServer) error {
 func (c *control) ListWorkers(context.Context, *controlapi.ListWorkersRequest) (*controlapi.ListWorkersResponse, error) {
 	w := &apitypes.WorkerRecord{
 		ID:              "ply",
-		Labels:          map[string]string{labelExecutor: "ply", labelSnapshotter: c.s.o.Driver},
+		Labels:          map[string]string{labelExecutor: "ply", labelSnapshotter: c.s.o.Driver, labelHostGateway: ops.HostGateway},
 		BuildkitVersion: c.version(),
 	}
 	for _, p := range platforms() {
@@ -245,6 +246,7 @@ func (c *control) ListWorkers(context.Context, *controlapi.ListWorkersRequest) (
 // everywhere.
 const (
 	labelExecutor    = "org.mobyproject.buildkit.worker.executor"
+	labelHostGateway = "org.mobyproject.buildkit.worker.moby.host-gateway-ip" // clients write this address for host-gateway
 	labelSnapshotter = "org.mobyproject.buildkit.worker.snapshotter"
 )
 

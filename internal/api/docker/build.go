@@ -41,7 +41,7 @@ func (h buildHandlers) routes(add adder) {
 }
 
 func (h buildHandlers) build(c *call) error {
-	params, err := dockerfile.ParseClassic(c.q, "")
+	params, err := dockerfile.ParseClassic(c.q, ops.HostGateway)
 	if err != nil {
 		return err
 	}

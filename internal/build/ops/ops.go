@@ -179,6 +179,10 @@ type Exec struct {
 // Proxy has the proxies of the client. They are in the environment of the command, and neither in the image nor in the cache key.
 type Proxy struct{ HTTP, HTTPS, FTP, No, All string }
 
+// HostGateway is the address that stands for this machine in Exec.ExtraHosts, whose own address is known only when a step starts. It is of the prefix 100::/64, to which
+// nothing is ever sent (RFC 6666).
+const HostGateway = "100::706c:79"
+
 // Host is a line of /etc/hosts.
 type Host struct{ Name, IP string }
 

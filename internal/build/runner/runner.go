@@ -373,7 +373,11 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 		sp.NetworkMode = "none"
 	}
 	for _, h := range e.ExtraHosts {
-		sp.ExtraHosts = append(sp.ExtraHosts, h.Name+":"+h.IP)
+		ip := h.IP
+		if ip == ops.HostGateway {
+			ip = "host-gateway"
+		}
+		sp.ExtraHosts = append(sp.ExtraHosts, h.Name+":"+ip)
 	}
 	for _, u := range e.Ulimits {
 		sp.Ulimits = append(sp.Ulimits, spec.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
