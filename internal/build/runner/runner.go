@@ -6,6 +6,7 @@
 package runner
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -39,6 +40,9 @@ import (
 	"ply/internal/store/layer"
 	"ply/internal/volume"
 )
+
+// defaultHostname is the host name of a step that has no other. It is BuildKit's, and the same in every build, because steps write it into files.
+const defaultHostname = "buildkitsandbox"
 
 // Label marks the containers of build steps. Its value is the name of the step.
 const Label = "ply.build.step"
@@ -362,7 +366,7 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 		return sp, err
 	}
 	sp = spec.Spec{
-		Entrypoint: e.Args, Cmd: nil, Env: slices.Clone(e.Env), WorkingDir: e.Dir, User: e.User, Hostname: e.Hostname, CgroupParent: e.Cgroup,
+		Entrypoint: e.Args, Cmd: nil, Env: slices.Clone(e.Env), WorkingDir: e.Dir, User: e.User, Hostname: cmp.Or(e.Hostname, defaultHostname), CgroupParent: e.Cgroup,
 		AttachStdout: true, AttachStderr: true, Privileged: e.Privileged, LogDriver: "none", Labels: map[string]string{Label: s.run.Vertex.Name},
 		Healthcheck: &oci.Healthcheck{Test: []string{"NONE"}},
 	}
