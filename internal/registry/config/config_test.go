@@ -221,3 +221,22 @@ func TestRefused(t *testing.T) {
 		t.Errorf("a file that is not there: %v", err)
 	}
 }
+
+// The settings of stores reach the server, and a region alone names Amazon's server.
+func TestStores(t *testing.T) {
+	c, _, err := load([]string{write(t, `storage:
+  redirect: {disable: false}
+  s3: {region: eu-central-1, bucket: images, rootdirectory: /registry, secure: true, chunksize: 5242880}
+`)}, "PLY_REGISTRY_DATABASE=postgres://db/registry", "REGISTRY_STORAGE_S3_ACCESSKEY=key", "PLY_REGISTRY_S3_SECRET_KEY=secret")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := c.Server(nil)
+	if o.Database != "postgres://db/registry" || !o.Redirect || o.S3 == nil || o.S3.Endpoint != "https://s3.eu-central-1.amazonaws.com" ||
+		o.S3.Bucket != "images" || o.S3.Prefix != "/registry" || o.S3.AccessKey != "key" || o.S3.SecretKey != "secret" {
+		t.Errorf("%+v, %+v", o, o.S3)
+	}
+	if c, _, err = load(nil); err != nil || c.Server(nil).S3 != nil || c.Server(nil).Database != "" {
+		t.Errorf("by default: %+v, %v", c.Server(nil), err)
+	}
+}

@@ -109,6 +109,8 @@ type Store struct {
 
 	mu   sync.Mutex
 	held map[string]*hold // uploads, by their IDs
+
+	uploads atomic.Int64 // how many there are
 }
 
 var _ metadata.Store = (*Store)(nil)
@@ -131,7 +133,13 @@ func Open(path string) (*Store, error) {
 		return nil, errs.New(errs.DataLoss, "database %s: open: %w", path, err)
 	}
 	s := &Store{db: db, now: time.Now, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), stopped: make(chan struct{}), seed: maphash.MakeSeed(), held: map[string]*hold{}}
-	err = db.Update(func(t *bbolt.Tx) error { return prepare(t, path) })
+	err = db.Update(func(t *bbolt.Tx) error {
+		if err := prepare(t, path); err != nil {
+			return err
+		}
+		s.uploads.Store(int64(t.Bucket(bucketUploads).Inspect().KeyN))
+		return nil
+	})
 	if err == nil && fresh {
 		err = durable.OS.SyncDir(filepath.Dir(path))
 	}

@@ -91,3 +91,41 @@ func TestRecords(t *testing.T) {
 		recordtest.Golden(t, name, b)
 	}
 }
+
+// Uploads are bounded without counting them each time, also after a restart.
+func TestUploadsAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "metadata.db")
+	s, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var holds []metadata.Hold
+	for _, id := range []string{"a", "b", "c"} {
+		h, err := s.CreateUpload(t.Context(), id, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		holds = append(holds, h)
+	}
+	for range 2 {
+		if err := holds[0].Delete(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 2 {
+		if n := s.uploads.Load(); n != 2 {
+			t.Errorf("%d uploads, want 2", n)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err = Open(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer s.Close()
+	s.uploads.Store(metadata.MaxUploads)
+	if _, err := s.CreateUpload(t.Context(), "d", nil); !errors.Is(err, errs.Exhausted) {
+		t.Errorf("one more than allowed: %v", err)
+	}
+}

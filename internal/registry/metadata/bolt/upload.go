@@ -60,7 +60,7 @@ func (s *Store) CreateUpload(ctx context.Context, id string, state []byte) (meta
 		if t.has(bucketUploads, []byte(id)) {
 			return errs.New(errs.Exists, "upload %s exists", id)
 		}
-		if n := t.t.Bucket(bucketUploads).Inspect().KeyN; n >= metadata.MaxUploads {
+		if n := s.uploads.Load(); n >= metadata.MaxUploads {
 			return errs.New(errs.Exhausted, "%d uploads are open", n).WithHint("Try again later.")
 		}
 		return t.putRecord(bucketUploads, []byte(id), uploadVersion, uploadRecord{State: state, Used: s.now().UTC()})
@@ -69,6 +69,7 @@ func (s *Store) CreateUpload(ctx context.Context, id string, state []byte) (meta
 		h.drop()
 		return nil, err
 	}
+	s.uploads.Add(1)
 	return h, nil
 }
 
@@ -141,9 +142,16 @@ func (h *hold) Release(ctx context.Context, state []byte) error {
 
 // Delete removes the upload.
 func (h *hold) Delete(ctx context.Context) error {
-	err := h.s.update(ctx, func(t *tx) error { return t.delete(bucketUploads, []byte(h.id)) })
+	there := false
+	err := h.s.update(ctx, func(t *tx) error {
+		there = t.has(bucketUploads, []byte(h.id))
+		return t.delete(bucketUploads, []byte(h.id))
+	})
 	if err == nil {
 		h.drop()
+		if there {
+			h.s.uploads.Add(-1)
+		}
 	}
 	return err
 }
