@@ -583,3 +583,31 @@ func TestParseOfferRefuses(t *testing.T) {
 		}
 	}
 }
+
+// No headers make ParseOffer panic, and what it accepts is bounded and has no separators in its ID.
+func FuzzParseOffer(f *testing.F) {
+	f.Add("id", "key", "true", "/moby.filesync.v1.FileSync/DiffCopy\n/moby.buildkit.secrets.v1.Secrets/GetSecret", "h2c")
+	f.Add("id", "a%zz", "1", "", "h2c")
+	f.Add("a:b/c", "%C3%A9", "false", "\x00", "h2c")
+	f.Add("", "", "", "", "websocket")
+	f.Fuzz(func(t *testing.T, id, key, encoded, methods, upgrade string) {
+		h := http.Header{}
+		h.Set("Upgrade", upgrade)
+		h.Set(headerID, id)
+		h.Set(headerSharedKey, key)
+		h.Set(headerEncoded, encoded)
+		for m := range strings.SplitSeq(methods, "\n") {
+			h.Add(headerMethod, m)
+		}
+		o, err := ParseOffer(h)
+		if err != nil {
+			if !errors.Is(err, errs.Invalid) {
+				t.Errorf("class of %v", err)
+			}
+			return
+		}
+		if o.id == "" || len(o.id) > maxID || strings.ContainsAny(o.id, ":/\x00") || len(o.key) > maxKey || len(o.methods) > maxMethods {
+			t.Errorf("%+v was taken", o)
+		}
+	})
+}
