@@ -9,6 +9,7 @@ import (
 	"go/parser"
 	"go/token"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,6 +21,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"ply/internal/errs"
+	"ply/internal/network/proxy"
 	"ply/internal/procid"
 	"ply/internal/record"
 	"ply/internal/record/recordtest"
@@ -64,11 +66,14 @@ func TestMessagesKeepTheirForm(t *testing.T) {
 		OpKill:   KillArgs{Signal: 9, All: true},
 		OpResize: ResizeArgs{Height: 24, Width: 80},
 		OpExec:   ExecArgs{ID: "e1", Process: json.RawMessage(`{"args":["true"]}`), Stdin: true, Detach: true},
-		OpAttach: AttachArgs{Stdin: true, Stdout: true, Stderr: true},
+		OpAttach: AttachArgs{Stdin: true, Stdout: true, Stderr: true, Resume: "a1", From: &Position{Stdout: 7, Stderr: 8}},
 		OpNames:  ResolveArgs{Netns: "/run/n", Tables: "/run/t", Container: "c1", Servers: []string{"192.0.2.1"}, Inside: true},
+		OpPorts: PortsArgs{Ports: []proxy.Port{{
+			Proto: "tcp", Host: netip.MustParseAddrPort("[::]:8080"), Target: netip.MustParseAddrPort("172.17.0.2:80"), Carry: true, Socket: true,
+		}}},
 		OpUpdate: UpdateArgs{Resources: json.RawMessage(`{"pids":{"limit":5}}`)},
 	}
-	results := map[Op]any{OpState: aState, OpWait: anExit, OpStats: aStats, OpPids: []int{5, 6}}
+	results := map[Op]any{OpState: aState, OpAttach: AttachReply{Resumes: true, Stdout: 7, Stderr: 8}, OpWait: anExit, OpStats: aStats, OpPids: []int{5, 6}}
 	for _, op := range operations(t) {
 		dir := ""
 		if op.isCore() {
