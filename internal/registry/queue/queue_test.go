@@ -171,8 +171,15 @@ func TestPutAgain(t *testing.T) {
 			return nil
 		}, func(err error) { t.Error(err) })
 	}()
-	if a, b := <-seen, <-seen; a != "1" || b != "2" {
-		t.Errorf("handled %s and %s", a, b)
+	for _, want := range []string{"1", "2"} {
+		select {
+		case got := <-seen:
+			if got != want {
+				t.Errorf("handled %s, want %s", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s was not handled", want)
+		}
 	}
 	cancel()
 	<-done
