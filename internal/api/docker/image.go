@@ -282,7 +282,7 @@ func removedList(removed []image.Removed) []wire.Removed {
 
 func (h imageHandlers) remove(c *call) error {
 	if c.get("platforms") != "" {
-		return unavailable("removing single platforms of an image", "this engine keeps one platform per image")
+		return unavailable("removing single platforms of an image", "the images of an index are removed together")
 	}
 	removed, err := h.images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
 	if err != nil {

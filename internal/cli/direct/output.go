@@ -45,9 +45,7 @@ func (o Output) takeFile(r io.Reader, complete func() error) (err error) {
 	if st, err := os.Stat(o.dest); err == nil && !st.Mode().IsRegular() {
 		return o.takeSpecial(r, st, complete)
 	}
-	var id [8]byte
-	rand.Read(id[:])
-	f, err := os.OpenFile(filepath.Join(filepath.Dir(o.dest), "."+filepath.Base(o.dest)+"."+hex.EncodeToString(id[:])), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	f, err := os.OpenFile(tempName(o.dest), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return err
 	}
@@ -132,6 +130,9 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	h.Name = name
 	old, err := u.root.Lstat(name)
+	if err == nil && h.Typeflag == tar.TypeReg && !old.IsDir() {
+		return u.file(h, r) // it replaces the old one when it is complete
+	}
 	if err == nil && (!old.IsDir() || h.Typeflag != tar.TypeDir) {
 		if old.IsDir() {
 			err = u.root.RemoveAll(name)
@@ -157,17 +158,40 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		}
 		return u.root.Link(h.Linkname, name)
 	case tar.TypeReg:
-		f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, r)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		return u.finish(h)
+		return u.file(h, r)
 	}
 	return errs.New(errs.Unimplemented, "output: %s is a device, which is not written into a directory", h.Name)
+}
+
+// file writes a regular file, which has its name only when it is complete.
+func (u *unpacker) file(h *tar.Header, r io.Reader) (err error) {
+	name := h.Name
+	temp := *h
+	temp.Name = tempName(name)
+	f, err := u.root.OpenFile(temp.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, u.root.Remove(temp.Name))
+		}
+	}()
+	_, err = io.Copy(f, r)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := u.finish(&temp); err != nil {
+		return err
+	}
+	return u.root.Rename(temp.Name, name)
+}
+
+// tempName returns a new name beside a file, which may have the longest name that there is.
+func tempName(name string) string {
+	var id [8]byte
+	rand.Read(id[:])
+	return filepath.Join(filepath.Dir(name), ".ply-"+hex.EncodeToString(id[:]))
 }
 
 // finish sets the mode and the times of a file.

@@ -73,3 +73,42 @@ func TestOutputIsCompleteOrAbsent(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// A file of a directory is replaced when the new one is complete. A link in its place is replaced, not followed, and other files stay.
+func TestFilesOfADirectoryAreWhole(t *testing.T) {
+	top := t.TempDir()
+	dest := filepath.Join(top, "dest")
+	write := func(name, text string) {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content := func(name string) string {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	write(filepath.Join(dest, "f"), "old")
+	write(filepath.Join(dest, "mine"), "mine")
+	write(filepath.Join(top, "secret"), "secret")
+	if err := os.Symlink("../secret", filepath.Join(dest, "link")); err != nil {
+		t.Fatal(err)
+	}
+	whole := tarOf(t, tar.Header{Name: "f", Typeflag: tar.TypeReg}, tar.Header{Name: "link", Typeflag: tar.TypeReg}).Bytes()
+	if err := ToDir(dest).takeDir(bytes.NewReader(whole[:512+2]), func() error { return nil }); err == nil {
+		t.Error("a tar that ends in a file is complete")
+	}
+	if list, err := os.ReadDir(dest); err != nil || len(list) != 3 || content(filepath.Join(dest, "f")) != "old" {
+		t.Errorf("afterwards: %v, %v, f is %q", list, err, content(filepath.Join(dest, "f")))
+	}
+	if err := ToDir(dest).takeDir(bytes.NewReader(whole), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"dest/f": "text", "dest/link": "text", "dest/mine": "mine", "secret": "secret"} {
+		if got := content(filepath.Join(top, name)); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
