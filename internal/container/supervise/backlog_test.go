@@ -79,8 +79,15 @@ func TestBacklogIsBounded(t *testing.T) {
 				}
 			}()
 			for full := false; !full; time.Sleep(time.Millisecond) {
+				select {
+				case <-stored:
+					if returns {
+						t.Fatal("the process did not wait")
+					}
+				default:
+				}
 				p.mu.Lock()
-				full = p.out.full()
+				full = p.out.full() || len(p.out.away) == 0
 				p.mu.Unlock()
 			}
 			if returns {
