@@ -144,6 +144,11 @@ func TestDaemonIsNotStarted(t *testing.T) {
 	if r := runWith(d, "-H", d.Host, "ps"); r.code != 1 || !strings.HasPrefix(r.err, "Cannot connect to the ply daemon at "+d.Host) {
 		t.Errorf("named by its own name: %+v", r)
 	}
+	for _, command := range []string{"version", "info"} { // they only look
+		if r := runWith(d, command); r.code != 1 || !strings.HasPrefix(r.out, "Client:") || !strings.Contains(r.err, "Cannot connect to the ply daemon at "+d.Host) {
+			t.Errorf("%s: %+v", command, r)
+		}
+	}
 	d.Dir = "/nonexistent"
 	if r := runWith(d, "ps"); r.code != 1 || !strings.Contains(r.err, "plyd was not found beside ply nor in the system's directories") {
 		t.Errorf("no plyd: %+v", r)

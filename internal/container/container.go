@@ -85,11 +85,21 @@ type Container struct {
 	Ports                                   []network.PortBinding       // as bound now; host port filled in
 	Execs                                   []string
 	LogPath                                 string
-	Driver                                  string // storage driver
-	AppArmor                                string // profile; "" on a host without AppArmor
+	Driver                                  string  // storage driver
+	AppArmor                                string  // profile; "" on a host without AppArmor
+	InForce                                 InForce // Get only
+	NetnsPath                               string  // of the network namespace that the engine made; "" = none
 	HostnamePath, HostsPath, ResolvConfPath string
 	SizeRw, SizeRootFs                      int64 // -1 when not asked for
 	Damaged                                 error // why only its ID and name are known: its record is damaged. List only; nil = it is whole
+}
+
+// InForce has those options that a container takes from the engine where its spec leaves them open.
+type InForce struct {
+	Runtime                    string
+	ShmSize                    int64 // bytes
+	CgroupnsMode               string
+	MaskedPaths, ReadonlyPaths []string // none = everything can be seen and written
 }
 
 // ListOptions are the options of List; ListFilters lists the filters.

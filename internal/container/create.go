@@ -194,8 +194,8 @@ func withRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err err
 	return errors.Join(f(root), root.Close())
 }
 
-// copiesUp reports whether a mount is a new volume that gets the image's content.
-func copiesUp(m volume.Mount) bool { return m.CopyUp }
+// copiesUp reports whether a mount is a new volume that gets the image's content. A directory in a volume need not be there before the start.
+func copiesUp(m volume.Mount) bool { return m.CopyUp && m.Subpath == "" }
 
 // inheritMounts returns the mounts of --volumes-from.
 func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
@@ -228,12 +228,13 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 		return nil
 	}
 	volumes := s.env.opts.Volumes
-	if _, err := volumes.Prepare(ctx, c.id, c.rec.Mounts); err != nil {
+	filled := slices.DeleteFunc(slices.Clone(c.rec.Mounts), func(m volume.Mount) bool { return !copiesUp(m) })
+	if _, err := volumes.Prepare(ctx, c.id, filled); err != nil {
 		return err
 	}
 	defer volumes.Release(c.id)
 	for _, m := range c.rec.Mounts {
-		if !m.CopyUp || m.Subpath != "" {
+		if !copiesUp(m) {
 			continue
 		}
 		src, err := safepath.Open(root, m.Target, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)

@@ -20,6 +20,7 @@ func (s *Service) Get(ctx context.Context, ref string, size bool) (*Container, e
 		return nil, err
 	}
 	out := c.snapshot()
+	out.InForce = s.env.inForce(&out.Spec)
 	if size {
 		if err := c.fillSize(ctx, out); err != nil {
 			return nil, err

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"errors"
 	"log/slog"
 	"os"
@@ -42,6 +43,21 @@ func appArmorProfile(sp *spec.Spec) string {
 		return ""
 	}
 	return runspec.AppArmorProfile(sp, &host)
+}
+
+// inForce returns the options of a container with the engine's in place of those that it leaves open.
+func (e *env) inForce(sp *spec.Spec) InForce {
+	live := e.live.Load()
+	f := InForce{Runtime: cmp.Or(sp.Runtime, live.Runtime, "runc"), ShmSize: cmp.Or(sp.ShmSize, live.ShmSize), CgroupnsMode: sp.CgroupnsMode}
+	host, err := hostFacts()
+	if err != nil {
+		return f
+	}
+	if f.CgroupnsMode == "" {
+		f.CgroupnsMode = runspec.CgroupnsMode(sp, &host)
+	}
+	f.MaskedPaths, f.ReadonlyPaths = runspec.Paths(sp, &host)
+	return f
 }
 
 // buildSpec makes the runtime spec of a prepared container.

@@ -17,17 +17,14 @@ import (
 
 // pin binds the file or directory that a mount's subpath names to a mount point in MountRoot, and returns the mount point. The
 // path in the volume is looked up once: another container that has the volume can replace its directories by links at any time, so a
-// runtime must not look it up again. No component of the subpath may be a link.
+// runtime must not look it up again. Links are resolved inside the volume, as if its root were that of a file system.
 func (s *Service) pin(id oci.ContainerID, n int, m Mount) (_ string, err error) {
 	root, err := os.OpenFile(s.path(m.Name), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	f, err := safepath.OpenNoLinks(root, m.Subpath, unix.O_PATH)
-	if errors.Is(err, unix.ELOOP) {
-		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
-	}
+	f, err := safepath.Open(root, m.Subpath, unix.O_PATH, 0)
 	if err != nil {
 		return "", errs.New(errs.Invalid, "volume %s: subpath %s: %w", m.Name, m.Subpath, err)
 	}
@@ -35,9 +32,6 @@ func (s *Service) pin(id oci.ContainerID, n int, m Mount) (_ string, err error) 
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return "", &os.PathError{Op: "stat", Path: m.Subpath, Err: err}
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFLNK { // O_PATH opens a link that is the last component
-		return "", errs.New(errs.Invalid, "volume %s: subpath %s leads through a symbolic link", m.Name, m.Subpath)
 	}
 	tree, err := mount.Clone(f, mount.CloneOptions{})
 	if err != nil {

@@ -370,7 +370,15 @@ func TestSubpath(t *testing.T) {
 	if err := os.Symlink("a", filepath.Join(v.Mountpoint, "inside")); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range []string{"link", "inside/b", "absent"} {
+	// Links are resolved as if the volume were a file system of its own.
+	if got, err = s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "vol", Subpath: "inside/b"}}); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(got[0].Source); err != nil || !os.SameFile(fi, want) {
+		t.Errorf("through a link: %+v %v", got, err)
+	}
+	s.Release(c1)
+	for _, p := range []string{"link", "absent"} {
 		if _, err := s.Prepare(ctx, c1, []Mount{{Type: "volume", Name: "vol", Subpath: p}}); !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", p, err)
 		}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -32,6 +33,17 @@ func inspectOf(ctr *container.Container, v int, size bool) wire.ContainerDetail 
 		LogPath: ctr.LogPath, Name: "/" + ctr.Name, RestartCount: ctr.State.Restarts, Driver: ctr.Driver, Platform: "linux", AppArmorProfile: ctr.AppArmor,
 		ExecIDs: ctr.Execs, HostConfig: hostConfigOf(&ctr.Spec), GraphDriver: wire.GraphDriver{Name: ctr.Driver}, Mounts: mountPoints(ctr),
 		Config: configOf(&ctr.Spec, v), NetworkSettings: networkSettingsOf(ctr, v)}
+	h, force := &a.HostConfig, &ctr.InForce
+	h.Runtime, h.ShmSize, h.CgroupnsMode = cmp.Or(h.Runtime, force.Runtime), cmp.Or(h.ShmSize, force.ShmSize), cmp.Or(h.CgroupnsMode, force.CgroupnsMode)
+	if h.MaskedPaths == nil {
+		h.MaskedPaths = force.MaskedPaths
+	}
+	if h.ReadonlyPaths == nil {
+		h.ReadonlyPaths = force.ReadonlyPaths
+	}
+	if alive(ctr.State.Status) && ctr.NetnsPath != "" {
+		a.NetworkSettings.SandboxID, a.NetworkSettings.SandboxKey = a.ID, ctr.NetnsPath
+	}
 	if len(a.ExecIDs) == 0 {
 		a.ExecIDs = nil
 	}

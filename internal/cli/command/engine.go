@@ -38,6 +38,19 @@ func (inv *Invocation) Engine(ctx context.Context) (*client.Client, error) {
 	return c, nil
 }
 
+// Running returns the client of an engine that runs, and starts none.
+func (inv *Invocation) Running(ctx context.Context) (*client.Client, error) {
+	if inv.api != nil {
+		return inv.api, nil
+	}
+	c, _, err := inv.client()
+	if err != nil {
+		return nil, err
+	}
+	_, err = c.Ping(ctx)
+	return c, err
+}
+
 // Client returns a new client without contacting the engine, and without starting one.
 func (inv *Invocation) Client() (*client.Client, error) {
 	c, _, err := inv.client()

@@ -131,6 +131,17 @@ func CgroupPath(parent, id string) string {
 	return path.Join("/", path.Clean("/"+parent), id)
 }
 
+// CgroupnsMode returns the mode of a container, "private" or "host" where its options leave it open.
+func CgroupnsMode(sp *spec.Spec, host *Host) string {
+	switch {
+	case sp.CgroupnsMode != "":
+		return sp.CgroupnsMode
+	case host.CgroupV2 && !sp.Privileged:
+		return "private"
+	}
+	return "host"
+}
+
 func (b *builder) namespaces() error {
 	in := &b.in
 	if in.Spec.UsernsMode != "" && in.Spec.UsernsMode != "host" {
@@ -146,11 +157,7 @@ func (b *builder) namespaces() error {
 	add(specs.UTSNamespace, in.UTS)
 	add(specs.PIDNamespace, in.PID)
 	add(specs.IPCNamespace, in.IPC)
-	switch in.Spec.CgroupnsMode {
-	case "":
-		if b.host.CgroupV2 && !in.Spec.Privileged {
-			add(specs.CgroupNamespace, Namespace{})
-		}
+	switch CgroupnsMode(&in.Spec, b.host) {
 	case "private":
 		add(specs.CgroupNamespace, Namespace{})
 	case "host":

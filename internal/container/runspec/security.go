@@ -166,16 +166,27 @@ func DefaultReadonlyPaths() []string {
 }
 
 func (b *builder) paths() {
-	if b.in.Spec.Privileged || b.sec.systemPaths {
-		return
+	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = paths(&b.in.Spec, b.sec.systemPaths, b.host)
+}
+
+// Paths returns the paths that are hidden from a container with these options, and those that are read-only.
+func Paths(sp *spec.Spec, host *Host) (masked, readOnly []string) {
+	sec, err := parseSecurity(sp.SecurityOpt, host)
+	return paths(sp, err == nil && sec.systemPaths, host)
+}
+
+func paths(sp *spec.Spec, unconfined bool, host *Host) (masked, readOnly []string) {
+	if sp.Privileged || unconfined {
+		return nil, nil
 	}
-	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = b.in.Spec.MaskedPaths, b.in.Spec.ReadonlyPaths
-	if b.in.Spec.MaskedPaths == nil {
-		b.spec.Linux.MaskedPaths = DefaultMaskedPaths(b.host.CPUs)
+	masked, readOnly = sp.MaskedPaths, sp.ReadonlyPaths
+	if masked == nil {
+		masked = DefaultMaskedPaths(host.CPUs)
 	}
-	if b.in.Spec.ReadonlyPaths == nil {
-		b.spec.Linux.ReadonlyPaths = DefaultReadonlyPaths()
+	if readOnly == nil {
+		readOnly = DefaultReadonlyPaths()
 	}
+	return masked, readOnly
 }
 
 func (b *builder) sysctls() error {

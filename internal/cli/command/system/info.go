@@ -27,7 +27,7 @@ func Info(inv *command.Invocation) *cobra.Command {
 
 // printInfo asks the engine and prints its answer, as text or with a template.
 func printInfo(ctx context.Context, inv *command.Invocation, tmpl string) error {
-	api, err := inv.Engine(ctx)
+	api, err := inv.Running(ctx)
 	var raw json.RawMessage
 	if err == nil {
 		raw, err = api.Raw(ctx, client.Request{Path: "/info"})

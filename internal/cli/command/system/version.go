@@ -83,7 +83,7 @@ func printVersion(ctx context.Context, inv *command.Invocation, tmpl string, cli
 	var failed error
 	if !clientOnly {
 		var api *client.Client
-		if api, failed = inv.Engine(ctx); failed == nil {
+		if api, failed = inv.Running(ctx); failed == nil {
 			server, failed = api.Raw(ctx, client.Request{Path: "/version"})
 			cv.APIVersion = api.APIVersion()
 		}
