@@ -101,8 +101,9 @@ type Store struct {
 	closing sync.Once
 
 	// touched has the time of the last Touch by the hash of its object. Objects that share a slot are only kept longer.
-	touched [touchSlots]atomic.Int64
-	seed    maphash.Seed
+	touched    [touchSlots]atomic.Int64
+	seed       maphash.Seed
+	collecting collecting
 
 	locks keyedLocks
 	sweep sync.Mutex
@@ -295,9 +296,10 @@ func isRefusal(err error) bool {
 }
 
 // Touch protects an object from collections for the grace time.
-func (s *Store) Touch(_ context.Context, repo content.Repository, d content.Digest) error {
-	s.slot(repo, d).Store(s.now().UnixNano())
-	return nil
+func (s *Store) Touch(ctx context.Context, repo content.Repository, d content.Digest) error {
+	slot := s.slot(repo, d)
+	slot.Store(s.now().UnixNano())
+	return s.collecting.wait(ctx, slot)
 }
 
 func (s *Store) slot(repo content.Repository, d content.Digest) *atomic.Int64 {

@@ -129,3 +129,34 @@ func TestUploadsAreBounded(t *testing.T) {
 		t.Errorf("one more than allowed: %v", err)
 	}
 }
+
+// An object that is touched while it is being collected is either kept, or gone when Touch returns.
+func TestTouchDuringCollection(t *testing.T) {
+	s, err := Open(filepath.Join(t.TempDir(), "metadata.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	d := content.SHA256.Of(nil)
+	for range 50 {
+		if err := s.PutLink(t.Context(), metadata.Link{Repository: "a", Digest: d}); err != nil {
+			t.Fatal(err)
+		}
+		before := time.Now()
+		collected := make(chan error, 1)
+		go func() {
+			_, err := s.CollectLink(t.Context(), "a", d, before)
+			collected <- err
+		}()
+		if err := s.Touch(t.Context(), "a", d); err != nil {
+			t.Fatal(err)
+		}
+		_, told := s.Link(t.Context(), "a", d)
+		if err := <-collected; err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Link(t.Context(), "a", d); told == nil && err != nil {
+			t.Fatal("the link was there, and was collected then")
+		}
+	}
+}

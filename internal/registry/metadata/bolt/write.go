@@ -296,6 +296,11 @@ func (t *tx) deleteLink(repo content.Repository, d content.Digest) error {
 
 // CollectLink removes a link that nothing needs.
 func (s *Store) CollectLink(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (done bool, err error) {
+	end, err := s.collecting.begin(ctx, s.slot(repo, d))
+	if err != nil {
+		return false, err
+	}
+	defer end()
 	err = s.update(ctx, func(t *tx) error {
 		done = false
 		r, ok, err := t.link(repo, d)
@@ -310,6 +315,11 @@ func (s *Store) CollectLink(ctx context.Context, repo content.Repository, d cont
 
 // CollectManifest removes a manifest that nothing needs.
 func (s *Store) CollectManifest(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (done bool, err error) {
+	end, err := s.collecting.begin(ctx, s.slot(repo, d))
+	if err != nil {
+		return false, err
+	}
+	defer end()
 	err = s.update(ctx, func(t *tx) error {
 		done = false
 		r, ok, err := t.manifest(repo, d)
