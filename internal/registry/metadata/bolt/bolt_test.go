@@ -130,7 +130,7 @@ func TestUploadsAreBounded(t *testing.T) {
 	}
 }
 
-// An object that is touched while it is being collected is either kept, or gone when Touch returns.
+// Who touches an object that is being collected waits until it is gone, and one of its kind is collected at a time.
 func TestTouchDuringCollection(t *testing.T) {
 	s, err := Open(filepath.Join(t.TempDir(), "metadata.db"))
 	if err != nil {
@@ -138,25 +138,36 @@ func TestTouchDuringCollection(t *testing.T) {
 	}
 	defer s.Close()
 	d := content.SHA256.Of(nil)
-	for range 50 {
-		if err := s.PutLink(t.Context(), metadata.Link{Repository: "a", Digest: d}); err != nil {
-			t.Fatal(err)
-		}
-		before := time.Now()
-		collected := make(chan error, 1)
-		go func() {
-			_, err := s.CollectLink(t.Context(), "a", d, before)
-			collected <- err
-		}()
-		if err := s.Touch(t.Context(), "a", d); err != nil {
-			t.Fatal(err)
-		}
-		_, told := s.Link(t.Context(), "a", d)
-		if err := <-collected; err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Link(t.Context(), "a", d); told == nil && err != nil {
-			t.Fatal("the link was there, and was collected then")
-		}
+	if err := s.PutLink(t.Context(), metadata.Link{Repository: "a", Digest: d}); err != nil {
+		t.Fatal(err)
 	}
+	end, err := s.collecting.begin(t.Context(), s.slot("a", d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan string, 2)
+	go func() {
+		if err := s.Touch(t.Context(), "a", d); err != nil {
+			t.Error(err)
+		}
+		ended <- "Touch"
+	}()
+	go func() {
+		if _, err := s.CollectLink(t.Context(), "a", d, time.Now().Add(-time.Hour)); err != nil {
+			t.Error(err)
+		}
+		ended <- "CollectLink"
+	}()
+	select {
+	case who := <-ended:
+		t.Errorf("%s did not wait", who)
+		ended <- who
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := s.Touch(t.Context(), "a", content.SHA256.Of([]byte("other"))); err != nil {
+		t.Errorf("another object: %v", err)
+	}
+	end()
+	<-ended
+	<-ended
 }
