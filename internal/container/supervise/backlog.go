@@ -8,7 +8,7 @@ import (
 
 const (
 	// window is how much of the newest output is kept for a client whose connection breaks, in bytes. It is more than what is on the way to a client.
-	window = 1 << 20
+	window = 2 << 20
 	// returnLimit is how long a client whose connection broke is waited for.
 	returnLimit = 30 * time.Second
 )

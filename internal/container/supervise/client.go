@@ -26,6 +26,7 @@ type client struct {
 	conn           *net.UnixConn
 	stdout, stderr bool
 	stall          time.Duration
+	broken         func() // called when the connection breaks during a write; nil = nothing to do
 
 	mu       sync.Mutex
 	queue    []byte
@@ -150,6 +151,9 @@ func (c *client) write() {
 			for len(data) > 0 {
 				n, err := c.conn.Write(data[:min(len(data), 64<<10)])
 				if err != nil {
+					if c.broken != nil {
+						c.broken() // before drop, after which the process writes on
+					}
 					c.drop()
 					return
 				}
@@ -200,6 +204,14 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(shim
 		p.mu.Unlock()
 		return
 	}
+	gone := func() {
+		if a.Stdin && p.stdinOnce {
+			p.closeStdin()
+		}
+	}
+	if a.Resume != "" {
+		c.broken = func() { p.await(a.Resume, gone) }
+	}
 	p.clients[c] = struct{}{}
 	if a.From != nil {
 		p.out.returned(a.Resume)
@@ -214,14 +226,13 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(shim
 	c.mu.Lock()
 	ended, stalled := c.ended, c.stalled
 	c.mu.Unlock()
-	gone := func() {
-		if a.Stdin && p.stdinOnce {
-			p.closeStdin()
-		}
-	}
-	if a.Resume != "" && !left && !ended && !stalled {
+	switch {
+	case a.Resume != "" && !left && !ended && !stalled:
 		p.await(a.Resume, gone)
-	} else {
+	default:
+		p.mu.Lock()
+		p.out.returned(a.Resume) // a write may have failed before it was known that the client leaves
+		p.mu.Unlock()
 		gone()
 	}
 	if !ended {
