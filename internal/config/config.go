@@ -74,6 +74,7 @@ type Config struct {
 	// Network.
 	Bridge              string   `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
 	BIP                 string   `json:"bip" flag:"bip" use:"address of the default bridge, ADDRESS/BITS"`
+	BridgeNames         bool     `json:"bridge-names" flag:"bridge-names" use:"let containers on the default bridge find each other by name"`
 	FixedCIDR           string   `json:"fixed-cidr" flag:"fixed-cidr" use:"range of addresses for containers in the default bridge's network"`
 	DefaultAddressPools []Pool   `json:"default-address-pools" flag:"default-address-pool" use:"addresses for new networks: base=ADDRESS/BITS,size=BITS"`
 	MTU                 int      `json:"mtu" flag:"mtu" use:"MTU of containers"`

@@ -84,6 +84,7 @@ type Container struct {
 	Networks                                map[string]network.Endpoint // by network name
 	Ports                                   []network.PortBinding       // as bound now; host port filled in
 	Execs                                   []string
+	LinkedAs                                []string // what other containers call it by their links: CONTAINER/ALIAS. List only
 	LogPath                                 string
 	Driver                                  string  // storage driver
 	AppArmor                                string  // profile; "" on a host without AppArmor

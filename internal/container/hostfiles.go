@@ -31,7 +31,12 @@ func writeHostFiles(c *ctr, p *prepared) error {
 		hostname += "." + domain
 	}
 	onHost := sp.NetworkMode == "host"
+	var links []etc.Link
+	for i := range p.links {
+		links = append(links, p.links[i].host())
+	}
 	hosts, err := etc.Hosts(etc.HostsOptions{
+		Links:       links,
 		HostNetwork: onHost, Extra: sp.ExtraHosts, Gateways: opts.HostGateway,
 		Hostname: sp.Hostname, Domainname: sp.Domainname, Endpoints: p.att.Endpoints,
 	})

@@ -21,6 +21,7 @@ func (s *Service) Get(ctx context.Context, ref string, size bool) (*Container, e
 	}
 	out := c.snapshot()
 	out.InForce = s.env.inForce(&out.Spec)
+	s.env.shownLinks(out)
 	if size {
 		if err := c.fillSize(ctx, out); err != nil {
 			return nil, err
@@ -87,6 +88,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 	})
 	all := opts.All || opts.Limit > 0 || opts.Filters.Has("status", "exited")
 	var out []*Container
+	linked := s.env.linkNames()
 	positional := sel.before != "" || sel.since != ""
 	before := sel.before == ""
 	for _, e := range found {
@@ -109,6 +111,8 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 				s.env.log.Warn("size of a container is unknown", "container", e.c.id, "err", err)
 			}
 		}
+		e.v.LinkedAs = linked[e.v.ID]
+		s.env.shownLinks(e.v)
 		out = append(out, e.v)
 		if opts.Limit > 0 && len(out) == opts.Limit {
 			break

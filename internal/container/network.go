@@ -31,6 +31,9 @@ func (e *env) resolveNetworks(sp *spec.Spec) error {
 	if !sharesNetwork(sp.NetworkMode) {
 		sp.NetworkMode = name(sp.NetworkMode)
 	}
+	if err := e.resolveLinks(sp); err != nil {
+		return err
+	}
 	endpoints := map[string]network.EndpointSpec{}
 	for ref, ep := range sp.Endpoints {
 		endpoints[name(ref)] = ep

@@ -9,10 +9,10 @@ import (
 )
 
 // Remove deletes a container that does not run; with force also one that runs, or whose record is damaged. volumes says to
-// delete its anonymous volumes too. Errors: NotFound, Conflict, DataLoss.
+// delete its anonymous volumes too. With link, ref is CONTAINER/ALIAS, and only this link is removed. Errors: NotFound, Conflict, DataLoss.
 func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link bool) error {
 	if link {
-		return errs.New(errs.Unimplemented, "rm --link: legacy links are not supported")
+		return removeLink(ctx, s, ref)
 	}
 	c, err := s.find(ref)
 	if force && errors.Is(err, errs.DataLoss) {

@@ -129,7 +129,7 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	hostname, domainname := p.files.hostname() // of the container whose network it joins, or its own
 	c.mu.Lock()
 	sp, opts := c.rec.Spec, &c.env.opts
-	sp.Env = append(slices.Clip(sp.Env), c.private...)
+	sp.Env = slices.Concat(linkEnv(c.rec.Name, p.links), sp.Env, c.private)
 	c.mu.Unlock()
 	in := runspec.Input{
 		ID: string(c.id), Rootfs: c.paths.rootfs, Host: &host,

@@ -78,7 +78,11 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 			c.startFailed(ctx, err)
 		}
 	}()
-	p, err := s.prepare(ctx, c, undo)
+	links, err := resolvedLinks(c)
+	if err != nil {
+		return err
+	}
+	p, err := s.prepare(ctx, c, links, undo)
 	if err != nil {
 		return err
 	}
@@ -107,6 +111,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 		return startError(err)
 	}
 	c.started(l)
+	followTarget(c)
 	s.runs.watch(c, l)
 	return nil
 }
@@ -166,6 +171,7 @@ type prepared struct {
 	shm    string // host directory to mount at /dev/shm; "" = one of the container's own
 	mounts []volume.Mount
 	files  *ctr // whose hosts, hostname and resolv.conf are mounted
+	links  []linked
 	saved  func() error
 	shim   *shim.Starting // nil when it was taken
 
@@ -182,11 +188,11 @@ func (p *prepared) takeShim() *shim.Starting {
 
 // prepare mounts the root, readies the volumes, makes the network, writes the record of the start and starts the shim, all at once. The shim has the
 // spec before the network is there.
-func (s *starter) prepare(ctx context.Context, c *ctr, undo *undoer) (*prepared, error) {
+func (s *starter) prepare(ctx context.Context, c *ctr, links []linked, undo *undoer) (*prepared, error) {
 	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
-	p := &prepared{files: c, run: rand.Text(), began: time.Now().UTC()}
+	p := &prepared{files: c, links: links, run: rand.Text(), began: time.Now().UTC()}
 	if err := s.joinNamespaces(c, p); err != nil {
 		return nil, err
 	}

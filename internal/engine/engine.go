@@ -26,6 +26,7 @@ import (
 	"ply/internal/network"
 	"ply/internal/network/bridge"
 	"ply/internal/network/ipam"
+	"ply/internal/network/vlan"
 	"ply/internal/oci"
 	"ply/internal/procid"
 	"ply/internal/store"
@@ -286,8 +287,12 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	bridges := bridge.New(driver)
 	stopWatch := e.watch(bridges)
 	e.Networks, err = network.Open(ctx, network.Options{
-		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged,
-		Drivers: map[string]network.Driver{"bridge": bridges}, HostSubnets: bridge.Subnets, Events: e.Events, Log: e.log,
+		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged, DefaultNames: c.BridgeNames,
+		Drivers: map[string]network.Driver{
+			"bridge":             bridges,
+			string(vlan.MACVLAN): vlan.New(vlan.MACVLAN, vlan.Options{Owner: c.ExecRoot, Log: e.log}),
+			string(vlan.IPVLAN):  vlan.New(vlan.IPVLAN, vlan.Options{Owner: c.ExecRoot, Log: e.log}),
+		}, HostSubnets: bridge.Subnets, Events: e.Events, Log: e.log,
 	})
 	if err != nil {
 		stopWatch()

@@ -42,7 +42,7 @@ var inside = map[string][][]string{
 		{"network/resolver"},
 		{"network"},
 		{"network/ports", "network/rules"},
-		{"network/bridge"},
+		{"network/bridge", "network/vlan"},
 	},
 	"record": {{"record"}, {"record/recordtest"}},
 	"registry": {

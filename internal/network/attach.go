@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -126,13 +127,16 @@ func (s *Service) planOne(ctx context.Context, id oci.ContainerID, netns string,
 		if p.c.Endpoint.Interface, err = interfaceName(m.config.IfPrefix, e.Spec.DriverOpts, taken); err != nil {
 			return p, err
 		}
+		if p.c.Sysctls, err = endpointSysctls(e.Spec.DriverOpts); err != nil {
+			return p, err
+		}
 	}
-	return p, p.setNames(e)
+	return p, p.setNames(e, m.User || s.opts.DefaultNames)
 }
 
 // setNames sets the names by which the network's containers know the endpoint, and the container's own names.
-func (p *planned) setNames(e EndpointRequest) error {
-	if !p.m.User { // on the default networks containers have no names, as with docker
+func (p *planned) setNames(e EndpointRequest, has bool) error {
+	if !has || p.up.v4 == nil && p.up.v6 == nil { // on the default networks containers have no names, as with docker, unless the settings say so
 		p.c.Endpoint.Aliases = append(slices.Clone(e.Names), e.Spec.Aliases...)
 		return nil
 	}
@@ -166,8 +170,8 @@ func (p *planned) setNames(e EndpointRequest) error {
 // interfaceName returns the name of the next interface in a container.
 func interfaceName(prefix string, opts map[string]string, taken []string) (string, error) {
 	for k := range opts {
-		if k != optIfName {
-			return "", invalid("endpoint option %q is not supported; there is %s", k, optIfName)
+		if k != optIfName && k != optSysctls {
+			return "", invalid("endpoint option %q is not supported; there are %s and %s", k, optIfName, optSysctls)
 		}
 	}
 	if name := opts[optIfName]; name != "" {
@@ -186,8 +190,32 @@ func interfaceName(prefix string, opts map[string]string, taken []string) (strin
 	}
 }
 
-// optIfName is the option of an endpoint that names the interface in the container.
-const optIfName = "com.docker.network.endpoint.ifname"
+// Options of an endpoint: the name of the interface in the container, and settings of the kernel for it, such as
+// net.ipv4.conf.IFNAME.forwarding=1, separated by commas.
+const (
+	optIfName  = "com.docker.network.endpoint.ifname"
+	optSysctls = "com.docker.network.endpoint.sysctls"
+)
+
+var validSysctl = regexp.MustCompile(`^net\.(ipv4|ipv6|mpls)\.([a-z_]+)\.IFNAME\.([a-z0-9_]+)$`)
+
+// endpointSysctls returns the settings for the interface of an endpoint.
+func endpointSysctls(opts map[string]string) (map[string]string, error) {
+	text := opts[optSysctls]
+	if text == "" {
+		return nil, nil
+	}
+	all := map[string]string{}
+	for _, entry := range strings.Split(text, ",") {
+		name, value, ok := strings.Cut(entry, "=")
+		m := validSysctl.FindStringSubmatch(name)
+		if !ok || m == nil || strings.ContainsAny(value, "\n\x00") {
+			return nil, invalid("endpoint option %s: %.64q is not of the form net.ipv4.conf.IFNAME.NAME=VALUE", optSysctls, entry)
+		}
+		all[m[1]+"/"+m[2]+"/IFNAME/"+m[3]] = value
+	}
+	return all, nil
+}
 
 // release lets the networks of a plan be removed again.
 func (s *Service) release(plan []planned) {
@@ -203,7 +231,7 @@ func (s *Service) release(plan []planned) {
 func best(list []*planned) *planned {
 	var found *planned
 	for _, p := range list {
-		if p.m.Internal || p.up.v4 == nil && p.up.v6 == nil {
+		if p.m.config.Internal || p.up.v4 == nil && p.up.v6 == nil {
 			continue
 		}
 		if found == nil || p.before(found) {

@@ -125,6 +125,11 @@ type Config struct {
 	Open     bool       // other networks may connect to ports that are not published
 	HostIP   netip.Addr // where ports are published by default; invalid = as the driver's options say
 	IfPrefix string     // of interfaces in containers; "" = eth
+
+	// What follows is of macvlan and ipvlan.
+	Parent string // interface of the host
+	Mode   string
+	Flag   string
 }
 
 // Connection is one container on a network. It is also the content of a file in Options.StateDir, so its JSON names
@@ -141,6 +146,7 @@ type Connection struct {
 	Priority int               `json:"priority,omitempty"` // as in EndpointSpec
 	Names    []string          `json:"names,omitempty"`    // that the network's containers know it by
 	Links    map[string]string `json:"links,omitempty"`    // names of the container's own, by alias
+	Sysctls  map[string]string `json:"sysctls,omitempty"`  // of the interface: ipv4/conf/IFNAME/forwarding, by name below /proc/sys/net
 }
 
 // null is the driver of the network "none": its containers have a namespace with the interface lo only.

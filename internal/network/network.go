@@ -6,7 +6,7 @@
 //
 // The packages below stand in this order: changes (what others remove), ipam (addresses), names (the tables of names) and nft know nothing of the others; namespace configures interfaces
 // in containers; resolver answers for containers out of names, in their shims; network imports them; ports (sockets on host ports) and rules (the
-// engine's nftables table) import network, and bridge imports both. The engine hands the drivers to the Service.
+// engine's nftables table) import network, and bridge imports both; vlan has the drivers macvlan and ipvlan. The engine hands the drivers to the Service.
 package network
 
 import (
@@ -61,7 +61,7 @@ type Endpoint struct {
 type Network struct {
 	ID         string
 	Name       string
-	Driver     string // bridge, host, null
+	Driver     string // bridge, macvlan, ipvlan, host, null
 	Created    time.Time
 	BuiltIn    bool
 	IPv4, IPv6 bool   // containers get addresses of the family

@@ -89,6 +89,7 @@ var settings = map[string]setting{
 	"default-pids-limit":       {value: `77`, see: created("{{.HostConfig.PidsLimit}}"), with: `77`, without: `4096`},
 
 	"bridge":                {value: `"$BRIDGE"`, see: bridgeThere, with: `there`, without: `not there`},
+	"bridge-names":          {value: `true`, see: namedNeighbour, with: `found`, without: `not found`, group: "names"},
 	"bip":                   {value: `"10.77.5.1/24"`, see: networkOf("{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}"), with: `10\.77\.5\.0/24 10\.77\.5\.1`, without: `172\..*`, group: "other"},
 	"fixed-cidr":            {value: `"10.77.5.128/25"`, see: addressOf, with: `10\.77\.5\.(1[2-9]\d|2\d\d)`, without: `172\..*`, group: "other"},
 	"default-address-pools": {value: `[{"base": "10.78.0.0/16", "size": 24}]`, flags: []string{"base=10.78.0.0/16,size=24"}, see: networkOf("{{range .IPAM.Config}}{{.Subnet}}{{end}}"), with: `10\.78\.\d+\.0/24`, without: `172\..*`},
@@ -1019,6 +1020,15 @@ func neighbours(w *settingsWorld) string {
 			return "not reached"
 		}
 		return "reached"
+	})
+}
+
+func namedNeighbour(w *settingsWorld) string {
+	return w.sleeper(func(id string) string {
+		if _, _, err := w.run("docker", "run", "--rm", "busybox", "ping", "-c", "1", "-W", "2", id[:12]); err != nil {
+			return "not found"
+		}
+		return "found"
 	})
 }
 

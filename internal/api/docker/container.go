@@ -38,7 +38,7 @@ func (h containerHandlers) routes(add adder) {
 	add(post, "/containers/{id}/pause", h.pause)
 	add(post, "/containers/{id}/unpause", h.unpause)
 	add(post, "/containers/{id}/wait", h.wait)
-	add(remove, "/containers/{id}", h.remove)
+	add(remove, "/containers/{id...}", h.remove) // a link is named CONTAINER/ALIAS
 	add(post, "/commit", h.commit)
 }
 

@@ -194,7 +194,7 @@ func (h containerHandlers) list(c *call) error {
 }
 
 func containerSummaryOf(ctr *container.Container, v int, size bool, now time.Time) wire.Container {
-	a := wire.Container{ID: string(ctr.ID), Names: []string{"/" + ctr.Name}, Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
+	a := wire.Container{ID: string(ctr.ID), Names: namesOf(ctr), Image: ctr.ImageName, ImageID: ctr.Image.String(), Command: commandText(ctr),
 		Created: ctr.Created.Unix(), Ports: portSummaries(ctr), Labels: ctr.Spec.Labels, State: string(ctr.State.Status), Status: statusText(ctr.State, now),
 		Mounts: mountPoints(ctr)}
 	if ctr.Damaged != nil {
@@ -295,4 +295,13 @@ func statusText(st container.State, now time.Time) string {
 func (h containerHandlers) lists(name string, id oci.ImageID) bool {
 	x, err := h.images.Index(name)
 	return err == nil && x != nil && slices.Contains(x.Images, id)
+}
+
+// namesOf returns the name of a container, and those that it has in others by their links.
+func namesOf(ctr *container.Container) []string {
+	names := []string{"/" + ctr.Name}
+	for _, n := range ctr.LinkedAs {
+		names = append(names, "/"+n)
+	}
+	return names
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"ply/internal/container/spec"
 	"ply/internal/durable"
@@ -26,6 +27,41 @@ type HostsOptions struct {
 	Hostname    string
 	Domainname  string
 	Endpoints   map[string]network.Endpoint // by network name
+	Links       []Link
+}
+
+// Link is an entry for another container.
+type Link struct {
+	Addr  netip.Addr
+	Names string // separated by blanks; "alias short-id name"
+}
+
+func (l Link) line() string { return fmt.Sprintf("%s\t%s\n", l.Addr, l.Names) }
+
+// changing is held while a hosts file is changed: those of linked containers are changed by each other's starts.
+var changing sync.Mutex
+
+// SetLink puts the entry of a link in the place of the one whose names begin with prefix, in the hosts file of a running container, which may have changed
+// it. An entry that the container removed is not added again.
+func SetLink(path, prefix string, l Link) error {
+	changing.Lock()
+	defer changing.Unlock()
+	data, err := durable.ReadFile(durable.OS, path, maxHostFile)
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(data)) {
+		_, names, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if ok && (names == prefix || strings.HasPrefix(names, prefix+" ")) {
+			line = l.line()
+		}
+		out.WriteString(line)
+	}
+	if out.String() == string(data) {
+		return nil
+	}
+	return Write(path, []byte(out.String()))
 }
 
 // Hosts returns /etc/hosts in docker's order: loopback names, --add-host, then the container's own addresses.
@@ -55,6 +91,9 @@ func Hosts(o HostsOptions) ([]byte, error) {
 		for _, addr := range addrs {
 			fmt.Fprintf(&b, "%s\t%s\n", addr, name)
 		}
+	}
+	for _, l := range o.Links {
+		b.WriteString(l.line())
 	}
 	names := ownNames(o.Hostname, o.Domainname)
 	for _, e := range o.endpoints() {
@@ -89,6 +128,8 @@ func ownLines(e network.Endpoint, names string) string {
 // ChangeHosts changes the hosts file of a running container, which may have changed it too: it removes the lines of networks that the container left, and
 // adds those of networks that it joined.
 func ChangeHosts(path, hostname, domainname string, before, after map[string]network.Endpoint) error {
+	changing.Lock()
+	defer changing.Unlock()
 	data, err := durable.ReadFile(durable.OS, path, maxHostFile)
 	if err != nil {
 		return err

@@ -51,8 +51,8 @@ func checkNamespaces(s *Spec) error {
 			return invalid("conflicting options: port publishing and the container type network mode")
 		}
 	}
-	if len(s.Links) > 0 && !IsUserDefined(s.NetworkMode) { // on a network of a user, the links of the endpoint say the same
-		return errs.New(errs.Unimplemented, "--link: legacy links are not supported on the default bridge").WithHint("Use a network of your own, on which containers find each other by name.")
+	if len(s.Links) > 0 && s.NetworkMode == "host" {
+		return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 	}
 	if s.NetworkMode == "host" && s.MacAddress != "" || isContainer && s.MacAddress != "" {
 		return invalid("conflicting options: mac-address and the network mode")

@@ -471,14 +471,14 @@ func (s *segment) plug(c network.Connection) error {
 	if err := s.setUpPort(veth); err != nil {
 		return err
 	}
-	i := namespace.Interface{Name: e.Interface}
+	i := namespace.Interface{Name: e.Interface, Sysctls: c.Sysctls}
 	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
 		if p.IsValid() {
 			i.Addrs = append(i.Addrs, p)
 		}
 	}
 	for _, a := range e.LinkLocal {
-		i.Addrs = append(i.Addrs, netip.PrefixFrom(a, linkLocalBits(a)))
+		i.Addrs = append(i.Addrs, namespace.LinkLocal(a))
 	}
 	if c.Default {
 		i.Via = s.gateways()
@@ -518,14 +518,6 @@ func framesPassRules() bool {
 		}
 	}
 	return true
-}
-
-// linkLocalBits returns the length of the link-local subnet.
-func linkLocalBits(a netip.Addr) int {
-	if a.Is4() {
-		return 16
-	}
-	return 64
 }
 
 // unpublish takes the ports of a container out of the table.

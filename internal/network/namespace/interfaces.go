@@ -3,9 +3,13 @@ package namespace
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -19,7 +23,9 @@ import (
 type Interface struct {
 	Name  string
 	Addrs []netip.Prefix
-	Via   []netip.Addr // gateways of the default routes, at most one of each family
+	Via   []netip.Addr // gateways of the default routes, at most one of each family; one that is unspecified = a route without a gateway
+
+	Sysctls map[string]string // below /proc/sys/net, with IFNAME for the interface
 }
 
 // SetUp gives an interface of the namespace at path its addresses, sets it up, and makes the default routes. h is a handle in the namespace. An interface
@@ -54,12 +60,43 @@ func SetUp(path string, h *netlink.Handle, i Interface) error {
 	if err := h.LinkSetUp(link); err != nil {
 		return fail("set up", err)
 	}
+	if err := setSysctls(path, i); err != nil {
+		return errs.New(errs.Invalid, "interface %s: %w", i.Name, err)
+	}
 	return addRoutes(h, link, i.Via)
+}
+
+func setSysctls(path string, i Interface) error {
+	if len(i.Sysctls) == 0 {
+		return nil
+	}
+	return Do(path, func() error {
+		for _, name := range slices.Sorted(maps.Keys(i.Sysctls)) {
+			file := filepath.Join("/proc/sys/net", strings.Replace(name, "IFNAME", i.Name, 1))
+			if err := os.WriteFile(file, []byte(i.Sysctls[name]), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// LinkLocal returns a link-local address with the length of its subnet.
+func LinkLocal(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(a, 16)
+	}
+	return netip.PrefixFrom(a, 64)
 }
 
 func addRoutes(h *netlink.Handle, link netlink.Link, via []netip.Addr) error {
 	for _, gw := range via {
-		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IP(gw.AsSlice())}); err != nil && !errors.Is(err, syscall.EEXIST) {
+		route := netlink.Route{LinkIndex: link.Attrs().Index, Gw: net.IP(gw.AsSlice())}
+		if gw.IsUnspecified() {
+			route.Gw, route.Scope = nil, netlink.SCOPE_LINK
+			route.Dst = &net.IPNet{IP: net.IP(gw.AsSlice()), Mask: net.CIDRMask(0, gw.BitLen())}
+		}
+		if err := h.RouteAdd(&route); err != nil && !errors.Is(err, syscall.EEXIST) {
 			return errs.New(errs.Internal, "interface %s: default route: %w", link.Attrs().Name, err)
 		}
 	}
@@ -91,7 +128,7 @@ func RemoveRoutes(path, name string) error {
 			return fmt.Errorf("interface %s: routes: %w", name, err)
 		}
 		for _, r := range routes {
-			if r.Gw == nil || r.Dst != nil && !isDefault(r.Dst) {
+			if r.Gw == nil && r.Dst == nil || r.Dst != nil && !isDefault(r.Dst) {
 				continue
 			}
 			if err := h.RouteDel(&r); err != nil && !errors.Is(err, syscall.ESRCH) {
