@@ -179,7 +179,7 @@ func TestCreateRefusals(t *testing.T) {
 		"it names a process of the runtime":                              func(s *spec.Spec) { s.WorkingDir = "/proc/self/fd/7" },
 		"invalid environment variable: =x":                               func(s *spec.Spec) { s.Env = []string{"=x"} },
 		"unknown or invalid runtime name: kata":                          func(s *spec.Spec) { s.Runtime = "kata" },
-		"--link: legacy links are not supported":                         func(s *spec.Spec) { s.Links = []string{"a:b"} },
+		"could not get container for absent: No such container: absent":  func(s *spec.Spec) { s.Links = []string{"absent:b"} },
 		"--userns=keep-id":                                               func(s *spec.Spec) { s.UsernsMode = "keep-id" },
 		`bad format for add-host: "nope"`:                                func(s *spec.Spec) { s.ExtraHosts = []string{"nope"} },
 		"invalid PID mode: other":                                        func(s *spec.Spec) { s.PidMode = "other" },
