@@ -110,7 +110,7 @@ func (c *ctr) snapshot() *Container {
 		Execs: execs, LogPath: r.LogPath, Driver: r.Driver,
 		HostnamePath: c.paths.hostname, HostsPath: c.paths.hosts, ResolvConfPath: c.paths.resolv,
 		NetnsPath: r.Netns,
-		AppArmor: appArmorProfile(&r.Spec), SizeRw: -1, SizeRootFs: -1,
+		AppArmor:  appArmorProfile(&r.Spec), SizeRw: -1, SizeRootFs: -1,
 	}
 	if h := r.State.Health; h != nil {
 		copied := *h

@@ -70,6 +70,7 @@ type reader struct {
 	visit func(Message) error
 
 	f       *os.File  // the newest file; nil when there was none
+	size    int64     // of f when it was opened; it bounds a read that does not follow
 	off     int64     // offset in f of the first byte of buf
 	buf     []byte    // bytes of a record that is not whole yet
 	last    time.Time // of the last record
@@ -218,7 +219,11 @@ func (r *reader) existing(ctx context.Context) error {
 		if r.f != nil {
 			_ = r.f.Close() // only read from
 		}
-		r.f, r.off, r.buf = f.File, f.start, r.buf[:0]
+		st, err := f.Stat()
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
+		}
+		r.f, r.size, r.off, r.buf = f.File, st.Size(), f.start, r.buf[:0]
 		if err := r.drain(ctx); err != nil {
 			return err
 		}
@@ -372,11 +377,16 @@ func each(buf []byte, format format, visit func(Message) error) (rest []byte, er
 	}
 }
 
-// drain visits the records of r.f up to its end.
+// drain visits the records of r.f up to its end. A read that does not follow ends where the file ended when it was opened, or it would never end behind a
+// writer that is faster.
 func (r *reader) drain(ctx context.Context) error {
 	block := make([]byte, 64<<10)
 	for {
-		n, err := r.f.ReadAt(block, r.off+int64(len(r.buf)))
+		at := r.off + int64(len(r.buf))
+		if !r.o.Follow {
+			block = block[:max(0, min(int64(len(block)), r.size-at))]
+		}
+		n, err := r.f.ReadAt(block, at)
 		if n == 0 {
 			if err != nil && !errors.Is(err, io.EOF) {
 				return fmt.Errorf("log: %w", err)
