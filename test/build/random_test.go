@@ -237,13 +237,17 @@ find . -exec touch -h -d '2020-01-02T03:04:05Z' {} +`
 	check("changed", expect("changed"))
 }
 
-// plain returns the lines of a tree without what differs by design: times that a case does not set, those of directories, and the files that engines
-// make for containers.
+// plain returns the lines of a tree without what differs by design: times that a case does not set, those of directories, the files that engines
+// make for containers, and which names belong to one file.
 func plain(tr, base tree) []string {
-	for p := range tr {
+	for p, n := range tr {
 		if ofContainers(p) {
 			delete(tr, p)
+			continue
 		}
+		own := *n
+		own.inode = new(int)
+		tr[p] = &own
 	}
 	var out []string
 	for _, l := range tr.lines(nil) {

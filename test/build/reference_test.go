@@ -32,14 +32,50 @@ type stage struct {
 // errFails is the error of an instruction that a builder must refuse.
 var errFails = errors.New("the instruction fails")
 
-// build executes instructions and returns the directory of the last stage.
+// build executes the instructions of the last stage and of those that it needs, and returns its directory.
 func (r *reference) build(list []instruction) (string, error) {
+	wanted, at := needed(list), -1
 	for _, in := range list {
+		if _, ok := in.(from); ok {
+			at++
+		}
+		if !wanted[at] {
+			if _, ok := in.(from); ok {
+				r.stages = append(r.stages, nil)
+			}
+			continue
+		}
 		if err := r.do(in); err != nil {
 			return "", fmt.Errorf("%s: %w", in.text(), err)
 		}
 	}
 	return r.stages[len(r.stages)-1].root, nil
+}
+
+// needed returns for each stage whether the last one needs it.
+func needed(list []instruction) []bool {
+	var needs [][]int
+	for _, in := range list {
+		switch in := in.(type) {
+		case from:
+			needs = append(needs, []int{in.stage})
+		case copyFiles:
+			needs[len(needs)-1] = append(needs[len(needs)-1], in.stage)
+		}
+	}
+	wanted := make([]bool, len(needs))
+	var want func(stage int)
+	want = func(stage int) {
+		if stage < 0 || wanted[stage] {
+			return
+		}
+		wanted[stage] = true
+		for _, n := range needs[stage] {
+			want(n)
+		}
+	}
+	want(len(needs) - 1)
+	return wanted
 }
 
 func (r *reference) do(in instruction) error {
@@ -59,9 +95,9 @@ func (r *reference) do(in instruction) error {
 		s.work = path.Clean(p)
 		return s.mkdirAll(s.work, 0, 0)
 	case run:
-		return s.run(in)
+		return errors.Join(s.dissolve(), s.run(in))
 	case copyFiles:
-		return r.copy(s, in)
+		return errors.Join(s.dissolve(), r.copy(s, in))
 	}
 	return fmt.Errorf("unknown instruction %T", in)
 }
@@ -88,6 +124,23 @@ func command(name string, args ...string) error {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
 	}
 	return nil
+}
+
+// dissolve gives every name of a file a file of its own. On an overlay a change of a file of a lower layer does not reach its other names.
+func (s *stage) dissolve() error {
+	return filepath.WalkDir(s.root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Nlink == 1 {
+			return nil
+		}
+		return errors.Join(command("cp", "-a", "--no-preserve=links", p, p+".own"), os.Rename(p+".own", p))
+	})
 }
 
 func (s *stage) expand(text string) string {
