@@ -97,10 +97,14 @@ func (b *backlog) returned(client string) {
 	}
 }
 
-// await records that the connection of a client has broken, and waits for it in the background. gone is called when it does not come back.
-func (p *process) await(client string, gone func()) {
+// await records that a connection of a client has broken, and waits for the client in the background, unless it has said that it leaves. gone is called when it does not
+// come back.
+func (p *process) await(c *client, client string, gone func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if c.departed {
+		return
+	}
 	b := &p.out
 	if len(b.away) == 0 {
 		b.away, b.back = map[string]bool{}, make(chan struct{})

@@ -70,7 +70,7 @@ func TestBacklogIsBounded(t *testing.T) {
 			if returns {
 				p.out.limit = time.Hour
 			}
-			p.await("a", func() { close(gone) })
+			p.await(&client{}, "a", func() { close(gone) })
 			stored := make(chan struct{})
 			go func() {
 				defer close(stored)
@@ -112,4 +112,20 @@ func TestBacklogIsBounded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A client that has said that it leaves is not waited for, also when a write to it fails after that.
+func TestAClientThatLeftIsNotWaitedFor(t *testing.T) {
+	p := &process{}
+	p.await(&client{departed: true}, "a", func() { t.Error("it was waited for") })
+	if p.awaited() != nil {
+		t.Error("the process waits for a client that has left")
+	}
+	p.await(&client{}, "b", func() {})
+	if p.awaited() == nil {
+		t.Error("the process does not wait for a client whose connection broke")
+	}
+	p.mu.Lock()
+	p.out.returned("b")
+	p.mu.Unlock()
 }

@@ -27,6 +27,7 @@ type client struct {
 	stdout, stderr bool
 	stall          time.Duration
 	broken         func() // called when the connection breaks during a write; nil = nothing to do
+	departed       bool   // the client does not come back; guarded by the mutex of the process
 
 	mu       sync.Mutex
 	queue    []byte
@@ -151,11 +152,15 @@ func (c *client) write() {
 			for len(data) > 0 {
 				n, err := c.conn.Write(data[:min(len(data), 64<<10)])
 				if err != nil {
-					if c.broken != nil {
-						c.broken() // before drop, after which the process writes on
+					if c.broken == nil {
+						c.drop()
+						return
 					}
-					c.drop()
-					return
+					c.broken() // before the queue goes, after which the process writes on
+					c.mu.Lock()
+					c.cut, c.queue = true, nil
+					c.mu.Unlock()
+					return // the connection stays open: what the client sent last may say that it leaves
 				}
 				data = data[n:]
 				c.mu.Lock()
@@ -210,7 +215,7 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(shim
 		}
 	}
 	if a.Resume != "" {
-		c.broken = func() { p.await(a.Resume, gone) }
+		c.broken = func() { p.await(c, a.Resume, gone) }
 	}
 	p.clients[c] = struct{}{}
 	if a.From != nil {
@@ -228,9 +233,10 @@ func (p *process) attach(conn *net.UnixConn, a shim.AttachArgs, answer func(shim
 	c.mu.Unlock()
 	switch {
 	case a.Resume != "" && !left && !ended && !stalled:
-		p.await(a.Resume, gone)
+		p.await(c, a.Resume, gone)
 	default:
 		p.mu.Lock()
+		c.departed = true
 		p.out.returned(a.Resume) // a write may have failed before it was known that the client leaves
 		p.mu.Unlock()
 		gone()
