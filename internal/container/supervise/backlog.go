@@ -11,6 +11,8 @@ const (
 	window = 2 << 20
 	// returnLimit is how long a client whose connection broke is waited for.
 	returnLimit = 30 * time.Second
+	// killedReturnLimit is the same when the container is killed: whoever kills it waits for its end.
+	killedReturnLimit = time.Second
 )
 
 // backlog is the newest output of a process, kept for clients that ask for it and come back when their connection has broken: plyd was
@@ -25,6 +27,7 @@ type backlog struct {
 	away   map[string]bool   // clients that are waited for, by AttachArgs.Resume
 	back   chan struct{}     // closed when no client is waited for any more; nil when none is
 	limit  time.Duration     // returnLimit; 0 = returnLimit
+	over   bool              // no client is waited for from now on
 }
 
 // piece is output at a position of its stream.
@@ -102,7 +105,7 @@ func (b *backlog) returned(client string) {
 func (p *process) await(c *client, client string, gone func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c.departed {
+	if c.departed || p.out.over {
 		return
 	}
 	b := &p.out
@@ -126,6 +129,16 @@ func (p *process) await(c *client, client string, gone func()) {
 			gone()
 		}
 	})
+}
+
+// abandonAway ends all waiting for clients, for good.
+func (p *process) abandonAway() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.out.over = true
+	for client := range p.out.away {
+		p.out.returned(client)
+	}
 }
 
 // awaited returns a channel that is closed when no client is waited for, or nil when none is.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
+	"ply/internal/errs"
 )
 
 // tracePattern matches a finished or begun system call of strace -f: PID TIME CALL(ARGUMENTS.
@@ -147,4 +148,57 @@ func TestOrderOfTheEnd(t *testing.T) {
 	if n != 2 {
 		t.Errorf("%d clients were told, want 2:\n%s", n, strings.Join(calls, "\n"))
 	}
+}
+
+// A client whose connection broke is waited for, but not when the container is killed, or was never started: whoever removes it gets its end at once.
+func TestKillDoesNotWaitForABrokenClient(t *testing.T) {
+	broken := func(b *box) {
+		b.attach("", shim.AttachArgs{Stdout: true, Resume: "a"}).Close()
+		time.Sleep(100 * time.Millisecond) // the shim has seen it
+	}
+	soon := func(t *testing.T, what string, f func() error) {
+		t.Helper()
+		begun := time.Now()
+		if err := f(); err != nil || time.Since(begun) > 8*time.Second {
+			t.Errorf("%s took %v: %v", what, time.Since(begun), err)
+		}
+	}
+	kill := func(b *box) func() error {
+		return func() error {
+			if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGKILL)}); err != nil && !errors.Is(err, errs.Precondition) {
+				return err
+			}
+			_, err := b.c.Wait(t.Context(), "")
+			return err
+		}
+	}
+	t.Run("has ended", func(t *testing.T) {
+		b := sh(t, "exit 3").launch()
+		broken(b)
+		b.start()
+		eventually(t, "end of the process", func() bool {
+			e, err := shim.FindExit(b.cfg.Run, b.cfg.ExitPath, b.cfg.Bundle)
+			return err == nil && e.Code == 3
+		})
+		if st, err := b.c.State(t.Context(), ""); err != nil || st.Status != "running" {
+			t.Fatalf("a client that is away is not waited for: %+v, %v", st, err)
+		}
+		if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGTERM)}); !errors.Is(err, errs.Precondition) {
+			t.Errorf("SIGTERM: %v", err)
+		}
+		soon(t, "kill", kill(b))
+		if e := b.wait(); e.Code != 3 {
+			t.Errorf("exit code %d", e.Code)
+		}
+	})
+	t.Run("runs", func(t *testing.T) {
+		b := sh(t, "sleep 100").launch()
+		broken(b)
+		soon(t, "kill", kill(b.start()))
+	})
+	t.Run("never started", func(t *testing.T) {
+		b := sh(t, "sleep 100").launch()
+		broken(b)
+		soon(t, "shutdown", func() error { return b.c.Shutdown(t.Context()) })
+	})
 }

@@ -265,3 +265,10 @@ func (p *process) running() bool {
 	defer p.mu.Unlock()
 	return p.child != nil && p.exit == nil
 }
+
+// over reports whether the process has ended. Its clients may not have been told yet.
+func (p *process) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.child == nil || p.ending
+}

@@ -267,12 +267,13 @@ func (s *server) kill(p *process, req shim.Request) error {
 			s.paused = false // the runtime thawed it, so that it could die
 		}
 		s.mu.Unlock()
+		time.AfterFunc(killedReturnLimit, p.abandonAway)
 	case p == s.init:
 		err = s.rt.signal(sig)
 	default:
 		err = p.child.signal(sig)
 	}
-	if err != nil && !p.running() {
+	if err != nil && p.over() {
 		return p.gone()
 	}
 	return err

@@ -354,6 +354,7 @@ func (s *server) shutdown() error {
 		if s.init.begun() {
 			return &failure{shim.ClassConflict, fmt.Sprintf("container %s is running", s.cfg.ID)}
 		}
+		s.init.abandonAway()
 		err := s.rt.signal(unix.SIGKILL) // it also fails when the process is ending by itself
 		select {
 		case <-s.removed:
