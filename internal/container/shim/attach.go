@@ -64,6 +64,7 @@ func (s *Stream) Leave() error {
 	_ = s.conn.SetWriteDeadline(time.Now().Add(leaveLimit)) // when it fails, the write fails too
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
+	_ = s.conn.SetWriteDeadline(time.Now().Add(leaveLimit)) // the lock may have taken the time; a busy machine may take it too
 	if _, err := s.conn.Write(AppendChunkHeader(nil, Ended, 0)); err != nil {
 		return s.broken(err)
 	}
