@@ -194,8 +194,8 @@ func withRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err err
 	return errors.Join(f(root), root.Close())
 }
 
-// copiesUp reports whether a mount is a new volume that gets the image's content. A directory in a volume need not be there before the start.
-func copiesUp(m volume.Mount) bool { return m.CopyUp && m.Subpath == "" }
+// copiesUp reports whether a mount is that of a volume that gets the image's content if it is empty there.
+func copiesUp(m volume.Mount) bool { return m.CopyUp }
 
 // inheritMounts returns the mounts of --volumes-from.
 func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
@@ -229,6 +229,9 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 	}
 	volumes := s.env.opts.Volumes
 	filled := slices.DeleteFunc(slices.Clone(c.rec.Mounts), func(m volume.Mount) bool { return !copiesUp(m) })
+	for i := range filled {
+		filled[i].Subpath = "" // a directory in a volume need not be there before the start
+	}
 	if _, err := volumes.Prepare(ctx, c.id, filled); err != nil {
 		return err
 	}
@@ -244,7 +247,7 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 		if err != nil {
 			return fmt.Errorf("container %s: volume %s: %w", c.id.Short(), m.Target, err)
 		}
-		err = errors.Join(volumes.Populate(ctx, c.id, m.Name, src), src.Close())
+		err = errors.Join(volumes.Populate(ctx, c.id, m, src), src.Close())
 		if err != nil {
 			return err
 		}
