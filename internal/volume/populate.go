@@ -33,7 +33,7 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, m Mount, src
 		return err
 	}
 	defer done()
-	at, err := s.target(m)
+	at, err := openDestination(s.path(m.Name), m.Subpath)
 	if m.Subpath != "" && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
 		return nil // no such directory in the volume; if it is still missing at the start, that fails
 	}
@@ -99,20 +99,20 @@ func (f *destination) close() error {
 	return err
 }
 
-// target opens the directory that m mounts. Links are resolved inside the volume.
-func (s *Service) target(m Mount) (*destination, error) {
-	f := &destination{path: s.path(m.Name)}
+// openDestination opens a volume's directory, or a directory in it. Links are resolved inside the volume.
+func openDestination(volume, subpath string) (*destination, error) {
+	f := &destination{path: volume}
 	var err error
-	if f.dir, err = os.OpenFile(f.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil || m.Subpath == "" || m.Subpath == "." {
+	if f.dir, err = os.OpenFile(f.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil || subpath == "" || subpath == "." {
 		return f, err
 	}
 	root := f.dir
 	defer root.Close()
-	if f.dir, err = safepath.Open(root, m.Subpath, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+	if f.dir, err = safepath.Open(root, subpath, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
 		return nil, err
 	}
 	var base string
-	if f.parent, base, err = safepath.OpenParent(root, m.Subpath); err != nil {
+	if f.parent, base, err = safepath.OpenParent(root, subpath); err != nil {
 		return nil, errors.Join(err, f.dir.Close())
 	}
 	f.path = filepath.Join(fdPath(f.parent), base)
