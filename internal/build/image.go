@@ -56,6 +56,9 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 		return nil, err
 	}
 	m.plan()
+	if err := b.job.Permit(out.Graph.Root); err != nil {
+		return nil, m.failed(ctx, err, nil)
+	}
 	// The whole graph is executed in parallel while the steps are reported in order.
 	go func() { _, _ = b.job.Solve(ctx, out.Graph.Root) }() // its error is returned below
 	for i := range out.Steps {

@@ -290,3 +290,56 @@ func TestEntitlements(t *testing.T) {
 	}
 	left(t, e)
 }
+
+// A step that needs more rights than the client was granted is refused also where its result, or that of a step after it, is in the engine's cache or in one that
+// the client names. Nothing of the build is executed before.
+func TestEntitlementsOfCachedSteps(t *testing.T) {
+	e := startPly(t, "overlay2")
+	reg := startRegistry(t, t.TempDir()).Host
+	text := func(flag string) string {
+		return "FROM base AS a\nRUN " + flag + " echo $((6*7))granted | tee /f\nFROM base\nRUN echo $((6*7))first > /first\nCOPY --from=a /f /f\nRUN echo $((6*7))last > /last\n"
+	}
+	for name, c := range map[string]struct{ flag, grant, refused string }{
+		"network":  {"--network=host", "network.host", "network.host is not allowed"},
+		"security": {"--security=insecure", "security.insecure", "security.insecure is not allowed"},
+		"nothing":  {"--network=none", "network.host", ""}, // needs no right
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := write(t, map[string]string{"Dockerfile": text(c.flag)})
+			ref := reg + "/" + name + ":1"
+			max, min := "type=registry,ref="+ref+"max", "type=registry,ref="+ref+"min"
+			if out, code := e.try(dir, e.cli[0], "build", "--progress", "plain", "--allow", c.grant, "--cache-to", max+",mode=max", "--cache-to", min+",mode=min", "."); code != 0 {
+				t.Fatalf("exit code %d\n%s", code, out)
+			}
+			for _, from := range []string{"", max, min} {
+				var args []string
+				if from != "" {
+					args = []string{"--cache-from", from}
+				}
+				for _, b := range protocols {
+					if from != "" {
+						e.ply(t, "builder", "prune", "-af")
+					}
+					if from != "" && b.name == "classic" {
+						args = []string{"--cache-from", ref + from[len(from)-3:]}
+					}
+					out, code := b.build(e, dir, append(slices.Clone(args), ".")...)
+					ran := strings.Contains(out, "42granted") || strings.Contains(out, "42first") || strings.Contains(out, "42last")
+					switch {
+					case c.refused == "" && (code != 0 || ran):
+						t.Errorf("%s, cache %q: exit code %d, executed: %v\n%s", b.name, from, code, ran, out)
+					case c.refused != "" && (code == 0 || ran || !strings.Contains(out, c.refused)):
+						t.Errorf("%s, cache %q: exit code %d, executed: %v, want %q\n%s", b.name, from, code, ran, c.refused, out)
+					}
+				}
+			}
+			// With the right, the results are used.
+			e.ply(t, "builder", "prune", "-af")
+			out, code := e.try(dir, e.cli[0], "build", "--progress", "plain", "--allow", c.grant, "--cache-from", min, ".")
+			if code != 0 || strings.Contains(out, "42") {
+				t.Errorf("exit code %d, or a step was executed\n%s", code, out)
+			}
+		})
+	}
+	left(t, e)
+}

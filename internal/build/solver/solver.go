@@ -5,7 +5,8 @@
 // result. A directory of a client has no key, only content.
 //
 // Invariants: a result is remembered after its layers are durable; a result is used only while all its layers are there; equal work is executed
-// once, also when several builds want it at the same time; secrets, proxies and limits are in no key.
+// once, also when several builds want it at the same time; secrets, proxies and limits are in no key; a step that the client may not ask for is refused before
+// anything of its graph is executed, whatever a cache has.
 package solver
 
 import (
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"regexp"
 	"runtime"
 	"strings"
@@ -113,7 +115,8 @@ type Client interface {
 	Secret(ctx context.Context, id string) ([]byte, error)
 	// Agent connects to an ssh agent of the client.
 	Agent(ctx context.Context, id string) (io.ReadWriteCloser, error)
-	// Allowed reports whether the client may ask for what e does (host network, a privileged step); the error says what is missing.
+	// Allowed reports whether the client may ask for what e does (host network, a privileged step); the error says what is missing. It is asked before anything
+	// of a graph with e is executed or taken from a cache.
 	Allowed(e *ops.Exec) error
 }
 
@@ -206,12 +209,14 @@ type Job struct {
 	views map[oci.ChainID]*sharedView
 	wg    sync.WaitGroup
 
+	permitted map[oci.Digest]bool // vertices that the client may ask for, and all that they need
+
 	foreign foreign
 }
 
 // Job begins a build, which ends with ctx or Close.
 func (s *Solver) Job(ctx context.Context, o Options) *Job {
-	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}, foreign: newForeign()}
+	j := &Job{s: s, o: o, tasks: map[oci.Digest]*task{}, views: map[oci.ChainID]*sharedView{}, permitted: map[oci.Digest]bool{}, foreign: newForeign()}
 	j.ctx, j.cancel = context.WithCancel(ctx)
 	return j
 }
@@ -250,10 +255,43 @@ type task struct {
 	err  error
 }
 
+// Permit reports whether the client may ask for an edge and all that it is made of, also for what a cache makes needless. The error is a *VertexError.
+func (j *Job) Permit(e ops.Edge) error {
+	if e.IsZero() {
+		return nil
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	seen := map[oci.Digest]bool{}
+	for rest := []*ops.Vertex{e.Vertex}; len(rest) > 0; {
+		v := rest[len(rest)-1]
+		rest = rest[:len(rest)-1]
+		if seen[v.Digest] || j.permitted[v.Digest] {
+			continue
+		}
+		seen[v.Digest] = true
+		if op, ok := v.Op.(*ops.Exec); ok {
+			if err := j.o.Client.Allowed(op); err != nil {
+				return &VertexError{v, err}
+			}
+		}
+		for _, in := range v.Inputs {
+			if !in.IsZero() {
+				rest = append(rest, in.Vertex)
+			}
+		}
+	}
+	maps.Copy(j.permitted, seen)
+	return nil
+}
+
 // Solve returns the result of an edge; nil for the zero edge, an empty tree. The error is a *VertexError, except when ctx or the job ended.
 func (j *Job) Solve(ctx context.Context, e ops.Edge) (*Result, error) {
 	if e.IsZero() {
 		return nil, nil
+	}
+	if err := j.Permit(e); err != nil {
+		return nil, err
 	}
 	t := j.task(e.Vertex)
 	select {
@@ -340,9 +378,6 @@ func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
 		r, err := j.diff(ins)
 		return Outcome{Results: single(r), Err: err}
 	case *ops.Exec:
-		if err := j.o.Client.Allowed(op); err != nil {
-			return Outcome{Err: err}
-		}
 		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
 			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Latest: j.latest(), Log: log, Started: func(id oci.ContainerID) {
 				j.o.Progress.Status(v, Status{Container: id})

@@ -574,3 +574,31 @@ func TestMergeAndDiff(t *testing.T) {
 		t.Errorf("%v, %v", r, err)
 	}
 }
+
+// A graph with a step that the client may not ask for is refused before anything of it is executed or taken from a cache, also when the cache makes the step needless.
+func TestForbiddenStepIsNotNeeded(t *testing.T) {
+	w := newWorld(t)
+	privileged := vertex("p", &ops.Exec{Args: []string{"x"}, Privileged: true, Mounts: []ops.Mount{rootMount()}}, run("a", "before", from()))
+	e := run("c", "after", run("b", "between", privileged))
+	granted := func(o *Options) { o.Client = allowing{w.client} }
+	if _, out, err := w.solve(e, granted); err != nil || w.worker.runs.Load() != 4 || out.hits("apbc") != "----" {
+		t.Fatalf("%d steps ran, of which %s came from the cache: %v", w.worker.runs.Load(), out.hits("apbc"), err)
+	}
+	if _, out, err := w.solve(e, granted); err != nil || out.hits("apbc") != "apbc" {
+		t.Errorf("%s came from the cache: %v", out.hits("apbc"), err)
+	}
+	var ve *VertexError
+	_, out, err := w.solve(e)
+	if !errors.Is(err, errs.Forbidden) || !errors.As(err, &ve) || ve.Vertex.Name != "p" || len(out.done) != 0 {
+		t.Errorf("%v, after %v", err, out.done)
+	}
+	// The part of the graph that does not need the step is not refused.
+	if _, out, err := w.solve(run("a", "before", from())); err != nil || out.hits("a") != "a" {
+		t.Errorf("%v, after %v", err, out.done)
+	}
+}
+
+// allowing is a client that may ask for everything.
+type allowing struct{ *fakeClient }
+
+func (allowing) Allowed(*ops.Exec) error { return nil }
