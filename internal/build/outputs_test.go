@@ -86,7 +86,7 @@ func newWorldOf(t testing.TB, driver string, edit func(*build.Options)) *world {
 	t.Cleanup(puller.Close)
 	w.pusher = push.New(w.store, w.images, client, push.Options{})
 	w.archive = archive.New(w.store, w.images, archive.Options{})
-	o := build.Options{Store: w.store, Images: w.images, Puller: puller, Pusher: w.pusher, Format: oci.FormatOCI, DataRoot: root, ExecRoot: exec}
+	o := build.Options{Store: w.store, Images: w.images, Puller: puller, Pusher: w.pusher, Loader: w.archive, Format: oci.FormatOCI, DataRoot: root, ExecRoot: exec}
 	if edit != nil {
 		edit(&o)
 	}

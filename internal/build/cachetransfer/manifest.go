@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"slices"
 	"time"
 
 	"ply/internal/errs"
@@ -104,6 +105,13 @@ func decodeManifest(data []byte, m *either) error {
 	}
 	if err := json.Unmarshal(data, m); err != nil {
 		return invalid("its manifest: %v", err)
+	}
+	all := append(m.Layers[:len(m.Layers):len(m.Layers)], m.Manifests...)
+	if m.Config != nil {
+		all = append(all, *m.Config)
+	}
+	if slices.ContainsFunc(all, func(d oci.Descriptor) bool { return d.Digest == "" }) {
+		return invalid("its manifest names a blob that has no digest")
 	}
 	return nil
 }
