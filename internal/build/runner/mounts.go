@@ -262,16 +262,17 @@ type cacheUse struct {
 	shared int
 	locked bool
 	free   chan struct{} // closed when it is not locked any more
+	making sync.Mutex    // held while the directory is made
 }
 
-// acquire returns a directory for a cache mount, and whether it is new.
-func (c *caches) acquire(ctx context.Context, id string, sharing ops.Sharing) (dir string, fresh bool, release func(), err error) {
+// acquire returns a directory for a cache mount. A new one has what fill puts into it, and has its name only when that is complete.
+func (c *caches) acquire(ctx context.Context, id string, sharing ops.Sharing, fill func(dir string) error) (dir string, release func(), err error) {
 	for n := 0; ; n++ {
 		name := cacheName(id)
 		if n > 0 && sharing == ops.SharingPrivate {
 			name = cacheName(fmt.Sprint(id, "\x00", n))
 		}
-		release, busy := c.try(name, sharing)
+		use, release, busy := c.try(name, sharing)
 		if busy != nil {
 			if sharing == ops.SharingPrivate {
 				continue
@@ -280,25 +281,51 @@ func (c *caches) acquire(ctx context.Context, id string, sharing ops.Sharing) (d
 			case <-busy:
 				continue
 			case <-ctx.Done():
-				return "", false, nil, context.Cause(ctx)
+				return "", nil, context.Cause(ctx)
 			}
 		}
 		dir := filepath.Join(c.dir, name)
-		err := c.fs.Mkdir(dir, 0o755)
-		fresh := err == nil
-		if errors.Is(err, os.ErrExist) {
-			err = nil
-		}
-		if err != nil {
+		if err := c.make(use, dir, fill); err != nil {
 			release()
-			return "", false, nil, err
+			return "", nil, err
 		}
-		return dir, fresh, release, nil
+		return dir, release, nil
 	}
 }
 
+func (c *caches) make(use *cacheUse, dir string, fill func(dir string) error) error {
+	use.making.Lock()
+	defer use.making.Unlock()
+	if _, err := c.fs.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	tmp := durable.TempName(c.dir)
+	err := c.fs.Mkdir(tmp, 0o755)
+	if err == nil {
+		err = fill(tmp)
+	}
+	if err == nil {
+		err = c.fs.Rename(tmp, dir)
+	}
+	if err != nil {
+		return errors.Join(err, c.fs.RemoveAll(tmp))
+	}
+	return nil
+}
+
+// clean removes directories that were not complete when an engine was killed.
+func (c *caches) clean() error {
+	entries, err := os.ReadDir(c.dir)
+	for _, e := range entries {
+		if durable.IsTemp(e.Name()) {
+			err = errors.Join(err, c.fs.RemoveAll(filepath.Join(c.dir, e.Name())))
+		}
+	}
+	return err
+}
+
 // try takes a directory. When another user excludes that, it returns a channel that is closed when it is worth another try.
-func (c *caches) try(name string, sharing ops.Sharing) (release func(), busy <-chan struct{}) {
+func (c *caches) try(name string, sharing ops.Sharing) (use *cacheUse, release func(), busy <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.users == nil {
@@ -311,14 +338,14 @@ func (c *caches) try(name string, sharing ops.Sharing) (release func(), busy <-c
 	}
 	exclusive := sharing != ops.SharingShared
 	if u.locked || exclusive && u.shared > 0 {
-		return nil, u.free
+		return nil, nil, u.free
 	}
 	if exclusive {
 		u.locked = true
 	} else {
 		u.shared++
 	}
-	return sync.OnceFunc(func() {
+	return u, sync.OnceFunc(func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if exclusive {
@@ -341,20 +368,20 @@ func (s *step) cache(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) er
 	if in != nil && len(in.Chain) > 0 {
 		id += "\x00" + cmp.Or(string(in.Key), string(in.Chain.ID()))
 	}
-	dir, fresh, release, err := s.r.caches.acquire(ctx, id, m.Sharing)
+	dir, release, err := s.r.caches.acquire(ctx, id, m.Sharing, func(dir string) error {
+		if in == nil || len(in.Chain) == 0 {
+			return nil
+		}
+		v, err := s.r.Mount(ctx, in.Chain)
+		if err != nil {
+			return err
+		}
+		return errors.Join(fill(ctx, dir, v.Tree().Root(), m.Selector), v.Close(), s.r.o.Store.FS.SyncFS(dir))
+	})
 	if err != nil {
 		return err
 	}
 	s.undo = append(s.undo, func(context.Context) error { release(); return nil })
-	if fresh && in != nil && len(in.Chain) > 0 {
-		v, err := s.r.Mount(ctx, in.Chain)
-		if err == nil {
-			err = errors.Join(fill(ctx, dir, v.Tree().Root(), m.Selector), v.Close())
-		}
-		if err != nil {
-			return errors.Join(err, s.r.o.Store.FS.RemoveAll(dir))
-		}
-	}
 	bind(sp, dir, m.Target, m.ReadOnly)
 	return nil
 }

@@ -126,7 +126,7 @@ func (r *Runner) Restore(ctx context.Context) error {
 	for _, e := range entries {
 		all = errors.Join(all, r.clean(filepath.Join(r.mounts, e.Name())))
 	}
-	return all
+	return errors.Join(all, r.caches.clean())
 }
 
 // clean unmounts everything below a directory of this package and removes it.
