@@ -32,7 +32,7 @@ const dataDir = "_data"
 type Options struct {
 	Store *store.Store
 	Root  string // <data-root>/volumes
-	// MountRoot is <exec-root>/volumes. Parts of volumes, and images, that containers mount are mounted in it first.
+	// MountRoot is <exec-root>/volumes. Parts of volumes that containers mount are bound to mount points in it.
 	MountRoot string
 	Log       *slog.Logger
 	Events    *events.Bus

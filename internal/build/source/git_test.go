@@ -443,8 +443,9 @@ func TestGitHostileTrees(t *testing.T) {
 		".GIT": tree("40000 " + tree("100644 "+blob+" config") + " .GIT"), ".wh.f": tree("100644 " + blob + " .wh.f"), "a bomb": bomb,
 	} {
 		offer(id)
-		for _, keep := range []bool{false, true} {
-			if _, err := w.fetch(&ops.Git{Remote: o.URL + "/r", Ref: "hostile", KeepGitDir: keep}); !errors.Is(err, errs.Invalid) {
+		for _, op := range []ops.Git{{}, {KeepGitDir: true}, {SkipSubmodules: true}} {
+			op.Remote, op.Ref = o.URL+"/r", "hostile"
+			if _, err := w.fetch(&op); !errors.Is(err, errs.Invalid) {
 				t.Errorf("%s: %v", name, err)
 			}
 		}

@@ -156,10 +156,17 @@ func TestDigest(t *testing.T) {
 			return errors.Join(os.Remove(filepath.Join(dir, "d/b")), os.Mkdir(filepath.Join(dir, "d/b"), 0o755))
 		}, true},
 		{"attribute", func(dir string) error { return unix.Setxattr(filepath.Join(dir, "d/b"), "user.x", []byte("y"), 0) }, true},
+		{"value of an attribute", func(dir string) error { return unix.Setxattr(filepath.Join(dir, "d/b"), "user.known", []byte("2"), 0) }, true},
+		{"target of a link", func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, "d/to")), os.Symlink("two", filepath.Join(dir, "d/to")))
+		}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := NewDigests()
 			tr, dir := newTree(t, Options{RootOwned: true, Digests: d}, sample...)
+			if err := errors.Join(os.Symlink("one", filepath.Join(dir, "d/to")), unix.Setxattr(filepath.Join(dir, "d/b"), "user.known", []byte("1"), 0)); err != nil {
+				t.Fatal(err)
+			}
 			before := digest(t, tr, sel)
 			if err := c.change(dir); err != nil {
 				t.Fatal(err)

@@ -206,8 +206,7 @@ func (s *Server) openGate() error {
 			return errs.New(errs.Invalid, "%s: %w", s.o.Htpasswd, err)
 		}
 	}
-	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL,
-		Tokens: auth.NewTokens(s.repositories.Metadata)})
+	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL})
 	return err
 }
 
