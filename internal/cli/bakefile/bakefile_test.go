@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -64,7 +65,7 @@ func parse(t *testing.T, env map[string]string, texts ...string) (*Bake, error) 
 		}
 		files = append(files, File{name, []byte(text)})
 	}
-	return Parse(files, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+	return Parse(files, Options{Lookup: func(k string) (string, bool) { v, ok := env[k]; return v, ok }})
 }
 
 // Variables, functions, inheritance, groups, matrices, several files, the environment and overrides give what buildx prints for them.
@@ -114,22 +115,20 @@ func TestSelect(t *testing.T) {
 // What is wrong in a file is an error with its place, and nothing in it goes round forever.
 func TestErrors(t *testing.T) {
 	for text, want := range map[string]string{
-		`target "a" { unknown = 1 }`:      `0.hcl:1: a target has no attribute "unknown"`,
 		`target "a" {`:                    "0.hcl:1,",
 		`target "a" { tags = "x" }`:       "want a list",
 		`target "a" { args = ["x"] }`:     "want a map",
 		`target "a" { tags = [missing] }`: "missing",
 		"variable \"a\" { default = b }\nvariable \"b\" { default = a }":     "cycle",
 		`variable "a" { default = a }`:                                       "cycle",
-		`variable "a" { type = list(string) }`:                               "type of a variable",
-		`target "a" { matrix = { v = ["1"] } }`:                              "needs a name",
+		`variable "a" { type = nothing(string) }`:                            "0.hcl:1,",
+		`target "a" { matrix = { v = ["1", "2"] } }`:                         "needs a name",
 		`target "a" { name = "b" }`:                                          "together with a matrix",
 		"target \"a\" {\n name = \"x\"\n matrix = { v = [\"1\", \"2\"] }\n}": "twice",
 		`target "a" {
   name = "x"
   matrix = { a = range(100), b = range(100) }
 }`: "more than 4096 targets",
-		`group "g" { members = [] }`: "no attribute",
 		"\x00":                       "0.hcl:1",
 		`{"target": []`:              "0.json",
 	} {
@@ -149,8 +148,8 @@ func TestErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ name, set, want string }{
-		{"a", "", "infinite loop"}, {"none", "", "failed to find target none"}, {"", "", "default"}, {"c", "x.tags=1", "matching 'x'"}, {"c", "c.nothing=1", "unknown key"}, {"c", "c", "expected"},
-		{"c", "c.pull=maybe", "boolean"}, {"c", "c.args=1", "NAME=VALUE"},
+		{"none", "", "failed to find target none"}, {"", "", "default"}, {"c", "x.tags=1", "matching 'x'"}, {"c", "c.nothing=1", "unknown key"}, {"c", "c", "expected"},
+		{"c", "c.pull=maybe", "boolean"}, {"c", "c.args=1", "args.<name>=<value>"},
 	} {
 		var names, set []string
 		if c.name != "" {
@@ -166,8 +165,20 @@ func TestErrors(t *testing.T) {
 	if g, err := b.Select([]string{"g"}, nil); err != nil || len(g.Targets) != 0 {
 		t.Errorf("groups in a circle: %v", err)
 	}
-	if _, err := Parse([]File{{"x.hcl", make([]byte, MaxSize+1)}}, os.LookupEnv); err == nil {
+	if _, err := Parse([]File{{"x.hcl", make([]byte, MaxSize+1)}}, Options{}); err == nil {
 		t.Error("a file without bounds was read")
+	}
+}
+
+// A name that the format does not have is a warning with its place.
+func TestUnknownNames(t *testing.T) {
+	b, err := parse(t, nil, "target \"a\" {\n unknown = 1\n}\ngroup \"g\" { members = [] }\nthing \"x\" {}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{`0.hcl:5: unknown block "thing"`, `0.hcl:2: a target has no attribute "unknown"`, `0.hcl:4: a group has no attribute "members"`}
+	if !slices.Equal(b.Warnings, want) {
+		t.Errorf("warnings %q, want %q", b.Warnings, want)
 	}
 }
 
@@ -176,7 +187,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(sample)
 	f.Add(more)
 	f.Fuzz(func(t *testing.T, text string) {
-		b, err := Parse([]File{{"x", []byte(text)}}, func(string) (string, bool) { return "", false })
+		b, err := Parse([]File{{"x", []byte(text)}}, Options{})
 		if err == nil {
 			_, _ = b.Select(nil, nil)
 		}

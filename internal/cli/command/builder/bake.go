@@ -12,11 +12,15 @@ import (
 	"maps"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"text/tabwriter"
 
+	"github.com/containerd/platforms"
 	"github.com/spf13/cobra"
 
 	"ply/internal/cli/bakefile"
@@ -30,18 +34,16 @@ import (
 
 // bakeFlags are the flags of bake.
 type bakeFlags struct {
-	allow, file, set                        []string
-	call, metadataFile, progress            string
+	allow, file, set, vars                  []string
+	call, metadataFile, progress, list      string
 	provenance, sbom                        string
 	check, load, noCache, print, pull, push bool
 	explain                                 bool
+	noCacheSet, pullSet                     bool
 }
 
-// bakeFiles are read when no file is named.
-var bakeFiles = []string{"docker-bake.json", "docker-bake.hcl", "docker-bake.override.json", "docker-bake.override.hcl"}
-
-// composeFiles are those that buildx reads as well, and ply does not.
-var composeFiles = []string{"compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"}
+// bakeFiles are read when no file is named, as far as they exist.
+var bakeFiles = []string{"compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml", "docker-bake.json", "docker-bake.hcl", "docker-bake.override.json", "docker-bake.override.hcl"}
 
 // Bake returns the command bake.
 func Bake(inv *command.Invocation) *cobra.Command {
@@ -49,67 +51,63 @@ func Bake(inv *command.Invocation) *cobra.Command {
 	c := &cobra.Command{
 		Use: "bake [OPTIONS] [TARGET...]", Short: "Build from a file", Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			f.noCacheSet, f.pullSet = cmd.Flags().Changed("no-cache"), cmd.Flags().Changed("pull")
 			return command.EndOf(cmd.Context(), bake(cmd.Context(), inv, f, args))
 		},
 	}
 	fl := c.Flags()
-	fl.StringArrayVar(&f.allow, "allow", nil, `Allow extra privileged entitlement (e.g., "network.host", "security.insecure")`)
+	fl.StringArrayVar(&f.allow, "allow", nil, `Allow build to access specified resources (e.g., "network.host", "security.insecure", "fs.read=path", "fs.write=path", "fs=path", "ssh")`)
 	fl.StringVar(&f.call, "call", "", `Set method for evaluating build ("check", "outline", "targets")`)
 	fl.BoolVar(&f.check, "check", false, `Shorthand for "--call=check"`)
 	fl.BoolVar(&f.explain, "explain", false, "Say for each step that is executed why its result was not in the cache")
 	fl.StringArrayVarP(&f.file, "file", "f", nil, "Build definition file")
-	fl.BoolVar(&f.load, "load", false, `Shorthand for "--set=*.output=type=docker"`)
+	fl.StringVar(&f.list, "list", "", `List targets or variables ("targets", "variables", with ",format=json" as JSON)`)
+	fl.BoolVar(&f.load, "load", false, `Shorthand for "--set=*.output=type=docker". Conditional.`)
 	fl.StringVar(&f.metadataFile, "metadata-file", "", "Write build result metadata to a file")
 	fl.BoolVar(&f.noCache, "no-cache", false, "Do not use cache when building the image")
 	fl.BoolVar(&f.print, "print", false, "Print the options without building")
 	fl.StringVar(&f.progress, "progress", "auto", `Set type of progress output ("auto", "tty", "plain", "rawjson", "quiet")`)
 	fl.StringVar(&f.provenance, "provenance", "", `Shorthand for "--set=*.attest=type=provenance"`)
 	fl.BoolVar(&f.pull, "pull", false, "Always attempt to pull all referenced images")
-	fl.BoolVar(&f.push, "push", false, `Shorthand for "--set=*.output=type=registry"`)
+	fl.BoolVar(&f.push, "push", false, `Shorthand for "--set=*.output=type=registry". Conditional.`)
 	fl.StringVar(&f.sbom, "sbom", "", `Shorthand for "--set=*.attest=type=sbom"`)
 	fl.StringArrayVar(&f.set, "set", nil, `Override target value (e.g., "targetpattern.key=value")`)
+	fl.StringArrayVar(&f.vars, "var", nil, `Set a variable value (e.g., "name=value")`)
 	return c
 }
 
-// readBakeFiles reads the files that are named, or those that the directory has.
+// readBakeFiles reads the files that are named, by flags or by the environment, or those that the directory has.
 func readBakeFiles(names []string, stdin io.Reader) ([]bakefile.File, error) {
 	var out []bakefile.File
-	if len(names) == 0 {
-		for _, n := range bakeFiles {
-			data, err := readBounded(n)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, bakefile.File{Name: n, Data: data})
+	if set := os.Getenv("BUILDX_BAKE_FILE"); len(names) == 0 && set != "" {
+		sep := os.Getenv("BUILDX_BAKE_PATH_SEPARATOR")
+		if sep == "" {
+			sep = string(os.PathListSeparator)
 		}
-		compose := slices.DeleteFunc(slices.Clone(composeFiles), func(n string) bool { _, err := os.Stat(n); return err != nil })
-		switch {
-		case len(compose) > 0:
-			return nil, errs.New(errs.Unimplemented, "%s: compose files are not read as bake files", compose[0]).
-				WithHint("Name the bake files with -f, or build the services with docker compose build.")
-		case len(out) == 0:
-			return nil, errs.New(errs.NotFound, "couldn't find a bake definition: %s", strings.Join(bakeFiles, ", "))
-		}
-		return out, nil
+		names = strings.Split(set, sep)
+	}
+	usual := len(names) == 0
+	if usual {
+		names = bakeFiles
 	}
 	for _, n := range names {
 		var data []byte
 		var err error
-		switch {
-		case n == "-":
+		if n == "-" {
 			data, err = io.ReadAll(io.LimitReader(stdin, bakefile.MaxSize+1))
-		case strings.HasSuffix(n, ".yml"), strings.HasSuffix(n, ".yaml"):
-			return nil, errs.New(errs.Unimplemented, "%s: compose files are not read as bake files", n).WithHint("Build the services with docker compose build.")
-		default:
+		} else {
 			data, err = readBounded(n)
+		}
+		if usual && errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, bakefile.File{Name: n, Data: data})
+	}
+	if len(out) == 0 {
+		return nil, errs.New(errs.NotFound, "couldn't find a bake definition: %s", strings.Join(bakeFiles, ", "))
 	}
 	return out, nil
 }
@@ -123,21 +121,92 @@ func readBounded(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, bakefile.MaxSize+1))
 }
 
+// options returns what the expressions of files see.
+func (f *bakeFlags) options() (bakefile.Options, error) {
+	o := bakefile.Options{ReadFile: readBounded, Set: map[string]string{}, Builtin: map[string]string{"BAKE_CMD_CONTEXT": "cwd://", "BAKE_LOCAL_PLATFORM": platforms.Format(platforms.DefaultSpec())}}
+	if off, err := strconv.ParseBool(os.Getenv("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP")); err != nil || !off {
+		o.Lookup, o.Environ = os.LookupEnv, os.Environ()
+	}
+	for _, v := range f.vars {
+		name, value, has := strings.Cut(v, "=")
+		if name == "" {
+			return o, errs.New(errs.Invalid, "invalid variable %q, expected name=value", v)
+		}
+		if !has {
+			if value, has = os.LookupEnv(name); !has {
+				continue
+			}
+		}
+		o.Set[name] = value
+	}
+	return o, nil
+}
+
+// overrides returns the values of --set, and those that other flags mean.
+func (f *bakeFlags) overrides() []string {
+	out := slices.Clone(f.set)
+	if f.push {
+		out = append(out, "*.push=true")
+	}
+	if f.load {
+		out = append(out, "*.load=true")
+	}
+	if f.check {
+		f.call = "check"
+	}
+	if method, _, _ := strings.Cut(f.call, ","); method != "" && method != "build" {
+		if method == "check" {
+			method = "lint"
+		}
+		out = append(out, "*.call="+method)
+	}
+	if f.noCacheSet {
+		out = append(out, "*.no-cache="+strconv.FormatBool(f.noCache))
+	}
+	if f.pullSet {
+		out = append(out, "*.pull="+strconv.FormatBool(f.pull))
+	}
+	for _, a := range [][2]string{{"sbom", f.sbom}, {"provenance", f.provenance}} {
+		if a[1] != "" {
+			out = append(out, "*.attest="+bakefile.Attestation(a[0], a[1]))
+		}
+	}
+	return out
+}
+
 // bake builds targets.
 func bake(ctx context.Context, inv *command.Invocation, f *bakeFlags, names []string) error {
+	if f.print && f.list != "" {
+		return errs.New(errs.Invalid, "--print and --list are mutually exclusive")
+	}
+	if len(names) > 0 && remoteContext(names[0]) {
+		return errs.New(errs.Unimplemented, "%s: bake files are read from this machine only", names[0]).WithHint("Clone the repository and call ply bake in it.")
+	}
 	files, err := readBakeFiles(f.file, inv.Input(ctx))
 	if err != nil {
-		return hinted(err)
+		return err
 	}
-	all, err := bakefile.Parse(files, lookup)
+	o, err := f.options()
 	if err != nil {
 		return err
 	}
-	b, err := all.Select(names, f.set)
+	all, err := bakefile.Parse(files, o)
 	if err != nil {
 		return err
 	}
-	f.override(b)
+	for _, w := range all.Warnings {
+		fmt.Fprintln(inv.Err, "WARNING: "+w)
+	}
+	if f.list != "" {
+		return f.printList(inv, all)
+	}
+	b, err := all.Select(names, f.overrides())
+	if err != nil {
+		return err
+	}
+	for _, t := range b.Targets {
+		normal(t)
+	}
 	if f.print {
 		data, err := json.MarshalIndent(b, "", "  ")
 		if err != nil {
@@ -146,39 +215,82 @@ func bake(ctx context.Context, inv *command.Invocation, f *bakeFlags, names []st
 		fmt.Fprintln(inv.Out, string(data))
 		return nil
 	}
+	if err := f.allowed(b); err != nil {
+		return err
+	}
 	r := &baking{inv: inv, f: f, bake: b, meta: map[string]any{}, done: map[string]*baked{}}
 	defer r.close()
 	return r.run(ctx)
 }
 
-// hinted returns an error whose text has its hint.
-func hinted(err error) error {
-	if e, ok := errors.AsType[*errs.Error](err); ok && e.Hint != "" {
-		return fmt.Errorf("%w\n%s", err, e.Hint)
+// normal sets what buildx sets in every target: a clean path of the context, and the argument for reproducible builds.
+func normal(t *bakefile.Target) {
+	context := strings.TrimPrefix(*t.Context, "cwd://")
+	if !remoteContext(context) {
+		context = path.Clean(context)
 	}
-	return err
+	t.Context = &context
+	if epoch := os.Getenv("SOURCE_DATE_EPOCH"); epoch != "" && t.Args["SOURCE_DATE_EPOCH"] == nil {
+		if t.Args == nil {
+			t.Args = map[string]*string{}
+		}
+		t.Args["SOURCE_DATE_EPOCH"] = &epoch
+	}
 }
 
-// lookup returns a variable of the environment for a bake file.
-func lookup(name string) (string, bool) { return os.LookupEnv(name) }
-
-// override applies the flags that hold for all targets.
-func (f *bakeFlags) override(b *bakefile.Bake) {
-	yes := true
-	for _, t := range b.Targets {
-		if f.noCache {
-			t.NoCache = &yes
-		}
-		if f.pull {
-			t.Pull = &yes
-		}
-		if f.push {
-			t.Output = []string{"type=registry"}
-		}
-		if f.load {
-			t.Output = []string{"type=docker"}
-		}
+// printList prints the targets or variables of the files.
+func (f *bakeFlags) printList(inv *command.Invocation, b *bakefile.Bake) error {
+	what, rest, _ := strings.Cut(strings.TrimPrefix(f.list, "type="), ",")
+	if rest != "" && rest != "format=json" && rest != "format=table" {
+		return errs.New(errs.Invalid, "--list %s: want format=json or format=table", f.list)
 	}
+	asJSON := rest == "format=json"
+	w := tabwriter.NewWriter(inv.Out, 1, 8, 1, '\t', 0)
+	switch what {
+	case "targets":
+		type row struct {
+			Name        string   `json:"name"`
+			Description string   `json:"description,omitempty"`
+			Group       bool     `json:"group,omitempty"`
+			Targets     []string `json:"-"`
+		}
+		var rows []row
+		for _, n := range slices.Sorted(maps.Keys(b.Groups)) {
+			g := b.Groups[n]
+			d := g.Description
+			if len(g.Targets) > 0 {
+				d = strings.TrimSpace(d + " (" + strings.Join(g.Targets, ", ") + ")")
+			}
+			rows = append(rows, row{Name: n, Description: d, Group: true})
+		}
+		for _, n := range slices.Sorted(maps.Keys(b.Targets)) {
+			if b.Groups[n] == nil {
+				rows = append(rows, row{Name: n, Description: b.Targets[n].Description})
+			}
+		}
+		if asJSON {
+			return json.NewEncoder(inv.Out).Encode(rows)
+		}
+		fmt.Fprintln(w, "TARGET\tDESCRIPTION")
+		for _, r := range rows {
+			fmt.Fprintf(w, "%s\t%s\n", r.Name, r.Description)
+		}
+	case "variables":
+		if asJSON {
+			return json.NewEncoder(inv.Out).Encode(b.Variables)
+		}
+		fmt.Fprintln(w, "VARIABLE\tTYPE\tVALUE\tDESCRIPTION")
+		for _, v := range b.Variables {
+			value := "<null>"
+			if v.Value != nil {
+				value = *v.Value
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", v.Name, v.Type, value, v.Description)
+		}
+	default:
+		return errs.New(errs.Invalid, "--list %s: want targets or variables", f.list)
+	}
+	return w.Flush()
 }
 
 // baking is one run of bake. Targets are built at the same time, and those that others begin from before these.
@@ -290,29 +402,7 @@ func (r *baking) needed(name string) bool {
 	return false
 }
 
-// circle reports a circle of targets that begin from each other.
-func (r *baking) circle(name string, above []string) error {
-	if slices.Contains(above, name) {
-		return errs.New(errs.Invalid, "infinite loop from %s to itself through its contexts", name)
-	}
-	t := r.bake.Targets[name]
-	if t == nil {
-		return errs.New(errs.NotFound, "failed to find target %s", name)
-	}
-	for _, c := range t.Contexts {
-		if other, ok := strings.CutPrefix(c, "target:"); ok {
-			if err := r.circle(other, append(above, name)); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
 func (r *baking) build(ctx context.Context, name string, above []string) (string, error) {
-	if err := r.circle(name, nil); err != nil {
-		return "", err
-	}
 	t := r.bake.Targets[name]
 	contexts := maps.Clone(t.Contexts)
 	for _, k := range slices.Sorted(maps.Keys(contexts)) {
@@ -329,6 +419,9 @@ func (r *baking) build(ctx context.Context, name string, above []string) (string
 		return "", err
 	}
 	image := ""
+	if t.Linked { // it is built for others only
+		f.output, f.tag.Values, f.cacheTo = nil, nil, nil
+	}
 	if r.needed(name) && !f.asks() {
 		var id [8]byte
 		rand.Read(id[:])
@@ -433,36 +526,39 @@ func (r *baking) flags(t *bakefile.Target, contexts map[string]string) (*buildFl
 		}
 		return *p
 	}
-	source := "."
-	if t.Context != nil {
-		source = *t.Context
-	}
+	source := value(t.Context)
 	f.file, f.network, f.target = value(t.Dockerfile), value(t.Network), value(t.Target)
-	if f.file != "" && !filepath.IsAbs(f.file) && !remoteContext(source) && t.DockerfileInline == nil {
-		f.file = filepath.Join(source, f.file) // it is relative to the context
+	if source == "-" || f.file == "-" {
+		return nil, "", errs.New(errs.Invalid, "context and dockerfile from stdin not allowed in bake")
 	}
-	if t.Call != nil {
-		f.call = *t.Call
+	if rest, ok := strings.CutPrefix(f.file, "cwd://"); ok {
+		f.file = rest
+		abs, err := filepath.Abs(rest)
+		if err != nil {
+			return nil, "", err
+		}
+		f.file = abs
+	}
+	switch {
+	case remoteContext(source) && f.file == "Dockerfile":
+		f.file = ""
+	case !filepath.IsAbs(f.file) && !remoteContext(source):
+		f.file = filepath.Join(source, f.file) // it is relative to the context
 	}
 	if r.f.call != "" {
 		f.call = r.f.call
+	} else if t.Call != nil {
+		f.call = *t.Call
 	}
-	f.check, f.explain = r.f.check, r.f.explain
+	f.explain = r.f.explain
 	f.noCache, f.pull = t.NoCache != nil && *t.NoCache, t.Pull != nil && *t.Pull
-	f.annotation, f.attest, f.cacheFrom, f.cacheTo, f.noCacheFilter, f.output = t.Annotations, t.Attest, t.CacheFrom, t.CacheTo, t.NoCacheFilter, t.Output
-	f.platform, f.secret, f.ssh = t.Platforms, t.Secret, t.SSH
-	f.provenance, f.sbom = r.f.provenance, r.f.sbom
-	for _, e := range t.Entitlements {
-		if !slices.Contains(r.f.allow, e) {
-			return nil, "", errs.New(errs.Forbidden, "the target asks for the entitlement %s: allow it with --allow %s", e, e)
-		}
-	}
-	f.allow = r.f.allow
-	if f.network == "host" && !slices.Contains(f.allow, "network.host") {
-		return nil, "", errs.New(errs.Forbidden, "the target asks for the host's network: allow it with --allow network.host")
+	f.annotation, f.attest, f.cacheFrom, f.cacheTo, f.noCacheFilter, f.output = t.Annotations, t.Attest.Flags(), t.CacheFrom.Flags(), t.CacheTo.Flags(), t.NoCacheFilter, t.Output.Flags()
+	f.platform, f.secret, f.allow = t.Platforms, t.Secret.Flags(), granted(r.f.allow)
+	for _, s := range t.SSH {
+		f.ssh = append(f.ssh, s.Flag())
 	}
 	for _, k := range slices.Sorted(maps.Keys(contexts)) {
-		f.buildContext = append(f.buildContext, k+"="+contexts[k])
+		f.buildContext = append(f.buildContext, k+"="+strings.TrimPrefix(contexts[k], "cwd://"))
 	}
 	set := func(add func(string) error, list []string) error {
 		for _, v := range list {
@@ -474,19 +570,13 @@ func (r *baking) flags(t *bakefile.Target, contexts map[string]string) (*buildFl
 	}
 	pairs := func(m map[string]*string) (out []string) {
 		for _, k := range slices.Sorted(maps.Keys(m)) {
-			if m[k] == nil {
-				out = append(out, k)
-			} else {
+			if m[k] != nil {
 				out = append(out, k+"="+*m[k])
 			}
 		}
 		return out
 	}
-	var hosts []string
-	for _, k := range slices.Sorted(maps.Keys(t.ExtraHosts)) {
-		hosts = append(hosts, k+"="+t.ExtraHosts[k])
-	}
-	err := errors.Join(set(f.buildArg.Set, pairs(t.Args)), set(f.label.Set, pairs(t.Labels)), set(f.tag.Set, t.Tags), set(f.addHost.Set, hosts), set(f.ulimits.Set, t.Ulimits))
+	err := errors.Join(set(f.buildArg.Set, pairs(t.Args)), set(f.label.Set, pairs(t.Labels)), set(f.tag.Set, t.Tags), set(f.addHost.Set, pairs(t.ExtraHosts)), set(f.ulimits.Set, t.Ulimits))
 	if t.ShmSize != nil {
 		err = errors.Join(err, f.shmSize.Set(*t.ShmSize))
 	}
