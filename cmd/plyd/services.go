@@ -6,6 +6,7 @@ import (
 	"ply/internal/api/docker"
 	"ply/internal/container"
 	"ply/internal/engine"
+	"ply/internal/volume"
 )
 
 // services hands the services of the engine to the Engine API. hosts are the names by which clients may call a TCP listener, and oldest is the
@@ -14,7 +15,7 @@ func services(e *engine.Engine, hosts []string, oldest int, log *slog.Logger) do
 	return docker.Options{
 		Images: e.Images, Puller: e.Puller, Pusher: e.Pusher, Archive: e.Archive, Registry: e.Remote,
 		Containers: e.Containers, Files: e.Containers.Files(),
-		Sessions: e.Containers.Sessions(), Volumes: e.Volumes, Networks: e.Networks, Connector: container.NewConnector(e.Containers),
+		Sessions: e.Containers.Sessions(), Volumes: volume.Contents{Service: e.Volumes}, Networks: e.Networks, Connector: container.NewConnector(e.Containers),
 		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts, OldestAPI: oldest,
 	}
 }

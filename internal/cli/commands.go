@@ -108,10 +108,14 @@ var table = []entry{
 	{common, "info", system.Info, "system", system.Info},
 	{other, "", nil, "system", system.Prune},
 
+	{other, "", nil, "volume", volume.Cp},
 	{other, "", nil, "volume", volume.Create},
+	{other, "", nil, "volume", volume.Export},
+	{other, "", nil, "volume", volume.Import},
 	{other, "", nil, "volume", volume.Inspect},
 	{other, "", nil, "volume", volume.Ls},
 	{other, "", nil, "volume", volume.Prune},
+	{other, "", nil, "volume", volume.Rename},
 	{other, "", nil, "volume", volume.Rm},
 
 	{common, "login", registry.Login, "", nil},

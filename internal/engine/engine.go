@@ -16,6 +16,7 @@ import (
 	"ply/internal/build"
 	"ply/internal/config"
 	"ply/internal/container"
+	"ply/internal/container/rootfs"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/errs"
@@ -259,7 +260,7 @@ func (e *Engine) openImages(context.Context) error {
 func (e *Engine) openVolumes(context.Context) (err error) {
 	e.Volumes, err = volume.New(volume.Options{
 		Store: e.Store, Root: filepath.Join(e.opts.Config.DataRoot, "volumes"),
-		MountRoot: filepath.Join(e.opts.Config.ExecRoot, "volumes"), Log: e.log, Events: e.Events,
+		MountRoot: filepath.Join(e.opts.Config.ExecRoot, "volumes"), Pack: rootfs.Pack, Unpack: rootfs.Unpack, Log: e.log, Events: e.Events,
 	})
 	return err
 }

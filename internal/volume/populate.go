@@ -98,11 +98,16 @@ func CopyTree(ctx context.Context, dir string, src *os.File) error {
 		return err
 	}
 	defer dst.Close()
-	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: dst}
-	if err := c.dir(src, dst, ""); err != nil {
+	if err := copyTree(ctx, dst, src); err != nil {
 		return fmt.Errorf("volume: fill from the image: %w", err)
 	}
 	return nil
+}
+
+// copyTree copies what is in src, and the attributes of src, into dst.
+func copyTree(ctx context.Context, dst, src *os.File) error {
+	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: dst}
+	return c.dir(src, dst, "")
 }
 
 func isEmpty(dir string) (bool, error) {
@@ -122,6 +127,9 @@ func isEmpty(dir string) (bool, error) {
 	}
 	return true, nil
 }
+
+// maxPath is the longest path below a tree that is copied, in bytes.
+const maxPath = 4096
 
 // copier copies a directory tree between two descriptors.
 type copier struct {
@@ -143,6 +151,9 @@ func (c *copier) dir(src, dst *os.File, rel string) error {
 	for _, n := range names {
 		if err := c.ctx.Err(); err != nil {
 			return err
+		}
+		if len(rel)+len(n) >= maxPath { // each directory on the way is open
+			return errs.New(errs.Invalid, "%.100s…: path is longer than %d bytes", rel, maxPath)
 		}
 		if err := c.entry(src, dst, n, filepath.Join(rel, n)); err != nil {
 			return fmt.Errorf("%s: %w", filepath.Join(rel, n), err)

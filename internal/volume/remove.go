@@ -64,16 +64,8 @@ func (s *Service) unlink(name string, force bool) (tmp string, err error) {
 	if _, err := s.record(name); err != nil && !(force && errors.Is(err, errs.DataLoss)) {
 		return "", err
 	}
-	for id := range s.references[AnyVolume] {
-		return "", errs.New(errs.Conflict, "remove %s: the record of container %s is damaged, and it may use the volume", name, oci.ContainerID(id).Short()).
-			WithHint("Run ply system check --repair, or remove that container by force (rm -f).")
-	}
-	if ids := s.users(name); len(ids) > 0 {
-		return "", errs.New(errs.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
-	}
-	if mounted(s.path(name)) {
-		return "", errs.New(errs.Conflict, "remove %s: volume is still mounted at %s", name, s.path(name)).
-			WithHint("Unmount it and try again.")
+	if err := s.unused("remove", name); err != nil {
+		return "", err
 	}
 	away := trash{s.opts.Store.FS, s.opts.Store.Meta, s.opts.Root}
 	moved, err := away.move(name)
@@ -94,6 +86,23 @@ func (s *Service) unlink(name string, force bool) (tmp string, err error) {
 		return "", errs.New(errs.Internal, "remove %s: %w", name, err)
 	}
 	return tmp, nil
+}
+
+// unused returns an error while a container refers to a volume or may do so, and while something is mounted on it. verb is what is to
+// be done to it. The caller holds mu.
+func (s *Service) unused(verb, name string) error {
+	for id := range s.references[AnyVolume] {
+		return errs.New(errs.Conflict, "%s %s: the record of container %s is damaged, and it may use the volume", verb, name, oci.ContainerID(id).Short()).
+			WithHint("Run ply system check --repair, or remove that container by force (rm -f).")
+	}
+	if ids := s.users(name); len(ids) > 0 {
+		return errs.New(errs.Conflict, "%s %s: volume is in use - [%s]", verb, name, strings.Join(ids, ", "))
+	}
+	if mounted(s.path(name)) {
+		return errs.New(errs.Conflict, "%s %s: volume is still mounted at %s", verb, name, s.path(name)).
+			WithHint("Unmount it and try again.")
+	}
+	return nil
 }
 
 func (t trash) path(name string) string { return filepath.Join(t.root, removingDir, name) }

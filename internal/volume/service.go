@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -34,8 +36,12 @@ type Options struct {
 	Root  string // <data-root>/volumes
 	// MountRoot is <exec-root>/volumes. Parts of volumes that containers mount are bound to mount points in it.
 	MountRoot string
-	Log       *slog.Logger
-	Events    *events.Bus
+	// Pack writes a directory and everything below it as a tar stream. Containers may change it meanwhile. Export needs it.
+	Pack func(ctx context.Context, dir *os.File, w io.Writer) error
+	// Unpack unpacks a tar stream, compressed or not, into an empty directory. Nothing in the stream is trusted. Import needs it.
+	Unpack func(ctx context.Context, dir *os.File, r io.Reader) error
+	Log    *slog.Logger
+	Events *events.Bus
 }
 
 // Service keeps the volumes of this host. Safe for concurrent use.
@@ -80,7 +86,7 @@ func New(o Options) (*Service, error) {
 		slow:       map[string]chan struct{}{},
 	}
 	left := trash{o.Store.FS, o.Store.Meta, o.Root}
-	if err := errors.Join(left.finish(), left.temporaries()); err != nil {
+	if err := errors.Join(left.finish(), left.finishRenames(), left.temporaries()); err != nil {
 		o.Log.Warn("volumes: leftovers stay", "err", err)
 	}
 	if err := s.unpinAll(); err != nil {

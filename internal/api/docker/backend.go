@@ -182,6 +182,10 @@ type Volumes interface {
 	// Size returns the size of all files of a volume, in bytes. It reads the whole directory tree.
 	Size(ctx context.Context, name string) (int64, error)
 	Prune(ctx context.Context, filters filter.Args) (names []string, reclaimed int64, err error)
+	Rename(ctx context.Context, from, to string) error
+	Copy(ctx context.Context, from, to string) (*volume.Volume, error)
+	Export(ctx context.Context, name string, w io.Writer) error
+	Import(ctx context.Context, name string, r io.Reader) (*volume.Volume, error)
 }
 
 // Networks is what the network endpoints need; network.Service implements it.

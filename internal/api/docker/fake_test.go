@@ -646,6 +646,34 @@ func (f fakeVolumes) Prune(_ context.Context, filters filter.Args) ([]string, in
 	}
 	return []string{"data"}, 77, nil
 }
+func (f fakeVolumes) Rename(ctx context.Context, from, to string) error {
+	_, err := f.Get(ctx, from)
+	if to == "taken" {
+		err = errs.New(errs.Conflict, "rename %s: a volume named taken already exists", from)
+	}
+	return err
+}
+func (f fakeVolumes) Copy(ctx context.Context, from, to string) (*volume.Volume, error) {
+	v, err := f.Get(ctx, from)
+	if err == nil {
+		v.Name = to
+	}
+	return v, err
+}
+func (f fakeVolumes) Export(ctx context.Context, name string, w io.Writer) error {
+	if _, err := f.Get(ctx, name); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, "tar bytes")
+	return err
+}
+func (f fakeVolumes) Import(ctx context.Context, name string, r io.Reader) (*volume.Volume, error) {
+	v, err := f.Get(ctx, name)
+	if b, readErr := io.ReadAll(r); string(b) != "tar bytes" {
+		err = errs.New(errs.Invalid, "tar: %q, %v", b, readErr)
+	}
+	return v, err
+}
 
 type fakeNetworks struct{}
 

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"time"
 
+	"ply/internal/errs"
 	"ply/internal/volume"
 	"ply/internal/wire"
 )
@@ -17,6 +18,11 @@ func (h volumeHandlers) routes(add adder) {
 	add(post, "/volumes/prune", h.prune)
 	add(get, "/volumes/{name}", h.inspect)
 	add(remove, "/volumes/{name}", h.remove)
+	// Docker has none of these.
+	add(get, "/volumes/{name}/export", h.export)
+	add(post, "/volumes/{name}/import", h.importInto)
+	add(post, "/volumes/{name}/copy", h.copyTo)
+	add(post, "/volumes/{name}/rename", h.rename)
 }
 
 func volumeOf(v *volume.Volume) wire.Volume {
@@ -89,4 +95,49 @@ func (h volumeHandlers) prune(c *call) error {
 		return err
 	}
 	return c.json(http.StatusOK, wire.VolumesPruned{VolumesDeleted: names, SpaceReclaimed: freed})
+}
+
+// newName reads the parameter name.
+func (c *call) newName() (string, error) {
+	name := c.get("name")
+	if name == "" {
+		return "", errs.New(errs.Invalid, "bad parameter: 'name' cannot be empty")
+	}
+	return name, nil
+}
+
+// export answers with the content of a volume. A volume that is not there is found out before the first byte.
+func (h volumeHandlers) export(c *call) error {
+	c.w.Header().Set("Content-Type", "application/x-tar")
+	return h.volumes.Export(c.ctx(), c.vars["name"], c.w)
+}
+
+// importInto fills a volume from the body, a tar stream. It answers with the volume.
+func (h volumeHandlers) importInto(c *call) error {
+	v, err := h.volumes.Import(c.ctx(), c.vars["name"], c.r.Body)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, volumeOf(v))
+}
+
+// copyTo makes the volume of the parameter name from another one. It answers with the new volume.
+func (h volumeHandlers) copyTo(c *call) error {
+	name, err := c.newName()
+	if err != nil {
+		return err
+	}
+	v, err := h.volumes.Copy(c.ctx(), c.vars["name"], name)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusCreated, volumeOf(v))
+}
+
+func (h volumeHandlers) rename(c *call) error {
+	name, err := c.newName()
+	if err != nil {
+		return err
+	}
+	return c.done(h.volumes.Rename(c.ctx(), c.vars["name"], name))
 }

@@ -92,3 +92,20 @@ func checkWritable(root, dir *os.File, readOnly bool) error {
 	}
 	return nil
 }
+
+// Pack writes a directory and everything below it as a tar stream whose names begin with "./". The first entry is the directory.
+func Pack(ctx context.Context, dir *os.File, w io.Writer) error {
+	return CopyOut(ctx, dir, "/.", func(Info) error { return nil }, w)
+}
+
+// Unpack unpacks a tar stream, compressed or not, into a directory that no one else has. The directory gets the attributes of the entry
+// "./" of the stream, if there is one. The error's class is errs.Invalid for a bad stream.
+func Unpack(ctx context.Context, dir *os.File, r io.Reader) error {
+	top, err := safepath.Open(dir, "/", unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	x := &extractor{ctx: ctx, root: dir, dir: "/", top: top}
+	return x.run(r)
+}

@@ -25,7 +25,10 @@ type extractor struct {
 	dir       string   // path below root to unpack into
 	keepKinds bool     // refuse to replace a directory by another kind of file, and the other way round
 	owner     *Account // owner of every file; nil = as the stream says
+	top       *os.File // the directory itself, to which the entry "./" gives its attributes; nil = it keeps those that it has
+	topHeader *tar.Header
 	dirs      []dirTime
+	named     int // bytes of the names in dirs
 	buf       []byte
 }
 
@@ -36,8 +39,10 @@ type dirTime struct {
 }
 
 const (
-	maxEntries = 2 << 20 // entries of one stream
-	maxRaces   = 100     // tries to create a name that another process keeps creating
+	maxEntries = 2 << 20   // entries of one stream
+	maxNames   = 256 << 20 // bytes of the names of the directories of one stream
+	maxRaces   = 100       // tries to create a name that another process keeps creating
+	largeFile  = 1 << 20   // files from this size on, in bytes, are refused when the space that is left cannot hold them
 )
 
 func (x *extractor) run(r io.Reader) error {
@@ -74,6 +79,11 @@ func (x *extractor) run(r io.Reader) error {
 			return err
 		}
 	}
+	if x.topHeader != nil {
+		if err := x.attributes(x.top, x.topHeader); err != nil {
+			return x.describe(x.topHeader, err)
+		}
+	}
 	// Read the padding behind the end of the stream: a client that still sends it must not be cut off.
 	_, err = io.Copy(io.Discard, io.LimitReader(in, 1<<20))
 	return err
@@ -91,8 +101,11 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if name == "." {
-		return nil // the directory exists and keeps its attributes
+	if name == "." { // the directory exists
+		if x.top != nil && h.Typeflag == tar.TypeDir {
+			x.topHeader = h
+		}
+		return nil
 	}
 	if sub := path.Dir(name); sub != "." {
 		d, err := safepath.MkdirAll(x.root, path.Join(x.dir, sub), 0o755)
@@ -123,6 +136,9 @@ func (x *extractor) entry(h *tar.Header, tr io.Reader) error {
 	if h.Typeflag == tar.TypeDir {
 		// The names can be parts of a PAX header of 1 MiB, and h has that header too.
 		name = strings.Clone(name)
+		if x.named += len(name) + len(h.Name); x.named > maxNames {
+			return invalid("tar: the names of its directories have more than %d bytes", maxNames)
+		}
 		x.dirs = append(x.dirs, dirTime{name, &tar.Header{Name: strings.Clone(h.Name), Typeflag: h.Typeflag, ModTime: h.ModTime, AccessTime: h.AccessTime}})
 	}
 	return nil
@@ -232,6 +248,9 @@ func (x *extractor) link(parent *os.File, base string, h *tar.Header) error {
 }
 
 func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Reader, keep bool) (err error) {
+	if err := checkSpace(parent, h.Size); err != nil {
+		return err
+	}
 	f, err := openForContent(parent, base, keep)
 	if err != nil {
 		return err
@@ -255,6 +274,22 @@ func (x *extractor) file(parent *os.File, base string, h *tar.Header, tr io.Read
 		}
 	}
 	return x.attributes(f, h)
+}
+
+// checkSpace refuses a large file that the file system cannot hold, before anything of it is written: a sparse file of a stream can
+// claim any size in a few bytes.
+func checkSpace(parent *os.File, size int64) error {
+	if size < largeFile {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(parent.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Blocks > 0 && uint64(size)/uint64(max(st.Bsize, 1)) > st.Bavail { // some file systems state no size
+		return unix.ENOSPC
+	}
+	return nil
 }
 
 // openForContent opens the file that gets the content of an entry: a new one, or with keep the regular file that is there.
