@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -32,6 +31,14 @@ func (b builder) build(tag, dir string, flags ...string) (float64, error) {
 	return took, nil
 }
 
+// slowRounds is how often Docker's builders take part where they take long.
+func (w *world) slowRounds() int {
+	if w.dockerRounds == 0 {
+		return w.rounds
+	}
+	return min(w.rounds, w.dockerRounds)
+}
+
 func (w *world) builders() []builder {
 	list := []builder{{engine: w.ply}}
 	if !w.alone {
@@ -48,27 +55,38 @@ func (w *world) contextOf(name string, n int, dockerfile string) (string, error)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	body := strings.Repeat("x", 1000)
-	for i := range n {
-		sub := filepath.Join(dir, "src", fmt.Sprint(i/100))
-		if i%100 == 0 {
-			if err := os.MkdirAll(sub, 0o755); err != nil {
-				return "", err
-			}
-		}
-		if err := os.WriteFile(filepath.Join(sub, fmt.Sprint(i)), fmt.Appendf(nil, "%d %s", i, body), 0o644); err != nil {
-			return "", err
-		}
+	if err := addFiles(dir, 0, n); err != nil {
+		return "", err
 	}
 	return dir, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644)
 }
 
-// each measures builds with all builders in turn. prepare is called before each, and not measured. Results are per builder.
-func (w *world) each(rounds int, f func(b builder, round int) (float64, error)) ([][]float64, error) {
+// addFiles adds the files from one number up to another to a build context.
+func addFiles(dir string, from, to int) error {
+	body := strings.Repeat("x", 1000)
+	for i := from; i < to; i++ {
+		sub := filepath.Join(dir, "src", fmt.Sprint(i/100))
+		if i%100 == 0 || i == from {
+			if err := os.MkdirAll(sub, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := os.WriteFile(filepath.Join(sub, fmt.Sprint(i)), fmt.Appendf(nil, "%d %s", i, body), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// each measures builds with all builders in turn. Docker's builders take part in dockerRounds of the rounds, spread over them. Results are per builder.
+func (w *world) each(rounds, dockerRounds int, f func(b builder, round int) (float64, error)) ([][]float64, error) {
 	list := w.builders()
 	out := make([][]float64, len(list))
 	for r := range rounds {
 		for i, b := range list {
+			if i > 0 && r*dockerRounds/rounds == (r+1)*dockerRounds/rounds {
+				continue
+			}
 			if err := exec.Command("sync").Run(); err != nil {
 				return nil, err
 			}
@@ -86,29 +104,20 @@ func (w *world) each(rounds int, f func(b builder, round int) (float64, error)) 
 func compared(what string, took [][]float64, shares ...float64) (rows []row) {
 	p := median(took[0])
 	if len(took) == 1 {
-		return []row{{what: what, ply: p, unit: "s", budget: "–", met: true}}
+		return []row{{what: what, ply: p, unit: "s", budget: "–", met: true, took: took}}
 	}
 	for i, name := range []string{"classic", "BuildKit"} {
 		d := median(took[i+1])
-		r := row{what: what + ", against " + name, ply: p, docker: d, unit: "s", budget: "–", met: true}
+		r := row{what: what + ", against " + name, ply: p, docker: d, unit: "s", budget: "–", met: true, took: [][]float64{took[i+1]}}
+		if i == 0 {
+			r.took = took[:2]
+		}
 		if shares[i] > 0 {
 			r.budget, r.met = fmt.Sprintf("<= %.2g of it", shares[i]), p <= d*shares[i]
 		}
 		rows = append(rows, r)
 	}
 	return rows
-}
-
-// build measures builds.
-func (w *world) build() (rows []row, err error) {
-	for _, f := range []func() ([]row, error){w.buildCached, w.buildStages, w.buildSteps, w.buildLarge, w.buildPackages, w.buildMemory} {
-		more, err := f()
-		if err != nil {
-			return nil, err
-		}
-		rows = append(rows, more...)
-	}
-	return rows, nil
 }
 
 // buildCached measures a rebuild with 3,000 files, first with nothing changed and then with one file changed.
@@ -125,7 +134,7 @@ func (w *world) buildCached() ([]row, error) {
 			return nil, err
 		}
 	}
-	same, err := w.each(max(w.rounds, 10), func(b builder, _ int) (float64, error) { return b.build("cached", dir) })
+	same, err := w.each(max(w.rounds, 20), min(max(w.slowRounds(), 3), 20), func(b builder, _ int) (float64, error) { return b.build("cached", dir) })
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +142,7 @@ func (w *world) buildCached() ([]row, error) {
 	p := median(same[0])
 	rows = append(rows, row{what: "the same, in all", ply: p, unit: "s", budget: "<= 0.06 s", met: p <= 0.06})
 	n := 0
-	changed, err := w.each(w.rounds, func(b builder, _ int) (float64, error) {
+	changed, err := w.each(max(w.rounds, 5), w.slowRounds(), func(b builder, _ int) (float64, error) {
 		n++
 		if err := os.WriteFile(filepath.Join(dir, "src", "7", "777"), fmt.Appendf(nil, "change %d", n), 0o644); err != nil {
 			return 0, err
@@ -148,10 +157,10 @@ func (w *world) buildCached() ([]row, error) {
 
 // buildStages measures six stages, of which four do not need each other.
 func (w *world) buildStages() ([]row, error) {
-	const work = "RUN i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done; echo $i > /made\n"
+	const loop = "i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; echo $i"
 	text := "FROM busybox AS base\nARG ROUND\n"
 	for i := range 4 {
-		text += fmt.Sprintf("FROM base AS s%d\nARG ROUND\nENV S=%d$ROUND\n%s", i, i, work)
+		text += fmt.Sprintf("FROM base AS s%d\nARG ROUND\nENV S=%d$ROUND\nRUN %s > /made\n", i, i, loop)
 	}
 	text += "FROM busybox\n"
 	for i := range 4 {
@@ -162,13 +171,23 @@ func (w *world) buildStages() ([]row, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	took, err := w.each(w.rounds, func(b builder, r int) (float64, error) {
+	var bare []float64
+	took, err := w.each(w.rounds, w.slowRounds(), func(b builder, r int) (float64, error) {
+		if b.name == w.ply.name {
+			began := time.Now()
+			if err := sh(dir, `for n in 1 2 3 4; do busybox sh -c "$1" >/dev/null & done; wait`, loop); err != nil {
+				return 0, err
+			}
+			bare = append(bare, time.Since(began).Seconds())
+		}
 		return b.build("stages", dir, "--build-arg", fmt.Sprintf("ROUND=%s%d", strings.Fields(b.name)[len(strings.Fields(b.name))-1], r))
 	})
 	if err != nil {
 		return nil, err
 	}
-	return compared("six stages, four independent", took, 0, 0), nil
+	p, c := median(took[0]), median(bare)
+	return append(compared("six stages, four of them independent", took, 0, 0),
+		row{what: fmt.Sprintf("the same, against the four commands as processes at once, %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.3*c), met: p <= 1.3*c, took: [][]float64{bare}}), nil
 }
 
 // buildSteps measures thirty small commands.
@@ -178,7 +197,7 @@ func (w *world) buildSteps() ([]row, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	took, err := w.each(w.rounds, func(b builder, r int) (float64, error) { return b.build("steps", dir, "--no-cache") })
+	took, err := w.each(w.rounds, w.slowRounds(), func(b builder, r int) (float64, error) { return b.build("steps", dir, "--no-cache") })
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +224,7 @@ func (w *world) buildLarge() ([]row, error) {
 		return sh(dir, `head -c 500000000 /dev/urandom > large; sync`)
 	}
 	var bare []float64
-	took, err := w.each(w.rounds, func(b builder, _ int) (float64, error) {
+	took, err := w.each(w.rounds, w.slowRounds(), func(b builder, _ int) (float64, error) {
 		if err := write(); err != nil {
 			return 0, err
 		}
@@ -230,7 +249,7 @@ func (w *world) buildLarge() ([]row, error) {
 	}
 	rows := compared("COPY of 500 MB", took, 0, 0)
 	p, c := median(took[0]), median(bare)
-	return append(rows, row{what: fmt.Sprintf("the same, against cp, sync and sha256sum of %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.3*c), met: p <= 1.3*c}), nil
+	return append(rows, row{what: fmt.Sprintf("the same, against cp, sync and sha256sum of %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.3*c), met: p <= 1.3*c, took: [][]float64{bare}}), nil
 }
 
 // mirrorAddress is an address of a documentation network that containers reach through their bridge.
@@ -271,7 +290,7 @@ func (w *world) buildPackages() ([]row, error) {
 		}
 	}
 	var inContainer []float64
-	took, err := w.each(w.rounds, func(b builder, _ int) (float64, error) {
+	took, err := w.each(w.rounds, w.slowRounds(), func(b builder, _ int) (float64, error) {
 		if b.name == w.ply.name {
 			if _, _, err := b.cmd("run", "-d", "--name", "apt", "debian", "sleep", "1000"); err != nil {
 				return 0, err
@@ -292,7 +311,7 @@ func (w *world) buildPackages() ([]row, error) {
 	}
 	rows := compared("vim from a local mirror", took, 0, 0)
 	p, c := median(took[0]), median(inContainer)
-	return append(rows, row{what: fmt.Sprintf("the same, against apt in a running container, %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.1*c), met: p <= 1.1*c}), nil
+	return append(rows, row{what: fmt.Sprintf("the same, against apt in a running container, %.3g s", c), ply: p, unit: "s", budget: fmt.Sprintf("<= %.3g s", 1.1*c), met: p <= 1.1*c, took: [][]float64{inContainer}}), nil
 }
 
 // buildMemory measures the most memory that a plyd had in use after it built contexts of many and of large files.
@@ -324,75 +343,4 @@ func (w *world) buildMemory() (_ []row, err error) {
 	}
 	peak, err := status(e.pid, "VmHWM")
 	return []row{{what: "plyd at its largest while it built contexts of 1 GB and of 100,000 files", ply: peak, unit: "MB", budget: "<= 150 MB", met: peak <= 150}}, err
-}
-
-// point is a measurement of a curve.
-type point struct {
-	x    float64
-	took [][]float64
-}
-
-// buildCurves measures how the time of builds grows with the files of the context and with the steps, and draws both.
-func (w *world) buildCurves() (rows []row, err error) {
-	files := []int{100, 1000, 10_000, 100_000, 1_000_000}
-	if w.rounds < 3 {
-		files = files[:4]
-	}
-	var byFiles []point
-	for _, n := range files {
-		dir, err := w.contextOf("curve", n, "FROM scratch\nCOPY src /src\n")
-		if err != nil {
-			return nil, err
-		}
-		rounds := 1
-		if n <= 10_000 {
-			rounds = 3
-		}
-		first, err := w.each(rounds, func(b builder, _ int) (float64, error) { return b.build("curve", dir, "--no-cache") })
-		if err == nil {
-			time.Sleep(3 * time.Second)
-			var again [][]float64
-			if again, err = w.each(rounds, func(b builder, _ int) (float64, error) { return b.build("curve", dir) }); err == nil {
-				byFiles = append(byFiles, point{float64(n), slices.Concat(first, again)})
-			}
-		}
-		if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
-			return nil, err
-		}
-	}
-	var bySteps []point
-	for _, n := range []int{1, 3, 10, 30, 100} {
-		dir, err := w.contextOf("curve", 0, steps(n))
-		if err != nil {
-			return nil, err
-		}
-		first, err := w.each(1, func(b builder, _ int) (float64, error) { return b.build("curve", dir, "--no-cache") })
-		if err == nil {
-			var again [][]float64
-			if again, err = w.each(3, func(b builder, _ int) (float64, error) { return b.build("curve", dir) }); err == nil {
-				bySteps = append(bySteps, point{float64(n), slices.Concat(first, again)})
-			}
-		}
-		if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
-			return nil, err
-		}
-	}
-	var names []string
-	for _, kind := range []string{"", ", cached"} {
-		for _, b := range w.builders() {
-			names = append(names, b.name+kind)
-		}
-	}
-	for _, c := range []struct {
-		file, title, axis string
-		points            []point
-	}{{"build-files.svg", "COPY of n files", "files", byFiles}, {"build-steps.svg", "n small RUN", "steps", bySteps}} {
-		if err := draw(filepath.Join("docs", c.file), c.title, c.axis, names, c.points); err != nil {
-			return nil, err
-		}
-		for _, p := range c.points {
-			rows = append(rows, row{what: fmt.Sprintf("%s, n = %g; cached %.3g s", c.title, p.x, median(p.took[len(p.took)/2])), ply: median(p.took[0]), unit: "s", budget: "–", met: true})
-		}
-	}
-	return rows, nil
 }

@@ -21,18 +21,20 @@ import (
 )
 
 type options struct {
-	rounds int
-	cache  string
-	only   string
-	bin    string
-	alone  bool
+	rounds       int
+	dockerRounds int
+	cache        string
+	only         string
+	bin          string
+	alone        bool
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
+	flag.IntVar(&o.dockerRounds, "docker-rounds", 0, "rounds of Docker's side of the slow measurements (0: as many as -rounds)")
 	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
-	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,run,commit,push,coldpush,rmi,disk,build,curves,idle (default all; curves takes minutes and writes docs/build-*.svg)")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers; writes docs/growth-*.svg), registry (reads,others,writes,catalogue; writes docs/registry-*.svg) (default all)")
 	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
 	flag.Parse()
@@ -73,7 +75,7 @@ func enterNamespaces() int {
 	return 0
 }
 
-// row is one line of the table; values are seconds unless unit is set.
+// row is one line of the table; values are in unit.
 type row struct {
 	what   string
 	ply    float64
@@ -81,15 +83,15 @@ type row struct {
 	unit   string
 	budget string
 	met    bool
+	took   [][]float64 // what the medians are of, of ply first; may be nil
 }
 
 func median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
 	}
-	v = slices.Clone(v)
-	slices.Sort(v)
-	return v[len(v)/2]
+	v = slices.Sorted(slices.Values(v))
+	return (v[len(v)/2] + v[(len(v)-1)/2]) / 2
 }
 
 func run(o options) error {
@@ -110,37 +112,87 @@ func run(o options) error {
 	if err := w.start(); err != nil {
 		return err
 	}
-	measures := []struct {
-		name string
-		f    func() ([]row, error)
-	}{
-		{"pull", w.pull}, {"upper", w.upper}, {"rmi", w.rmiJournaled}, {"run", w.run}, {"commit", w.commit}, {"push", w.push},
-		{"coldpush", w.coldPush}, {"disk", w.disk}, {"build", w.build}, {"curves", w.buildCurves}, {"idle", w.idle},
-	}
-	var rows []row
-	for _, m := range measures {
-		wanted := o.only == "" || slices.Contains(strings.Split(o.only, ","), m.name)
-		if !wanted {
+	fmt.Printf("| what | ply | docker | ratio | budget | |\n| --- | --- | --- | --- | --- | --- |\n")
+	for _, m := range w.measures() {
+		only := strings.Split(o.only, ",")
+		if o.only != "" && !slices.Contains(only, m.group) && !slices.Contains(only, m.name) {
 			continue
 		}
-		fmt.Fprintf(os.Stderr, "bench: %s …\n", m.name)
+		fmt.Fprintf(os.Stderr, "bench: %s, load average %s …\n", m.name, loadAverage())
+		if m.images {
+			if err := w.fillRegistry(); err != nil {
+				return err
+			}
+		}
 		began := time.Now()
-		got, err := m.f()
+		rows, err := m.f()
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
-		fmt.Fprintf(os.Stderr, "bench: %s took %s\n", m.name, time.Since(began).Round(time.Second))
-		rows = append(rows, got...)
-	}
-	fmt.Printf("| what | ply | docker | ratio | budget | |\n| --- | --- | --- | --- | --- | --- |\n")
-	for _, r := range rows {
-		verdict := "met"
-		if !r.met {
-			verdict = "**not met**"
+		fmt.Fprintf(os.Stderr, "bench: %s took %s, load average %s\n", m.name, time.Since(began).Round(time.Second), loadAverage())
+		for _, r := range rows {
+			r.print()
 		}
-		fmt.Printf("| %s | %.3g %s | %s | %s | %s | %s |\n", r.what, r.ply, r.unit, peer(r), ratio(r), r.budget, verdict)
 	}
 	return nil
+}
+
+// measurement makes rows of the table. It is asked for by its name or that of its group.
+type measurement struct {
+	group, name string
+	images      bool // it needs the images in the registry
+	f           func() ([]row, error)
+}
+
+func (w *world) measures() []measurement {
+	return []measurement{
+		{"", "pull", true, w.pull},
+		{"", "upper", true, w.upper},
+		{"", "rmi", true, w.rmiJournaled},
+		{"", "run", false, w.run},
+		{"", "commit", false, w.commit},
+		{"", "push", true, w.push},
+		{"", "coldpush", false, w.coldPush},
+		{"", "disk", true, w.disk},
+		{"build", "cached", false, w.buildCached},
+		{"build", "stages", false, w.buildStages},
+		{"build", "steps", false, w.buildSteps},
+		{"build", "large", false, w.buildLarge},
+		{"build", "packages", false, w.buildPackages},
+		{"build", "memory", false, w.buildMemory},
+		{"curves", "files", false, w.buildFiles},
+		{"curves", "depth", false, w.buildDepth},
+		{"", "idle", false, w.idle},
+		{"growth", "lists", false, w.lists},
+		{"growth", "starts", false, w.startsAtOnce},
+		{"growth", "names", false, w.lookups},
+		{"growth", "followers", false, w.followers},
+		{"registry", "reads", false, w.registryReads},
+		{"registry", "others", false, w.registryOthers},
+		{"registry", "writes", false, w.registryWrites},
+		{"registry", "catalogue", false, w.registryLists},
+	}
+}
+
+// print writes the row to the standard output, and what its medians are of to the standard error.
+func (r row) print() {
+	verdict := "met"
+	if !r.met {
+		verdict = "**not met**"
+	}
+	fmt.Printf("| %s | %.3g %s | %s | %s | %s | %s |\n", r.what, r.ply, r.unit, peer(r), ratio(r), r.budget, verdict)
+	for _, v := range r.took {
+		fmt.Fprintf(os.Stderr, "bench:   %.3g\n", v)
+	}
+}
+
+// loadAverage returns the load averages of the last 1, 5 and 15 minutes.
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(strings.Fields(string(b))[:3], " ")
 }
 
 func peer(r row) string {

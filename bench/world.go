@@ -20,11 +20,12 @@ import (
 type world struct {
 	options
 	dir      string
-	registry string // host:port with the image in it
+	registry string // host:port with the images in it, "" until fillRegistry
 	procs    []*exec.Cmd
 	ply      engine
 	docker   engine
 	port     int
+	measured []*server // nil until servers
 }
 
 // engine is one of the two engines, driven by its own command line.
@@ -76,17 +77,6 @@ func (w *world) start() error {
 		return fmt.Errorf("mount %s: %w", w.execRoots(), err)
 	}
 	w.port = 5000
-	addr, err := w.startRegistry("main")
-	if err != nil {
-		return err
-	}
-	w.registry = addr
-	fmt.Fprintln(os.Stderr, "bench: filling the registry …")
-	for _, s := range shapes {
-		if err := sh(w.cache, `skopeo copy -q --dest-tls-verify=false "oci:oci-$2:1" "docker://$1/$3"`, addr, s.name, s.ref()); err != nil {
-			return err
-		}
-	}
 	p := func(s string) string { return filepath.Join(w.dir, s) }
 	if !w.alone {
 		d, err := w.spawn("dockerd.log", "dockerd", "--data-root", p("docker"), "--exec-root", filepath.Join(w.execRoots(), "docker"), "-H", "unix://"+p("docker.sock"),
@@ -111,6 +101,25 @@ func (w *world) start() error {
 			}
 		}
 	}
+	return nil
+}
+
+// fillRegistry starts the registry with the images of all shapes, unless it runs.
+func (w *world) fillRegistry() error {
+	if w.registry != "" {
+		return nil
+	}
+	addr, err := w.startRegistry("main")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(os.Stderr, "bench: filling the registry …")
+	for _, s := range shapes {
+		if err := sh(w.cache, `skopeo copy -q --dest-tls-verify=false "oci:oci-$2:1" "docker://$1/$3"`, addr, s.name, s.ref()); err != nil {
+			return err
+		}
+	}
+	w.registry = addr
 	return nil
 }
 
