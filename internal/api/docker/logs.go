@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"bufio"
 	"net/http"
 	"strconv"
 	"time"
@@ -10,6 +11,9 @@ import (
 	"ply/internal/errs"
 	"ply/internal/wire"
 )
+
+// logBuffer bounds how much of a log waits to be sent, in bytes.
+const logBuffer = 16 << 10
 
 func (h sessionHandlers) logs(c *call) error {
 	opts := session.LogOptions{Stdout: c.bool("stdout"), Stderr: c.bool("stderr"), Follow: c.bool("follow"),
@@ -40,12 +44,15 @@ func (h sessionHandlers) logs(c *call) error {
 	}
 	c.w.Header().Set("Content-Type", c.streamType(ctr.Spec.Tty))
 	out := &flusher{w: c.w, rc: http.NewResponseController(c.w), always: opts.Follow}
+	// Records that are there together are sent together: one write for each would be most of the work.
+	buffered := bufio.NewWriterSize(out, logBuffer)
+	opts.Idle = buffered.Flush
 	if opts.Follow {
 		// A client that follows an empty log must get the headers.
 		stop := time.AfterFunc(50*time.Millisecond, out.begin)
 		defer stop.Stop()
 	}
-	mux := stream.NewMux(out)
+	mux := stream.NewMux(buffered)
 	resumable := c.bool("resumable")
 	if resumable {
 		c.w.Header().Set("Content-Type", stream.TypeResumable)
@@ -63,11 +70,14 @@ func (h sessionHandlers) logs(c *call) error {
 	}
 	stdout, stderr := mux.Stdout(), mux.Stderr()
 	if ctr.Spec.Tty {
-		stdout, stderr = out, out
+		stdout, stderr = buffered, buffered
 	}
 	err = h.sessions.Logs(c.ctx(), c.vars["id"], opts, stdout, stderr)
 	if resumable && err == nil && c.ctx().Err() == nil {
 		err = mux.Send(stream.Frame{Stream: wire.FrameEnded})
+	}
+	if sent := buffered.Flush(); err == nil {
+		err = sent
 	}
 	if out.end() && err != nil {
 		if c.ctx().Err() != nil { // the client is gone

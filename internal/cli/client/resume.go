@@ -71,6 +71,9 @@ type Frames struct {
 // NewFrames returns a reader of the frames in r.
 func NewFrames(r io.Reader) *Frames { return &Frames{r: bufio.NewReaderSize(r, 32<<10)} }
 
+// Waiting reports whether the next frame may have to be waited for.
+func (f *Frames) Waiting() bool { return f.r.Buffered() < 8 }
+
 // Next returns the next frame. The payload is valid until the next call. The error is io.EOF or io.ErrUnexpectedEOF where the stream ends.
 func (f *Frames) Next() (stream byte, payload []byte, err error) {
 	var head [8]byte

@@ -93,6 +93,11 @@ func (r *reader) follow(ctx context.Context, changed <-chan struct{}) error {
 		if err := r.more(ctx); err != nil {
 			return err
 		}
+		if r.o.Idle != nil {
+			if err := r.o.Idle(); err != nil {
+				return err
+			}
+		}
 		select {
 		case <-changed:
 		case <-ended:

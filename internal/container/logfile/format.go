@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"strconv"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"ply/internal/container/shim"
@@ -101,6 +103,9 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 		}
 		return m, 0, false
 	}
+	if m, ok := written(buf[:i]); ok {
+		return m, i + 1, true
+	}
 	var rec struct {
 		Log    *string   `json:"log"`
 		Stream string    `json:"stream"`
@@ -110,6 +115,97 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 		return m, i + 1, false
 	}
 	return Message{Time: rec.Time, Stream: streamOf(rec.Stream), Line: []byte(*rec.Log)}, i + 1, true
+}
+
+// written decodes a record in the form that encode writes, several times faster than package json. ok is false for every other form.
+func written(b []byte) (m Message, ok bool) {
+	b, ok = bytes.CutPrefix(b, []byte(`{"log":"`))
+	if !ok {
+		return m, false
+	}
+	if m.Line, b, ok = unquote(b); !ok {
+		return m, false
+	}
+	if b, ok = bytes.CutPrefix(b, []byte(`,"stream":"std`)); !ok {
+		return m, false
+	}
+	m.Stream = shim.Stdout
+	after, ok := bytes.CutPrefix(b, []byte(`out","time":"`))
+	if !ok {
+		if after, ok = bytes.CutPrefix(b, []byte(`err","time":"`)); !ok {
+			return m, false
+		}
+		m.Stream = shim.Stderr
+	}
+	if b, ok = bytes.CutSuffix(after, []byte(`"}`)); !ok {
+		return m, false
+	}
+	return m, m.Time.UnmarshalText(b) == nil
+}
+
+// unquote decodes a string of JSON behind its first quote, and returns the bytes after its last one. ok is false where it has an escape that encode does not
+// write, or bytes that are not allowed.
+func unquote(b []byte) (text, rest []byte, ok bool) {
+	end := 0
+	for {
+		i := bytes.IndexByte(b[end:], '"')
+		if i < 0 {
+			return nil, nil, false
+		}
+		end += i
+		slashes := 0
+		for slashes < end && b[end-1-slashes] == '\\' {
+			slashes++
+		}
+		if slashes%2 == 0 {
+			break
+		}
+		end++
+	}
+	b, rest = b[:end], b[end+1:]
+	if !utf8.Valid(b) {
+		return nil, nil, false
+	}
+	text = make([]byte, 0, len(b))
+	for len(b) > 0 {
+		i := bytes.IndexByte(b, '\\')
+		plain := b
+		if i >= 0 {
+			plain = b[:i]
+		}
+		for _, c := range plain {
+			if c < 0x20 {
+				return nil, nil, false
+			}
+		}
+		text = append(text, plain...)
+		if i < 0 {
+			break
+		}
+		b = b[i+1:]
+		switch b[0] { // the last byte is not a backslash
+		case 'n':
+			text = append(text, '\n')
+		case 'r':
+			text = append(text, '\r')
+		case '"', '\\':
+			text = append(text, b[0])
+		case 'u':
+			if len(b) < 5 {
+				return nil, nil, false
+			}
+			n, err := strconv.ParseUint(string(b[1:5]), 16, 16)
+			if err != nil || utf16.IsSurrogate(rune(n)) {
+				return nil, nil, false
+			}
+			text = utf8.AppendRune(text, rune(n))
+			b = b[4:]
+		default:
+			return nil, nil, false
+		}
+		b = b[1:]
+	}
+	return text, rest, true
 }
 
 func (jsonFormat) whole(tail []byte, start bool) int {

@@ -25,7 +25,9 @@ type ReadOptions struct {
 	Since, Until   time.Time // zero means no limit
 	Follow         bool      // wait for further records until Ended is closed, Until has passed or the context ends
 	Ended          <-chan struct{}
-	Held           *Held // nil = the log is not removed while it is read
+	// Idle is called when every record that is there was visited, before Follow waits for the next. An error ends Read and is returned. nil = not called.
+	Idle func() error
+	Held *Held // nil = the log is not removed while it is read
 }
 
 // Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never

@@ -47,7 +47,7 @@ func (s *Set) Logs(ctx context.Context, opts LogOptions, stdout, stderr io.Write
 	held := &logfile.Held{}
 	defer held.Close()
 	read := logfile.ReadOptions{
-		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended, Held: held,
+		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended, Held: held, Idle: opts.Idle,
 	}
 	s.mu.Lock()
 	s.logs[held] = struct{}{}

@@ -88,6 +88,8 @@ type LogOptions struct {
 	After *LogPlace
 	// Record gets the records in place of the writers, if it is not nil: what is written for each, and the place behind it.
 	Record func(stream byte, text []byte, behind LogPlace) error
+	// Idle is called while the log is followed, when everything that it has was written; nil = not called.
+	Idle func() error
 }
 
 // LogPlace is a place in a log: behind the record of that time. Inside says per stream whether a line is unfinished there.

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net/http"
@@ -50,31 +51,56 @@ func (f *follower) reopen(ctx context.Context, err error) (*http.Response, error
 	}
 }
 
-// print prints records until the stream says that it has ended. A record is printed when its position has arrived, so that it is printed once.
+// maxTogether bounds the records that are printed by one write, in bytes.
+const maxTogether = 32 << 10
+
+// print prints records until the stream says that it has ended. A record is printed when its position has arrived, so that it is printed once; records that
+// have arrived are printed together.
 func (f *follower) print(body io.Reader) error {
 	frames := client.NewFrames(body)
-	var text []byte
-	w := f.inv.Out
+	var text []byte // of the records that are not printed yet
+	whole := 0      // how much of text has its position
+	var position string
+	last, w := byte(1), f.inv.Out
+	flush := func() error {
+		if whole == 0 {
+			return nil
+		}
+		if _, err := w.Write(text[:whole]); err != nil {
+			return &command.ExitError{Code: 1, Text: err.Error()}
+		}
+		text = append(text[:0], text[whole:]...)
+		whole = 0
+		f.query.Set("position", position)
+		f.query.Del("tail")
+		return nil
+	}
 	for {
+		if whole >= maxTogether || frames.Waiting() {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
 		stream, data, err := frames.Next()
 		if err != nil {
-			return err
+			return cmp.Or(flush(), err)
 		}
 		switch stream {
 		case 1, 2:
-			text, w = append(text[:0], data...), f.inv.Out
+			to := f.inv.Out
 			if stream == 2 {
-				w = f.inv.Err
+				to = f.inv.Err
 			}
+			if stream != last {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			text, last, w = append(text[:whole], data...), stream, to
 		case wire.FrameRecord:
-			if _, err := w.Write(text); err != nil {
-				return &command.ExitError{Code: 1, Text: err.Error()}
-			}
-			text = text[:0]
-			f.query.Set("position", string(data))
-			f.query.Del("tail")
+			whole, position = len(text), string(data)
 		case wire.FrameEnded:
-			return nil
+			return flush()
 		default:
 			return errs.New(errs.Invalid, "log: unrecognized frame %d: %.200q", stream, data)
 		}
