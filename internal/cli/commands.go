@@ -106,7 +106,11 @@ var table = []entry{
 	{other, "", nil, "system", system.Df},
 	{other, "events", system.Events, "system", system.Events},
 	{common, "info", system.Info, "system", system.Info},
+	{other, "", nil, "system", system.Logs},
 	{other, "", nil, "system", system.Prune},
+	{other, "", nil, "system", system.Start},
+	{other, "", nil, "system", system.Status},
+	{other, "", nil, "system", system.Stop},
 
 	{other, "", nil, "volume", volume.Cp},
 	{other, "", nil, "volume", volume.Create},

@@ -157,3 +157,35 @@ func TestDaemonIsNotStarted(t *testing.T) {
 		t.Error("a plyd was started")
 	}
 }
+
+// The engine can be started and looked at; nothing that listens and is not plyd is ended.
+func TestSystemStartAndStatus(t *testing.T) {
+	d := daemonWorld(t, "s")
+	d.Systemd = d.Dir // without its programs
+	if r := runWith(d, "system", "status"); r.code != 3 || r.out != "plyd does not run\n" || r.err != "" {
+		t.Errorf("before the start: %+v", r)
+	}
+	if r := runWith(d, "system", "stop"); r.code != 0 || r.out != "plyd does not run\n" {
+		t.Errorf("stop: %+v", r)
+	}
+	r := runWith(d, "system", "start")
+	var pid int
+	if _, err := fmt.Sscanf(r.out, "plyd runs, process %d, started by "+filepath.Join(d.Dir, "plyd"), &pid); err != nil || r.code != 0 {
+		t.Fatalf("%v: %+v", err, r)
+	}
+	if r := runWith(d, "system", "start"); r.code != 0 || r.out != fmt.Sprintf("plyd runs already, process %d\n", pid) {
+		t.Errorf("again: %+v", r)
+	}
+	if r := runWith(d, "system", "status", "--format", "{{.State}} {{.PID}} {{.Log}}"); r.out != fmt.Sprintf("running %d %s\n", pid, d.Log) {
+		t.Errorf("status: %+v", r)
+	}
+	if r := runWith(d, "system", "logs", "-n", "1"); r.code != 0 || !strings.HasPrefix(r.out, fmt.Sprintf("started %d session", pid)) {
+		t.Errorf("logs: %+v", r)
+	}
+	if r := runWith(d, "system", "stop"); r.code != 1 || !strings.Contains(r.err, "and is not plyd") {
+		t.Errorf("stop: %+v", r)
+	}
+	if r := runWith(d, "-H", "tcp://127.0.0.1:1", "system", "stop"); r.code != 1 || !strings.Contains(r.err, "tcp://127.0.0.1:1 is not a unix socket") {
+		t.Errorf("stop of another machine's: %+v", r)
+	}
+}

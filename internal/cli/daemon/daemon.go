@@ -1,4 +1,5 @@
-// Package daemon starts plyd when the command line needs an engine and nothing listens at the default socket.
+// Package daemon starts, stops and finds the plyd of this machine, and reads its log. The command line starts plyd when it needs an engine and nothing listens
+// at the default socket. Where systemd has ply's units, it does the starting and stopping.
 package daemon
 
 import (
@@ -31,6 +32,8 @@ type Paths struct {
 	Log  string // file that receives the output of a plyd that Start starts
 	Lock string // file that is locked during Start, so that two processes do not start plyd at the same time
 	Dir  string // directory of plyd; "" looks beside ply and then in the system's directories
+
+	Systemd string // directory of the programs of systemd; "" = those of the system, where systemd is the init
 }
 
 // Default are the paths of the engine of this machine.
@@ -53,20 +56,22 @@ func (p Paths) Start(ctx context.Context, c *client.Client, cause error, stderr 
 	if err != nil {
 		return errs.New(errs.Unavailable, "%s", unreachable(c)).WithHint("It could not be started either: plyd was not found beside ply nor in the system's directories: install it, or name another engine with -H or PLY_HOST")
 	}
+	ping := func(ctx context.Context) error { _, err := c.Ping(ctx); return err }
 	unlock, err := lock(p.Lock)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := c.Ping(ctx); err == nil {
+	if ping(ctx) == nil {
 		return nil // another process started it while this one waited for the lock
 	}
-	fmt.Fprintf(stderr, "ply: no engine at %s, starting %s (log: %s)\n", c.Host(), path, p.Log)
-	exited, offset, err := spawn(path, p.Log, hierarchies())
-	if err != nil {
-		return err
+	if u, err := p.unit(ctx); err == nil && u.installed {
+		fmt.Fprintf(stderr, "ply: no engine at %s, systemd starts it (log: ply system logs)\n", c.Host())
+	} else {
+		fmt.Fprintf(stderr, "ply: no engine at %s, starting %s (log: %s)\n", c.Host(), path, p.Log)
 	}
-	return wait(ctx, c, p.Log, exited, offset)
+	_, err = p.start(ctx, ping)
+	return err
 }
 
 // Check runs plyd to examine the data root without serving, and returns its messages: those of POST /system/check. mode is the
@@ -229,26 +234,26 @@ func leaveCgroups(pid int, hierarchies []string) {
 	}
 }
 
-// wait returns when the socket of c answers, or with an error when plyd ended or startLimit passed.
-func wait(ctx context.Context, c *client.Client, logFile string, exited <-chan error, offset int64) error {
+// wait returns when ping succeeds, or with an error when plyd ended or startLimit passed. A nil exited is a plyd that systemd started.
+func (p Paths) wait(ctx context.Context, ping func(context.Context) error, exited <-chan error, offset int64) error {
 	deadline := time.NewTimer(startLimit)
 	defer deadline.Stop()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := c.Ping(ctx); err == nil {
+		if ping(ctx) == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case err := <-exited:
-			if _, perr := c.Ping(ctx); perr == nil {
+			if ping(ctx) == nil {
 				return nil
 			}
-			return errs.New(errs.Unavailable, "plyd ended at start (%v): %s", err, logTail(logFile, offset)).WithHint("The whole log is in %s", logFile)
+			return errs.New(errs.Unavailable, "plyd ended at start (%v): %s", err, logTail(p.Log, offset)).WithHint("The whole log is in %s", p.Log)
 		case <-deadline.C:
-			return errs.New(errs.Unavailable, "plyd does not answer at %s after %s", c.Host(), startLimit).WithHint("See %s", logFile)
+			return errs.New(errs.Unavailable, "plyd does not answer at %s after %s", p.Host, startLimit).WithHint("See: ply system logs")
 		case <-tick.C:
 		}
 	}
