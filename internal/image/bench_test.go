@@ -34,7 +34,7 @@ func BenchmarkList(b *testing.B) {
 	})
 	b.Run("tree", func(b *testing.B) {
 		for b.Loop() {
-			if _, err := f.Images.Tree(b.Context()); err != nil {
+			if _, err := f.Images.Tree(b.Context(), image.TreeOptions{Listed: &image.ListOptions{}}); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -37,6 +37,7 @@ type selection struct {
 	dangling      *bool
 	before, since *time.Time
 	references    []string // patterns of names; one must match
+	byConfig      bool     // match reads the configs of images
 }
 
 func (s *Service) selection(args filter.Args) (*selection, error) {
@@ -45,6 +46,9 @@ func (s *Service) selection(args filter.Args) (*selection, error) {
 		return nil, err
 	}
 	sel := &selection{match: match, references: args["reference"]}
+	for _, key := range []string{"label", "label!", "until"} {
+		sel.byConfig = sel.byConfig || len(args[key]) > 0
+	}
 	if sel.dangling, err = danglingOf(args); err != nil {
 		return nil, err
 	}
@@ -55,6 +59,11 @@ func (s *Service) selection(args filter.Args) (*selection, error) {
 		return nil, err
 	}
 	return sel, nil
+}
+
+// needsConfig reports whether the selection depends on the configs of images.
+func (sel *selection) needsConfig() bool {
+	return sel.byConfig || sel.before != nil || sel.since != nil
 }
 
 // danglingOf returns the value of the filter dangling, or nil.

@@ -40,8 +40,15 @@ type LayerView struct {
 	Virtual   int64 // sum of the sizes of this layer and those below it
 	CreatedBy string
 	Tags      []oci.Reference // names of the images whose top layer this is
-	Images    []oci.ImageID   // images that have exactly this chain
+	Images    []oci.ImageID   // images that have exactly this chain, those with a name first
+	Shown     []string        // names for people: as Tags, and for the images of an index the names of the index with their platforms
 	Children  []*LayerView    // in a tree: the chains with one layer more
+}
+
+// TreeOptions are the options of Tree. The zero value asks for all images.
+type TreeOptions struct {
+	Listed  *ListOptions // only the images that List returns for these, and LayerView.Shown is set; nil = all images. Shared has no effect
+	History bool         // set LayerView.CreatedBy, for which the configs of all images are read
 }
 
 // HistoryEntry is one step in the history of an image.

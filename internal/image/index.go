@@ -113,7 +113,7 @@ func (r *putIndex) write(tx *meta.Tx) error {
 // Index returns the index that a reference means, and nil when it means an image only.
 func (s *Service) Index(ref string) (*Index, error) {
 	var out *Index
-	err := s.st.Meta.View(func(tx *meta.Tx) error {
+	err := view(context.Background(), s, ref, func(tx *meta.Tx) error {
 		m, err := resolve(tx, ref)
 		if err != nil || m.name.IsZero() {
 			return err

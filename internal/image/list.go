@@ -23,8 +23,26 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 	if err != nil {
 		return nil, err
 	}
+	list, err := selected(ctx, s, c, sel, opts.All, true)
+	if err != nil {
+		return nil, err
+	}
+	list = append(list, s.lostNames(c, sel)...)
+	slices.SortFunc(list, func(a, b *Image) int {
+		if n := b.Created().Compare(a.Created()); n != 0 {
+			return n
+		}
+		return cmp.Compare(a.ID, b.ID)
+	})
+	if opts.Shared {
+		c.fillShared(list)
+	}
+	return list, nil
+}
+
+// selected returns the images of c that sel selects, and with all intermediate ones too. Without configs it does not read these; sel then needs none.
+func selected(ctx context.Context, s *Service, c *catalog, sel *selection, all, configs bool) (list []*Image, err error) {
 	parents := c.parents()
-	var list []*Image
 	for id, rec := range c.images {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -37,7 +55,11 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 			}
 		}
 		inner := parents[id] || rec.Step != "" || c.inIndex[id] // of an image without a name
-		if !sel.wantNames(img, opts.All || !inner, inner) {
+		if !sel.wantNames(img, all || !inner, inner) {
+			continue
+		}
+		if !configs {
+			list = append(list, img)
 			continue
 		}
 		img.Config, img.Raw, err = s.config(id)
@@ -56,16 +78,6 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Image, error) 
 		if sel.wants(img) {
 			list = append(list, img)
 		}
-	}
-	list = append(list, s.lostNames(c, sel)...)
-	slices.SortFunc(list, func(a, b *Image) int {
-		if n := b.Created().Compare(a.Created()); n != 0 {
-			return n
-		}
-		return cmp.Compare(a.ID, b.ID)
-	})
-	if opts.Shared {
-		c.fillShared(list)
 	}
 	return list, nil
 }

@@ -192,7 +192,7 @@ func TestLayersAndTree(t *testing.T) {
 		t.Errorf("layers:\n%s", got)
 	}
 	f.Image(imagetest.Spec{Name: "empty"})
-	roots, err := f.Images.Tree(t.Context())
+	roots, err := f.Images.Tree(t.Context(), image.TreeOptions{History: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestTreeDeep(t *testing.T) {
 	}
 	f.Image(imagetest.Spec{Name: "deep", Layers: chain})
 	f.Image(imagetest.Spec{Name: "fork", Layers: append(slices.Clone(chain[:100]), imagetest.Tar(t, "g", "1")), Hours: 1})
-	roots, err := f.Images.Tree(t.Context())
+	roots, err := f.Images.Tree(t.Context(), image.TreeOptions{History: true})
 	if err != nil || len(roots) != 1 {
 		t.Fatal(len(roots), err)
 	}

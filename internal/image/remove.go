@@ -84,13 +84,14 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)
 		}
-		var ids []oci.ImageID
+		var ids, about []oci.ImageID
 		err := s.st.Meta.View(func(tx *meta.Tx) (err error) {
 			ids, err = pick(tx)
 			if err != nil {
 				return err
 			}
-			ids = withAncestors(tx, withSiblings(tx, ids))
+			about = ids
+			ids = withAncestors(tx, slices.Concat(withSiblings(tx, ids), madeOfStacks(tx)))
 			return nil
 		})
 		if err != nil {
@@ -100,7 +101,10 @@ func (s *Service) removing(ctx context.Context, pick func(*meta.Tx) ([]oci.Image
 		err = s.st.Meta.Update(func(tx *meta.Tx) error {
 			r.tx, r.c = tx, readCatalog(tx)
 			r.records, r.unknown = containersByImage(tx)
-			err := do(r)
+			err := r.dropStacks(about)
+			if err == nil {
+				err = do(r)
+			}
 			if err == nil {
 				err = r.dropOrphans()
 			}

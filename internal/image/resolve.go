@@ -74,7 +74,7 @@ func nameKey(r oci.Reference) oci.Reference {
 	return r.WithDefaultTag()
 }
 
-// resolveDigest finds an image by its ID or by the digest of one of its manifests or indexes.
+// resolveDigest finds an image by its ID, by the digest of one of its manifests or indexes, or by the chain ID of its layers.
 func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	d := oci.Digest("sha256:" + strings.TrimPrefix(ref, "sha256:"))
 	if tx.Images.Has(oci.ImageID(d)) {
@@ -101,10 +101,13 @@ func resolveDigest(tx *meta.Tx, ref string) (match, error) {
 	if listed != "" {
 		return match{id: listed}, nil
 	}
+	if id, err := resolveStack(tx, d.Hex()); err != nil || id != "" {
+		return match{id: id}, err
+	}
 	return match{}, notFound(ref)
 }
 
-// resolvePrefix finds an image by a prefix of its ID, else of the digest of one of its manifests. It returns "" when none matches.
+// resolvePrefix finds an image by a prefix of its ID, else of the digest of one of its manifests, else of the chain ID of its layers. It returns "" when none matches.
 func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 	var found oci.ImageID
 	for id := range tx.Images.Prefix(oci.ImageID("sha256:" + prefix)) {
@@ -131,6 +134,9 @@ func resolvePrefix(tx *meta.Tx, prefix string) (oci.ImageID, error) {
 			}
 			found, digest = id, m.Digest
 		}
+	}
+	if found == "" {
+		return resolveStack(tx, prefix)
 	}
 	return found, nil
 }

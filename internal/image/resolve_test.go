@@ -113,7 +113,7 @@ func TestDamagedConfig(t *testing.T) {
 	if err != nil || len(list) != 2 {
 		t.Fatalf("List: %d images, %v", len(list), err)
 	}
-	if _, err := f.Images.Tree(t.Context()); err != nil {
+	if _, err := f.Images.Tree(t.Context(), image.TreeOptions{History: true}); err != nil {
 		t.Error(err)
 	}
 	if _, err := f.Images.Remove(t.Context(), "bad", image.RemoveOptions{}); err != nil {

@@ -115,7 +115,8 @@ type catalog struct {
 	damaged map[oci.ImageID]error      // the images with a damaged record
 	names   map[oci.ImageID]*named     // nil = the image has no name
 	lost    []lostName
-	inIndex map[oci.ImageID]bool // images without a name that an index lists
+	indexes map[oci.Reference][]oci.ImageID // by the names that mean an index: the images that it lists and that are here
+	inIndex map[oci.ImageID]bool            // images without a name that an index lists
 	sizes   map[oci.DiffID]int64
 }
 
@@ -178,6 +179,7 @@ func readCatalog(tx *meta.Tx) *catalog {
 		images:  map[oci.ImageID]meta.Image{},
 		damaged: map[oci.ImageID]error{},
 		names:   map[oci.ImageID]*named{},
+		indexes: map[oci.Reference][]oci.ImageID{},
 		sizes:   map[oci.DiffID]int64{},
 	}
 	for id, rec := range tx.Images.All() {
@@ -202,6 +204,11 @@ func readCatalog(tx *meta.Tx) *catalog {
 			c.names[rec.Value.Image] = &named{}
 		}
 		c.names[rec.Value.Image].add(r, rec.Value)
+		if rec.Value.Index != "" {
+			if index, err := tx.Indexes.Get(rec.Value.Index); err == nil {
+				c.indexes[r] = slices.DeleteFunc(index.Images, func(id oci.ImageID) bool { _, ok := c.images[id]; return !ok })
+			}
+		}
 	}
 	c.inIndex = c.listed(tx)
 	for d, rec := range tx.Layers.All() {
@@ -259,7 +266,7 @@ func (c *catalog) size(chain oci.Chain) (total int64) {
 // such image, errs.Invalid for an ambiguous prefix or a malformed reference, errs.DataLoss when the config is damaged.
 func (s *Service) Get(ctx context.Context, ref string) (*Image, error) {
 	var img *Image
-	err := s.st.Meta.View(func(tx *meta.Tx) error {
+	err := view(ctx, s, ref, func(tx *meta.Tx) error {
 		m, err := resolve(tx, ref)
 		if err != nil {
 			return err

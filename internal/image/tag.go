@@ -12,7 +12,7 @@ import (
 // Find returns the ID of the image that a reference means, without reading the image, and the recorded name by which it was
 // found; the zero name when it was found by its ID or a digest. Errors as Get.
 func (s *Service) Find(ref string) (id oci.ImageID, name oci.Reference, err error) {
-	err = s.st.Meta.View(func(tx *meta.Tx) error {
+	err = view(context.Background(), s, ref, func(tx *meta.Tx) error {
 		m, err := resolve(tx, ref)
 		id, name = m.id, m.name
 		return err
@@ -48,9 +48,12 @@ func (s *Service) Tags(repository oci.Reference) (names []oci.Reference, err err
 
 // Tag adds a name to an image. Another image that has the name loses it. A name without a tag gets the tag latest. errs.Invalid
 // for a name with a digest.
-func (s *Service) Tag(_ context.Context, ref string, name oci.Reference) error {
+func (s *Service) Tag(ctx context.Context, ref string, name oci.Reference) error {
 	name, err := tagName(name)
 	if err != nil {
+		return err
+	}
+	if err := view(ctx, s, ref, func(tx *meta.Tx) error { _, err := resolve(tx, ref); return err }); err != nil {
 		return err
 	}
 	var id oci.ImageID

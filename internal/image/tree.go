@@ -3,6 +3,7 @@ package image
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 
 	"ply/internal/oci"
@@ -19,7 +20,7 @@ func (s *Service) Layers(ctx context.Context, ref string) ([]*LayerView, error) 
 	if err != nil {
 		return nil, err
 	}
-	ends := c.ends()
+	ends := c.ends(slices.Sorted(maps.Keys(c.images)))
 	made := createdBy(img.Config)
 	views := make([]*LayerView, len(img.Chain))
 	var virtual int64
@@ -35,26 +36,36 @@ func (s *Service) Layers(ctx context.Context, ref string) ([]*LayerView, error) 
 	return views, nil
 }
 
-// Tree returns the chains of all images as trees. A root is a bottom layer, a child a chain with one layer more. Images with the
-// same lower layers share a branch. Images without layers are in a root with an empty DiffID.
-func (s *Service) Tree(ctx context.Context) ([]*LayerView, error) {
+// Tree returns the chains of images as trees. A root is a bottom layer, a child a chain with one layer more. Images with the
+// same lower layers share a branch. Images without layers are in a root with an empty DiffID. Errors as List.
+func (s *Service) Tree(ctx context.Context, opts TreeOptions) ([]*LayerView, error) {
 	c, err := s.read()
 	if err != nil {
 		return nil, err
 	}
-	t := tree{c: c, ends: c.ends(), nodes: map[oci.ChainID]*LayerView{}}
+	var shown map[oci.ImageID][]string // nil = all images
+	if opts.Listed != nil {
+		if shown, err = shownImages(ctx, s, c, opts.Listed); err != nil {
+			return nil, err
+		}
+	}
 	ids := make([]oci.ImageID, 0, len(c.images))
 	for id := range c.images {
-		ids = append(ids, id)
+		if _, ok := shown[id]; ok || opts.Listed == nil {
+			ids = append(ids, id)
+		}
 	}
 	slices.Sort(ids)
+	t := tree{c: c, ends: c.ends(ids), shown: shown, nodes: map[oci.ChainID]*LayerView{}}
 	for _, id := range ids {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		var made []string
-		if cfg, _, err := s.config(id); err == nil {
-			made = createdBy(cfg)
+		if opts.History {
+			if cfg, _, err := s.config(id); err == nil {
+				made = createdBy(cfg)
+			}
 		}
 		t.add(c.images[id], made)
 	}
@@ -62,20 +73,66 @@ func (s *Service) Tree(ctx context.Context) ([]*LayerView, error) {
 	return t.roots, nil
 }
 
+// shownImages returns the images that List returns, each with the names that people are shown. Those of an index are all there, with their platforms.
+func shownImages(ctx context.Context, s *Service, c *catalog, opts *ListOptions) (map[oci.ImageID][]string, error) {
+	sel, err := s.selection(opts.Filters)
+	if err != nil {
+		return nil, err
+	}
+	list, err := selected(ctx, s, c, sel, opts.All, sel.needsConfig())
+	if err != nil {
+		return nil, err
+	}
+	shown := make(map[oci.ImageID][]string, len(list))
+	platforms := map[oci.ImageID]string{}
+	for _, img := range list {
+		if _, ok := shown[img.ID]; !ok {
+			shown[img.ID] = nil
+		}
+		for _, name := range img.Names {
+			members := c.indexes[name]
+			if len(members) < 2 {
+				shown[img.ID] = append(shown[img.ID], name.Familiar())
+				continue
+			}
+			for _, id := range members {
+				if platforms[id] == "" {
+					cfg, _, err := s.config(id)
+					platforms[id] = cfg.Platform().String()
+					if err != nil {
+						platforms[id] = "unknown"
+					}
+				}
+				shown[id] = append(shown[id], name.Familiar()+" ("+platforms[id]+")")
+			}
+		}
+	}
+	return shown, nil
+}
+
 type tree struct {
 	c     *catalog
 	ends  map[oci.ChainID][]oci.ImageID
+	shown map[oci.ImageID][]string // nil = all images
 	nodes map[oci.ChainID]*LayerView
 	roots []*LayerView
+}
+
+// node returns a new node for a chain.
+func (t *tree) node(v *LayerView) *LayerView {
+	t.c.mark(v, t.ends[v.Chain])
+	for _, id := range v.Images {
+		v.Shown = append(v.Shown, t.shown[id]...)
+	}
+	slices.Sort(v.Shown)
+	t.nodes[v.Chain] = v
+	return v
 }
 
 func (t *tree) add(rec meta.Image, made []string) {
 	if len(rec.Chain) == 0 {
 		if t.nodes[""] == nil {
-			v := &LayerView{}
-			t.c.mark(v, t.ends[""])
-			t.nodes[""] = v
-			t.roots = append(t.roots, v)
+			t.roots = append(t.roots, t.node(&LayerView{}))
 		}
 		return
 	}
@@ -84,9 +141,7 @@ func (t *tree) add(rec meta.Image, made []string) {
 		v := t.nodes[id]
 		if v == nil {
 			d := rec.Chain[i]
-			v = &LayerView{DiffID: d, Chain: id, Size: t.c.sizes[d], Virtual: t.c.sizes[d]}
-			t.c.mark(v, t.ends[id])
-			t.nodes[id] = v
+			v = t.node(&LayerView{DiffID: d, Chain: id, Size: t.c.sizes[d], Virtual: t.c.sizes[d]})
 			if parent == nil {
 				t.roots = append(t.roots, v)
 			} else {
@@ -101,15 +156,16 @@ func (t *tree) add(rec meta.Image, made []string) {
 	}
 }
 
-// ends returns the images that have exactly a chain, by chain ID.
-func (c *catalog) ends() map[oci.ChainID][]oci.ImageID {
+// ends returns which of the images, which are sorted, have exactly a chain, by chain ID. Those with a name go first.
+func (c *catalog) ends(ids []oci.ImageID) map[oci.ChainID][]oci.ImageID {
 	m := map[oci.ChainID][]oci.ImageID{}
-	for id, rec := range c.images {
-		k := rec.Chain.ID()
-		m[k] = append(m[k], id)
-	}
-	for _, ids := range m {
-		slices.Sort(ids)
+	for _, named := range []bool{true, false} {
+		for _, id := range ids {
+			if (c.names[id].count() > 0) == named {
+				k := c.images[id].Chain.ID()
+				m[k] = append(m[k], id)
+			}
+		}
 	}
 	return m
 }

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"io/fs"
 	"strconv"
+	"strings"
 	"unicode"
 
 	"ply/internal/durable"
@@ -66,10 +67,19 @@ func Marshal(vers int, v any) ([]byte, error) {
 // known is the newest version that the caller reads. The error's class is errs.Precondition for a newer version and
 // errs.DataLoss for anything that is not a whole record.
 func Unmarshal(what string, data []byte, known int, v any) error {
-	if _, err := ReadHeader(what, data, known); err != nil {
+	if err := CheckHeader(what, data, known); err != nil {
 		return err
 	}
-	return decode(what, data, v)
+	return Decode(what, data, v)
+}
+
+// CheckHeader returns the error that Unmarshal returns for the header of a record. It need not look at what follows the header.
+func CheckHeader(what string, data []byte, known int) error {
+	if h, ok := plainHeader(data); ok && h.Version <= known {
+		return nil
+	}
+	_, err := ReadHeader(what, data, known)
+	return err
 }
 
 // ReadHeader returns the header of a record and fails like Unmarshal. Readers that convert older versions call it first.
@@ -78,7 +88,7 @@ func ReadHeader(what string, data []byte, known int) (Header, error) {
 	if !bytes.HasPrefix(bytes.TrimLeft(data, " \t\r\n"), []byte("{")) {
 		return Header{}, errs.New(errs.DataLoss, "%s: damaged record: not a JSON object", what)
 	}
-	if err := decode(what, data, &raw); err != nil {
+	if err := Decode(what, data, &raw); err != nil {
 		return Header{}, err
 	}
 	h := Header{Version: 1}
@@ -100,6 +110,26 @@ func ReadHeader(what string, data []byte, known int) (Header, error) {
 		return h, Newer(what, h, known)
 	}
 	return h, nil
+}
+
+// plainHeader reads the header of a record in the form in which Marshal writes it. Decoding the whole record for it would take as long as decoding the record does.
+func plainHeader(data []byte) (h Header, ok bool) {
+	rest, ok := bytes.CutPrefix(data, []byte(`{"version":`))
+	if !ok || bytes.Contains(rest, []byte(`"version"`)) {
+		return h, false
+	}
+	number, rest, ok := bytes.Cut(rest, []byte(`,"writer":"`))
+	if !ok || bytes.Contains(rest, []byte(`"writer"`)) {
+		return h, false
+	}
+	writer, _, ok := bytes.Cut(rest, []byte(`"`))
+	h.Writer = string(writer)
+	if !ok || !isPlain(h.Writer) || strings.Contains(h.Writer, `\\`) {
+		return h, false
+	}
+	n, err := strconv.Atoi(string(number))
+	h.Version = n
+	return h, err == nil && n >= 1 && strconv.Itoa(n) == string(number)
 }
 
 // Newer returns the error for a record, or a whole database, whose version is not known yet.
@@ -142,7 +172,8 @@ func WriteFile(fsys durable.FS, name string, vers int, v any, perm fs.FileMode) 
 	return durable.WriteFile(fsys, name, data, perm)
 }
 
-func decode(what string, data []byte, v any) error {
+// Decode decodes a record whose header the caller has checked. It fails like Unmarshal.
+func Decode(what string, data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return errs.New(errs.DataLoss, "%s: damaged record: %w", what, err)
 	}

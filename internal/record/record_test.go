@@ -162,3 +162,20 @@ func FuzzUnmarshal(f *testing.F) {
 		}
 	})
 }
+
+// CheckHeader fails where ReadHeader fails, for records as Marshal writes them and for others that are whole.
+func TestCheckHeader(t *testing.T) {
+	good, err := record.Marshal(2, map[string]any{"a": map[string]string{"version": "x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, data := range []string{
+		string(good), `{"version":1,"writer":"x","a":1}`, `{"version":3,"writer":"x"}`, `{"version":0,"writer":"x"}`, `{"version":01,"writer":"x"}`, `{"version":"1","writer":"x"}`,
+		`{"version":1,"writer":"x","version":3}`, `{"version":1,"writer":"\u0041"}`, `{"writer":"x","version":3}`, `{}`, `[]`, ``, `{"version":1,"writer":7}`, `{"version":99999999999999999999,"writer":"x"}`,
+	} {
+		_, want := record.ReadHeader("r", []byte(data), 2)
+		if got := record.CheckHeader("r", []byte(data), 2); (got == nil) != (want == nil) || got != nil && got.Error() != want.Error() {
+			t.Errorf("%s: %v, want %v", data, got, want)
+		}
+	}
+}

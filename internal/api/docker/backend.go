@@ -6,7 +6,8 @@
 // What ply adds to Docker's API:
 //
 //	GET  /images/{name}/layers   the layers of one image, bottom first
-//	GET  /images/tree            the layers of all images as trees, each layer with Children
+//	GET  /images/tree            the layers of all images as trees, each layer with Children; with listed=1, of the images that /images/json lists for the same
+//	                             all and filters, with the names as people are shown them; with history=0, without CreatedBy
 //	GET  /images/get?format=     save as hybrid (the default), oci, docker or legacy
 //	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
 //	POST /commit?format=         the same for a commit; its answer may have Warnings
@@ -64,8 +65,8 @@ type Images interface {
 	History(ctx context.Context, ref string) ([]image.HistoryEntry, error)
 	// Layers returns the layers of one image, bottom first.
 	Layers(ctx context.Context, ref string) ([]*image.LayerView, error)
-	// Tree returns the layers of all images as trees; the roots are the bottom layers.
-	Tree(ctx context.Context) ([]*image.LayerView, error)
+	// Tree returns the layers of images as trees; the roots are the bottom layers.
+	Tree(ctx context.Context, opts image.TreeOptions) ([]*image.LayerView, error)
 	Tag(ctx context.Context, ref string, name oci.Reference) error
 	Remove(ctx context.Context, ref string, opts image.RemoveOptions) ([]image.Removed, error)
 	Prune(ctx context.Context, opts image.PruneOptions) ([]image.Removed, int64, error)

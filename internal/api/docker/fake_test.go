@@ -144,7 +144,7 @@ func (f *fakeImages) Layers(_ context.Context, name string) ([]*image.LayerView,
 	return []*image.LayerView{a, b}, nil
 }
 
-func (f *fakeImages) Tree(context.Context) ([]*image.LayerView, error) {
+func (f *fakeImages) Tree(context.Context, image.TreeOptions) ([]*image.LayerView, error) {
 	a, b := f.views()
 	a.Children = []*image.LayerView{b}
 	return []*image.LayerView{a}, nil

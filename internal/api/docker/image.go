@@ -212,6 +212,9 @@ func layersOf(views []*image.LayerView) []*wire.Layer {
 	for _, l := range views {
 		a := &wire.Layer{DiffID: l.DiffID.String(), ChainID: l.Chain.String(), Size: l.Size, VirtualSize: l.Virtual, CreatedBy: l.CreatedBy,
 			Tags: familiars(l.Tags), Images: []string{}}
+		if l.Shown != nil {
+			a.Tags = l.Shown
+		}
 		for _, id := range l.Images {
 			a.Images = append(a.Images, id.String())
 		}
@@ -232,7 +235,15 @@ func (h imageHandlers) layers(c *call) error {
 }
 
 func (h imageHandlers) tree(c *call) error {
-	tree, err := h.images.Tree(c.ctx())
+	opts := image.TreeOptions{History: c.get("history") == "" || c.bool("history")}
+	if c.bool("listed") {
+		filters, err := c.filters()
+		if err != nil {
+			return err
+		}
+		opts.Listed = &image.ListOptions{All: c.bool("all"), Filters: filters}
+	}
+	tree, err := h.images.Tree(c.ctx(), opts)
 	if err != nil {
 		return err
 	}

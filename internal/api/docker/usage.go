@@ -94,7 +94,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 
 // layersSize returns the size of all layers. A layer counts once, as on disk.
 func (h usageHandlers) layersSize(c *call) (int64, error) {
-	tree, err := h.images.Tree(c.ctx())
+	tree, err := h.images.Tree(c.ctx(), image.TreeOptions{})
 	if err != nil {
 		return 0, err
 	}

@@ -29,13 +29,17 @@ type Image struct {
 	Manifests []oci.Descriptor `json:"manifests,omitempty"` // their bytes are in the blob store
 	Created   time.Time        `json:"created"`             // when the record was made here
 	LastUsed  time.Time        `json:"lastUsed"`
-	// Step marks the image of a build step: it is the ID of the step's record, or StepOfBase. "" = not made by a step. An image of a step that has no
+	// Step marks the image of a build step: it is the ID of the step's record, StepOfBase or StepOfStack. "" = not made by a step. An image of a step that has no
 	// name is removed with the step.
 	Step string `json:"step,omitempty"`
 }
 
 // StepOfBase is the Step of images whose steps changed the config of an image only.
 const StepOfBase = "base"
+
+// StepOfStack is the Step of images that were made of the lower layers of an image, because a reference named them by their chain ID. They are removed with the
+// build cache and whenever an image is removed.
+const StepOfStack = "stack"
 
 // Index is an index that was made here: the images of several platforms, or an image with its attestations. Its key is its digest. It exists as long as a name
 // means it.
@@ -138,7 +142,7 @@ func (t table) marshal(key []byte, v any) ([]byte, error) {
 
 // unmarshal decodes a stored record. The error's class is errs.DataLoss when it is damaged.
 func (t table) unmarshal(key, data []byte, v any) error {
-	if _, err := record.ReadHeader(t.name(key), data, t.version); err != nil {
+	if err := record.CheckHeader(t.name(key), data, t.version); err != nil {
 		return err
 	}
 	if at := len(data) - sumLen; at > 0 && string(data[at:at+len(sumField)]) == sumField {
@@ -147,7 +151,7 @@ func (t table) unmarshal(key, data []byte, v any) error {
 			return errs.New(errs.DataLoss, "%s: damaged record: its checksum does not match", t.name(key))
 		}
 	}
-	return record.Unmarshal(t.name(key), data, t.version, v)
+	return record.Decode(t.name(key), data, v)
 }
 
 // The versions of the kinds of records. A change that an older build must not ignore raises the version (see package record).

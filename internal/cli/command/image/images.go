@@ -70,12 +70,12 @@ func images(ctx context.Context, inv *command.Invocation, f *imagesFlags, args [
 	if err != nil {
 		return err
 	}
-	list, err := listImages(ctx, api, f.filters, f.all, f.tree)
+	if f.tree {
+		return showTree(ctx, inv.Out, api, f)
+	}
+	list, err := listImages(ctx, api, f.filters, f.all, false)
 	if err != nil {
 		return err
-	}
-	if f.tree {
-		return showTree(ctx, inv.Out, api, list, f.noTrunc)
 	}
 	rows := table.Images(list, inv.Now(), table.ImageOptions{
 		Digests: f.digests || format.Uses(f.format, "Digest"), Containers: f.format == "", NoTrunc: f.noTrunc,

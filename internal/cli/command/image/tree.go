@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -37,9 +38,50 @@ func (n *node) child(chain string) *node {
 	return c
 }
 
-// showTree prints the tree of layers of a list of images: one line per stack of layers, indented below the stack without its top layer.
-// A stack that is an image shows the ID of the image, any other stack its chain ID.
-func showTree(ctx context.Context, w io.Writer, api *client.Client, list []wire.Image, noTrunc bool) error {
+// showTree prints the tree of layers of the images that f selects: one line per stack of layers, indented below the stack without its top layer.
+// A stack that is an image shows the ID of the image, any other stack its chain ID; commands take both.
+func showTree(ctx context.Context, w io.Writer, api *client.Client, f *imagesFlags) error {
+	q := url.Values{"listed": {"1"}, "history": {"0"}}
+	if f.all {
+		q.Set("all", "1")
+	}
+	if err := f.filters.Query(q); err != nil {
+		return err
+	}
+	var roots []*wire.Layer
+	err := api.Do(ctx, client.Request{Path: "/images/tree", Query: q}, &roots)
+	var nodes []*node
+	switch {
+	case err == nil:
+		nodes = nodesOf(roots)
+	case client.IsAbsent(err): // an engine of docker has no such request
+		list, err := listImages(ctx, api, f.filters, f.all, true)
+		if err != nil {
+			return err
+		}
+		if nodes, err = assemble(ctx, api, list); err != nil {
+			return err
+		}
+	default:
+		return err
+	}
+	var b strings.Builder
+	writeTree(&b, nodes, "", f.noTrunc)
+	_, err = io.WriteString(w, b.String())
+	return err
+}
+
+// nodesOf returns the nodes of an answer of the engine.
+func nodesOf(layers []*wire.Layer) []*node {
+	nodes := make([]*node, len(layers))
+	for i, l := range layers {
+		nodes[i] = &node{label: l.ChainID, virtual: l.VirtualSize, tags: l.Tags, images: l.Images, children: nodesOf(l.Children)}
+	}
+	return nodes
+}
+
+// assemble makes the nodes of a list of images from what the engine says about each of them.
+func assemble(ctx context.Context, api *client.Client, list []wire.Image) ([]*node, error) {
 	root := &node{}
 	for _, p := range parts(list) {
 		s, err := stackOf(ctx, api, p.id)
@@ -47,7 +89,7 @@ func showTree(ctx context.Context, w io.Writer, api *client.Client, list []wire.
 			continue // it was removed after the list was made
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if p.names != nil {
 			s.tags = p.names
@@ -68,10 +110,7 @@ func showTree(ctx context.Context, w io.Writer, api *client.Client, list []wire.
 		}
 		n.tags = append(n.tags, s.tags...)
 	}
-	var b strings.Builder
-	writeTree(&b, root.children, "", noTrunc)
-	_, err := io.WriteString(w, b.String())
-	return err
+	return root.children, nil
 }
 
 // part is an image of a list, or an image of an index in it.
