@@ -422,6 +422,9 @@ func (f *fakeContainers) Logs(ctx context.Context, name string, o session.LogOpt
 		}
 	}
 	if o.Follow {
+		if err := o.Idle(); err != nil {
+			return err
+		}
 		<-ctx.Done()
 		return ctx.Err()
 	}
