@@ -90,3 +90,64 @@ func TestUser(t *testing.T) {
 		t.Errorf("%v: %s", err, text)
 	}
 }
+
+// Groups, namespaces and tokens are managed while the registry serves, and while it does not.
+func TestPeople(t *testing.T) {
+	root := t.TempDir()
+	t.Setenv("PLY_REGISTRY_ROOT", root)
+	want := func(text string, args ...string) string {
+		t.Helper()
+		out, err := command(args...)
+		if err != nil || !strings.Contains(out, text) {
+			t.Errorf("%q: %v\n%s\nwant %q", args, err, out, text)
+		}
+		return out
+	}
+	people := func() {
+		t.Helper()
+		want("", "group", "add", "devs", "--role", "writer=team/**")
+		want("", "group", "join", "devs", "alice")
+		want("", "group", "claims", "devs", "/engineering")
+		want("", "group", "grant", "devs", "reader=lib/*")
+		want("devs    alice     /engineering   writer=team/** reader=lib/*", "group", "ls")
+		want("devs", "user", "ls")
+		want("", "group", "revoke", "devs", "lib/*")
+		want("", "group", "leave", "devs", "alice")
+		want("", "group", "rm", "devs")
+		want("", "namespace", "set", "team", "internal")
+		want("internal", "namespace", "ls")
+		want("", "namespace", "rm", "team")
+		text := strings.TrimSpace(want("plyr_", "token", "add", "alice", "CI of team", "--scope", "team/**=pull,push", "--scope", "lib/*", "--expires", "30"))
+		list := want("CI of team   team/**=pull,push lib/*=pull", "token", "ls")
+		if strings.Contains(list, text) {
+			t.Error("the list has the text of the token")
+		}
+		id := text[len("plyr_"):][:10]
+		want(id, "token", "ls", "alice")
+		want("", "token", "rm", "alice", id)
+		if out := want("", "token", "ls"); strings.Contains(out, id) {
+			t.Errorf("after its revocation: %s", out)
+		}
+	}
+	var out bytes.Buffer
+	if err := run([]string{"user", "add", "alice", "--password-stdin"}, strings.NewReader("secret\n"), &out, &out); err != nil {
+		t.Fatal(err)
+	}
+	people()
+	s, err := server.Open(server.Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	people()
+	for _, args := range [][]string{
+		{"group"}, {"group", "add"}, {"group", "add", "A"}, {"group", "add", "x", "--role", "king=x"}, {"group", "nothing"}, {"group", "rm", "x"}, {"group", "join", "x", "alice"},
+		{"namespace", "set", "a", "open"}, {"namespace", "set", "a"}, {"namespace", "rm", "a"}, {"namespace", "ls", "a"},
+		{"token", "add", "alice", "x"}, {"token", "add", "bob", "x", "--scope", "a"}, {"token", "add", "alice", "x", "--scope", "a=own"}, {"token", "add", "alice", "x", "--scope", "a", "--expires", "-1"},
+		{"token", "rm", "alice", "ABCDEFGHIJ"}, {"token", "rm", "alice", "../x"}, {"token", "ls", "a", "b"}, {"token", "add", "alice", "x", "y", "--scope", "a"},
+	} {
+		if out, err := command(args...); err == nil {
+			t.Errorf("%q: no error\n%s", args, out)
+		}
+	}
+}

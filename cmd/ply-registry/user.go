@@ -10,12 +10,10 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"ply/internal/errs"
 	"ply/internal/registry/auth"
-	"ply/internal/registry/config"
 	"ply/internal/registry/content"
 	"ply/internal/registry/server"
 )
@@ -35,38 +33,18 @@ the admin of the repositories below its own name. The first user closes the regi
 
 // user changes the users of a root. A registry that serves it sees the change within a second.
 func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
-	fs := pflag.NewFlagSet("ply-registry user", pflag.ContinueOnError)
-	fs.Usage = func() { fmt.Fprintf(stderr, "%s\n%s", userUsage, fs.FlagUsages()) }
-	root := fs.String("root", "", "directory of everything durable; by default what the settings of the registry say")
-	database := fs.String("database", "", "address of the PostgreSQL that has the users; by default what the settings of the registry say")
-	file := fs.String("config", "", "file of settings; by default "+config.DefaultFile+" where it exists")
-	roles := fs.StringArray("role", nil, "role on a pattern, as writer=team/**")
-	fromStdin := fs.Bool("password-stdin", false, "read the password from the first line of the standard input")
-	if err := fs.Parse(args); err != nil {
-		return err
-	}
-	args = fs.Args()
-	if len(args) == 0 {
-		fs.Usage()
-		return errs.New(errs.Invalid, "user: want a command")
-	}
-	verb, args := args[0], args[1:]
-	want, more := map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1}[verb], verb == "grant" || verb == "revoke"
-	if len(args) < want || len(args) > want && !more {
-		fs.Usage()
-		return errs.New(errs.Invalid, "user %s: wrong number of arguments", verb)
-	}
-	var named []string
-	for flag, value := range map[string]string{"root": *root, "database": *database, "config": *file} {
-		if fs.Changed(flag) {
-			named = append(named, "--"+flag+"="+value)
-		}
-	}
-	c, _, err := config.Load(pflag.NewFlagSet("", pflag.ContinueOnError), named, os.Environ())
+	cmd := newPeopleCommand("user", userUsage, stderr)
+	roles := cmd.StringArray("role", nil, "role on a pattern, as writer=team/**")
+	fromStdin := cmd.Bool("password-stdin", false, "read the password from the first line of the standard input")
+	verb, args, err := cmd.parse(args, map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1}, "grant", "revoke")
 	if err != nil {
 		return err
 	}
-	users, end, err := server.OpenUsers(context.Background(), c.Server(nil))
+	o, err := cmd.options()
+	if err != nil {
+		return err
+	}
+	users, end, err := server.OpenUsers(context.Background(), o)
 	if err != nil {
 		return err
 	}
@@ -97,21 +75,26 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) 
 	case "rm":
 		return users.Remove(args[0])
 	case "grant":
-		grants, err := parseGrants(args[0], args[1:])
-		for _, g := range grants {
-			err = errors.Join(err, users.Grant(g.Subject, g.Pattern, g.Role))
-		}
-		return err
+		return grant(users, args[0], args[1:])
 	case "revoke":
-		for _, pattern := range args[1:] {
-			err = errors.Join(err, users.Grant(args[0], pattern, ""))
-		}
-		return err
-	case "import":
-		return importUsers(users, args[0], *roles, stdout)
+		return revoke(users, args[0], args[1:])
 	}
-	fs.Usage()
-	return errs.New(errs.Invalid, "user: there is no command %q", verb)
+	return importUsers(users, args[0], *roles, stdout)
+}
+
+func grant(users *auth.Users, subject string, roles []string) error {
+	grants, err := parseGrants(subject, roles)
+	for _, g := range grants {
+		err = errors.Join(err, users.Grant(g.Subject, g.Pattern, g.Role))
+	}
+	return err
+}
+
+func revoke(users *auth.Users, subject string, patterns []string) (err error) {
+	for _, pattern := range patterns {
+		err = errors.Join(err, users.Grant(subject, pattern, ""))
+	}
+	return err
 }
 
 func importUsers(users *auth.Users, name string, roles []string, stdout io.Writer) (err error) {
@@ -187,12 +170,18 @@ func listUsers(users *auth.Users, stdout io.Writer) error {
 		roles[g.Subject] = append(roles[g.Subject], string(g.Role)+"="+g.Pattern)
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "USER\tCREATED\tROLES")
+	groups := map[string][]string{}
+	for _, g := range users.Groups() {
+		for _, name := range g.Members {
+			groups[name] = append(groups[name], g.Name)
+		}
+	}
+	fmt.Fprintln(w, "USER\tCREATED\tROLES\tGROUPS")
 	for _, u := range list {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", u.Name, u.Created.Format("2006-01-02"), strings.Join(roles[u.Name], " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", u.Name, u.Created.Format("2006-01-02"), strings.Join(roles[u.Name], " "), strings.Join(groups[u.Name], " "))
 	}
 	if r := roles[auth.Anonymous]; len(r) > 0 {
-		fmt.Fprintf(w, "%s\t\t%s\n", auth.Anonymous, strings.Join(r, " "))
+		fmt.Fprintf(w, "%s\t\t%s\t\n", auth.Anonymous, strings.Join(r, " "))
 	}
 	return w.Flush()
 }

@@ -19,6 +19,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/oci"
 	"ply/internal/safepath"
+	"ply/internal/store"
 	"ply/internal/volume"
 )
 
@@ -74,7 +75,7 @@ func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ 
 		return "", nil, err
 	}
 	c.setRecord(s.newRecord(c, sp, img))
-	if err := s.makeFiles(ctx, c, img, undo); err != nil {
+	if err := s.makeFiles(ctx, c, img, lease, undo); err != nil {
 		return "", nil, err
 	}
 	if err := c.saveNew(); err != nil {
@@ -124,7 +125,7 @@ func (c *ctr) removeDirs() error {
 }
 
 // makeFiles makes the directories of a container, its writable layer and its volumes.
-func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo *undoer) error {
+func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease *store.Lease, undo *undoer) error {
 	fsys := s.env.opts.Store.FS
 	if err := fsys.Mkdir(c.paths.dir, 0o700); err != nil {
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
@@ -148,8 +149,15 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo 
 	if err != nil {
 		return err
 	}
+	for _, m := range inherited {
+		lease.Layer(m.Chain) // of an image; the other container may be removed
+	}
+	images, err := mountedImages(ctx, s.env.opts.Images, sp, lease)
+	if err != nil {
+		return err
+	}
 	res, err := volumes.Resolve(ctx, volume.Request{
-		Container: c.id, Binds: sp.Binds, Mounts: sp.Mounts, Tmpfs: sp.Tmpfs, Inherited: inherited, Anonymous: sp.Volumes,
+		Container: c.id, Binds: sp.Binds, Mounts: sp.Mounts, Tmpfs: sp.Tmpfs, Inherited: inherited, Anonymous: sp.Volumes, Images: images,
 	})
 	if err != nil {
 		return err
@@ -157,6 +165,23 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, undo 
 	undo.add("volumes", func() error { volumes.Undo(context.WithoutCancel(ctx), c.id, res.Made); return nil })
 	c.rec.Mounts = res.Mounts
 	return s.fillRoot(ctx, c, img)
+}
+
+// mountedImages returns the images that a container mounts, by the names in its mounts, and leases their layers.
+func mountedImages(ctx context.Context, from Images, sp *spec.Spec, lease *store.Lease) (map[string]volume.Image, error) {
+	images := map[string]volume.Image{}
+	for _, m := range sp.Mounts {
+		if _, known := images[m.Source]; known || m.Type != "image" || m.Source == "" {
+			continue
+		}
+		img, err := from.Get(ctx, m.Source)
+		if err != nil {
+			return nil, err
+		}
+		lease.Layer(img.Config.RootFS.DiffIDs)
+		images[m.Source] = volume.Image{ID: img.ID, Chain: img.Config.RootFS.DiffIDs}
+	}
+	return images, nil
 }
 
 // fillRoot makes the working directory in the root of a new container, and copies what the image has at the places of empty
@@ -194,8 +219,8 @@ func withRoot(ctx context.Context, c *ctr, f func(root *os.File) error) (err err
 	return errors.Join(f(root), root.Close())
 }
 
-// copiesUp reports whether a mount is a new volume that gets the image's content. A directory in a volume need not be there before the start.
-func copiesUp(m volume.Mount) bool { return m.CopyUp && m.Subpath == "" }
+// copiesUp reports whether a mount is that of a volume that gets the image's content if it is empty there.
+func copiesUp(m volume.Mount) bool { return m.CopyUp }
 
 // inheritMounts returns the mounts of --volumes-from.
 func (s *Service) inheritMounts(from []string) ([]volume.Mount, error) {
@@ -229,6 +254,9 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 	}
 	volumes := s.env.opts.Volumes
 	filled := slices.DeleteFunc(slices.Clone(c.rec.Mounts), func(m volume.Mount) bool { return !copiesUp(m) })
+	for i := range filled {
+		filled[i].Subpath = "" // a directory in a volume need not be there before the start
+	}
 	if _, err := volumes.Prepare(ctx, c.id, filled); err != nil {
 		return err
 	}
@@ -244,7 +272,7 @@ func (s *Service) populate(ctx context.Context, c *ctr, root *os.File) error {
 		if err != nil {
 			return fmt.Errorf("container %s: volume %s: %w", c.id.Short(), m.Target, err)
 		}
-		err = errors.Join(volumes.Populate(ctx, c.id, m.Name, src), src.Close())
+		err = errors.Join(volumes.Populate(ctx, c.id, m, src), src.Close())
 		if err != nil {
 			return err
 		}

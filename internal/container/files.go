@@ -43,7 +43,7 @@ func (f *Files) view(ctx context.Context, c *ctr, client any, write bool, do fun
 	c.mu.Lock()
 	var mounts []volume.Mount
 	for _, m := range c.rec.Mounts {
-		if m.Type == "bind" || m.Type == "volume" {
+		if m.Type != "tmpfs" {
 			mounts = append(mounts, m)
 		}
 	}

@@ -85,10 +85,10 @@ func parsePorts(v string) (p ports, err error) {
 
 func (p ports) contains(port uint16) bool { return port >= p.first && port <= p.last }
 
-// publishes reports whether a published port of the container lies in the range, on either end.
+// publishes reports whether the range has a port of the host at which a port of the container is published.
 func publishes(c *Container, want ports) bool {
 	for _, p := range c.Ports {
-		if p.Proto == want.proto && p.HostPort != 0 && (want.contains(p.ContainerPort) || want.contains(p.HostPort)) {
+		if p.Proto == want.proto && p.HostPort != 0 && want.contains(p.HostPort) {
 			return true
 		}
 	}

@@ -86,10 +86,9 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		}
 		return a.ID < b.ID
 	})
-	all := opts.All || opts.Limit > 0 || opts.Filters.Has("status", "exited")
+	all := opts.All || opts.Limit > 0 || opts.Filters.Has("status") // no other filter asks for containers that do not run
 	var out []*Container
 	linked := s.env.linkNames()
-	positional := sel.before != "" || sel.since != ""
 	before := sel.before == ""
 	for _, e := range found {
 		if !before {
@@ -99,7 +98,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 		if e.v.ID == sel.since {
 			break
 		}
-		if !all && !e.v.State.Status.active() && !positional && !shown[e.v.ID] {
+		if !all && !e.v.State.Status.active() && !shown[e.v.ID] {
 			continue
 		}
 		if opts.Size && e.c != nil {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,8 +41,9 @@ func TestListFilters(t *testing.T) {
 		s.NetworkMode = "bridge"
 	})
 	if got := w.get("cc").Ports; len(got) != 1 || got[0].ContainerPort != 90 || got[0].Proto != "udp" || got[0].HostPort == 0 {
-		t.Errorf("ports %+v", got)
+		t.Fatalf("ports %+v", got)
 	}
+	published := strconv.Itoa(int(w.get("cc").Ports[0].HostPort))
 	for _, c := range []struct {
 		opts container.ListOptions
 		want string
@@ -51,7 +53,9 @@ func TestListFilters(t *testing.T) {
 		{container.ListOptions{Limit: 2}, "cc bb"},
 		{container.ListOptions{Filters: map[string][]string{"status": {"exited"}}}, "aa"},
 		{container.ListOptions{Filters: map[string][]string{"status": {"exited", "created"}}}, "bb aa"},
-		{container.ListOptions{Filters: map[string][]string{"exited": {"2"}}}, "aa"},
+		{container.ListOptions{Filters: map[string][]string{"exited": {"2"}}}, ""},
+		{container.ListOptions{All: true, Filters: map[string][]string{"exited": {"2"}}}, "aa"},
+		{container.ListOptions{Limit: 9, Filters: map[string][]string{"exited": {"2"}}}, "aa"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"name": {"^/a"}}}, "aa"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"id": {a[:6]}}}, "aa"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"label": {"k=v", "of"}}}, "aa"},
@@ -60,9 +64,13 @@ func TestListFilters(t *testing.T) {
 		{container.ListOptions{All: true, Filters: map[string][]string{"volume": {"/vol"}}}, "bb"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"network": {"bridge"}}}, "cc"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"expose": {"70-85"}}}, "aa"},
-		{container.ListOptions{All: true, Filters: map[string][]string{"publish": {"90/udp"}}}, "cc"},
+		{container.ListOptions{All: true, Filters: map[string][]string{"publish": {published + "/udp"}}}, "cc"},
+		{container.ListOptions{All: true, Filters: map[string][]string{"publish": {published + "/tcp"}}}, ""},
+		{container.ListOptions{All: true, Filters: map[string][]string{"publish": {"90/udp"}}}, ""},
 		{container.ListOptions{All: true, Filters: map[string][]string{"before": {"bb"}}}, "aa"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"since": {"bb"}}}, "cc"},
+		{container.ListOptions{Filters: map[string][]string{"before": {"cc"}}}, ""},
+		{container.ListOptions{Filters: map[string][]string{"since": {"aa"}}}, "cc"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"health": {"none"}, "is-task": {"false"}}}, "cc bb aa"},
 		{container.ListOptions{All: true, Filters: map[string][]string{"is-task": {"true"}}}, ""},
 	} {

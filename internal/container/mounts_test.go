@@ -2,8 +2,10 @@ package container_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -172,6 +174,74 @@ func TestVolumeSubpath(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "a", "sub", "f")); err != nil || string(b) != "part" {
 		t.Errorf("the volume's file: %q %v", b, err)
+	}
+}
+
+// A directory in a volume gets what the image has at its place, if it is there and empty.
+func TestSubpathCopyUp(t *testing.T) { onDrivers(t, subpathCopyUp) }
+
+func subpathCopyUp(t *testing.T, w *world) {
+	ctx := context.Background()
+	v, err := w.vols.Create(ctx, "parts", "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(p string) string { return filepath.Join(v.Mountpoint, p) }
+	for _, d := range []string{"alone/sub", "linked", "full", "shared"} {
+		if err := os.MkdirAll(in(d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink("/linked", in("link")), os.WriteFile(in("full/own"), nil, 0o644), os.WriteFile(in("plain"), nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	make := func(sub string, nocopy bool) string {
+		return w.create(spec.Spec{Image: "box", NetworkMode: "none", Cmd: []string{"true"},
+			Mounts: []volume.MountSpec{{Type: "volume", Source: "parts", Target: "/seeded", Subpath: sub, NoCopy: nocopy}}})
+	}
+	list := func(dir string) (names []string) {
+		entries, err := os.ReadDir(in(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	for _, c := range []struct {
+		sub, dir string
+		nocopy   bool
+		want     []string
+	}{
+		{"alone/sub", "alone", true, []string{"sub"}},
+		{"alone/sub", "alone/sub", true, nil},
+		{"alone/sub", "alone/sub", false, []string{"file", "hard", "link"}},
+		{"link", "linked", false, []string{"file", "hard", "link"}},
+		{"full", "full", false, []string{"own"}},
+		{"absent", ".", false, []string{"alone", "full", "link", "linked", "plain", "shared"}},
+		{"plain", ".", false, []string{"alone", "full", "link", "linked", "plain", "shared"}},
+	} {
+		id := make(c.sub, c.nocopy)
+		if got := list(c.dir); !slices.Equal(got, c.want) {
+			t.Errorf("subpath %s: %s has %v, want %v", c.sub, c.dir, got, c.want)
+		}
+		if err := w.s.Remove(ctx, id, false, true, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(in("alone/sub"), &st); err != nil || st.Mode&0o7777 != 0o750 || st.Uid != 1000 {
+		t.Errorf("the directory: %+v %v", st, err)
+	}
+	make("shared", true) // whose directory must stay where it is
+	before, err := os.Stat(in("shared"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	make("shared", false)
+	if after, err := os.Stat(in("shared")); err != nil || !os.SameFile(before, after) || len(list("shared")) != 3 {
+		t.Errorf("a shared directory: %v %v", list("shared"), err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // record is a container in the database; the version of its form is the database's (meta.Containers). Collection and image
-// removal read its first two fields.
+// removal read its first two fields and the layers of mounted images.
 type record struct {
 	Image oci.ImageID `json:"image"`
 	Chain oci.Chain   `json:"chain"`
@@ -52,11 +52,16 @@ func (e *env) load(tx *meta.Tx, id oci.ContainerID) (*ctr, error) {
 	return c, nil
 }
 
-// saveNew writes the first record, unless the image was removed since the creation began.
+// saveNew writes the first record, unless the image or one that is mounted was removed since the creation began.
 func (c *ctr) saveNew() error {
 	return c.env.opts.Store.Meta.Update(func(tx *meta.Tx) error {
 		if !tx.Images.Has(c.rec.Image) {
 			return errs.New(errs.NotFound, "No such image: %s", c.rec.ImageName)
+		}
+		for _, m := range c.rec.Mounts {
+			if m.Type == "image" && slices.ContainsFunc(c.rec.Spec.Mounts, func(s volume.MountSpec) bool { return s.Source == m.Name }) && !tx.Images.Has(m.Image) {
+				return errs.New(errs.NotFound, "No such image: %s", m.Name)
+			}
 		}
 		return meta.As[record](tx.Containers).Put(c.id, c.rec)
 	})

@@ -64,6 +64,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"documents/retention", "registry/server", "retentionRecord", "retentionVersion"},
 		{"documents/QUEUE", "registry/queue", "itemRecord", "itemVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},
+		{"documents/access-tokens", "registry/auth", "AccessToken", "tokenVersion"},
 		{"token-keys.json", "registry/auth", "keysRecord", "keysVersion"},
 	},
 }

@@ -181,13 +181,16 @@ func (c *checker) scan() (bad []brokenRecord, err error) {
 		}
 		for id := range tx.Containers.Keys() {
 			raw, err := tx.Containers.Get(id)
-			var rec struct {
-				Chain oci.Chain `json:"chain"`
-			}
+			var rec containerNeeds
 			if err != nil || json.Unmarshal(raw, &rec) != nil {
 				continue // the containers' own examination reports it
 			}
 			c.chains = append(c.chains, owned{container: id, chain: rec.Chain})
+			for _, m := range rec.Mounts {
+				if len(m.Chain) > 0 {
+					c.chains = append(c.chains, owned{container: id, chain: m.Chain})
+				}
+			}
 		}
 		for id := range tx.Steps.Keys() {
 			step, err := tx.Steps.Get(id)

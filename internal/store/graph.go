@@ -24,7 +24,7 @@ type node struct {
 // graph is who needs what, as the records say in one transaction:
 //
 //	image ──────► config and manifests (blobs), layers (driver objects and records)
-//	container ──► config of its image (a blob), layers
+//	container ──► config of its image (a blob), layers, layers of the images that it mounts
 //	step ───────► layers
 //	index ──────► its bytes, and the manifests and content of attestations (blobs); its images are roots themselves
 //	record ─────► compressed forms of the layer (blobs)
@@ -73,6 +73,9 @@ func (g graph) references(n node) ([]node, error) {
 			return nil, stopped(err)
 		}
 		refs := g.chain(c.Chain)
+		for _, m := range c.Mounts {
+			refs = append(refs, g.chain(m.Chain)...)
+		}
 		if c.Image != "" {
 			refs = append(refs, node{blob: oci.Digest(c.Image)})
 		}
@@ -119,8 +122,11 @@ func (g graph) references(n node) ([]node, error) {
 
 // containerNeeds is the part of a container's record that this package reads.
 type containerNeeds struct {
-	Image oci.ImageID `json:"image"`
-	Chain oci.Chain   `json:"chain"`
+	Image  oci.ImageID `json:"image"`
+	Chain  oci.Chain   `json:"chain"`
+	Mounts []struct {
+		Chain oci.Chain `json:"Chain"` // of an image that it mounts
+	} `json:"mounts"`
 }
 
 // stopped returns the error of a collection that found a damaged record.

@@ -27,7 +27,7 @@ func filled(t *testing.T) (w *world, id oci.ImageID, chain oci.Chain) {
 		}
 	}
 	err := w.s.Meta.Update(func(tx *meta.Tx) error {
-		return errors.Join(meta.As[containerNeeds](tx.Containers).Put(cid, containerNeeds{id, chain}),
+		return errors.Join(meta.As[containerNeeds](tx.Containers).Put(cid, containerNeeds{Image: id, Chain: chain}),
 			tx.Volumes.Put("vol", meta.Volume{Driver: "local", Labels: map[string]string{"k": "v"}}),
 			tx.Names.Put("docker.io/library/one:latest", meta.Name{Image: id}))
 	})

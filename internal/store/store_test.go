@@ -225,6 +225,33 @@ func TestContainersAndLeasesProtect(t *testing.T) {
 	}
 }
 
+// The layers of an image that a container mounts stay when the image goes.
+func TestMountedImagesProtect(t *testing.T) {
+	w := newWorld(t, 0)
+	base, chain := w.image("base", 1)
+	mounted, layers := w.image("mounted", 2, 3)
+	raw, _ := json.Marshal(map[string]any{"image": base, "chain": chain, "mounts": []map[string]any{{"Type": "bind"}, {"Type": "image", "Chain": layers}}})
+	if err := w.s.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Put("c", raw) }); err != nil {
+		t.Fatal(err)
+	}
+	w.drop(mounted, "mounted")
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{layers}, []oci.Digest{oci.Digest(mounted)}); err != nil {
+		t.Fatal(err)
+	}
+	if !w.layers.has(layers[0]) || !w.layers.has(layers[1]) {
+		t.Errorf("a layer of a mounted image is gone: %v", w.layers.objects)
+	}
+	if err := w.s.Meta.Update(func(tx *meta.Tx) error { return tx.Containers.Delete("c") }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.s.Reclaim(t.Context(), []oci.Chain{layers}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if w.layers.has(layers[0]) || w.layers.has(layers[1]) {
+		t.Errorf("the layers are still there after the container: %v", w.layers.objects)
+	}
+}
+
 func TestGrace(t *testing.T) {
 	for _, c := range []struct {
 		grace time.Duration

@@ -85,7 +85,7 @@ func TestOrderOfDiskOperations(t *testing.T) {
 	}
 	defer src.Close()
 	s.AddReferences(c1, "vol")
-	if err := s.Populate(ctx, c1, "vol", src); err != nil {
+	if err := s.Populate(ctx, c1, Mount{Name: "vol"}, src); err != nil {
 		t.Fatal(err)
 	}
 	wantOps(t, "populate", trace(),

@@ -162,6 +162,10 @@ func (s *Service) Prepare(ctx context.Context, id oci.ContainerID, mounts []Moun
 					return nil, err
 				}
 			}
+		case "image":
+			if out[i].Source, err = s.view(ctx, id, i, m); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return out, nil
@@ -238,7 +242,7 @@ func (s *Service) Adopt(id oci.ContainerID, mounts []Mount) {
 	}
 }
 
-// Release records that a container does not run any more, and unmounts the parts of volumes that were mounted for it and the
+// Release records that a container does not run any more, and unmounts the parts of volumes and the images that were mounted for it and the
 // devices that no other running container needs.
 // A second call does nothing.
 func (s *Service) Release(id oci.ContainerID) {
@@ -255,8 +259,8 @@ func (s *Service) Release(id oci.ContainerID) {
 		}
 	}
 	s.mu.Unlock()
-	if err := unpin(s.pins(id)); err != nil { // before the volumes that they are part of
-		s.log.Warn("parts of volumes stay mounted", "container", id, "err", err)
+	if err := unpin(s.opts.Store.Layers, s.pins(id)); err != nil { // before the volumes that they are part of
+		s.log.Warn("parts of volumes and images stay mounted", "container", id, "err", err)
 	}
 	for _, n := range last {
 		done, err := s.lockSlow(context.Background(), n)

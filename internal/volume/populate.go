@@ -17,35 +17,43 @@ import (
 	"ply/internal/safepath"
 )
 
-// Populate copies a directory of an image into a volume if the volume is empty. It keeps owners, modes, times, extended
-// attributes and hard links, and follows no link. The volume's root gets the owner and mode of src even when src is empty,
-// as with docker. The caller has opened src inside the container's root.
+// Populate copies a directory of an image into what m mounts, a volume or the directory in a volume that a subpath names, if that is there and empty.
+// It keeps owners, modes, times, extended attributes and hard links, and follows no link. The directory gets the owner and mode of src even
+// when src is empty, as with docker. The caller has opened src inside the container's root.
 //
-// When no other container refers to the volume, the copy is made in a temporary directory that then replaces the volume's,
-// so a crash leaves the volume empty or complete. Otherwise the files are copied into the volume's directory itself.
-func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string, src *os.File) (err error) {
-	rec, err := s.record(name)
+// When no other container refers to the volume, the copy is made in a temporary directory that then replaces the empty one,
+// so a crash leaves it empty or complete. Otherwise the files are copied into the directory itself.
+func (s *Service) Populate(ctx context.Context, id oci.ContainerID, m Mount, src *os.File) (err error) {
+	rec, err := s.record(m.Name)
 	if err != nil {
 		return err
 	}
-	done, err := s.lockSlow(ctx, name)
+	done, err := s.lockSlow(ctx, m.Name)
 	if err != nil {
 		return err
 	}
 	defer done()
-	data := s.path(name)
+	at, err := openDestination(s.path(m.Name), m.Subpath)
+	if m.Subpath != "" && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)) {
+		return nil // no such directory in the volume; if it is still missing at the start, that fails
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, at.close()) }()
+	data := fdPath(at.dir)
 	empty, err := isEmpty(data)
 	if err != nil || !empty {
 		return err
 	}
 	s.mu.Lock()
 	alone := len(rec.Options) == 0
-	for _, u := range s.users(name) {
+	for _, u := range s.users(m.Name) {
 		alone = alone && u == string(id)
 	}
 	s.mu.Unlock()
 	if !alone {
-		return CopyTree(ctx, data, src)
+		return fill(ctx, at.dir, src)
 	}
 	tmp := durable.TempName(s.opts.Root) // where New deletes it after a crash
 	fsys := s.opts.Store.FS
@@ -68,17 +76,52 @@ func (s *Service) Populate(ctx context.Context, id oci.ContainerID, name string,
 			return err
 		}
 	}
-	renamed, err := s.replace(id, name, tmp)
+	renamed, err := s.replace(id, m.Name, tmp, at.path)
 	if err != nil || renamed {
 		return err
 	}
 	// Another container has come to refer to the volume and may have the directory mounted, so it must not be replaced.
-	return errors.Join(CopyTree(ctx, data, src), fsys.RemoveAll(tmp))
+	return errors.Join(fill(ctx, at.dir, src), fsys.RemoveAll(tmp))
 }
 
-// replace replaces the volume's empty directory by tmp, durably and in one step, unless another container has come to refer to the volume. It
-// holds mu, so no reference is added between the check and the rename.
-func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
+// destination is the directory that Populate fills.
+type destination struct {
+	dir    *os.File
+	parent *os.File // nil for the volume's own directory
+	path   string   // of dir, below parent
+}
+
+func (f *destination) close() error {
+	err := f.dir.Close()
+	if f.parent != nil {
+		err = errors.Join(err, f.parent.Close())
+	}
+	return err
+}
+
+// openDestination opens a volume's directory, or a directory in it. Links are resolved inside the volume.
+func openDestination(volume, subpath string) (*destination, error) {
+	f := &destination{path: volume}
+	var err error
+	if f.dir, err = os.OpenFile(f.path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err != nil || subpath == "" || subpath == "." {
+		return f, err
+	}
+	root := f.dir
+	defer root.Close()
+	if f.dir, err = safepath.Open(root, subpath, unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
+		return nil, err
+	}
+	var base string
+	if f.parent, base, err = safepath.OpenParent(root, subpath); err != nil {
+		return nil, errors.Join(err, f.dir.Close())
+	}
+	f.path = filepath.Join(fdPath(f.parent), base)
+	return f, nil
+}
+
+// replace replaces the empty directory at data in a volume by tmp, durably and in one step, unless another container has come to refer to the volume
+// or the name at data is that of a link. It holds mu, so no reference is added between the check and the rename.
+func (s *Service) replace(id oci.ContainerID, name, tmp, data string) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, u := range s.users(name) {
@@ -86,7 +129,10 @@ func (s *Service) replace(id oci.ContainerID, name, tmp string) (bool, error) {
 			return false, nil
 		}
 	}
-	err := durable.Rename(s.opts.Store.FS, tmp, s.path(name))
+	err := durable.Rename(s.opts.Store.FS, tmp, data)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOTEMPTY) {
+		return false, nil // a link, or a directory that was filled meanwhile
+	}
 	return err == nil, err
 }
 
@@ -98,6 +144,11 @@ func CopyTree(ctx context.Context, dir string, src *os.File) error {
 		return err
 	}
 	defer dst.Close()
+	return fill(ctx, dst, src)
+}
+
+// fill is copyTree for what comes from an image.
+func fill(ctx context.Context, dst, src *os.File) error {
 	if err := copyTree(ctx, dst, src); err != nil {
 		return fmt.Errorf("volume: fill from the image: %w", err)
 	}

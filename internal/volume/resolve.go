@@ -23,8 +23,15 @@ type Request struct {
 	Binds     []string
 	Mounts    []MountSpec
 	Tmpfs     map[string]string
-	Inherited []Mount  // of --volumes-from, made read-only where that is asked for
-	Anonymous []string // container paths: the image's VOLUMEs and bare -v
+	Inherited []Mount          // of --volumes-from, made read-only where that is asked for
+	Anonymous []string         // container paths: the image's VOLUMEs and bare -v
+	Images    map[string]Image // those that Mounts name, by the name there
+}
+
+// Image is an image whose files a container mounts.
+type Image struct {
+	ID    oci.ImageID
+	Chain oci.Chain
 }
 
 // Resolved is the result of Resolve.
@@ -45,7 +52,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 	}()
 	at := map[string]Mount{}
 	for _, m := range r.Inherited {
-		if m.Name != "" {
+		if m.Type == "volume" {
 			if _, err := s.create(ctx, m.Name, m.Driver, nil, nil, string(r.Container)); err != nil {
 				return nil, err
 			}
@@ -88,7 +95,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 		}
 	}
 	for _, spec := range r.Mounts {
-		m, err := s.resolveSpec(ctx, r.Container, spec, written, res)
+		m, err := s.resolveSpec(ctx, &r, spec, written, res)
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +185,7 @@ func specErr(kind, format string, args ...any) error {
 }
 
 // resolveSpec resolves one --mount.
-func (s *Service) resolveSpec(ctx context.Context, id oci.ContainerID, spec MountSpec, written map[string]bool, res *Resolved) (Mount, error) {
+func (s *Service) resolveSpec(ctx context.Context, r *Request, spec MountSpec, written map[string]bool, res *Resolved) (Mount, error) {
 	target, err := cleanTarget(spec.Target)
 	if err != nil {
 		return Mount{}, specErr(spec.Type, "%s", err)
@@ -191,10 +198,12 @@ func (s *Service) resolveSpec(ctx context.Context, id oci.ContainerID, spec Moun
 	case "bind":
 		return s.specBind(m, spec)
 	case "volume":
-		return s.specVolume(ctx, id, m, spec, res)
+		return s.specVolume(ctx, r.Container, m, spec, res)
 	case "tmpfs":
 		return specTmpfs(m, spec)
-	case "npipe", "cluster", "image":
+	case "image":
+		return specImage(m, spec, r)
+	case "npipe", "cluster":
 		return Mount{}, specErr(spec.Type, "mount type is not supported here")
 	}
 	return Mount{}, specErr(spec.Type, "mount type unknown")
@@ -239,11 +248,8 @@ func (s *Service) specVolume(ctx context.Context, id oci.ContainerID, m Mount, s
 	case spec.Source == "" && spec.ReadOnly:
 		return m, specErr("volume", "must not set ReadOnly mode when using anonymous volumes")
 	}
-	if spec.Subpath != "" {
-		if path.IsAbs(spec.Subpath) || slices.Contains(strings.Split(spec.Subpath, "/"), "..") || len(spec.Subpath) > 4096 || strings.IndexByte(spec.Subpath, 0) >= 0 {
-			return m, specErr("volume", "subpath must be a relative path within the volume")
-		}
-		m.Subpath = path.Clean(spec.Subpath)
+	if err := m.setSubpath(spec.Subpath); err != nil {
+		return m, err
 	}
 	v, err := s.make(ctx, spec.Source, spec.Driver, spec.Labels, spec.DriverOpts, id, res)
 	if err != nil {
@@ -251,6 +257,40 @@ func (s *Service) specVolume(ctx context.Context, id oci.ContainerID, m Mount, s
 	}
 	m.Name, m.Source, m.Driver, m.CopyUp, m.Anonymous = v.Name, v.Mountpoint, v.Driver, !spec.NoCopy, spec.Source == ""
 	m.Mode = "z"
+	return m, nil
+}
+
+// setSubpath sets the subpath of a mount; "" leaves it away.
+func (m *Mount) setSubpath(p string) error {
+	if p == "" {
+		return nil
+	}
+	if path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") || len(p) > 4096 || strings.IndexByte(p, 0) >= 0 {
+		return specErr(m.Type, "subpath must be a relative path within the volume")
+	}
+	m.Subpath = path.Clean(p)
+	return nil
+}
+
+func specImage(m Mount, spec MountSpec, r *Request) (Mount, error) {
+	switch {
+	case spec.Source == "":
+		return m, specErr("image", "field Source must not be empty")
+	case spec.Propagation != "" || spec.NonRecursive || spec.CreateSource:
+		return m, specErr("image", "field BindOptions must not be specified")
+	case spec.NoCopy || spec.Driver != "" || len(spec.DriverOpts) > 0 || len(spec.Labels) > 0:
+		return m, specErr("image", "field VolumeOptions must not be specified")
+	case spec.TmpfsSize != 0 || spec.TmpfsMode != 0:
+		return m, specErr("image", "field TmpfsOptions must not be specified")
+	}
+	if err := m.setSubpath(spec.Subpath); err != nil {
+		return m, err
+	}
+	img, ok := r.Images[spec.Source]
+	if !ok {
+		return m, errs.New(errs.NotFound, "No such image: %s", spec.Source)
+	}
+	m.Name, m.Image, m.Chain, m.RW, m.Propagation = spec.Source, img.ID, img.Chain, false, "rprivate"
 	return m, nil
 }
 

@@ -34,7 +34,7 @@ const dataDir = "_data"
 type Options struct {
 	Store *store.Store
 	Root  string // <data-root>/volumes
-	// MountRoot is <exec-root>/volumes. Parts of volumes that containers mount are bound to mount points in it.
+	// MountRoot is <exec-root>/volumes. Parts of volumes, and images, that containers mount are mounted in it first.
 	MountRoot string
 	// Pack writes a directory and everything below it as a tar stream. Containers may change it meanwhile. Export needs it.
 	Pack func(ctx context.Context, dir *os.File, w io.Writer) error

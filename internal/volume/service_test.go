@@ -228,14 +228,14 @@ func TestReplaceLeavesASharedVolume(t *testing.T) {
 	}
 	s.AddReferences(c1, "vol")
 	s.AddReferences(c2, "vol")
-	if replaced, err := s.replace(c1, "vol", tmp); replaced || err != nil {
+	if replaced, err := s.replace(c1, "vol", tmp, s.path("vol")); replaced || err != nil {
 		t.Errorf("replace of a shared volume = %v, %v", replaced, err)
 	}
 	if after, err := os.Stat(v.Mountpoint); err != nil || !os.SameFile(before, after) {
 		t.Errorf("the directory was replaced: %v", err)
 	}
 	s.DropReferences(c2)
-	if replaced, err := s.replace(c1, "vol", tmp); !replaced || err != nil {
+	if replaced, err := s.replace(c1, "vol", tmp, s.path("vol")); !replaced || err != nil {
 		t.Errorf("replace = %v, %v", replaced, err)
 	}
 }
@@ -419,7 +419,7 @@ func TestPopulateShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := s.Populate(ctx, c1, "vol", d); err != nil {
+	if err := s.Populate(ctx, c1, Mount{Name: "vol"}, d); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.Stat(v.Mountpoint)

@@ -1,14 +1,18 @@
 // Package volume keeps the data of containers that lies outside their layers: local named and anonymous volumes, bind
-// mounts and tmpfs mounts, and the sharing of volumes between containers.
+// mounts, tmpfs mounts and the files of other images, and the sharing of volumes between containers.
 //
 // Invariant: a volume's data is never removed while a container, running or not, refers to it.
 package volume
 
-import "time"
+import (
+	"time"
+
+	"ply/internal/oci"
+)
 
 // MountSpec is one --mount as a user asks for it. Containers store it, so its JSON names must not change.
 type MountSpec struct {
-	Type         string            `json:"Type"` // bind, volume, tmpfs
+	Type         string            `json:"Type"` // bind, volume, tmpfs, image
 	Source       string            `json:"Source"`
 	Target       string            `json:"Target"`
 	ReadOnly     bool              `json:"ReadOnly"`
@@ -26,8 +30,8 @@ type MountSpec struct {
 
 // Mount is a resolved mount of a container. Containers store it, so its JSON names must not change.
 type Mount struct {
-	Type        string   `json:"Type"`   // bind, volume, tmpfs
-	Name        string   `json:"Name"`   // volume
+	Type        string   `json:"Type"`   // bind, volume, tmpfs, image
+	Name        string   `json:"Name"`   // volume, or image as the user wrote it
 	Source      string   `json:"Source"` // host path
 	Target      string   `json:"Target"` // path in the container
 	Driver      string   `json:"Driver"`
@@ -40,7 +44,10 @@ type Mount struct {
 
 	CreateSource bool   `json:"CreateSource"` // bind: create a missing source directory at start
 	NonRecursive bool   `json:"NonRecursive"` // bind: without the mounts below the source
-	Subpath      string `json:"Subpath"`      // volume: the directory to mount instead of the volume's root, clean and relative
+	Subpath      string `json:"Subpath"`      // volume, image: the directory or file to mount instead of the root, clean and relative
+
+	Image oci.ImageID `json:"Image,omitempty"` // image
+	Chain oci.Chain   `json:"Chain,omitempty"` // image: its layers, which the collection keeps for the container
 }
 
 // Volume is one volume as list and inspect show it.

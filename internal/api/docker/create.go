@@ -20,6 +20,11 @@ func (h containerHandlers) create(c *call) error {
 	if c.v < 40 && body.HostConfig != nil && body.HostConfig.IpcMode == "" {
 		body.HostConfig.IpcMode = "shareable" // what these clients rely on
 	}
+	if body.HostConfig != nil {
+		if err := mountsSince(c.v, body.HostConfig.Mounts); err != nil {
+			return err
+		}
+	}
 	sp, err := createSpec(&body)
 	if err != nil {
 		return err

@@ -25,7 +25,8 @@ func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 	for _, o := range []struct {
 		set        bool
 		name, kind string
-	}{{m.BindOptions != nil, "BindOptions", "bind"}, {m.VolumeOptions != nil, "VolumeOptions", "volume"}, {m.TmpfsOptions != nil, "TmpfsOptions", "tmpfs"}} {
+	}{{m.BindOptions != nil, "BindOptions", "bind"}, {m.VolumeOptions != nil, "VolumeOptions", "volume"}, {m.TmpfsOptions != nil, "TmpfsOptions", "tmpfs"},
+		{m.ImageOptions != nil, "ImageOptions", "image"}} {
 		if o.set && m.Type != o.kind {
 			return bad("field %s must not be specified", o.name)
 		}
@@ -58,10 +59,30 @@ func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 			}
 			s.TmpfsSize, s.TmpfsMode = o.SizeBytes, o.Mode
 		}
+	case "image":
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if o := m.ImageOptions; o != nil {
+			s.Subpath = o.Subpath
+		}
 	default:
-		return bad("mount type unknown: want bind, volume or tmpfs")
+		return bad("mount type unknown: want bind, volume, tmpfs or image")
 	}
 	return s, nil
+}
+
+// mountsSince refuses mounts that the version of the API does not have.
+func mountsSince(version int, mounts []wire.Mount) error {
+	for _, m := range mounts {
+		switch {
+		case version < 45 && m.VolumeOptions != nil && m.VolumeOptions.Subpath != "":
+			return errs.New(errs.Invalid, "VolumeOptions.Subpath needs API v1.45 or newer")
+		case version < 48 && m.Type == "image":
+			return errs.New(errs.Invalid, `Mount type "Image" needs API v1.48 or newer`)
+		}
+	}
+	return nil
 }
 
 // mountOf returns a mount as it was asked for.
@@ -75,6 +96,8 @@ func mountOf(m volume.MountSpec) wire.Mount {
 		if m.Driver != "" || len(m.DriverOpts) > 0 {
 			c.VolumeOptions.DriverConfig = &wire.VolumeDriver{Name: m.Driver, Options: m.DriverOpts}
 		}
+	case m.Type == "image" && m.Subpath != "":
+		c.ImageOptions = &wire.ImageOptions{Subpath: m.Subpath}
 	case m.Type == "tmpfs" && (m.TmpfsSize != 0 || m.TmpfsMode != 0):
 		c.TmpfsOptions = &wire.TmpfsOptions{SizeBytes: m.TmpfsSize, Mode: m.TmpfsMode}
 	}

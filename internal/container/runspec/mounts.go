@@ -111,7 +111,7 @@ func (b *builder) userMounts() ([]specs.Mount, error) {
 		switch m.Type {
 		case "tmpfs":
 			sm, err = tmpfsMount(m)
-		case "bind", "volume":
+		case "bind", "volume", "image":
 			sm, err = b.bindMount(m)
 		default:
 			return nil, errs.New(errs.Invalid, "mount %s: unknown type %q", target, m.Type)

@@ -471,15 +471,7 @@ func (s *segment) plug(c network.Connection) error {
 	if err := s.setUpPort(veth); err != nil {
 		return err
 	}
-	i := namespace.Interface{Name: e.Interface, Sysctls: c.Sysctls}
-	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
-		if p.IsValid() {
-			i.Addrs = append(i.Addrs, p)
-		}
-	}
-	for _, a := range e.LinkLocal {
-		i.Addrs = append(i.Addrs, namespace.LinkLocal(a))
-	}
+	i := namespace.Interface{Name: e.Interface, Sysctls: c.Sysctls, Addrs: namespace.Addresses(e.IPv4, e.IPv6, e.LinkLocal)}
 	if c.Default {
 		i.Via = s.gateways()
 	}

@@ -81,8 +81,21 @@ func setSysctls(path string, i Interface) error {
 	})
 }
 
-// LinkLocal returns a link-local address with the length of its subnet.
-func LinkLocal(a netip.Addr) netip.Prefix {
+// Addresses returns the addresses of an interface. Either of the first two may be the zero value.
+func Addresses(v4, v6 netip.Prefix, linkLocal []netip.Addr) (all []netip.Prefix) {
+	for _, p := range []netip.Prefix{v4, v6} {
+		if p.IsValid() {
+			all = append(all, p)
+		}
+	}
+	for _, a := range linkLocal {
+		all = append(all, linkLocalPrefix(a))
+	}
+	return all
+}
+
+// linkLocalPrefix returns a link-local address with the length of its subnet.
+func linkLocalPrefix(a netip.Addr) netip.Prefix {
 	if a.Is4() {
 		return netip.PrefixFrom(a, 16)
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -26,6 +27,7 @@ import (
 	"ply/internal/record"
 	"ply/internal/record/recordtest"
 	"ply/internal/registry/access"
+	"ply/internal/registry/metadata"
 )
 
 func open(t *testing.T, root string) *Users {
@@ -238,7 +240,8 @@ func TestTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := gate(t, root)
-	good := claims{Subject: "alice", Audience: issuer, Access: []scopeClaim{{"repository", "a", []string{"pull"}}}}
+	alice, _ := u.user("alice")
+	good := claims{Subject: "alice", UserID: alice.ID, Audience: issuer, Access: []scopeClaim{{"repository", "a", []string{"pull"}}}}
 	token, err := g.signer.issue(good)
 	if err != nil {
 		t.Fatal(err)
@@ -249,7 +252,7 @@ func TestTokens(t *testing.T) {
 	}
 	parts := strings.Split(token, ".")
 	now := time.Now().Unix()
-	full := claims{Issuer: issuer, Subject: "alice", Audience: issuer, Expires: now + 100, Begins: now - 100, Access: []scopeClaim{{"repository", "a", []string{"pull", "push"}}}}
+	full := claims{Issuer: issuer, Subject: "alice", UserID: alice.ID, Audience: issuer, Expires: now + 100, Begins: now - 100, Access: []scopeClaim{{"repository", "a", []string{"pull", "push"}}}}
 	key := g.signer.keys[0]
 	private := ed25519.NewKeyFromSeed(key.Seed)
 	public, _ := private.Public().(ed25519.PublicKey)
@@ -274,24 +277,26 @@ func TestTokens(t *testing.T) {
 		return text + "." + base64.RawURLEncoding.EncodeToString(m.Sum(nil))
 	}
 	for name, token := range map[string]string{
-		"another payload":    parts[0] + "." + encode(full) + "." + parts[2],
-		"no algorithm":       encode(tokenHeader{"JWT", "none", key.ID}) + "." + encode(full) + ".",
-		"no signature":       encode(head) + "." + encode(full) + ".",
-		"a MAC":              mac(),
-		"a foreign key":      sign(foreign, head, full),
-		"an unknown key":     sign(foreign, tokenHeader{"JWT", algorithm, "other"}, full),
-		"a key of its own":   sign(foreign, map[string]any{"typ": "JWT", "alg": algorithm, "kid": key.ID, "jwk": map[string]string{"kty": "OKP", "x": base64.RawURLEncoding.EncodeToString(foreign[32:])}}, full),
-		"two algorithms":     "eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIiwiYWxnIjoiRWREU0EifQ." + parts[1] + "." + parts[2],
-		"expired":            sign(private, head, with(func(c *claims) { c.Expires = now - 1 })),
-		"not yet":            sign(private, head, with(func(c *claims) { c.Begins = now + 100 })),
-		"another audience":   sign(private, head, with(func(c *claims) { c.Audience = "other" })),
-		"another issuer":     sign(private, head, with(func(c *claims) { c.Issuer = "other" })),
-		"a user who is gone": sign(private, head, with(func(c *claims) { c.Subject = "bob" })),
-		"empty":              "",
-		"two parts":          parts[0] + "." + parts[1],
-		"four parts":         token + ".x",
-		"padding":            token + "=",
-		"a megabyte":         strings.Repeat("a", 1<<20),
+		"another payload":     parts[0] + "." + encode(full) + "." + parts[2],
+		"no algorithm":        encode(tokenHeader{"JWT", "none", key.ID}) + "." + encode(full) + ".",
+		"no signature":        encode(head) + "." + encode(full) + ".",
+		"a MAC":               mac(),
+		"a foreign key":       sign(foreign, head, full),
+		"an unknown key":      sign(foreign, tokenHeader{"JWT", algorithm, "other"}, full),
+		"a key of its own":    sign(foreign, map[string]any{"typ": "JWT", "alg": algorithm, "kid": key.ID, "jwk": map[string]string{"kty": "OKP", "x": base64.RawURLEncoding.EncodeToString(foreign[32:])}}, full),
+		"two algorithms":      "eyJ0eXAiOiJKV1QiLCJhbGciOiJub25lIiwiYWxnIjoiRWREU0EifQ." + parts[1] + "." + parts[2],
+		"expired":             sign(private, head, with(func(c *claims) { c.Expires = now - 1 })),
+		"not yet":             sign(private, head, with(func(c *claims) { c.Begins = now + 100 })),
+		"another audience":    sign(private, head, with(func(c *claims) { c.Audience = "other" })),
+		"another issuer":      sign(private, head, with(func(c *claims) { c.Issuer = "other" })),
+		"another of the name": sign(private, head, with(func(c *claims) { c.UserID = "other" })),
+		"a foreign personal":  sign(private, head, with(func(c *claims) { c.Token = "ABCDEFGHIJ" })),
+		"a user who is gone":  sign(private, head, with(func(c *claims) { c.Subject = "bob" })),
+		"empty":               "",
+		"two parts":           parts[0] + "." + parts[1],
+		"four parts":          token + ".x",
+		"padding":             token + "=",
+		"a megabyte":          strings.Repeat("a", 1<<20),
 	} {
 		if c, err := g.Identify(request("Bearer " + token)); !errors.Is(err, errs.Unauthorized) {
 			t.Errorf("%s: %+v, %v", name, c, err)
@@ -433,15 +438,40 @@ func TestChallenge(t *testing.T) {
 
 func TestRecords(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for name, v := range map[string]any{
-		"users.v1.json": usersRecord{Users: []User{{"alice", "$2a$10$x", now}}, Grants: []Grant{{Anonymous, "public/**", Reader}}},
-		"keys.v1.json":  keysRecord{Keys: []Key{{"ID", []byte("seed"), now}}},
+	for name, v := range map[string]struct {
+		version int
+		value   any
+	}{
+		"users.v1.json": {1, usersRecord{Users: []User{{Name: "alice", Password: "$2a$10$x", Created: now}}, Grants: []Grant{{Anonymous, "public/**", Reader}}}},
+		"users.v2.json": {usersVersion, usersRecord{
+			Users:  []User{{Name: "alice", Created: now, ID: "RANDOM", Issuer: "https://id.example.com", Subject: "248289761001", Claims: []string{"/engineering"}, SignedIn: now}},
+			Grants: []Grant{{GroupSubject("devs"), "team/**", Writer}},
+			Groups: []Group{{"devs", []string{"alice"}, []string{"/engineering"}, now}}, Namespaces: []Namespace{{"team", Internal, now}},
+		}},
+		"access-token.v1.json": {tokenVersion, AccessToken{
+			ID: "ABCDEFGHIJ", User: "alice", UserID: "RANDOM", Name: "CI", Hash: []byte("hash"), Created: now, Expires: now.Add(time.Hour), Used: now,
+			Scopes: []TokenScope{{"team/**", []access.Action{access.Pull, access.Push}}},
+		}},
+		"keys.v1.json": {keysVersion, keysRecord{Keys: []Key{{"ID", []byte("seed"), now}}}},
 	} {
-		b, err := record.Marshal(1, v)
+		b, err := record.Marshal(v.version, v.value)
 		if err != nil {
 			t.Fatal(err)
 		}
 		recordtest.Golden(t, name, b)
+	}
+	// What the release before wrote is read.
+	b, err := os.ReadFile(filepath.Join("testdata", "users.v1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "users.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	u := open(t, root)
+	if list, grants := u.List(); len(list) != 1 || list[0].Name != "alice" || len(grants) != 1 {
+		t.Errorf("users %v, grants %v", list, grants)
 	}
 }
 
@@ -472,8 +502,23 @@ func (d *documents) SwapDocument(_ context.Context, kind, key string, old, value
 	if ok != (old != nil) || !bytes.Equal(v, old) {
 		return errs.New(errs.Precondition, "changed")
 	}
-	d.values[kind+"/"+key] = value
+	if value == nil {
+		delete(d.values, kind+"/"+key)
+	} else {
+		d.values[kind+"/"+key] = value
+	}
 	return nil
+}
+
+func (d *documents) Documents(_ context.Context, kind, after string, limit int) (list []metadata.Document, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range slices.Sorted(maps.Keys(d.values)) {
+		if key, ok := strings.CutPrefix(k, kind+"/"); ok && key > after && len(list) < limit {
+			list = append(list, metadata.Document{Key: key, Value: d.values[k]})
+		}
+	}
+	return list, nil
 }
 
 // Replicas that share a database know each other's users and accept each other's tokens, and go on with what they know while the

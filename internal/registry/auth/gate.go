@@ -24,6 +24,10 @@ type Options struct {
 	Required bool
 	// Basic asks clients to log in by Basic and not for tokens. Both are always accepted.
 	Basic bool
+	// Tokens are the personal access tokens; nil = there are none.
+	Tokens *Tokens
+	// ClaimsAge is how long the groups that a provider named count after a sign-in.
+	ClaimsAge time.Duration
 	// URL is what clients reach the registry by, such as https://registry.example.com; "" = what each request says.
 	URL string
 }
@@ -52,25 +56,48 @@ func NewGate(o Options) (*Gate, error) {
 // IsOpen reports whether everyone may do everything.
 func (g *Gate) IsOpen() bool { return !g.o.Required && !g.o.Users.Closed() }
 
-// caller is someone with rights, perhaps narrowed by a token.
+// caller is someone with rights, perhaps narrowed by a personal access token, by a token that the gate issued, or by both.
 type caller struct {
 	Rights
-	token  bool
-	access []scopeClaim
+	personal *AccessToken // nil = none
+	everyone Rights       // what a personal access token does not narrow
+	token    bool
+	access   []scopeClaim
 }
 
 // Name returns the user.
 func (c *caller) Name() string { return c.name }
 
+// Token returns the ID of the personal access token; "" = none.
+func (c *caller) Token() string {
+	if c.personal == nil {
+		return ""
+	}
+	return c.personal.ID
+}
+
 // Admin reports whether the caller may use everything.
-func (c *caller) Admin() bool { return !c.token && c.admin() }
+func (c *caller) Admin() bool { return !c.token && c.personal == nil && c.admin() }
+
+// Owns reports whether the caller may change a namespace.
+func (c *caller) Owns(namespace string) bool {
+	return !c.token && c.personal == nil && c.owns(namespace)
+}
+
+// allowed reports what the user may do with its password or its personal access token.
+func (c *caller) allowed(repo content.Repository, a access.Action) bool {
+	if !c.Rights.May(repo, a) {
+		return false
+	}
+	return c.personal == nil || c.personal.allows(repo, a) || c.everyone.May(repo, a)
+}
 
 // May reports whether the caller may do something to a repository.
 func (c *caller) May(repo content.Repository, a access.Action) bool {
 	if repo == "" { // to be let in
 		return c.token || c.name != ""
 	}
-	return c.Rights.May(repo, a) && (!c.token || slices.ContainsFunc(c.access, func(s scopeClaim) bool {
+	return c.allowed(repo, a) && (!c.token || slices.ContainsFunc(c.access, func(s scopeClaim) bool {
 		return s.Type == "repository" && s.Name == string(repo) && slices.Contains(s.Actions, string(a))
 	}))
 }
@@ -80,20 +107,13 @@ func (c *caller) Sees(repo content.Repository) bool {
 	if c.token && !slices.ContainsFunc(c.access, func(s scopeClaim) bool { return s.Type == "registry" && s.Name == "catalog" }) {
 		return c.May(repo, access.Pull)
 	}
-	return c.Rights.May(repo, access.Pull)
+	return c.allowed(repo, access.Pull)
 }
 
-func (g *Gate) rights(name string) Rights {
-	subject := name
-	if name == "" {
-		subject = Anonymous
-	}
+// newCaller returns a user as a caller; "" = one who does not log in.
+func (g *Gate) newCaller(name string, personal *AccessToken) *caller {
 	t := g.o.Users.current()
-	grants := t.grants[subject]
-	if name != "" { // what everyone may do, a user may do
-		grants = slices.Concat(grants, t.grants[Anonymous])
-	}
-	return Rights{name, grants}
+	return &caller{Rights: t.rights(name, g.o.ClaimsAge), personal: personal, everyone: t.rights("", 0)}
 }
 
 // Identify returns who makes a request.
@@ -105,42 +125,78 @@ func (g *Gate) Identify(r *http.Request) (access.Caller, error) {
 	scheme, credentials, _ := strings.Cut(header, " ")
 	switch {
 	case header == "":
-		return &caller{Rights: g.rights("")}, nil
+		return g.newCaller("", nil), nil
 	case strings.EqualFold(scheme, "Basic"):
-		name, err := g.login(r)
+		name, personal, err := g.login(r)
 		if err != nil {
 			return nil, err
 		}
-		return &caller{Rights: g.rights(name)}, nil
+		return g.newCaller(name, personal), nil
 	case strings.EqualFold(scheme, "Bearer"):
-		c, err := g.signer.verify(strings.TrimSpace(credentials), g.service(r))
-		if err != nil {
-			return nil, err
-		}
-		if c.Subject != "" && !g.o.Users.has(c.Subject) {
-			return nil, errToken
-		}
-		return &caller{Rights: g.rights(c.Subject), token: true, access: c.Access}, nil
+		return g.bearer(r, strings.TrimSpace(credentials))
 	}
 	return nil, errs.New(errs.Unauthorized, "the credentials are neither Basic nor Bearer")
 }
 
-func (u *Users) has(name string) bool {
-	_, ok := u.current().users[name]
-	return ok
+// bearer returns who has a token that the gate issued. What was taken from its user since is lost to it.
+func (g *Gate) bearer(r *http.Request, text string) (access.Caller, error) {
+	c, err := g.signer.verify(text, g.service(r))
+	if err != nil {
+		return nil, err
+	}
+	var personal *AccessToken
+	if c.Subject != "" {
+		user, ok := g.o.Users.user(c.Subject)
+		if !ok || user.ID != c.UserID {
+			return nil, errToken
+		}
+		if c.Token != "" {
+			if g.o.Tokens == nil {
+				return nil, errToken
+			}
+			f, err := g.o.Tokens.current(r.Context(), user, c.Token)
+			if err != nil {
+				return nil, err
+			}
+			personal = &f.token
+		}
+	}
+	who := g.newCaller(c.Subject, personal)
+	who.token, who.access = true, c.Access
+	return who, nil
+}
+
+func (u *Users) user(name string) (User, bool) {
+	user, ok := u.current().users[name]
+	return user, ok
 }
 
 // login checks the user and password of a request.
-func (g *Gate) login(r *http.Request) (string, error) {
+func (g *Gate) login(r *http.Request) (string, *AccessToken, error) {
 	name, password, ok := r.BasicAuth()
 	if !ok {
-		return "", errs.New(errs.Unauthorized, "the credentials cannot be read")
+		return "", nil, errs.New(errs.Unauthorized, "the credentials cannot be read")
 	}
-	return name, g.check(r, name, password)
+	personal, err := g.check(r, name, password)
+	return name, personal, err
 }
 
-func (g *Gate) check(r *http.Request, name, password string) error {
-	return g.logins.check(r.Context(), r.RemoteAddr, name, password, g.o.Users.current().users[name].Password)
+// check checks a password, or a personal access token in its place, which it returns.
+func (g *Gate) check(r *http.Request, name, password string) (*AccessToken, error) {
+	user, exists := g.o.Users.user(name)
+	if g.o.Tokens != nil && isToken(password) {
+		if !exists {
+			user.Name = name // it is looked up all the same, which takes the same time
+		}
+		t, err := g.logins.token(r.RemoteAddr, name, password, func() (AccessToken, error) {
+			return g.o.Tokens.check(r.Context(), user, exists, password)
+		})
+		if err != nil {
+			return nil, err
+		}
+		return &t, nil
+	}
+	return nil, g.logins.check(r.Context(), r.RemoteAddr, name, password, user.Password)
 }
 
 // service names this registry in tokens.
@@ -162,7 +218,7 @@ func (g *Gate) Challenge(r *http.Request, c access.Caller, repo content.Reposito
 		return ""
 	}
 	ours, _ := c.(*caller)
-	if ours != nil && ours.name != "" && (repo == "" || len(actions) == 0 || !ours.Rights.May(repo, actions[len(actions)-1])) {
+	if ours != nil && ours.name != "" && (repo == "" || len(actions) == 0 || !ours.allowed(repo, actions[len(actions)-1])) {
 		return "" // not even another token would do
 	}
 	if g.o.Basic {
@@ -203,13 +259,14 @@ const maxScopes = 100
 // ServeHTTP issues tokens: GET with Basic credentials or none, or POST with a user's password, as OAuth2 has it.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var name string
+	var personal *AccessToken
 	var err error
 	var scopes []string
 	switch {
 	case r.Method == http.MethodGet:
 		scopes = r.URL.Query()["scope"]
 		if r.Header.Get("Authorization") != "" && !g.IsOpen() {
-			name, err = g.login(r)
+			name, personal, err = g.login(r)
 		}
 	case r.Method == http.MethodPost:
 		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
@@ -223,7 +280,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			break
 		}
 		if name = r.PostForm.Get("username"); !g.IsOpen() {
-			err = g.check(r, name, r.PostForm.Get("password"))
+			personal, err = g.check(r, name, r.PostForm.Get("password"))
 		}
 	default:
 		w.Header().Set("Allow", "GET, POST")
@@ -245,7 +302,9 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuseToken(w, errs.New(errs.Invalid, "%d scopes, the limit is %d", len(asked), maxScopes))
 		return
 	}
-	token, err := g.signer.issue(claims{Subject: name, Audience: g.service(r), Access: g.grant(name, asked)})
+	who := g.newCaller(name, personal)
+	user, _ := g.o.Users.user(name)
+	token, err := g.signer.issue(claims{Subject: name, UserID: user.ID, Token: who.Token(), Audience: g.service(r), Access: g.grant(who, asked)})
 	if err != nil {
 		refuseToken(w, err)
 		return
@@ -255,10 +314,9 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// grant returns what a user gets of the scopes that it asks for. Less than it asks for is no error.
-func (g *Gate) grant(name string, asked []string) []scopeClaim {
+// grant returns what a caller gets of the scopes that it asks for. Less than it asks for is no error.
+func (g *Gate) grant(who *caller, asked []string) []scopeClaim {
 	list := []scopeClaim{}
-	rights := g.rights(name)
 	open := g.IsOpen()
 	for _, s := range asked {
 		kind, rest, _ := strings.Cut(s, ":")
@@ -277,7 +335,7 @@ func (g *Gate) grant(name string, asked []string) []scopeClaim {
 		}
 		claim := scopeClaim{Type: kind, Name: target, Actions: []string{}}
 		for _, a := range []access.Action{access.Pull, access.Push, access.Delete} {
-			if (slices.Contains(actions, string(a)) || slices.Contains(actions, "*")) && (open || rights.May(repo, a)) {
+			if (slices.Contains(actions, string(a)) || slices.Contains(actions, "*")) && (open || who.allowed(repo, a)) {
 				claim.Actions = append(claim.Actions, string(a))
 			}
 		}
@@ -298,6 +356,9 @@ func refuseToken(w http.ResponseWriter, err error) {
 	case errors.Is(err, errs.Exhausted):
 		status, code = http.StatusTooManyRequests, "TOOMANYREQUESTS"
 		w.Header().Set("Retry-After", strconv.Itoa(int(perFailure.Seconds())))
+	case errors.Is(err, errs.Unavailable):
+		status, code, message = http.StatusServiceUnavailable, "UNAVAILABLE", "the registry is not available for the moment"
+		w.Header().Set("Retry-After", "5")
 	default:
 		message = "the registry has an internal error"
 	}

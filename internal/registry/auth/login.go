@@ -6,6 +6,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime"
@@ -72,18 +73,36 @@ func prefix(remote string) netip.Prefix {
 	return p
 }
 
-// check checks a password against a hash; an empty one stands for a user who does not exist.
-func (l *logins) check(ctx context.Context, remote, name, password, hash string) error {
+// sum returns the keyed hash by which something that was right is remembered.
+func (l *logins) sum(parts ...string) [32]byte {
 	mac := hmac.New(sha256.New, l.key)
-	for _, s := range []string{name, password, hash} {
+	for _, s := range parts {
 		h := sha256.Sum256([]byte(s))
 		mac.Write(h[:])
 	}
-	sum := [32]byte(mac.Sum(nil))
+	return [32]byte(mac.Sum(nil))
+}
+
+func (l *logins) known(sum [32]byte) bool {
 	l.mu.Lock()
-	until, known := l.right[sum]
-	l.mu.Unlock()
-	if known && time.Now().Before(until) {
+	defer l.mu.Unlock()
+	until, ok := l.right[sum]
+	return ok && time.Now().Before(until)
+}
+
+func (l *logins) remember(sum [32]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.right) >= maxRight {
+		clear(l.right)
+	}
+	l.right[sum] = time.Now().Add(rightFor)
+}
+
+// check checks a password against a hash; an empty one stands for a user who does not exist.
+func (l *logins) check(ctx context.Context, remote, name, password, hash string) error {
+	sum := l.sum(name, password, hash)
+	if l.known(sum) {
 		return nil
 	}
 	from := prefix(remote)
@@ -111,13 +130,24 @@ func (l *logins) check(ctx context.Context, remote, name, password, hash string)
 		l.fail(from)
 		return errs.New(errs.Unauthorized, "wrong user name or password")
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.right) >= maxRight {
-		clear(l.right)
-	}
-	l.right[sum] = time.Now().Add(rightFor)
+	l.remember(sum)
 	return nil
+}
+
+// token checks a personal access token. One that was right a while ago need not wait, but it is looked up again each time.
+func (l *logins) token(remote, name, text string, check func() (AccessToken, error)) (AccessToken, error) {
+	sum, from := l.sum(name, text), prefix(remote)
+	if !l.known(sum) && !l.allowed(from) {
+		return AccessToken{}, errs.New(errs.Exhausted, blockedMessage)
+	}
+	t, err := check()
+	switch {
+	case errors.Is(err, errs.Unauthorized):
+		l.fail(from)
+	case err == nil:
+		l.remember(sum)
+	}
+	return t, err
 }
 
 func (b *bucket) drain(now time.Time) {

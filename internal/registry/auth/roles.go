@@ -2,6 +2,8 @@ package auth
 
 import (
 	"slices"
+	"strings"
+	"time"
 
 	"ply/internal/errs"
 	"ply/internal/registry/access"
@@ -44,15 +46,29 @@ const Anonymous = "@anonymous"
 
 // Grant gives a subject a role on the repositories that a pattern matches.
 type Grant struct {
-	Subject string `json:"subject"` // a user, or Anonymous
+	Subject string `json:"subject"` // a user, a group (see GroupSubject), or Anonymous
 	Pattern string `json:"pattern"`
 	Role    Role   `json:"role"`
 }
 
-// Rights are the grants of one subject.
+// Rights are what one subject may do: by its grants, those of its groups and those of everyone, and by the visibility of namespaces.
 type Rights struct {
 	name   string // "" = anonymous
 	grants []Grant
+	table  *table
+}
+
+// rights returns the rights of a user; "" = those who do not log in. Groups of a provider count for as long as age after a sign-in.
+func (t *table) rights(name string, age time.Duration) Rights {
+	r := Rights{name: name, grants: t.grants[Anonymous], table: t} // what everyone may do, a user may do
+	if name == "" {
+		return r
+	}
+	r.grants = slices.Concat(t.grants[name], r.grants)
+	for _, group := range t.groupsOf(name, age) {
+		r.grants = append(r.grants, t.grants[groupPrefix+group]...)
+	}
+	return r
 }
 
 // May reports whether the subject may do something to a repository. A user is the admin of the repositories below its own name.
@@ -60,7 +76,29 @@ func (r Rights) May(repo content.Repository, a access.Action) bool {
 	if r.name != "" && repo != "" && content.Pattern(r.name+"/**").Matches(repo) {
 		return true
 	}
-	return slices.ContainsFunc(r.grants, func(g Grant) bool { return g.Role.allows(a) && content.Pattern(g.Pattern).Matches(repo) })
+	if slices.ContainsFunc(r.grants, func(g Grant) bool { return g.Role.allows(a) && content.Pattern(g.Pattern).Matches(repo) }) {
+		return true
+	}
+	if a != access.Pull || repo == "" {
+		return false
+	}
+	switch r.table.visibility(repo) {
+	case Public:
+		return true
+	case Internal:
+		return r.name != ""
+	}
+	return false
+}
+
+// owns reports whether the subject is the admin of every repository of a namespace.
+func (r Rights) owns(namespace string) bool {
+	if r.name != "" && content.Pattern(r.name+"/**").Matches(content.Repository(namespace)) {
+		return true
+	}
+	return slices.ContainsFunc(r.grants, func(g Grant) bool {
+		return g.Role == Admin && strings.HasSuffix(g.Pattern, "**") && content.Pattern(g.Pattern).Matches(content.Repository(namespace))
+	})
 }
 
 // admin reports whether the subject is the admin of everything.

@@ -10,14 +10,18 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/record"
+	"ply/internal/registry/metadata"
 )
 
-// Documents keeps the users and the keys of tokens for registries of several replicas, which have no root in common.
+// Documents keeps personal access tokens, and for registries of several replicas, which have no root in common, the users and the keys
+// that sign tokens.
 type Documents interface {
 	// Document returns a value. The error's class is errs.NotFound when there is none.
 	Document(ctx context.Context, kind, key string) ([]byte, error)
 	// SwapDocument stores a value if the old one is there; nil = none. Otherwise the error's class is errs.Precondition.
 	SwapDocument(ctx context.Context, kind, key string, old, value []byte) error
+	// Documents lists documents in the order of the bytes of their keys, from behind after, limit at most.
+	Documents(ctx context.Context, kind, after string, limit int) ([]metadata.Document, error)
 }
 
 const (
@@ -110,10 +114,21 @@ func (u *Users) changeShared(edit func(*usersRecord) error) error {
 
 // edited returns the record of the table after edit.
 func (t *table) edited(edit func(*usersRecord) error) (usersRecord, error) {
-	r := usersRecord{Users: slices.Clone(t.record.Users), Grants: slices.Clone(t.record.Grants)}
+	r := t.record.clone()
 	err := edit(&r)
 	slices.SortFunc(r.Users, func(a, b User) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Groups, func(a, b Group) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(r.Namespaces, func(a, b Namespace) int { return strings.Compare(a.Name, b.Name) })
 	return r, err
+}
+
+// clone returns a copy that can be changed.
+func (r *usersRecord) clone() usersRecord {
+	c := usersRecord{Users: slices.Clone(r.Users), Grants: slices.Clone(r.Grants), Groups: slices.Clone(r.Groups), Namespaces: slices.Clone(r.Namespaces)}
+	for i, g := range c.Groups {
+		c.Groups[i].Members, c.Groups[i].Claims = slices.Clone(g.Members), slices.Clone(g.Claims)
+	}
+	return c
 }
 
 // reload reads the keys that replicas share. The caller holds the mutex or is the only one.

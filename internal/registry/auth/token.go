@@ -134,9 +134,13 @@ type claims struct {
 	Issued   int64        `json:"iat"`
 	ID       string       `json:"jti"`
 	Access   []scopeClaim `json:"access"`
+	UserID   string       `json:"uid,omitempty"` // see User.ID
+	Token    string       `json:"pat,omitempty"` // ID of the personal access token that it was issued for
 }
 
-func (s *signer) issue(c claims) (string, error) {
+func (s *signer) issue(c claims) (string, error) { return s.issueFor(c, tokenLife) }
+
+func (s *signer) issueFor(c claims, life time.Duration) (string, error) {
 	k, err := s.key()
 	if err != nil {
 		return "", err
@@ -145,7 +149,7 @@ func (s *signer) issue(c claims) (string, error) {
 	id := make([]byte, 12)
 	_, _ = rand.Read(id)
 	c.Issuer, c.ID = issuer, hex.EncodeToString(id)
-	c.Issued, c.Begins, c.Expires = now.Unix(), now.Add(-skew).Unix(), now.Add(tokenLife).Unix()
+	c.Issued, c.Begins, c.Expires = now.Unix(), now.Add(-skew).Unix(), now.Add(life).Unix()
 	head, err := json.Marshal(tokenHeader{"JWT", algorithm, k.ID})
 	if err != nil {
 		return "", err

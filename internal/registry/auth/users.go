@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"io"
 	"io/fs"
@@ -24,7 +25,7 @@ import (
 )
 
 const (
-	usersVersion = 1
+	usersVersion = 2        // 1 had neither groups nor namespaces
 	maxUsers     = 64 << 20 // bytes of the file
 	maxPassword  = 72       // bytes; bcrypt ignores what follows
 	minPassword  = 1
@@ -33,13 +34,24 @@ const (
 // User is someone who can log in.
 type User struct {
 	Name     string    `json:"name"`
-	Password string    `json:"password"` // bcrypt
+	Password string    `json:"password"` // bcrypt; "" = the user has none and signs in at a provider
 	Created  time.Time `json:"created"`
+	// ID tells a user from another one who had the name before; "" = one of an older release.
+	ID string `json:"id,omitempty"`
+
+	// Issuer and Subject say who the user is at an OpenID provider; "" = it does not sign in there.
+	Issuer  string `json:"issuer,omitempty"`
+	Subject string `json:"subject,omitempty"`
+	// Claims are the groups that the provider named at the last sign-in, without those that no group here asks for.
+	Claims   []string  `json:"claims,omitempty"`
+	SignedIn time.Time `json:"signedIn,omitzero"` // at the provider, the last time
 }
 
 type usersRecord struct {
-	Users  []User  `json:"users"`
-	Grants []Grant `json:"grants"`
+	Users      []User      `json:"users"`
+	Grants     []Grant     `json:"grants"`
+	Groups     []Group     `json:"groups,omitempty"`
+	Namespaces []Namespace `json:"namespaces,omitempty"`
 }
 
 // Users is the file of users, or the document of users that replicas share. A change by another process is seen within a second.
@@ -60,10 +72,13 @@ type Users struct {
 
 // table is what a file of users says. It is never changed.
 type table struct {
-	closed bool
-	users  map[string]User
-	grants map[string][]Grant
-	record usersRecord
+	closed     bool
+	users      map[string]User
+	grants     map[string][]Grant
+	groups     map[string][]string // by user
+	claimed    map[string][]string // groups by claim
+	namespaces map[string]Visibility
+	record     usersRecord
 }
 
 const recheck = time.Second
@@ -95,12 +110,26 @@ func (u *Users) read() (os.FileInfo, *table, error) {
 }
 
 func newTable(r usersRecord) *table {
-	t := &table{closed: true, users: map[string]User{}, grants: map[string][]Grant{}, record: r}
+	t := &table{
+		closed: true, users: map[string]User{}, grants: map[string][]Grant{}, groups: map[string][]string{}, claimed: map[string][]string{},
+		namespaces: map[string]Visibility{}, record: r,
+	}
 	for _, user := range r.Users {
 		t.users[user.Name] = user
 	}
 	for _, g := range r.Grants {
 		t.grants[g.Subject] = append(t.grants[g.Subject], g)
+	}
+	for _, g := range r.Groups {
+		for _, name := range g.Members {
+			t.groups[name] = append(t.groups[name], g.Name)
+		}
+		for _, claim := range g.Claims {
+			t.claimed[claim] = append(t.claimed[claim], g.Name)
+		}
+	}
+	for _, n := range r.Namespaces {
+		t.namespaces[n.Name] = n.Visibility
 	}
 	return t
 }
@@ -134,6 +163,15 @@ func (u *Users) Failed() error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.failed
+}
+
+// Find returns a user. The error's class is errs.NotFound when there is none of this name.
+func (u *Users) Find(name string) (User, error) {
+	user, ok := u.user(name)
+	if !ok {
+		return user, errs.New(errs.NotFound, "user %s does not exist", name)
+	}
+	return user, nil
 }
 
 // Closed reports whether there is a file of users.
@@ -192,11 +230,17 @@ func (u *Users) hash(password string) (string, error) {
 		return "", errs.New(errs.Invalid, "the password is empty")
 	case len(password) > maxPassword:
 		return "", errs.New(errs.Invalid, "the password has %d bytes, the limit is %d", len(password), maxPassword)
+	case isToken(password):
+		return "", errs.New(errs.Invalid, "the password looks like a personal access token")
 	case strings.ContainsAny(password, "\x00\r\n"):
 		return "", errs.New(errs.Invalid, "the password has a NUL or a line end in it")
 	}
 	b, err := bcrypt.GenerateFromPassword([]byte(password), cmp.Or(u.Cost, bcrypt.DefaultCost))
 	return string(b), err
+}
+
+func newUser(name, hash string) User {
+	return User{Name: name, Password: hash, Created: time.Now().UTC().Truncate(time.Second), ID: rand.Text()}
 }
 
 func (r *usersRecord) find(name string) int {
@@ -221,13 +265,13 @@ func (u *Users) Add(name, password string, grants []Grant) (first bool, err erro
 		if first && len(grants) == 0 {
 			grants = []Grant{{Subject: name, Pattern: "**", Role: Admin}}
 		}
-		r.Users = append(r.Users, User{Name: name, Password: h, Created: time.Now().UTC().Truncate(time.Second)})
+		r.Users = append(r.Users, newUser(name, h))
 		r.Grants = append(r.Grants, grants...)
 		return nil
 	})
 }
 
-// CopyTo makes the users and grants those of another registry that has none yet, and returns how many users it then has of them.
+// CopyTo makes the users, groups, namespaces and grants those of another registry that has none yet, and returns how many users it then has of them.
 func (u *Users) CopyTo(other *Users) (n int, err error) {
 	from := u.current()
 	if !from.closed {
@@ -236,7 +280,7 @@ func (u *Users) CopyTo(other *Users) (n int, err error) {
 	err = other.change(func(r *usersRecord) error {
 		n = 0
 		if len(r.Users) == 0 && len(r.Grants) == 0 {
-			r.Users, r.Grants = slices.Clone(from.record.Users), slices.Clone(from.record.Grants)
+			*r = from.record.clone()
 			n = len(r.Users)
 		}
 		return nil
@@ -253,6 +297,9 @@ func (u *Users) Remove(name string) error {
 		}
 		r.Users = slices.Delete(r.Users, i, i+1)
 		r.Grants = slices.DeleteFunc(r.Grants, func(g Grant) bool { return g.Subject == name })
+		for i, g := range r.Groups {
+			r.Groups[i].Members = slices.DeleteFunc(g.Members, func(m string) bool { return m == name })
+		}
 		return nil
 	})
 }
@@ -273,13 +320,18 @@ func (u *Users) SetPassword(name, password string) error {
 	})
 }
 
-// Grant gives a role on a pattern to a user or to Anonymous, instead of the one that it has there. Role "" takes it away.
+// Grant gives a role on a pattern to a user, a group (see GroupSubject) or Anonymous, instead of the one that it has there. Role ""
+// takes it away.
 func (u *Users) Grant(subject, pattern string, role Role) error {
 	if _, err := content.ParsePattern(pattern); err != nil {
 		return err
 	}
 	return u.change(func(r *usersRecord) error {
-		if subject != Anonymous && r.find(subject) < 0 {
+		if group, ok := strings.CutPrefix(subject, groupPrefix); ok {
+			if r.findGroup(group) < 0 {
+				return errs.New(errs.NotFound, "group %s does not exist", group)
+			}
+		} else if subject != Anonymous && r.find(subject) < 0 {
 			return errs.New(errs.NotFound, "user %s does not exist", subject)
 		}
 		before := len(r.Grants)
@@ -310,7 +362,7 @@ func (u *Users) Import(htpasswd io.Reader, role Role) (n int, err error) {
 		if c, err := bcrypt.Cost([]byte(h)); err != nil || c > 16 {
 			return 0, errs.New(errs.Invalid, "line %d: the password of %s is not a usable hash of bcrypt", i, name).WithHint("Make it with htpasswd -B.")
 		}
-		list = append(list, User{Name: name, Password: h, Created: time.Now().UTC().Truncate(time.Second)})
+		list = append(list, newUser(name, h))
 	}
 	if err := lines.Err(); err != nil {
 		return 0, err

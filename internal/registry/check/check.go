@@ -272,25 +272,10 @@ func (c *Checker) repository(ctx context.Context, repo content.Repository, r *Re
 			return err
 		}
 	}
-	for after := content.Tag(""); ; {
-		tags, err := c.Metadata.Tags(ctx, repo, after, page)
-		if errors.Is(err, errs.NotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, tag := range tags {
-			r.Tags++
-			if err := c.tag(ctx, repo, tag, r); err != nil {
-				return err
-			}
-		}
-		if len(tags) < page {
-			return nil
-		}
-		after = tags[len(tags)-1]
-	}
+	return metadata.EachTag(ctx, c.Metadata, repo, func(tag content.Tag) error {
+		r.Tags++
+		return c.tag(ctx, repo, tag, r)
+	})
 }
 
 func (c *Checker) manifest(ctx context.Context, repo content.Repository, d content.Digest, r *Report) error {

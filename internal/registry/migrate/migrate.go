@@ -240,28 +240,16 @@ func (c *Copier) tags(ctx context.Context, repo content.Repository, known map[co
 
 // deleteTags removes the tags that the source does not have.
 func (c *Copier) deleteTags(ctx context.Context, repo content.Repository, seen map[content.Tag]bool, r *Report) error {
-	for after := content.Tag(""); ; {
-		tags, err := c.Metadata.Tags(ctx, repo, after, page)
-		if errors.Is(err, errs.NotFound) {
+	return metadata.EachTag(ctx, c.Metadata, repo, func(tag content.Tag) error {
+		if seen[tag] {
 			return nil
 		}
-		if err != nil {
+		if err := c.Metadata.DeleteTag(ctx, repo, tag, metadata.Condition{}); err != nil && !errors.Is(err, errs.NotFound) {
 			return err
 		}
-		for _, tag := range tags {
-			if seen[tag] {
-				continue
-			}
-			if err := c.Metadata.DeleteTag(ctx, repo, tag, metadata.Condition{}); err != nil && !errors.Is(err, errs.NotFound) {
-				return err
-			}
-			r.Deleted++
-		}
-		if len(tags) < page {
-			return nil
-		}
-		after = tags[len(tags)-1]
-	}
+		r.Deleted++
+		return nil
+	})
 }
 
 // delete removes what the source does not have. It reads the lists of the source again, because all of them must be without a problem.

@@ -108,31 +108,7 @@ func (s Stores) Manifest(ctx context.Context, repo content.Repository, d content
 
 // Tags visits the tags of a repository.
 func (s Stores) Tags(ctx context.Context, repo content.Repository, visit func(content.Tag, content.Digest) error) error {
-	for after := content.Tag(""); ; {
-		tags, err := s.Metadata.Tags(ctx, repo, after, page)
-		if errors.Is(err, errs.NotFound) {
-			return nil // it has links only
-		}
-		if err != nil {
-			return err
-		}
-		for _, tag := range tags {
-			t, err := s.Metadata.Tag(ctx, repo, tag)
-			if errors.Is(err, errs.NotFound) {
-				continue // deleted meanwhile
-			}
-			if err != nil {
-				return err
-			}
-			if err := visit(tag, t.Digest); err != nil {
-				return err
-			}
-		}
-		if len(tags) < page {
-			return nil
-		}
-		after = tags[len(tags)-1]
-	}
+	return metadata.EachTarget(ctx, s.Metadata, repo, func(t metadata.Tag) error { return visit(t.Name, t.Digest) })
 }
 
 // Open opens a blob.

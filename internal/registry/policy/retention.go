@@ -61,32 +61,20 @@ func (k *Keeper) Run(ctx context.Context) (o Outcome, all error) {
 
 func (k *Keeper) repository(ctx context.Context, repo content.Repository, o *Outcome) error {
 	groups := make([][]metadata.Tag, len(k.Rules))
-	for after := content.Tag(""); ; {
-		names, err := k.Store.Tags(ctx, repo, after, page)
+	err := metadata.EachTag(ctx, k.Store, repo, func(name content.Tag) error {
+		i := slices.IndexFunc(k.Rules, func(r Retention) bool { return r.Matches(repo, name) })
+		if i < 0 || len(k.Immutable.Fixed(repo, name)) > 0 {
+			return nil
+		}
+		t, err := k.Store.Tag(ctx, repo, name)
 		if errors.Is(err, errs.NotFound) {
 			return nil
 		}
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			after = name
-			i := slices.IndexFunc(k.Rules, func(r Retention) bool { return r.Matches(repo, name) })
-			if i < 0 || len(k.Immutable.Fixed(repo, name)) > 0 {
-				continue
-			}
-			t, err := k.Store.Tag(ctx, repo, name)
-			if errors.Is(err, errs.NotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			groups[i] = append(groups[i], t)
-		}
-		if len(names) < page {
-			break
-		}
+		groups[i] = append(groups[i], t)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	var all error
 	for i, tags := range groups {

@@ -30,24 +30,7 @@ func (e *Error) Error() string {
 }
 
 // Is compares with the classes of package errs.
-func (e *Error) Is(target error) bool {
-	switch e.Status {
-	case http.StatusUnauthorized:
-		return target == errs.Unauthorized
-	case http.StatusForbidden:
-		return target == errs.Forbidden
-	case http.StatusNotFound, http.StatusGone:
-		return target == errs.NotFound
-	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
-		return target == errs.Unimplemented
-	case http.StatusTooManyRequests, http.StatusRequestTimeout:
-		return target == errs.Unavailable
-	}
-	if e.Status >= 500 {
-		return target == errs.Unavailable
-	}
-	return target == errs.Invalid
-}
+func (e *Error) Is(target error) bool { return target == errs.OfStatus(e.Status) }
 
 // answerError returns the *Error of a response and closes its body.
 func answerError(resp *http.Response) error {

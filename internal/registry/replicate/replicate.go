@@ -18,6 +18,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/registry/content"
+	"ply/internal/registry/metadata"
 	"ply/internal/registry/queue"
 	"ply/internal/registry/remote"
 	"ply/internal/registry/repository"
@@ -269,30 +270,9 @@ func (r *Replicator) compareRepository(ctx context.Context, rule *Rule, id strin
 		report.Missing++
 		return r.queue.Put(ctx, id, string(repo)+" "+reference, task{repo, reference, false})
 	}
-	for after := content.Tag(""); ; {
-		tags, err := m.Tags(ctx, repo, after, page)
-		if errors.Is(err, errs.NotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, t := range tags {
-			after = t
-			tag, err := m.Tag(ctx, repo, t)
-			if errors.Is(err, errs.NotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := check(string(t), tag.Digest); err != nil {
-				return err
-			}
-		}
-		if len(tags) < page {
-			break
-		}
+	err := metadata.EachTarget(ctx, m, repo, func(t metadata.Tag) error { return check(string(t.Name), t.Digest) })
+	if err != nil {
+		return err
 	}
 	graph, err := m.Graph(ctx, repo)
 	if err != nil {

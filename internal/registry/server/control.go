@@ -58,6 +58,7 @@ func (s *Server) openControl(meta metadata.Store) error {
 		w.Header().Set(snapshotDone, "yes")
 	})
 	mux.HandleFunc("POST "+retentionPath, s.controlRetention)
+	mux.HandleFunc("POST "+documentsPath, s.controlDocuments)
 	s.control = s.newHTTP(mux)
 	s.work.Go(func() { _ = s.control.Serve(l) }) // ends when it is closed
 	return nil

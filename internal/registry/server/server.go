@@ -206,7 +206,8 @@ func (s *Server) openGate() error {
 			return errs.New(errs.Invalid, "%s: %w", s.o.Htpasswd, err)
 		}
 	}
-	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL})
+	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL,
+		Tokens: auth.NewTokens(s.repositories.Metadata)})
 	return err
 }
 
