@@ -13,7 +13,7 @@ var (
 	_ docker.Containers = (*container.Service)(nil)
 	_ docker.Files      = (*container.Files)(nil)
 	_ docker.Sessions   = (*container.Sessions)(nil)
-	_ docker.Volumes    = (*volume.Service)(nil)
+	_ docker.Volumes    = volume.Contents{}
 	_ container.Images  = (*image.Service)(nil)
 	_ container.Network = (*network.Service)(nil)
 )
