@@ -259,7 +259,7 @@ func (s *Service) Release(id oci.ContainerID) {
 		}
 	}
 	s.mu.Unlock()
-	if err := unpin(s.opts.Store.Layers, s.pins(id)); err != nil { // before the volumes that they are part of
+	if err := unpin(s.opts.Store.Layers, s.opts.pins(id)); err != nil { // before the volumes that they are part of
 		s.log.Warn("parts of volumes and images stay mounted", "container", id, "err", err)
 	}
 	for _, n := range last {

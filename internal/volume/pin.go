@@ -27,7 +27,7 @@ func (s *Service) pin(id oci.ContainerID, n int, m Mount) (_ string, err error) 
 		return "", err
 	}
 	defer root.Close()
-	return pinBelow(root, filepath.Join(s.pins(id), strconv.Itoa(n)), m)
+	return pinBelow(root, filepath.Join(s.opts.pins(id), strconv.Itoa(n)), m)
 }
 
 // pinBelow binds what the subpath of m names below root to the mount point at, and returns that.
@@ -63,7 +63,7 @@ func (s *Service) view(ctx context.Context, id oci.ContainerID, n int, m Mount) 
 	if m.Image == "" {
 		return "", errs.New(errs.DataLoss, "image %s: mount %s: the layers are not recorded", m.Name, m.Target).WithHint("Create the container again.")
 	}
-	at := filepath.Join(s.pins(id), viewPrefix+strconv.Itoa(n))
+	at := filepath.Join(s.opts.pins(id), viewPrefix+strconv.Itoa(n))
 	if err := makeMountPoint(at, true); err != nil {
 		return "", err
 	}
@@ -80,7 +80,7 @@ func (s *Service) view(ctx context.Context, id oci.ContainerID, n int, m Mount) 
 		return "", err
 	}
 	defer root.Close()
-	return pinBelow(root, filepath.Join(s.pins(id), strconv.Itoa(n)), m)
+	return pinBelow(root, filepath.Join(s.opts.pins(id), strconv.Itoa(n)), m)
 }
 
 func makeMountPoint(at string, dir bool) error {
@@ -98,7 +98,7 @@ func makeMountPoint(at string, dir bool) error {
 }
 
 // pins returns the directory of the mount points of one container.
-func (s *Service) pins(id oci.ContainerID) string { return filepath.Join(s.opts.MountRoot, string(id)) }
+func (o *Options) pins(id oci.ContainerID) string { return filepath.Join(o.MountRoot, string(id)) }
 
 // unpin unmounts and removes the mount points in dir, and dir. It deletes nothing recursively, because what is still mounted is
 // the data of a volume.
