@@ -90,8 +90,9 @@ type PutOptions struct {
 
 // RemoveOptions are the options of Remove.
 type RemoveOptions struct {
-	Force   bool
-	NoPrune bool // keep untagged parents
+	Force     bool
+	NoPrune   bool     // keep untagged parents
+	Platforms []string // os/arch[/variant]: remove the images for these only, which needs Force
 }
 
 // Removed is one line of the result of a removal. Exactly one of its fields is set.

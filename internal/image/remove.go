@@ -51,6 +51,9 @@ type removal struct {
 // is removed with Force. In the result, an image is followed by the chain IDs of its layers that no image has any
 // more, as docker prints them.
 func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) ([]Removed, error) {
+	if len(opts.Platforms) > 0 {
+		return removePlatforms(ctx, s, ref, opts)
+	}
 	r, err := s.removing(ctx, func(tx *meta.Tx) ([]oci.ImageID, error) {
 		m, err := resolve(tx, ref)
 		if opts.Force && errors.Is(err, errs.DataLoss) {

@@ -128,7 +128,7 @@ var otherEffects = map[string]map[string]effect{
 	"restart": {"signal": signalled("restart")},
 	"rmi": {
 		"no-prune": {"$d tag busybox extra; $d rmi --no-prune extra; $d images -q busybox | wc -l", `Untagged: extra:latest 1`, "$d tag busybox extra; $d rmi extra; $d images -q busybox | wc -l", `Untagged: extra:latest 1`},
-		"platform": {"$d tag busybox extra; $d rmi --platform linux/s390x extra; $d rmi -f extra >/dev/null", `.*platform.*`, "$d tag busybox extra; $d rmi extra", `Untagged: extra:latest`},
+		"platform": {"$d tag busybox extra; $d rmi -f --platform linux/s390x extra; $d rmi -f extra >/dev/null", `.*does not match the specified platform.*`, "$d tag busybox extra; $d rmi -f extra", `Untagged: extra:latest`},
 	},
 	"cp": {"follow-link": {"$d cp -L printed:/bin/sh $WORK/sh 2>/dev/null >&2; test -h $WORK/sh && echo link || echo file; rm -f $WORK/sh", `file`, "$d cp printed:/bin/sh $WORK/sh 2>/dev/null >&2; test -h $WORK/sh && echo link || echo file; rm -f $WORK/sh", `link`}},
 	"version": {

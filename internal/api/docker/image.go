@@ -292,10 +292,11 @@ func removedList(removed []image.Removed) []wire.Removed {
 }
 
 func (h imageHandlers) remove(c *call) error {
-	if c.get("platforms") != "" {
-		return unavailable("removing single platforms of an image", "the images of an index are removed together")
+	list, err := platformParams(c, "platforms")
+	if err != nil {
+		return err
 	}
-	removed, err := h.images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune")})
+	removed, err := h.images.Remove(c.ctx(), c.vars["name"], image.RemoveOptions{Force: c.bool("force"), NoPrune: c.bool("noprune"), Platforms: list})
 	if err != nil {
 		return err
 	}

@@ -29,9 +29,9 @@ func platformParam(s string) (string, error) {
 	return p.String(), nil
 }
 
-// platformParams reads the parameter platform, which may be there several times.
-func platformParams(c *call) (list []string, err error) {
-	for _, text := range c.q["platform"] {
+// platformParams reads a parameter that is a platform and may be there several times.
+func platformParams(c *call, key string) (list []string, err error) {
+	for _, text := range c.q[key] {
 		p, err := platformParam(text)
 		if err != nil {
 			return nil, err

@@ -280,7 +280,7 @@ func (h transferHandlers) save(c *call) error {
 	if len(names) == 0 {
 		return errs.New(errs.Invalid, "parameter names is missing: which images to save")
 	}
-	platforms, err := platformParams(c)
+	platforms, err := platformParams(c, "platform")
 	if err != nil {
 		return err
 	}
