@@ -2,14 +2,13 @@ package direct
 
 import (
 	"archive/tar"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +31,7 @@ func ToDir(name string) Output { return Output{dest: name} }
 func ToWriter(w io.Writer) Output { return Output{dest: "-", stdout: w} }
 
 // takeFile writes the stream of an output to its file.
-func (o Output) takeFile(r io.Reader, complete func() error) (err error) {
+func (o Output) takeFile(r io.Reader, complete func() error) error {
 	if o.stdout != nil {
 		if _, err := io.Copy(o.stdout, r); err != nil {
 			return err
@@ -45,22 +44,25 @@ func (o Output) takeFile(r io.Reader, complete func() error) (err error) {
 	if st, err := os.Stat(o.dest); err == nil && !st.Mode().IsRegular() {
 		return o.takeSpecial(r, st, complete)
 	}
-	f, err := os.OpenFile(tempName(o.dest), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	root, err := os.OpenRoot(filepath.Dir(o.dest))
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	if _, err := io.Copy(f, r); err != nil {
-		return errors.Join(err, f.Close())
-	}
-	if err := errors.Join(complete(), f.Close()); err != nil {
+	defer root.Close()
+	s, err := newStage(root, false)
+	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), o.dest)
+	if _, err = io.Copy(s.file, r); err == nil {
+		err = complete()
+	}
+	if err == nil {
+		err = root.Rename(s.name, filepath.Base(o.dest))
+	}
+	if err != nil {
+		return errors.Join(err, s.remove())
+	}
+	return s.file.Close()
 }
 
 // takeSpecial writes an output to a device or a pipe.
@@ -79,12 +81,19 @@ func (o Output) takeSpecial(r io.Reader, st fs.FileInfo, complete func() error) 
 	return errors.Join(err, f.Close())
 }
 
-// takeDir unpacks the stream of an output below its directory. Files belong to the user, as those of buildx do.
-func (o Output) takeDir(r io.Reader, complete func() error) error {
+// takeDir unpacks the stream of an output below its directory. Files belong to the user, as those of buildx do. They take their places when all of them are there, so
+// that an output that breaks off changes nothing.
+func (o Output) takeDir(r io.Reader, complete func() error) (err error) {
 	if o.stdout != nil {
 		return o.takeFile(r, complete)
 	}
-	if err := os.MkdirAll(o.dest, 0o755); err != nil {
+	made, err := makeDirs(o.dest)
+	defer func() {
+		for i := len(made) - 1; err != nil && i >= 0; i-- {
+			_ = os.Remove(made[i]) // it stays when somebody has put something into it
+		}
+	}()
+	if err != nil {
 		return err
 	}
 	root, err := os.OpenRoot(o.dest)
@@ -92,7 +101,17 @@ func (o Output) takeDir(r io.Reader, complete func() error) error {
 		return err
 	}
 	defer root.Close()
-	u := unpacker{root: root}
+	s, err := newStage(root, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.remove()) }()
+	staged, err := root.OpenRoot(s.name)
+	if err != nil {
+		return err
+	}
+	defer staged.Close()
+	u := unpacker{root: staged}
 	tr := tar.NewReader(r)
 	for {
 		h, err := tr.Next()
@@ -109,15 +128,33 @@ func (o Output) takeDir(r io.Reader, complete func() error) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return err
 	}
+	if err := complete(); err != nil {
+		return err
+	}
+	if err := place(root, s.name, "."); err != nil {
+		return err
+	}
 	for i := len(u.dirs) - 1; i >= 0; i-- { // their times changed with their content
-		if err := u.finish(u.dirs[i]); err != nil {
+		if err := finish(root, u.dirs[i]); err != nil {
 			return err
 		}
 	}
-	return complete()
+	return nil
 }
 
-// unpacker writes the entries of a tar. The kernel and os.Root keep them below the root.
+// makeDirs makes a directory and those above it, and returns the ones that were not there.
+func makeDirs(name string) (made []string, err error) {
+	for dir := filepath.Clean(name); ; dir = filepath.Dir(dir) {
+		if _, err := os.Lstat(dir); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+		made = append(made, dir)
+	}
+	slices.Reverse(made)
+	return made, os.MkdirAll(name, 0o755)
+}
+
+// unpacker writes the entries of a tar into a directory of its own. The kernel and os.Root keep them below the root.
 type unpacker struct {
 	root *os.Root
 	dirs []*tar.Header
@@ -130,15 +167,8 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	}
 	h.Name = name
 	old, err := u.root.Lstat(name)
-	if err == nil && h.Typeflag == tar.TypeReg && !old.IsDir() {
-		return u.file(h, r) // it replaces the old one when it is complete
-	}
 	if err == nil && (!old.IsDir() || h.Typeflag != tar.TypeDir) {
-		if old.IsDir() {
-			err = u.root.RemoveAll(name)
-		} else {
-			err = u.root.Remove(name)
-		}
+		err = u.root.RemoveAll(name)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -158,46 +188,23 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		}
 		return u.root.Link(h.Linkname, name)
 	case tar.TypeReg:
-		return u.file(h, r)
+		f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, r)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		return finish(u.root, h)
 	}
 	return errs.New(errs.Unimplemented, "output: %s is a device, which is not written into a directory", h.Name)
 }
 
-// file writes a regular file, which has its name only when it is complete.
-func (u *unpacker) file(h *tar.Header, r io.Reader) (err error) {
-	name := h.Name
-	temp := *h
-	temp.Name = tempName(name)
-	f, err := u.root.OpenFile(temp.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, u.root.Remove(temp.Name))
-		}
-	}()
-	_, err = io.Copy(f, r)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := u.finish(&temp); err != nil {
-		return err
-	}
-	return u.root.Rename(temp.Name, name)
-}
-
-// tempName returns a new name beside a file, which may have the longest name that there is.
-func tempName(name string) string {
-	var id [8]byte
-	rand.Read(id[:])
-	return filepath.Join(filepath.Dir(name), ".ply-"+hex.EncodeToString(id[:]))
-}
-
 // finish sets the mode and the times of a file.
-func (u *unpacker) finish(h *tar.Header) error {
-	if err := u.root.Chmod(h.Name, h.FileInfo().Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
+func finish(root *os.Root, h *tar.Header) error {
+	if err := root.Chmod(h.Name, h.FileInfo().Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky)); err != nil {
 		return err
 	}
-	return u.root.Chtimes(h.Name, time.Time{}, h.ModTime)
+	return root.Chtimes(h.Name, time.Time{}, h.ModTime)
 }

@@ -600,6 +600,9 @@ func parseOutput(s string, inv *command.Invocation) (e wire.BuildOption, place d
 		if dest == "" || dest == "-" {
 			return e, place, errs.New(errs.Invalid, "dest is required for the output type %s, and names a directory", e.Type)
 		}
+		if st, err := os.Stat(dest); err == nil && !st.IsDir() {
+			return e, place, errs.New(errs.Invalid, "destination directory %s is a file", dest)
+		}
 		return e, direct.ToDir(dest), nil
 	}
 	if dest == "" || dest == "-" {
@@ -608,6 +611,9 @@ func parseOutput(s string, inv *command.Invocation) (e wire.BuildOption, place d
 		}
 		e.Attrs["dest"] = "-"
 		return e, direct.ToWriter(inv.Out), nil
+	}
+	if st, err := os.Stat(dest); err == nil && st.IsDir() {
+		return e, place, errs.New(errs.Invalid, "destination file %s is a directory", dest)
 	}
 	return e, direct.ToFile(dest), nil
 }
