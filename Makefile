@@ -5,13 +5,13 @@ DESTDIR ?=
 BIN     ?= bin
 BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
 RUN_NEEDS   := nftables iproute2 procps
-TOUR_NEEDS  := mmdebstrap curl busybox-static xz-utils
+TOUR_NEEDS  := mmdebstrap ca-certificates curl busybox-static xz-utils
 TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux docker-compose
 
 # A tree that git will not read, such as another user's, builds without its commit in the version.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)
 
-.PHONY: build tour itself test mutate nightly lint bench install uninstall
+.PHONY: build registry-image tour itself test mutate nightly lint bench install uninstall
 
 build:
 	@test/setup/packages $(BUILD_NEEDS)
@@ -20,9 +20,15 @@ build:
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o $(BIN)/plyd ./cmd/plyd
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o $(BIN)/ply-shim ./cmd/ply-shim
 
+# The registry as an image, in the engine that ply reaches, of the binary that was just built and the certificates of this machine.
+registry-image: build
+	@test/setup/packages ca-certificates
+	$(BIN)/ply build -t ply-registry -f packaging/ply-registry.Dockerfile --build-context compiled=$(BIN) --build-context certificates=/etc/ssl/certs packaging
+
+# TOUR=--debian-registry takes the tour with Debian's docker-registry.
 tour: build
 	@test/setup/packages $(RUN_NEEDS) $(TOUR_NEEDS)
-	test/tour/tour
+	test/tour/tour $(TOUR)
 
 # ply builds ply.
 itself: build
@@ -44,6 +50,7 @@ mutate: build
 
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
 nightly: test mutate itself
+	test/tour/tour --debian-registry
 	@test/setup/packages buildah
 	test/setup/clients docker-buildx docker-compose crane cosign
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400

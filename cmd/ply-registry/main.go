@@ -122,6 +122,9 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, stdout io.Wr
 		return err
 	}
 	fmt.Fprintf(stdout, "ply-registry %s serves %s at %s\n", version.Version, c.Root, listeners[0].Addr())
+	if len(listeners) > 1 {
+		fmt.Fprintf(stdout, "Metrics are at http://%s/metrics\n", listeners[1].Addr())
+	}
 	where := "--root " + c.Root
 	if c.Database != "" {
 		where = "--database ADDRESS" // the address may have a password in it

@@ -61,6 +61,7 @@ func (c *peopleCommand) parse(args []string, verbs map[string]int, more ...strin
 	return verb, rest, nil
 }
 
+// options returns the settings of the registry. From then on a process of root is one of the owner of its directory.
 func (c *peopleCommand) options() (server.Options, error) {
 	var named []string
 	for flag, value := range map[string]string{"root": *c.root, "database": *c.database, "config": *c.file} {
@@ -71,6 +72,11 @@ func (c *peopleCommand) options() (server.Options, error) {
 	settings, _, err := config.Load(pflag.NewFlagSet("", pflag.ContinueOnError), named, os.Environ())
 	if err != nil {
 		return server.Options{}, err
+	}
+	if settings.Database == "" {
+		if err := asOwner(settings.Root); err != nil {
+			return server.Options{}, err
+		}
 	}
 	return settings.Server(nil), nil
 }

@@ -10,11 +10,14 @@ import (
 	"ply/test/private"
 )
 
-// bin is the directory of ply, plyd and ply-shim; images holds root file systems for tests.
-var bin, images string
+// bin is the directory of ply, plyd and ply-shim, root the source tree; images holds root file systems for tests.
+var bin, root, images string
 
 func TestMain(m *testing.M) {
 	private.Main(m, func(dir string) (err error) {
+		if root, err = private.Root(); err != nil {
+			return err
+		}
 		if bin, err = private.Binaries(); err != nil {
 			return err
 		}

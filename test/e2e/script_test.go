@@ -74,7 +74,7 @@ func setup(env *testscript.Env) error {
 	env.Values[worldKey{}] = w
 	env.Vars = append(env.Vars, w.clientEnv()...)
 	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH"))
-	env.Vars = append(env.Vars, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
+	env.Vars = append(env.Vars, "ROOT="+root, "BIN="+bin, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
 	return nil
 }
 

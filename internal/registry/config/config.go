@@ -96,20 +96,21 @@ func Load(flags *pflag.FlagSet, args, environ []string) (*Config, []string, erro
 			f.NoOptDefVal = "true"
 		}
 	}
-	file := flags.String("config", "", "file of settings; by default "+DefaultFile+" where it exists")
+	known := placesOf(environ)
+	file := flags.String("config", "", "file of settings; by default "+strings.Join(known.files, ", ")+" where it exists")
 	version := flags.BoolP("version", "v", false, "print the version")
 	if err := flags.Parse(args); err != nil {
 		return nil, nil, err
 	}
 	c := Defaults()
-	c.PrintVersion = *version
+	c.Root, c.PrintVersion = known.root(), *version
 	switch rest := flags.Args(); {
 	case len(rest) == 1 && *file == "":
 		*file = rest[0]
 	case len(rest) > 0:
 		return nil, nil, errs.New(errs.Invalid, "unexpected argument %q", rest[len(rest)-1])
 	}
-	warnings, err := c.readFile(*file)
+	warnings, err := c.readFile(known.file(*file))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -167,11 +168,7 @@ func (c *Config) readEnvironment(environ []string) error {
 	return nil
 }
 
-func (c *Config) readFile(name string) ([]string, error) {
-	optional := name == ""
-	if optional {
-		name = DefaultFile
-	}
+func (c *Config) readFile(name string, optional bool) ([]string, error) {
 	b, err := durable.ReadFile(durable.OS, name, maxFile)
 	if optional && errors.Is(err, fs.ErrNotExist) {
 		return nil, nil

@@ -240,3 +240,58 @@ func TestStores(t *testing.T) {
 		t.Errorf("by default: %+v, %v", c.Server(nil), err)
 	}
 }
+
+// The image uses the volume that it is given, and reads one file of settings by each of its names.
+func TestImage(t *testing.T) {
+	dir := t.TempDir()
+	before, beforeMount := imagePlaces, isMount
+	t.Cleanup(func() { imagePlaces, isMount = before, beforeMount })
+	at := func(name string) string { return filepath.Join(dir, name) }
+	imagePlaces = places{roots: []string{at("lib"), at("tmp")}, files: []string{at("own.yml"), at("new.yml"), at("old.yml")}}
+	const image = imageVariable + "=1"
+	for _, c := range []struct {
+		mounts []string
+		want   string
+	}{
+		{nil, "lib"}, {[]string{"lib"}, "lib"}, {[]string{"tmp"}, "tmp"}, {[]string{"lib", "tmp"}, "lib"},
+	} {
+		isMount = func(path string) bool { return slices.Contains(c.mounts, filepath.Base(path)) }
+		if got, _, err := load(nil, image); err != nil || got.Root != at(c.want) {
+			t.Errorf("with the mounts %q: root %s, want %s (%v)", c.mounts, got.Root, c.want, err)
+		}
+		if got, _, err := load(nil); err != nil || got.Root != DefaultRoot {
+			t.Errorf("outside of the image: root %s, %v", got.Root, err)
+		}
+		if got, _, err := load([]string{"--root", "/other"}, image); err != nil || got.Root != "/other" {
+			t.Errorf("a root that was named: %s, %v", got.Root, err)
+		}
+	}
+	put := func(name, level string) {
+		t.Helper()
+		if err := os.WriteFile(at(name), []byte("log: {level: "+level+"}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(level string, args ...string) {
+		t.Helper()
+		if got, _, err := load(args, image); err != nil || got.LogLevel != level {
+			t.Errorf("%q: level %s, want %s (%v)", args, got.LogLevel, level, err)
+		}
+	}
+	want("info")
+	if _, _, err := load([]string{at("new.yml")}, image); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that was named, and none is there: %v", err)
+	}
+	put("old.yml", "error")
+	want("error")
+	want("error", at("new.yml"))
+	put("new.yml", "warn")
+	want("warn")
+	want("error", at("old.yml"))
+	if _, _, err := load([]string{at("other.yml")}, image); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("another file, which is not there: %v", err)
+	}
+	if isMount = beforeMount; !isMount("/proc") || isMount(dir) || isMount(at("none")) {
+		t.Error("mounts are not told from directories")
+	}
+}
