@@ -47,7 +47,7 @@ func TestInstall(t *testing.T) {
 	install(t, dest, "/opt/ply")
 	at := filepath.Join(dest, "opt", "ply")
 	got := files(t, dest)
-	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "bin/ply-registry", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket",
+	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "bin/ply-registry", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket", "lib/systemd/system/ply-registry.service", "lib/sysusers.d/ply-registry.conf",
 		"share/bash-completion/completions/ply", "share/zsh/site-functions/_ply", "share/fish/vendor_completions.d/ply.fish",
 		"share/man/man1/ply.1", "share/man/man1/ply-run.1"} {
 		if !slices.Contains(got, filepath.Join("opt/ply", want)) {
@@ -106,8 +106,8 @@ func TestInstall(t *testing.T) {
 // units checks the systemd units; opt is the directory that stands for /opt of the installation.
 func units(t *testing.T, at, opt string) {
 	dir := filepath.Join(at, "lib/systemd/system")
-	service, socket := read(t, filepath.Join(dir, "ply.service")), read(t, filepath.Join(dir, "ply.socket"))
-	for _, text := range []string{service, socket} {
+	service, socket, registry := read(t, filepath.Join(dir, "ply.service")), read(t, filepath.Join(dir, "ply.socket")), read(t, filepath.Join(dir, "ply-registry.service"))
+	for _, text := range []string{service, socket, registry} {
 		if m := regexp.MustCompile(`@\w+@`).FindString(text); m != "" {
 			t.Errorf("%s was not filled in:\n%s", m, text)
 		}
@@ -124,9 +124,18 @@ func units(t *testing.T, at, opt string) {
 	if !strings.Contains(socket, "\nListenStream=/run/ply.sock\n") {
 		t.Errorf("ply.socket does not listen where ply looks:\n%s", socket)
 	}
+	// The registry is not root, reads its settings again when systemd reloads it, and ends its requests before it is killed.
+	for _, line := range []string{"ExecStart=/opt/ply/bin/ply-registry", "ExecReload=/bin/kill -s HUP $MAINPID", "User=ply-registry", "StateDirectory=ply-registry", "TimeoutStopSec=45"} {
+		if !strings.Contains(registry, "\n"+line+"\n") {
+			t.Errorf("ply-registry.service does not say %s", line)
+		}
+	}
+	if users := read(t, filepath.Join(at, "lib/sysusers.d/ply-registry.conf")); !strings.HasPrefix(users, "u ply-registry - ") {
+		t.Errorf("systemd-sysusers does not make the user of the registry: %s", users)
+	}
 	if verify, err := exec.LookPath("systemd-analyze"); err == nil {
 		over(t, opt, "/opt") // the check wants ExecStart to be there
-		if out := must(t, verify, "verify", "--man=no", filepath.Join(dir, "ply.service"), filepath.Join(dir, "ply.socket")); strings.Contains(out, "ply.s") {
+		if out := must(t, verify, "verify", "--man=no", filepath.Join(dir, "ply.service"), filepath.Join(dir, "ply.socket"), filepath.Join(dir, "ply-registry.service")); strings.Contains(out, "ply.s") || strings.Contains(out, "ply-registry.s") {
 			t.Error(out)
 		}
 	}
