@@ -184,6 +184,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"go.yaml.in/yaml/v3":                          {"ply/internal/registry/config", "ply/internal/cli/bakefile"},
 		"github.com/compose-spec/compose-go/v2":       {"ply/internal/cli/bakefile"},
 		"github.com/hashicorp/go-cty-funcs":           {"ply/internal/cli/bakefile"},
+		"go.opentelemetry.io/otel":                    {"ply/internal/registry/trace"},
 		"github.com/hashicorp/hcl/v2":                 {"ply/internal/cli/bakefile"},
 		"github.com/zclconf/go-cty":                   {"ply/internal/cli/bakefile"},
 		"golang.org/x/crypto/ssh":                     {"ply/internal/cli/direct"},

@@ -27,6 +27,7 @@ import (
 	"ply/internal/registry/gc"
 	"ply/internal/registry/notify"
 	"ply/internal/registry/server"
+	"ply/internal/registry/trace"
 )
 
 // Config has the settings.
@@ -50,6 +51,7 @@ type Config struct {
 	Webhooks          []notify.Endpoint
 	Policy            server.Policy
 	WebhookActions    []string
+	Traces            string
 	LogLevel          string
 	LogFormat         string
 	NoAccessLog       bool
@@ -298,6 +300,11 @@ func (c *Config) validate() error {
 	case c.Collect.Interval > 0 && c.Collect.Grace < time.Minute:
 		return errs.New(errs.Invalid, "gc-grace: %v is less than a minute, in which clients may not have finished a push", c.Collect.Grace)
 	}
+	if c.Traces != "" {
+		if _, err := trace.Endpoint(c.Traces); err != nil {
+			return errs.New(errs.Invalid, "traces: %w", err)
+		}
+	}
 	if err := c.validateS3(); err != nil {
 		return err
 	}
@@ -358,7 +365,7 @@ func (c *Config) Server(log *slog.Logger) server.Options {
 	o := server.Options{
 		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
-		Proxy: c.Proxy, Replicate: c.Replicate, Policy: c.Policy, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
+		Proxy: c.Proxy, Replicate: c.Replicate, Policy: c.Policy, Traces: c.Traces, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 	}
 	_ = c.webhooks(&o.Webhooks) // they are valid
 	if c.S3.Bucket != "" {

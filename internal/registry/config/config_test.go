@@ -84,7 +84,7 @@ func sample(s setting) string {
 		return "a.example.com,127.0.0.1"
 	}
 	switch s.flag {
-	case "mirror":
+	case "mirror", "traces":
 		return "http://127.0.0.1:1"
 	case "addr", "metrics-addr":
 		return "127.0.0.1:1234"
@@ -207,6 +207,7 @@ func TestRefused(t *testing.T) {
 		"a level that is not":     {"", []string{"--log-level", "loud"}, "log-level"},
 		"no grace":                {"", []string{"--gc-grace", "1s"}, "gc-grace"},
 		"an address with a login": {"", []string{"--url", "https://me@x"}, "url"},
+		"no collector":            {"", []string{"--traces", "127.0.0.1:4318"}, "traces"},
 		"two files":               {"", []string{"a", "b"}, "unexpected argument"},
 	} {
 		args := c.args

@@ -233,6 +233,7 @@ var settings = []setting{
 	{"immutable", "", []string{"immutable.tags"}, "tags that may neither move nor be deleted by clients, as PATTERN or PATTERN:TAGS such as team/**:v*", func(c *Config) value { return (*list)(&c.Policy.Immutable) }},
 	{"retention", "", []string{"retention.rules"}, "tags that are kept, as PATTERN:TAGS=KEEP/DAYSd such as team/**:pr-*=10/30d: the newest, and those of the last days; the first rule that matches a tag decides", func(c *Config) value { return (*list)(&c.Policy.Retention) }},
 	{"retention-interval", "", []string{"retention.interval"}, "time between two removals of the tags that are not kept; 0 = only by ply-registry retention", func(c *Config) value { return (*duration)(&c.Policy.Interval) }},
+	{"traces", "", []string{"traces.endpoint"}, "address of an OpenTelemetry collector that gets a trace of each request, such as http://127.0.0.1:4318 (OTLP over HTTP)", func(c *Config) value { return (*text)(&c.Traces) }},
 	{"log-level", "", []string{"log.level"}, "debug, info, warn or error", func(c *Config) value { return (*text)(&c.LogLevel) }},
 	{"log-format", "", []string{"log.formatter"}, "text or json", func(c *Config) value { return (*text)(&c.LogFormat) }},
 	{"no-access-log", "", []string{"log.accesslog.disabled"}, "do not log requests", func(c *Config) value { return (*yes)(&c.NoAccessLog) }},

@@ -141,11 +141,29 @@ func (m *Metrics) Gauge(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "ply_registry_" + name, Help: help}, value))
 }
 
-// Middleware counts every request, and logs it when log is not nil. Route names the route of a request for the metrics; it must have
-// few values.
-func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, route func(*http.Request) string) http.Handler {
+// Served is what became of a request.
+type Served struct {
+	Status         int
+	Sent, Received int64
+	User           string
+}
+
+// Tracer makes spans of requests.
+type Tracer interface {
+	// BeginRequest returns the request to serve, whose context has the span, and what ends the span.
+	BeginRequest(r *http.Request, route string) (*http.Request, func(Served))
+}
+
+// Middleware counts every request, logs it when log is not nil, and makes a span of it when tracer is not nil. Route names the route of a
+// request for the metrics; it must have few values.
+func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, tracer Tracer, route func(*http.Request) string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
+		name, method := route(r), knownMethod(r.Method)
+		var traced func(Served)
+		if tracer != nil {
+			r, traced = tracer.BeginRequest(r, name)
+		}
 		m.active.Inc()
 		defer m.active.Dec()
 		body := &counting{ReadCloser: r.Body}
@@ -157,7 +175,6 @@ func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, route func(*ht
 		if status == 0 {
 			status = http.StatusOK
 		}
-		name, method := route(r), knownMethod(r.Method)
 		m.requests.WithLabelValues(name, method, strconv.Itoa(status)).Inc()
 		m.seconds.WithLabelValues(name, method).Observe(took.Seconds())
 		m.sent.Add(float64(resp.bytes))
@@ -165,6 +182,9 @@ func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, route func(*ht
 		if log != nil {
 			log.Info("request", "remote", r.RemoteAddr, "user", resp.user, "method", r.Method, "path", r.URL.Path, "status", status,
 				"sent", resp.bytes, "received", body.n, "dur", took, "agent", r.UserAgent())
+		}
+		if traced != nil {
+			traced(Served{Status: status, Sent: resp.bytes, Received: body.n, User: resp.user})
 		}
 	})
 }

@@ -33,6 +33,7 @@ import (
 	"ply/internal/registry/observe"
 	"ply/internal/registry/repository"
 	"ply/internal/registry/search"
+	"ply/internal/registry/trace"
 )
 
 // Options configure a Server.
@@ -64,6 +65,8 @@ type Options struct {
 	Webhooks  []notify.Endpoint // web servers that are told of events
 	Policy    Policy            // quotas, tags that may not move, and retention
 
+	Traces string // address of a collector that gets a trace of each request; "" = none
+
 	TLSCert, TLSKey string   // files; "" = no TLS
 	TLSHosts        []string // for a certificate of our own; empty = none
 }
@@ -74,8 +77,9 @@ type Server struct {
 	repositories *repository.Service
 	gate         *auth.Gate
 	metrics      *observe.Metrics
-	tls          *tls.Config // nil = none
-	trust        string      // file that clients must trust; "" = none
+	tracer       *trace.Tracer // nil = none
+	tls          *tls.Config   // nil = none
+	trust        string        // file that clients must trust; "" = none
 	http, side   *http.Server
 	control      *http.Server // nil = none
 	draining     atomic.Bool
@@ -100,7 +104,18 @@ func Open(o Options) (_ *Server, err error) {
 	if err := durable.MkdirPrivate(durable.OS, o.Root); err != nil {
 		return nil, err
 	}
-	meta, bytes, err := OpenStores(context.Background(), o)
+	var tracer *trace.Tracer
+	if o.Traces != "" {
+		if tracer, err = trace.Open(o.Traces, func(err error) { o.Log.Warn("traces are lost", "err", err) }); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, tracer.Close())
+			}
+		}()
+	}
+	meta, bytes, err := openStores(context.Background(), o, tracer)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +124,7 @@ func Open(o Options) (_ *Server, err error) {
 			err = errors.Join(err, bytes.Close(), meta.Close())
 		}
 	}()
-	s := &Server{o: o, metrics: observe.New(), repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
+	s := &Server{o: o, metrics: observe.New(), tracer: tracer, repositories: &repository.Service{Metadata: meta, Blobs: bytes, Missing: o.Missing}}
 	if err := s.openGate(); err != nil {
 		return nil, err
 	}
@@ -137,9 +152,17 @@ func Open(o Options) (_ *Server, err error) {
 }
 
 // OpenStores opens the stores that the options name. The caller closes them, the metadata last.
-func OpenStores(ctx context.Context, o Options) (meta metadata.Store, bytes blobs.Store, err error) {
+func OpenStores(ctx context.Context, o Options) (metadata.Store, blobs.Store, error) {
+	return openStores(ctx, o, nil)
+}
+
+func openStores(ctx context.Context, o Options, tracer *trace.Tracer) (meta metadata.Store, bytes blobs.Store, err error) {
 	if o.Database != "" {
-		meta, err = postgres.Open(ctx, postgres.Options{URL: o.Database})
+		database := postgres.Options{URL: o.Database}
+		if tracer != nil {
+			database.Spans = tracer
+		}
+		meta, err = postgres.Open(ctx, database)
 	} else {
 		meta, err = bolt.Open(filepath.Join(o.Root, "metadata.db"))
 	}
@@ -149,6 +172,9 @@ func OpenStores(ctx context.Context, o Options) (meta metadata.Store, bytes blob
 	if o.S3 != nil {
 		remote := *o.S3
 		remote.Uploads = meta
+		if tracer != nil {
+			remote.Spans = tracer
+		}
 		bytes, err = s3.Open(ctx, remote)
 	} else {
 		bytes, err = directory.Open(durable.OS, o.Root)
@@ -250,7 +276,11 @@ func (s *Server) handler() http.Handler {
 	if s.o.AccessLog {
 		log = s.o.Log
 	}
-	return s.metrics.Middleware(split(&s.current, rest), log, func(r *http.Request) string { return api.Route(r.URL.Path) })
+	var tracer observe.Tracer
+	if s.tracer != nil {
+		tracer = s.tracer
+	}
+	return s.metrics.Middleware(split(&s.current, rest), log, tracer, func(r *http.Request) string { return api.Route(r.URL.Path) })
 }
 
 // split sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
@@ -386,5 +416,9 @@ func (s *Server) Close() error {
 		_ = s.control.Close() // commands see that their answers are not complete
 	}
 	s.work.Wait()
-	return errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
+	err := errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
+	if s.tracer != nil {
+		err = errors.Join(err, s.tracer.Close())
+	}
+	return err
 }

@@ -48,6 +48,25 @@ type Options struct {
 	PartSize  int64 // smallest part in bytes; 0 = 8 MiB
 
 	Transport http.RoundTripper // nil = one of its own
+	Spans     Spans             // nil = none
+}
+
+// Spans makes spans of requests for traces.
+type Spans interface {
+	Begin(ctx context.Context, name string) (_ context.Context, end func(error))
+}
+
+// traced makes a span of each request, until its answer begins.
+type traced struct {
+	http.RoundTripper
+	spans Spans
+}
+
+func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
+	ctx, end := t.spans.Begin(r.Context(), "s3 "+r.Method)
+	resp, err := t.RoundTripper.RoundTrip(r.WithContext(ctx))
+	end(err)
+	return resp, err
 }
 
 // Store is a bucket. Safe for concurrent use.
@@ -95,12 +114,16 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if o.Transport == nil {
 		o.Transport = transport()
 	}
+	through := o.Transport
+	if o.Spans != nil {
+		through = traced{o.Transport, o.Spans}
+	}
 	lookup := minio.BucketLookupAuto
 	if o.PathStyle {
 		lookup = minio.BucketLookupPath
 	}
 	client, err := minio.NewCore(u.Host, &minio.Options{
-		Creds: keys(o), Secure: u.Scheme == "https", Transport: o.Transport, Region: o.Region, BucketLookup: lookup, MaxRetries: tries,
+		Creds: keys(o), Secure: u.Scheme == "https", Transport: through, Region: o.Region, BucketLookup: lookup, MaxRetries: tries,
 	})
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "s3: %w", err)

@@ -30,6 +30,7 @@ type Options struct {
 	URL string // postgres://USER:PASSWORD@HOST/DATABASE, or keywords and values, as libpq takes them
 	// Patience is how long an operation is tried again while the database does not answer; 0 = 15 seconds.
 	Patience time.Duration
+	Spans    Spans // nil = none
 }
 
 // Store is a database. Safe for concurrent use.
@@ -70,6 +71,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	}
 	if _, ok := config.ConnConfig.RuntimeParams["application_name"]; !ok {
 		config.ConnConfig.RuntimeParams["application_name"] = "ply-registry"
+	}
+	if o.Spans != nil {
+		config.ConnConfig.Tracer = statements{o.Spans}
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
