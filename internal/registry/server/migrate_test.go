@@ -20,8 +20,8 @@ import (
 	"ply/internal/registry/migrate"
 )
 
-// reference starts Debian's docker-registry and returns its root directory.
-func reference(t *testing.T) (root, url string) {
+// reference starts Debian's docker-registry, with further lines of settings, and returns its root directory.
+func reference(t *testing.T, settings ...string) (root, url string) {
 	t.Helper()
 	root = t.TempDir()
 	for range 5 { // the port may be taken meanwhile
@@ -32,7 +32,7 @@ func reference(t *testing.T) (root, url string) {
 		addr := l.Addr().String()
 		l.Close()
 		config := filepath.Join(t.TempDir(), "config.yml")
-		text := "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: " + root + "}, delete: {enabled: true}}\nhttp: {addr: '" + addr + "'}\n"
+		text := "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: " + root + "}, delete: {enabled: true}}\nhttp: {addr: '" + addr + "'}\n" + strings.Join(settings, "\n") + "\n"
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

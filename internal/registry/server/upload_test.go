@@ -2,11 +2,13 @@ package server
 
 import (
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/content"
 )
+
+var openUploads = flag.Int("registry.uploads", 1000, "how many uploads TestManyOpenUploads begins")
 
 // Uploads behave like a list of bytes with an end: whatever clients do in whatever order, the registry answers as the model does.
 func TestUploadsAgreeWithAModel(t *testing.T) {
@@ -239,6 +243,65 @@ func TestHostileRequests(t *testing.T) {
 		})
 	}
 	if _, err := c.want("GET", "/v2/", nil, nil, 200); err != nil {
+		t.Error(err)
+	}
+}
+
+// Thousands of uploads that are begun and left do not keep others from pushing. Those with bytes outlive a restart, and a collection removes them.
+func TestManyOpenUploads(t *testing.T) {
+	o := Options{Root: t.TempDir(), Untagged: true}
+	_, url, stop := start(t, o)
+	c := newClient(url)
+	var wg sync.WaitGroup
+	locations := make([]string, *openUploads)
+	for w := range 8 {
+		wg.Go(func() {
+			for i := w; i < len(locations); i += 8 {
+				r, err := c.want("POST", "/v2/left/blobs/uploads/", nil, nil, 202)
+				if err == nil && i%10 == 0 {
+					_, err = c.want("PATCH", r.header.Get("Location"), []byte("begun"), nil, 202)
+				}
+				if err != nil {
+					t.Error(i, err)
+					return
+				}
+				locations[i] = r.header.Get("Location")
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	for i := range 20 {
+		tag := "v" + strconv.Itoa(i)
+		if _, err := c.image("other", tag, "", random(1000)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.pull("other", tag); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.http.CloseIdleConnections()
+	stop()
+	s, url, _ := start(t, o)
+	c = newClient(url)
+	defer c.http.CloseIdleConnections()
+	r, err := c.want("GET", locations[0], nil, nil, 204)
+	if err != nil || r.header.Get("Range") != "0-4" {
+		t.Errorf("the first upload after a restart: Range %q, %v", r.header.Get("Range"), err)
+	}
+	later := time.Now().Add(time.Hour)
+	report, err := s.Collector().Run(t.Context(), later, later)
+	if want := (len(locations) + 9) / 10; err != nil || report.Uploads != want {
+		t.Errorf("collected %d uploads, want %d, %v", report.Uploads, want, err)
+	}
+	for _, at := range []string{locations[0], locations[len(locations)-1]} {
+		if _, err := c.want("GET", at, nil, nil, 404); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := c.pull("other", "v1"); err != nil {
 		t.Error(err)
 	}
 }
