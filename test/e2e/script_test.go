@@ -37,7 +37,7 @@ func stories(t *testing.T, dir string) testscript.Params {
 		Setup:               setup,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"ply": program("ply"), "docker": program("docker"), "docker20": program("docker20"),
-			"registry": cmdRegistry, "plyregistry": cmdPlyRegistry, "endregistry": cmdEndRegistry, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
+			"registry": cmdRegistry, "plyregistry": cmdPlyRegistry, "endregistry": cmdEndRegistry, "replicas": cmdReplicas, "plyd": cmdPlyd, "http": cmdHTTP, "website": cmdWebsite, "waitfor": cmdWaitFor, "pty": cmdPty,
 		},
 		Condition: condition,
 	}
