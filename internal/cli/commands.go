@@ -8,6 +8,7 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/command/builder"
 	"ply/internal/cli/command/container"
+	enginecontext "ply/internal/cli/command/context"
 	"ply/internal/cli/command/image"
 	"ply/internal/cli/command/network"
 	"ply/internal/cli/command/registry"
@@ -39,6 +40,7 @@ const (
 var nouns = map[string]string{
 	"builder":   "Manage builds",
 	"container": "Manage containers",
+	"context":   "Manage contexts: the engines that have a name",
 	"image":     "Manage images",
 	"network":   "Manage networks",
 	"system":    "Manage ply",
@@ -82,6 +84,16 @@ var table = []entry{
 	{other, "update", run.Update, "container", run.Update},
 	{other, "wait", container.Wait, "container", container.Wait},
 
+	{other, "", nil, "context", enginecontext.Create},
+	{other, "", nil, "context", enginecontext.Export},
+	{other, "", nil, "context", enginecontext.Import},
+	{other, "", nil, "context", enginecontext.Inspect},
+	{other, "", nil, "context", enginecontext.Ls},
+	{other, "", nil, "context", enginecontext.Rm},
+	{other, "", nil, "context", enginecontext.Show},
+	{other, "", nil, "context", enginecontext.Update},
+	{other, "", nil, "context", enginecontext.Use},
+
 	{other, "history", image.History, "image", image.History},
 	{other, "import", image.Import, "image", image.Import},
 	{other, "", nil, "image", image.Inspect},
@@ -104,6 +116,7 @@ var table = []entry{
 
 	{other, "", nil, "system", system.Check},
 	{other, "", nil, "system", system.Df},
+	{other, "", nil, "system", system.DialStdio},
 	{other, "events", system.Events, "system", system.Events},
 	{common, "info", system.Info, "system", system.Info},
 	{other, "", nil, "system", system.Logs},
@@ -133,8 +146,7 @@ var table = []entry{
 
 // refused are the commands of docker that ply does not have, and what to do instead.
 var refused = map[string]string{
-	"context": "name the engine with -H, PLY_HOST or DOCKER_HOST",
-	"plugin":  "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
+	"plugin": "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
 	"swarm": "there is no swarm mode", "node": "there is no swarm mode", "service": "there is no swarm mode", "stack": "there is no swarm mode",
 	"secret": "there is no swarm mode", "config": "there is no swarm mode",
 	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",

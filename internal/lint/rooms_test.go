@@ -22,7 +22,7 @@ var inside = map[string][][]string{
 		{"build"},
 	},
 	"cli": {
-		{"cli/client", "cli/config", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
+		{"cli/client", "cli/config", "cli/contexts", "cli/format", "cli/opts", "cli/tarstream", "cli/terminal"},
 		{"cli/daemon", "cli/attach", "cli/bakefile", "cli/buildview", "cli/direct", "cli/progress", "cli/table"},
 		{"cli/command"},
 		{"cli/command/..."}, // commands share what stands below and never import each other

@@ -129,8 +129,8 @@ func TestErrors(t *testing.T) {
   name = "x"
   matrix = { a = range(100), b = range(100) }
 }`: "more than 4096 targets",
-		"\x00":                       "0.hcl:1",
-		`{"target": []`:              "0.json",
+		"\x00":          "0.hcl:1",
+		`{"target": []`: "0.json",
 	} {
 		_, err := parse(t, nil, text)
 		if err == nil || !strings.Contains(err.Error(), want) {

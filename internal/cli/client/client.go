@@ -1,4 +1,4 @@
-// Package client speaks the Docker Engine API over a unix socket or TCP, with and without TLS.
+// Package client speaks the Docker Engine API over a unix socket, TCP, with and without TLS, or ssh.
 //
 // It handles requests, versions, errors and hijacked streams, and has no command in it. Answers are decoded into the types of package
 // wire, or returned as raw JSON, which keeps the fields that only newer engines send. Several goroutines may use a Client at the same
@@ -35,7 +35,7 @@ const maxError = 1 << 20
 
 // Options are the options of New.
 type Options struct {
-	Host       string            // unix://PATH or tcp://HOST:PORT
+	Host       string            // unix://PATH, tcp://HOST:PORT or ssh://[USER@]HOST[:PORT][/SOCKET]
 	TLS        *tls.Config       // nil means a plain connection
 	Headers    map[string]string // sent with every request
 	UserAgent  string
@@ -91,7 +91,7 @@ func New(opts Options) (*Client, error) {
 	return c, nil
 }
 
-// SplitHost returns the network ("unix" or "tcp") and the address of a value of -H.
+// SplitHost returns the network ("unix", "tcp" or "ssh") and the address of a value of -H.
 func SplitHost(host string) (network, addr string, err error) {
 	proto, rest, ok := strings.Cut(host, "://")
 	if !ok {
@@ -120,13 +120,20 @@ func SplitHost(host string) (network, addr string, err error) {
 		}
 		return "tcp", rest, nil
 	}
-	return "", "", errs.New(errs.Unimplemented, "host %q: %s:// is not supported, use unix://PATH or tcp://HOST:PORT", host, proto)
+	if proto == "ssh" {
+		_, err := sshArgs(host)
+		return "ssh", host, err
+	}
+	return "", "", errs.New(errs.Unimplemented, "host %q: %s:// is not supported, use unix://PATH, tcp://HOST:PORT or ssh://USER@HOST", host, proto)
 }
 
 // Host returns the address that was given to New.
 func (c *Client) Host() string { return c.opts.Host }
 
 func (c *Client) dialPlain(ctx context.Context) (net.Conn, error) {
+	if c.network == "ssh" {
+		return dialSSH(c.addr)
+	}
 	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
 	return d.DialContext(ctx, c.network, c.addr)
 }
@@ -302,7 +309,7 @@ func (c *Client) newRequest(ctx context.Context, method, path string, q url.Valu
 		method = http.MethodGet
 	}
 	host := c.addr
-	if c.network == "unix" {
+	if c.network != "tcp" {
 		host = "api.moby.localhost"
 	}
 	u := url.URL{Scheme: c.scheme, Host: host, Path: path, RawQuery: q.Encode()}

@@ -106,7 +106,7 @@ func TestErrors(t *testing.T) {
 func TestHosts(t *testing.T) {
 	for in, want := range map[string]string{
 		"unix:///a": "unix /a", "tcp://h:1": "tcp h:1", "tcp://h": "tcp h:2375", "https://h/": "tcp h:2376", "tcp://[::1]": "tcp [::1]:2375",
-		"tcp://": "tcp 127.0.0.1:2375", "unix://": "!", "ssh://a": "!", "a": "!", "tcp://h/p": "!",
+		"tcp://": "tcp 127.0.0.1:2375", "unix://": "!", "ssh://a": "ssh ssh://a", "a": "!", "tcp://h/p": "!",
 	} {
 		n, a, err := SplitHost(in)
 		if (err != nil) != (want == "!") || err == nil && n+" "+a != want {

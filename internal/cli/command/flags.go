@@ -25,7 +25,7 @@ func (g *Globals) Define(f *pflag.FlagSet) {
 	f.SortFlags = true
 	f.SetInterspersed(false)
 	f.StringVar(&g.configDir, "config", config.Dir(), "Location of client config files")
-	f.StringVarP(&g.context, "context", "c", "", "Name of the context to use (ply has none: an error that says so)")
+	f.StringVarP(&g.context, "context", "c", "", `Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with "ply context use")`)
 	f.BoolVarP(&g.Debug, "debug", "D", false, "Enable debug mode: show every request to the engine")
 	f.VarP(&hostList{&g.hosts}, "host", "H", "Daemon socket to connect to")
 	f.StringVarP(&g.LogLevel, "log-level", "l", "info", `Set the logging level ("debug" shows every request; "info", "warn", "error", "fatal" do not)`)

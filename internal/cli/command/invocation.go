@@ -15,6 +15,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/config"
+	"ply/internal/cli/contexts"
 	"ply/internal/cli/daemon"
 	"ply/internal/cli/terminal"
 )
@@ -29,6 +30,7 @@ type Invocation struct {
 	Clock  func() time.Time // nil means time.Now
 
 	cfg *config.File
+	ctx *contexts.Context // in use; read once
 	api *client.Client
 }
 
@@ -43,14 +45,18 @@ func (inv *Invocation) Now() time.Time {
 	return time.Now()
 }
 
+// ConfigDir returns the directory of config.json.
+func (inv *Invocation) ConfigDir() string {
+	if inv.Global.configDir != "" {
+		return inv.Global.configDir
+	}
+	return config.Dir()
+}
+
 // Config returns the user's config.json, which it reads once. A damaged file costs a warning and counts as empty.
 func (inv *Invocation) Config() *config.File {
 	if inv.cfg == nil {
-		dir := inv.Global.configDir
-		if dir == "" {
-			dir = config.Dir()
-		}
-		f, err := config.Load(dir)
+		f, err := config.Load(inv.ConfigDir())
 		if err != nil {
 			fmt.Fprintf(inv.Err, "WARNING: Error loading config file: %v\n", err)
 		}

@@ -39,6 +39,7 @@ type known struct {
 	NetworksFormat string                       `json:"networksFormat,omitempty"`
 	VolumesFormat  string                       `json:"volumesFormat,omitempty"`
 	StatsFormat    string                       `json:"statsFormat,omitempty"`
+	CurrentContext string                       `json:"currentContext,omitempty"`
 	Proxies        map[string]map[string]string `json:"proxies,omitempty"`
 }
 
@@ -101,6 +102,15 @@ func (f *File) Format(what string) string {
 	return ""
 }
 
+// CurrentContext returns the name of the context in use; "" = none.
+func (f *File) CurrentContext() string { return f.known.CurrentContext }
+
+// UseContext records the context in use; "" = none.
+func (f *File) UseContext(name string) error {
+	f.known.CurrentContext = name
+	return f.save()
+}
+
 // Headers returns the headers to send with every request.
 func (f *File) Headers() map[string]string { return f.known.HTTPHeaders }
 
@@ -135,6 +145,7 @@ func (f *File) save() error {
 		return err
 	}
 	delete(out, "auths")
+	delete(out, "currentContext")
 	for k, v := range mine {
 		out[k] = v
 	}

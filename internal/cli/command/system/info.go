@@ -10,6 +10,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
+	"ply/internal/cli/contexts"
 	"ply/internal/cli/format"
 	"ply/internal/version"
 )
@@ -43,9 +44,9 @@ func printInfo(ctx context.Context, inv *command.Invocation, tmpl string) error 
 		if perr != nil {
 			return &command.ExitError{Code: 64, Text: perr.Error()}
 		}
-		return format.Execute(inv.Out, parsed, withClientInfo(raw))
+		return format.Execute(inv.Out, parsed, withClientInfo(raw, contextOf(inv)))
 	}
-	fmt.Fprintf(inv.Out, "Client:\n Version:    %s\n Context:    default\n Debug Mode: %t\n\nServer:\n", version.Version, inv.Global.Debug)
+	fmt.Fprintf(inv.Out, "Client:\n Version:    %s\n Context:    %s\n Debug Mode: %t\n\nServer:\n", version.Version, contextOf(inv), inv.Global.Debug)
 	if err != nil {
 		return err
 	}
@@ -60,8 +61,17 @@ func printInfo(ctx context.Context, inv *command.Invocation, tmpl string) error 
 	return nil
 }
 
+// contextOf returns the name of the context in use; "default" when none can be found out.
+func contextOf(inv *command.Invocation) string {
+	name, err := inv.ContextName()
+	if err != nil {
+		return contexts.Default
+	}
+	return name
+}
+
 // withClientInfo adds the field ClientInfo to the engine's document. Scripts read it there.
-func withClientInfo(raw json.RawMessage) json.RawMessage {
+func withClientInfo(raw json.RawMessage, context string) json.RawMessage {
 	raw = bytes.TrimSpace(raw)
 	v := localVersion()
 	add, err := json.Marshal(struct {
@@ -72,7 +82,7 @@ func withClientInfo(raw json.RawMessage) json.RawMessage {
 		Arch, BuildTime   string
 		Context           string
 		Plugins, Warnings []string
-	}{false, v.Version, v.GitCommit, v.GoVersion, v.Os, v.Arch, v.BuildTime, v.Context, []string{}, nil})
+	}{false, v.Version, v.GitCommit, v.GoVersion, v.Os, v.Arch, v.BuildTime, context, []string{}, nil})
 	if err != nil || len(raw) < 2 || raw[len(raw)-1] != '}' {
 		return raw
 	}

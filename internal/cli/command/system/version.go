@@ -11,6 +11,7 @@ import (
 
 	"ply/internal/cli/client"
 	"ply/internal/cli/command"
+	"ply/internal/cli/contexts"
 	"ply/internal/cli/format"
 	"ply/internal/version"
 	"ply/internal/wire"
@@ -33,7 +34,7 @@ type clientVersion struct {
 func localVersion() clientVersion {
 	v := version.Get()
 	return clientVersion{Version: v.Version, APIVersion: client.MaxAPI, DefaultAPIVersion: client.MaxAPI, GitCommit: ShortCommit(),
-		GoVersion: v.Go, Os: v.OS, Arch: v.Arch, BuildTime: displayTime(v.Time), Context: "default"}
+		GoVersion: v.Go, Os: v.OS, Arch: v.Arch, BuildTime: displayTime(v.Time), Context: contexts.Default}
 }
 
 // ShortCommit returns the commit that was built, or "unknown" when the Go tool did not record it.
@@ -79,6 +80,9 @@ func printVersion(ctx context.Context, inv *command.Invocation, tmpl string, cli
 		return &command.ExitError{Code: 64, Text: err.Error()}
 	}
 	cv := localVersion()
+	if name, err := inv.ContextName(); err == nil {
+		cv.Context = name
+	}
 	var server json.RawMessage
 	var failed error
 	if !clientOnly {
