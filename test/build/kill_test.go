@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -19,27 +20,62 @@ import (
 	"time"
 )
 
+var kills = flag.Int("kills", 0, "how often TestKilledEngine kills the engine; 0 = 3 times, or 100 with PLY_NIGHTLY")
+
 // An engine that is killed at any point of a build leaves a store that checks clean and nothing of the build but what it has finished: the steps before the one that ran
-// are in the cache of the next engine.
+// are in the cache of the next engine, and no process, container, cgroup, mount or file is left.
 func TestKilledEngine(t *testing.T) {
-	rounds := 3
-	if os.Getenv("PLY_NIGHTLY") != "" {
+	rounds := *kills
+	switch {
+	case rounds > 0:
+	case os.Getenv("PLY_NIGHTLY") != "":
 		rounds = 100
+	default:
+		rounds = 3
 	}
 	e := startPly(t, "erofs")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))
+	build := func(b builder, dir, tag string) *exec.Cmd {
+		c := exec.Command(e.cli[0], "build", "--progress", "plain", "-t", tag, ".")
+		c.Env = e.env
+		if b.name != "ply" {
+			c = exec.Command("/usr/bin/docker", "build", "-t", tag, ".")
+			c.Env = append(slices.Clone(e.env), "BUILDKIT_PROGRESS=plain", map[string]string{"classic": "DOCKER_BUILDKIT=0", "buildkit": "DOCKER_BUILDKIT=1"}[b.name])
+		}
+		c.Dir = dir
+		return c
+	}
+	// The first builds make directories that stay.
+	for _, b := range protocols {
+		if out, err := build(b, write(t, map[string]string{"Dockerfile": "FROM base\nRUN --network=none true\n"}), "first").CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", b.name, err, out)
+		}
+	}
+	e.ply(t, "rmi", "-f", "first")
+	e.ply(t, "builder", "prune", "-af")
+	before := traces(t, e)
 	const steps = 8
 	for round := range rounds {
+		b := protocols[random.IntN(len(protocols))]
+		mounts := ""
+		if b.name != "classic" {
+			mounts = fmt.Sprintf("--mount=type=cache,id=c%d,from=base,target=/c --mount=type=tmpfs,target=/t --mount=type=bind,source=d,target=/b,rw ", round)
+		}
 		text := "FROM base AS a\n"
 		for i := range steps {
-			text += fmt.Sprintf("RUN echo executing step %d-%d. && echo %d > /f%d && sleep 0.05\nCOPY d /copy%d\n", round, i, i, i, i)
+			text += fmt.Sprintf("RUN %secho executing step %d-%d. && echo %d > /f%d && sleep 0.05\nCOPY d /copy%d\n", mounts, round, i, i, i, i)
 		}
-		text += fmt.Sprintf("FROM base\nRUN echo other %d > /other && sleep 0.1\nCOPY --from=a / /all/\n", round)
+		all := "/all"
+		if b.name == "classic" {
+			all = "" // it shows the output of the last stage only
+		} else {
+			text += fmt.Sprintf("FROM base\nRUN echo other %d > /other && sleep 0.1\nCOPY --from=a / /all/\n", round)
+		}
+		tag := fmt.Sprint("killed", round)
 		dir := write(t, map[string]string{"Dockerfile": text, "d/big": strings.Repeat(fmt.Sprint(round), 2<<20), "d/small": "x"})
-		c := exec.Command(e.cli[0], "build", "--progress", "plain", "-t", fmt.Sprint("killed", round), ".")
-		c.Dir, c.Env = dir, e.env
+		c := build(b, dir, tag)
 		var out bytes.Buffer
 		c.Stdout, c.Stderr = &out, &out
 		if err := c.Start(); err != nil {
@@ -53,18 +89,29 @@ func TestKilledEngine(t *testing.T) {
 		whole := c.Wait() == nil
 		first := out.String()
 		e.http.CloseIdleConnections()
+		ran := containersOf(t, e)
 		again := exec.Command(e.cmd.Path, e.cmd.Args[1:]...)
 		e.cmd = nil
 		e.launch(t, again)
 		if ids := e.ply(t, "ps", "-aq"); ids != "" {
 			t.Errorf("round %d: containers of steps are left: %s", round, ids)
 		}
+		for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			rest := stillThere(e, ran)
+			if rest == "" {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: left of containers: %s", round, rest)
+			}
+		}
 		if report, code := e.try("", e.cli[0], "system", "check", "--full"); code != 0 {
 			t.Fatalf("round %d: the check: exit code %d\n%s", round, code, report)
 		}
-		second, code := e.try(dir, e.cli[0], "build", "--progress", "plain", "-t", fmt.Sprint("killed", round), ".")
-		if code != 0 {
-			t.Fatalf("round %d: exit code %d\n%s\nafter\n%s", round, code, second, first)
+		answer, err := build(b, dir, tag).CombinedOutput()
+		second := string(answer)
+		if err != nil {
+			t.Fatalf("round %d: %s: %v\n%s\nafter\n%s", round, b.name, err, second, first)
 		}
 		began := func(out string, i int) bool { // the line of the command's output, not that of the instruction
 			return regexp.MustCompile(fmt.Sprintf(`(?m)^[^&]*executing step %d-%d\.\r?$`, round, i)).MatchString(out)
@@ -73,28 +120,74 @@ func TestKilledEngine(t *testing.T) {
 		for i := range steps {
 			done := whole || i+1 < steps && began(first, i+1)
 			if done && began(second, i) {
-				t.Errorf("round %d: step %d was finished, and was executed again\n%s\nafter\n%s", round, i, second, first)
+				t.Errorf("round %d: %s: step %d was finished, and was executed again\n%s\nafter\n%s", round, b.name, i, second, first)
 			}
 			if !began(second, i) {
 				hits++
 			}
 			if !began(first, i) && !began(second, i) {
-				t.Errorf("round %d: step %d was never executed\n%s\nafter\n%s", round, i, second, first)
+				t.Errorf("round %d: %s: step %d was never executed\n%s\nafter\n%s", round, b.name, i, second, first)
 			}
 		}
-		t.Logf("round %d: %d of %d steps in the cache", round, hits, steps)
-		tr, err := e.saved(fmt.Sprint("killed", round))
+		t.Logf("round %d: %s: %d of %d steps in the cache, %d containers were there", round, b.name, hits, steps, len(ran))
+		tr, err := e.saved(tag)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for i := range steps {
-			if got := tr[fmt.Sprintf("/all/f%d", i)].data; got != fmt.Sprint(i, "\n") {
-				t.Errorf("round %d: /all/f%d is %q", round, i, got)
+			if got := tr[fmt.Sprintf("%s/f%d", all, i)].data; got != fmt.Sprint(i, "\n") {
+				t.Errorf("round %d: %s/f%d is %q", round, all, i, got)
 			}
 		}
-		e.ply(t, "rmi", "-f", fmt.Sprint("killed", round))
+		e.ply(t, "rmi", "-f", tag)
 	}
 	left(t, e)
+	// Without its cache, the engine has what it had before. What BuildKit's clients sent stays for their next builds, and so do cache mounts. A layer or a config that
+	// is complete stays for as long as a collection leaves young objects alone.
+	e.ply(t, "builder", "prune", "-af")
+	var rest []string
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		rest = slices.DeleteFunc(traces(t, e), func(p string) bool {
+			rel := strings.TrimPrefix(p, e.dir+"/")
+			return regexp.MustCompile(`^data/(build/contexts|copies|layers/roots)/|^data/(build/mounts|blobs/sha256|layers/sha256)/[0-9a-f]{64}(/|$)`).MatchString(rel) || slices.Contains(before, p)
+		})
+		if len(rest) == 0 {
+			return
+		}
+	}
+	t.Errorf("left:\n%s", strings.Join(rest, "\n"))
+}
+
+// containersOf returns the IDs of the containers that an engine has.
+func containersOf(t *testing.T, e *engine) (ids []string) {
+	t.Helper()
+	for _, top := range []string{"data", "run"} {
+		entries, err := os.ReadDir(filepath.Join(e.dir, top, "containers"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, d := range entries {
+			if id := d.Name(); regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(id) && !slices.Contains(ids, id) {
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids
+}
+
+// stillThere returns the cgroups, processes and directories of containers that are there.
+func stillThere(e *engine, ids []string) string {
+	var rest []string
+	for _, id := range ids {
+		for _, pattern := range []string{"/sys/fs/cgroup/*/" + id, "/sys/fs/cgroup/*/*/" + id, e.dir + "/*/containers/" + id} {
+			found, _ := filepath.Glob(pattern) // the pattern is well-formed
+			rest = append(rest, found...)
+		}
+		if out, _ := exec.Command("pgrep", "-af", id).Output(); len(out) > 0 {
+			rest = append(rest, string(out))
+		}
+	}
+	return strings.Join(rest, " ")
 }
 
 // traces are the files and mounts of an engine that a build may leave, and the cgroups of its containers.
