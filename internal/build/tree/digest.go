@@ -25,25 +25,25 @@ import (
 // A file is taken as unchanged when device, inode, size, and the times of content and attributes are the same. A file that changed a moment
 // before it was read could change again without a new time, so its digest is not remembered, as git does it.
 type Digests struct {
-	racy  time.Duration // coarser than the clock of any file system
+	racy time.Duration // coarser than the clock of any file system
+
 	mu    sync.Mutex
-	files map[fileID]known
+	table *table
+	rich  map[key]known // the files with extended attributes
 }
 
 type known struct {
-	size         int64
-	mtime, ctime unix.Timespec
-	digest       [sha256.Size]byte
-	xattrs       map[string]string
+	digest [sha256.Size]byte
+	xattrs map[string]string
 }
 
 const (
-	maxDigests = 1 << 20 // files that Digests remembers
-	racy       = 2 * time.Second
+	maxRich = 1 << 16 // files with extended attributes that Digests remembers
+	racy    = 2 * time.Second
 )
 
 // NewDigests returns an empty memory.
-func NewDigests() *Digests { return &Digests{racy: racy, files: map[fileID]known{}} }
+func NewDigests() *Digests { return &Digests{racy: racy, table: newTable(), rich: map[key]known{}} }
 
 func (d *Digests) get(st *unix.Stat_t) (k known, ok bool) {
 	if d == nil {
@@ -51,26 +51,42 @@ func (d *Digests) get(st *unix.Stat_t) (k known, ok bool) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	k, ok = d.files[fileID{st.Dev, st.Ino}]
-	return k, ok && k.size == st.Size && k.mtime == st.Mtim && k.ctime == st.Ctim
+	at := d.table.key(st)
+	if k.digest, ok = d.table.get(at); ok {
+		return k, true
+	}
+	k, ok = d.rich[at]
+	return k, ok
 }
 
 // put remembers a file that was examined from the time read on.
-func (d *Digests) put(id fileID, st *unix.Stat_t, read time.Time, sum [sha256.Size]byte, xattrs map[string]string) {
+func (d *Digests) put(st *unix.Stat_t, read time.Time, sum [sha256.Size]byte, xattrs map[string]string) {
 	if d == nil || read.Sub(time.Unix(st.Ctim.Unix())) < d.racy || read.Sub(time.Unix(st.Mtim.Unix())) < d.racy {
 		return
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.files) >= maxDigests {
-		for id := range d.files { // any: the next build of that file reads it once
-			delete(d.files, id)
-			if len(d.files) < maxDigests*3/4 {
+	at := d.table.key(st)
+	if len(xattrs) == 0 {
+		d.table.put(at, sum)
+		return
+	}
+	if len(d.rich) >= maxRich {
+		for k := range d.rich { // any: the next build of that file reads it once
+			delete(d.rich, k)
+			if len(d.rich) < maxRich*3/4 {
 				break
 			}
 		}
 	}
-	d.files[id] = known{st.Size, st.Mtim, st.Ctim, sum, xattrs}
+	d.rich[at] = known{sum, xattrs}
+}
+
+// size returns how many files are remembered.
+func (d *Digests) size() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.table.count + len(d.rich)
 }
 
 // content returns the digest of a regular file.
@@ -100,7 +116,7 @@ func (e *Entry) content() (sum [sha256.Size]byte, err error) {
 		return sum, err
 	}
 	if n == before.Size && before.Mtim == after.Mtim && before.Ctim == after.Ctim && before.Ctim == e.Info.ctime {
-		e.tree.digest.put(e.Info.id, &before, e.seen, sum, e.Info.Xattrs)
+		e.tree.digest.put(&before, e.seen, sum, e.Info.Xattrs)
 	}
 	return sum, nil
 }

@@ -117,9 +117,8 @@ func TestDigestsRememberOldFiles(t *testing.T) {
 		{"clock set back by an hour", -time.Hour, -10 * time.Second, -10 * time.Second, false},
 	} {
 		d := NewDigests()
-		id := fileID{1, 2}
 		st := unix.Stat_t{Dev: 1, Ino: 2, Size: 3, Mtim: spec(at(c.mtime)), Ctim: spec(at(c.ctim))}
-		d.put(id, &st, at(c.read), [32]byte{1}, nil)
+		d.put(&st, at(c.read), [32]byte{1}, nil)
 		if _, ok := d.get(&st); ok != c.remembered {
 			t.Errorf("%s: remembered %v, want %v", c.what, ok, c.remembered)
 		}
@@ -153,7 +152,7 @@ func TestDigestsOfFilesThatChangeMeanwhile(t *testing.T) {
 		_, err := e.content()
 		return err
 	})
-	if err != nil || len(d.files) != 0 {
-		t.Errorf("%d files are remembered, %v", len(d.files), err)
+	if err != nil || d.size() != 0 {
+		t.Errorf("%d files are remembered, %v", d.size(), err)
 	}
 }
