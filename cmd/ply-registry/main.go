@@ -37,6 +37,8 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 			return namespace(args[1:], stdout, stderr)
 		case "token":
 			return token(args[1:], stdout, stderr)
+		case "audit":
+			return auditLog(args[1:], stdout, stderr)
 		case "migrate":
 			return migrateRegistry(args[1:], stdout, stderr)
 		case "check":
@@ -52,7 +54,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	fs := pflag.NewFlagSet("ply-registry", pflag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user|group|namespace|token|migrate|check|backup|retention … (see ply-registry COMMAND --help)\n\n%s", fs.FlagUsages())
+		fmt.Fprintf(stderr, "Usage:\n  ply-registry [serve] [FLAG]... [CONFIG]\n  ply-registry user|group|namespace|token|audit|migrate|check|backup|retention … (see ply-registry COMMAND --help)\n\n%s", fs.FlagUsages())
 	}
 	c, warnings, err := config.Load(fs, args, os.Environ())
 	if err != nil {

@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	osuser "os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"ply/internal/errs"
+	"ply/internal/registry/audit"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/config"
 	"ply/internal/registry/server"
@@ -81,6 +85,86 @@ func (c *peopleCommand) options() (server.Options, error) {
 	return settings.Server(nil), nil
 }
 
+// note adds a change to the audit log, with the user of the system who made it.
+func (c *peopleCommand) note(err error, o server.Options, verb string, args []string) error {
+	if err != nil || verb == "ls" {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(o.Root, "metadata.db")); err != nil && o.Database == "" {
+		return nil // nothing has been served yet
+	}
+	e := audit.Entry{User: "@" + systemUser(), Action: verb + " " + c.name, Reference: strings.Join(args, " ")}
+	if err := server.Note(context.Background(), o, e); err != nil {
+		return errs.New(errs.Unavailable, "the change is made, but is not in the audit log: %w", err)
+	}
+	return nil
+}
+
+// systemUser returns who runs this command.
+func systemUser() string {
+	if name := os.Getenv("SUDO_USER"); name != "" {
+		return name
+	}
+	if u, err := osuser.Current(); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(os.Getuid())
+}
+
+const auditUsage = `Usage:
+  ply-registry audit [--user NAME] [--repository NAME] [--action ACTION] [--since TIME] [-n COUNT] [--json]
+
+Prints who did what, from where, to which repository, and with what result, the newest first.
+`
+
+func auditLog(args []string, stdout, stderr io.Writer) error {
+	cmd := newPeopleCommand("audit", auditUsage, stderr)
+	q := audit.Question{}
+	cmd.StringVar(&q.User, "user", "", "only what this user did")
+	cmd.StringVar(&q.Repository, "repository", "", "only what was done to this repository")
+	cmd.StringVar(&q.Action, "action", "", "only this action, such as push, delete or login")
+	since := cmd.String("since", "", "only what was done since a time (2026-01-02T15:04:05Z) or a duration ago (24h)")
+	cmd.IntVarP(&q.Limit, "count", "n", 100, "how many entries")
+	asJSON := cmd.Bool("json", false, "print JSON, an entry per line")
+	if err := cmd.Parse(args); err != nil {
+		return err
+	}
+	if cmd.NArg() > 0 || q.Limit < 1 {
+		return errs.New(errs.Invalid, "audit: wrong arguments")
+	}
+	if *since != "" {
+		d, err := time.ParseDuration(*since)
+		if q.Since = time.Now().Add(-d); err != nil {
+			if q.Since, err = time.Parse(time.RFC3339, *since); err != nil {
+				return errs.New(errs.Invalid, "--since %q is neither a time nor a duration", *since)
+			}
+		}
+	}
+	o, err := cmd.options()
+	if err != nil {
+		return err
+	}
+	list, _, err := server.AuditEntries(context.Background(), o, q)
+	if err != nil {
+		return err
+	}
+	if *asJSON {
+		enc := json.NewEncoder(stdout)
+		for _, e := range list {
+			if err := enc.Encode(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(stdout, 0, 8, 3, ' ', 0)
+	fmt.Fprintln(w, "TIME\tUSER\tADDRESS\tACTION\tREPOSITORY\tREFERENCE\tSTATUS\tTIMES")
+	for _, e := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%q\t%d\t%d\n", e.Time.Format(time.RFC3339), e.User, e.Address, e.Action, e.Repository, e.Reference, e.Status, max(e.Count, 1))
+	}
+	return w.Flush()
+}
+
 const groupUsage = `Usage:
   ply-registry group add NAME [--role ROLE=PATTERN]...
   ply-registry group rm NAME
@@ -110,6 +194,7 @@ func group(args []string, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 	defer errs.Close(&err, end)
+	defer func() { err = cmd.note(err, o, verb, args) }()
 	switch verb {
 	case "ls":
 		return listGroups(users, stdout)
@@ -175,6 +260,7 @@ func namespace(args []string, stdout, stderr io.Writer) (err error) {
 		return err
 	}
 	defer errs.Close(&err, end)
+	defer func() { err = cmd.note(err, o, verb, args) }()
 	switch verb {
 	case "set":
 		v, err := auth.ParseVisibility(args[1])
@@ -229,6 +315,7 @@ func token(args []string, stdout, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { err = cmd.note(err, o, verb, args) }()
 	defer errs.Close(&err, end)
 	switch verb {
 	case "rm":

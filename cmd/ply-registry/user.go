@@ -26,6 +26,8 @@ const userUsage = `Usage:
   ply-registry user grant NAME ROLE=PATTERN...      (NAME ` + auth.Anonymous + ` stands for those who do not log in)
   ply-registry user revoke NAME PATTERN...
   ply-registry user import HTPASSWD [--role ROLE]
+  ply-registry user link NAME ISSUER SUBJECT        (who signs in at an OpenID provider as SUBJECT is NAME)
+  ply-registry user unlink NAME
 
 A ROLE is reader, writer or admin. A PATTERN is a repository; a component * stands for any one, ** at the end for any number. A user is
 the admin of the repositories below its own name. The first user closes the registry and is the admin of everything, unless --role says otherwise.
@@ -36,7 +38,7 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) 
 	cmd := newPeopleCommand("user", userUsage, stderr)
 	roles := cmd.StringArray("role", nil, "role on a pattern, as writer=team/**")
 	fromStdin := cmd.Bool("password-stdin", false, "read the password from the first line of the standard input")
-	verb, args, err := cmd.parse(args, map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1}, "grant", "revoke")
+	verb, args, err := cmd.parse(args, map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1, "link": 3, "unlink": 1}, "grant", "revoke")
 	if err != nil {
 		return err
 	}
@@ -49,6 +51,7 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer errs.Close(&err, end)
+	defer func() { err = cmd.note(err, o, verb, args) }()
 	switch verb {
 	case "ls":
 		return listUsers(users, stdout)
@@ -78,6 +81,10 @@ func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) 
 		return grant(users, args[0], args[1:])
 	case "revoke":
 		return revoke(users, args[0], args[1:])
+	case "link":
+		return users.Link(args[0], args[1], args[2])
+	case "unlink":
+		return users.Link(args[0], "", "")
 	}
 	return importUsers(users, args[0], *roles, stdout)
 }

@@ -62,6 +62,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"uploads/<id>.json", "registry/blobs/directory", "sessionRecord", "sessionVersion"},
 		{"documents/proxy-uses", "registry/proxy", "useRecord", "useVersion"},
 		{"documents/retention", "registry/server", "retentionRecord", "retentionVersion"},
+		{"documents/audit", "registry/audit", "Entry", "entryVersion"},
 		{"documents/QUEUE", "registry/queue", "itemRecord", "itemVersion"},
 		{"users.json", "registry/auth", "usersRecord", "usersVersion"},
 		{"documents/access-tokens", "registry/auth", "AccessToken", "tokenVersion"},

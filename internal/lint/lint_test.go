@@ -185,6 +185,8 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/compose-spec/compose-go/v2":       {"ply/internal/cli/bakefile"},
 		"github.com/hashicorp/go-cty-funcs":           {"ply/internal/cli/bakefile"},
 		"go.opentelemetry.io/otel":                    {"ply/internal/registry/trace"},
+		"github.com/coreos/go-oidc/v3":                {"ply/internal/registry/oidc"},
+		"golang.org/x/oauth2":                         {"ply/internal/registry/oidc"},
 		"github.com/hashicorp/hcl/v2":                 {"ply/internal/cli/bakefile"},
 		"github.com/zclconf/go-cty":                   {"ply/internal/cli/bakefile"},
 		"golang.org/x/crypto/ssh":                     {"ply/internal/cli/direct"},

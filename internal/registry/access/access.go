@@ -55,3 +55,15 @@ func (everyone) Name() string                        { return "" }
 func (everyone) May(content.Repository, Action) bool { return true }
 func (everyone) Admin() bool                         { return true }
 func (everyone) Sees(content.Repository) bool        { return true }
+
+// Tell tells the wrapper of an answer who makes the request, for logs.
+func Tell(w http.ResponseWriter, c Caller) {
+	if to, ok := w.(interface{ SetUser(name string) }); ok {
+		to.SetUser(c.Name())
+	}
+	if by, ok := c.(interface{ Token() string }); ok {
+		if to, ok := w.(interface{ SetToken(id string) }); ok {
+			to.SetToken(by.Token())
+		}
+	}
+}

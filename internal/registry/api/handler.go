@@ -93,9 +93,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return h.refuse(w, r, t, err)
 	}
-	if named, ok := w.(interface{ SetUser(name string) }); ok { // for the log
-		named.SetUser(caller.Name())
-	}
+	access.Tell(w, caller)
 	methods, ok := routes[t.kind]
 	if !ok {
 		if !caller.May("", access.Pull) { // do not answer strangers about paths

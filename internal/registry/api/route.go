@@ -34,6 +34,27 @@ var kindNames = map[kind]string{
 // Route names the route of a path, for metrics.
 func Route(path string) string { return kindNames[parsePath(path).kind] }
 
+// Describe names what a request does to what, for the audit log. Change reports whether it changes something that is worth an entry when
+// it is done, which the parts of an upload are not.
+func Describe(r *http.Request) (action access.Action, repository, reference string, change bool) {
+	t := parsePath(r.URL.Path)
+	to, ok := routes[t.kind][r.Method]
+	if !ok || to.action == "" {
+		return access.Pull, t.name, "", false
+	}
+	switch {
+	case t.kind == kindUploads:
+		q := r.URL.Query()
+		return to.action, t.name, q.Get("digest") + q.Get("mount"), q.Has("digest") || q.Has("mount")
+	case t.kind == kindUpload:
+		return to.action, t.name, r.URL.Query().Get("digest"), r.Method == http.MethodPut
+	}
+	return to.action, t.name, t.ref, to.action != access.Pull
+}
+
+// IsManifest reports whether a path is that of a manifest, which every pull reads.
+func IsManifest(path string) bool { return parsePath(path).kind == kindManifest }
+
 // target is a parsed path.
 type target struct {
 	kind kind

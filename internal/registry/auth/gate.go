@@ -1,8 +1,10 @@
 package auth
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
@@ -26,6 +28,13 @@ type Options struct {
 	Basic bool
 	// Tokens are the personal access tokens; nil = there are none.
 	Tokens *Tokens
+	// Provider signs users in; nil = none. With one the registry is closed.
+	Provider Provider
+	// Create makes users of those who sign in for the first time.
+	Create bool
+	// Taken reports whether repositories have a name that a new user would own; may be nil.
+	Taken func(ctx context.Context, name string) (bool, error)
+	Log   *slog.Logger // nil = none
 	// ClaimsAge is how long the groups that a provider named count after a sign-in.
 	ClaimsAge time.Duration
 	// URL is what clients reach the registry by, such as https://registry.example.com; "" = what each request says.
@@ -54,7 +63,7 @@ func NewGate(o Options) (*Gate, error) {
 }
 
 // IsOpen reports whether everyone may do everything.
-func (g *Gate) IsOpen() bool { return !g.o.Required && !g.o.Users.Closed() }
+func (g *Gate) IsOpen() bool { return !g.o.Required && g.o.Provider == nil && !g.o.Users.Closed() }
 
 // caller is someone with rights, perhaps narrowed by a personal access token, by a token that the gate issued, or by both.
 type caller struct {
@@ -303,6 +312,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	who := g.newCaller(name, personal)
+	access.Tell(w, who)
 	user, _ := g.o.Users.user(name)
 	token, err := g.signer.issue(claims{Subject: name, UserID: user.ID, Token: who.Token(), Audience: g.service(r), Access: g.grant(who, asked)})
 	if err != nil {

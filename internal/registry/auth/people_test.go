@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/access"
 	"ply/internal/registry/content"
+	"ply/internal/registry/oidc"
 )
 
 func ok(t *testing.T, list ...error) {
@@ -334,4 +336,95 @@ func TestAccessTokenLimits(t *testing.T) {
 		t.Errorf("a password that looks like a token: %v", err)
 	}
 
+}
+
+// After a sign-in a browser stays at this registry.
+func TestReturn(t *testing.T) {
+	for s, want := range map[string]string{
+		"/": "/", "/a/b?c=d#e": "/a/b?c=d#e", "": "/", "https://evil.example.com": "/", "//evil.example.com": "/", `/\evil.example.com`: "/", "/\t/evil.example.com": "/",
+		"javascript:alert(1)": "/", "/x\r\nSet-Cookie: a=b": "/", strings.Repeat("/a", 1000): "/", "a": "/", "/é": "/", "/%zz": "/",
+	} {
+		if got := localPath(s); got != want {
+			t.Errorf("%q: %q, want %q", s, got, want)
+		}
+	}
+}
+
+// What a browser carries to the provider is secret, cannot be changed, and outlives the replacement of a key.
+func TestSealed(t *testing.T) {
+	s, err := openSigner(t.TempDir(), nil)
+	ok(t, err)
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	text, err := s.seal(map[string]string{"verifier": "SECRET"})
+	ok(t, err)
+	again, err := s.seal(map[string]string{"verifier": "SECRET"})
+	ok(t, err)
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err != nil || strings.Contains(string(raw), "SECRET") || text == again {
+		t.Errorf("%q, %v", raw, err)
+	}
+	now = now.Add(keyLife + time.Second)
+	if _, err := s.key(); err != nil {
+		t.Fatal(err)
+	}
+	changed := "A" + text[1:]
+	if text[0] == 'A' {
+		changed = "B" + text[1:]
+	}
+	var got map[string]string
+	if err := s.unseal(text, &got); err != nil || got["verifier"] != "SECRET" {
+		t.Errorf("%v, %v", got, err)
+	}
+	other, err := openSigner(t.TempDir(), nil)
+	ok(t, err)
+	for name, err := range map[string]error{
+		"another registry": other.unseal(text, &got), "nothing": s.unseal("", &got), "short": s.unseal("abcd", &got), "long": s.unseal(strings.Repeat("a", maxCookie+1), &got),
+		"changed": s.unseal(changed, &got), "cut": s.unseal(text[:len(text)-4], &got), "not base64": s.unseal("%"+text, &got),
+	} {
+		if !errors.Is(err, errs.Unauthorized) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Groups of a provider count for a while after a sign-in, whatever else a huge list of them says.
+func TestClaims(t *testing.T) {
+	g, u, _ := peopleGate(t)
+	ok(t, u.AddGroup("devs"), u.SetClaims("devs", "/a", "/b"), u.Grant(GroupSubject("devs"), "team/**", Writer))
+	id := oidc.Identity{Issuer: "https://id.example.com", Subject: "1", Name: "alice", Groups: []string{"/b"}}
+	for i := range 20_000 {
+		id.Groups = append(id.Groups, fmt.Sprintf("/%d%s", i, strings.Repeat("x", 200)))
+	}
+	ok(t, u.addSignedIn("alice", id))
+	if list, _ := u.List(); len(list[0].Claims) != 1 {
+		t.Errorf("%d claims are kept", len(list[0].Claims))
+	}
+	may := func() bool {
+		g.fresh()
+		return g.newCaller("alice", nil).May("team/x", access.Push)
+	}
+	if !may() {
+		t.Error("a member by its claim may not push")
+	}
+	g.o.ClaimsAge = 0
+	if may() {
+		t.Error("claims do not end")
+	}
+	g.o.ClaimsAge = time.Hour
+	ok(t, u.SetClaims("devs", "/a"))
+	if may() {
+		t.Error("a claim counts that the group does not ask for")
+	}
+	// One subject is one user, and nobody is two.
+	ok(t, second(u.Add("bob", "bob", nil)))
+	for _, c := range []struct{ err, class error }{
+		{u.addSignedIn("bob", oidc.Identity{Issuer: "x", Subject: "2"}), errs.Exists}, {u.addSignedIn("devs", id), errs.Exists}, {u.addSignedIn("team", id), errs.Exists},
+		{second(u.signedIn(oidc.Identity{Issuer: "https://evil.example.com", Subject: "1"})), errs.NotFound}, {second(u.signedIn(oidc.Identity{})), errs.NotFound},
+		{u.Link("bob", id.Issuer, "1"), errs.Exists}, {u.Link("nobody", id.Issuer, "3"), errs.NotFound}, {u.Link("bob", "", "3"), errs.Invalid},
+	} {
+		if !errors.Is(c.err, c.class) {
+			t.Errorf("%v, want %v", c.err, c.class)
+		}
+	}
 }

@@ -55,6 +55,7 @@ type Grant struct {
 type Rights struct {
 	name   string // "" = anonymous
 	grants []Grant
+	groups []string
 	table  *table
 }
 
@@ -65,7 +66,8 @@ func (t *table) rights(name string, age time.Duration) Rights {
 		return r
 	}
 	r.grants = slices.Concat(t.grants[name], r.grants)
-	for _, group := range t.groupsOf(name, age) {
+	r.groups = t.groupsOf(name, age)
+	for _, group := range r.groups {
 		r.grants = append(r.grants, t.grants[groupPrefix+group]...)
 	}
 	return r

@@ -135,6 +135,7 @@ type claims struct {
 	ID       string       `json:"jti"`
 	Access   []scopeClaim `json:"access"`
 	UserID   string       `json:"uid,omitempty"` // see User.ID
+	Password string       `json:"pwd,omitempty"` // of a session, see passwordMark
 	Token    string       `json:"pat,omitempty"` // ID of the personal access token that it was issued for
 }
 

@@ -26,6 +26,7 @@ import (
 	"ply/internal/registry/blobs/s3"
 	"ply/internal/registry/gc"
 	"ply/internal/registry/notify"
+	"ply/internal/registry/oidc"
 	"ply/internal/registry/server"
 	"ply/internal/registry/trace"
 )
@@ -42,6 +43,8 @@ type Config struct {
 	MetricsAddr       string
 	Required, Basic   bool
 	Htpasswd          string
+	SignIn            server.SignIn
+	Audit             server.Audit
 	ReadOnly          bool
 	NoDelete, Missing bool
 	Collect           gc.Schedule
@@ -64,6 +67,8 @@ func Defaults() *Config {
 	return &Config{
 		Addr: ":5000", Root: DefaultRoot, Drain: 30 * time.Second, Stall: time.Minute,
 		Collect: gc.Schedule{Interval: time.Hour, Grace: 2 * time.Hour, Idle: 7 * 24 * time.Hour},
+		SignIn:  server.SignIn{Options: oidc.Options{NameClaim: "preferred_username", GroupsClaim: "groups"}, GroupsAge: 7 * 24 * time.Hour},
+		Audit:   server.Audit{Max: 100_000, Age: 365 * 24 * time.Hour},
 		Proxy:   server.Proxy{Fresh: 5 * time.Minute}, Replicate: server.Replicate{Interval: time.Hour}, Policy: server.Policy{Interval: 24 * time.Hour},
 		LogLevel: "info", LogFormat: "text",
 	}
@@ -308,8 +313,24 @@ func (c *Config) validate() error {
 	if err := c.validateS3(); err != nil {
 		return err
 	}
+	if err := c.validateSignIn(); err != nil {
+		return err
+	}
 	_, err := c.Logger(io.Discard)
 	return errors.Join(err, c.Proxy.Validate(), c.Replicate.Validate(), c.webhooks(nil), c.Policy.Validate())
+}
+
+func (c *Config) validateSignIn() error {
+	if c.SignIn.Issuer == "" {
+		if c.SignIn.ClientID != "" || c.SignIn.ClientSecret != "" {
+			return errs.New(errs.Invalid, "oidc-issuer: is missing")
+		}
+		return nil
+	}
+	if c.URL == "" {
+		return errs.New(errs.Invalid, "oidc-issuer needs url, to which browsers come back")
+	}
+	return c.SignIn.Validate()
 }
 
 func (c *Config) validateS3() error {
@@ -366,6 +387,7 @@ func (c *Config) Server(log *slog.Logger) server.Options {
 		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
 		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
 		Proxy: c.Proxy, Replicate: c.Replicate, Policy: c.Policy, Traces: c.Traces, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
+		SignIn: c.SignIn, Audit: c.Audit,
 	}
 	_ = c.webhooks(&o.Webhooks) // they are valid
 	if c.S3.Bucket != "" {

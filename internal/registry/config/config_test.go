@@ -84,6 +84,10 @@ func sample(s setting) string {
 		return "a.example.com,127.0.0.1"
 	}
 	switch s.flag {
+	case "audit-max":
+		return "5000"
+	case "oidc-issuer":
+		return "https://id.example.com"
 	case "mirror", "traces":
 		return "http://127.0.0.1:1"
 	case "addr", "metrics-addr":
@@ -107,6 +111,10 @@ func TestEverySettingEveryWay(t *testing.T) {
 			extra = append(extra, "--tls-key=/key")
 		} else if strings.HasPrefix(s.flag, "tls-k") {
 			extra = append(extra, "--tls-cert=/cert")
+		}
+		if strings.HasPrefix(s.flag, "oidc-") {
+			extra = append(extra, "--oidc-issuer=https://x.example.com", "--oidc-client-id=c", "--url=https://r.example.com")
+			extra = slices.DeleteFunc(extra, func(e string) bool { return strings.HasPrefix(e, "--"+s.flag+"=") })
 		}
 		if strings.HasPrefix(s.flag, "s3-") || s.flag == "spool" {
 			extra = append(extra, "--s3-bucket=b", "--s3-endpoint=http://s3", "--s3-access-key=k", "--s3-secret-key=s")

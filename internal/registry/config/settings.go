@@ -37,9 +37,21 @@ type (
 	duration time.Duration
 	list     []string
 	size     int64
+	number   int
 	// inverted is a setting of the file that says the opposite of a flag.
 	inverted struct{ *yes }
 )
+
+func (v *number) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 || n > 10_000_000 {
+		return errs.New(errs.Invalid, "%q is not a number from 0 to 10000000", s)
+	}
+	*v = number(n)
+	return nil
+}
+func (v *number) String() string { return strconv.Itoa(int(*v)) }
+func (v *number) Type() string   { return "number" }
 
 func (v *text) Set(s string) error { *v = text(s); return nil }
 func (v *text) String() string     { return string(*v) }
@@ -211,6 +223,17 @@ var settings = []setting{
 	{"auth", "", []string{"auth.required"}, "callers must log in even before there is a user", func(c *Config) value { return (*yes)(&c.Required) }},
 	{"auth-basic", "", []string{"auth.basic"}, "ask callers to log in by Basic, and not for tokens", func(c *Config) value { return (*yes)(&c.Basic) }},
 	{"htpasswd", "", []string{"auth.htpasswd.path"}, "file of users with hashes of bcrypt, imported at each start; new ones become writers of everything", func(c *Config) value { return (*text)(&c.Htpasswd) }},
+	{"oidc-issuer", "", []string{"auth.oidc.issuer"}, "address of an OpenID provider where users sign in by a browser; it closes the registry, and needs url", func(c *Config) value { return (*text)(&c.SignIn.Issuer) }},
+	{"oidc-client-id", "", []string{"auth.oidc.clientid"}, "what the provider knows the registry by", func(c *Config) value { return (*text)(&c.SignIn.ClientID) }},
+	{"oidc-client-secret", "", []string{"auth.oidc.clientsecret"}, "secret of the client; better set by its variable than by its flag", func(c *Config) value { return (*text)(&c.SignIn.ClientSecret) }},
+	{"oidc-scopes", "", []string{"auth.oidc.scopes"}, "what is asked of the provider beside openid, separated by commas; by default profile", func(c *Config) value { return (*list)(&c.SignIn.Scopes) }},
+	{"oidc-name-claim", "", []string{"auth.oidc.nameclaim"}, "claim that names a user who signs in for the first time; of an address, the part before the @", func(c *Config) value { return (*text)(&c.SignIn.NameClaim) }},
+	{"oidc-groups-claim", "", []string{"auth.oidc.groupsclaim"}, "claim that has the groups of a user", func(c *Config) value { return (*text)(&c.SignIn.GroupsClaim) }},
+	{"oidc-groups-age", "", []string{"auth.oidc.groupsage"}, "how long the groups of the provider count after a sign-in", func(c *Config) value { return (*duration)(&c.SignIn.GroupsAge) }},
+	{"oidc-no-create", "", []string{"auth.oidc.nocreate"}, "only users that were linked to the provider sign in; others do not become users", func(c *Config) value { return (*yes)(&c.SignIn.NoCreate) }},
+	{"audit-max", "", []string{"audit.max"}, "entries of the audit log that are kept; 0 = there is none", func(c *Config) value { return (*number)(&c.Audit.Max) }},
+	{"audit-age", "", []string{"audit.age"}, "how long an entry of the audit log is kept; 0 = any time", func(c *Config) value { return (*duration)(&c.Audit.Age) }},
+	{"audit-pulls", "", []string{"audit.pulls"}, "pulls are in the audit log, too", func(c *Config) value { return (*yes)(&c.Audit.Pulls) }},
 	{"read-only", "", []string{"storage.maintenance.readonly.enabled"}, "nothing can be changed", func(c *Config) value { return (*yes)(&c.ReadOnly) }},
 	{"no-delete", "", []string{"storage.delete.disabled"}, "clients cannot delete", func(c *Config) value { return (*yes)(&c.NoDelete) }},
 	{"allow-missing", "", []string{"validation.missing"}, "accept manifests that refer to blobs or manifests that are not in their repository", func(c *Config) value { return (*yes)(&c.Missing) }},

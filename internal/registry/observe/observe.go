@@ -155,8 +155,8 @@ type Tracer interface {
 }
 
 // Middleware counts every request, logs it when log is not nil, and makes a span of it when tracer is not nil. Route names the route of a
-// request for the metrics; it must have few values.
-func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, tracer Tracer, route func(*http.Request) string) http.Handler {
+// request for the metrics; it must have few values. Served is told of every request; may be nil.
+func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, tracer Tracer, route func(*http.Request) string, served func(Request)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begun := time.Now()
 		name, method := route(r), knownMethod(r.Method)
@@ -179,6 +179,9 @@ func (m *Metrics) Middleware(next http.Handler, log *slog.Logger, tracer Tracer,
 		m.seconds.WithLabelValues(name, method).Observe(took.Seconds())
 		m.sent.Add(float64(resp.bytes))
 		m.received.Add(float64(body.n))
+		if served != nil {
+			served(Request{r, resp.user, resp.token, status})
+		}
 		if log != nil {
 			log.Info("request", "remote", r.RemoteAddr, "user", resp.user, "method", r.Method, "path", r.URL.Path, "status", status,
 				"sent", resp.bytes, "received", body.n, "dur", took, "agent", r.UserAgent())
@@ -215,10 +218,22 @@ type response struct {
 	status int
 	bytes  int64
 	user   string
+	token  string
 }
 
 // SetUser names the user for the log.
 func (r *response) SetUser(name string) { r.user = name }
+
+// SetToken names the personal access token of the user for the log.
+func (r *response) SetToken(id string) { r.token = id }
+
+// Request is a request that was served.
+type Request struct {
+	*http.Request
+	User   string // "" = one who did not log in
+	Token  string // ID of a personal access token; "" = none
+	Status int
+}
 
 func (r *response) WriteHeader(status int) {
 	if r.status == 0 && status >= 200 {

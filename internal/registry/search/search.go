@@ -81,6 +81,7 @@ func (h *Handler) search(w http.ResponseWriter, r *http.Request) {
 		h.challenge(w, r, caller, "authentication required")
 		return
 	}
+	access.Tell(w, caller)
 	params := r.URL.Query()
 	a := answer{Query: params.Get("q"), Page: 1, PageSize: defaultPage, Results: []Result{}}
 	for name, field := range map[string]*int{"n": &a.PageSize, "page": &a.Page} {

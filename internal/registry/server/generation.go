@@ -1,11 +1,15 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"net/http"
+	"strings"
 	"sync"
 
+	"ply/internal/errs"
 	"ply/internal/registry/api"
+	"ply/internal/registry/content"
 	"ply/internal/registry/notify"
 	"ply/internal/registry/policy"
 	"ply/internal/registry/proxy"
@@ -71,6 +75,28 @@ func (g *generation) close() error {
 		err = errors.Join(err, g.proxy.Close())
 	}
 	return err
+}
+
+// readOnly reports whether nothing can be changed.
+func (s *Server) readOnly() bool {
+	g := s.current.join()
+	defer g.requests.Done()
+	return g.o.ReadOnly
+}
+
+// taken reports whether a new user would own repositories, or copies of another registry, by its name.
+func (s *Server) taken(ctx context.Context, name string) (bool, error) {
+	g := s.current.join()
+	defer g.requests.Done()
+	if g.proxy != nil && (g.proxy.Covers(content.Repository(name)) || g.proxy.Covers(content.Repository(name+"/x"))) {
+		return true, nil
+	}
+	meta := s.repositories.Metadata
+	if _, err := meta.Tags(ctx, content.Repository(name), "", 1); !errors.Is(err, errs.NotFound) {
+		return err == nil, err
+	}
+	below, err := meta.Repositories(ctx, content.Repository(name+"/"), 1)
+	return err == nil && len(below) > 0 && strings.HasPrefix(string(below[0]), name+"/"), err
 }
 
 // generations serves with the current one.

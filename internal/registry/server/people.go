@@ -15,7 +15,6 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/metadata"
-	"ply/internal/registry/metadata/bolt"
 )
 
 // OpenTokens opens the users and the personal access tokens that the options name, for a command beside the registry. Those of a root
@@ -33,18 +32,11 @@ func OpenTokens(ctx context.Context, o Options) (*auth.Users, *auth.Tokens, io.C
 	if docs, ok := end.(auth.Documents); ok {
 		return users, auth.NewTokens(docs), end, nil
 	}
-	served := servedDocuments(o.Root)
-	if conn, err := served.dial(ctx); err == nil {
-		return users, auth.NewTokens(served), end, conn.Close()
-	}
-	file, err := bolt.Open(filepath.Join(o.Root, "metadata.db"))
-	if errors.Is(err, errs.Unavailable) { // it has been started meanwhile
-		return users, auth.NewTokens(served), end, nil
-	}
+	docs, err := openDocuments(ctx, o)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	return users, auth.NewTokens(file), file, nil
+	return users, auth.NewTokens(docs), docs, nil
 }
 
 const (

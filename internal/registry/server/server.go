@@ -20,6 +20,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/registry/api"
+	"ply/internal/registry/audit"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/blobs/directory"
@@ -31,6 +32,8 @@ import (
 	"ply/internal/registry/metadata/postgres"
 	"ply/internal/registry/notify"
 	"ply/internal/registry/observe"
+	"ply/internal/registry/oidc"
+	"ply/internal/registry/people"
 	"ply/internal/registry/repository"
 	"ply/internal/registry/search"
 	"ply/internal/registry/trace"
@@ -60,6 +63,9 @@ type Options struct {
 	Htpasswd string // file of users that are imported; "" = none
 	URL      string // what clients reach the registry by; "" = what each request says
 
+	SignIn SignIn // users who sign in at an OpenID provider
+	Audit  Audit  // who did what
+
 	Proxy     Proxy             // repositories that are copies of those of other registries
 	Replicate Replicate         // repositories that are copied to other registries
 	Webhooks  []notify.Endpoint // web servers that are told of events
@@ -76,6 +82,9 @@ type Server struct {
 	o            Options
 	repositories *repository.Service
 	gate         *auth.Gate
+	users        *auth.Users
+	tokens       *auth.Tokens
+	audit        *audit.Log
 	metrics      *observe.Metrics
 	tracer       *trace.Tracer // nil = none
 	tls          *tls.Config   // nil = none
@@ -137,10 +146,11 @@ func Open(o Options) (_ *Server, err error) {
 	}
 	s.current.replace(first)
 	s.gauges()
+	s.openAudit()
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	if err := s.openControl(meta); err != nil {
-		return nil, errors.Join(err, s.current.close())
+		return nil, errors.Join(err, s.audit.Close(), s.current.close())
 	}
 	var ctx context.Context
 	ctx, s.stop = context.WithCancel(context.Background())
@@ -232,8 +242,15 @@ func (s *Server) openGate() error {
 			return errs.New(errs.Invalid, "%s: %w", s.o.Htpasswd, err)
 		}
 	}
-	s.gate, err = auth.NewGate(auth.Options{Users: users, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL,
-		Tokens: auth.NewTokens(s.repositories.Metadata)})
+	s.users, s.tokens = users, auth.NewTokens(s.repositories.Metadata)
+	ao := auth.Options{
+		Users: users, Tokens: s.tokens, Root: s.o.Root, Documents: s.documents(), Required: s.o.Required, Basic: s.o.Basic, URL: s.o.URL, Log: s.o.Log,
+		ClaimsAge: s.o.SignIn.GroupsAge, Create: !s.o.SignIn.NoCreate, Taken: s.taken,
+	}
+	if s.o.SignIn.Issuer != "" {
+		ao.Provider = oidc.New(s.o.SignIn.Options)
+	}
+	s.gate, err = auth.NewGate(ao)
 	return err
 }
 
@@ -271,6 +288,14 @@ func (s *Server) handler() http.Handler {
 	rest := http.NewServeMux()
 	rest.Handle(auth.TokenPath, s.gate)
 	rest.Handle("/v1/", &search.Handler{Metadata: s.repositories.Metadata, Gate: s.gate})
+	rest.Handle(people.Prefix, people.New(people.Options{
+		Gate: s.gate, Users: s.users, Tokens: s.tokens, Metadata: s.repositories.Metadata, Log: s.o.Log, ReadOnly: s.readOnly,
+	}))
+	if s.o.SignIn.Issuer != "" {
+		signIn := s.gate.SignInHandler()
+		rest.Handle(auth.SignInPath, signIn)
+		rest.Handle(auth.CallbackPath, signIn)
+	}
 	rest.Handle("/", s.status(s.isAdmin))
 	var log *slog.Logger
 	if s.o.AccessLog {
@@ -280,7 +305,7 @@ func (s *Server) handler() http.Handler {
 	if s.tracer != nil {
 		tracer = s.tracer
 	}
-	return s.metrics.Middleware(split(&s.current, rest), log, tracer, func(r *http.Request) string { return api.Route(r.URL.Path) })
+	return s.metrics.Middleware(split(&s.current, rest), log, tracer, func(r *http.Request) string { return api.Route(r.URL.Path) }, s.audited)
 }
 
 // split sends the protocol to its handler without the redirects of a ServeMux, which would change its paths.
@@ -416,7 +441,7 @@ func (s *Server) Close() error {
 		_ = s.control.Close() // commands see that their answers are not complete
 	}
 	s.work.Wait()
-	err := errors.Join(s.current.close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
+	err := errors.Join(s.current.close(), s.audit.Close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())
 	if s.tracer != nil {
 		err = errors.Join(err, s.tracer.Close())
 	}
