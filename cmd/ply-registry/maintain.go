@@ -76,7 +76,7 @@ func migrateRegistry(args []string, stdout, stderr io.Writer) (err error) {
 			return err
 		}
 		defer errs.Close(&err, s)
-		c.From = migrate.Stores{Metadata: s.Metadata, Bytes: s.Blobs}
+		c.From, c.Served = migrate.Stores{Metadata: s.Metadata, Bytes: s.Blobs}, s.Served
 	}
 	if err := durable.MkdirPrivate(durable.OS, o.Root); err != nil {
 		return err
@@ -91,8 +91,8 @@ func migrateRegistry(args []string, stdout, stderr io.Writer) (err error) {
 		}
 	}
 	r, err := c.Run(ctx)
-	fmt.Fprintf(stdout, "%d repositories: copied %d blobs with %d bytes, %d links, %d manifests, %d tags; deleted %d\n",
-		r.Repositories, r.Blobs, r.Bytes, r.Links, r.Manifests, r.Tags, r.Deleted)
+	fmt.Fprintf(stdout, "%d repositories: copied %d blobs with %d bytes, %d links, %d manifests, %d tags, %d other records; deleted %d\n",
+		r.Repositories, r.Blobs, r.Bytes, r.Links, r.Manifests, r.Tags, r.Documents, r.Deleted)
 	if err == nil && r.Problems > 0 {
 		err = errs.New(errs.DataLoss, "%d objects of the source could not be copied", r.Problems)
 	}

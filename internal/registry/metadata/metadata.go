@@ -204,7 +204,8 @@ type Collector interface {
 // Documents keeps the records of other parts of the registry.
 type Documents interface {
 	Document(ctx context.Context, kind, key string) ([]byte, error)
-	// Documents lists documents in the order of the bytes of their keys, from behind after, limit at most.
+	// Documents lists documents in the order of the bytes of their keys, from behind after, limit at most. With the kind "" it lists the
+	// kinds that there are, as keys.
 	Documents(ctx context.Context, kind, after string, limit int) ([]Document, error)
 	// PutDocuments stores and removes documents in one transaction: one without a value is removed. Removing one that does not exist
 	// is no error.

@@ -43,11 +43,28 @@ type Copier struct {
 	Blobs    blobs.Store
 	// Delete removes what the source does not have from the destination. Nothing else must have been pushed there.
 	Delete bool
+	// Served says that another process serves the source. Then work that waits is left to it.
+	Served bool
 	// Problem is told what cannot be copied. It is not called concurrently.
 	Problem func(error)
 
 	mu sync.Mutex
 }
+
+// documented is a source with the records of other parts of the registry.
+type documented interface {
+	Documents(ctx context.Context, kind, after string, limit int) ([]metadata.Document, error)
+}
+
+// What is done with documents, by their kinds. Those of any other kind are copied when the destination has none of their key.
+var (
+	// usersKind has the users and keys of a database, which are copied by who knows their form.
+	usersKind = "auth"
+	// queueKinds wait to be done by the source, which does them while it serves.
+	queueKinds = []string{"replication", "webhooks"}
+	// mirroredKinds are removed with what they are about.
+	mirroredKinds = []string{"access-tokens", metadata.CopiesKind}
+)
 
 // Report counts what was copied; what was there before is not counted.
 type Report struct {
@@ -57,6 +74,7 @@ type Report struct {
 	Links        int
 	Manifests    int
 	Tags         int
+	Documents    int
 	Deleted      int
 	Problems     int
 }
@@ -77,6 +95,9 @@ func (c *Copier) Run(ctx context.Context) (Report, error) {
 		r.Repositories++
 		return c.repository(ctx, repo, r)
 	})
+	if from, ok := c.From.(documented); ok && err == nil {
+		err = c.documents(ctx, from, r)
+	}
 	if err == nil && c.Delete {
 		if r.Problems > 0 {
 			return *r, errs.New(errs.Precondition, "nothing is deleted after %d problems with the source, because what it has is not known for sure", r.Problems)
@@ -238,6 +259,86 @@ func (c *Copier) tags(ctx context.Context, repo content.Repository, known map[co
 	return nil
 }
 
+// documents copies those that the destination does not have.
+func (c *Copier) documents(ctx context.Context, from documented, r *Report) error {
+	var kinds []string
+	err := eachDocument(ctx, from, "", func(docs []metadata.Document) error {
+		for _, d := range docs {
+			kinds = append(kinds, d.Key)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, kind := range kinds {
+		if kind == usersKind || c.Served && slices.Contains(queueKinds, kind) {
+			continue
+		}
+		err := eachDocument(ctx, from, kind, func(docs []metadata.Document) error {
+			for _, d := range docs {
+				err := c.Metadata.SwapDocument(ctx, kind, d.Key, nil, d.Value)
+				if err == nil {
+					r.Documents++
+				} else if !errors.Is(err, errs.Precondition) {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// eachDocument visits the documents of a kind, a page at a time.
+func eachDocument(ctx context.Context, from documented, kind string, visit func([]metadata.Document) error) error {
+	for after := ""; ; {
+		docs, err := from.Documents(ctx, kind, after, page)
+		if err != nil {
+			return err
+		}
+		if err := visit(docs); err != nil || len(docs) < page {
+			return err
+		}
+		after = docs[len(docs)-1].Key
+	}
+}
+
+// deleteDocuments removes those that the source does not have, such as tokens that were revoked there.
+func (c *Copier) deleteDocuments(ctx context.Context, from documented, r *Report) error {
+	for _, kind := range mirroredKinds {
+		there := map[string]bool{}
+		err := eachDocument(ctx, from, kind, func(docs []metadata.Document) error {
+			for _, d := range docs {
+				there[d.Key] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = eachDocument(ctx, c.Metadata, kind, func(docs []metadata.Document) error {
+			for _, d := range docs {
+				if there[d.Key] {
+					continue
+				}
+				if err := c.Metadata.PutDocuments(ctx, kind, metadata.Document{Key: d.Key}); err != nil {
+					return err
+				}
+				r.Deleted++
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // deleteTags removes the tags that the source does not have.
 func (c *Copier) deleteTags(ctx context.Context, repo content.Repository, seen map[content.Tag]bool, r *Report) error {
 	return metadata.EachTag(ctx, c.Metadata, repo, func(tag content.Tag) error {
@@ -277,6 +378,11 @@ func (c *Copier) delete(ctx context.Context, r *Report) error {
 	})
 	if err != nil || r.Problems > 0 {
 		return err
+	}
+	if from, ok := c.From.(documented); ok {
+		if err := c.deleteDocuments(ctx, from, r); err != nil {
+			return err
+		}
 	}
 	return c.deleteRepositories(ctx, r)
 }

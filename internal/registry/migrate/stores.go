@@ -52,6 +52,11 @@ func (s Stores) Repositories(ctx context.Context, visit func(content.Repository)
 	return nil
 }
 
+// Documents lists documents, or with the kind "" their kinds.
+func (s Stores) Documents(ctx context.Context, kind, after string, limit int) ([]metadata.Document, error) {
+	return s.Metadata.Documents(ctx, kind, after, limit)
+}
+
 // links visits the links of a repository; "" = of all.
 func (s Stores) links(ctx context.Context, repo content.Repository, visit func(metadata.Link) error) error {
 	for after := (metadata.Link{Repository: repo}); ; {

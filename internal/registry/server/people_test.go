@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"slices"
@@ -14,6 +15,8 @@ import (
 	"ply/internal/registry/access"
 	"ply/internal/registry/audit"
 	"ply/internal/registry/auth"
+	"ply/internal/registry/metadata"
+	"ply/internal/registry/migrate"
 	"ply/internal/registry/oidc"
 	"ply/internal/registry/oidc/oidctest"
 	"ply/internal/registry/people"
@@ -323,6 +326,81 @@ func TestPeopleAPI(t *testing.T) {
 	}
 	if call("GET", "audit?user=alice&action=pull", "", basic("root"), 200, &log); len(log.Entries) != 3 {
 		t.Errorf("%+v", log.Entries)
+	}
+}
+
+// Another registry takes over users, groups, namespaces, tokens and the audit log, as they are when the copy is made for the last time.
+func TestMigratePeople(t *testing.T) {
+	s, c := closed(t, map[string][]auth.Grant{"alice": nil}, Options{Audit: Audit{Max: 1000}})
+	must(t, s.users.AddGroup("devs"), s.users.Join("devs", "alice"), s.users.Grant(auth.GroupSubject("devs"), "team/**", auth.Writer), s.users.SetNamespace("open", auth.Public))
+	_, kept := s.personal(t, "alice", 0, "**=pull,push")
+	gone, revoked := s.personal(t, "alice", 0, "**=pull,push")
+	if _, err := c.imageAs("alice", "team/app", "v1", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	must(t, s.audit.Close())
+	s.openAudit()
+	docs := s.repositories.Metadata
+	must(t, docs.PutDocuments(t.Context(), "webhooks", metadata.Document{Key: "a", Value: []byte("{}")}), docs.PutDocuments(t.Context(), metadata.CopiesKind, metadata.Document{Key: "r d", Value: []byte("{}")}))
+
+	for _, o := range []Options{{Root: t.TempDir()}, replicas(t)} {
+		name := "a root"
+		if o.Database != "" {
+			name = "a database"
+			gone, revoked = s.personal(t, "alice", 0, "**=pull,push")
+		}
+		target, err := Open(o)
+		must(t, err)
+		run := func(served bool) migrate.Report {
+			t.Helper()
+			from, err := auth.OpenUsers(s.o.Root)
+			must(t, err)
+			_, err = from.CopyTo(target.users)
+			must(t, err)
+			m := migrate.Copier{
+				From: migrate.Stores{Metadata: docs, Bytes: s.repositories.Blobs}, Metadata: target.repositories.Metadata, Blobs: target.repositories.Blobs,
+				Served: served, Delete: !served, Problem: func(err error) { t.Error(err) },
+			}
+			r, err := m.Run(t.Context())
+			must(t, err)
+			return r
+		}
+		if r := run(true); r.Documents != 5 { // two tokens, two entries of the log, a note
+			t.Errorf("%s: %+v", name, r)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must(t, err)
+		served := make(chan error, 1)
+		go func() { served <- target.Serve(l) }()
+		c := newClient("http://" + l.Addr().String())
+		for text, header := range map[string][]string{"by a password": basic("alice"), "by a token": withPassword("alice", kept), "by another token": withPassword("alice", revoked)} {
+			eventually(t, func() error {
+				_, err := c.want("POST", "/v2/team/app/blobs/uploads/", nil, header, 202)
+				return err
+			})
+			if _, err := c.want("GET", "/v2/team/app/manifests/v1", nil, header, 200); err != nil {
+				t.Errorf("%s: %s: %v", name, text, err)
+			}
+		}
+		if _, err := c.want("GET", "/v2/open/x/tags/list", nil, nil, 404); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if list, _, err := audit.Entries(t.Context(), target.repositories.Metadata, audit.Question{Action: "push", Limit: 10}); err != nil || len(list) != 2 {
+			t.Errorf("%s: entries %+v, %v", name, list, err)
+		}
+		must(t, s.tokens.Revoke(t.Context(), "alice", gone))
+		if r := run(false); r.Documents != 1 || r.Deleted != 1 { // the webhook that waits
+			t.Errorf("%s: the last copy: %+v", name, r)
+		}
+		eventually(t, func() error {
+			_, err := c.want("GET", "/v2/team/app/manifests/v1", nil, withPassword("alice", revoked), 401)
+			return err
+		})
+		if _, err := c.want("GET", "/v2/team/app/manifests/v1", nil, withPassword("alice", kept), 200); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		c.http.CloseIdleConnections()
+		must(t, target.http.Close(), <-served, target.Close())
 	}
 }
 

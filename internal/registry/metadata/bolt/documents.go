@@ -20,17 +20,34 @@ func (s *Store) Document(_ context.Context, kind, k string) (value []byte, err e
 	})
 }
 
-// Documents lists documents of a kind.
+// Documents lists documents of a kind, or the kinds.
 func (s *Store) Documents(_ context.Context, kind, after string, limit int) (docs []metadata.Document, err error) {
 	if limit <= 0 {
 		return nil, nil
 	}
 	return docs, s.view(func(t *tx) error {
+		if kind == "" {
+			docs = documentKinds(t, after, limit)
+			return nil
+		}
 		return t.scan(bucketDocuments, key(kind, ""), key(kind, after), func(k, v []byte) (bool, error) {
 			docs = append(docs, metadata.Document{Key: behind(k), Value: bytes.Clone(v)})
 			return len(docs) < limit, nil
 		})
 	})
+}
+
+func documentKinds(t *tx, after string, limit int) (kinds []metadata.Document) {
+	c := t.t.Bucket(bucketDocuments).Cursor()
+	next := func(kind string) []byte { return []byte(kind + "\x01") } // behind all keys of a kind
+	for k, _ := c.Seek(next(after)); k != nil && len(kinds) < limit; {
+		kind, _, _ := bytes.Cut(k, []byte(separator))
+		if string(kind) > after {
+			kinds = append(kinds, metadata.Document{Key: string(kind)})
+		}
+		k, _ = c.Seek(next(string(kind)))
+	}
+	return kinds
 }
 
 // PutDocuments stores and removes documents.

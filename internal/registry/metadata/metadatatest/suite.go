@@ -682,11 +682,32 @@ func testFixed(f *fixture) {
 }
 
 func testDocuments(f *fixture) {
+	kinds := func(want string) {
+		f.Helper()
+		list := []string{}
+		for after := ""; ; {
+			docs, err := f.Documents(f.ctx, "", after, 1)
+			f.ok(err)
+			if len(docs) == 0 {
+				break
+			}
+			after = docs[0].Key
+			list = append(list, after)
+		}
+		if strings.Join(list, " ") != want {
+			f.Errorf("kinds = %q, want %q", list, want)
+		}
+	}
+	kinds("")
 	_, err := f.Document(f.ctx, "queue", "a")
 	f.fails(err, errs.NotFound, "a document that is not there")
 	doc := func(k, v string) metadata.Document { return metadata.Document{Key: k, Value: []byte(v)} }
 	f.ok(f.PutDocuments(f.ctx, "queue", doc("b", "2"), doc("a", "1"), doc("a b/c:d", "3"), doc("é", "4"), doc("empty", "")))
 	f.ok(f.PutDocuments(f.ctx, "queues", doc("x", "other")))
+	f.ok(f.PutDocuments(f.ctx, "que", doc("x", "y")))
+	kinds("que queue queues")
+	f.ok(f.PutDocuments(f.ctx, "que", metadata.Document{Key: "x"}))
+	kinds("queue queues")
 	list := func(kind string) (s string) {
 		f.Helper()
 		for after := ""; ; {

@@ -17,10 +17,14 @@ func (s *Store) Document(ctx context.Context, kind, key string) (value []byte, e
 	})
 }
 
-// Documents lists documents of a kind.
+// Documents lists documents of a kind, or the kinds.
 func (s *Store) Documents(ctx context.Context, kind, after string, limit int) (docs []metadata.Document, err error) {
 	return docs, s.read(ctx, func(ctx context.Context, q querier) error {
-		rows, err := q.Query(ctx, "select key, value from documents where kind = $1 and key > $2 order by key limit $3", kind, []byte(after), max(limit, 0))
+		sql, args := "select key, value from documents where kind = $1 and key > $2 order by key limit $3", []any{kind, []byte(after), max(limit, 0)}
+		if kind == "" {
+			sql, args = "select distinct convert_to(kind, 'UTF8') as key, null::bytea from documents where kind > $1 order by key limit $2", []any{after, max(limit, 0)}
+		}
+		rows, err := q.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
