@@ -147,6 +147,19 @@ func (g *Gate) Identify(r *http.Request) (access.Caller, error) {
 	return nil, errs.New(errs.Unauthorized, "the credentials are neither Basic nor Bearer")
 }
 
+// subject returns the user that a token is about.
+func (g *Gate) subject(c claims) (User, error) {
+	user, ok := g.o.Users.user(c.Subject)
+	if !ok || user.ID != c.UserID {
+		g.o.Users.forget() // another replica may have made the user and the token just now
+		user, ok = g.o.Users.user(c.Subject)
+	}
+	if !ok || user.ID != c.UserID {
+		return User{}, errToken
+	}
+	return user, nil
+}
+
 // bearer returns who has a token that the gate issued. What was taken from its user since is lost to it.
 func (g *Gate) bearer(r *http.Request, text string) (access.Caller, error) {
 	c, err := g.signer.verify(text, g.service(r))
@@ -155,9 +168,9 @@ func (g *Gate) bearer(r *http.Request, text string) (access.Caller, error) {
 	}
 	var personal *AccessToken
 	if c.Subject != "" {
-		user, ok := g.o.Users.user(c.Subject)
-		if !ok || user.ID != c.UserID {
-			return nil, errToken
+		user, err := g.subject(c)
+		if err != nil {
+			return nil, err
 		}
 		if c.Token != "" {
 			if g.o.Tokens == nil {

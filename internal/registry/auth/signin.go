@@ -57,9 +57,12 @@ func (g *Gate) Visitor(r *http.Request) (access.Caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	user, ok := g.o.Users.user(c.Subject)
-	if !ok || user.ID != c.UserID || c.Password != passwordMark(user) {
-		return nil, errToken
+	user, err := g.subject(c)
+	if err == nil && c.Password != passwordMark(user) {
+		err = errToken
+	}
+	if err != nil {
+		return nil, err
 	}
 	return g.newCaller(user.Name, nil), nil
 }
@@ -223,9 +226,7 @@ func (g *Gate) known(ctx context.Context, id oidc.Identity) (User, error) {
 	if err != nil {
 		return User{}, err
 	}
-	g.o.Users.mu.Lock()
-	g.o.Users.checked = time.Time{}
-	g.o.Users.mu.Unlock()
+	g.o.Users.forget()
 	return g.o.Users.Find(name)
 }
 

@@ -158,6 +158,13 @@ func (u *Users) current() *table {
 	return u.now
 }
 
+// forget lets the next question read the users again.
+func (u *Users) forget() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.checked = time.Time{}
+}
+
 // Failed returns why a change of the file was not taken over; nil when it was.
 func (u *Users) Failed() error {
 	u.mu.Lock()

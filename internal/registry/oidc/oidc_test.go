@@ -132,6 +132,8 @@ func TestBadAnswers(t *testing.T) {
 	refused("no question", Challenge{}, url.Values{"code": answer["code"]})
 	refused("another verifier", Challenge{c.State, c.Nonce, other.Verifier}, answer)
 	c, answer = begin()
+	refused("another state", c, url.Values{"code": answer["code"], "state": {c.State + "x"}})
+	c, answer = begin()
 	refused("another nonce", Challenge{c.State, other.Nonce, c.Verifier}, answer)
 	c, answer = begin()
 	if _, err := p.Finish(t.Context(), redirect, c, answer); err != nil {

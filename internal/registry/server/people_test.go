@@ -7,10 +7,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/bcrypt"
 
 	"ply/internal/registry/access"
 	"ply/internal/registry/audit"
@@ -611,5 +616,99 @@ func TestSignInAtProvider(t *testing.T) {
 	}
 	if _, err := s.users.Find("carol"); err == nil {
 		t.Error("carol is a user")
+	}
+}
+
+// Replicas share people and rights: what is changed at one counts at the other, and a sign-in that is begun at one ends at the other.
+func TestPeopleOfReplicas(t *testing.T) {
+	provider := oidctest.New()
+	defer provider.Close()
+	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
+	o := replicas(t)
+	o.Audit = Audit{Max: 1000}
+	o.SignIn = SignIn{GroupsAge: time.Hour, Options: oidc.Options{Issuer: provider.URL, ClientID: oidctest.ClientID, ClientSecret: oidctest.ClientSecret, NameClaim: "preferred_username", GroupsClaim: "groups"}}
+	var addresses []string
+	served := map[string]bool{}
+	turn := 0
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to := addresses[turn%2]
+		served[to] = true
+		turn++
+		u, err := url.Parse(to)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(u) }, Transport: http.DefaultTransport}).ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	o.URL = front.URL
+	one, first := replica(t, o)
+	two, second := replica(t, o)
+	addresses = []string{first, second}
+	one.users.Cost = bcrypt.MinCost
+	for _, user := range []string{"root", "alice"} {
+		if _, err := one.users.Add(user, user, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, at := newClient(first), newClient(second)
+	defer c.http.CloseIdleConnections()
+	defer at.http.CloseIdleConnections()
+	soon := func(method, path string, header []string, status int) {
+		t.Helper()
+		eventually(t, func() error {
+			_, err := at.want(method, path, nil, header, status)
+			return err
+		})
+	}
+	soon("GET", "/v2/", basic("alice"), 200)
+	if _, err := c.imageAs("root", "team/app", "v1", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	const manifest = "/v2/team/app/manifests/v1"
+	soon("GET", manifest, basic("alice"), 403)
+	must(t, one.users.AddGroup("devs"), one.users.Join("devs", "alice"), one.users.Grant(auth.GroupSubject("devs"), "team/**", auth.Reader))
+	soon("GET", manifest, basic("alice"), 200)
+	id, text := one.personal(t, "alice", time.Hour, "team/**")
+	soon("GET", manifest, withPassword("alice", text), 200)
+	r, err := at.want("GET", auth.TokenPath+"?scope=repository:team/app:pull", nil, withPassword("alice", text), 200)
+	must(t, err)
+	var issued struct{ Token string }
+	must(t, json.Unmarshal(r.body, &issued))
+	if _, err := c.want("GET", manifest, nil, bearer(issued.Token), 200); err != nil {
+		t.Error(err)
+	}
+	must(t, one.tokens.Revoke(t.Context(), "alice", id))
+	soon("GET", manifest, withPassword("alice", text), 401)
+	soon("GET", manifest, bearer(issued.Token), 401)
+	soon("GET", manifest, nil, 401)
+	if _, err := c.want("PUT", "/api/v1/namespaces/team", []byte(`{"visibility":"public"}`), basic("root"), 200); err != nil {
+		t.Error(err)
+	}
+	soon("GET", manifest, nil, 200)
+
+	// Each request of a browser reaches another replica than the one before.
+	provider.Claims = map[string]any{"preferred_username": "carol"}
+	jar, err := cookiejar.New(nil)
+	must(t, err)
+	browser := &http.Client{Jar: jar, Transport: c.http.Transport}
+	resp, err := browser.Get(front.URL + auth.SignInPath + "?return=/api/v1/me") //nolint:noctx // it is near
+	must(t, err)
+	defer resp.Body.Close()
+	var me people.Me
+	must(t, json.NewDecoder(resp.Body).Decode(&me))
+	if resp.StatusCode != 200 || me.Name != "carol" || resp.Request.URL.Path != "/api/v1/me" || len(served) != 2 {
+		t.Errorf("%s at %s: %+v, by %v", resp.Status, resp.Request.URL, me, served)
+	}
+	// Both wrote to the one log.
+	must(t, one.audit.Close(), two.audit.Close())
+	one.openAudit()
+	two.openAudit()
+	list, _, err := audit.Entries(t.Context(), two.repositories.Metadata, audit.Question{Limit: 100})
+	must(t, err)
+	if !slices.ContainsFunc(list, func(e audit.Entry) bool { return e.Action == "put namespaces" && e.User == "root" }) ||
+		!slices.ContainsFunc(list, func(e audit.Entry) bool { return e.Action == "pull" && e.Status == 403 && e.User == "alice" }) {
+		t.Errorf("%+v", list)
 	}
 }

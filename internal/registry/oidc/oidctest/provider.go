@@ -2,6 +2,7 @@
 package oidctest
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/rsa"
@@ -48,17 +49,25 @@ type Provider struct {
 // New starts a provider. The caller closes it.
 func New() *Provider {
 	p := &Provider{Claims: map[string]any{}, codes: map[string]url.Values{}, Asked: map[string]int{}}
-	p.Rotate()
+	p.key = first()
 	p.Server = httptest.NewServer(http.HandlerFunc(p.serve))
 	return p
 }
 
-// Rotate replaces the key that it signs by.
-func (p *Provider) Rotate() {
+// The keys of tests that need no new one.
+var first, foreign = sync.OnceValue(generate), sync.OnceValue(generate)
+
+func generate() *rsa.PrivateKey {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		panic(err)
 	}
+	return key
+}
+
+// Rotate replaces the key that it signs by.
+func (p *Provider) Rotate() {
+	key := generate()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.key, p.kid = key, p.kid+1
@@ -106,7 +115,7 @@ func (p *Provider) answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if p.Huge {
-		fmt.Fprintf(w, `{"x":"%02000000d",`, 0)
+		_, _ = w.Write(bytes.Repeat([]byte(" "), 2<<20))
 	}
 	_ = json.NewEncoder(w).Encode(v)
 }
@@ -146,10 +155,7 @@ func (p *Provider) sign(claims map[string]any) string {
 	text := encode(head) + "." + encode(body)
 	key := p.key
 	if p.Foreign {
-		var err error
-		if key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
-			panic(err)
-		}
+		key = foreign()
 	}
 	sum := sha256.Sum256([]byte(text))
 	if algorithm == "none" {
