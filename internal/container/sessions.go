@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/logfile"
 	"ply/internal/container/runspec"
 	"ply/internal/container/session"
 	"ply/internal/container/shim"
@@ -172,4 +174,21 @@ func (h sessionHost) Process(sp spec.ExecSpec, size [2]uint) (*specs.Process, er
 		h.c.env.log.Warn("exec runs with less than was asked for", "container", h.c.id, "warning", w)
 	}
 	return p, err
+}
+
+// logAttributes returns what is added to each record of the container's log.
+func logAttributes(c *ctr) (map[string]string, error) {
+	c.mu.Lock()
+	r := &c.rec
+	s := &logfile.Subject{
+		ContainerID: string(c.id), ContainerName: "/" + r.Name, ContainerEntrypoint: r.Path, ContainerArgs: r.Args,
+		ContainerImageID: string(r.Image), ContainerImageName: r.ImageName, ContainerCreated: r.Created,
+		ContainerEnv: r.Spec.Env, ContainerLabels: r.Spec.Labels, Config: r.Spec.LogOpts, LogPath: r.LogPath, DaemonName: "docker",
+	}
+	c.mu.Unlock()
+	if len(s.Config) == 0 {
+		return nil, nil
+	}
+	s.Host, _ = os.Hostname() // a tag may name it
+	return logfile.Attributes(s.Config, s)
 }

@@ -371,6 +371,9 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 		return shim.Config{}, err
 	}
 	log.Path, log.Volatile = c.paths.log, spec.AutoRemove
+	if log.Attributes, err = logAttributes(c); err != nil {
+		return shim.Config{}, err
+	}
 	return shim.Config{
 		ID: string(c.id), Bundle: c.paths.bundle, StateDir: s.env.opts.stateDir(), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,

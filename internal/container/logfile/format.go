@@ -26,23 +26,33 @@ type format interface {
 	back(buf []byte, n int) (size, records int)
 }
 
-// formatOf returns the format of a driver.
-func formatOf(driver string) format {
+// formatOf returns the format of a driver. It writes the attributes with each record if the format has them.
+func formatOf(driver string, attributes map[string]string) format {
 	if driver == Local {
 		return localFormat{}
 	}
-	return jsonFormat{}
+	f := jsonFormat{}
+	if len(attributes) > 0 {
+		f.attrs, _ = json.Marshal(attributes) // a map of strings always has a form
+	}
+	return f
 }
 
-// jsonFormat is docker's json-file format: {"log":"text\n","stream":"stdout","time":"RFC3339Nano"} and a newline.
-type jsonFormat struct{}
+// jsonFormat is docker's json-file format: {"log":"text\n","stream":"stdout","attrs":{"key":"value"},"time":"RFC3339Nano"} and a newline. Without
+// attributes there is no attrs.
+type jsonFormat struct{ attrs []byte }
 
-func (jsonFormat) encode(buf []byte, m Message) []byte {
+func (f jsonFormat) encode(buf []byte, m Message) []byte {
 	buf = append(buf, `{"log":`...)
 	buf = appendJSONString(buf, m.Line)
 	buf = append(buf, `,"stream":"`...)
 	buf = append(buf, streamName(m.Stream)...)
-	buf = append(buf, `","time":"`...)
+	buf = append(buf, '"')
+	if f.attrs != nil {
+		buf = append(buf, `,"attrs":`...)
+		buf = append(buf, f.attrs...)
+	}
+	buf = append(buf, `,"time":"`...)
 	buf = m.Time.UTC().AppendFormat(buf, time.RFC3339Nano)
 	return append(buf, "\"}\n"...)
 }
@@ -107,14 +117,15 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 		return m, i + 1, true
 	}
 	var rec struct {
-		Log    *string   `json:"log"`
-		Stream string    `json:"stream"`
-		Time   time.Time `json:"time"`
+		Log    *string           `json:"log"`
+		Stream string            `json:"stream"`
+		Attrs  map[string]string `json:"attrs"`
+		Time   time.Time         `json:"time"`
 	}
 	if json.Unmarshal(buf[:i], &rec) != nil || rec.Log == nil {
 		return m, i + 1, false
 	}
-	return Message{Time: rec.Time, Stream: streamOf(rec.Stream), Line: []byte(*rec.Log)}, i + 1, true
+	return Message{Time: rec.Time, Stream: streamOf(rec.Stream), Line: []byte(*rec.Log), Attributes: rec.Attrs}, i + 1, true
 }
 
 // written decodes a record in the form that encode writes, several times faster than package json. ok is false for every other form.

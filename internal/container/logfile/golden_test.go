@@ -28,7 +28,7 @@ func TestFormatsAreFrozen(t *testing.T) {
 		}
 		var wrote []byte
 		for _, m := range goldenMessages {
-			wrote = formatOf(driver).encode(wrote, m)
+			wrote = formatOf(driver, nil).encode(wrote, m)
 		}
 		if !bytes.Equal(wrote, want) {
 			t.Errorf("%s: wrote\n%q, want\n%q", driver, wrote, want)

@@ -43,6 +43,8 @@ type Message struct {
 	// Line holds the bytes as they were printed, with the newline. Without a newline it is a part of a line that continues
 	// in the next record of the stream, or the unfinished last line of the output.
 	Line []byte
+	// Attributes are those of a record that was read. A writer has its own for all records.
+	Attributes map[string]string
 }
 
 // ParseOptions checks the name and the options of a log driver as a user wrote them, and sets docker's defaults: json-file
@@ -82,20 +84,63 @@ func ParseOptions(driver string, opts map[string]string) (shim.Log, error) {
 				return l, errs.New(errs.Invalid, "log opt compress: invalid value %q", v)
 			}
 		case "mode":
-			if v != "blocking" && v != "" {
-				return l, errs.New(errs.Unimplemented, "log opt mode: %q is not supported, only \"blocking\"", v)
+			switch v {
+			case "", "blocking":
+			case "non-blocking":
+				l.Buffer = defaultBuffer
+			default:
+				return l, errs.New(errs.Invalid, "logger: logging mode not supported: %s", v)
+			}
+		case "max-buffer-size": // below
+		case "cache-disabled", "cache-compress", "cache-max-size", "cache-max-file": // of the copies for drivers that cannot be read
+			if err := checkCache(k, v); err != nil {
+				return l, err
+			}
+		case "tag", "labels", "labels-regex", "env", "env-regex":
+			if l.Driver != JSONFile {
+				return l, errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", k, l.Driver)
+			}
+			if err := checkAttributes(k, v); err != nil {
+				return l, err
 			}
 		default:
 			return l, errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", k, l.Driver)
 		}
 	}
-	if l.MaxSize == 0 && l.MaxFiles > 1 && opts["max-size"] == "" {
-		return l, errs.New(errs.Invalid, "max-file cannot be used without max-size")
+	if v, ok := opts["max-buffer-size"]; ok {
+		if l.Buffer == 0 {
+			return l, errs.New(errs.Invalid, "logger: max-buffer-size option is only supported with 'mode=non-blocking'")
+		}
+		if l.Buffer, err = units.RAMInBytes(v); err != nil || l.Buffer < 1 || l.Buffer > maxBuffer {
+			return l, errs.New(errs.Invalid, "log opt max-buffer-size: %q is not a size from 1 byte to %s", v, units.BytesSize(maxBuffer))
+		}
 	}
 	if l.Driver == JSONFile && l.Compress && l.MaxFiles < 2 {
 		return l, errs.New(errs.Invalid, "compress cannot be true when max-file is less than 2 or unset")
 	}
 	return l, nil
+}
+
+// The buffer of the mode non-blocking, in bytes.
+const (
+	defaultBuffer = 1 << 20 // docker's
+	maxBuffer     = 1 << 30
+)
+
+// checkCache checks an option of the copies that docker keeps of the logs of drivers that cannot be read. The drivers here need none.
+func checkCache(k, v string) (err error) {
+	switch k {
+	case "cache-max-size":
+		_, err = units.RAMInBytes(v)
+	case "cache-max-file":
+		_, err = strconv.Atoi(v)
+	default:
+		_, err = strconv.ParseBool(v)
+	}
+	if err != nil {
+		return errs.New(errs.Invalid, "log opt %s: invalid value %q", k, v)
+	}
+	return nil
 }
 
 // maxRotated bounds the number of files of one log.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -530,16 +531,26 @@ func TestParseOptions(t *testing.T) {
 		{"none", nil, shim.Log{Driver: None, MaxFiles: 1}, ""},
 		{"syslog", nil, shim.Log{}, "no log driver named 'syslog'"},
 		{"none", map[string]string{"x": "1"}, shim.Log{}, "unknown log opt 'x'"},
-		{"json-file", map[string]string{"tag": "1"}, shim.Log{}, "unknown log opt 'tag'"},
+		{"json-file", map[string]string{"colour": "1"}, shim.Log{}, "unknown log opt 'colour'"},
+		{"local", map[string]string{"tag": "1"}, shim.Log{}, "unknown log opt 'tag'"},
+		{"json-file", map[string]string{"tag": "{{.Name}}", "labels": "a,b", "env": "C", "env-regex": "^D", "labels-regex": "x.*", "cache-disabled": "true", "mode": "blocking"},
+			shim.Log{Driver: JSONFile, MaxFiles: 1}, ""},
+		{"json-file", map[string]string{"tag": "{{.Name"}, shim.Log{}, "log opt tag: "},
+		{"json-file", map[string]string{"env-regex": "("}, shim.Log{}, "log opt env-regex: invalid regular expression"},
+		{"json-file", map[string]string{"cache-disabled": "perhaps"}, shim.Log{}, "log opt cache-disabled: invalid value"},
 		{"json-file", map[string]string{"max-size": "big"}, shim.Log{}, "max-size"},
 		{"json-file", map[string]string{"max-size": "0"}, shim.Log{}, "max-size"},
 		{"json-file", map[string]string{"max-file": "0", "max-size": "1m"}, shim.Log{}, "max-file"},
-		{"json-file", map[string]string{"max-file": "3"}, shim.Log{}, "max-file cannot be used without max-size"},
+		{"json-file", map[string]string{"max-file": "3"}, shim.Log{Driver: JSONFile, MaxFiles: 3}, ""},
 		{"json-file", map[string]string{"compress": "true", "max-size": "1m"}, shim.Log{}, "compress cannot be true"},
-		{"json-file", map[string]string{"mode": "non-blocking"}, shim.Log{}, "mode"},
+		{"json-file", map[string]string{"mode": "non-blocking"}, shim.Log{Driver: JSONFile, MaxFiles: 1, Buffer: 1 << 20}, ""},
+		{"local", map[string]string{"mode": "non-blocking", "max-buffer-size": "4k"}, shim.Log{Driver: Local, MaxSize: 20_000_000, MaxFiles: 5, Compress: true, Buffer: 4096}, ""},
+		{"json-file", map[string]string{"mode": "fast"}, shim.Log{}, "logging mode not supported: fast"},
+		{"json-file", map[string]string{"max-buffer-size": "4k"}, shim.Log{}, "max-buffer-size option is only supported with 'mode=non-blocking'"},
+		{"json-file", map[string]string{"mode": "non-blocking", "max-buffer-size": "0"}, shim.Log{}, "max-buffer-size"},
 	} {
 		got, err := ParseOptions(c.driver, c.opts)
-		if c.words == "" && (err != nil || got != c.want) {
+		if c.words == "" && (err != nil || !reflect.DeepEqual(got, c.want)) {
 			t.Errorf("ParseOptions(%q, %v) = %+v, %v, want %+v", c.driver, c.opts, got, err, c.want)
 		}
 		if c.words != "" && (err == nil || !strings.Contains(err.Error(), c.words)) {
@@ -556,7 +567,7 @@ func TestParseOptions(t *testing.T) {
 
 func FuzzNext(f *testing.F) {
 	for _, d := range drivers {
-		f.Add(d == Local, formatOf(d).encode(nil, Message{Time: time.Unix(1, 2), Line: []byte("x\n")}))
+		f.Add(d == Local, formatOf(d, nil).encode(nil, Message{Time: time.Unix(1, 2), Line: []byte("x\n")}))
 	}
 	f.Add(true, []byte("\x00\x00\x00\x02\x1a\xff\x00\x00\x00\x02"))
 	f.Fuzz(func(t *testing.T, local bool, data []byte) {
@@ -564,7 +575,7 @@ func FuzzNext(f *testing.F) {
 		if local {
 			driver = Local
 		}
-		format := formatOf(driver)
+		format := formatOf(driver, nil)
 		rest, err := each(data, format, func(Message) error { return nil })
 		if err != nil || len(rest) > len(data) {
 			t.Errorf("rest of %d is %d, %v", len(data), len(rest), err)

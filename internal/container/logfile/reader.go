@@ -33,7 +33,7 @@ type ReadOptions struct {
 // Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never
 // written is empty. Damaged records are skipped. For the driver none Read returns errs.Unimplemented with docker's words.
 func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message) error) error {
-	return readWith(ctx, opts, o, formatOf(opts.Driver), visit)
+	return readWith(ctx, opts, o, formatOf(opts.Driver, nil), visit)
 }
 
 func readWith(ctx context.Context, opts shim.Log, o ReadOptions, format format, visit func(Message) error) error {

@@ -23,11 +23,13 @@ import (
 type Writer struct {
 	opts shim.Log
 	fmt  format
+	ring *ring // nil in the mode blocking
 
 	mu   sync.Mutex
 	f    *os.File
 	size int64
 	last time.Time
+	list []Message // reused by append
 	buf  []byte
 	lost int64 // number of records that could not be written
 	err  error // of the last record that could not be written
@@ -39,7 +41,7 @@ type Writer struct {
 // record that a crash left. The Writer of the driver none discards everything. An unknown driver is refused with
 // errs.Invalid.
 func Create(opts shim.Log) (*Writer, error) {
-	w := &Writer{opts: opts, fmt: formatOf(opts.Driver)}
+	w := &Writer{opts: opts, fmt: formatOf(opts.Driver, opts.Attributes)}
 	switch opts.Driver {
 	case None:
 		return w, nil
@@ -52,6 +54,9 @@ func Create(opts shim.Log) (*Writer, error) {
 	}
 	if err := w.cutTornEnd(); err != nil {
 		return nil, errors.Join(fmt.Errorf("log %s: %w", opts.Path, err), w.f.Close())
+	}
+	if opts.Buffer > 0 {
+		w.ring = newRing(opts.Buffer, w.write)
 	}
 	return w, nil
 }
@@ -103,18 +108,34 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 	if w.opts.Driver == None || len(pieces) == 0 {
 		return
 	}
+	if w.ring != nil {
+		w.ring.put(stream, pieces)
+		return
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.list = w.list[:0]
+	for _, p := range pieces {
+		w.last = after(w.last)
+		w.list = append(w.list, Message{Time: w.last, Stream: stream, Line: p})
+	}
+	w.writeLocked(w.list)
+	clear(w.list) // the pieces belong to the caller
+}
+
+func (w *Writer) write(list []Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writeLocked(list)
+}
+
+// writeLocked writes records. The caller holds mu.
+func (w *Writer) writeLocked(list []Message) {
 	w.buf = w.buf[:0]
 	waiting := 0 // number of records in buf
-	for _, p := range pieces {
-		now := time.Now().Round(0)
-		if !now.After(w.last) {
-			now = w.last.Add(1)
-		}
-		w.last = now
+	for _, m := range list {
 		before := len(w.buf)
-		w.buf = w.fmt.encode(w.buf, Message{Time: now, Stream: stream, Line: p})
+		w.buf = w.fmt.encode(w.buf, m)
 		if w.opts.MaxSize > 0 && w.size+int64(before) > 0 && w.size+int64(len(w.buf)) > w.opts.MaxSize {
 			record := bytes.Clone(w.buf[before:])
 			w.buf = w.buf[:before]
@@ -153,12 +174,19 @@ func (w *Writer) fail(records int, err error) {
 	w.err = err
 }
 
-// Lost returns how many records could not be written, and the error of the last one.
+// Lost returns how many records could not be written or were dropped, and the error of the last one.
 func (w *Writer) Lost() (int64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.ring != nil {
+		if n := w.ring.dropped(); n > 0 {
+			return w.lost + n, errors.Join(w.err, errFull)
+		}
+	}
 	return w.lost, w.err
 }
+
+var errFull = errors.New("the buffer of the mode non-blocking was full")
 
 // rotate renames path to path.1, path.1 to path.2 and so on, and removes the oldest file. With one file it truncates path.
 func (w *Writer) rotate() error {
@@ -234,6 +262,9 @@ func compress(name string) (err error) {
 // Close closes the log. Unless it is volatile, its records are durable when Close returns without an error, except that the names
 // of new files in the directory are not: the caller syncs it. The Streams must have been closed before.
 func (w *Writer) Close() error {
+	if w.ring != nil {
+		w.ring.close()
+	}
 	w.finishing.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()

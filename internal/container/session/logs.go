@@ -23,8 +23,11 @@ func LogConfig(driver string, opts map[string]string) (shim.Log, error) {
 	if err != nil {
 		return l, err
 	}
-	if _, sized := opts["max-size"]; l.Driver == logfile.JSONFile && !sized { // max-file needs max-size
-		l.MaxSize, l.MaxFiles = defaultLogSize, defaultLogFiles
+	if _, sized := opts["max-size"]; l.Driver == logfile.JSONFile && !sized {
+		l.MaxSize = defaultLogSize
+		if _, counted := opts["max-file"]; !counted {
+			l.MaxFiles = defaultLogFiles
+		}
 	}
 	return l, nil
 }
@@ -107,7 +110,7 @@ func (w *lineWriter) write(m logfile.Message) error {
 			w.buf = append(m.Time.UTC().AppendFormat(w.buf, stampFormat), ' ')
 		}
 		if w.opts.Details {
-			w.buf = append(w.buf, ' ') // the log has no attributes
+			w.buf = append(append(w.buf, m.Details()...), ' ')
 		}
 	}
 	n := len(m.Line)

@@ -131,6 +131,8 @@ func TestLogs(t *testing.T) {
 	}{
 		{nil, defaultLogSize, defaultLogFiles},
 		{map[string]string{"max-size": "1m", "max-file": "2"}, 1 << 20, 2},
+		{map[string]string{"max-size": "1m"}, 1 << 20, 1},
+		{map[string]string{"max-file": "3"}, defaultLogSize, 3},
 	} {
 		l, err := LogConfig("json-file", c.opts)
 		if err != nil || l.MaxSize != c.size || l.MaxFiles != c.files {

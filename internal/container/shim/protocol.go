@@ -64,6 +64,9 @@ type Log struct {
 	MaxFiles int    `json:"maxFiles"`
 	Compress bool   `json:"compress,omitempty"`
 	Volatile bool   `json:"volatile,omitempty"` // see Config.Volatile
+
+	Attributes map[string]string `json:"attributes,omitempty"` // of each record; json-file only
+	Buffer     int64             `json:"buffer,omitempty"`     // bytes that wait to be written in the mode non-blocking; 0 means blocking
 }
 
 // Identity names one process. Unlike a pid, it is never reused.

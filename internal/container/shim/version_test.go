@@ -32,7 +32,8 @@ var moment = time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC)
 // One value of each file and message, with every field set.
 var (
 	aConfig = Config{ID: "c1", Bundle: "/run/b", StateDir: "/run/s", Runtime: "/usr/bin/crun", Tty: true, Stdin: true, StdinOnce: true, Height: 24, Width: 80,
-		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true, Volatile: true}, ExitPath: "/var/exit.json",
+		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true, Volatile: true,
+			Attributes: map[string]string{"tag": "t"}, Buffer: 11}, ExitPath: "/var/exit.json",
 		Volatile: true, Run: "r1", Started: moment}
 	anIdentity = Identity{Boot: "b0", PID: 7, Start: 99}
 	anExit     = Exit{Code: 137, OOMKilled: true, At: moment}
@@ -171,6 +172,7 @@ func TestFramesAndChunksKeepTheirBytes(t *testing.T) {
 func TestUnversionedFilesAndMessages(t *testing.T) {
 	old := aConfig
 	old.Run, old.Started, old.Volatile, old.Log.Volatile = "", time.Time{}, false, false
+	old.Log.Attributes, old.Log.Buffer = nil, 0
 	unversioned(t, "config", old)
 	unversioned(t, "identity", anIdentity)
 	unversioned(t, "exit", anExit)
