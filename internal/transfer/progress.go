@@ -21,6 +21,7 @@ const (
 	LayerDownloaded                   // the digest is right
 	LayerExtracting                   // Current, Total: compressed bytes that were unpacked
 	LayerPulled                       // the layer is durable
+	Retrying                          // Current: seconds until the next try, as the registry does not answer. Layer may be "": a request about the whole. Of a push too
 	Resolved                          // Digest: what the name means in the registry
 	Downloaded                        // Ref: it means another image than before
 	UpToDate                          // Ref: it means the same image as before
@@ -51,7 +52,7 @@ const (
 var stateNames = [stateEnd]string{
 	PullStarted: "PullStarted", LayerExists: "LayerExists", LayerQueued: "LayerQueued", LayerWaiting: "LayerWaiting",
 	LayerDownloading: "LayerDownloading", LayerVerifying: "LayerVerifying", LayerDownloaded: "LayerDownloaded",
-	LayerExtracting: "LayerExtracting", LayerPulled: "LayerPulled", Resolved: "Resolved", Downloaded: "Downloaded", UpToDate: "UpToDate",
+	LayerExtracting: "LayerExtracting", LayerPulled: "LayerPulled", Retrying: "Retrying", Resolved: "Resolved", Downloaded: "Downloaded", UpToDate: "UpToDate",
 	PushStarted: "PushStarted", LayerPreparing: "LayerPreparing", LayerPushing: "LayerPushing", LayerPushed: "LayerPushed",
 	LayerPresent: "LayerPresent", LayerMounted: "LayerMounted", ManifestLost: "ManifestLost", ManifestChanged: "ManifestChanged",
 	ManifestPushed: "ManifestPushed",

@@ -63,6 +63,15 @@ func messages(p transfer.Progress) []wire.Message {
 		return layer("Extracting")
 	case transfer.LayerPulled:
 		return layer("Pull complete")
+	case transfer.Retrying:
+		words := fmt.Sprintf("Retrying in %d seconds", p.Current)
+		if p.Current == 1 {
+			words = "Retrying in 1 second"
+		}
+		if p.Layer == "" {
+			return status("%s", words)
+		}
+		return []wire.Message{{ID: p.Layer, Status: words, Detail: &wire.ProgressDetail{}}}
 	case transfer.Resolved:
 		return status("Digest: %s", p.Digest)
 	case transfer.Downloaded:

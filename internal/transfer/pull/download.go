@@ -33,6 +33,7 @@ type download struct {
 	part *blob.Partial
 	file durable.File
 	tell func(current int64) // called with front after every change
+	wait func(seconds int)   // called while the next try of the first piece is awaited
 
 	mu       sync.Mutex
 	cond     *sync.Cond
@@ -49,8 +50,8 @@ type download struct {
 // piece is a part of the blob: the bytes from pos to end are still to be fetched.
 type piece struct{ pos, end int64 }
 
-func newDownload(p *Puller, src *remote.Session, desc oci.Descriptor, part *blob.Partial, tell func(int64)) *download {
-	d := &download{p: p, src: src, desc: desc, part: part, file: part.File(), tell: tell, moved: time.Now()}
+func newDownload(p *Puller, src *remote.Session, desc oci.Descriptor, part *blob.Partial, tell func(int64), wait func(int)) *download {
+	d := &download{p: p, src: src, desc: desc, part: part, file: part.File(), tell: tell, wait: wait, moved: time.Now()}
 	d.cond = sync.NewCond(&d.mu)
 	d.front = min(part.Prefix(), desc.Size)
 	d.next, d.recorded = d.front, d.front
@@ -183,7 +184,7 @@ func (d *download) fetchPiece(ctx context.Context, p *piece, ranged func()) erro
 			try = 0
 		}
 		try++
-		if err := d.pause(ctx, err, try); err != nil {
+		if err := d.pause(ctx, p, err, try); err != nil {
 			return err
 		}
 	}
@@ -284,8 +285,8 @@ func (d *download) advance(p *piece, n int64) error {
 	return d.part.SetPrefix(d.front)
 }
 
-// pause waits before the next try. It returns an error when there is no next try.
-func (d *download) pause(ctx context.Context, err error, try int) error {
+// pause waits before the next try of a piece. It returns an error when there is no next try.
+func (d *download) pause(ctx context.Context, p *piece, err error, try int) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -298,7 +299,14 @@ func (d *download) pause(ctx context.Context, err error, try int) error {
 	if still > d.p.remote.GiveUp() {
 		return err
 	}
-	return d.p.remote.Wait(ctx, err, try)
+	return d.p.remote.Outlast(ctx, err, try, func(seconds int) {
+		d.mu.Lock()
+		first := len(d.pieces) > 0 && d.pieces[0] == p
+		d.mu.Unlock()
+		if first { // the others wait as well
+			d.wait(seconds)
+		}
+	})
 }
 
 // fetchPlain fetches the blob from a registry that ignores ranges. Every answer starts at the first byte, so it skips the bytes
@@ -324,7 +332,7 @@ func (d *download) fetchPlain(ctx context.Context) error {
 		if err == nil {
 			err = errs.New(errs.Unavailable, "blob %s: %s ended the answer after %d of %d bytes", d.desc.Digest.Short(), b.Source, d.position(p), d.desc.Size)
 		}
-		if err := d.pause(ctx, err, try); err != nil {
+		if err := d.pause(ctx, p, err, try); err != nil {
 			return err
 		}
 	}

@@ -230,7 +230,8 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err error) {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	defer cancel(nil)
-	d := newDownload(f.p, f.src, f.desc, part, func(front int64) { f.feed.count(transfer.LayerDownloading, front, f.desc.Size) })
+	d := newDownload(f.p, f.src, f.desc, part, func(front int64) { f.feed.count(transfer.LayerDownloading, front, f.desc.Size) },
+		func(seconds int) { f.feed.say(transfer.Retrying, int64(seconds), 0) })
 	fetched := make(chan error, 1)
 	go func() {
 		err := d.run(ctx)

@@ -97,7 +97,7 @@ func (p *push) complete(ctx context.Context, ref oci.Reference, x *image.Index, 
 }
 
 func (p *push) put(ctx context.Context, ref, mediaType string, data []byte) error {
-	return p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref, mediaType, data) })
+	return p.insist(ctx, func() error { return p.dst.PutManifest(ctx, ref, mediaType, data) })
 }
 
 // listedImage sends an image that an index lists, with the manifest that it lists.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"ply/internal/errs"
 	"ply/internal/image"
@@ -125,6 +126,7 @@ type push struct {
 	opts     transfer.PushOptions
 	dst      *remote.Session
 	progress transfer.Sink
+	answered atomic.Bool // the registry has answered a request of this push
 }
 
 // one pushes one tag.
@@ -264,6 +266,18 @@ func (p *push) origins(img *image.Image, exact *exactManifest) (from []string) {
 	return append(from, sure...)
 }
 
+// insist repeats a small request. Once the registry has answered a request of this push, it outlasts an outage.
+func (p *push) insist(ctx context.Context, do func() error) error {
+	told := 0
+	tell := func(seconds int) {
+		if seconds > told || told == 0 { // a line per wait
+			p.progress(transfer.Progress{State: transfer.Retrying, Current: int64(seconds)})
+		}
+		told = seconds
+	}
+	return p.remote.Persist(ctx, p.answered.Load, tell, do)
+}
+
 // config sends the config's exact bytes.
 func (p *push) config(ctx context.Context, img *image.Image) error {
 	return p.blob(ctx, oci.Digest(img.ID), img.Raw)
@@ -274,7 +288,7 @@ func (p *push) blob(ctx context.Context, d oci.Digest, data []byte) error {
 	if have, err := p.has(ctx, d); have || err != nil {
 		return err
 	}
-	return p.remote.Insist(ctx, func() error {
+	return p.insist(ctx, func() error {
 		up, _, err := p.dst.StartUpload(ctx, "", oci.Reference{})
 		if err != nil {
 			return err
@@ -286,18 +300,21 @@ func (p *push) blob(ctx context.Context, d oci.Digest, data []byte) error {
 // has reports whether the target repository has a blob. When the registry gives no clear answer it returns false: sending the blob
 // again is slow but correct. It returns an error only when sending would fail with the same error.
 func (p *push) has(ctx context.Context, d oci.Digest) (bool, error) {
-	err := p.remote.Insist(ctx, func() error {
+	err := p.insist(ctx, func() error {
 		_, err := p.dst.HasBlob(ctx, d)
 		return err
 	})
 	switch {
 	case err == nil:
+		p.answered.Store(true)
 		return true, nil
 	case ctx.Err() != nil:
 		return false, context.Cause(ctx)
 	case remote.Unreachable(err), errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Precondition):
 		return false, err
-	case !errors.Is(err, errs.NotFound):
+	case errors.Is(err, errs.NotFound):
+		p.answered.Store(true)
+	default:
 		p.log.Debug("blob not found by HEAD", "blob", d, "err", err)
 	}
 	return false, nil
@@ -323,7 +340,7 @@ func (p *push) manifest(ctx context.Context, lease *store.Lease, ref oci.Referen
 			p.progress(transfer.Progress{State: transfer.ManifestChanged, Digest: exact.Digest})
 		}
 	}
-	err := p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+	err := p.insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
 	if refusesType(err) && oci.FormatOf(mediaType) == oci.FormatOCI {
 		docker, dockerType, convErr := makeManifest(oci.FormatDocker, img, descs)
 		if convErr != nil {
@@ -331,7 +348,7 @@ func (p *push) manifest(ctx context.Context, lease *store.Lease, ref oci.Referen
 		}
 		p.log.Info("registry refuses OCI manifests, docker's is sent", "image", ref.Familiar(), "err", err)
 		data, mediaType = docker, dockerType
-		err = p.remote.Insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
+		err = p.insist(ctx, func() error { return p.dst.PutManifest(ctx, ref.Tag(), mediaType, data) })
 	}
 	if err != nil {
 		return oci.Descriptor{}, err

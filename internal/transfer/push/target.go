@@ -45,5 +45,5 @@ func (t *Target) Manifest(ctx context.Context, tag, mediaType string, data []byt
 	if tag == "" {
 		tag = string(oci.DigestOf(data))
 	}
-	return pushError(t.ref, t.remote.Insist(ctx, func() error { return t.dst.PutManifest(ctx, tag, mediaType, data) }))
+	return pushError(t.ref, t.insist(ctx, func() error { return t.dst.PutManifest(ctx, tag, mediaType, data) }))
 }

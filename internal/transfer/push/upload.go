@@ -36,7 +36,7 @@ func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob
 		if u.srcErr != nil {
 			err = u.srcErr
 		}
-		if !remote.Temporary(err) || u.up == nil && remote.Unreachable(err) {
+		if !remote.Temporary(err) || u.up == nil && remote.Unreachable(err) && !l.answered.Load() {
 			u.giveUp(ctx)
 			return err
 		}
@@ -44,7 +44,7 @@ func (l *layerPush) upload(ctx context.Context, src source, form *meta.LayerBlob
 			try = 0
 		}
 		try++
-		if err := l.remote.Wait(ctx, err, try); err != nil {
+		if err := l.remote.Outlast(ctx, err, try, func(seconds int) { l.say(transfer.Retrying, int64(seconds), 0) }); err != nil {
 			return err
 		}
 	}

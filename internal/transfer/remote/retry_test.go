@@ -44,6 +44,42 @@ func TestWaitDoublesAndEnds(t *testing.T) {
 	})
 }
 
+// A transfer that has begun survives an outage of a minute, says what it waits for, and ends.
+func TestOutlast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := New(Options{})
+		gone := errs.New(errs.Unavailable, "dial: %w", syscall.ECONNREFUSED)
+		start, told := time.Now(), []int(nil)
+		tries := 0
+		err := c.Persist(t.Context(), func() bool { return tries > 0 }, func(s int) { told = append(told, s) }, func() error {
+			tries++
+			return gone
+		})
+		if took := time.Since(start); !errors.Is(err, syscall.ECONNREFUSED) || tries != 5 || took < time.Minute || took > 2*time.Minute {
+			t.Errorf("%d tries in %v: %v", tries, took, err)
+		}
+		if len(told) != 65 || told[0] != 5 || told[4] != 1 || told[5] != 15 || told[20] != 45 || told[64] != 1 {
+			t.Errorf("told %v", told)
+		}
+		tries = 0
+		if err := c.Persist(t.Context(), func() bool { return false }, nil, func() error { tries++; return gone }); err == nil || tries != 1 {
+			t.Errorf("a transfer that has not begun: %d tries, %v", tries, err)
+		}
+		c.SetAttempts(1)
+		tries = 0
+		if err := c.Persist(t.Context(), func() bool { return true }, nil, func() error { tries++; return gone }); err == nil || tries != 1 {
+			t.Errorf("one attempt: %d tries, %v", tries, err)
+		}
+		c.SetAttempts(0)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		start = time.Now()
+		if err := c.Outlast(ctx, gone, 4, func(int) {}); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 2*time.Second {
+			t.Errorf("a cancelled wait: %v after %v", err, time.Since(start))
+		}
+	})
+}
+
 func TestInsist(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := New(Options{Attempts: 3})
