@@ -43,7 +43,9 @@ const (
 )
 
 // NewDigests returns an empty memory.
-func NewDigests() *Digests { return &Digests{racy: racy, table: newTable(), rich: map[key]known{}} }
+func NewDigests() *Digests {
+	return &Digests{racy: racy, table: newTable(maxSlots), rich: map[key]known{}}
+}
 
 func (d *Digests) get(st *unix.Stat_t) (k known, ok bool) {
 	if d == nil {
@@ -86,7 +88,8 @@ func (d *Digests) put(st *unix.Stat_t, read time.Time, sum [sha256.Size]byte, xa
 func (d *Digests) size() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.table.count + len(d.rich)
+	count, _ := d.table.size()
+	return count + len(d.rich)
 }
 
 // content returns the digest of a regular file.

@@ -14,10 +14,10 @@ func TestTable(t *testing.T) {
 		binary.NativeEndian.PutUint64(s[:], uint64(n)+1)
 		return s
 	}
-	const limit = 5 * minSlots
-	for _, n := range []int{1, minSlots, 3 * minSlots, 4 * minSlots, 2 * limit} {
-		tb := newTable()
-		tb.limit = limit
+	const limit = 10 * minSlots
+	all := limit * len((&table{}).parts)
+	for _, n := range []int{1, minSlots, all / 2, all * 3 / 4, 2 * all} {
+		tb := newTable(limit)
 		state := func(i int) key { return tb.key(&unix.Stat_t{Dev: 7, Ino: uint64(i), Size: 3}) }
 		if _, ok := tb.get(state(0)); ok {
 			t.Error("an empty table has a file")
@@ -37,8 +37,8 @@ func TestTable(t *testing.T) {
 				t.Fatalf("%d of %d is remembered with another size", i, n)
 			}
 		}
-		if tb.count != here || tb.len() > limit || here < min(n*98/100, limit*9/10) {
-			t.Errorf("%d of %d files are remembered, the count is %d, in %d slots", here, n, tb.count, tb.len())
+		if count, slots := tb.size(); count != here || slots > all || here < min(n*98/100, all*9/10) {
+			t.Errorf("%d of %d files are remembered, the count is %d, in %d slots", here, n, count, slots)
 		}
 	}
 }
