@@ -388,7 +388,7 @@ func (w *world) lookups() ([]row, error) {
 		if _, _, err := e.cmd(append([]string{"rm", "-f"}, ids...)...); err != nil {
 			return nil, err
 		}
-		if _, _, err := e.cmd("network", "rm", "names"); err != nil {
+		if err := waitFor(10*time.Second, func() error { _, _, err := e.cmd("network", "rm", "names"); return err }); err != nil {
 			return nil, err
 		}
 	}

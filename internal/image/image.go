@@ -16,8 +16,8 @@ import (
 type Image struct {
 	ID       oci.ImageID // "" = unknown: the record of its only name is damaged (List only)
 	Parent   oci.ImageID
-	Config   oci.Config
-	Raw      []byte // the exact bytes of the config
+	Config   oci.Config // of List only what lists show: the time of its creation, the platform and the labels
+	Raw      []byte     // the exact bytes of the config; nil of List
 	Format   oci.Format
 	Names    []oci.Reference // tags, sorted
 	Digests  []oci.Reference // repository@digest, sorted

@@ -62,12 +62,17 @@ func selected(ctx context.Context, s *Service, c *catalog, sel *selection, all, 
 			list = append(list, img)
 			continue
 		}
-		img.Config, img.Raw, err = s.config(id)
+		damaged := c.damaged[id]
+		if damaged == nil {
+			img.Config, err = s.configs.of(s, id)
+		} else {
+			img.Config, _, err = s.config(id) // its layers are not in the record
+		}
 		if errors.Is(err, errs.NotFound) {
 			continue // removed since the catalog was read
 		}
 		img.Damaged = err
-		if damaged := c.damaged[id]; damaged != nil {
+		if damaged != nil {
 			img.Damaged = damagedImage(damaged)
 			img.Chain = img.Config.RootFS.DiffIDs
 			img.Size = c.size(img.Chain)

@@ -112,7 +112,10 @@ func (s *Service) Platforms(ctx context.Context, ref string) ([]Platform, error)
 }
 
 func platformOf(blobs *blob.Store, img *Image, manifest *oci.Descriptor) Platform {
-	config := oci.Descriptor{MediaType: oci.MediaTypeOCIConfig, Digest: oci.Digest(img.ID), Size: int64(len(img.Raw))}
+	config := oci.Descriptor{MediaType: oci.MediaTypeOCIConfig, Digest: oci.Digest(img.ID)}
+	if n, err := blobs.Stat(config.Digest); err == nil {
+		config.Size = n
+	}
 	if img.Format == oci.FormatDocker {
 		config.MediaType = oci.MediaTypeDockerConfig
 	}

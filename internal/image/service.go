@@ -30,8 +30,9 @@ type Options struct {
 
 // Service manages the images of one store. Safe for concurrent use.
 type Service struct {
-	st   *store.Store
-	opts Options
+	st      *store.Store
+	opts    Options
+	configs shownConfigs
 }
 
 // New returns the service of an open store.

@@ -14,7 +14,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"ply/internal/durable"
 	"ply/internal/errs"
@@ -65,6 +68,26 @@ func (s *Store) Stat(d oci.Digest) (int64, error) {
 		return 0, classify(d, err)
 	}
 	return fi.Size(), nil
+}
+
+// Identity tells whether the file of a blob is the same as before: it has another one when the file was replaced or written to.
+type Identity struct {
+	device, inode uint64
+	size          int64
+	changed       unix.Timespec
+}
+
+// Identity returns the identity of a blob's file; ok is false when there is no file, or when its file system does not tell.
+func (s *Store) Identity(d oci.Digest) (i Identity, ok bool) {
+	fi, err := s.fs.Lstat(s.path(d))
+	if err != nil {
+		return i, false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return i, false
+	}
+	return Identity{device: st.Dev, inode: st.Ino, size: st.Size, changed: unix.Timespec(st.Ctim)}, true
 }
 
 func classify(d oci.Digest, err error) error {
