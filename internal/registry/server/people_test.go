@@ -53,6 +53,12 @@ func (s *Server) personal(t *testing.T, user string, life time.Duration, scopes 
 	return k.ID, text
 }
 
+// onBothBackEnds runs a test on a root, and on PostgreSQL and S3.
+func onBothBackEnds(t *testing.T, test func(t *testing.T, o Options)) {
+	t.Run("root", func(t *testing.T) { test(t, Options{}) })
+	t.Run("database", func(t *testing.T) { test(t, replicas(t)) })
+}
+
 func must(t *testing.T, list ...error) {
 	t.Helper()
 	for _, err := range list {
@@ -65,9 +71,13 @@ func must(t *testing.T, list ...error) {
 // Every action by everyone, at every visibility, with a password, a personal access token of every scope, and a token that was issued for
 // each: exactly what the rights, the visibility and the scope allow together.
 func TestRightsOfGroupsVisibilityAndTokens(t *testing.T) {
+	onBothBackEnds(t, rightsOfGroupsVisibilityAndTokens)
+}
+
+func rightsOfGroupsVisibilityAndTokens(t *testing.T, o Options) {
 	s, c := closed(t, map[string][]auth.Grant{
 		"": nil, "other": nil, "member": nil, "reader": {{Subject: "reader", Pattern: "team/*", Role: auth.Reader}}, "root": {{Subject: "root", Pattern: "**", Role: auth.Admin}},
-	}, Options{})
+	}, o)
 	must(t, s.users.AddGroup("devs"), s.users.Join("devs", "member"), s.users.Grant(auth.GroupSubject("devs"), "team/app", auth.Writer))
 	doc, err := c.imageAs("root", "team/app", "v1", []byte("config"))
 	must(t, err)
@@ -160,8 +170,10 @@ func TestRightsOfGroupsVisibilityAndTokens(t *testing.T) {
 }
 
 // Every route of the API by everyone: who may not do it learns nothing and changes nothing.
-func TestRightsOfAPI(t *testing.T) {
-	s, c := closed(t, map[string][]auth.Grant{"": nil, "other": nil, "team": nil, "lead": {{Subject: "lead", Pattern: "team/**", Role: auth.Admin}}, "root": {{Subject: "root", Pattern: "**", Role: auth.Admin}}}, Options{})
+func TestRightsOfAPI(t *testing.T) { onBothBackEnds(t, rightsOfAPI) }
+
+func rightsOfAPI(t *testing.T, o Options) {
+	s, c := closed(t, map[string][]auth.Grant{"": nil, "other": nil, "team": nil, "lead": {{Subject: "lead", Pattern: "team/**", Role: auth.Admin}}, "root": {{Subject: "root", Pattern: "**", Role: auth.Admin}}}, o)
 	must(t, s.users.SetNamespace("team", auth.Private))
 	tokens := map[string]string{}
 	for _, user := range []string{"team", "lead", "root"} {
@@ -227,8 +239,11 @@ func TestRightsOfAPI(t *testing.T) {
 }
 
 // A user makes a token by the API, uses it and revokes it; lists have what the caller may see.
-func TestPeopleAPI(t *testing.T) {
-	s, c := closed(t, map[string][]auth.Grant{"alice": nil, "root": {{Subject: "root", Pattern: "**", Role: auth.Admin}}}, Options{Audit: Audit{Max: 1000, Pulls: true}})
+func TestPeopleAPI(t *testing.T) { onBothBackEnds(t, peopleAPI) }
+
+func peopleAPI(t *testing.T, o Options) {
+	o.Audit = Audit{Max: 1000, Pulls: true}
+	s, c := closed(t, map[string][]auth.Grant{"alice": nil, "root": {{Subject: "root", Pattern: "**", Role: auth.Admin}}}, o)
 	for _, repo := range []string{"alice/app", "open/tool", "closed/thing"} {
 		if _, err := c.imageAs("root", repo, "v1", []byte("of "+repo)); err != nil {
 			t.Fatal(err)
@@ -410,8 +425,10 @@ func TestMigratePeople(t *testing.T) {
 }
 
 // A page signs in by a password and uses the session; other sites cannot, pushes do not, and it ends with the password.
-func TestSession(t *testing.T) {
-	s, c := closed(t, map[string][]auth.Grant{"alice": nil}, Options{})
+func TestSession(t *testing.T) { onBothBackEnds(t, session) }
+
+func session(t *testing.T, o Options) {
+	s, c := closed(t, map[string][]auth.Grant{"alice": nil}, o)
 	_, text := s.personal(t, "alice", time.Hour, "**")
 	for body, status := range map[string]int{`{"name":"alice","password":"wrong"}`: 401, `{"name":"nobody","password":"alice"}`: 401, `{"name":"alice","password":"` + text + `"}`: 401, `{}`: 401, `x`: 400} {
 		if r, err := c.want("POST", "/api/v1/session", []byte(body), nil, status); err != nil || r.header.Get("Set-Cookie") != "" {

@@ -42,10 +42,11 @@ func may(user, action string) bool {
 func closed(t *testing.T, users map[string][]auth.Grant, o Options) (s *Server, c *client) {
 	t.Helper()
 	o.Root = t.TempDir()
-	file, err := auth.OpenUsers(o.Root)
+	file, end, err := OpenUsers(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer end.Close()
 	file.Cost = bcrypt.MinCost
 	names := []string{}
 	for name := range users {
