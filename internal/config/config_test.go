@@ -368,3 +368,23 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// An error in a flag does not name the file, which may not even exist; one in the file does, whatever the flags are.
+func TestErrorsNameTheirSource(t *testing.T) {
+	dir := t.TempDir()
+	good, bad := filepath.Join(dir, "good.json"), filepath.Join(dir, "bad.json")
+	for path, text := range map[string]string{good: `{"debug": true}`, bad: `{"log-format": "xml"}`} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{good, filepath.Join(dir, "none.json")} {
+		_, _, err := Load(path, map[string][]string{"log-level": {"loud"}})
+		if err == nil || strings.Contains(err.Error(), path) || !strings.HasPrefix(err.Error(), "command line: log-level: ") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, _, err := Load(bad, map[string][]string{"debug": {"true"}}); err == nil || !strings.HasPrefix(err.Error(), bad+": log-format: ") {
+		t.Errorf("%v", err)
+	}
+}

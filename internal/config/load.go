@@ -68,11 +68,26 @@ func Load(path string, flags map[string][]string) (*Config, []Warning, error) {
 		return nil, nil, err
 	}
 	warnings, err := cfg.check(path)
+	if err != nil && len(flags) > 0 && fileIsGood(path, raw) {
+		_, err = cfg.check("")
+		err = invalid("command line: %w", err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
 	cfg.Warnings = append(l.warnings, warnings...)
 	return &cfg, cfg.Warnings, nil
+}
+
+// fileIsGood reports whether the file alone is without an error, so that one is due to the flags.
+func fileIsGood(path string, raw []byte) bool {
+	cfg := Default()
+	l := loader{path: path, cfg: &cfg, fields: fields(), set: map[string]string{}}
+	if l.file(raw) != nil {
+		return false
+	}
+	_, err := cfg.check(path)
+	return err == nil
 }
 
 func readFile(path string) ([]byte, error) {
