@@ -22,6 +22,7 @@ func Main(args []string) int {
 			s := <-ch
 			cancel(&signalError{s})
 			if n == 2 {
+				fmt.Fprintln(os.Stderr, "\ngot 3 SIGTERM/SIGINTs, forcefully exiting")
 				os.Exit(1) // the third signal ends the process without waiting for the command
 			}
 		}

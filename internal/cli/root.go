@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -110,6 +111,21 @@ func helpFlags(c *cobra.Command) {
 	}
 }
 
+// likeliest returns the suggestion for a typed word that has the same letters in another order, or else the first.
+func likeliest(typed string, suggestions []string) string {
+	letters := func(s string) string {
+		r := []rune(s)
+		slices.Sort(r)
+		return string(r)
+	}
+	for _, s := range suggestions {
+		if letters(s) == letters(typed) {
+			return s
+		}
+	}
+	return suggestions[0]
+}
+
 // unknownCommand returns the error for arguments that name no command below cmd.
 func unknownCommand(cmd *cobra.Command, args []string) error {
 	if err := command.AnyArgs(cmd, args); err != nil {
@@ -117,7 +133,7 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 	}
 	text := "ply: unknown command: " + cmd.CommandPath() + " " + args[0]
 	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
-		text += "\n\nDid you mean '" + cmd.CommandPath() + " " + s[0] + "'?"
+		text += "\n\nDid you mean '" + cmd.CommandPath() + " " + likeliest(args[0], s) + "'?"
 	}
 	if cmd.HasParent() {
 		text += "\n\nUsage:  " + command.UseLine(cmd)
