@@ -319,6 +319,9 @@ func peopleAPI(t *testing.T, o Options) {
 	call("GET", "audit?last=../x", "", basic("root"), 400, nil)
 	call("GET", "nothing", "", basic("root"), 404, nil)
 
+	if _, err := c.want("POST", "/v2/closed/thing/blobs/uploads/", nil, basic("alice"), 403); err != nil {
+		t.Error(err)
+	}
 	// The audit log has all of it, and no secret.
 	must(t, s.audit.Close()) // writes it
 	s.openAudit()
@@ -336,6 +339,7 @@ func peopleAPI(t *testing.T, o Options) {
 	has(audit.Entry{User: "alice", Token: made.ID, Action: "pull", Repository: "alice/app", Status: 200})
 	has(audit.Entry{User: "alice", Token: made.ID, Action: "pull", Repository: "closed/thing", Status: 403})
 	has(audit.Entry{Action: "pull", Repository: "alice/app", Status: 401})
+	has(audit.Entry{User: "alice", Action: "push", Repository: "closed/thing", Status: 403})
 	has(audit.Entry{User: "alice", Action: "post tokens", Status: 201})
 	has(audit.Entry{User: "root", Action: "delete tokens", Status: 204})
 	has(audit.Entry{User: "root", Action: "put namespaces", Status: 200})
