@@ -207,7 +207,10 @@ func (c *copier) dir(src, dst *os.File, rel string) error {
 			return errs.New(errs.Invalid, "%.100s…: path is longer than %d bytes", rel, maxPath)
 		}
 		if err := c.entry(src, dst, n, filepath.Join(rel, n)); err != nil {
-			return fmt.Errorf("%s: %w", filepath.Join(rel, n), err)
+			if _, known := errors.AsType[*copyError](err); known {
+				return err // each directory above would write the path once more
+			}
+			return &copyError{filepath.Join(rel, n), err}
 		}
 	}
 	var st unix.Stat_t
@@ -225,6 +228,16 @@ func (c *copier) dir(src, dst *os.File, rel string) error {
 	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(dst), []unix.Timespec{st.Atim, st.Mtim}, 0)
 }
+
+// copyError is the error of one file of a tree that is copied.
+type copyError struct {
+	path string // below the tree
+	err  error
+}
+
+func (e *copyError) Error() string { return fmt.Sprintf("%.200s: %v", e.path, e.err) }
+
+func (e *copyError) Unwrap() error { return e.err }
 
 // ignoreExists ignores EEXIST: in a volume that is shared, a file that a container has written meanwhile stays.
 func ignoreExists(err error) error {
