@@ -361,3 +361,59 @@ func TestCancel(t *testing.T) {
 	wait("a container is left", func() bool { return e.ply(t, "ps", "-aq") == "" })
 	left(t, e)
 }
+
+// Odd names in a context are names in the image, whichever protocol brings them. Names that mean a removal in a layer are refused wherever they appear, and remove nothing.
+func TestHostileNames(t *testing.T) {
+	e := startPly(t, "erofs")
+	odd := []string{"a\nb", "\t", " x", "-rf", "*", "[b]", `back\slash`, `quo"te`, "$HOME", "ü\u202e\U0001F600", strings.Repeat("x", 255), "wh.etc", ".whx", ".wh"}
+	files := map[string]string{"Dockerfile": "FROM base\nCOPY d /d/\nFROM base\nCOPY --from=0 /d/ /e/\n"}
+	for _, name := range odd {
+		files["d/"+name] = name
+	}
+	dir := write(t, files)
+	notUTF8 := write(t, map[string]string{"Dockerfile": files["Dockerfile"], "d/\xff\xfe": "bytes"})
+	for _, b := range protocols {
+		if out, code := b.build(e, dir, "-t", "names", "."); code != 0 {
+			t.Errorf("%s: exit code %d\n%s", b.name, code, out)
+			continue
+		}
+		tr, err := e.saved("names")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range odd {
+			if got := tr["/e/"+name].data; got != name {
+				t.Errorf("%s: %q has the content %q", b.name, name, got)
+			}
+		}
+		// The messages of BuildKit's sessions are UTF-8.
+		if out, code := b.build(e, notUTF8, "."); (code != 0) != (b.name == "buildkit") || code != 0 && !strings.Contains(out, "UTF-8") {
+			t.Errorf("%s: a name that is not UTF-8: exit code %d\n%s", b.name, code, out)
+		}
+	}
+	archive := filepath.Join(notUTF8, "a.tar")
+	if err := os.WriteFile(filepath.Join(notUTF8, ".wh.etc"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "-C", notUTF8, "-cf", archive, ".wh.etc").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	data, err := os.ReadFile(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []string{
+		"COPY w /", "COPY w/.wh.etc /", "COPY f /.wh.etc", "COPY f /.wh.etc/f", "COPY --link w /", "ADD a.tar /", "WORKDIR /.wh.etc", "WORKDIR /.wh..wh..opq/x", "COPY <<.wh.etc /\nx\n.wh.etc",
+	} {
+		dir := write(t, map[string]string{"Dockerfile": "FROM base\n" + step + "\n", "w/.wh.etc": "", "f": "", "a.tar": string(data)})
+		for _, b := range protocols {
+			if b.name == "classic" && strings.Contains(step, "<<") {
+				continue // its command line refuses it
+			}
+			if out, code := b.build(e, dir, "-t", "whiteout", "."); code == 0 || !strings.Contains(out, "names that start with .wh. are reserved") {
+				t.Errorf("%s: %s: exit code %d\n%s", b.name, step, code, out)
+			}
+		}
+	}
+	left(t, e)
+}
