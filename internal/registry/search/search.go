@@ -5,6 +5,7 @@ package search
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -99,7 +100,7 @@ func (h *Handler) search(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the query is too long", http.StatusBadRequest)
 		return
 	}
-	found, err := h.find(r, caller, strings.ToLower(a.Query))
+	found, err := Find(r.Context(), h.Metadata, caller, strings.ToLower(a.Query))
 	if err != nil {
 		http.Error(w, "the registry has an internal error", http.StatusInternalServerError)
 		return
@@ -118,11 +119,11 @@ func (h *Handler) challenge(w http.ResponseWriter, r *http.Request, c access.Cal
 	http.Error(w, message, http.StatusUnauthorized)
 }
 
-// find returns the repositories whose names contain the term. Those with a component that is the term come first, then those with
-// one that starts with it.
-func (h *Handler) find(r *http.Request, caller access.Caller, term string) (found []content.Repository, err error) {
+// Find returns the repositories that the caller sees and whose names contain the term, at most 10,000. Those with a component that is the
+// term come first, then those with one that starts with it.
+func Find(ctx context.Context, m metadata.Reader, caller access.Caller, term string) (found []content.Repository, err error) {
 	for after := content.Repository(""); len(found) < maxResults; {
-		repos, err := h.Metadata.Repositories(r.Context(), after, chunk)
+		repos, err := m.Repositories(ctx, after, chunk)
 		if err != nil {
 			return nil, err
 		}
