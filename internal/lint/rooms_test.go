@@ -52,7 +52,7 @@ var inside = map[string][][]string{
 			"registry/blobs/s3", "registry/repository", "registry/queue", "registry/policy", "registry/oidc/oidctest", "registry/audit"},
 		{"registry/metadata/postgres/postgrestest", "registry/blobs/s3/s3test"},
 		{"registry/api", "registry/gc", "registry/auth", "registry/certificate", "registry/notify", "registry/observe", "registry/proxy", "registry/replicate", "registry/search"},
-		{"registry/migrate", "registry/check", "registry/people", "registry/trace"},
+		{"registry/migrate", "registry/check", "registry/people", "registry/trace", "registry/web"},
 		{"registry/server"},
 		{"registry/config"},
 	},

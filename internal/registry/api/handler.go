@@ -136,7 +136,7 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request) error {
 	return to.serve(h, q)
 }
 
-func (h *Handler) copies(repo content.Repository) bool {
+func (h *Options) copies(repo content.Repository) bool {
 	return h.Copies != nil && h.Copies.Covers(repo)
 }
 
