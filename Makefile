@@ -51,7 +51,9 @@ mutate: build
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
 nightly: test mutate itself
 	test/tour/tour --debian-registry
-	@test/setup/packages buildah
+	@test/setup/packages buildah chromium npm
+	test/setup/axe
+	PLY_NIGHTLY=1 go test -count=1 -run TestBrowser ./internal/registry/web
 	test/setup/clients docker-buildx docker-compose crane cosign
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done

@@ -47,6 +47,7 @@ type Config struct {
 	Audit             server.Audit
 	ReadOnly          bool
 	NoDelete, Missing bool
+	NoPages           bool
 	Collect           gc.Schedule
 	Untagged          bool
 	Proxy             server.Proxy
@@ -385,7 +386,7 @@ func (c *Config) Logger(w io.Writer) (*slog.Logger, error) {
 func (c *Config) Server(log *slog.Logger) server.Options {
 	o := server.Options{
 		Root: c.Root, Database: c.Database, Redirect: c.Redirect, Missing: c.Missing, Log: log, AccessLog: !c.NoAccessLog, Collect: c.Collect, Untagged: c.Untagged, Stall: c.Stall,
-		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
+		ReadOnly: c.ReadOnly, NoDelete: c.NoDelete, NoPages: c.NoPages, Required: c.Required, Basic: c.Basic, Htpasswd: c.Htpasswd, URL: c.URL,
 		Proxy: c.Proxy, Replicate: c.Replicate, Policy: c.Policy, Traces: c.Traces, TLSCert: c.TLSCert, TLSKey: c.TLSKey, TLSHosts: c.TLSHosts,
 		SignIn: c.SignIn, Audit: c.Audit,
 	}

@@ -235,6 +235,7 @@ var settings = []setting{
 	{"audit-age", "", []string{"audit.age"}, "how long an entry of the audit log is kept; 0 = any time", func(c *Config) value { return (*duration)(&c.Audit.Age) }},
 	{"audit-pulls", "", []string{"audit.pulls"}, "pulls are in the audit log, too", func(c *Config) value { return (*yes)(&c.Audit.Pulls) }},
 	{"read-only", "", []string{"storage.maintenance.readonly.enabled"}, "nothing can be changed", func(c *Config) value { return (*yes)(&c.ReadOnly) }},
+	{"no-pages", "", []string{"pages.disabled"}, "serve no pages for people with a browser", func(c *Config) value { return (*yes)(&c.NoPages) }},
 	{"no-delete", "", []string{"storage.delete.disabled"}, "clients cannot delete", func(c *Config) value { return (*yes)(&c.NoDelete) }},
 	{"allow-missing", "", []string{"validation.missing"}, "accept manifests that refer to blobs or manifests that are not in their repository", func(c *Config) value { return (*yes)(&c.Missing) }},
 	{"gc-interval", "", []string{"gc.interval"}, "time between two collections; 0 = never", func(c *Config) value { return (*duration)(&c.Collect.Interval) }},

@@ -19,6 +19,7 @@ import (
 	"ply/internal/registry/observe"
 	"ply/internal/registry/oidc"
 	"ply/internal/registry/people"
+	"ply/internal/registry/web"
 )
 
 // SignIn says where users sign in.
@@ -76,6 +77,10 @@ func (s *Server) audited(r observe.Request) {
 		what, name, _ := strings.Cut(strings.TrimPrefix(path, people.Prefix), "/")
 		e.Action, e.Reference = strings.ToLower(r.Method)+" "+what, name
 	default:
+		if action, repository, reference, change := web.Describe(r.Request); change && s.pages != nil && (refused || r.Status == http.StatusSeeOther) {
+			e.Action, e.Repository, e.Reference = action, string(repository), reference
+			break
+		}
 		if !refused {
 			return
 		}

@@ -21,7 +21,7 @@ type generation struct {
 	o          Options
 	rules      rules
 	quotas     *policy.Quotas // nil = none
-	handler    http.Handler
+	api        *api.Handler
 	proxy      *proxy.Proxy          // nil = none
 	replicator *replicate.Replicator // nil = none
 	notifier   *notify.Notifier      // nil = none
@@ -59,7 +59,7 @@ func (s *Server) generate(o *Options) (*generation, error) {
 	if g.replicator != nil || g.notifier != nil {
 		ao.Notify = g.told
 	}
-	g.handler = api.New(ao)
+	g.api = api.New(ao)
 	return g, nil
 }
 
@@ -111,7 +111,7 @@ type generations struct {
 func (s *generations) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g := s.join()
 	defer g.requests.Done()
-	g.handler.ServeHTTP(w, r)
+	g.api.ServeHTTP(w, r)
 }
 
 // join returns the current generation, which stays open until its requests are done.

@@ -37,6 +37,7 @@ import (
 	"ply/internal/registry/repository"
 	"ply/internal/registry/search"
 	"ply/internal/registry/trace"
+	"ply/internal/registry/web"
 )
 
 // Options configure a Server.
@@ -66,6 +67,8 @@ type Options struct {
 	SignIn SignIn // users who sign in at an OpenID provider
 	Audit  Audit  // who did what
 
+	NoPages bool // no pages for people are served
+
 	Proxy     Proxy             // repositories that are copies of those of other registries
 	Replicate Replicate         // repositories that are copied to other registries
 	Webhooks  []notify.Endpoint // web servers that are told of events
@@ -85,6 +88,7 @@ type Server struct {
 	users        *auth.Users
 	tokens       *auth.Tokens
 	audit        *audit.Log
+	pages        *web.Handler // nil = none
 	metrics      *observe.Metrics
 	tracer       *trace.Tracer // nil = none
 	tls          *tls.Config   // nil = none
@@ -147,6 +151,7 @@ func Open(o Options) (_ *Server, err error) {
 	s.current.replace(first)
 	s.gauges()
 	s.openAudit()
+	s.openPages()
 	s.http = s.newHTTP(s.handler())
 	s.side = s.newHTTP(s.status(func(*http.Request) bool { return true }))
 	if err := s.openControl(meta); err != nil {
@@ -296,7 +301,13 @@ func (s *Server) handler() http.Handler {
 		rest.Handle(auth.SignInPath, signIn)
 		rest.Handle(auth.CallbackPath, signIn)
 	}
-	rest.Handle("/", s.status(s.isAdmin))
+	status := s.status(s.isAdmin)
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		rest.Handle(path, status)
+	}
+	if s.pages != nil {
+		rest.Handle("/", s.pages)
+	}
 	var log *slog.Logger
 	if s.o.AccessLog {
 		log = s.o.Log
@@ -439,6 +450,9 @@ func (s *Server) Close() error {
 	s.stop()
 	if s.control != nil {
 		_ = s.control.Close() // commands see that their answers are not complete
+	}
+	if s.pages != nil {
+		s.pages.Close()
 	}
 	s.work.Wait()
 	err := errors.Join(s.current.close(), s.audit.Close(), s.repositories.Blobs.Close(), s.repositories.Metadata.Close())

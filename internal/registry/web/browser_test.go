@@ -74,6 +74,9 @@ func chromium(t *testing.T, width, scheme string, args ...string) string {
 // The pages in a browser: axe finds nothing that a reader of the screen could not use, in light and dark, and nothing is wider than a phone.
 // With PLY_SCREENSHOTS set, pictures of the pages are written into that directory.
 func TestBrowser(t *testing.T) {
+	if os.Getenv("PLY_NIGHTLY") == "" {
+		t.Skip("runs at night")
+	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)

@@ -148,23 +148,36 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, serve func(*visi
 	w.Header().Set("Cache-Control", "private, no-store")
 	ctx, cancel := context.WithTimeout(r.Context(), pageLimit)
 	defer cancel()
-	r = r.WithContext(ctx)
-	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	v := &visit{h: h, w: w, r: r}
 	var err error
+	if r.Method == http.MethodPost {
+		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+		if err = r.ParseForm(); err != nil { // here, so that Describe finds it
+			err = errs.New(errs.Invalid, "the form cannot be read: %w", err)
+		}
+	}
+	v := &visit{h: h, w: w, r: r.WithContext(ctx)}
+	if err != nil {
+		v.fail(err)
+		return
+	}
 	if v.caller, err = h.Gate.Visitor(r); errors.Is(err, errs.Unauthorized) {
 		h.Gate.SignOut(w, r) // the session has ended
 		http.Redirect(w, r, "/sign-in?"+url.Values{"return": {r.URL.RequestURI()}}.Encode(), http.StatusSeeOther)
 		return
 	}
 	if err == nil {
-		if named, ok := w.(interface{ SetUser(name string) }); ok { // for the log
-			named.SetUser(v.caller.Name())
-		}
+		v.tell(v.caller.Name())
 		err = serve(v)
 	}
 	if err != nil {
 		v.fail(err)
+	}
+}
+
+// tell tells the log who makes the request.
+func (v *visit) tell(name string) {
+	if named, ok := v.w.(interface{ SetUser(name string) }); ok {
+		named.SetUser(name)
 	}
 }
 
@@ -246,12 +259,10 @@ func (v *visit) signInForm() error {
 }
 
 func (v *visit) signIn() error {
-	if err := v.r.ParseForm(); err != nil {
-		return errs.New(errs.Invalid, "the form cannot be read: %w", err)
-	}
 	back, name := local(v.r.PostForm.Get("return")), v.r.PostForm.Get("name")
 	err := v.h.Gate.SignIn(v.w, v.r, name, v.r.PostForm.Get("password"))
 	if err == nil {
+		v.tell(name)
 		http.Redirect(v.w, v.r, back, http.StatusSeeOther)
 		return nil
 	}
@@ -266,4 +277,26 @@ func (v *visit) signOut() error {
 	v.h.Gate.SignOut(v.w, v.r)
 	http.Redirect(v.w, v.r, "/", http.StatusSeeOther)
 	return nil
+}
+
+// Describe says what a request to the pages changes, for a log: delete, namespace, sign-in or sign-out. Change is false for one that only
+// reads.
+func Describe(r *http.Request) (action string, repo content.Repository, reference string, change bool) {
+	if r.Method != http.MethodPost {
+		return "", "", "", false
+	}
+	switch r.URL.Path {
+	case "/sign-in", "/sign-out":
+		return r.URL.Path[1:], "", "", true
+	case "/namespaces":
+		return "namespace", "", r.PostForm.Get("name"), true
+	}
+	path, ok := strings.CutPrefix(r.URL.Path, "/r/")
+	name, rest, _ := strings.Cut(path, "/-/")
+	repo, err := content.ParseRepository(name)
+	if !ok || err != nil {
+		return "", "", "", false
+	}
+	reference, _ = strings.CutSuffix(rest, "delete")
+	return "delete", repo, strings.TrimSuffix(reference, "/"), true
 }

@@ -169,9 +169,6 @@ type owner interface {
 }
 
 func (v *visit) setNamespace() error {
-	if err := v.r.ParseForm(); err != nil {
-		return errs.New(errs.Invalid, "the form cannot be read: %w", err)
-	}
 	name := v.r.PostForm.Get("name")
 	o, ok := v.caller.(owner)
 	if !ok || v.h.Namespaces == nil || !o.Whole() || !o.Owns(name) {
@@ -194,9 +191,6 @@ func (v *visit) change() error {
 	repo, err := content.ParseRepository(name)
 	if !ok || err != nil || !v.caller.Sees(repo) {
 		return errNoPage
-	}
-	if err := v.r.ParseForm(); err != nil {
-		return errs.New(errs.Invalid, "the form cannot be read: %w", err)
 	}
 	var d content.Digest
 	var tag content.Tag
