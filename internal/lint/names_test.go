@@ -146,8 +146,8 @@ var providers = map[string][]string{
 	"curl":            {"curl"},
 }
 
-// optional programs sharpen a test where they happen to be.
-var optional = []string{"zsh", "fish", "systemd-analyze"}
+// optional programs sharpen a test where they happen to be, or make nightly installs them.
+var optional = []string{"zsh", "fish", "systemd-analyze", "chromium"}
 
 // A machine that make test set up has every program that a test runs.
 func TestProgramsOfTestsAreInstalled(t *testing.T) {
