@@ -278,8 +278,8 @@ func TestMountErrors(t *testing.T) {
 			s.Mounts = []volume.MountSpec{{Type: "bind", Source: "/no/such", Target: "/x"}}
 		}, `invalid mount config for type "bind": bind source path does not exist: /no/such`},
 		{func(s *spec.Spec) {
-			s.Mounts = []volume.MountSpec{{Type: "image", Source: "box", Target: "/x"}}
-		}, "not supported"},
+			s.Mounts = []volume.MountSpec{{Type: "image", Source: "no/such", Target: "/x"}}
+		}, "No such image: no/such"},
 		{func(s *spec.Spec) { s.VolumesFrom = []string{"nobody"} }, "No such container: nobody"},
 		{func(s *spec.Spec) { s.Tmpfs = map[string]string{"/x": "bogus=1"} }, `invalid tmpfs option "bogus=1"`},
 	} {

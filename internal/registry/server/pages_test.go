@@ -115,4 +115,3 @@ func TestOpenPages(t *testing.T) {
 		})
 	}
 }
-
