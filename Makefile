@@ -17,6 +17,7 @@ build:
 	@test/setup/packages $(BUILD_NEEDS)
 	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ply ./cmd/ply
 	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ply-registry ./cmd/ply-registry
+	CGO_ENABLED=0 go build $(VCS) -trimpath -ldflags '-s -w' -o $(BIN)/ply-log ./cmd/ply-log
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags isal -ldflags '-s -w' -o $(BIN)/plyd ./cmd/plyd
 	CGO_ENABLED=1 go build $(VCS) -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o $(BIN)/ply-shim ./cmd/ply-shim
 
@@ -73,9 +74,9 @@ bench: build
 	go run -tags isal ./bench $(BENCH)
 
 install: build
-	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim ply-registry)
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(BIN)/,ply plyd ply-shim ply-log ply-registry)
 	PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install $(DESTDIR)$(PREFIX)
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim ply-registry)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim ply-log ply-registry)
 	packaging/uninstall $(DESTDIR)$(PREFIX)

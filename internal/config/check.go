@@ -16,6 +16,7 @@ import (
 	"github.com/moby/profiles/seccomp"
 
 	"ply/internal/container/logfile"
+	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/durable"
 	"ply/internal/store/layer/drivers"
@@ -49,7 +50,7 @@ func (c *Config) checkChoices(func(string, string, ...any)) error {
 	}{
 		{"log-level", c.LogLevel, []string{"debug", "info", "warn", "error", "fatal"}},
 		{"log-format", c.LogFormat, []string{"text", "json"}},
-		{"log-driver", c.LogDriver, []string{"json-file", "local", "none"}},
+		{"log-driver", c.LogDriver, logfile.Drivers()},
 		{"image-format", c.ImageFormat, []string{"oci", "docker"}},
 		{"retain-blobs", c.RetainBlobs, []string{"auto", "always", "never"}},
 		{"default-cgroupns-mode", c.DefaultCgroupnsMode, []string{"", "host", "private"}},
@@ -302,7 +303,7 @@ func checkGateways(list []string) error {
 func (c *Config) checkContainers(warn func(string, string, ...any)) error {
 	if c.LogDriver == "none" && len(c.LogOpts) > 0 {
 		warn("log-opts", "has no effect: the log driver none keeps nothing")
-	} else if _, err := logfile.ParseOptions(c.LogDriver, c.LogOpts); err != nil {
+	} else if _, err := session.LogConfig(c.LogDriver, c.LogOpts); err != nil {
 		return fmt.Errorf("log-opts: %w", err)
 	}
 	if slices.Contains(c.ExecOpts, "native.cgroupdriver=systemd") {

@@ -37,7 +37,7 @@ type Config struct {
 	Labels       []string          `json:"labels" flag:"label" live:"yes" use:"key=value label of this engine"`
 	Experimental bool              `json:"experimental" ignored:"there are no experimental features"`
 	Features     map[string]bool   `json:"features" ignored:"there are no optional features" live:"yes"`
-	LogDriver    string            `json:"log-driver" flag:"log-driver" use:"default log driver of containers: json-file, local or none"`
+	LogDriver    string            `json:"log-driver" flag:"log-driver" use:"default log driver of containers: json-file, local, none, syslog, journald, fluentd or gelf"`
 	LogOpts      map[string]string `json:"log-opts" flag:"log-opt" use:"default log driver option"`
 
 	// Registries.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/container/logfile"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/image"
@@ -106,7 +107,7 @@ func (s *Service) newRecord(c *ctr, sp spec.Spec, img *image.Image) record {
 		Driver:   s.env.opts.Store.Layers.Name(), State: State{Status: StatusCreated}, Spec: sp,
 	}
 	r.Path, r.Args = sp.Command()
-	if sp.LogDriver != "none" {
+	if sp.LogDriver != logfile.None && !logfile.IsRemote(sp.LogDriver) {
 		r.LogPath = c.paths.log
 	}
 	r.Networks = networksOf(&sp)

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"ply/internal/container/logfile"
+	"ply/internal/container/logremote"
 	"ply/internal/container/runspec"
 	"ply/internal/container/session"
 	"ply/internal/container/shim"
@@ -139,7 +140,7 @@ func (h sessionHost) Log() (shim.Log, error) {
 	driver, opts := h.c.rec.Spec.LogDriver, h.c.rec.Spec.LogOpts
 	h.c.mu.Unlock()
 	l, err := session.LogConfig(driver, opts)
-	l.Path = h.c.paths.log
+	logremote.SetPath(&l, h.c.paths.log)
 	return l, err
 }
 
@@ -176,8 +177,9 @@ func (h sessionHost) Process(sp spec.ExecSpec, size [2]uint) (*specs.Process, er
 	return p, err
 }
 
-// logAttributes returns what is added to each record of the container's log.
-func logAttributes(c *ctr) (map[string]string, error) {
+// describeLog fills in what a log needs to know of its container: the path of its files, what is added to each record, and, for a driver
+// that sends the output away, the program that does so.
+func describeLog(c *ctr, l *shim.Log, program string) (err error) {
 	c.mu.Lock()
 	r := &c.rec
 	s := &logfile.Subject{
@@ -186,9 +188,13 @@ func logAttributes(c *ctr) (map[string]string, error) {
 		ContainerEnv: r.Spec.Env, ContainerLabels: r.Spec.Labels, Config: r.Spec.LogOpts, LogPath: r.LogPath, DaemonName: "docker",
 	}
 	c.mu.Unlock()
-	if len(s.Config) == 0 {
-		return nil, nil
+	logremote.SetPath(l, c.paths.log)
+	if len(s.Config) > 0 {
+		s.Host, _ = os.Hostname() // a tag may name it
 	}
-	s.Host, _ = os.Hostname() // a tag may name it
-	return logfile.Attributes(s.Config, s)
+	if l.Forward != nil {
+		return logremote.Complete(l.Forward, program, s)
+	}
+	l.Attributes, err = logfile.Attributes(s.Config, s)
+	return err
 }

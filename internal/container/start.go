@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -370,8 +371,8 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	if err != nil {
 		return shim.Config{}, err
 	}
-	log.Path, log.Volatile = c.paths.log, spec.AutoRemove
-	if log.Attributes, err = logAttributes(c); err != nil {
+	log.Volatile = spec.AutoRemove
+	if err := describeLog(c, &log, s.env.opts.logProgram()); err != nil {
 		return shim.Config{}, err
 	}
 	return shim.Config{
@@ -381,3 +382,6 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 		Run: p.run, Started: p.began, Volatile: spec.AutoRemove,
 	}, nil
 }
+
+// logProgram returns the path of ply-log, which is installed beside ply-shim.
+func (o *Options) logProgram() string { return filepath.Join(filepath.Dir(o.ShimPath), "ply-log") }

@@ -191,6 +191,9 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/zclconf/go-cty":                   {"ply/internal/cli/bakefile"},
 		"golang.org/x/crypto/ssh":                     {"ply/internal/cli/direct"},
 		"github.com/spf13/cobra":                      {"ply/internal/cli", "ply/cmd/ply"},
+		"github.com/RackSec/srslog":                   {"ply/internal/container/logforward"},
+		"github.com/Graylog2/go-gelf":                 {"ply/internal/container/logforward"},
+		"github.com/fluent/fluent-logger-golang":      {"ply/internal/container/logforward"},
 		"google.golang.org/grpc":                      {"ply/internal/api/buildkit", "ply/internal/cli"},
 	}
 	for _, p := range list(t, "./...") {

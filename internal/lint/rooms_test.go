@@ -31,7 +31,8 @@ var inside = map[string][][]string{
 	"container": {
 		{"container/apparmor", "container/names", "container/seccomp", "container/shim", "container/spec"},
 		{"container/logfile", "container/etc", "container/rootfs"},
-		{"container/runspec", "container/session", "container/supervise"},
+		{"container/logremote"},
+		{"container/runspec", "container/session", "container/supervise", "container/logforward"},
 		{"container"},
 	},
 	"durable": {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},

@@ -47,7 +47,7 @@ func TestInstall(t *testing.T) {
 	install(t, dest, "/opt/ply")
 	at := filepath.Join(dest, "opt", "ply")
 	got := files(t, dest)
-	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "bin/ply-registry", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket", "lib/systemd/system/ply-registry.service", "lib/sysusers.d/ply-registry.conf",
+	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "bin/ply-log", "bin/ply-registry", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket", "lib/systemd/system/ply-registry.service", "lib/sysusers.d/ply-registry.conf",
 		"share/bash-completion/completions/ply", "share/zsh/site-functions/_ply", "share/fish/vendor_completions.d/ply.fish",
 		"share/man/man1/ply.1", "share/man/man1/ply-run.1"} {
 		if !slices.Contains(got, filepath.Join("opt/ply", want)) {

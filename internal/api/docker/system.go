@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"ply/internal/config"
+	"ply/internal/container/logfile"
 	"ply/internal/errs"
 	"ply/internal/host"
 	"ply/internal/version"
@@ -90,7 +91,7 @@ func (h systemHandlers) info(c *call) error {
 	for _, w := range cfg.Warnings {
 		a.Warnings = append(a.Warnings, "WARNING: "+w.String())
 	}
-	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, []string{"json-file", "local", "none"}
+	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logfile.Drivers()
 	own := h.system.Version().Version
 	a.ContainerdCommit.ID, a.RuncCommit.ID, a.InitCommit.ID = "N/A", "ply "+own, "ply "+own // the engine has no containerd, and is the others itself
 	if c.v < 50 {                                                                           // bridged packets do not pass the filter for the engine's sake; its rules isolate networks without it

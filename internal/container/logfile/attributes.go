@@ -109,8 +109,8 @@ func Attributes(opts map[string]string, s *Subject) (map[string]string, error) {
 	return attrs, nil
 }
 
-// checkAttributes checks the options of Attributes without a container.
-func checkAttributes(key, value string) (err error) {
+// CheckAttributes checks one of the options of Attributes without a container.
+func CheckAttributes(key, value string) (err error) {
 	switch key {
 	case "labels-regex", "env-regex":
 		_, err = compileKeys(key, value)

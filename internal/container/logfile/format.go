@@ -28,7 +28,7 @@ type format interface {
 
 // formatOf returns the format of a driver. It writes the attributes with each record if the format has them.
 func formatOf(driver string, attributes map[string]string) format {
-	if driver == Local {
+	if driver == Local || IsRemote(driver) {
 		return localFormat{}
 	}
 	f := jsonFormat{}

@@ -21,6 +21,9 @@ type Held struct {
 // Take opens the files, which nothing writes to or rotates any more. It is called before they are removed. After Close it
 // does nothing.
 func (h *Held) Take(opts shim.Log) error {
+	if opts.Path == "" {
+		return nil // there are no files
+	}
 	r := &reader{opts: opts}
 	files, err := openStable(r.list)
 	h.mu.Lock()

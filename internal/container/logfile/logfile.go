@@ -100,7 +100,7 @@ func ParseOptions(driver string, opts map[string]string) (shim.Log, error) {
 			if l.Driver != JSONFile {
 				return l, errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", k, l.Driver)
 			}
-			if err := checkAttributes(k, v); err != nil {
+			if err := CheckAttributes(k, v); err != nil {
 				return l, err
 			}
 		default:

@@ -37,7 +37,7 @@ func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message)
 }
 
 func readWith(ctx context.Context, opts shim.Log, o ReadOptions, format format, visit func(Message) error) error {
-	if opts.Driver == None {
+	if opts.Driver == None || opts.Path == "" {
 		return errs.New(errs.Unimplemented, "configured logging driver does not support reading")
 	}
 	r := &reader{opts: opts, o: o, fmt: format, visit: visit}

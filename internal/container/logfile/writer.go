@@ -21,12 +21,14 @@ import (
 
 // Writer appends records to a log. It is safe for concurrent use. A log must have only one Writer.
 type Writer struct {
-	opts shim.Log
-	fmt  format
-	ring *ring // nil in the mode blocking
+	opts    shim.Log
+	fmt     format
+	ring    *ring      // nil in the mode blocking
+	forward *forwarder // nil = the records are not sent away
+	records []byte     // for it; reused
 
 	mu   sync.Mutex
-	f    *os.File
+	f    *os.File // nil = there are no files
 	size int64
 	last time.Time
 	list []Message // reused by append
@@ -39,7 +41,7 @@ type Writer struct {
 
 // Create opens a log for appending and creates the file if it is missing; the directory must exist. It cuts off a part of a
 // record that a crash left. The Writer of the driver none discards everything. An unknown driver is refused with
-// errs.Invalid.
+// errs.Invalid. For a driver that sends the output away, Create fails when the receiver cannot be reached.
 func Create(opts shim.Log) (*Writer, error) {
 	w := &Writer{opts: opts, fmt: formatOf(opts.Driver, opts.Attributes)}
 	switch opts.Driver {
@@ -47,7 +49,16 @@ func Create(opts shim.Log) (*Writer, error) {
 		return w, nil
 	case JSONFile, Local:
 	default:
-		return nil, errs.New(errs.Invalid, "log driver %q: unknown", opts.Driver)
+		if opts.Forward == nil || !IsRemote(opts.Driver) {
+			return nil, errs.New(errs.Invalid, "log driver %q: unknown", opts.Driver)
+		}
+		f, err := startForwarder(opts)
+		if err != nil {
+			return nil, err
+		}
+		if w.forward = f; opts.Path == "" {
+			return w, nil
+		}
 	}
 	if err := w.open(0); err != nil {
 		return nil, err
@@ -131,9 +142,15 @@ func (w *Writer) write(list []Message) {
 
 // writeLocked writes records. The caller holds mu.
 func (w *Writer) writeLocked(list []Message) {
-	w.buf = w.buf[:0]
+	w.buf, w.records = w.buf[:0], w.records[:0]
 	waiting := 0 // number of records in buf
 	for _, m := range list {
+		if w.forward != nil {
+			w.records = AppendRecord(w.records, m)
+		}
+		if w.opts.Path == "" {
+			continue
+		}
 		before := len(w.buf)
 		w.buf = w.fmt.encode(w.buf, m)
 		if w.opts.MaxSize > 0 && w.size+int64(before) > 0 && w.size+int64(len(w.buf)) > w.opts.MaxSize {
@@ -148,9 +165,26 @@ func (w *Writer) writeLocked(list []Message) {
 		}
 		waiting++
 	}
-	w.flush(waiting)
+	if w.f != nil {
+		w.flush(waiting)
+	}
 	if cap(w.buf) > 256<<10 {
 		w.buf = nil
+	}
+	if w.forward != nil {
+		if err := w.forward.send(w.records); err != nil {
+			w.fail(len(list), err)
+		}
+		if cap(w.records) > 256<<10 {
+			w.records = nil
+		}
+	}
+}
+
+// End says that the container has ended. From then on, a receiver that does not take records stops nothing for longer than EndTime.
+func (w *Writer) End() {
+	if w.forward != nil {
+		w.forward.end()
 	}
 }
 
@@ -264,6 +298,9 @@ func compress(name string) (err error) {
 func (w *Writer) Close() error {
 	if w.ring != nil {
 		w.ring.close()
+	}
+	if w.forward != nil {
+		w.forward.close()
 	}
 	w.finishing.Wait()
 	w.mu.Lock()

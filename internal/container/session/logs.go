@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"ply/internal/container/logfile"
+	"ply/internal/container/logremote"
 	"ply/internal/container/shim"
 )
 
@@ -19,6 +20,9 @@ const (
 
 // LogConfig parses a log driver and its options. The caller fills in the path. Errors name the option.
 func LogConfig(driver string, opts map[string]string) (shim.Log, error) {
+	if logfile.IsRemote(driver) {
+		return logremote.Parse(driver, opts)
+	}
 	l, err := logfile.ParseOptions(driver, opts)
 	if err != nil {
 		return l, err

@@ -56,10 +56,10 @@ type Config struct {
 	Started time.Time `json:"started,omitzero"`
 }
 
-// Log says where the container's output is stored.
+// Log says where the container's output is stored, and where it is sent.
 type Log struct {
-	Driver   string `json:"driver"` // json-file, local or none
-	Path     string `json:"path"`
+	Driver   string `json:"driver"`  // json-file, local, none, or one that Forward belongs to
+	Path     string `json:"path"`    // "" = there are no files
 	MaxSize  int64  `json:"maxSize"` // bytes; 0 means no rotation
 	MaxFiles int    `json:"maxFiles"`
 	Compress bool   `json:"compress,omitempty"`
@@ -67,6 +67,31 @@ type Log struct {
 
 	Attributes map[string]string `json:"attributes,omitempty"` // of each record; json-file only
 	Buffer     int64             `json:"buffer,omitempty"`     // bytes that wait to be written in the mode non-blocking; 0 means blocking
+
+	// Forward says how the driver sends the output away; nil = it does not. The files are then a copy in the format of the driver local.
+	Forward *Forward `json:"forward,omitempty"`
+}
+
+// Forward says how a log driver sends the output away.
+type Forward struct {
+	Program     string            `json:"program"`               // path of ply-log
+	Options     map[string]string `json:"options"`               // those of the driver itself, checked
+	NonBlocking bool              `json:"nonBlocking,omitempty"` // drop records instead of waiting for the receiver
+	Buffer      int64             `json:"buffer"`                // of a driver that does not block, in bytes
+	NoCache     bool              `json:"noCache,omitempty"`     // keep no files
+	Tag         string            `json:"tag"`
+	Attributes  map[string]string `json:"attributes,omitempty"` // labels and variables of the container that go with each record
+	Container   LoggedContainer   `json:"container"`
+}
+
+// LoggedContainer is what a receiver is told of the container.
+type LoggedContainer struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	ImageID   string    `json:"imageID"`
+	ImageName string    `json:"imageName"`
+	Command   string    `json:"command"`
+	Created   time.Time `json:"created"`
 }
 
 // Identity names one process. Unlike a pid, it is never reused.

@@ -33,8 +33,10 @@ var moment = time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC)
 var (
 	aConfig = Config{ID: "c1", Bundle: "/run/b", StateDir: "/run/s", Runtime: "/usr/bin/crun", Tty: true, Stdin: true, StdinOnce: true, Height: 24, Width: 80,
 		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true, Volatile: true,
-			Attributes: map[string]string{"tag": "t"}, Buffer: 11}, ExitPath: "/var/exit.json",
+			Attributes: map[string]string{"tag": "t"}, Buffer: 11, Forward: &aForward}, ExitPath: "/var/exit.json",
 		Volatile: true, Run: "r1", Started: moment}
+	aForward = Forward{Program: "/usr/bin/ply-log", Options: map[string]string{"syslog-format": "rfc5424"}, NonBlocking: true, Buffer: 20, NoCache: true, Tag: "t",
+		Attributes: map[string]string{"k": "v"}, Container: LoggedContainer{ID: "c1", Name: "n", ImageID: "i", ImageName: "busybox", Command: "sh", Created: moment}}
 	anIdentity = Identity{Boot: "b0", PID: 7, Start: 99}
 	anExit     = Exit{Code: 137, OOMKilled: true, At: moment}
 	aStats     = StatsReply{Read: moment, CPUTotal: 1, CPUUser: 2, CPUSystem: 3, PerCPU: []uint64{4}, Throttled: [3]uint64{5, 6, 7}, MemoryUsage: 8, MemoryMax: 9,
@@ -172,7 +174,7 @@ func TestFramesAndChunksKeepTheirBytes(t *testing.T) {
 func TestUnversionedFilesAndMessages(t *testing.T) {
 	old := aConfig
 	old.Run, old.Started, old.Volatile, old.Log.Volatile = "", time.Time{}, false, false
-	old.Log.Attributes, old.Log.Buffer = nil, 0
+	old.Log.Attributes, old.Log.Buffer, old.Log.Forward = nil, 0, nil
 	unversioned(t, "config", old)
 	unversioned(t, "identity", anIdentity)
 	unversioned(t, "exit", anExit)

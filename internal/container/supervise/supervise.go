@@ -298,6 +298,7 @@ func (s *server) watchInit(c child) {
 	code := c.wait()
 	s.known.Delete(c.pid)
 	at := time.Now()
+	s.log.End()
 	if err := s.rt.ended(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
