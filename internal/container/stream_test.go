@@ -273,9 +273,9 @@ func TestLogDriverNone(t *testing.T) {
 	recv(t, exit)
 	err := w.sessions.Logs(context.Background(), id, session.LogOptions{Stdout: true, Tail: -1}, io.Discard, nil)
 	wantErr(t, err, errs.Unimplemented, "")
-	spec.LogDriver = "syslog"
+	spec.LogDriver = "splunk"
 	_, _, err = w.s.Create(context.Background(), spec)
-	wantErr(t, err, errs.Invalid, "no log driver named 'syslog' is registered")
+	wantErr(t, err, errs.Invalid, "no log driver named 'splunk' is registered")
 }
 
 func TestHealth(t *testing.T) {
