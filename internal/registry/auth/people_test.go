@@ -344,7 +344,7 @@ func TestReturn(t *testing.T) {
 		"/": "/", "/a/b?c=d#e": "/a/b?c=d#e", "": "/", "https://evil.example.com": "/", "//evil.example.com": "/", `/\evil.example.com`: "/", "/\t/evil.example.com": "/",
 		"javascript:alert(1)": "/", "/x\r\nSet-Cookie: a=b": "/", strings.Repeat("/a", 1000): "/", "a": "/", "/é": "/", "/%zz": "/",
 	} {
-		if got := localPath(s); got != want {
+		if got := LocalPath(s); got != want {
 			t.Errorf("%q: %q, want %q", s, got, want)
 		}
 	}

@@ -133,7 +133,7 @@ func (g *Gate) SignInHandler() http.Handler {
 func (g *Gate) callback(r *http.Request) string { return g.url(r) + CallbackPath }
 
 func (g *Gate) toProvider(w http.ResponseWriter, r *http.Request) {
-	s := signInState{Challenge: oidc.NewChallenge(), Return: localPath(r.URL.Query().Get("return")), Expires: time.Now().Add(signInLife)}
+	s := signInState{Challenge: oidc.NewChallenge(), Return: LocalPath(r.URL.Query().Get("return")), Expires: time.Now().Add(signInLife)}
 	to, err := g.o.Provider.Begin(r.Context(), g.callback(r), s.Challenge)
 	var sealed string
 	if err == nil {
@@ -195,8 +195,8 @@ func (g *Gate) failSignIn(w http.ResponseWriter, err error) {
 	http.Error(w, text, status)
 }
 
-// localPath returns a path of this registry to go back to; any other address becomes "/".
-func localPath(s string) string {
+// LocalPath returns a path of this registry to go back to; any other address becomes "/".
+func LocalPath(s string) string {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "" || u.Host != "" || len(s) > maxReturn || !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") ||
 		strings.ContainsFunc(s, func(r rune) bool { return r == '\\' || r <= ' ' || r > '~' }) {

@@ -243,7 +243,6 @@ func (v *visit) differences(repo content.Repository, a, b []oci.Descriptor) (lis
 
 // Sizes says how the size of the file differs.
 func (d difference) Sizes() string {
-	size := functions["size"].(func(int64) string) //nolint:forcetypeassert // it is one
 	switch {
 	case d.Before != nil && d.After != nil && d.Before.Size != d.After.Size:
 		return fmt.Sprintf("%s, was %s", size(d.After.Size), size(d.Before.Size))

@@ -84,7 +84,7 @@ func parents(where string) (list []parent) {
 func (v *visit) file(m *manifest, d content.Digest, e *entry, data map[string]any) error {
 	data["File"], data["FileKind"] = e, kindNames[e.Kind]
 	if e.Kind == tar.TypeReg {
-		b, err := v.h.trees.text(v.r.Context(), v.h.Repositories, m.Repo, d, e.Path)
+		b, err := v.h.trees.text(v.r.Context(), v.h.Repositories, m.Repo, d, e)
 		if err != nil {
 			return err
 		}

@@ -15,7 +15,7 @@ import (
 
 // functions are what templates call.
 var functions = template.FuncMap{
-	"size":  func(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) },
+	"size":  size,
 	"ago":   ago,
 	"short": short,
 	"at":    func(repo content.Repository, reference any) string { return pathTo(repo, fmt.Sprint(reference)) },
@@ -23,6 +23,8 @@ var functions = template.FuncMap{
 	"plain": plain,
 	"add":   func(a, b int) int { return a + b },
 }
+
+func size(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
 
 // pathTo returns the path of the page of a repository, or of a manifest in it. A component of a name never begins with a hyphen.
 func pathTo(repo content.Repository, reference string) string {

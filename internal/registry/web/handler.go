@@ -15,6 +15,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/registry/access"
+	"ply/internal/registry/auth"
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/content"
 	"ply/internal/registry/metadata"
@@ -166,18 +167,11 @@ func (h *Handler) serve(w http.ResponseWriter, r *http.Request, serve func(*visi
 		return
 	}
 	if err == nil {
-		v.tell(v.caller.Name())
+		access.Tell(w, v.caller)
 		err = serve(v)
 	}
 	if err != nil {
 		v.fail(err)
-	}
-}
-
-// tell tells the log who makes the request.
-func (v *visit) tell(name string) {
-	if named, ok := v.w.(interface{ SetUser(name string) }); ok {
-		named.SetUser(name)
 	}
 }
 
@@ -244,25 +238,18 @@ func (v *visit) host() string {
 	return v.r.Host
 }
 
-// local returns a path of this registry to go back to; any other address becomes "/".
-func local(s string) string {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "" || u.Host != "" || len(s) > 2000 || !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") || strings.ContainsAny(s, "\\\r\n") {
-		return "/"
-	}
-	return s
-}
-
 func (v *visit) signInForm() error {
-	v.show("sign-in", http.StatusOK, "Sign in", map[string]any{"Return": local(v.r.URL.Query().Get("return")), "Provider": v.h.SignIn, "Open": v.h.Gate.IsOpen()})
+	v.show("sign-in", http.StatusOK, "Sign in", map[string]any{"Return": auth.LocalPath(v.r.URL.Query().Get("return")), "Provider": v.h.SignIn, "Open": v.h.Gate.IsOpen()})
 	return nil
 }
 
 func (v *visit) signIn() error {
-	back, name := local(v.r.PostForm.Get("return")), v.r.PostForm.Get("name")
+	back, name := auth.LocalPath(v.r.PostForm.Get("return")), v.r.PostForm.Get("name")
 	err := v.h.Gate.SignIn(v.w, v.r, name, v.r.PostForm.Get("password"))
 	if err == nil {
-		v.tell(name)
+		if named, ok := v.w.(interface{ SetUser(name string) }); ok { // for the log: the session is only in the answer
+			named.SetUser(name)
+		}
 		http.Redirect(v.w, v.r, back, http.StatusSeeOther)
 		return nil
 	}
@@ -291,12 +278,8 @@ func Describe(r *http.Request) (action string, repo content.Repository, referenc
 	case "/namespaces":
 		return "namespace", "", r.PostForm.Get("name"), true
 	}
-	path, ok := strings.CutPrefix(r.URL.Path, "/r/")
-	name, rest, _ := strings.Cut(path, "/-/")
-	repo, err := content.ParseRepository(name)
-	if !ok || err != nil {
-		return "", "", "", false
+	if repo, reference, ok := deletion(r.URL.Path); ok {
+		return "delete", repo, reference, true
 	}
-	reference, _ = strings.CutSuffix(rest, "delete")
-	return "delete", repo, strings.TrimSuffix(reference, "/"), true
+	return "", "", "", false
 }

@@ -3,6 +3,7 @@ package web
 import (
 	"errors"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 
@@ -65,7 +66,7 @@ func (v *visit) visibility(repo content.Repository) string {
 func (v *visit) below() error {
 	name, rest, has := strings.Cut(v.r.PathValue("path"), "/-/")
 	repo, err := content.ParseRepository(name)
-	if err != nil || !v.caller.May(repo, access.Pull) && !v.caller.Sees(repo) {
+	if err != nil || !v.caller.May(repo, access.Pull) {
 		return errNoPage
 	}
 	if !has {
@@ -177,19 +178,14 @@ func (v *visit) setNamespace() error {
 	if err := v.h.Namespaces.SetVisibility(name, v.r.PostForm.Get("visibility")); err != nil {
 		return err
 	}
-	http.Redirect(v.w, v.r, "/?q="+name, http.StatusSeeOther)
+	http.Redirect(v.w, v.r, "/?"+url.Values{"q": {name}}.Encode(), http.StatusSeeOther)
 	return nil
 }
 
 // change deletes what a form names, after its visitor has typed the name once more.
 func (v *visit) change() error {
-	path, ok := strings.CutSuffix(v.r.PathValue("path"), "/delete")
-	name, reference, _ := strings.Cut(path, "/-/")
-	if ok && !strings.Contains(path, "/-/") {
-		name, ok = strings.CutSuffix(path, "/-")
-	}
-	repo, err := content.ParseRepository(name)
-	if !ok || err != nil || !v.caller.Sees(repo) {
+	repo, reference, ok := deletion(v.r.URL.Path)
+	if !ok || !v.caller.May(repo, access.Pull) {
 		return errNoPage
 	}
 	var d content.Digest
@@ -197,6 +193,7 @@ func (v *visit) change() error {
 	confirm, back := string(repo), "/"
 	if reference != "" {
 		confirm, back = reference, pathTo(repo, "")
+		var err error
 		if d, tag, err = parseReference(reference); err != nil {
 			return err
 		}
@@ -209,6 +206,15 @@ func (v *visit) change() error {
 	}
 	http.Redirect(v.w, v.r, back, http.StatusSeeOther)
 	return nil
+}
+
+// deletion reads a path that deletes: /r/NAME/-/delete, or /r/NAME/-/REFERENCE/delete.
+func deletion(path string) (repo content.Repository, reference string, ok bool) {
+	path, below := strings.CutPrefix(path, "/r/")
+	name, rest, _ := strings.Cut(path, "/-/")
+	repo, err := content.ParseRepository(name)
+	reference, ok = strings.CutSuffix("/"+rest, "/delete")
+	return repo, strings.TrimPrefix(reference, "/"), ok && below && err == nil
 }
 
 // parseReference reads a digest or a tag.

@@ -43,6 +43,7 @@ type entry struct {
 	Link string
 	Time time.Time
 	sum  [16]byte // of the content
+	nth  int      // its header in the archive, from 0
 }
 
 // same reports whether two files are the same but for their times.
@@ -178,7 +179,9 @@ func (t *trees) read(ctx context.Context, s *repository.Service, repo content.Re
 	found := &tree{}
 	at, names := map[string]int{}, 0
 	sum, buf := sha256.New(), make([]byte, 128<<10)
-	for {
+	// The holes of a sparse file are as long as its header says, and take no bytes of the archive.
+	data := &bounded{ctx: ctx, r: tr, left: maxUnpacked}
+	for nth := 0; ; nth++ {
 		header, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -188,7 +191,7 @@ func (t *trees) read(ctx context.Context, s *repository.Service, repo content.Re
 		}
 		e := entry{
 			Path: cleanPath(header.Name), Kind: header.Typeflag, Mode: header.Mode & 0o7777, UID: header.Uid, GID: header.Gid, Size: header.Size,
-			Link: header.Linkname, Time: header.ModTime,
+			Link: header.Linkname, Time: header.ModTime, nth: nth,
 		}
 		if e.Path == "" {
 			continue
@@ -198,7 +201,7 @@ func (t *trees) read(ctx context.Context, s *repository.Service, repo content.Re
 			break
 		}
 		if e.Kind == tar.TypeReg {
-			if e.sum, err = sumOf(sum, tr, buf); err != nil {
+			if e.sum, err = sumOf(sum, data, buf); err != nil {
 				return nil, notTar(err)
 			}
 		}
@@ -268,26 +271,20 @@ func (t *tree) index(p string) (int, bool) {
 }
 
 // text reads the beginning of a file of a layer.
-func (t *trees) text(ctx context.Context, s *repository.Service, repo content.Repository, d content.Digest, name string) ([]byte, error) {
+func (t *trees) text(ctx context.Context, s *repository.Service, repo content.Repository, d content.Digest, e *entry) ([]byte, error) {
 	tr, done, err := t.open(ctx, s, repo, d)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	var found []byte
-	for {
-		header, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
+	for range e.nth + 1 {
+		if _, err := tr.Next(); err != nil {
 			return nil, notTar(err)
 		}
-		if cleanPath(header.Name) == name && header.Typeflag == tar.TypeReg {
-			if found, err = io.ReadAll(io.LimitReader(tr, maxText)); err != nil {
-				return nil, notTar(err)
-			}
-		}
 	}
-	return found, nil
+	b, err := io.ReadAll(io.LimitReader(tr, maxText))
+	if err != nil {
+		return nil, notTar(err)
+	}
+	return b, nil
 }

@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -38,7 +40,9 @@ func (v visitor) Whole() bool  { return v != "" }
 func (v visitor) Owns(namespace string) bool {
 	return v == "root" || v != "" && namespace == string(v)
 }
-func (v visitor) Sees(repo content.Repository) bool { return v.May(repo, access.Pull) }
+func (v visitor) Sees(repo content.Repository) bool {
+	return v.May(repo, access.Pull) || v == "lister" // whose token is for lists
+}
 func (v visitor) May(repo content.Repository, a access.Action) bool {
 	switch {
 	case v == "root":
@@ -443,6 +447,77 @@ func TestHostileLayers(t *testing.T) {
 	}
 	if w.h.trees.size > maxKept+maxEntries {
 		t.Errorf("%d files are remembered", w.h.trees.size)
+	}
+}
+
+// sparse returns a layer with a file of a hole of 2^62 bytes. Package archive/tar writes none, so the header is made here.
+func sparse(t *testing.T) []byte {
+	t.Helper()
+	var records string
+	for _, kv := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=hole", "GNU.sparse.realsize=4611686018427387904"} {
+		n := len(kv) + 3 // a blank, a newline, and the first digit of the length
+		for len(fmt.Sprint(n)) != n-len(kv)-2 {
+			n++
+		}
+		records += fmt.Sprintf("%d %s\n", n, kv)
+	}
+	block := func(name string, kind byte, data string) []byte {
+		var b bytes.Buffer
+		tw := tar.NewWriter(&b)
+		if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), Format: tar.FormatUSTAR}); err != nil {
+			t.Fatal(err)
+		}
+		h := b.Bytes()
+		sum := 0
+		for i, c := range h {
+			if i == 156 {
+				h[i], c = kind, kind
+			}
+			if i >= 148 && i < 156 {
+				c = ' '
+			}
+			sum += int(c)
+		}
+		copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return append(h, append([]byte(data), make([]byte, -len(data)&511)...)...)
+	}
+	archive := append(block("x", tar.TypeXHeader, records), block("hole", tar.TypeReg, "0\n"+strings.Repeat("\x00", 510))...)
+	archive = append(archive, make([]byte, 1024)...)
+	if h, err := tar.NewReader(bytes.NewReader(archive)).Next(); err != nil || h.Size != 1<<62 {
+		t.Fatalf("it is no sparse file: %+v, %v", h, err)
+	}
+	return archive
+}
+
+// A hole of a file takes no bytes of its layer: what is read of it is bounded all the same.
+func TestSparseLayer(t *testing.T) {
+	w := newWorld(t, true)
+	l := sparse(t)
+	w.image("x", "1", someConfig, l)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := w.h.trees.read(ctx, w.s, "x", content.SHA256.Of(l))
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errs.Unavailable) && !errors.Is(err, errs.Invalid) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("the layer is read without end")
+	}
+}
+
+// A token for lists shows names, and nothing of what is in a repository.
+func TestListsOnly(t *testing.T) {
+	w := newWorld(t, false)
+	w.image("team/app", "1", someConfig, layer(t, "a", "b"))
+	w.page("/", "lister", 200, "team/app")
+	for _, path := range []string{"/r/team/app", "/r/team/app/-/1"} {
+		w.page(path, "lister", 404)
 	}
 }
 
