@@ -400,6 +400,51 @@ func TestReceiverThatReadsNothing(t *testing.T) {
 	}
 }
 
+// child returns the ID of the only process that this one has started.
+func child(t *testing.T) (pid int) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "pgrep", "-P", fmt.Sprint(os.Getpid())).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscan(string(out), &pid); err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// The program does not grow with what it has sent, in the environment that it has from a shim.
+func TestMemoryStays(t *testing.T) {
+	t.Setenv("GOGC", "off")
+	address, _ := datagrams(t, "udp", "127.0.0.1:0")
+	w, _, err := openLog(t, logfile.Syslog, map[string]string{"syslog-address": "udp://" + address, "cache-disabled": "true"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := []byte(strings.Repeat("x", 16000) + "\n")
+	s := w.Stream(shim.Stdout)
+	for range 8000 { // 128 MB
+		_, _ = s.Write(line)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", child(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kib int
+	if _, rest, ok := strings.Cut(string(status), "VmHWM:"); !ok {
+		t.Fatalf("no size in %s", status)
+	} else if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatal(err)
+	}
+	if kib > 96<<10 {
+		t.Errorf("the program takes %d MiB", kib>>10)
+	}
+	w.End()
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A program that was killed is started again, and later records arrive.
 func TestProgramThatWasKilled(t *testing.T) {
 	address, got := datagrams(t, "udp", "127.0.0.1:0")
@@ -410,15 +455,7 @@ func TestProgramThatWasKilled(t *testing.T) {
 	s := w.Stream(shim.Stdout)
 	_, _ = s.Write([]byte("first\n"))
 	received(t, got, "first")
-	out, err := exec.CommandContext(t.Context(), "pgrep", "-P", fmt.Sprint(os.Getpid())).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(out), &pid); err != nil {
-		t.Fatal(err)
-	}
-	p, err := os.FindProcess(pid)
+	p, err := os.FindProcess(child(t))
 	if err != nil {
 		t.Fatal(err)
 	}

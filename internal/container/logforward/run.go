@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -217,4 +218,7 @@ func (q *queue) end() {
 }
 
 // Main is the program ply-log.
-func Main() { os.Exit(Run(os.Stdin, os.Stdout, os.Stderr)) }
+func Main() {
+	debug.SetGCPercent(50) // the environment that it has from its shim switches the collector off (shim.Begin)
+	os.Exit(Run(os.Stdin, os.Stdout, os.Stderr))
+}
