@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -62,12 +63,16 @@ func dialSSH(host string) (net.Conn, error) {
 	if c.in, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	out, err := cmd.StdoutPipe()
+	// Not StdoutPipe, which Wait closes: what ssh wrote before it ended is still read after a write has failed.
+	out, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, c.in.Close())
 	}
-	c.out = out
-	if err := cmd.Start(); err != nil {
+	c.out, cmd.Stdout = out, w
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		out.Close()
 		return nil, errs.New(errs.Unavailable, "ssh: %w", err)
 	}
 	return c, nil
@@ -94,7 +99,7 @@ func (c *sshConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// wait waits for the process, whose output has ended, and returns why it failed.
+// wait waits for the process, which has ended its output or takes no more input, and returns why it failed.
 func (c *sshConn) wait() error {
 	c.once.Do(func() {
 		if err := c.cmd.Wait(); err != nil {
@@ -127,6 +132,7 @@ func (c *sshConn) Close() error {
 	go func() {
 		_, _ = io.Copy(io.Discard, c.out) // so that it can end
 		_ = c.wait()
+		c.out.Close()
 		t.Stop()
 	}()
 	return err

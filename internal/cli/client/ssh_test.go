@@ -1,6 +1,7 @@
 package client
 
 import (
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,5 +87,30 @@ func TestSSHFails(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("ssh runs on after the connection was closed")
 		}
+	}
+}
+
+// What the engine sent before it ended is read, also when a write has failed meanwhile because ssh is gone.
+func TestSSHWriteFails(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "ssh"), []byte("#!/bin/sh\nprintf answer\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	conn, err := dialSSH("ssh://host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err := conn.Write([]byte("input")); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no write fails")
+		}
+	}
+	if b, err := io.ReadAll(conn); err != nil || string(b) != "answer" {
+		t.Errorf("%q, %v", b, err)
 	}
 }
