@@ -2,7 +2,7 @@
 //
 // Invariants: entries are added and never changed; the oldest go when there are too many or they are too old. An entry has no password,
 // token, header or body. Who records does not wait: an entry is durable within two seconds. What an attacker repeats is one entry with a
-// count, and a flood of different refusals is bounded, so that it does not push out what others did.
+// count, and different refusals are bounded by the second and to half of the log, so that a flood of them does not push out what others did.
 package audit
 
 import (
@@ -32,6 +32,8 @@ type Entry struct {
 	Count      int       `json:"count,omitempty"`     // how often, when more than once
 }
 
+func (e *Entry) isRefusal() bool { return e.Status >= 400 }
+
 // Kind is the kind of the documents.
 const Kind = "audit"
 
@@ -45,6 +47,7 @@ const (
 	page         = 1000
 	maxScan      = 200_000 // entries that a question looks at
 	timeout      = 10 * time.Second
+	refusalMark  = "f" // of keys
 )
 
 // Options configure a Log.
@@ -99,22 +102,18 @@ func (l *Log) Record(e Entry) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.Status >= 400 {
-		same := e
-		same.Time = time.Time{}
-		if i, ok := l.refused[same]; ok {
-			l.pending[i].Count = max(l.pending[i].Count, 1) + 1
-			return
-		}
-		if len(l.refused) >= maxRefused {
-			l.lost++
-			return
-		}
-		l.refused[same] = len(l.pending)
+	same, refused := e, e.isRefusal()
+	same.Time = time.Time{}
+	if i, ok := l.refused[same]; ok {
+		l.pending[i].Count = max(l.pending[i].Count, 1) + 1
+		return
 	}
-	if len(l.pending) >= maxPending {
+	if len(l.pending) >= maxPending || refused && len(l.refused) >= maxRefused {
 		l.lost++
 		return
+	}
+	if refused {
+		l.refused[same] = len(l.pending)
 	}
 	l.pending = append(l.pending, e)
 }
@@ -176,20 +175,25 @@ func (l *Log) flush() error {
 	return err
 }
 
-// key returns a key by which newer entries come first.
-func key(t time.Time) string {
+// key returns a key by which newer entries come first, and which ends with refusalMark for a refusal.
+func key(t time.Time, refusal bool) string {
 	var b [12]byte
 	binary.BigEndian.PutUint64(b[:], uint64(math.MaxInt64-t.UnixNano()))
 	_, _ = rand.Read(b[8:])
+	if refusal {
+		return hex.EncodeToString(b[:]) + refusalMark
+	}
 	return hex.EncodeToString(b[:])
 }
 
 // before returns a key behind all entries that are newer than t.
-func before(t time.Time) string { return key(t)[:16] }
+func before(t time.Time) string { return key(t, false)[:16] }
+
+func isRefusalKey(key string) bool { return len(key) == 24+len(refusalMark) }
 
 func document(e Entry) (metadata.Document, error) {
 	b, err := record.Marshal(entryVersion, e)
-	return metadata.Document{Key: key(e.Time), Value: b}, err
+	return metadata.Document{Key: key(e.Time, e.isRefusal()), Value: b}, err
 }
 
 // Write adds an entry to the log of a registry that this process does not serve.
@@ -205,26 +209,40 @@ func Write(ctx context.Context, docs interface {
 	return docs.SwapDocument(ctx, Kind, d.Key, nil, d.Value)
 }
 
-// trim removes entries that are too old, and the oldest when there are too many.
+// trim removes entries that are too old, and the oldest when there are too many. Refusals, of which anyone can make any number, have half
+// of the log at most.
 func (l *Log) trim() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	after, kept := "", 0
 	if l.o.Age > 0 {
 		if err := l.remove(ctx, before(time.Now().Add(-l.o.Age))); err != nil {
 			return err
 		}
 	}
+	after, kept, refusals := "", 0, 0
 	for l.o.Max > 0 {
-		n := min(page, l.o.Max-kept)
-		docs, err := l.o.Documents.Documents(ctx, Kind, after, n)
-		if err != nil || len(docs) < n {
+		docs, err := l.o.Documents.Documents(ctx, Kind, after, page)
+		if err != nil || len(docs) == 0 {
 			return err
 		}
-		after, kept = docs[n-1].Key, kept+n
-		if kept == l.o.Max {
-			return l.remove(ctx, after)
+		var gone []metadata.Document
+		for _, d := range docs {
+			refusal := isRefusalKey(d.Key)
+			if kept == l.o.Max || refusal && refusals >= (l.o.Max+1)/2 {
+				gone = append(gone, metadata.Document{Key: d.Key})
+				continue
+			}
+			kept++
+			if refusal {
+				refusals++
+			}
 		}
+		if len(gone) > 0 {
+			if err := l.o.Documents.PutDocuments(ctx, Kind, gone...); err != nil {
+				return err
+			}
+		}
+		after = docs[len(docs)-1].Key
 	}
 	return nil
 }

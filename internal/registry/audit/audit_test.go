@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -168,6 +169,23 @@ func TestUnavailable(t *testing.T) {
 	}
 }
 
+// While the database does not answer and no more entries can wait, what is refused is counted as lost.
+func TestFull(t *testing.T) {
+	l, docs := open(t, Options{})
+	docs.set(true)
+	for i := range maxPending {
+		l.Record(Entry{User: "alice", Action: "push", Reference: fmt.Sprint(i)})
+	}
+	for range 3 {
+		l.Record(Entry{Action: "login", Status: 401})
+	}
+	docs.set(false)
+	list := l.entries(t, Question{})
+	if i := slices.IndexFunc(list, func(e Entry) bool { return e.Action == "lost" }); i < 0 || list[i].Count != 3 {
+		t.Errorf("%d entries, of which none says that 3 are lost", len(list))
+	}
+}
+
 // The oldest go.
 func TestTrim(t *testing.T) {
 	l, _ := open(t, Options{Max: 1500, Age: 50 * time.Minute})
@@ -190,6 +208,52 @@ func TestTrim(t *testing.T) {
 	list := l.entries(t, Question{})
 	if len(list) != 1500 || time.Since(list[1499].Time) > 26*time.Minute {
 		t.Errorf("%d entries are left", len(list))
+	}
+}
+
+// A flood of refusals that goes on does not push out what was done: refusals have half of the log at most.
+func TestTrimOfFlood(t *testing.T) {
+	l, docs := open(t, Options{Max: 3000})
+	begun := time.Now().Add(-time.Hour).Truncate(time.Second)
+	add := func(from, to int, e Entry) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			e.Time, e.Reference = begun.Add(time.Duration(i)*time.Second), fmt.Sprint(i)
+			l.Record(e)
+			if i%maxRefused == 0 || i == to-1 {
+				l.entries(t, Question{Limit: 1})
+			}
+		}
+	}
+	count := func(action string) int { t.Helper(); return len(l.entries(t, Question{Action: action})) }
+	add(0, 1400, Entry{User: "alice", Action: "push", Status: 201})
+	add(1400, 4000, Entry{Action: "read", Status: 401})
+	if err := l.trim(); err != nil {
+		t.Fatal(err)
+	}
+	if pushes, refusals := count("push"), count("read"); pushes != 1400 || refusals != 1500 {
+		t.Errorf("%d pushes and %d refusals are left, want 1400 and 1500", pushes, refusals)
+	}
+	add(4000, 6000, Entry{User: "alice", Action: "push", Status: 201})
+	if err := l.trim(); err != nil {
+		t.Fatal(err)
+	}
+	if pushes, refusals := count("push"), count("read"); pushes != 2000 || refusals != 1000 {
+		t.Errorf("%d pushes and %d refusals are left, want 2000 and 1000", pushes, refusals)
+	}
+	// The order of time stays, whatever the entries are.
+	for list, after := []Entry(nil), ""; ; {
+		next, more, err := Entries(t.Context(), docs, Question{Limit: 7, After: after})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list = append(list, next...); more == "" {
+			if !slices.IsSortedFunc(list, func(a, b Entry) int { return b.Time.Compare(a.Time) }) || len(list) != 3000 {
+				t.Errorf("%d entries are not in order", len(list))
+			}
+			break
+		}
+		after = more
 	}
 }
 
