@@ -47,6 +47,7 @@ type Bake struct {
 	Targets   map[string]*Target `json:"target"`
 	Variables []Variable         `json:"-"`
 	Warnings  []string           `json:"-"` // what the files say and nothing reads, with its place
+	EnvFiles  []string           `json:"-"` // files of env_file from which arguments may have their values
 }
 
 // Select returns the targets that names mean, with all that they inherit and those from which they begin, and the groups among the names. Without names it is "default".
@@ -73,7 +74,7 @@ func (b *Bake) Select(names, overrides []string) (*Bake, error) {
 			return nil, errs.New(errs.NotFound, "could not find any target matching '%s'", s.pattern)
 		}
 	}
-	r := &selection{bake: b, set: set, out: &Bake{Groups: map[string]*Group{}, Targets: map[string]*Target{}}, linked: map[string]bool{}}
+	r := &selection{bake: b, set: set, out: &Bake{Groups: map[string]*Group{}, Targets: map[string]*Target{}, EnvFiles: b.EnvFiles}, linked: map[string]bool{}}
 	for _, n := range wanted {
 		targets, groups := b.expand(n, map[string]bool{})
 		for _, g := range groups {

@@ -39,6 +39,7 @@ type project struct {
 	options  *Options
 	read     int // bytes of files that others name
 	files    int
+	envFiles []string // that environments were read from
 }
 
 // compose adds the services of compose files that are built, and the group of all of them.
@@ -84,6 +85,7 @@ func compose(out *Bake, files []File, o Options) error {
 		}
 	}
 	out.Groups["default"] = group
+	out.EnvFiles = p.envFiles
 	return nil
 }
 
@@ -722,6 +724,7 @@ func (p *project) environment(s map[string]any) (map[string]*string, error) {
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "env_file: %w", err)
 		}
+		p.envFiles = append(p.envFiles, name)
 		for k, v := range vars {
 			out[k] = &v
 		}

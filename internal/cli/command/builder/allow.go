@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,19 +22,27 @@ func granted(allow []string) (out []string) {
 	return out
 }
 
-// access is what targets need, and what --allow names.
+// access is what a caller allows targets to do.
 type access struct {
-	read, write []string // paths that are allowed
-	missing     []string // values of --allow that are missing
+	entitlements []string
+	read, write  []string // paths
+	agent        bool     // the ssh agent of the environment
+	any          bool     // all files and agents
 }
 
-// allowed reports what targets ask for without the caller having allowed it: entitlements, and files outside of the working directory.
-func (f *bakeFlags) allowed(b *bakefile.Bake) error {
+// needs are what a target or a plan does outside of the engine.
+type needs struct {
+	read, write []string // paths
+	agent       bool     // the ssh agent of the environment
+}
+
+// access reads the flags that allow something: --allow, and --set for what it names.
+func (f *bakeFlags) access() (*access, error) {
 	here, err := os.Getwd()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	a := &access{read: []string{here}, write: []string{here}}
+	a := &access{entitlements: f.allow, read: []string{here}, write: []string{here}}
 	for _, v := range f.allow {
 		key, value, _ := strings.Cut(v, "=")
 		switch key {
@@ -43,36 +52,20 @@ func (f *bakeFlags) allowed(b *bakefile.Bake) error {
 			a.write = append(a.write, value)
 		case "fs":
 			a.read, a.write = append(a.read, value), append(a.write, value)
-		case "network.host", "security.insecure", "ssh", "image", "image.push", "image.load":
+		case "ssh":
+			a.agent = true
+		case "network.host", "security.insecure", "image", "image.push", "image.load":
 		case "device":
-			return errs.New(errs.Unimplemented, "--allow device: a build gets no devices")
+			return nil, errs.New(errs.Unimplemented, "--allow device: a build gets no devices")
 		default:
-			return errs.New(errs.Invalid, "unknown entitlement key %q", key)
+			return nil, errs.New(errs.Invalid, "unknown entitlement key %q", key)
 		}
+	}
+	if on, err := strconv.ParseBool(os.Getenv("BUILDX_BAKE_ENTITLEMENTS_FS")); err == nil && !on {
+		a.any = true
 	}
 	f.named(a)
-	for _, t := range b.Targets {
-		for _, e := range t.Entitlements {
-			if !slices.Contains(f.allow, e) {
-				a.missing = append(a.missing, e)
-			}
-		}
-		if on, err := strconv.ParseBool(os.Getenv("BUILDX_BAKE_ENTITLEMENTS_FS")); err == nil && !on {
-			continue
-		}
-		if err := a.files(t, slices.Contains(f.allow, "ssh")); err != nil {
-			return err
-		}
-	}
-	if len(a.missing) == 0 {
-		return nil
-	}
-	slices.Sort(a.missing)
-	var flags []string
-	for _, m := range slices.Compact(a.missing) {
-		flags = append(flags, "--allow "+m)
-	}
-	return errs.New(errs.Forbidden, "additional privileges requested: allow them with %s", strings.Join(flags, " "))
+	return a, nil
 }
 
 // named allows what --set names.
@@ -92,8 +85,10 @@ func (f *bakeFlags) named(a *access) {
 			a.write = append(a.write, e["dest"])
 		case "cache-to":
 			a.write = append(a.write, e["dest"])
-		case "cache-from", "secrets":
+		case "cache-from":
 			a.read = append(a.read, e["src"])
+		case "secrets":
+			a.read = append(a.read, cmp.Or(e["src"], e["source"], e["id"]))
 		case "ssh":
 			_, paths, _ := strings.Cut(value, "=")
 			a.read = append(a.read, strings.Split(paths, ",")...)
@@ -103,63 +98,168 @@ func (f *bakeFlags) named(a *access) {
 	a.read, a.write = slices.DeleteFunc(a.read, empty), slices.DeleteFunc(a.write, empty)
 }
 
-// files notes the files of a target that are not allowed.
-func (a *access) files(t *bakefile.Target, agent bool) error {
-	var read, write []string
-	add := func(p string) {
-		if p != "" && !remoteContext(p) && !strings.Contains(p, "://") && !strings.HasPrefix(p, "target:") && !strings.HasPrefix(p, "input:") {
-			read = append(read, p)
-		}
+// targets reports what targets ask for without the caller having allowed it: entitlements, and files outside of the working directory.
+func (a *access) targets(b *bakefile.Bake) error {
+	missing, err := a.missing(needs{read: b.EnvFiles})
+	if err != nil {
+		return err
 	}
-	add(*t.Context)
-	if t.DockerfileInline == nil && !remoteContext(*t.Context) {
-		file := strings.TrimPrefix(*t.Dockerfile, "cwd://")
-		if file == *t.Dockerfile && !filepath.IsAbs(file) {
-			file = filepath.Join(*t.Context, file)
+	for _, t := range b.Targets {
+		for _, e := range t.Entitlements {
+			if !slices.Contains(a.entitlements, e) {
+				missing = append(missing, e)
+			}
 		}
-		add(file)
+		more, err := a.missing(needsOf(t))
+		if err != nil {
+			return err
+		}
+		missing = append(missing, more...)
+	}
+	return refusal(missing)
+}
+
+// plan reports what a build does that the caller has not allowed. It sees the paths as they are used, and the links that earlier builds have made.
+func (a *access) plan(p *plan) error {
+	missing, err := a.missing(p.needs())
+	if err != nil {
+		return err
+	}
+	return refusal(missing)
+}
+
+func refusal(missing []string) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	slices.Sort(missing)
+	var flags []string
+	for _, m := range slices.Compact(missing) {
+		flags = append(flags, "--allow "+m)
+	}
+	return errs.New(errs.Forbidden, "additional privileges requested: allow them with %s", strings.Join(flags, " "))
+}
+
+// needsOf returns what a target names.
+func needsOf(t *bakefile.Target) (n needs) {
+	if !remoteContext(*t.Context) {
+		n.read = append(n.read, *t.Context)
+		if t.DockerfileInline == nil {
+			file := strings.TrimPrefix(*t.Dockerfile, "cwd://")
+			if file == *t.Dockerfile && !filepath.IsAbs(file) {
+				file = filepath.Join(*t.Context, file)
+			}
+			n.read = append(n.read, file)
+		}
 	}
 	for _, c := range t.Contexts {
-		add(strings.TrimPrefix(c, "cwd://"))
+		c = strings.TrimPrefix(c, "cwd://")
+		if dir, ok := localContext(c); ok && !strings.HasPrefix(c, "target:") {
+			n.read = append(n.read, dir)
+		}
 	}
 	for _, s := range t.Secret {
-		add(s["src"])
+		src := s["src"]
+		if _, set := os.LookupEnv(s["id"]); src == "" && s["env"] == "" && !set {
+			src = s["id"]
+		}
+		n.read = append(n.read, src)
 	}
 	for _, c := range t.CacheFrom {
 		if c["type"] == "local" {
-			add(c["src"])
+			n.read = append(n.read, c["src"])
 		}
 	}
 	for _, s := range t.SSH {
-		if len(s.Paths) == 0 && !agent {
-			a.missing = append(a.missing, "ssh")
-		}
-		for _, p := range s.Paths {
-			add(p)
+		n.addAgent(s.Flag())
+	}
+	for _, c := range t.CacheTo {
+		if c["type"] == "local" {
+			n.write = append(n.write, c["dest"])
 		}
 	}
-	for _, list := range []bakefile.Entries{t.CacheTo, t.Output} {
-		for _, e := range list {
-			if d := e["dest"]; d != "" && d != "-" && (e["type"] == "local" || len(t.Output) > 0) {
-				write = append(write, d)
-			}
+	for _, o := range t.Output {
+		if o["dest"] != "-" {
+			n.write = append(n.write, o["dest"])
 		}
+	}
+	return n
+}
+
+// needs returns what a build reads and writes on this machine.
+func (p *plan) needs() (n needs) {
+	for name, dir := range p.resources.Dirs {
+		switch {
+		case slices.Contains(p.remove, dir): // the build has made it
+		case name == "dockerfile":
+			n.read = append(n.read, filepath.Join(dir, p.request.Options["filename"]))
+		default:
+			n.read = append(n.read, dir)
+		}
+	}
+	for _, s := range p.resources.Secrets {
+		n.read = append(n.read, s.File)
+	}
+	for _, s := range p.agents {
+		n.addAgent(s)
+	}
+	for _, c := range p.request.CacheFrom {
+		if c.Type == "local" {
+			n.read = append(n.read, c.Attrs["src"], c.Attrs["dest"])
+		}
+	}
+	for _, c := range p.request.CacheTo {
+		if c.Type == "local" {
+			n.write = append(n.write, c.Attrs["src"], c.Attrs["dest"])
+		}
+	}
+	for _, e := range p.request.Exports {
+		if e.Attrs["dest"] != "-" {
+			n.write = append(n.write, e.Attrs["dest"])
+		}
+	}
+	return n
+}
+
+// addAgent adds what a value of --ssh names.
+func (n *needs) addAgent(flag string) {
+	_, paths, _ := strings.Cut(flag, "=")
+	if paths == "" {
+		n.agent = true
+		return
+	}
+	n.read = append(n.read, strings.Split(paths, ",")...)
+}
+
+// missing returns the values of --allow that something needs besides what is allowed.
+func (a *access) missing(n needs) (out []string, err error) {
+	if a.any {
+		return nil, nil
+	}
+	if n.agent && !a.agent {
+		out = append(out, "ssh")
 	}
 	for _, l := range []struct {
 		key        string
 		want, have []string
-	}{{"fs.read", read, a.read}, {"fs.write", write, a.write}} {
+	}{{"fs.read", n.read, a.read}, {"fs.write", n.write, a.write}} {
 		for _, p := range l.want {
-			ok, real, err := below(p, l.have)
-			if err != nil {
-				return err
+			if p == "" {
+				continue
 			}
-			if !ok {
-				a.missing = append(a.missing, l.key+"="+real)
+			// Behind a link, ".." leads elsewhere for the kernel than for who shortens the path first.
+			for _, p := range []string{p, filepath.Clean(p)} {
+				ok, real, err := below(p, l.have)
+				if err != nil {
+					return nil, err
+				}
+				if !ok {
+					out = append(out, l.key+"="+real)
+				}
 			}
 		}
 	}
-	return nil
+	return out, nil
 }
 
 // below reports whether a path, with its links followed as far as it exists, is one of others or below one.
@@ -184,19 +284,24 @@ func below(p string, others []string) (ok bool, real string, err error) {
 
 // existing returns an absolute path without links; what does not exist stays at its end.
 func existing(p string) (string, error) {
-	abs, err := filepath.Abs(p)
-	if err != nil {
-		return "", err
+	if !filepath.IsAbs(p) {
+		here, err := os.Getwd()
+		if err != nil {
+			return "", err
+		}
+		p = here + "/" + p
 	}
 	rest := ""
 	for {
-		real, err := filepath.EvalSymlinks(abs)
+		real, err := filepath.EvalSymlinks(p)
 		if err == nil {
 			return filepath.Join(real, rest), nil
 		}
-		if abs == "/" {
+		p = strings.TrimRight(p, "/")
+		if p == "" {
 			return "", err
 		}
-		rest, abs = filepath.Join(filepath.Base(abs), rest), filepath.Dir(abs)
+		at := strings.LastIndexByte(p, '/') + 1
+		p, rest = p[:at], filepath.Join(p[at:], rest)
 	}
 }

@@ -215,10 +215,14 @@ func bake(ctx context.Context, inv *command.Invocation, f *bakeFlags, names []st
 		fmt.Fprintln(inv.Out, string(data))
 		return nil
 	}
-	if err := f.allowed(b); err != nil {
+	a, err := f.access()
+	if err != nil {
 		return err
 	}
-	r := &baking{inv: inv, f: f, bake: b, meta: map[string]any{}, done: map[string]*baked{}}
+	if err := a.targets(b); err != nil {
+		return err
+	}
+	r := &baking{inv: inv, f: f, bake: b, access: a, meta: map[string]any{}, done: map[string]*baked{}}
 	defer r.close()
 	return r.run(ctx)
 }
@@ -295,10 +299,11 @@ func (f *bakeFlags) printList(inv *command.Invocation, b *bakefile.Bake) error {
 
 // baking is one run of bake. Targets are built at the same time, and those that others begin from before these.
 type baking struct {
-	inv  *command.Invocation
-	f    *bakeFlags
-	bake *bakefile.Bake
-	api  *client.Client
+	inv    *command.Invocation
+	f      *bakeFlags
+	bake   *bakefile.Bake
+	access *access
+	api    *client.Client
 
 	viewing sync.Mutex
 	view    buildview.View
@@ -460,6 +465,9 @@ func (r *baking) send(ctx context.Context, name string, f *buildFlags, source st
 		return nil, err
 	}
 	defer p.close()
+	if err := r.access.plan(p); err != nil {
+		return nil, err
+	}
 	done, err := direct.Build(ctx, r.api, p.request, p.resources, func(e *wire.BuildEvents) error { return r.show(name, e) })
 	if client.IsNotFound(err) {
 		return nil, errs.New(errs.Unimplemented, "the engine at %s has no builds of this kind; it is not ply's, or older", r.api.Host())

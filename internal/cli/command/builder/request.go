@@ -24,6 +24,7 @@ type plan struct {
 	request   wire.DirectBuild
 	resources direct.Resources
 	remove    []string // directories that the build needs and that are removed after it
+	agents    []string // values of --ssh
 }
 
 func (p *plan) close() {
@@ -327,7 +328,7 @@ func (p *plan) addContext(name, value string) error {
 		o["context:"+name] = "oci-layout://" + store + ref
 		return nil
 	}
-	if remoteContext(value) || strings.HasPrefix(value, "docker-image://") || strings.HasPrefix(value, "ssh://") || strings.HasPrefix(value, "input:") {
+	if _, ok := localContext(value); !ok {
 		o["context:"+name] = value
 		return nil
 	}
@@ -345,6 +346,15 @@ func (p *plan) addContext(name, value string) error {
 	p.resources.Dirs[local] = value
 	o["context:"+name] = "local:" + local
 	return nil
+}
+
+// localContext returns the directory on this machine that a named context is, or in which its layout is.
+func localContext(value string) (dir string, ok bool) {
+	if rest, ok := strings.CutPrefix(value, "oci-layout://"); ok {
+		dir, _ = splitLayout(rest)
+		return dir, true
+	}
+	return value, !remoteContext(value) && !strings.HasPrefix(value, "docker-image://") && !strings.HasPrefix(value, "input:")
 }
 
 // splitLayout splits the path of an OCI layout from its tag or digest.
@@ -434,6 +444,7 @@ func (b *buildFlags) addAgents(p *plan) error {
 			p.resources.Agents = map[string]direct.Agent{}
 		}
 		p.resources.Agents[id] = agent
+		p.agents = append(p.agents, s)
 	}
 	return nil
 }
