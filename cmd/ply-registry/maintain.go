@@ -143,7 +143,7 @@ func checkRegistry(args []string, stdout, stderr io.Writer) (err error) {
 	if s.Served && *repair {
 		return errs.New(errs.Precondition, "%s is being served", o.Root).WithHint("Stop the registry, then repair it.")
 	}
-	c := &check.Checker{Metadata: s.Metadata, Blobs: s.Blobs, Quick: *quick, Repair: *repair, Missing: o.Missing, Found: func(f check.Finding) { fmt.Fprintln(stdout, f) }}
+	c := &check.Checker{Metadata: server.Noted(s.Metadata, o, "@"+systemUser()), Blobs: s.Blobs, Quick: *quick, Repair: *repair, Missing: o.Missing, Found: func(f check.Finding) { fmt.Fprintln(stdout, f) }}
 	r, err := c.Run(ctx)
 	fmt.Fprintf(stdout, "%d repositories, %d manifests, %d tags, %d links, %d blobs with %d bytes read, %d of them in no repository: %d findings, %d removed\n",
 		r.Repositories, r.Manifests, r.Tags, r.Links, r.Blobs, r.Bytes, r.Unlinked, r.Findings, r.Repaired)

@@ -85,6 +85,25 @@ func (c *peopleCommand) options() (server.Options, error) {
 	return settings.Server(nil), nil
 }
 
+// change calls do with the users of the registry, the command below this one and its arguments (see parse), and adds what it changes to
+// the audit log. A registry that serves them sees the change within a second.
+func (c *peopleCommand) change(args []string, verbs map[string]int, more []string, do func(users *auth.Users, verb string, args []string) error) (err error) {
+	verb, args, err := c.parse(args, verbs, more...)
+	if err != nil {
+		return err
+	}
+	o, err := c.options()
+	if err != nil {
+		return err
+	}
+	users, end, err := server.OpenUsers(context.Background(), o)
+	if err != nil {
+		return err
+	}
+	defer errs.Close(&err, end)
+	return c.note(do(users, verb, args), o, verb, args)
+}
+
 // note adds a change to the audit log, with the user of the system who made it.
 func (c *peopleCommand) note(err error, o server.Options, verb string, args []string) error {
 	if err != nil || verb == "ls" {
@@ -178,46 +197,35 @@ const groupUsage = `Usage:
 Members of a group may do what is granted to it. Roles and patterns are those of ply-registry user.
 `
 
-func group(args []string, stdout, stderr io.Writer) (err error) {
+func group(args []string, stdout, stderr io.Writer) error {
 	cmd := newPeopleCommand("group", groupUsage, stderr)
 	roles := cmd.StringArray("role", nil, "role on a pattern, as writer=team/**")
-	verb, args, err := cmd.parse(args, map[string]int{"add": 1, "rm": 1, "ls": 0, "join": 2, "leave": 2, "claims": 1, "grant": 2, "revoke": 2}, "join", "leave", "claims", "grant", "revoke")
-	if err != nil {
-		return err
-	}
-	o, err := cmd.options()
-	if err != nil {
-		return err
-	}
-	users, end, err := server.OpenUsers(context.Background(), o)
-	if err != nil {
-		return err
-	}
-	defer errs.Close(&err, end)
-	defer func() { err = cmd.note(err, o, verb, args) }()
-	switch verb {
-	case "ls":
-		return listGroups(users, stdout)
-	case "add":
-		if _, err := parseGrants("", *roles); err != nil {
-			return err
+	verbs := map[string]int{"add": 1, "rm": 1, "ls": 0, "join": 2, "leave": 2, "claims": 1, "grant": 2, "revoke": 2}
+	return cmd.change(args, verbs, []string{"join", "leave", "claims", "grant", "revoke"}, func(users *auth.Users, verb string, args []string) error {
+		switch verb {
+		case "ls":
+			return listGroups(users, stdout)
+		case "add":
+			if _, err := parseGrants("", *roles); err != nil {
+				return err
+			}
+			if err := users.AddGroup(args[0]); err != nil {
+				return err
+			}
+			return grant(users, auth.GroupSubject(args[0]), *roles)
+		case "rm":
+			return users.RemoveGroup(args[0])
+		case "join":
+			return users.Join(args[0], args[1:]...)
+		case "leave":
+			return users.Leave(args[0], args[1:]...)
+		case "claims":
+			return users.SetClaims(args[0], args[1:]...)
+		case "grant":
+			return grant(users, auth.GroupSubject(args[0]), args[1:])
 		}
-		if err := users.AddGroup(args[0]); err != nil {
-			return err
-		}
-		return grant(users, auth.GroupSubject(args[0]), *roles)
-	case "rm":
-		return users.RemoveGroup(args[0])
-	case "join":
-		return users.Join(args[0], args[1:]...)
-	case "leave":
-		return users.Leave(args[0], args[1:]...)
-	case "claims":
-		return users.SetClaims(args[0], args[1:]...)
-	case "grant":
-		return grant(users, auth.GroupSubject(args[0]), args[1:])
-	}
-	return revoke(users, auth.GroupSubject(args[0]), args[1:])
+		return revoke(users, auth.GroupSubject(args[0]), args[1:])
+	})
 }
 
 func listGroups(users *auth.Users, stdout io.Writer) error {
@@ -245,38 +253,27 @@ A namespace is the repository of its name with all below it. Everyone may pull f
 and those with a role from any. Without a namespace a repository is private. Of namespaces inside of each other the innermost counts.
 `
 
-func namespace(args []string, stdout, stderr io.Writer) (err error) {
+func namespace(args []string, stdout, stderr io.Writer) error {
 	cmd := newPeopleCommand("namespace", namespaceUsage, stderr)
-	verb, args, err := cmd.parse(args, map[string]int{"set": 2, "rm": 1, "ls": 0})
-	if err != nil {
-		return err
-	}
-	o, err := cmd.options()
-	if err != nil {
-		return err
-	}
-	users, end, err := server.OpenUsers(context.Background(), o)
-	if err != nil {
-		return err
-	}
-	defer errs.Close(&err, end)
-	defer func() { err = cmd.note(err, o, verb, args) }()
-	switch verb {
-	case "set":
-		v, err := auth.ParseVisibility(args[1])
-		if err != nil {
-			return err
+	verbs := map[string]int{"set": 2, "rm": 1, "ls": 0}
+	return cmd.change(args, verbs, nil, func(users *auth.Users, verb string, args []string) error {
+		switch verb {
+		case "set":
+			v, err := auth.ParseVisibility(args[1])
+			if err != nil {
+				return err
+			}
+			return users.SetNamespace(args[0], v)
+		case "rm":
+			return users.RemoveNamespace(args[0])
 		}
-		return users.SetNamespace(args[0], v)
-	case "rm":
-		return users.RemoveNamespace(args[0])
-	}
-	w := tabwriter.NewWriter(stdout, 0, 8, 3, ' ', 0)
-	fmt.Fprintln(w, "NAMESPACE\tVISIBILITY\tCREATED")
-	for _, n := range users.Namespaces() {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", n.Name, n.Visibility, n.Created.Format(time.DateOnly))
-	}
-	return w.Flush()
+		w := tabwriter.NewWriter(stdout, 0, 8, 3, ' ', 0)
+		fmt.Fprintln(w, "NAMESPACE\tVISIBILITY\tCREATED")
+		for _, n := range users.Namespaces() {
+			fmt.Fprintf(w, "%s\t%s\t%s\n", n.Name, n.Visibility, n.Created.Format(time.DateOnly))
+		}
+		return w.Flush()
+	})
 }
 
 const tokenUsage = `Usage:

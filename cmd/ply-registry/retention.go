@@ -37,10 +37,12 @@ func retention(args []string, stdout, stderr io.Writer) error {
 	if len(o.Policy.Retention) == 0 {
 		return errs.New(errs.Invalid, "retention: there are no rules").WithHint("Use --retention.")
 	}
-	lines, err := server.AskRetention(context.Background(), o, *dryRun)
+	lines, err := server.AskRetention(context.Background(), o, "@"+systemUser(), *dryRun)
 	if errors.Is(err, errs.Unavailable) {
 		r, w := io.Pipe()
-		go func() { _ = w.CloseWithError(server.Retain(context.Background(), o, *dryRun, json.NewEncoder(w))) }()
+		go func() {
+			_ = w.CloseWithError(server.Retain(context.Background(), o, "@"+systemUser(), *dryRun, json.NewEncoder(w)))
+		}()
 		lines, err = r, nil
 	}
 	if err != nil {

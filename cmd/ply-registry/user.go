@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"ply/internal/errs"
 	"ply/internal/registry/auth"
 	"ply/internal/registry/content"
-	"ply/internal/registry/server"
 )
 
 const userUsage = `Usage:
@@ -33,60 +31,49 @@ A ROLE is reader, writer or admin. A PATTERN is a repository; a component * stan
 the admin of the repositories below its own name. The first user closes the registry and is the admin of everything, unless --role says otherwise.
 `
 
-// user changes the users of a root. A registry that serves it sees the change within a second.
-func user(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+// user changes the users of a registry.
+func user(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	cmd := newPeopleCommand("user", userUsage, stderr)
 	roles := cmd.StringArray("role", nil, "role on a pattern, as writer=team/**")
 	fromStdin := cmd.Bool("password-stdin", false, "read the password from the first line of the standard input")
-	verb, args, err := cmd.parse(args, map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1, "link": 3, "unlink": 1}, "grant", "revoke")
-	if err != nil {
-		return err
-	}
-	o, err := cmd.options()
-	if err != nil {
-		return err
-	}
-	users, end, err := server.OpenUsers(context.Background(), o)
-	if err != nil {
-		return err
-	}
-	defer errs.Close(&err, end)
-	defer func() { err = cmd.note(err, o, verb, args) }()
-	switch verb {
-	case "ls":
-		return listUsers(users, stdout)
-	case "add":
-		grants, err := parseGrants(args[0], *roles)
-		if err != nil {
+	verbs := map[string]int{"add": 1, "passwd": 1, "rm": 1, "ls": 0, "grant": 2, "revoke": 2, "import": 1, "link": 3, "unlink": 1}
+	return cmd.change(args, verbs, []string{"grant", "revoke"}, func(users *auth.Users, verb string, args []string) error {
+		switch verb {
+		case "ls":
+			return listUsers(users, stdout)
+		case "add":
+			grants, err := parseGrants(args[0], *roles)
+			if err != nil {
+				return err
+			}
+			password, err := readPassword(stdin, stderr, *fromStdin)
+			if err != nil {
+				return err
+			}
+			first, err := users.Add(args[0], password, grants)
+			if err == nil && first {
+				fmt.Fprintf(stdout, "%s is the first user: the registry is closed now.\n", args[0])
+			}
 			return err
+		case "passwd":
+			password, err := readPassword(stdin, stderr, *fromStdin)
+			if err != nil {
+				return err
+			}
+			return users.SetPassword(args[0], password)
+		case "rm":
+			return users.Remove(args[0])
+		case "grant":
+			return grant(users, args[0], args[1:])
+		case "revoke":
+			return revoke(users, args[0], args[1:])
+		case "link":
+			return users.Link(args[0], args[1], args[2])
+		case "unlink":
+			return users.Link(args[0], "", "")
 		}
-		password, err := readPassword(stdin, stderr, *fromStdin)
-		if err != nil {
-			return err
-		}
-		first, err := users.Add(args[0], password, grants)
-		if err == nil && first {
-			fmt.Fprintf(stdout, "%s is the first user: the registry is closed now.\n", args[0])
-		}
-		return err
-	case "passwd":
-		password, err := readPassword(stdin, stderr, *fromStdin)
-		if err != nil {
-			return err
-		}
-		return users.SetPassword(args[0], password)
-	case "rm":
-		return users.Remove(args[0])
-	case "grant":
-		return grant(users, args[0], args[1:])
-	case "revoke":
-		return revoke(users, args[0], args[1:])
-	case "link":
-		return users.Link(args[0], args[1], args[2])
-	case "unlink":
-		return users.Link(args[0], "", "")
-	}
-	return importUsers(users, args[0], *roles, stdout)
+		return importUsers(users, args[0], *roles, stdout)
+	})
 }
 
 func grant(users *auth.Users, subject string, roles []string) error {

@@ -22,7 +22,7 @@ import (
 // Entry is something that was done, or refused.
 type Entry struct {
 	Time       time.Time `json:"time"`
-	User       string    `json:"user,omitempty"`    // "" = one who did not log in; @ begins the name of a part of the registry
+	User       string    `json:"user,omitempty"`    // "" = one who did not log in; @ begins the name of a part of the registry, or of a user of the system
 	Token      string    `json:"token,omitempty"`   // ID of a personal access token
 	Address    string    `json:"address,omitempty"` // of the client
 	Action     string    `json:"action"`

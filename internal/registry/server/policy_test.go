@@ -107,7 +107,7 @@ func TestRetentionRuns(t *testing.T) {
 	}
 	command := func(dryRun bool) (lines []RetentionLine) {
 		t.Helper()
-		r, err := AskRetention(t.Context(), o, dryRun)
+		r, err := AskRetention(t.Context(), o, "@someone", dryRun)
 		if err != nil {
 			t.Fatal(err)
 		}

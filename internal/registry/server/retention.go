@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -125,16 +126,16 @@ func (s *Server) retainAt(ctx context.Context, now time.Time) error {
 		}
 		return err
 	}
-	outcome, err := s.keeper(g, g.rules).Run(ctx)
+	outcome, err := s.keeper(g, g.rules, byRetention).Run(ctx)
 	s.metrics.Retained(outcome.Tags, outcome.Manifests, err != nil)
 	s.o.Log.Info("retention", "tags", outcome.Tags, "manifests", outcome.Manifests)
 	return err
 }
 
-// keeper returns what removes tags by rules, and tells of it as of other deletions.
-func (s *Server) keeper(g *generation, r rules) *policy.Keeper {
+// keeper returns what removes tags by rules for user, and tells of it as of other deletions.
+func (s *Server) keeper(g *generation, r rules, user string) *policy.Keeper {
 	return &policy.Keeper{
-		Store: s.repositories.Metadata, Rules: r.retention, Immutable: r.immutable,
+		Store: s.noted(user), Rules: r.retention, Immutable: r.immutable,
 		Removed: func(ctx context.Context, r policy.Removal) {
 			s.o.Log.Info("tag is not kept", "repository", r.Repository, "tag", r.Tag, "digest", r.Digest, "updated", r.Updated)
 			e := api.Event{Action: notify.Delete, Repository: r.Repository, Tag: r.Tag, Digest: r.Digest}
@@ -158,7 +159,7 @@ func (s *Server) controlRetention(w http.ResponseWriter, r *http.Request) {
 	}
 	g := s.current.join()
 	defer g.requests.Done()
-	k := s.keeper(g, rules)
+	k := s.keeper(g, rules, cmp.Or(q.Get("user"), byRetention))
 	k.DryRun = q.Get("dry-run") == "true"
 	writeRetention(r.Context(), json.NewEncoder(w), k)
 }
@@ -186,10 +187,10 @@ func writeRetention(ctx context.Context, out *json.Encoder, k *policy.Keeper) {
 	_ = out.Encode(last)
 }
 
-// AskRetention removes tags at the registry that serves a root, and returns its lines. The error's class is errs.Unavailable when none
+// AskRetention removes tags at the registry that serves a root for a user, and returns its lines. The error's class is errs.Unavailable when none
 // does. The caller closes them.
-func AskRetention(ctx context.Context, o Options, dryRun bool) (io.ReadCloser, error) {
-	q := url.Values{"rule": o.Policy.Retention, "immutable": o.Policy.Immutable, "dry-run": {strconv.FormatBool(dryRun)}}
+func AskRetention(ctx context.Context, o Options, user string, dryRun bool) (io.ReadCloser, error) {
+	q := url.Values{"rule": o.Policy.Retention, "immutable": o.Policy.Immutable, "dry-run": {strconv.FormatBool(dryRun)}, "user": {user}}
 	t := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "unix", filepath.Join(o.Root, controlSocket))
 	}}
@@ -209,8 +210,8 @@ func AskRetention(ctx context.Context, o Options, dryRun bool) (io.ReadCloser, e
 	return resp.Body, nil
 }
 
-// Retain removes tags of a registry that has a database, or does not serve.
-func Retain(ctx context.Context, o Options, dryRun bool, out *json.Encoder) error {
+// Retain removes tags of a registry that has a database, or does not serve, for a user.
+func Retain(ctx context.Context, o Options, user string, dryRun bool, out *json.Encoder) error {
 	rules, err := o.Policy.parse()
 	if err != nil {
 		return err
@@ -219,7 +220,7 @@ func Retain(ctx context.Context, o Options, dryRun bool, out *json.Encoder) erro
 	if err != nil {
 		return err
 	}
-	writeRetention(ctx, out, &policy.Keeper{Store: meta, Rules: rules.retention, Immutable: rules.immutable, DryRun: dryRun})
+	writeRetention(ctx, out, &policy.Keeper{Store: Noted(meta, o, user), Rules: rules.retention, Immutable: rules.immutable, DryRun: dryRun})
 	return errors.Join(blobs.Close(), meta.Close())
 }
 

@@ -379,7 +379,7 @@ func (s *Server) Trust() string {
 
 // Collector returns what collects this registry.
 func (s *Server) Collector() *gc.Collector {
-	return &gc.Collector{Metadata: s.repositories.Metadata, Blobs: s.repositories.Blobs, Untagged: s.o.Untagged}
+	return &gc.Collector{Metadata: s.noted(byCollection), Blobs: s.repositories.Blobs, Untagged: s.o.Untagged}
 }
 
 func (s *Server) collected(r gc.Report, err error) {
