@@ -91,6 +91,7 @@ type Container struct {
 	InForce                                 InForce // Get only
 	NetnsPath                               string  // of the network namespace that the engine made; "" = none
 	HostnamePath, HostsPath, ResolvConfPath string
+	Step                                    bool  // made by Steps.CreateFrom
 	SizeRw, SizeRootFs                      int64 // -1 when not asked for
 	Damaged                                 error // why only its ID and name are known: its record is damaged. List only; nil = it is whole
 }

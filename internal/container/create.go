@@ -43,11 +43,11 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []
 	if err != nil {
 		return "", nil, err
 	}
-	return create(ctx, s, sp, img)
+	return create(ctx, s, sp, img, false)
 }
 
-// create makes a container of img.
-func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ oci.ContainerID, warnings []string, err error) {
+// create makes a container of img. step: see record.Step.
+func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image, step bool) (_ oci.ContainerID, warnings []string, err error) {
 	defer func() { err = foundImage(err) }()
 	sp.Merge(&img.Config.Config)
 	if warnings, err = s.env.check(&sp); err != nil {
@@ -75,7 +75,9 @@ func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image) (_ 
 	if err := s.resolveModes(c.id, &sp); err != nil {
 		return "", nil, err
 	}
-	c.setRecord(s.newRecord(c, sp, img))
+	r := s.newRecord(c, sp, img)
+	r.Step = step
+	c.setRecord(r)
 	if err := s.makeFiles(ctx, c, img, lease, undo); err != nil {
 		return "", nil, err
 	}
@@ -140,8 +142,8 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease
 	}
 	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
 	sp := &c.rec.Spec
-	// The driver has synced the writable layer. A container that is removed at its end does not outlive a power cut.
-	if !sp.AutoRemove {
+	// The driver has synced the writable layer.
+	if !c.rec.volatile() {
 		if err := errors.Join(fsys.SyncDir(c.paths.dir), fsys.SyncDir(filepath.Dir(c.paths.dir))); err != nil {
 			return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 		}

@@ -82,7 +82,7 @@ func (c *ctr) setRecord(r record) {
 	c.rec = r
 	c.root = rootfs.New(rootfs.Options{
 		Driver: c.env.opts.Store.Layers, Container: c.id, Writable: c.paths.writable, Chain: r.Chain,
-		Dir: c.paths.rootfs, Volatile: r.Spec.AutoRemove,
+		Dir: c.paths.rootfs, Volatile: r.volatile(),
 	})
 }
 

@@ -81,7 +81,7 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 		return
 	}
 	again, wait := c.decideRestart(l, exit)
-	auto := c.rec.Spec.AutoRemove && !l.keep
+	auto, step := c.rec.Spec.AutoRemove && !l.keep, c.rec.Step
 	c.mu.Unlock()
 	l.end()
 	s.releaseRun(ctx, c, l)
@@ -96,7 +96,9 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 		s.scheduleRestart(c, wait)
 	}
 	if !auto {
-		c.saveLogged()
+		if !step {
+			c.saveLogged()
+		}
 		return
 	}
 	if err := c.destroyLogged(ctx, true); err != nil {

@@ -36,7 +36,11 @@ type record struct {
 	Run       string                      `json:"run,omitempty"`     // ID of the last start, which its exit file has too
 	Stopped   bool                        `json:"stopped,omitempty"` // by a user: restart policies do not start it
 	Netns     string                      `json:"netns,omitempty"`   // namespace that Attach made and Detach must remove
+	Step      bool                        `json:"step,omitempty"`    // of a build: what the builder does not remove, the next engine does
 }
+
+// volatile reports whether nothing of the container has to survive a power cut, because it is removed after one.
+func (r *record) volatile() bool { return r.Spec.AutoRemove || r.Step }
 
 // load reads the record of a container. Errors: DataLoss when it is damaged.
 func (e *env) load(tx *meta.Tx, id oci.ContainerID) (*ctr, error) {
@@ -114,8 +118,8 @@ func (c *ctr) snapshot() *Container {
 		Mounts: slices.Clone(r.Mounts), Networks: maps.Clone(r.Networks), Ports: slices.Clone(r.Ports),
 		Execs: execs, LogPath: r.LogPath, Driver: r.Driver,
 		HostnamePath: c.paths.hostname, HostsPath: c.paths.hosts, ResolvConfPath: c.paths.resolv,
-		NetnsPath: r.Netns,
-		AppArmor:  appArmorProfile(&r.Spec), SizeRw: -1, SizeRootFs: -1,
+		NetnsPath: r.Netns, Step: r.Step,
+		AppArmor: appArmorProfile(&r.Spec), SizeRw: -1, SizeRootFs: -1,
 	}
 	if h := r.State.Health; h != nil {
 		copied := *h

@@ -34,7 +34,7 @@ func (s *Service) Remove(ctx context.Context, ref string, force, volumes, link b
 		c.mu.Unlock()
 		switch {
 		case !alive:
-			left, err := c.destroy(context.WithoutCancel(ctx), volumes, false)
+			left, err := c.destroy(context.WithoutCancel(ctx), volumes)
 			c.release()
 			if left != nil {
 				err = errs.New(errs.Internal, "container %s is removed, but not all of its files are: %w", c.id, left).
@@ -84,10 +84,7 @@ func (c *ctr) killForRemove(ctx context.Context) error {
 
 // destroyLogged is destroy for callers that have nobody to tell what is left.
 func (c *ctr) destroyLogged(ctx context.Context, volumes bool) error {
-	c.mu.Lock()
-	auto := c.rec.Spec.AutoRemove
-	c.mu.Unlock()
-	left, err := c.destroy(ctx, volumes, auto)
+	left, err := c.destroy(ctx, volumes)
 	if left != nil {
 		c.env.log.Error("files of a removed container are left", "container", c.id, "err", left)
 	}
@@ -96,22 +93,21 @@ func (c *ctr) destroyLogged(ctx context.Context, volumes bool) error {
 
 // destroy deletes a container that does not run: first the record, then its files. The caller holds c.op. left says why
 // files are left of a container that is removed; the next Restore deletes them.
-// later: see removeRecord.
-func (c *ctr) destroy(ctx context.Context, volumes, later bool) (left, err error) {
+func (c *ctr) destroy(ctx context.Context, volumes bool) (left, err error) {
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
 		return nil, errs.New(errs.NotFound, "No such container: %s", c.id)
 	}
 	c.rec.State.Status, c.gone = StatusRemoving, true
-	mounts, name := c.rec.Mounts, c.rec.Name
+	mounts, name, volatile := c.rec.Mounts, c.rec.Name, c.rec.volatile()
 	c.mu.Unlock()
 	c.copies.finish(c.env.run)
 	c.remove() // ends what still reads its files
 	st := c.env.opts.Store
 	err = c.root.Close(ctx)
 	if err == nil {
-		err = removeRecord(c, later)
+		err = removeRecord(c, volatile)
 	}
 	if err != nil {
 		c.root.Reopen()
@@ -139,8 +135,8 @@ func (c *ctr) destroy(ctx context.Context, volumes, later bool) (left, err error
 	return left, nil
 }
 
-// removeRecord deletes the record of a container. later: it may come back after a crash, as that of a container that is removed at its
-// end, which the next Restore then removes.
+// removeRecord deletes the record of a container. later: it may come back after a crash, as that of a volatile container, which is then
+// removed again.
 func removeRecord(c *ctr, later bool) error {
 	c.saveMu.Lock()
 	defer c.saveMu.Unlock()

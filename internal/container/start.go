@@ -199,15 +199,15 @@ func (s *starter) prepare(ctx context.Context, c *ctr, links []linked, undo *und
 	}
 	saved := make(chan error, 1)
 	c.mu.Lock()
-	spec, mounts := c.rec.Spec, c.rec.Mounts
+	spec, mounts, volatile := c.rec.Spec, c.rec.Mounts, c.rec.volatile()
 	c.rec.Boot, _ = procid.Boot()
 	c.rec.Run = p.run
 	c.mu.Unlock()
-	// The record of the start becomes durable while the rest is made. --rm needs none: such a container is removed after
+	// The record of the start becomes durable while the rest is made. A volatile container needs none: it is removed after
 	// a crash whether it ran or not.
 	p.saved = sync.OnceValue(func() error { return <-saved })
 	undo.add("record", p.saved) // it must not be written after the record of the failure
-	if spec.AutoRemove {
+	if volatile {
 		saved <- nil
 	} else {
 		go func() {
@@ -361,7 +361,7 @@ func (c *ctr) startFailed(ctx context.Context, err error) {
 // shimConfig tells the shim how to treat the container's streams.
 func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	c.mu.Lock()
-	spec := c.rec.Spec
+	spec, volatile := c.rec.Spec, c.rec.volatile()
 	c.mu.Unlock()
 	rt, err := s.env.runtimePath(spec.Runtime)
 	if err != nil {
@@ -371,7 +371,7 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 	if err != nil {
 		return shim.Config{}, err
 	}
-	log.Volatile = spec.AutoRemove
+	log.Volatile = volatile
 	if err := describeLog(c, &log, s.env.opts.logProgram()); err != nil {
 		return shim.Config{}, err
 	}
@@ -379,7 +379,7 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 		ID: string(c.id), Bundle: c.paths.bundle, StateDir: s.env.opts.stateDir(), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
 		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
-		Run: p.run, Started: p.began, Volatile: spec.AutoRemove,
+		Run: p.run, Started: p.began, Volatile: volatile,
 	}, nil
 }
 

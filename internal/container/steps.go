@@ -22,13 +22,14 @@ func NewSteps(s *Service) *Steps { return &Steps{s} }
 
 // CreateFrom is Service.Create for an image that the caller has looked up. The defaults of sp are those of img.Config, which may be another config than that of the image:
 // a build step takes nothing of it but the layers. The variables of private are only in memory until the process starts: no record has them, so they are lost when
-// plyd ends before.
+// plyd ends before. The container does not survive a power cut; what the
+// builder does not remove before plyd ends, it finds by Container.Step afterwards.
 func (b *Steps) CreateFrom(ctx context.Context, sp spec.Spec, private []string, img *image.Image) (oci.ContainerID, []string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", nil, err
 	}
 	sp.Image = string(img.ID)
-	id, warnings, err := create(ctx, b.s, sp, img)
+	id, warnings, err := create(ctx, b.s, sp, img, true)
 	if err != nil {
 		return "", nil, err
 	}

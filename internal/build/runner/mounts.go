@@ -171,7 +171,7 @@ func (s *step) bindInput(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec
 	if err := os.Mkdir(root, 0o700); err != nil {
 		return err
 	}
-	if err := drv.Mount(ctx, w.dir, w.chain, root, layer.MountOptions{}); err != nil {
+	if err := drv.Mount(ctx, w.dir, w.chain, root, layer.MountOptions{Volatile: true}); err != nil {
 		return err
 	}
 	s.undo = append(s.undo, func(ctx context.Context) error { return drv.Unmount(ctx, root) })

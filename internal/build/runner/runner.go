@@ -44,7 +44,7 @@ import (
 // defaultHostname is the host name of a step that has no other. It is BuildKit's, and the same in every build, because steps write it into files.
 const defaultHostname = "buildkitsandbox"
 
-// Label marks the containers of build steps. Its value is the name of the step.
+// Label shows people which containers are those of build steps. Its value is the name of the step.
 const Label = "ply.build.step"
 
 // Containers is what steps need of the containers; container.Service has it.
@@ -115,7 +115,7 @@ func (r *Runner) Restore(ctx context.Context) error {
 	}
 	var all error
 	for _, c := range list {
-		if _, ok := c.Spec.Labels[Label]; ok {
+		if c.Step { // not by its label, which any container may have
 			all = errors.Join(all, r.o.Containers.Remove(ctx, string(c.ID), true, true, false))
 		}
 	}

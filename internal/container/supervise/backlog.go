@@ -19,15 +19,15 @@ const (
 // replaced, or has died. While such a client is away, up to another window is kept; then the process waits, as for a client that
 // reads slowly, until the client is back or returnLimit has passed. The zero value keeps nothing and counts. The mutex of the process guards it.
 type backlog struct {
-	kept   bool // a client has asked for it
-	pieces []piece
-	size   int               // of pieces, in bytes
-	first  [shim.Ended]int64 // position of the oldest byte kept, per stream
-	end    [shim.Ended]int64 // number of bytes so far, per stream
-	away   map[string]bool   // clients that are waited for, by AttachArgs.Resume
-	back   chan struct{}     // closed when no client is waited for any more; nil when none is
-	limit  time.Duration     // returnLimit; 0 = returnLimit
-	over   bool              // no client is waited for from now on
+	kept     bool // a client has asked for it
+	pieces   []piece
+	size     int               // of pieces, in bytes
+	first    [shim.Ended]int64 // position of the oldest byte kept, per stream
+	end      [shim.Ended]int64 // number of bytes so far, per stream
+	away     map[string]bool   // clients that are waited for, by AttachArgs.Resume
+	back     chan struct{}     // closed when no client is waited for any more; nil when none is
+	limit    time.Duration     // returnLimit; 0 = returnLimit
+	unwaited bool              // no client is waited for from now on
 }
 
 // piece is output at a position of its stream.
@@ -105,7 +105,7 @@ func (b *backlog) returned(client string) {
 func (p *process) await(c *client, client string, gone func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c.departed || p.out.over {
+	if c.departed || p.out.unwaited {
 		return
 	}
 	b := &p.out
@@ -135,7 +135,7 @@ func (p *process) await(c *client, client string, gone func()) {
 func (p *process) abandonAway() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.out.over = true
+	p.out.unwaited = true
 	for client := range p.out.away {
 		p.out.returned(client)
 	}
