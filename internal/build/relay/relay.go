@@ -31,6 +31,11 @@ func Listen(ctx context.Context, sock string, open func(context.Context) (io.Rea
 	if err != nil {
 		return nil, err
 	}
+	return Serve(ctx, l, open), nil
+}
+
+// Serve does the same with a listener that is there already, which it takes over.
+func Serve(ctx context.Context, l net.Listener, open func(context.Context) (io.ReadWriteCloser, error)) (end func() error) {
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -54,5 +59,5 @@ func Listen(ctx context.Context, sock string, open func(context.Context) (io.Rea
 		err := l.Close()
 		wg.Wait()
 		return err
-	}, nil
+	}
 }

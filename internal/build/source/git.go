@@ -131,9 +131,9 @@ func (f *Fetches) askRemote(ctx context.Context, op *ops.Git) (c commit, err err
 		return c, err
 	}
 	defer errs.Close(&err, g)
-	args := []string{"ls-remote", "--symref", "--", g.remote, "HEAD"}
+	args := []string{"ls-remote", "--symref", "--", g.from, "HEAD"}
 	if op.Ref != "" {
-		args = []string{"ls-remote", "--", g.remote, op.Ref, op.Ref + "^{}"}
+		args = []string{"ls-remote", "--", g.from, op.Ref, op.Ref + "^{}"}
 	}
 	out, err := g.run(ctx, maxRefs, args...)
 	if err != nil {

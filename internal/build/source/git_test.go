@@ -547,7 +547,7 @@ func TestGitProxy(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, "auth="+r.Header.Get("Proxy-Authorization"))
 	})
-	p, err := w.newProxy()
+	p, err := w.newProxy(new(refusal))
 	if err != nil {
 		t.Fatal(err)
 	}

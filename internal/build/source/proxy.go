@@ -31,17 +31,15 @@ type proxy struct {
 	end      context.CancelFunc
 	ctx      context.Context
 	tunnels  sync.WaitGroup
-
-	mu      sync.Mutex
-	refused error // why a connection was refused: git only says that one was
+	refused  *refusal
 }
 
-func (s *Sources) newProxy() (*proxy, error) {
+func (s *Sources) newProxy(refused *refusal) (*proxy, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, errs.New(errs.Internal, "proxy for git: %w", err)
 	}
-	p := &proxy{s: s, password: rand.Text(), l: l}
+	p := &proxy{s: s, password: rand.Text(), l: l, refused: refused}
 	p.ctx, p.end = context.WithCancel(context.Background())
 	p.forward = &httputil.ReverseProxy{
 		Rewrite:   func(*httputil.ProxyRequest) {}, // the request names its host
@@ -69,21 +67,9 @@ func (p *proxy) refuse(w http.ResponseWriter, err error) {
 	code := http.StatusBadGateway
 	if errors.Is(err, errs.Forbidden) {
 		code = http.StatusForbidden
-		p.mu.Lock()
-		p.refused = err
-		p.mu.Unlock()
+		p.refused.set(err)
 	}
 	http.Error(w, err.Error(), code)
-}
-
-// refusal returns why a connection was refused, or nil.
-func (p *proxy) refusal() error {
-	if p == nil {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.refused
 }
 
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {

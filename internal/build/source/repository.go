@@ -23,7 +23,6 @@ import (
 	"ply/internal/build/ops"
 	"ply/internal/durable"
 	"ply/internal/errs"
-	"ply/internal/fence"
 )
 
 // repository runs git on a bare repository of ours. Settings and hooks of the machine, of a user, and of the remote have no effect.
@@ -31,15 +30,17 @@ type repository struct {
 	fsys   durable.FS
 	git    string
 	remote string // without credentials
+	from   string // the address that git gets: remote, or one of a forwarder to it
 	limits Limits
 	dir    string // of the repository, GIT_DIR
 	inside string // where it is in the repository of the main checkout; "" for that itself
 	env    []string
 	auth   auth
-	proxy  *proxy // nil for a remote by git or ssh
 	made   bool
+	ssh    bool // the remote is one by ssh
 
-	undo []func() error
+	refused refusal
+	undo    []func() error
 }
 
 // auth is the header for the remote and the addresses that it is for.
@@ -88,7 +89,7 @@ func (f *Fetches) open(ctx context.Context, op *ops.Git, parent *repository, ins
 	g.env = []string{
 		"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "HOME=" + dir, "XDG_CONFIG_HOME=" + dir, "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=false", "SSH_ASKPASS=false",
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=" + os.DevNull, "GIT_ATTR_NOSYSTEM=1", "GIT_NO_REPLACE_OBJECTS=1", "GIT_OPTIONAL_LOCKS=0",
-		"GIT_CEILING_DIRECTORIES=" + filepath.Dir(dir), "GIT_ALLOW_PROTOCOL=http:https:git:ssh",
+		"GIT_CEILING_DIRECTORIES=" + filepath.Dir(dir),
 	}
 	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO"} {
 		if v := os.Getenv(name); v != "" {
@@ -97,20 +98,28 @@ func (f *Fetches) open(ctx context.Context, op *ops.Git, parent *repository, ins
 	}
 	set := append([][2]string(nil), settings...)
 	set = append(set, [2]string{"http.lowSpeedLimit", fmt.Sprint(g.limits.MinRate)}, [2]string{"http.lowSpeedTime", fmt.Sprint(max(1, int(g.limits.Quiet.Seconds())))})
-	if u.Scheme == gitutil.HTTPProtocol || u.Scheme == gitutil.HTTPSProtocol {
-		web, err := f.openWeb(ctx, g, op, parent)
-		if err != nil {
-			return nil, err
-		}
+	// What git takes for another protocol than we do is refused.
+	protocols := u.Scheme
+	switch u.Scheme {
+	case gitutil.HTTPProtocol, gitutil.HTTPSProtocol:
+		protocols = "http:https"
+		var web [][2]string
+		web, err = f.openWeb(ctx, g, op, parent)
 		set = append(set, web...)
-	} else {
-		if err := f.s.checkHost(ctx, u.Host); err != nil {
-			return nil, err
-		}
-		if err := f.openSSH(ctx, g, op, dir); err != nil {
-			return nil, err
-		}
+	case gitutil.GitProtocol:
+		err = f.openGit(ctx, g, u.Host)
+	case gitutil.SSHProtocol:
+		err = f.openSSH(ctx, g, op, u.Host, dir)
+	default:
+		err = errs.New(errs.Invalid, "git: %.200q is not the address of a repository", redact(op.Remote))
 	}
+	if err != nil {
+		return nil, err
+	}
+	if g.from == "" {
+		g.from = g.remote
+	}
+	g.env = append(g.env, "GIT_ALLOW_PROTOCOL="+protocols)
 	g.env = append(g.env, fmt.Sprint("GIT_CONFIG_COUNT=", len(set)))
 	for i, kv := range set {
 		g.env = append(g.env, fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", i, kv[0]), fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", i, kv[1]))
@@ -140,12 +149,11 @@ func (f *Fetches) openWeb(ctx context.Context, g *repository, op *ops.Git, paren
 			return nil, err
 		}
 	}
-	p, err := f.s.newProxy()
+	p, err := f.s.newProxy(&g.refused)
 	if err != nil {
 		return nil, err
 	}
 	g.undo = append(g.undo, p.Close)
-	g.proxy = p
 	set = append(set, [2]string{"http.proxy", p.address()}, [2]string{"http.proxyAuthMethod", "basic"})
 	if g.auth.header != "" {
 		set = append(set, [2]string{"http." + g.auth.scope + ".extraHeader", g.auth.header})
@@ -183,21 +191,6 @@ func (f *Fetches) authOf(ctx context.Context, op *ops.Git, u *url.URL) (auth, er
 	return auth{}, nil
 }
 
-// checkHost refuses a host of the protocols git and ssh, where git itself connects.
-func (s *Sources) checkHost(ctx context.Context, hostport string) error {
-	host := (&url.URL{Host: hostport}).Hostname()
-	ips, err := s.dialer("").Resolve(ctx, host)
-	if err != nil {
-		return errs.New(errs.Unavailable, "git: %w", err)
-	}
-	for _, ip := range ips {
-		if err := fence.Check(host, ip); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Close removes the repository and what it needed.
 func (g *repository) Close() error {
 	var all error
@@ -225,11 +218,11 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// text returns the last lines that report an error.
-func (t *tail) text() string {
+// text returns the last lines that report an error: those of git, and of ssh all that are not about progress.
+func (t *tail) text(ssh bool) string {
 	var lines []string
 	for line := range strings.SplitSeq(strings.ReplaceAll(string(t.data), "\r", "\n"), "\n") {
-		if strings.HasPrefix(line, "fatal: ") || strings.HasPrefix(line, "error: ") || strings.HasPrefix(line, "remote: ") {
+		if strings.HasPrefix(line, "fatal: ") || strings.HasPrefix(line, "error: ") || strings.HasPrefix(line, "remote: ") || ssh && line != "" && !strings.Contains(line, "%") {
 			lines = append(lines, line)
 		}
 	}
@@ -289,6 +282,7 @@ func (g *repository) stream(ctx context.Context, read func(io.Reader) error, arg
 }
 
 func (g *repository) execute(ctx context.Context, out io.Writer, args ...string) error {
+	_ = g.refused.take() // of an earlier command
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, g.git, args...)
@@ -325,8 +319,12 @@ func (g *repository) execute(ctx context.Context, out io.Writer, args ...string)
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	if err := g.proxy.refusal(); err != nil {
-		return errs.New(errs.Forbidden, "git %s: %w", g.remote, err)
+	if err := g.refused.take(); err != nil {
+		class := error(errs.Unavailable)
+		if errors.Is(err, errs.Forbidden) {
+			class = errs.Forbidden
+		}
+		return errs.New(class, "git %s: %w", g.remote, err)
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -334,7 +332,7 @@ func (g *repository) execute(ctx context.Context, out io.Writer, args ...string)
 		if args[0] == "fetch" || args[0] == "ls-remote" {
 			class = errs.Unavailable
 		}
-		return errs.New(class, "git %s %s: %s", args[0], g.remote, errout.text())
+		return errs.New(class, "git %s %s: %s", args[0], g.remote, errout.text(g.ssh))
 	}
 	return err
 }
@@ -398,9 +396,9 @@ func (g *repository) fetch(ctx context.Context, c commit) error {
 		}
 		return g.verify(ctx, c)
 	}
-	err := fetch("--depth=1", "--no-tags", "--", g.remote, "+"+c.wanted()+":"+wantRef)
+	err := fetch("--depth=1", "--no-tags", "--", g.from, "+"+c.wanted()+":"+wantRef)
 	if err != nil && c.ref != "" && ctx.Err() == nil { // a server that gives only what it advertises
-		err = fetch("--depth=1", "--no-tags", "--", g.remote, "+"+c.ref+":"+wantRef)
+		err = fetch("--depth=1", "--no-tags", "--", g.from, "+"+c.ref+":"+wantRef)
 	}
 	if err != nil && ctx.Err() == nil { // or one that does not know depths
 		err = fetch("--tags", "--", g.remote, "+refs/heads/*:refs/ply/heads/*")
