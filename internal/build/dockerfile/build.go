@@ -180,11 +180,42 @@ func Build(ctx context.Context, req Request, s Solver) (out *Output, err error) 
 			out, err = nil, g.run.explain(err)
 		}
 	}()
-	res, err := builder.Build(ctx, g)
+	res, err := g.frontEnd(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return g.output(res)
+}
+
+// patience is how long a cancelled build waits for the front end.
+const patience = 500 * time.Millisecond
+
+// frontEnd runs BuildKit's front end. It returns soon after ctx ends: for a source by ssh the front end asks the host for its key, without a limit of time, and then
+// that connection is left behind.
+func (g *gateway) frontEnd(ctx context.Context) (*client.Result, error) {
+	var res *client.Result
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer func() {
+			if r := recover(); r != nil {
+				err = errs.New(errs.Internal, "the Dockerfile front end panicked: %v\n%s", r, debug.Stack())
+			}
+		}()
+		res, err = builder.Build(ctx, g)
+	}()
+	select {
+	case <-ended:
+		return res, err
+	case <-ctx.Done():
+	}
+	select {
+	case <-ended:
+		return res, err
+	case <-time.After(patience):
+		return nil, context.Cause(ctx)
+	}
 }
 
 // CacheImports returns the caches that the options cache-imports and cache-from name.

@@ -3,6 +3,7 @@ package dockerfile_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -174,5 +175,33 @@ func TestWarnings(t *testing.T) {
 		default:
 			t.Errorf("rule %q", w.Rule)
 		}
+	}
+}
+
+// A build that is cancelled ends although a host that its Dockerfile names accepts connections and says nothing.
+func TestCancelWhileAHostIsSilent(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			accepted <- c
+		}
+		cancel()
+	}()
+	s := &solver{locals: map[string]map[string]string{"dockerfile": {"Dockerfile": "FROM scratch\nADD ssh://git@" + l.Addr().String() + "/r /\n"}}}
+	_, err = dockerfile.Build(ctx, dockerfile.Request{}, s)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	select {
+	case c := <-accepted: // until here nothing has answered
+		c.Close()
+	default:
+		t.Error("the build ended before it asked the host")
 	}
 }
