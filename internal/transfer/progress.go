@@ -14,9 +14,9 @@ const (
 	// A pull: first PullStarted; then the states of its layers; last Resolved and, after the last tag, Downloaded or UpToDate.
 	PullStarted      State = iota + 1 // Ref: the registry knows this tag or digest
 	LayerExists                       // the store has the layer
-	LayerQueued                       // the layer will be fetched
+	LayerQueued                       // Size: the layer will be fetched
 	LayerWaiting                      // other layers are transferred first; of a push too
-	LayerDownloading                  // Current, Total
+	LayerDownloading                  // Current, Total, Kept
 	LayerVerifying                    // all bytes are here; their digest is compared
 	LayerDownloaded                   // the digest is right
 	LayerExtracting                   // Current, Total: compressed bytes that were unpacked
@@ -93,6 +93,8 @@ type Progress struct {
 
 	Current int64 // bytes
 	Total   int64 // bytes; 0 = unknown
+	Size    int64 // of LayerQueued: bytes that will be fetched, at most
+	Kept    int64 // of LayerDownloading: bytes that an earlier pull fetched
 
 	Ref       oci.Reference
 	From      oci.Reference

@@ -21,6 +21,8 @@ type ProgressDetail struct {
 	Start      int64  `json:"start,omitempty"` // when it began, in seconds since 1970
 	HideCounts bool   `json:"hidecounts,omitempty"`
 	Units      string `json:"units,omitempty"`
+	Size       int64  `json:"size,omitempty"` // ply's own: bytes that will be fetched, told before the first of them arrives
+	Kept       int64  `json:"kept,omitempty"` // ply's own: the part of Current that an earlier pull fetched
 }
 
 // ErrorDetail ends a stream whose status was sent already.

@@ -32,7 +32,7 @@ func counterOf(p transfer.Progress) int {
 // about a whole pull or push have a status, and those about a load are lines of text.
 func messages(p transfer.Progress) []wire.Message {
 	layer := func(words string) []wire.Message {
-		return []wire.Message{{ID: p.Layer, Status: words, Detail: &wire.ProgressDetail{Current: p.Current, Total: p.Total}}}
+		return []wire.Message{{ID: p.Layer, Status: words, Detail: &wire.ProgressDetail{Current: p.Current, Total: p.Total, Size: p.Size, Kept: p.Kept}}}
 	}
 	status := func(format string, args ...any) []wire.Message {
 		return []wire.Message{{Status: fmt.Sprintf(format, args...)}}

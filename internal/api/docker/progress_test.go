@@ -9,7 +9,7 @@ import (
 	"ply/internal/transfer"
 )
 
-// The messages about every state of a transfer are Docker's, byte for byte.
+// The messages about every state of a transfer are Docker's, byte for byte, with two sizes more for ply.
 func TestWordsOfEveryState(t *testing.T) {
 	const (
 		layer  = "0123456789ab"
@@ -26,6 +26,8 @@ func TestWordsOfEveryState(t *testing.T) {
 		{progress{State: transfer.PullStarted, Ref: byDigest}, `{"status":"Pulling from library/mysql","id":"docker.io/library/mysql@` + string(digest) + `"}`},
 		{progress{State: transfer.LayerExists, Layer: layer}, `{"status":"Already exists","progressDetail":{},"id":"0123456789ab"}`},
 		{progress{State: transfer.LayerQueued, Layer: layer}, `{"status":"Pulling fs layer","progressDetail":{},"id":"0123456789ab"}`},
+		{progress{State: transfer.LayerQueued, Layer: layer, Size: 9}, `{"status":"Pulling fs layer","progressDetail":{"size":9},"id":"0123456789ab"}`},
+		{progress{State: transfer.LayerDownloading, Layer: layer, Current: 5, Total: 9, Kept: 4}, `{"status":"Downloading","progressDetail":{"current":5,"total":9,"kept":4},"id":"0123456789ab"}`},
 		{progress{State: transfer.LayerWaiting, Layer: layer}, `{"status":"Waiting","progressDetail":{},"id":"0123456789ab"}`},
 		{progress{State: transfer.LayerDownloading, Layer: layer, Current: 5, Total: 10}, `{"status":"Downloading","progressDetail":{"current":5,"total":10},"id":"0123456789ab"}`},
 		{progress{State: transfer.LayerVerifying, Layer: layer}, `{"status":"Verifying Checksum","progressDetail":{},"id":"0123456789ab"}`},

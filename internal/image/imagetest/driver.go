@@ -36,6 +36,10 @@ type Driver struct {
 	// Made is the number of commits of a layer that was not there.
 	Made int
 
+	// Creating, when it is not nil, is called before a writer is made.
+	Creating func()
+
+	ended   int
 	commits map[oci.DiffID]int
 	damaged map[oci.DiffID]bool // found by Verify and removed
 }
@@ -73,6 +77,9 @@ type writer struct {
 
 // Create starts a layer.
 func (d *Driver) Create(context.Context) (layer.Writer, error) {
+	if d.Creating != nil {
+		d.Creating()
+	}
 	f, err := os.CreateTemp(d.dir, ".tmp-")
 	if err != nil {
 		return nil, err
@@ -96,7 +103,17 @@ func (w *writer) Write(p []byte) (int, error) {
 // End refuses further writes. Commit does the work, and looks for the layers below.
 func (w *writer) End() (alone bool) {
 	w.ended = true
+	w.d.mu.Lock()
+	w.d.ended++
+	w.d.mu.Unlock()
 	return false
+}
+
+// Ended returns how many writers had their whole tar.
+func (d *Driver) Ended() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.ended
 }
 
 // DiffID returns the digest of what was written.

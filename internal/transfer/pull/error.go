@@ -32,6 +32,14 @@ func pullError(ref oci.Reference, err error) error {
 	return err
 }
 
+// kept adds to the error of a download that it need not begin again.
+func kept(err error) error {
+	if e, ok := errors.AsType[*errs.Error](err); ok && e.Hint != "" {
+		return err
+	}
+	return errs.New(errs.Unavailable, "%w", err).WithHint("What arrived is kept: the next pull goes on from there.")
+}
+
 // manifestError is pullError for fetching a manifest. It adds the name to an error about bytes that are not a manifest.
 func manifestError(ref oci.Reference, err error) error {
 	if _, ok := errors.AsType[*remote.Error](err); !ok && errors.Is(err, errs.Invalid) {

@@ -14,6 +14,8 @@ type feed struct {
 	sinks map[int]transfer.Sink
 	last  transfer.Progress
 	at    time.Time // when last was reported
+	begun bool      // bytes of the layer are here
+	kept  int64     // bytes of the download that an earlier pull fetched
 }
 
 // tellEvery is the shortest time between two reports of a number that grows.
@@ -24,7 +26,11 @@ func (f *feed) say(state transfer.State, current, total int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = transfer.Progress{State: state, Current: current, Total: total}
+	if state == transfer.LayerDownloading {
+		f.last.Kept = f.kept
+	}
 	f.at = time.Now()
+	f.begun = f.begun || current > 0 && state.Counts() || state == transfer.LayerPulled
 	for _, s := range f.sinks {
 		s(f.last)
 	}
@@ -38,6 +44,20 @@ func (f *feed) count(state transfer.State, current, total int64) {
 	if due {
 		f.say(state, current, total)
 	}
+}
+
+// found notes how many bytes of the download an earlier pull fetched.
+func (f *feed) found(kept int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept = kept
+}
+
+// hasBegun reports whether bytes of the layer have arrived.
+func (f *feed) hasBegun() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.begun
 }
 
 // join adds a listener, which calls the layer id. leave removes it.

@@ -145,11 +145,6 @@ func (f *flight) form() *meta.LayerBlob {
 // compressed bytes were verified. unpack locks the blob, but the lock is free again when commit waits for the layers below: an image
 // can have the same blob as two layers.
 func (f *flight) unpack() (w layer.Writer, alone bool, err error) {
-	release, err := f.p.limit.Acquire(f.ctx, func() { f.feed.say(transfer.LayerWaiting, 0, 0) })
-	if err != nil {
-		return nil, false, err
-	}
-	defer release()
 	unlock, err := f.p.blobs.lock(f.ctx, f.desc.Digest)
 	if err != nil {
 		return nil, false, err
@@ -183,7 +178,7 @@ func (f *flight) fromBlob() (layer.Writer, error) {
 	if size := r.Size(); size != f.desc.Size {
 		err = errs.New(errs.Invalid, "layer %s: has %d bytes, the manifest says %d", f.desc.Digest, size, f.desc.Size)
 	} else {
-		w, err = f.pour(f.ctx, io.LimitReader(r, f.desc.Size+1))
+		w, err = f.pour(f.ctx, f.ctx, io.LimitReader(r, f.desc.Size+1))
 	}
 	if !errors.Is(err, errs.Invalid) {
 		if err == nil {
@@ -202,12 +197,18 @@ func (f *flight) fromBlob() (layer.Writer, error) {
 // tries again if part of the bytes came from an earlier attempt or from a mirror.
 func (f *flight) fromRegistry() (layer.Writer, error) {
 	for {
-		part, err := f.p.st.Blobs.Partial(f.desc.Digest)
+		release, err := f.p.limit.Acquire(f.ctx, func() { f.feed.say(transfer.LayerWaiting, 0, 0) })
 		if err != nil {
 			return nil, err
 		}
+		part, err := f.p.st.Blobs.Partial(f.desc.Digest)
+		if err != nil {
+			release()
+			return nil, err
+		}
 		reused := part.Prefix() > 0
-		w, source, err := f.stream(part)
+		f.feed.found(part.Prefix())
+		w, source, err := f.stream(part, release)
 		switch {
 		case err == nil:
 			return w, part.Keep() // Retention decides later whether it stays
@@ -226,22 +227,28 @@ func (f *flight) fromRegistry() (layer.Writer, error) {
 	}
 }
 
-// stream runs one download and unpacks the bytes while they arrive. source is the endpoint that sent the last bytes.
-func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err error) {
+// stream runs one download and unpacks the bytes while they arrive, or later when too many layers are unpacked already. It calls release, which lets the next
+// download begin, when the bytes are here. source is the endpoint that sent the last bytes.
+func (f *flight) stream(part *blob.Partial, release func()) (w layer.Writer, source string, err error) {
 	ctx, cancel := context.WithCancelCause(f.ctx)
 	defer cancel(nil)
+	turn, give := context.WithCancelCause(ctx)
+	defer give(nil)
 	d := newDownload(f.p, f.src, f.desc, part, func(front int64) { f.feed.count(transfer.LayerDownloading, front, f.desc.Size) },
 		func(seconds int) { f.feed.say(transfer.Retrying, int64(seconds), 0) })
 	fetched := make(chan error, 1)
 	go func() {
 		err := d.run(ctx)
-		if err == nil {
+		release()
+		if err != nil {
+			give(err) // without the bytes there is nothing to wait for
+		} else {
 			f.feed.say(transfer.LayerVerifying, 0, 0)
 			f.feed.say(transfer.LayerDownloaded, 0, 0)
 		}
 		fetched <- err
 	}()
-	w, err = f.pour(ctx, &follower{d: d})
+	w, err = f.pour(ctx, turn, &follower{d: d})
 	if err != nil {
 		cancel(err)
 	}
@@ -253,8 +260,13 @@ func (f *flight) stream(part *blob.Partial) (w layer.Writer, source string, err 
 }
 
 // pour reads compressed bytes, hashes them, decompresses them and writes them into a layer writer. When it returns no error,
-// the bytes have the digest and size of the descriptor.
-func (f *flight) pour(ctx context.Context, src io.Reader) (w layer.Writer, err error) {
+// the bytes have the digest and size of the descriptor. It waits for its turn, for as long as turn is not done.
+func (f *flight) pour(ctx, turn context.Context, src io.Reader) (w layer.Writer, err error) {
+	release, err := f.p.unpack.Acquire(turn, func() {})
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	// The writer is used after the context of the download has ended. When the download is cancelled, src returns the error.
 	w, err = f.p.st.Layers.Create(context.WithoutCancel(ctx))
 	if err != nil {
@@ -333,7 +345,16 @@ func inflate(ctx context.Context, w io.Writer, r io.Reader) error {
 
 // below waits until the layers below are durable.
 func (f *flight) below() error {
+	waiting := false
 	for parent := f.parent; parent != nil; parent = parent.parent {
+		select {
+		case <-parent.done:
+		default:
+			if !waiting {
+				waiting = true
+				f.feed.say(transfer.LayerDownloaded, 0, 0) // it does nothing until then
+			}
+		}
 		select {
 		case <-parent.done:
 			if err := parent.err; err != nil {
@@ -349,12 +370,12 @@ func (f *flight) below() error {
 // commit makes the layer durable and visible. Unless it stands alone, commit first waits for the layers below, because it may need
 // to read them.
 func (f *flight) commit(w layer.Writer, alone bool) (layer.Info, error) {
-	f.feed.say(transfer.LayerExtracting, f.desc.Size, f.desc.Size)
 	if !alone {
 		if err := f.below(); err != nil {
 			return layer.Info{}, err
 		}
 	}
+	f.feed.say(transfer.LayerExtracting, f.desc.Size, f.desc.Size)
 	select {
 	case f.p.committing <- struct{}{}:
 		defer func() { <-f.p.committing }()

@@ -3,6 +3,7 @@ package pull
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"ply/internal/errs"
@@ -23,6 +24,19 @@ func (p *Puller) Pull(ctx context.Context, ref oci.Reference, opts transfer.Pull
 	if ref.IsZero() {
 		return errs.New(errs.Invalid, "pull: no image is named")
 	}
+	err := p.run(ctx, ref, opts, progress)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		p.log.Info("pull cancelled", "image", ref.Familiar(), "cause", context.Cause(ctx))
+	default:
+		p.log.Warn("pull failed", "image", ref.Familiar(), "err", err)
+	}
+	return err
+}
+
+// run is Pull without the log.
+func (p *Puller) run(ctx context.Context, ref oci.Reference, opts transfer.PullOptions, progress transfer.Sink) error {
 	listener := transfer.NewRelay(progress)
 	defer listener.Close()
 	op := &pull{Puller: p, opts: opts, progress: listener.Send, src: p.remote.Session(ref, remote.Pull, opts.Credentials)}
@@ -344,6 +358,7 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 	defer cancel(nil)
 	var group sync.WaitGroup
 	var below *flight
+	var flights []*flight
 	for i, desc := range descs {
 		sub := chain[:i+1]
 		state := p.st.Health.State(ctx, sub)
@@ -352,7 +367,7 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 			below = nil
 			continue
 		}
-		p.progress(transfer.Progress{State: transfer.LayerQueued, Layer: desc.Digest.Short()})
+		p.progress(transfer.Progress{State: transfer.LayerQueued, Layer: desc.Digest.Short(), Size: desc.Size})
 		f, started := p.join(flightKey{desc.Digest, sub.ID()}, desc, sub, below, p.src, state == store.LayerDamaged)
 		defer p.leave(f) // only after all flights have ended, because those of the layers above need this one
 		shared = shared || !started
@@ -364,7 +379,12 @@ func (p *pull) round(ctx context.Context, chain oci.Chain, descs []oci.Descripto
 			}
 		})
 		below = f
+		flights = append(flights, f)
 	}
 	group.Wait()
-	return shared, context.Cause(ctx)
+	err = context.Cause(ctx)
+	if errors.Is(err, errs.Unavailable) && slices.ContainsFunc(flights, func(f *flight) bool { return f.feed.hasBegun() }) {
+		err = kept(err)
+	}
+	return shared, err
 }

@@ -35,7 +35,7 @@ type Images interface {
 
 // Options of New. The zero value works.
 type Options struct {
-	Max int          // layers that are fetched and unpacked at a time; 0 = three per processor, if there is memory for them
+	Max int          // layers that are fetched at a time; 0 = as many as are unpacked at a time: three per processor, if there is memory for them
 	Log *slog.Logger // nil = none
 }
 
@@ -45,7 +45,8 @@ type Puller struct {
 	images Images
 	remote *remote.Client
 	log    *slog.Logger
-	limit  *transfer.Limiter
+	limit  *transfer.Limiter // of downloads
+	unpack *transfer.Limiter // of layers that are unpacked; its memory is what bounds it
 	blobs  keyed[oci.Digest] // taken while the bytes of a blob come in
 
 	// mu guards the fields below it. No other lock is taken while it is held.
@@ -67,6 +68,7 @@ func New(st *store.Store, images Images, client *remote.Client, opts Options) *P
 	}
 	return &Puller{
 		st: st, images: images, remote: client, log: opts.Log, limit: transfer.NewLimiter(maxOrDefault(opts.Max)),
+		unpack:  transfer.NewLimiter(maxOrDefault(0)),
 		flights: map[flightKey]*flight{}, closing: make(chan struct{}), committing: make(chan struct{}, maxCommits),
 	}
 }
@@ -74,7 +76,7 @@ func New(st *store.Store, images Images, client *remote.Client, opts Options) *P
 // maxCommits bounds the threads that wait for the disk.
 const maxCommits = 8
 
-// memoryPerLayer is the memory of the engine for which another layer is fetched at the same time. A layer takes less, but there is
+// memoryPerLayer is the memory of the engine for which another layer is unpacked at the same time. A layer takes less, but there is
 // other work too.
 const memoryPerLayer = 64 << 20
 

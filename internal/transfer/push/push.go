@@ -91,6 +91,19 @@ func (p *Pusher) Push(ctx context.Context, ref oci.Reference, opts transfer.Push
 			return err
 		}
 	}
+	err := p.run(ctx, ref, refs, opts, progress)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		p.log.Info("push cancelled", "image", ref.Familiar(), "cause", context.Cause(ctx))
+	default:
+		p.log.Warn("push failed", "image", ref.Familiar(), "err", err)
+	}
+	return err
+}
+
+// run pushes the tags of a repository.
+func (p *Pusher) run(ctx context.Context, ref oci.Reference, refs []oci.Reference, opts transfer.PushOptions, progress transfer.Sink) error {
 	listener := transfer.NewRelay(progress)
 	defer listener.Close()
 	op := &push{Pusher: p, opts: opts, progress: listener.Send, dst: p.remote.Session(ref, remote.Push, opts.Credentials)}
