@@ -60,6 +60,11 @@ func (h buildHandlers) build(c *call) error {
 		return err
 	}
 	client := &buildClient{creds: creds}
+	if params.Remote != "" {
+		if err := c.drain(); err != nil {
+			return err
+		}
+	}
 	return c.progressOfBody(func(body io.Reader, send sender) error {
 		if params.Remote == "" {
 			if client.dir, err = h.builder.Unpack(c.ctx(), body); err != nil {

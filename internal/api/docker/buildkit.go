@@ -198,6 +198,11 @@ func (h buildHandlers) buildTraced(c *call, p *dockerfile.Classic) error {
 	if err != nil {
 		return err
 	}
+	if p.Remote != "" {
+		if err := c.drain(); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(c.ctx())
 	defer cancel(nil)
 	e, leave, err := h.jobs.run(p.BuildID, func() { cancel(context.Canceled) })

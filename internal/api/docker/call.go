@@ -41,6 +41,14 @@ func (c *call) ctx() context.Context { return c.r.Context() }
 // stream says that this request waits for something to happen, perhaps for days. Its handler calls done at its end.
 func (c *call) stream() (done func(), err error) { return listen.Stream(c.ctx()) }
 
+// wait is stream for a request whose connection is not taken over. It ends with its client.
+func (c *call) wait() (done func(), err error) {
+	if err := c.drain(); err != nil {
+		return nil, err
+	}
+	return c.stream()
+}
+
 func (c *call) parseQuery() error {
 	q, err := url.ParseQuery(c.r.URL.RawQuery)
 	if err != nil {
@@ -155,20 +163,31 @@ func (c *call) body(v any, optional bool) error {
 
 // bytes reads the whole body, which may have at most maxBody bytes.
 func (c *call) bytes() ([]byte, error) {
+	var b bytes.Buffer
+	err := c.readBody(&b)
+	return b.Bytes(), err
+}
+
+// drain reads the body of a request that needs none. net/http notices that a client is gone only behind the end of the body: without it,
+// what the request waits for would go on for ever.
+func (c *call) drain() error { return c.readBody(io.Discard) }
+
+// readBody copies the whole body, which may have at most maxBody bytes.
+func (c *call) readBody(to io.Writer) error {
 	if !c.hasBody() {
-		return nil, nil
+		return nil
 	}
 	rc := http.NewResponseController(c.w)
 	_ = rc.SetReadDeadline(time.Now().Add(bodyTimeout)) // some kinds of connections have no deadlines
-	b, err := io.ReadAll(io.LimitReader(c.r.Body, maxBody+1))
+	n, err := io.Copy(to, io.LimitReader(c.r.Body, maxBody+1))
 	_ = rc.SetReadDeadline(time.Time{})
 	if err != nil {
-		return nil, errs.New(errs.Invalid, "request body: %w", err)
+		return errs.New(errs.Invalid, "request body: %w", err)
 	}
-	if len(b) > maxBody {
-		return nil, &statusError{http.StatusRequestEntityTooLarge, errs.New(errs.Invalid, "request body is larger than %d MiB", maxBody>>20)}
+	if n > maxBody {
+		return &statusError{http.StatusRequestEntityTooLarge, errs.New(errs.Invalid, "request body is larger than %d MiB", maxBody>>20)}
 	}
-	return b, nil
+	return nil
 }
 
 func (c *call) jsonType() error {

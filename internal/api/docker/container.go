@@ -202,7 +202,7 @@ func (h containerHandlers) wait(c *call) error {
 	default:
 		return errs.New(errs.Invalid, "invalid condition: %q", clip(string(cond)))
 	}
-	done, err := c.stream()
+	done, err := c.wait()
 	if err != nil {
 		return err
 	}

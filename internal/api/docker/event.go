@@ -53,7 +53,7 @@ func (h eventHandlers) stream(c *call) error {
 	if err != nil {
 		return err
 	}
-	done, err := c.stream()
+	done, err := c.wait()
 	if err != nil {
 		return err
 	}

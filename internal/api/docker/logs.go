@@ -36,7 +36,7 @@ func (h sessionHandlers) logs(c *call) error {
 		return err
 	}
 	if opts.Follow {
-		done, err := c.stream()
+		done, err := c.wait()
 		if err != nil {
 			return err
 		}

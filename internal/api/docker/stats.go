@@ -51,7 +51,7 @@ func (h containerHandlers) stats(c *call) error {
 		return errs.New(errs.Invalid, "cannot have stream=true and one-shot=true")
 	}
 	if follow {
-		done, err := c.stream()
+		done, err := c.wait()
 		if err != nil {
 			return err
 		}

@@ -119,6 +119,9 @@ func (h transferHandlers) pull(c *call, platform string) error {
 		return err
 	}
 	all := ref.Tag() == "" && ref.Digest() == ""
+	if err := c.drain(); err != nil {
+		return err
+	}
 	return c.progress(func(send sender) error {
 		return h.puller.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(send))
 	})
@@ -155,6 +158,9 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 			}
 			return err
 		})
+	}
+	if err := c.drain(); err != nil {
+		return err
 	}
 	return c.progress(func(send sender) error {
 		source, err := h.fetch(c.ctx(), c.get("fromSrc"), send)
@@ -250,6 +256,8 @@ func (h transferHandlers) push(c *call) error {
 			return err
 		}
 		cred = credentialsOf(a)
+	} else if err := c.drain(); err != nil {
+		return err
 	}
 	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
 	return c.progress(func(send sender) error {
