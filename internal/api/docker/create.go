@@ -17,13 +17,8 @@ func (h containerHandlers) create(c *call) error {
 	if err := c.body(&body, false); err != nil {
 		return err
 	}
-	if c.v < 40 && body.HostConfig != nil && body.HostConfig.IpcMode == "" {
-		body.HostConfig.IpcMode = "shareable" // what these clients rely on
-	}
-	if body.HostConfig != nil {
-		if err := mountsSince(c.v, body.HostConfig.Mounts); err != nil {
-			return err
-		}
+	if err := asSince(c.v, &body); err != nil {
+		return err
 	}
 	sp, err := createSpec(&body)
 	if err != nil {
@@ -38,6 +33,30 @@ func (h containerHandlers) create(c *call) error {
 		return err
 	}
 	return c.json(http.StatusCreated, wire.Created{ID: string(id), Warnings: notNil(warnings)})
+}
+
+// asSince gives a body the meaning that it has in a version of the API: newer fields have no effect, and older defaults apply.
+func asSince(version int, body *wire.CreateBody) error {
+	if body.HostConfig == nil {
+		body.HostConfig = &wire.HostConfig{}
+	}
+	h := body.HostConfig
+	if version < 25 {
+		h.AutoRemove = false // these clients remove the container themselves
+	}
+	if version < 40 && h.IpcMode == "" {
+		h.IpcMode = "shareable" // what these clients rely on
+	}
+	if version < 42 {
+		h.ConsoleSize = [2]uint{}
+	}
+	if version < 43 {
+		h.Annotations = nil
+	}
+	if version < 44 && body.Config != nil && body.Healthcheck != nil {
+		body.Healthcheck.StartInterval = 0
+	}
+	return mountsSince(version, h.Mounts)
 }
 
 // createSpec returns the spec of a request. An option that the engine does not have is an error that names it.

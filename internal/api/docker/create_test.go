@@ -3,6 +3,7 @@ package docker
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -289,15 +290,35 @@ func TestStatusText(t *testing.T) {
 	}
 }
 
-// Clients of before 1.40 rely on IPC namespaces that other containers can join.
-func TestOldClientsShareIPC(t *testing.T) {
-	for version, want := range map[string]string{"1.39": "shareable", "1.40": ""} {
-		w := newWorld(t)
-		if rec := w.do("POST", "/v"+version+"/containers/create", strings.NewReader(`{"Image":"busybox","HostConfig":{}}`)); rec.Code != 201 {
-			t.Fatalf("%s: %d %s", version, rec.Code, rec.Body)
+// Clients of older versions of the API get the defaults of their version, and fields that it does not have have no effect.
+func TestOlderClientsCreate(t *testing.T) {
+	const newer = `{"Image":"busybox","Healthcheck":{"Test":["CMD","true"],"StartInterval":2000000000},
+		"HostConfig":{"AutoRemove":true,"ConsoleSize":[7,8],"Annotations":{"a":"b"}}}`
+	show := func(s *spec.Spec) string {
+		h := time.Duration(0)
+		if s.Healthcheck != nil {
+			h = s.Healthcheck.StartInterval
 		}
-		if got := w.containers.specs[0].IpcMode; got != want {
-			t.Errorf("%s: IPC mode %q, want %q", version, got, want)
+		return fmt.Sprintf("ipc=%s rm=%v size=%v annotations=%d every=%s", s.IpcMode, s.AutoRemove, s.ConsoleSize, len(s.Annotations), h)
+	}
+	for _, tc := range []struct{ version, body, want string }{
+		{"1.24", newer, "ipc=shareable rm=false size=[0 0] annotations=0 every=0s"},
+		{"1.25", newer, "ipc=shareable rm=true size=[0 0] annotations=0 every=0s"},
+		{"1.39", `{"Image":"busybox"}`, "ipc=shareable rm=false size=[0 0] annotations=0 every=0s"},
+		{"1.39", `{"Image":"busybox","HostConfig":{}}`, "ipc=shareable rm=false size=[0 0] annotations=0 every=0s"},
+		{"1.39", `{"Image":"busybox","HostConfig":{"IpcMode":"private"}}`, "ipc=private rm=false size=[0 0] annotations=0 every=0s"},
+		{"1.40", `{"Image":"busybox"}`, "ipc= rm=false size=[0 0] annotations=0 every=0s"},
+		{"1.41", newer, "ipc= rm=true size=[0 0] annotations=0 every=0s"},
+		{"1.42", newer, "ipc= rm=true size=[7 8] annotations=0 every=0s"},
+		{"1.43", newer, "ipc= rm=true size=[7 8] annotations=1 every=0s"},
+		{"1.44", newer, "ipc= rm=true size=[7 8] annotations=1 every=2s"},
+	} {
+		w := newWorld(t)
+		if rec := w.do("POST", "/v"+tc.version+"/containers/create", strings.NewReader(tc.body)); rec.Code != 201 {
+			t.Fatalf("%s: %d %s", tc.version, rec.Code, rec.Body)
+		}
+		if got := show(&w.containers.specs[0]); got != tc.want {
+			t.Errorf("%s %s:\n%s, want\n%s", tc.version, tc.body, got, tc.want)
 		}
 	}
 }

@@ -21,7 +21,7 @@ func (h sessionHandlers) execCreate(c *call) error {
 	}
 	spec := spec.ExecSpec{Cmd: body.Cmd, Env: body.Env, User: body.User, WorkingDir: body.WorkingDir, Tty: body.Tty, Privileged: body.Privileged,
 		AttachStdin: body.AttachStdin, AttachStdout: body.AttachStdout, AttachStderr: body.AttachStderr, DetachKeys: body.DetachKeys}
-	if body.ConsoleSize != nil {
+	if body.ConsoleSize != nil && c.v >= 42 {
 		spec.ConsoleSize = *body.ConsoleSize
 	}
 	id, err := h.sessions.ExecCreate(c.ctx(), c.vars["id"], spec)
@@ -42,10 +42,7 @@ func (h sessionHandlers) execStart(c *call) error {
 		return err
 	}
 	var size [2]uint
-	if body.ConsoleSize != nil {
-		if !body.Tty && !exec.Spec.Tty {
-			return errs.New(errs.Invalid, "ConsoleSize: the exec has no terminal")
-		}
+	if body.ConsoleSize != nil && c.v >= 42 && (body.Tty || exec.Spec.Tty) { // otherwise there is no terminal that has a size
 		size = *body.ConsoleSize
 	}
 	if body.Detach {

@@ -86,7 +86,6 @@ func TestHostileRequests(t *testing.T) {
 		"save nothing":        {"GET", "/v1.51/images/get", "", nil, 400, "names"},
 		"commit nothing":      {"POST", "/v1.51/commit", "", nil, 400, "container is missing"},
 		"commit digest":       {"POST", "/v1.51/commit?container=web&repo=a&tag=sha256:" + strings.Repeat("a", 64), "", nil, 400, "cannot commit to digest"},
-		"exec size no tty":    {"POST", "/v1.51/exec/" + execGood + "/start", `{"ConsoleSize":[1,2]}`, nil, 400, "no terminal"},
 		"container of spaces": {"GET", "/v1.51/containers/%20/json", "", nil, 404, "No such container"},
 		"long ID":             {"GET", "/v1.51/containers/" + long + "/json", "", nil, 404, "No such container"},
 		"volume cluster":      {"POST", "/v1.51/volumes/create", `{"ClusterVolumeSpec":{}}`, nil, 400, "ClusterVolumeSpec"},
