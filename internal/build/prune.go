@@ -48,8 +48,12 @@ func (s Space) Limit(total, free int64) int64 {
 	return max(keep, s.Reserved)
 }
 
-// PruneFilters are the conditions of Prune.
+// PruneFilters are the conditions of Prune. Entries have no labels and no parents: `docker system prune --filter label=x` asks for labels of
+// everything that it prunes.
 var PruneFilters = filter.Table[*cache.Entry]{
+	"label":       filter.Labels(noLabels),
+	"label!":      filter.NotAllLabels(noLabels),
+	"parent":      filter.Any(func(*cache.Entry, string) bool { return false }),
 	"until":       filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
 	"unused-for":  filter.Until(func(e *cache.Entry) time.Time { return e.Used }),
 	"shared":      filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared == v }),
@@ -57,10 +61,10 @@ var PruneFilters = filter.Table[*cache.Entry]{
 	"inuse":       filter.Bool(func(e *cache.Entry, v bool) bool { return e.InUse == v }),
 	"description": filter.Exact(func(e *cache.Entry) string { return e.Name }),
 	"type":        filter.Exact(func(*cache.Entry) string { return "regular" }),
-	"id": filter.Any(func(e *cache.Entry, id string) bool {
-		return id == string(e.ID) || id == e.ID.Hex() || id == e.ShortID()
-	}),
+	"id":          filter.Text(func(e *cache.Entry) []string { return []string{string(e.ID)} }),
 }
+
+func noLabels(*cache.Entry) map[string]string { return nil }
 
 // Pruned is the result of Prune.
 type Pruned struct {
@@ -78,6 +82,9 @@ func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 }
 
 func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
+	if opts.Filters.Has("until") && opts.Filters.Has("unused-for") { // two names of one condition
+		return nil, errs.New(errs.Invalid, "conflicting filters: until and unused-for")
+	}
 	match, err := PruneFilters.Compile(opts.Filters)
 	if err != nil {
 		return nil, err

@@ -130,7 +130,8 @@ func TestPruneFilters(t *testing.T) {
 		want    int
 	}{
 		{filter.Args{"id": {"abc"}}, 0}, {filter.Args{"type": {"source.local"}}, 0}, {filter.Args{"until": {"1h"}}, 0}, {filter.Args{"inuse": {"true"}}, 0}, {filter.Args{"shared": {"true"}}, 0},
-		{filter.Args{"id": {list[0].ShortID()}}, 1}, {filter.Args{"type": {"regular"}, "private": {"true"}}, 1},
+		{filter.Args{"label": {"x"}}, 0}, {filter.Args{"parent": {"x"}}, 0},
+		{filter.Args{"id": {"^sha256:" + list[0].ShortID()}}, 1}, {filter.Args{"type": {"regular"}, "private": {"true"}}, 1},
 	} {
 		got, err := w.builder.Prune(t.Context(), build.PruneOptions{All: true, Filters: c.filters})
 		if err != nil || len(got.Entries) != c.want {
@@ -139,6 +140,8 @@ func TestPruneFilters(t *testing.T) {
 	}
 	_, err = w.builder.Prune(t.Context(), build.PruneOptions{Filters: filter.Args{"colour": {"red"}}})
 	transfertest.WantClass(t, err, errs.Invalid, "invalid filter 'colour'")
+	_, err = w.builder.Prune(t.Context(), build.PruneOptions{Filters: filter.Args{"until": {"1h"}, "unused-for": {"1h"}}})
+	transfertest.WantClass(t, err, errs.Invalid, "conflicting filters: until and unused-for")
 }
 
 // The policy applies behind builds, rule by rule; a filter that nothing knows is refused at the start.

@@ -211,6 +211,7 @@ func ByCaller[T any](valid func(value string) error) Key[T] {
 
 // Until returns a key of one point in time: the item must be older than it.
 func Until[T any](made func(T) time.Time) Key[T] {
+	before := Before(made)
 	return func(name string, values []string) (Match[T], error) {
 		if len(values) > 1 {
 			return nil, errs.New(errs.Invalid, "more than one %s filter specified", name)
@@ -218,12 +219,14 @@ func Until[T any](made func(T) time.Time) Key[T] {
 		if len(values) == 0 { // a prune must not remove everything because a time got lost
 			return nil, errs.New(errs.Invalid, "invalid filter '%s': the time is missing", name)
 		}
-		t, err := ParseTime(values[0], time.Now())
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "invalid filter '%s=%s': %w", name, clip(values[0]), err)
-		}
-		return func(item T) bool { return made(item).Before(t) }, nil
+		return before(name, values)
 	}
+}
+
+// Before returns a key of points in time: the item must be older than each of them.
+func Before[T any](made func(T) time.Time) Key[T] {
+	parse := func(value string) (time.Time, error) { return ParseTime(value, time.Now()) }
+	return Every(parse, func(item T, t time.Time) bool { return made(item).Before(t) })
 }
 
 func invalidValue(name, value string) error {

@@ -60,6 +60,7 @@ var table = Table[item]{
 	"label!":  NotAllLabels(labelsOf),
 	"nolabel": NoLabel(labelsOf),
 	"until":   Until(func(i item) time.Time { return i.made }),
+	"before":  Before(func(i item) time.Time { return i.made }),
 	"glob":    ByCaller[item](ValidGlob),
 	"free":    ByCaller[item](nil),
 }
@@ -95,6 +96,8 @@ func TestTheConditionsOfEveryKey(t *testing.T) {
 		{Args{"label!": {"x", "y"}}, "bb c+c"},
 		{Args{"nolabel": {"x=1", "y"}}, "bb c+c"},
 		{Args{"until": {"24h"}}, "a"},
+		{Args{"before": {"30m"}}, "a bb"},
+		{Args{"before": {"24h", "30m"}}, "a"},
 		{Args{"glob": {"a*"}, "free": {"["}}, "a bb c+c"},
 		{Args{"label": {"x"}, "on": {"false"}}, "bb"},
 	} {

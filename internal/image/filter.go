@@ -14,7 +14,7 @@ var ListFilters = filter.Table[*Image]{
 	"label!":    filter.NoLabel(labelsOf),
 	"before":    filter.ByCaller[*Image](nil), // an image
 	"since":     filter.ByCaller[*Image](nil), // an image
-	"until":     filter.Until((*Image).Created),
+	"until":     filter.Before((*Image).Created),
 	"reference": filter.ByCaller[*Image](filter.ValidGlob),
 }
 
@@ -52,10 +52,10 @@ func (s *Service) selection(args filter.Args) (*selection, error) {
 	if sel.dangling, err = danglingOf(args); err != nil {
 		return nil, err
 	}
-	if sel.before, err = s.createdOf(args["before"]); err != nil {
+	if sel.before, err = s.createdOf(args["before"], time.Time.Before); err != nil {
 		return nil, err
 	}
-	if sel.since, err = s.createdOf(args["since"]); err != nil {
+	if sel.since, err = s.createdOf(args["since"], time.Time.After); err != nil {
 		return nil, err
 	}
 	return sel, nil
@@ -75,8 +75,9 @@ func danglingOf(args filter.Args) (*bool, error) {
 	return &v, nil
 }
 
-// createdOf returns the creation time of the last of the images that a before or since filter names, or nil.
-func (s *Service) createdOf(refs []string) (created *time.Time, err error) {
+// createdOf returns the creation time of one of the images that a before or since filter names, or nil: of the one that is further than the
+// others, so that an image meets the condition of each of them.
+func (s *Service) createdOf(refs []string, further func(a, b time.Time) bool) (created *time.Time, err error) {
 	for _, ref := range refs {
 		id, err := s.Lookup(ref)
 		if err != nil {
@@ -86,9 +87,12 @@ func (s *Service) createdOf(refs []string) (created *time.Time, err error) {
 		if err != nil {
 			return nil, err
 		}
-		created = cfg.Created
-		if created == nil {
-			created = new(time.Time)
+		at := cfg.Created
+		if at == nil {
+			at = new(time.Time)
+		}
+		if created == nil || further(*at, *created) {
+			created = at
 		}
 	}
 	return created, nil

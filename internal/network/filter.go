@@ -1,7 +1,6 @@
 package network
 
 import (
-	"strings"
 	"time"
 
 	"ply/internal/filter"
@@ -9,8 +8,8 @@ import (
 
 // ListFilters are the conditions of List.
 var ListFilters = filter.Table[*Network]{
-	"name":   filter.Any(func(n *Network, v string) bool { return strings.Contains(n.Name, v) }),
-	"id":     filter.Any(func(n *Network, v string) bool { return strings.HasPrefix(n.ID, v) }),
+	"name":   filter.Text(func(n *Network) []string { return []string{n.Name} }),
+	"id":     filter.Text(func(n *Network) []string { return []string{n.ID} }),
 	"driver": filter.Exact(func(n *Network) string { return n.Driver }),
 	"type": filter.Exact(func(n *Network) string {
 		if n.BuiltIn {

@@ -47,9 +47,6 @@ func Prune(inv *command.Invocation) *cobra.Command {
 				if kind == "images" {
 					f.Add("dangling", fmt.Sprint(!all))
 				}
-				if kind == "build" && f["label"] != nil {
-					continue // the build cache has no labels
-				}
 				out, err := command.Prune(ctx, api, "/"+kind+"/prune", f, nil)
 				if err != nil {
 					if kind == "build" && client.IsAbsent(err) {
