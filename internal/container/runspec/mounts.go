@@ -62,8 +62,13 @@ func (b *builder) mounts() error {
 			taken["/sys"] && strings.HasPrefix(m.Destination, "/sys/") {
 			continue
 		}
-		writable := in.Spec.Privileged && !in.Spec.ReadonlyRootfs
-		if writable && (m.Destination == "/sys" || m.Destination == "/sys/fs/cgroup") {
+		writable := m.Destination == "/sys" && in.Spec.Privileged && !in.Spec.ReadonlyRootfs
+		if m.Type == "cgroup" {
+			if writable = in.Spec.Privileged; b.sec.writableCgroups != nil {
+				writable = *b.sec.writableCgroups
+			}
+		}
+		if writable {
 			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
 		}
 		all = append(all, m)

@@ -84,6 +84,42 @@ func TestAppArmor(t *testing.T) {
 	}
 }
 
+// The cgroups of a container are writable where its options say so, else where it is privileged.
+func TestWritableCgroups(t *testing.T) {
+	for _, tc := range []struct {
+		privileged, readOnlyRoot bool
+		opt                      string
+		cgroups, sys             bool // writable
+	}{
+		{}, {privileged: true, cgroups: true, sys: true}, {privileged: true, readOnlyRoot: true, cgroups: true},
+		{opt: "writable-cgroups", cgroups: true}, {opt: "writable-cgroups=true", cgroups: true}, {opt: "writable-cgroups:1", cgroups: true}, {opt: "writable-cgroups=false"},
+		{privileged: true, opt: "writable-cgroups=false", sys: true}, {readOnlyRoot: true, opt: "writable-cgroups", cgroups: true},
+	} {
+		in := input(t)
+		in.Spec.Privileged, in.Spec.ReadonlyRootfs = tc.privileged, tc.readOnlyRoot
+		if tc.opt != "" {
+			in.Spec.SecurityOpt = []string{tc.opt}
+		}
+		s, _, err := Build(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range s.Mounts {
+			want := map[string]bool{"/sys": tc.sys, "/sys/fs/cgroup": tc.cgroups}
+			if w, ok := want[m.Destination]; ok && w == slices.Contains(m.Options, "ro") {
+				t.Errorf("%+v: %s has the options %v", tc, m.Destination, m.Options)
+			}
+		}
+	}
+	for _, opt := range []string{"writable-cgroups=", "writable-cgroups=dang", "writable-cgroup"} {
+		in := input(t)
+		in.Spec.SecurityOpt = []string{opt}
+		if _, _, err := Build(in); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v, want class Invalid", opt, err)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	limit, swappiness := int64(100), int64(10)
 	for name, change := range map[string]func(*Input){

@@ -23,7 +23,8 @@ type security struct {
 	seccomp         string // "" = built in, "unconfined", or a profile's JSON
 	apparmor        string // "" = the default
 	noNewPrivileges bool
-	systemPaths     bool // unconfined
+	systemPaths     bool  // unconfined
+	writableCgroups *bool // nil = as the container is privileged or not
 }
 
 func parseSecurity(opts []string, host *Host) (s security, err error) {
@@ -40,6 +41,14 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 					return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
 				}
 			}
+		case "writable-cgroups":
+			writable := true
+			if ok || value != "" {
+				if writable, err = strconv.ParseBool(value); err != nil {
+					return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+				}
+			}
+			s.writableCgroups = &writable
 		case "seccomp":
 			if len(value) > maxSeccomp {
 				return s, errs.New(errs.Invalid, "security option seccomp: profile larger than %d bytes", maxSeccomp)
@@ -58,6 +67,10 @@ func parseSecurity(opts []string, host *Host) (s security, err error) {
 				return s, errs.New(errs.Invalid, "security option %q: AppArmor is not enabled on this host", opt)
 			}
 			s.apparmor = value
+		case "disable": // docker's oldest form of label=disable
+			if ok || value != "" {
+				return s, errs.New(errs.Invalid, "invalid --security-opt: %q", opt)
+			}
 		case "label":
 			if value != "disable" {
 				return s, errs.New(errs.Unimplemented, "security option %q: SELinux labels are not supported, only label=disable", opt)

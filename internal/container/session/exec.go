@@ -262,14 +262,19 @@ func (e *Exec) end(code int) {
 	e.forget()
 }
 
-// abandon ends an exec whose container has ended. One that runs gets its exit code from watch.
+// abandon ends an exec whose container has ended. One that runs gets its exit code from watch. One that was not started can never be
+// started any more and is forgotten at once, as docker does.
 func (e *Exec) abandon() {
 	e.mu.Lock()
-	if !e.started {
+	pending := !e.started
+	if pending {
 		e.started = true
 		close(e.done)
 	}
 	e.mu.Unlock()
+	if pending {
+		e.set.reg.forget(e)
+	}
 	e.forget()
 }
 

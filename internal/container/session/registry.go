@@ -52,11 +52,14 @@ func (r *Registry) forgetContainer(s *Set) {
 	}
 }
 
+// forget removes an exec.
+func (r *Registry) forget(e *Exec) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.execs, e.id)
+}
+
 // forgetLater removes an exec that has ended after execMemory.
 func (r *Registry) forgetLater(e *Exec) {
-	time.AfterFunc(execMemory, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.execs, e.id)
-	})
+	time.AfterFunc(execMemory, func() { r.forget(e) })
 }
