@@ -65,7 +65,7 @@ func SniffManifest(data []byte, contentType string) (string, error) {
 	case shape.SchemaVersion == 1 || shape.FSLayers != nil:
 		return "", errs.New(errs.Invalid, "manifest: Docker schema 1 is no longer readable").
 			WithHint("Push the image again with a current engine.")
-	case shape.SchemaVersion != 2:
+	case shape.SchemaVersion != 0 && shape.SchemaVersion != 2: // some programs leave it out, and the content says what it is
 		return "", errs.New(errs.Invalid, "manifest: schemaVersion is %d, want 2", shape.SchemaVersion)
 	case !hasLayers && !hasManifests:
 		return "", errs.New(errs.Invalid, "manifest: has neither layers nor manifests")

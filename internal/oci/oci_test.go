@@ -89,6 +89,13 @@ func TestDecodeManifest(t *testing.T) {
 	if i, err := DecodeIndex([]byte(idx), ""); err != nil || i.MediaType != MediaTypeOCIIndex {
 		t.Errorf("DecodeIndex without a media type = %+v, %v", i, err)
 	}
+	// Some programs leave the version out.
+	for name, text := range map[string]string{"manifest": manifest(""), "index": idx} {
+		text = strings.Replace(text, `"schemaVersion":2,`, "", 1)
+		if got, err := SniffManifest([]byte(text), ""); err != nil || IsIndex(got) != (name == "index") {
+			t.Errorf("%s without a schemaVersion: %q, %v", name, got, err)
+		}
+	}
 	deep := strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70)
 	for name, c := range map[string]struct{ data, contentType string }{
 		"image and index at once":    {manifest(`,"manifests":[]`), ""},
