@@ -77,7 +77,7 @@ func (s *Server) audited(r observe.Request) {
 		what, name, _ := strings.Cut(strings.TrimPrefix(path, people.Prefix), "/")
 		e.Action, e.Reference = strings.ToLower(r.Method)+" "+what, name
 	default:
-		if action, repository, reference, change := web.Describe(r.Request); change && s.pages != nil && (refused || r.Status == http.StatusSeeOther) {
+		if action, repository, reference, change := web.Describe(r.Request); change && s.pages != nil && (refused || r.Status == http.StatusSeeOther || r.Status == http.StatusCreated) {
 			e.Action, e.Repository, e.Reference = action, string(repository), reference
 			break
 		}

@@ -17,7 +17,7 @@ func (s *Server) openPages() {
 		return
 	}
 	o := web.Options{
-		Repositories: s.repositories, Blobs: s.repositories.Blobs, Gate: s.gate, Namespaces: namespaces{s}, URL: s.o.URL, Log: s.o.Log, Free: s.free,
+		Repositories: s.repositories, Blobs: s.repositories.Blobs, Gate: s.gate, Namespaces: namespaces{s}, Users: s.users, Tokens: s.tokens, ReadOnly: s.readOnly, URL: s.o.URL, Log: s.o.Log, Free: s.free,
 		Delete: func(r *http.Request, c access.Caller, repo content.Repository, d content.Digest, tag content.Tag) error {
 			g := s.current.join()
 			defer g.requests.Done()

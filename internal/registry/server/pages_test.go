@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -71,6 +72,37 @@ func TestPages(t *testing.T) {
 	visit(keeper, "POST", "/namespaces", url.Values{"name": {"elsewhere"}, "visibility": {"public"}}, 403)
 	visit(root, "POST", "/namespaces", url.Values{"name": {"team"}, "visibility": {"public"}}, 303)
 	visit(nil, "GET", "/r/team/app", nil, 200)
+	// A user makes a token that programs use, and changes its password, which ends its sessions elsewhere. An admin changes users.
+	other := signIn("reader", "reader", 303)
+	reader := signIn("reader", "reader", 303)
+	_, page := visit(reader, "POST", "/tokens", url.Values{"name": {"ci"}, "repositories": {"team/**"}, "actions": {"pull"}, "days": {"7"}}, 201)
+	secret := regexp.MustCompile("plyr_[A-Z2-7]{36}").FindString(page)
+	_, err := c.want("GET", "/v2/team/app/manifests/2", nil, withPassword("reader", secret), 200)
+	must(t, err)
+	_, err = c.want("DELETE", "/v2/team/app/manifests/2", nil, withPassword("reader", secret), 403)
+	must(t, err)
+	_, err = c.want("GET", "/people", nil, withPassword("root", "root"), 200)
+	must(t, err)
+	visit(reader, "POST", "/password", url.Values{"old": {"wrong"}, "new": {"a"}, "again": {"a"}}, 403)
+	visit(reader, "POST", "/password", url.Values{"old": {"reader"}, "new": {"a"}, "again": {"b"}}, 400)
+	changed, _ := visit(reader, "POST", "/password", url.Values{"old": {"reader"}, "new": {"next"}, "again": {"next"}}, 303)
+	visit(other, "GET", "/tokens", nil, 303)
+	visit(reader, "GET", "/tokens", nil, 303)
+	if cookies := changed.Cookies(); len(cookies) == 0 {
+		t.Error("who changes its password is signed out")
+	} else {
+		visit(cookies[len(cookies)-1], "GET", "/tokens", nil, 200)
+	}
+	if signIn("reader", "reader", 403) != nil || signIn("reader", "next", 303) == nil {
+		t.Error("the password is not changed")
+	}
+	visit(keeper, "POST", "/people/users/keeper/grant", url.Values{"pattern": {"**"}, "role": {"admin"}}, 404)
+	visit(root, "POST", "/people", url.Values{"name": {"novice"}, "password": {"novice"}}, 303)
+	visit(root, "POST", "/people/users/novice/grant", url.Values{"pattern": {"team/**"}, "role": {"admin"}}, 303)
+	eventually(t, func() error {
+		_, err := c.want("DELETE", "/v2/team/app/manifests/2", nil, withPassword("novice", "novice"), 202)
+		return err
+	})
 	for path, status := range map[string]int{"/healthz": 200, "/readyz": 200, "/metrics": 401, "/v2/": 401, "/static/style.css": 200, "/absent": 404} {
 		visit(nil, "GET", path, nil, status)
 	}
@@ -81,6 +113,8 @@ func TestPages(t *testing.T) {
 	for _, want := range []audit.Entry{
 		{User: "keeper", Action: "delete", Repository: "team/app", Reference: "1", Status: 303}, {User: "reader", Action: "delete", Repository: "team/app", Reference: "1", Status: 403},
 		{User: "keeper", Action: "sign-in", Status: 303}, {Action: "sign-in", Status: 403}, {User: "root", Action: "namespace", Reference: "team", Status: 303},
+		{User: "reader", Action: "add token", Reference: "ci", Status: 201}, {User: "reader", Action: "passwd user", Status: 303}, {User: "reader", Action: "passwd user", Status: 403},
+		{User: "root", Action: "add user", Reference: "novice", Status: 303}, {User: "root", Action: "grant user", Reference: "novice admin=team/**", Status: 303},
 	} {
 		if !slices.ContainsFunc(entries, func(e audit.Entry) bool {
 			return e.User == want.User && e.Action == want.Action && e.Repository == want.Repository && e.Reference == want.Reference && e.Status == want.Status

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"ply/internal/registry/access"
+	"ply/internal/registry/auth"
 	"ply/internal/registry/content"
 )
 
@@ -92,15 +94,37 @@ func TestBrowser(t *testing.T) {
 	for _, name := range []content.Repository{"team/api", "team/web-front-end-with-a-long-name", "public/tools/linter"} {
 		w.image(name, "latest", someConfig, base)
 	}
+	w.post("/people", "root", url.Values{"name": {"alice"}, "password": {"secret"}}, 303)
+	w.post("/people/users/alice/grant", "root", url.Values{"pattern": {"a/very/long/pattern/of/repositories/that/does/not/end/**"}, "role": {"writer"}}, 303)
+	w.post("/people/groups", "root", url.Values{"name": {"developers-of-the-front-end"}}, 303)
+	w.post("/people/groups/developers-of-the-front-end/join", "root", url.Values{"user": {"alice"}}, 303)
+	w.post("/people/groups/developers-of-the-front-end/claims", "root", url.Values{"claims": {"/engineering\n/web"}}, 303)
+	w.post("/people/groups/developers-of-the-front-end/grant", "root", url.Values{"pattern": {"team/**"}, "role": {"admin"}}, 303)
+	for _, user := range []string{"root", "alice"} {
+		u, err := w.users.Find(user)
+		if err == nil {
+			_, _, err = w.tokens.Create(t.Context(), u, "continuous integration", []auth.TokenScope{{Repositories: "team/**", Actions: []access.Action{access.Pull, access.Push}}}, time.Hour)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	first := string(content.SHA256.Of(base))
 	pages := map[string]string{
 		"repositories": "/", "found": "/?q=team", "repository": "/r/public/app", "image": "/r/public/app/-/1.0", "files": "/r/public/app/-/1.0/files?layer=" + first + "&path=etc",
 		"file": "/r/public/app/-/1.0/files?layer=" + first + "&path=etc/passwd", "compare": "/r/public/app/-/1.0/compare?with=1.1", "new": "/new?name=" + url.QueryEscape("team/new"),
-		"storage": "/storage", "sign-in": "/sign-in", "not-found": "/r/absent",
+		"storage": "/storage", "tokens": "/tokens", "new-token": "/new-token", "users": "/people", "user": "/people/users/alice", "everyone": "/people/users/@anonymous",
+		"groups": "/people/groups", "group": "/people/groups/developers-of-the-front-end", "sign-in": "/sign-in", "not-found": "/r/absent",
 	}
 	asRoot := func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/sign-in" {
+				r.AddCookie(&http.Cookie{Name: "who", Value: "root"})
+			}
+			if r.URL.Path == "/new-token" { // a page that only answers a form
+				form := url.Values{"name": {"the build server"}, "repositories": {"team/** public/app"}, "actions": {"pull", "push"}, "days": {"30"}}.Encode()
+				r = httptest.NewRequest(http.MethodPost, "/tokens", strings.NewReader(form))
+				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 				r.AddCookie(&http.Cookie{Name: "who", Value: "root"})
 			}
 			h.ServeHTTP(w, r)

@@ -48,6 +48,10 @@ type Options struct {
 	Blobs        blobs.Store
 	Gate         Gate
 	Namespaces   Namespaces // nil = there are none
+	// Users and Tokens are for the pages about people; nil = there are none.
+	Users    *auth.Users
+	Tokens   *auth.Tokens
+	ReadOnly func() bool // nothing can be changed; nil = everything can
 	// Delete deletes a manifest, a tag, or with neither a repository, as the protocol does. The error's class is errs.Forbidden when
 	// the caller may not, or nothing can be deleted.
 	Delete func(r *http.Request, c access.Caller, repo content.Repository, d content.Digest, tag content.Tag) error
@@ -97,16 +101,28 @@ func New(o Options) *Handler {
 	}
 	mux := http.NewServeMux()
 	for pattern, serve := range map[string]func(*visit) error{
-		"GET /{$}":          (*visit).repositories,
-		"GET /sign-in":      (*visit).signInForm,
-		"POST /sign-in":     (*visit).signIn,
-		"POST /sign-out":    (*visit).signOut,
-		"GET /new":          (*visit).newRepository,
-		"POST /namespaces":  (*visit).setNamespace,
-		"GET /storage":      (*visit).storage,
-		"GET /r/{path...}":  (*visit).below,
-		"POST /r/{path...}": (*visit).change,
-		"GET /{path...}":    func(*visit) error { return errNoPage },
+		"GET /{$}":                        (*visit).repositories,
+		"GET /sign-in":                    (*visit).signInForm,
+		"POST /sign-in":                   (*visit).signIn,
+		"POST /sign-out":                  (*visit).signOut,
+		"GET /new":                        (*visit).newRepository,
+		"POST /namespaces":                (*visit).setNamespace,
+		"GET /storage":                    (*visit).storage,
+		"GET /tokens":                     (*visit).tokens,
+		"POST /tokens":                    (*visit).createToken,
+		"POST /tokens/revoke":             (*visit).revokeToken,
+		"POST /password":                  (*visit).changePassword,
+		"GET /people":                     forAdmins(adminVisit.users),
+		"POST /people":                    forAdmins(adminVisit.addUser),
+		"GET /people/users/{name}":        forAdmins(adminVisit.user),
+		"POST /people/users/{name}/{do}":  forAdmins(adminVisit.changeUser),
+		"GET /people/groups":              forAdmins(adminVisit.groups),
+		"POST /people/groups":             forAdmins(adminVisit.addGroup),
+		"GET /people/groups/{name}":       forAdmins(adminVisit.group),
+		"POST /people/groups/{name}/{do}": forAdmins(adminVisit.changeGroup),
+		"GET /r/{path...}":                (*visit).below,
+		"POST /r/{path...}":               (*visit).change,
+		"GET /{path...}":                  func(*visit) error { return errNoPage },
 	} {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, serve) })
 	}
@@ -185,7 +201,9 @@ func (v *visit) fail(err error) {
 		status, title, text = http.StatusForbidden, "Not allowed", err.Error()
 	case errors.Is(err, errs.Invalid):
 		status, title, text = http.StatusBadRequest, "Not possible", err.Error()
-	case errors.Is(err, errs.Conflict), errors.Is(err, errs.Precondition):
+	case errors.Is(err, errs.Unauthorized):
+		status, title, text = http.StatusForbidden, "Not allowed", err.Error()
+	case errors.Is(err, errs.Conflict), errors.Is(err, errs.Precondition), errors.Is(err, errs.Exists):
 		status, title, text = http.StatusConflict, "Not possible now", err.Error()
 	case errors.Is(err, errs.Exhausted):
 		status, title, text = http.StatusTooManyRequests, "Too much", err.Error()
@@ -207,6 +225,7 @@ type page struct {
 	User     string
 	Stranger bool
 	Admin    bool
+	People   bool   // there are users, whom the visitor may change
 	Here     string // path and query, to come back to
 	Host     string
 	Query    string
@@ -218,6 +237,7 @@ func (v *visit) show(name string, status int, title string, data any) {
 	p := page{Title: title, Here: v.r.URL.RequestURI(), Host: v.host(), Query: v.r.URL.Query().Get("q"), Data: data}
 	if v.caller != nil {
 		p.User, p.Stranger, p.Admin = v.caller.Name(), v.stranger(), v.caller.Admin()
+		p.People = v.h.Users != nil && v.admin() == nil
 	}
 	var b bytes.Buffer
 	if err := v.h.pages[name].ExecuteTemplate(&b, "layout", p); err != nil {
@@ -266,8 +286,8 @@ func (v *visit) signOut() error {
 	return nil
 }
 
-// Describe says what a request to the pages changes, for a log: delete, namespace, sign-in or sign-out. Change is false for one that only
-// reads.
+// Describe says what a request to the pages changes, for a log: delete, namespace, sign-in, sign-out, or a change of users or tokens in the
+// words of the command line. Change is false for one that only reads.
 func Describe(r *http.Request) (action string, repo content.Repository, reference string, change bool) {
 	if r.Method != http.MethodPost {
 		return "", "", "", false
@@ -277,6 +297,9 @@ func Describe(r *http.Request) (action string, repo content.Repository, referenc
 		return r.URL.Path[1:], "", "", true
 	case "/namespaces":
 		return "namespace", "", r.PostForm.Get("name"), true
+	}
+	if action, reference, ok := describePeople(r); ok {
+		return action, "", reference, true
 	}
 	if repo, reference, ok := deletion(r.URL.Path); ok {
 		return "delete", repo, reference, true

@@ -28,12 +28,9 @@ func (v *visit) repositories() error {
 	if len(term) > maxQuery {
 		return errs.New(errs.Invalid, "the search has more than %d bytes", maxQuery)
 	}
-	n := 1
-	if s := query.Get("page"); s != "" {
-		var err error
-		if n, err = strconv.Atoi(s); err != nil || n < 1 {
-			return errs.New(errs.Invalid, "the page must be a number from 1")
-		}
+	n, err := v.pageNumber()
+	if err != nil {
+		return err
 	}
 	found, err := search.Find(v.r.Context(), v.h.metadata, v.caller, term)
 	if err != nil {
@@ -53,6 +50,19 @@ func (v *visit) repositories() error {
 		"Term": query.Get("q"), "Rows": rows, "Found": len(found), "Page": n, "Pages": pages, "Last": n >= pages,
 	})
 	return nil
+}
+
+// pageNumber returns which page of a list is wanted, from 1.
+func (v *visit) pageNumber() (int, error) {
+	s := v.r.URL.Query().Get("page")
+	if s == "" {
+		return 1, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 {
+		return 0, errs.New(errs.Invalid, "the page must be a number from 1")
+	}
+	return n, nil
 }
 
 func (v *visit) visibility(repo content.Repository) string {

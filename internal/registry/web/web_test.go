@@ -18,11 +18,13 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/crypto/bcrypt"
 
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/registry/access"
+	"ply/internal/registry/auth"
 	"ply/internal/registry/blobs/directory"
 	"ply/internal/registry/content"
 	"ply/internal/registry/metadata/bolt"
@@ -101,6 +103,9 @@ type world struct {
 	h       *Handler
 	server  *httptest.Server
 	deleted []string
+	users   *auth.Users
+	tokens  *auth.Tokens
+	locked  bool // nothing can be changed
 }
 
 func newWorld(t *testing.T, open bool) *world {
@@ -114,9 +119,18 @@ func newWorld(t *testing.T, open bool) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, s: &repository.Service{Metadata: meta, Blobs: bytes}}
+	w := &world{t: t, s: &repository.Service{Metadata: meta, Blobs: bytes}, tokens: auth.NewTokens(meta)}
+	if w.users, err = auth.OpenUsers(root); err != nil {
+		t.Fatal(err)
+	}
+	w.users.Cost = bcrypt.MinCost
+	for _, name := range []string{"root", "reader"} {
+		if _, err := w.users.Add(name, name, nil); err != nil && !open {
+			t.Fatal(err)
+		}
+	}
 	w.h = New(Options{
-		Repositories: w.s, Blobs: bytes, Gate: doors{open}, Namespaces: spaces{}, Free: func(context.Context) (int64, error) { return 12345, nil },
+		Repositories: w.s, Blobs: bytes, Gate: doors{open}, Namespaces: spaces{}, Users: w.users, Tokens: w.tokens, ReadOnly: func() bool { return w.locked }, Free: func(context.Context) (int64, error) { return 12345, nil },
 		Delete: func(_ *http.Request, c access.Caller, repo content.Repository, d content.Digest, tag content.Tag) error {
 			if !c.May(repo, access.Delete) {
 				return errs.New(errs.Forbidden, "you may not delete")
