@@ -1,5 +1,5 @@
 // Package progress shows the progress of long work. Show reads the engine's stream of messages; a Printer prints them. There are four:
-// tty keeps one line with a bar per object, plain prints one line per change of state, json prints the messages themselves, and quiet
+// tty keeps one line per object, with a bar and its speed, and one for the total, plain prints one line per change of state, json prints the messages themselves, and quiet
 // prints nothing. Counter shows how much of a copy is done.
 package progress
 
