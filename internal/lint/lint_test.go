@@ -51,7 +51,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 // those of its own floor only where beside allows it.
 var floors = [][]string{
 	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
-	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence"},
+	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence", "spill"},
 	{"store", "registry"},
 	{"image", "container", "transfer", "network", "volume", "config", "system", "build"},
 	{"engine", "api", "cli"},

@@ -14,6 +14,7 @@ import (
 	"ply/internal/durable"
 	"ply/internal/memory"
 	"ply/internal/oci"
+	"ply/internal/spill"
 	"ply/internal/store/layer/erofs/image"
 	"ply/internal/store/layer/tarscan"
 )
@@ -46,20 +47,32 @@ type scanner struct {
 	cur     *piece
 	off     int
 	tree    *image.Tree
+	space   *spill.Space // of the tree
 	size    int64
 	entries int
 	side    *sideFile
 }
 
 func newScanner(d *Driver, dir string) *scanner {
-	return &scanner{d: d, dir: dir, in: make(chan *piece, 2), share: d.opts.Memory.Share(), tree: image.NewTree()}
+	s := &scanner{d: d, dir: dir, in: make(chan *piece, 2), share: d.opts.Memory.Share()}
+	s.begin()
+	return s
+}
+
+// indexMemory is how much memory the index of one layer takes before parts of it move to a file.
+const indexMemory = 8 << 20
+
+// begin makes an empty tree.
+func (s *scanner) begin() {
+	s.space = spill.NewSpace(indexMemory, spill.InDir(s.dir))
+	s.tree = image.NewTreeIn(s.space)
 }
 
 // errNoMemory means that the share cannot grow.
 var errNoMemory = errors.New("index: no memory left")
 
 func (s *scanner) run() {
-	err := tarscan.Scan(s, s.d.opts.Limits, s.visit)
+	err := s.read(s, s.visit)
 	if errors.Is(err, errNoMemory) {
 		err = s.forget()
 	}
@@ -73,6 +86,18 @@ func (s *scanner) run() {
 	for p := range s.in {
 		p.done()
 	}
+}
+
+// read indexes a tar.
+func (s *scanner) read(r io.Reader, visit func(*tarscan.Entry, io.Reader) error) (err error) {
+	defer spill.Guard(&err)()
+	return tarscan.Scan(r, s.d.opts.Limits, visit)
+}
+
+// missing returns what the layer takes from those below.
+func (s *scanner) missing() (_ []image.Missing, err error) {
+	defer spill.Guard(&err)()
+	return s.tree.Missing()
 }
 
 // forget drops the index and what belongs to it. The tar alone has everything.
@@ -92,8 +117,9 @@ func (s *scanner) again(ctx context.Context, tar io.ReaderAt, size int64) error 
 	if err != nil {
 		return err
 	}
-	s.share, s.tree = turn, image.NewTree()
-	err = tarscan.Scan(io.NewSectionReader(tar, 0, size), s.d.opts.Limits, func(e *tarscan.Entry, data io.Reader) error {
+	s.share = turn
+	s.begin()
+	err = s.read(io.NewSectionReader(tar, 0, size), func(e *tarscan.Entry, data io.Reader) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -184,13 +210,14 @@ func (s *scanner) release() {
 // close drops the index and closes the side file, if there is one.
 func (s *scanner) close() error {
 	s.tree = nil
+	err := s.space.Close()
 	s.share.Close()
 	if s.side == nil {
-		return nil
+		return err
 	}
 	f := s.side.f
 	s.side = nil
-	return f.Close()
+	return errors.Join(err, f.Close())
 }
 
 // sideFile holds file content that is not one piece of the tar. Regions of zeros become holes.

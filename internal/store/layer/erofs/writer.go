@@ -16,6 +16,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/memory"
 	"ply/internal/oci"
+	"ply/internal/spill"
 	"ply/internal/store/layer"
 	"ply/internal/store/layer/erofs/image"
 	"ply/internal/store/layer/tarscan"
@@ -253,7 +254,7 @@ func (w *writer) End() (alone bool) {
 	if !w.joined {
 		w.join()
 		if w.err == nil && w.scan.failure() == nil && w.scan.tree != nil {
-			w.missing, w.err = w.scan.tree.Missing()
+			w.missing, w.err = w.scan.missing()
 		}
 		if w.err == nil && w.scan.failure() == nil {
 			w.syncs.start(w.tar.Sync)
@@ -271,7 +272,7 @@ func (w *writer) index(ctx context.Context) error {
 		return err
 	}
 	var err error
-	w.missing, err = w.scan.tree.Missing()
+	w.missing, err = w.scan.missing()
 	return err
 }
 
@@ -342,7 +343,8 @@ func (d *Driver) forgetPages(tar durable.File, size int64) error {
 }
 
 // seal writes everything except the tar into the staging directory. It returns the record and the name of the index.
-func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (*layerRecord, string, error) {
+func (w *writer) seal(ctx context.Context, id oci.DiffID, parents oci.Chain) (_ *layerRecord, _ string, err error) {
+	defer spill.Guard(&err)()
 	side, err := w.scan.finish(&w.syncs)
 	if err != nil {
 		return nil, "", err

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/spill"
 	"ply/internal/store/layer/erofs/image"
 	"ply/internal/store/layer/tarscan"
 )
@@ -30,7 +32,10 @@ type made struct {
 
 // build makes an image of a tar. What the layers below would provide is filled in with fixed values.
 func build(data []byte, lim tarscan.Limits) (*made, error) {
-	t := image.NewTree()
+	return buildIn(image.NewTree(), data, lim)
+}
+
+func buildIn(t *image.Tree, data []byte, lim tarscan.Limits) (*made, error) {
 	m := &made{tar: data}
 	err := tarscan.Scan(bytes.NewReader(data), lim, func(e *tarscan.Entry, r io.Reader) error {
 		where := image.Extent{Device: 1, Offset: e.Offset}
@@ -341,9 +346,41 @@ func TestManyNamesAndMarks(t *testing.T) {
 			t.Fatal(err)
 		}
 		sizes[n] = len(m.index)
+		moved := 0
+		space := spill.NewSpace(0, func() (spill.File, error) { moved++; return os.CreateTemp(t.TempDir(), "") })
+		other, err := buildIn(image.NewTreeIn(space), buf.Bytes(), tarscan.Limits{})
+		if err = errors.Join(err, space.Close()); err != nil || !bytes.Equal(m.index, other.index) {
+			t.Errorf("the image of %d names is another one when they moved to a file: %v", n, err)
+		}
+		if moved != 1 {
+			t.Errorf("%d files for what does not fit into memory", moved)
+		}
 	}
 	if float64(sizes[40_000]) > 2.1*float64(sizes[20_000]) {
 		t.Errorf("index sizes %v", sizes)
+	}
+}
+
+// What a tree takes in memory does not grow with the names as fast as the names and their attributes do, because these move to a file.
+func TestManyNamesTakeLittleMemory(t *testing.T) {
+	space := spill.NewSpace(1<<20, func() (spill.File, error) { return os.CreateTemp(t.TempDir(), "") })
+	defer space.Close()
+	tree := image.NewTreeIn(space)
+	const n = 300_000
+	for i := range n {
+		e := tarscan.Entry{Path: fmt.Sprintf("directory-%d/file-%d", i/1000, i), Kind: tarscan.Regular, Size: 1, Mtime: time.Unix(int64(i), 0)}
+		if err := tree.Add(&e, image.Extent{Device: 1, Offset: int64(i) * 512}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := tree.Memory(); got > 40*n {
+		t.Errorf("%d names take %d bytes each", n, got/n)
+	}
+	if _, err := tree.Write(io.Discard, [16]byte{}, []image.Device{{Tag: "layer.tar", Size: n * 512}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := space.Memory(); got > 40*n {
+		t.Errorf("the layout of %d names takes %d bytes each", n, got/n)
 	}
 }
 

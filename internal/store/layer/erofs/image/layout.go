@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/spill"
 	"ply/internal/store/layer/tarscan"
 )
 
@@ -31,11 +32,10 @@ type layout struct {
 	t       *Tree
 	first   []uint32 // children of node n are kids[first[n]:first[n+1]]
 	kids    []nodeID
-	order   []inodeID // in the order of the image
-	node    []nodeID  // of a directory's inode; parallel to t.inodes
-	end     int64     // of the inodes, a multiple of BlockSize
-	data    []inodeID // whose tails do not fit behind them: they have blocks after end
-	blocks  int64     // of the whole image, in blocks
+	order   []nodeID // in the order of the image, each inode by one of its names
+	end     int64    // of the inodes, a multiple of BlockSize
+	data    []nodeID // whose tails do not fit behind them: they have blocks after end
+	blocks  int64    // of the whole image, in blocks
 	devices int
 }
 
@@ -44,6 +44,7 @@ func (t *Tree) plan(devices int) (*layout, error) {
 	if err := t.nameCopies(); err != nil {
 		return nil, err
 	}
+	t.names.Forget()
 	l := &layout{t: t, devices: devices}
 	if err := l.connect(); err != nil {
 		return nil, err
@@ -57,24 +58,24 @@ func (l *layout) connect() error {
 	t := l.t
 	live := t.live()
 	var white inodeID
-	l.first = make([]uint32, len(t.nodes)+1)
-	for i := 1; i < len(t.nodes); i++ {
+	l.first = spill.Make[uint32](t.space, len(live)+1)
+	for i := 1; i < len(live); i++ {
+		t.space.Tick()
 		if !live[i] {
 			continue
 		}
-		n := &t.nodes[i]
-		parent := &t.inodes[t.nodes[n.parent].inode]
+		up := t.names.Parent(nodeID(i))
+		n := t.node(nodeID(i))
 		if n.inode == 0 { // a whiteout: all whiteouts are hard links to one inode
 			if white == 0 {
 				white = t.newInode(inode{mode: unix.S_IFCHR})
-				parent = &t.inodes[t.nodes[n.parent].inode]
 			}
 			n.inode = white
-			parent.whiteouts = true
+			t.inode(t.node(up).inode).whiteouts = true
 		} else if n.whiteout && t.dir(nodeID(i)) {
 			n.opaque = true // removed in the layers below and created again here
 		}
-		in := &t.inodes[n.inode]
+		in := t.inode(n.inode)
 		if in.absent {
 			return errs.New(errs.Internal, "%.200q: link target was not filled in", t.path(nodeID(i)))
 		}
@@ -82,23 +83,25 @@ func (l *layout) connect() error {
 		if in.isDir() {
 			in.nlink = 2
 			in.opaque = n.opaque
-			parent.nlink++
+			t.inode(t.node(up).inode).nlink++
 		}
-		l.first[n.parent+1]++
+		l.first[up]++
 	}
-	r := &t.inodes[t.nodes[root].inode]
+	r := t.inode(t.node(root).inode)
 	r.nlink += 2
-	r.opaque = t.nodes[root].opaque
-	for i := range len(t.nodes) {
-		l.first[i+1] += l.first[i]
+	r.opaque = t.node(root).opaque
+	end := uint32(0) // first becomes the end of each directory, and then its start
+	for i := range l.first {
+		end += l.first[i]
+		l.first[i] = end
 	}
-	l.kids = make([]nodeID, l.first[len(t.nodes)])
-	next := slices.Clone(l.first)
-	for i := 1; i < len(t.nodes); i++ {
+	l.kids = spill.Make[nodeID](t.space, int(end))
+	for i := len(live) - 1; i > 0; i-- {
+		t.space.Tick()
 		if live[i] {
-			p := t.nodes[i].parent
-			l.kids[next[p]] = nodeID(i)
-			next[p]++
+			up := t.names.Parent(nodeID(i))
+			l.first[up]--
+			l.kids[l.first[up]] = nodeID(i)
 		}
 	}
 	return nil
@@ -107,8 +110,12 @@ func (l *layout) connect() error {
 func (l *layout) children(n nodeID) []nodeID { return l.kids[l.first[n]:l.first[n+1]] }
 
 func (l *layout) sort() {
-	for n := range l.t.nodes {
-		slices.SortFunc(l.children(nodeID(n)), func(a, b nodeID) int { return bytes.Compare(l.t.name(a), l.t.name(b)) })
+	t := l.t
+	for n := range t.names.Len() {
+		slices.SortFunc(l.children(nodeID(n)), func(a, b nodeID) int {
+			t.space.Tick()
+			return bytes.Compare(t.names.Name(a), t.names.Name(b))
+		})
 	}
 }
 
@@ -116,18 +123,18 @@ func (l *layout) sort() {
 // so that a walk of the tree reads the image forwards.
 func (l *layout) assignPositions() error {
 	t := l.t
-	l.node = make([]nodeID, len(t.inodes))
+	l.order = spill.Make[nodeID](t.space, len(l.kids)+1)[:0]
 	pos := int64(align(superOffset+superSize+slotSize*l.devices, BlockSize))
-	rootInode := t.nodes[root].inode
-	pos = l.put(rootInode, root, pos)
+	pos = l.put(root, pos)
 	stack := []nodeID{root}
 	for len(stack) > 0 {
 		dir := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		kids := l.children(dir)
 		for _, k := range kids {
-			if id := t.nodes[k].inode; t.inodes[id].pos == 0 {
-				pos = l.put(id, k, pos)
+			t.space.Tick()
+			if t.inode(t.node(k).inode).pos == 0 {
+				pos = l.put(k, pos)
 			}
 		}
 		for _, k := range slices.Backward(kids) {
@@ -138,8 +145,8 @@ func (l *layout) assignPositions() error {
 	}
 	l.end = int64(align(int(pos), BlockSize))
 	l.blocks = l.end / BlockSize
-	for _, id := range l.data {
-		in := &t.inodes[id]
+	for _, n := range l.data {
+		in := t.inode(t.node(n).inode)
 		in.block = uint32(l.blocks)
 		l.blocks += (in.size + BlockSize - 1) / BlockSize
 	}
@@ -150,10 +157,9 @@ func (l *layout) assignPositions() error {
 	return nil
 }
 
-// put assigns a position at or after pos to one inode, and returns the end of the inode.
-func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
-	in := &l.t.inodes[id]
-	l.node[id] = n
+// put assigns a position at or after pos to the inode of a name, and returns the end of the inode.
+func (l *layout) put(n nodeID, pos int64) int64 {
+	in := l.t.inode(l.t.node(n).inode)
 	if in.isDir() {
 		in.size = l.dirSize(n)
 	}
@@ -168,9 +174,9 @@ func (l *layout) put(id inodeID, n nodeID, pos int64) int64 {
 		pos += int64(rest)
 	}
 	in.pos = pos
-	l.order = append(l.order, id)
+	l.order = append(l.order, n)
 	if !inline && in.size > 0 && in.mode&unix.S_IFMT != unix.S_IFREG {
-		l.data = append(l.data, id)
+		l.data = append(l.data, n)
 	}
 	if in.chunked() {
 		return pos + int64(align(head, chunkIndex)) + chunkIndex
@@ -201,22 +207,18 @@ func align(n, to int) int { return (n + to - 1) / to * to }
 // names calls visit with the entries of a directory, "." and ".." included, in their order on disk.
 func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
 	t := l.t
-	up := root
-	if dir != root {
-		up = t.nodes[dir].parent
-	}
 	dots := [2]struct {
 		name []byte
 		id   inodeID
-	}{{dot, t.nodes[dir].inode}, {dotdot, t.nodes[up].inode}}
+	}{{dot, t.node(dir).inode}, {dotdot, t.node(t.names.Parent(dir)).inode}}
 	next := 0
 	for _, k := range l.children(dir) {
-		name := t.name(k)
+		name := t.names.Name(k)
 		for next < 2 && bytes.Compare(dots[next].name, name) < 0 {
 			visit(dots[next].name, dots[next].id)
 			next++
 		}
-		visit(name, t.nodes[k].inode)
+		visit(name, t.node(k).inode)
 	}
 	for ; next < 2; next++ {
 		visit(dots[next].name, dots[next].id)

@@ -47,13 +47,13 @@ func (t *Tree) follow(dir string) (string, error) {
 		}
 		if part == ".." {
 			if n != root {
-				n = t.nodes[n].parent
+				n = t.names.Parent(n)
 			}
 			rest = rest[1:]
 			continue
 		}
-		child := t.lookup(n, part)
-		if child == noNode || !t.dir(child) && !t.isLink(child) {
+		child, ok := t.names.Find(n, part)
+		if !ok || !t.dir(child) && !t.isLink(child) {
 			break
 		}
 		rest = rest[1:]
@@ -64,8 +64,7 @@ func (t *Tree) follow(dir string) (string, error) {
 		if links++; links > maxLinks {
 			return "", errs.New(errs.Invalid, "too many symbolic links on the way")
 		}
-		in := &t.inodes[t.nodes[child].inode]
-		target := string(t.names[in.offset : in.offset+in.size])
+		target := t.target(t.inode(t.node(child).inode))
 		if strings.HasPrefix(target, "/") {
 			n = root
 		}
@@ -95,26 +94,30 @@ const (
 )
 
 func (t *Tree) isLink(n nodeID) bool {
-	i := t.nodes[n].inode
-	return i != 0 && t.inodes[i].mode&unix.S_IFMT == unix.S_IFLNK
+	i := t.node(n).inode
+	return i != 0 && t.inode(i).mode&unix.S_IFMT == unix.S_IFLNK
 }
 
-// target returns the inode of the file at p, to which the hard link from points. When this layer does not have it, it is a
+// target returns the target of a symbolic link, or the path of an absent file.
+func (t *Tree) target(in *inode) string { return string(t.strings.At(uint32(in.offset), int(in.size))) }
+
+// linked returns the inode of the file at p, to which the hard link from points. When this layer does not have it, it is a
 // file of a lower layer and gets an inode that Missing lists.
-func (t *Tree) target(from, p string) (inodeID, error) {
+func (t *Tree) linked(from, p string) (inodeID, error) {
 	n := root
 	for part := range strings.SplitSeq(p, "/") {
 		if !t.dir(n) {
 			return 0, errs.New(errs.Invalid, "hard link to %.200q, which this layer has hidden", p)
 		}
-		if n = t.lookup(n, part); n == noNode || t.nodes[n].inode == 0 {
+		var ok bool
+		if n, ok = t.names.Find(n, part); !ok || t.node(n).inode == 0 {
 			return t.lower(from, p)
 		}
 	}
 	if t.dir(n) {
 		return 0, errs.New(errs.Invalid, "hard link to the directory %.200q", p)
 	}
-	return t.nodes[n].inode, nil
+	return t.node(n).inode, nil
 }
 
 func (t *Tree) lower(from, p string) (inodeID, error) {
@@ -129,7 +132,8 @@ func (t *Tree) lower(from, p string) (inodeID, error) {
 	}
 	t.texts += int64(len(p)) + copyCost
 	p = strings.Clone(p)
-	i := t.newInode(inode{mode: unix.S_IFREG, absent: true, offset: int64(t.text(p)), size: int64(len(p))})
+	t.unknown++
+	i := t.newInode(inode{mode: unix.S_IFREG, absent: true, offset: int64(t.strings.Append(p)), size: int64(len(p))})
 	t.copies[p] = i
 	t.copyOrder = append(t.copyOrder, p)
 	return i, nil
@@ -150,7 +154,7 @@ func (t *Tree) nameCopies() error {
 		if err != nil {
 			return errs.New(errs.Invalid, "layer tar: entry %.200q: %w", p, err)
 		}
-		t.nodes[n].inode = t.copies[p]
+		t.node(n).inode = t.copies[p]
 	}
 	return nil
 }
@@ -159,15 +163,16 @@ func (t *Tree) nameCopies() error {
 func (t *Tree) shows(p string) bool {
 	n := root
 	for part := range strings.SplitSeq(p, "/") {
-		if !t.dir(n) || t.nodes[n].opaque {
+		if !t.dir(n) || t.node(n).opaque {
 			return false
 		}
-		if n = t.lookup(n, part); n == noNode {
+		var ok bool
+		if n, ok = t.names.Find(n, part); !ok {
 			return true
 		}
-		if t.nodes[n].whiteout {
+		if t.node(n).whiteout {
 			return false
 		}
 	}
-	return t.nodes[n].inode == 0
+	return t.node(n).inode == 0
 }

@@ -1,8 +1,6 @@
 package image
 
 import (
-	"bytes"
-	"hash/maphash"
 	"path"
 	"strings"
 	"time"
@@ -11,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/errs"
+	"ply/internal/spill"
 	"ply/internal/store/layer/tarscan"
 )
 
@@ -40,21 +39,16 @@ type Attr struct {
 }
 
 type (
-	nodeID  uint32
+	nodeID  = spill.NameID
 	inodeID uint32
 )
 
-const noNode = ^nodeID(0)
-
-// node is a name in a directory.
+// node is what belongs to a name in a directory.
 type node struct {
-	parent   nodeID
-	name     uint32 // offset in names
-	length   uint8
+	inode    inodeID
 	replaced bool // another node has the name now; what is below this one does not exist any more
 	whiteout bool // hides the name in the layers below
 	opaque   bool // hides the content of the layers below
-	inode    inodeID
 }
 
 type inode struct {
@@ -63,7 +57,7 @@ type inode struct {
 	nsec     uint32
 	mtime    int64
 	size     int64
-	offset   int64 // of the content, or of the link target in names
+	offset   int64 // of the content, or of the link target in texts
 	rdev     uint64
 	xattrs   uint32 // index in Tree.xattrs; 0 means none
 	device   uint16
@@ -81,15 +75,14 @@ func (i *inode) isDir() bool { return i.mode&unix.S_IFMT == unix.S_IFDIR }
 
 // Tree collects the entries of one layer. The zero value is not usable. Not safe for concurrent use.
 type Tree struct {
-	names  []byte
-	nodes  []node
-	inodes []inode // inodes[0] means none
-	xattrs [][]tarscan.Xattr
-	bytes  int
-	texts  int64 // bytes of texts that are not in names, with what keeping them costs
-
-	table []nodeID // a hash table with open addressing on (parent, name)
-	seed  maphash.Seed
+	space   *spill.Space
+	names   *spill.Names[node]
+	inodes  spill.Array[inode] // the first one means none
+	strings spill.Text         // link targets
+	xattrs  [][]tarscan.Xattr
+	bytes   int
+	texts   int64 // bytes of texts that are not in the space, with what keeping them costs
+	unknown int64 // inodes that were implied or absent
 
 	copies      map[string]inodeID // lower files to which hard links point
 	copyOrder   []string
@@ -103,105 +96,64 @@ type Tree struct {
 	lastRaw, lastResolved string
 }
 
-const root nodeID = 0
+const root = spill.Root
 
-// NewTree returns a tree with an implied root.
-func NewTree() *Tree {
-	t := &Tree{seed: maphash.MakeSeed(), table: make([]nodeID, 1024), xattrs: make([][]tarscan.Xattr, 1), copies: map[string]inodeID{}}
-	for i := range t.table {
-		t.table[i] = noNode
+// NewTree returns a tree with an implied root, which stays in memory.
+func NewTree() *Tree { return NewTreeIn(spill.NewSpace(0, nil)) }
+
+// NewTreeIn returns a tree with an implied root. It uses space, which the caller closes after the tree.
+func NewTreeIn(space *spill.Space) *Tree {
+	t := &Tree{
+		space: space, names: spill.NewNames[node](space), inodes: spill.NewArray[inode](space), strings: spill.NewText(space),
+		xattrs: make([][]tarscan.Xattr, 1), copies: map[string]inodeID{},
 	}
-	t.inodes = append(t.inodes, inode{})
-	t.nodes = append(t.nodes, node{parent: noNode, inode: t.implied()})
+	t.inodes.Append(inode{})
+	i := t.implied()
+	t.node(root).inode = i
 	t.lastDir = "."
 	return t
 }
 
+// node returns what belongs to a name. The pointer is valid until the next name is added.
+func (t *Tree) node(n nodeID) *node { return t.names.Value(n) }
+
+// inode returns an inode. The pointer is valid until the next one is added.
+func (t *Tree) inode(i inodeID) *inode { return t.inodes.At(int(i)) }
+
 func (t *Tree) implied() inodeID {
+	t.unknown++
 	return t.newInode(inode{mode: unix.S_IFDIR | 0o755, implied: true})
 }
 
 func (t *Tree) newInode(i inode) inodeID {
-	t.inodes = append(t.inodes, i)
-	return inodeID(len(t.inodes) - 1)
+	t.inodes.Append(i)
+	return inodeID(t.inodes.Len() - 1)
 }
 
-func (t *Tree) name(n nodeID) []byte {
-	d := &t.nodes[n]
-	return t.names[d.name : d.name+uint32(d.length)]
-}
-
-func (t *Tree) dir(n nodeID) bool { return t.inodes[t.nodes[n].inode].isDir() }
-
-func (t *Tree) slot(parent nodeID, name string) int {
-	var h maphash.Hash
-	h.SetSeed(t.seed)
-	h.WriteString(name)
-	i := int((h.Sum64()+uint64(parent)*0x9e3779b97f4a7c15)>>7) & (len(t.table) - 1)
-	for {
-		n := t.table[i]
-		if n == noNode || t.nodes[n].parent == parent && string(t.name(n)) == name {
-			return i
-		}
-		i = (i + 1) & (len(t.table) - 1)
-	}
-}
-
-func (t *Tree) lookup(parent nodeID, name string) nodeID { return t.table[t.slot(parent, name)] }
+func (t *Tree) dir(n nodeID) bool { return t.inode(t.node(n).inode).isDir() }
 
 // make adds a name that does not exist yet.
 func (t *Tree) make(parent nodeID, name string) (nodeID, error) {
-	if len(t.nodes) >= MaxNames {
+	if t.names.Len() >= MaxNames {
 		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
 	}
 	if err := t.account(len(name)); err != nil {
 		return 0, err
 	}
-	if len(t.nodes)*2 >= len(t.table) {
-		t.grow()
-	}
-	n := nodeID(len(t.nodes))
-	at := t.slot(parent, name)
-	t.nodes = append(t.nodes, node{parent: parent, name: t.text(name), length: uint8(len(name))})
-	t.table[at] = n
-	return n, nil
+	t.space.Tick()
+	return t.names.Add(parent, name, node{}), nil
 }
 
 // replace gives the name of n to a new node, which removes everything below n at once.
 func (t *Tree) replace(n nodeID) (nodeID, error) {
-	if len(t.nodes) >= MaxNames {
+	if t.names.Len() >= MaxNames {
 		return 0, errs.New(errs.Invalid, "more than %d names", MaxNames)
 	}
-	at := t.slot(t.nodes[n].parent, string(t.name(n)))
-	fresh := t.nodes[n]
+	fresh := *t.node(n)
 	fresh.inode = 0
-	t.nodes[n].replaced = true
-	t.nodes = append(t.nodes, fresh)
-	t.table[at] = nodeID(len(t.nodes) - 1)
+	t.node(n).replaced = true
 	t.lastDir, t.lastNode = ".", root
-	if len(t.nodes)*2 >= len(t.table) {
-		t.grow()
-	}
-	return nodeID(len(t.nodes) - 1), nil
-}
-
-func (t *Tree) grow() {
-	t.table = make([]nodeID, 2*len(t.table))
-	for i := range t.table {
-		t.table[i] = noNode
-	}
-	for i := range t.nodes {
-		if n := nodeID(i); n != root && !t.nodes[n].replaced {
-			t.table[t.slot(t.nodes[n].parent, string(t.name(n)))] = n
-		}
-	}
-}
-
-// text appends s to the arena and returns its offset.
-func (t *Tree) text(s string) uint32 {
-	off := uint32(len(t.names))
-	t.names = append(t.names, s...)
-	return off
+	return t.names.Replace(n, fresh), nil
 }
 
 func (t *Tree) account(n int) error {
@@ -219,16 +171,16 @@ func (t *Tree) dirOf(p string) (nodeID, error) {
 	n := root
 	if p != "." {
 		for part := range strings.SplitSeq(p, "/") {
-			child := t.lookup(n, part)
+			child, ok := t.names.Find(n, part)
 			var err error
-			if child == noNode {
+			if !ok {
 				child, err = t.make(n, part)
 			}
 			if err != nil {
 				return 0, err
 			}
 			if !t.dir(child) {
-				t.nodes[child].inode = t.implied()
+				t.node(child).inode = t.implied()
 				t.lastRaw = ""
 			}
 			n = child
@@ -251,7 +203,7 @@ func (t *Tree) at(p string) (nodeID, error) {
 	if err != nil {
 		return 0, err
 	}
-	if n := t.lookup(parent, base); n != noNode {
+	if n, ok := t.names.Find(parent, base); ok {
 		return n, nil
 	}
 	return t.make(parent, base)
@@ -284,20 +236,20 @@ func (t *Tree) add(e *tarscan.Entry, content Extent) error {
 	case tarscan.Whiteout:
 		n, err := t.at(e.Path)
 		if err == nil {
-			t.nodes[n].whiteout = true
+			t.node(n).whiteout = true
 		}
 		return err
 	case tarscan.Opaque:
 		n, err := t.dirOf(e.Path)
 		if err == nil {
-			t.nodes[n].opaque = true
+			t.node(n).opaque = true
 		}
 		return err
 	case tarscan.Hardlink:
 		if e.Path != e.Link && (within(e.Path, e.Link) || within(e.Link, e.Path)) {
 			return errs.New(errs.Invalid, "hard link to %.200q, its own parent or child", e.Link)
 		}
-		target, err := t.target(e.Path, e.Link)
+		target, err := t.linked(e.Path, e.Link)
 		if err != nil {
 			return err
 		}
@@ -316,13 +268,13 @@ func (t *Tree) put(p string, i inodeID) error {
 	if err != nil {
 		return err
 	}
-	if t.nodes[n].inode != 0 && t.dir(n) && !t.inodes[i].isDir() {
+	if t.node(n).inode != 0 && t.dir(n) && !t.inode(i).isDir() {
 		if n, err = t.replace(n); err != nil {
 			return err
 		}
 	}
 	was := t.isLink(n)
-	t.nodes[n].inode = i
+	t.node(n).inode = i
 	if was || t.isLink(n) {
 		t.links++
 		t.lastRaw = "" // it may now lead somewhere else
@@ -360,7 +312,7 @@ func (t *Tree) set(id inodeID, a Attr) error {
 			}
 		}
 	case unix.S_IFLNK:
-		i.size, i.offset = int64(len(a.Link)), int64(t.text(a.Link))
+		i.size, i.offset = int64(len(a.Link)), int64(t.strings.Append(a.Link))
 	}
 	total := len(a.Link)
 	if len(a.Xattrs) > 0 {
@@ -371,24 +323,21 @@ func (t *Tree) set(id inodeID, a Attr) error {
 		}
 		t.texts += int64(total)
 	}
-	t.inodes[id] = i
+	*t.inode(id) = i
 	return t.account(total)
 }
 
-// What a name and an inode take in memory besides their texts, with what Missing and Write need for them.
-const (
-	nodeCost  = int64(unsafe.Sizeof(node{})) + 2 + int64(unsafe.Sizeof(Missing{})) + 2*4
-	inodeCost = int64(unsafe.Sizeof(inode{})) + 3*8
-)
+// perName is what Missing and Write need in memory for a name, besides the memory of the table of names, which Write uses for itself.
+const perName = 8
 
 // Memory returns how many bytes the tree takes, and Write with it.
 func (t *Tree) Memory() int64 {
-	return int64(cap(t.names)) + int64(cap(t.nodes))*nodeCost + int64(cap(t.inodes))*inodeCost + int64(len(t.table))*4 +
+	return t.space.Memory() + int64(t.names.Len())*perName + t.unknown*int64(unsafe.Sizeof(Missing{})) +
 		int64(cap(t.xattrs))*int64(unsafe.Sizeof(t.xattrs[0])) + t.texts
 }
 
 // Len returns the number of names, replaced ones included.
-func (t *Tree) Len() int { return len(t.nodes) }
+func (t *Tree) Len() int { return t.names.Len() }
 
 // Missing is something that depends on the layers below.
 type Missing struct {
@@ -399,8 +348,8 @@ type Missing struct {
 
 // Path returns the path of m in the layers below.
 func (t *Tree) Path(m Missing) string {
-	if in := &t.inodes[m.id]; in.absent {
-		return string(t.names[in.offset : in.offset+in.size])
+	if in := t.inode(m.id); in.absent {
+		return t.target(in)
 	}
 	return t.path(m.node)
 }
@@ -412,17 +361,18 @@ func (t *Tree) Missing() ([]Missing, error) {
 		return nil, err
 	}
 	live := t.live()
-	hidden := make([]bool, len(t.nodes)) // whether this directory hides the layers below
+	hidden := make([]bool, t.names.Len()) // whether this directory hides the layers below
 	listed := map[inodeID]bool{}
 	var all []Missing
-	hidden[root] = t.nodes[root].opaque
-	for i := 1; i < len(t.nodes); i++ {
-		n := &t.nodes[i]
+	hidden[root] = t.node(root).opaque
+	for i := 1; i < len(hidden); i++ {
+		t.space.Tick()
 		if !live[i] {
 			continue
 		}
-		in := &t.inodes[n.inode]
-		cut := hidden[n.parent] || n.whiteout
+		n := t.node(nodeID(i))
+		in := t.inode(n.inode)
+		cut := hidden[t.names.Parent(nodeID(i))] || n.whiteout
 		hidden[i] = cut || n.opaque || !in.isDir()
 		switch {
 		case in.implied && in.isDir() && !cut:
@@ -444,29 +394,27 @@ func (t *Tree) Fill(m Missing, a Attr) error {
 }
 
 // ImpliedRoot reports whether no entry described the root.
-func (t *Tree) ImpliedRoot() bool { return t.inodes[t.nodes[root].inode].implied }
+func (t *Tree) ImpliedRoot() bool { return t.inode(t.node(root).inode).implied }
 
 // OpaqueRoot reports whether the layer hides everything below it. Overlayfs does not support that mark on a root.
-func (t *Tree) OpaqueRoot() bool { return t.nodes[root].opaque }
+func (t *Tree) OpaqueRoot() bool { return t.node(root).opaque }
 
 // live reports for each node whether it is still in the tree. Parents come before their children.
 func (t *Tree) live() []bool {
-	live := make([]bool, len(t.nodes))
+	live := make([]bool, t.names.Len())
 	live[root] = true
-	for i := 1; i < len(t.nodes); i++ {
-		n := &t.nodes[i]
-		live[i] = !n.replaced && live[n.parent] && t.dir(n.parent) && (n.inode != 0 || n.whiteout)
+	for i := 1; i < len(live); i++ {
+		t.space.Tick()
+		n, parent := t.node(nodeID(i)), t.names.Parent(nodeID(i))
+		live[i] = !n.replaced && live[parent] && t.dir(parent) && (n.inode != 0 || n.whiteout)
 	}
 	return live
 }
 
+// path returns the clean path of a name; that of the root is ".".
 func (t *Tree) path(n nodeID) string {
-	var parts [][]byte
-	for ; n != root; n = t.nodes[n].parent {
-		parts = append(parts, t.name(n))
+	if n == root {
+		return "."
 	}
-	for i, j := 0, len(parts)-1; i < j; i, j = i+1, j-1 {
-		parts[i], parts[j] = parts[j], parts[i]
-	}
-	return path.Clean(string(bytes.Join(parts, []byte("/"))))
+	return string(t.names.Path(nil, n)[1:])
 }

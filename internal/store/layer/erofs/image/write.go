@@ -45,19 +45,20 @@ func (t *Tree) Write(w io.Writer, uuid [16]byte, devices []Device) (size int64, 
 	if err := l.super(s, uuid, devices); err != nil {
 		return 0, err
 	}
-	for _, id := range l.order {
-		in := &t.inodes[id]
+	for _, n := range l.order {
+		t.space.Tick()
+		in := t.inode(t.node(n).inode)
 		if int(in.device) > len(devices) {
 			return 0, errs.New(errs.Internal, "content on device %d of %d", in.device, len(devices))
 		}
 		s.padTo(in.pos)
-		l.inode(s, id, in)
+		l.inode(s, n, in)
 	}
 	s.padTo(l.end)
-	for _, id := range l.data {
-		in := &t.inodes[id]
+	for _, n := range l.data {
+		in := t.inode(t.node(n).inode)
 		s.padTo(int64(in.block) * BlockSize)
-		l.content(s, id, in)
+		l.content(s, n, in)
 	}
 	s.padTo(l.blocks * BlockSize)
 	if s.err == nil {
@@ -73,7 +74,7 @@ func (l *layout) super(s *stream, uuid [16]byte, devices []Device) error {
 	var b [superSize]byte
 	le.PutUint32(b[0:], magic)
 	b[12] = 9 // log2 of the block size
-	le.PutUint16(b[14:], uint16(l.t.inodes[l.t.nodes[root].inode].nid()))
+	le.PutUint16(b[14:], uint16(l.t.inode(l.t.node(root).inode).nid()))
 	le.PutUint64(b[16:], uint64(len(l.order)))
 	le.PutUint32(b[36:], uint32(l.blocks))
 	copy(b[48:64], uuid[:])
@@ -97,7 +98,7 @@ func (l *layout) super(s *stream, uuid [16]byte, devices []Device) error {
 	return nil
 }
 
-func (l *layout) inode(s *stream, id inodeID, in *inode) {
+func (l *layout) inode(s *stream, n nodeID, in *inode) {
 	xattrs := l.xattrsOf(in)
 	head := inodeSize + l.xattrSize(in)
 	tail, inline := l.tail(in, head)
@@ -121,7 +122,7 @@ func (l *layout) inode(s *stream, id inodeID, in *inode) {
 	}
 	le.PutUint16(b[4:], uint16(in.mode))
 	le.PutUint64(b[8:], uint64(in.size))
-	le.PutUint32(b[20:], uint32(id))
+	le.PutUint32(b[20:], uint32(l.t.node(n).inode))
 	le.PutUint32(b[24:], in.uid)
 	le.PutUint32(b[28:], in.gid)
 	le.PutUint64(b[32:], uint64(in.mtime))
@@ -137,22 +138,22 @@ func (l *layout) inode(s *stream, id inodeID, in *inode) {
 		le.PutUint32(c[4:], uint32(in.offset/BlockSize))
 		s.write(c[:])
 	case tail > 0:
-		l.content(s, id, in)
+		l.content(s, n, in)
 	}
 }
 
 // content writes the blocks of a directory or the target of a link.
-func (l *layout) content(s *stream, id inodeID, in *inode) {
+func (l *layout) content(s *stream, n nodeID, in *inode) {
 	if !in.isDir() {
-		s.write(l.t.names[in.offset : in.offset+in.size])
+		s.write(l.t.strings.At(uint32(in.offset), int(in.size)))
 		return
 	}
 	d := dirBlock{s: s}
-	l.names(l.node[id], func(name []byte, child inodeID) {
+	l.names(n, func(name []byte, child inodeID) {
 		if d.used+direntSize+len(name) > BlockSize {
 			d.flush(true)
 		}
-		c := &l.t.inodes[child]
+		c := l.t.inode(child)
 		d.add(name, c.nid(), fileType(c.mode))
 	})
 	d.flush(false)
