@@ -8,6 +8,7 @@ package fileop
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"ply/internal/build/ops"
 	"ply/internal/build/tree"
 	"ply/internal/errs"
+	"ply/internal/spill"
 )
 
 // Step is an action with the trees that it works on.
@@ -44,19 +46,23 @@ type Options struct {
 	Warn  func(text string) // nil = warnings are dropped
 	// Limits of each archive that is unpacked.
 	Limits Limits
+	// Scratch opens a file for names that do not fit into memory; nil = they stay there.
+	Scratch func() (spill.File, error)
 }
 
 // Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not
 // there, errs.Invalid for one that cannot be copied or unpacked.
-func Write(ctx context.Context, w io.Writer, base *tree.Tree, steps []Step, o Options) error {
+func Write(ctx context.Context, w io.Writer, base *tree.Tree, steps []Step, o Options) (err error) {
 	l := newLayer(base, w, o)
+	defer errs.Close(&err, l.space)
+	defer spill.Guard(&err)()
 	for i := range steps {
-		x := executor{ctx: ctx, l: l, step: &steps[i], o: &o}
+		x := executor{ctx: ctx, l: l, step: &steps[i], o: &o, last: i == len(steps)-1}
 		if err := x.run(); err != nil {
 			return err
 		}
 	}
-	return l.close()
+	return l.tw.Close()
 }
 
 type executor struct {
@@ -64,6 +70,7 @@ type executor struct {
 	l    *layer
 	step *Step
 	o    *Options
+	last bool // no step comes after it
 }
 
 func (x *executor) run() error {
@@ -208,15 +215,15 @@ type copying struct {
 	do       *ops.Copy
 	uid, gid uint32
 	chown    bool
-	chmod    func(uint32) uint32 // nil = modes stay
-	links    map[any]string      // files with several names → the path of the first
+	chmod    func(uint32) uint32        // nil = modes stay
+	files    *spill.Names[spill.NameID] // files with several names, by their IDs → the first in layer.made; nil while there are none
 }
 
 func (x *executor) copy(do *ops.Copy) error {
 	if x.step.From == nil {
 		return missing(do.Src)
 	}
-	c := copying{executor: x, do: do, links: map[any]string{}}
+	c := copying{executor: x, do: do}
 	var err error
 	if c.uid, c.gid, c.chown, err = x.owner(do.Owner); err != nil {
 		return err
@@ -241,7 +248,7 @@ func (x *executor) copy(do *ops.Copy) error {
 	if len(items) == 0 && !do.AllowEmpty {
 		return missing(do.Src)
 	}
-	for _, item := range items {
+	for i, item := range items {
 		if do.Unpack {
 			done, err := c.unpack(item)
 			if err != nil {
@@ -251,7 +258,7 @@ func (x *executor) copy(do *ops.Copy) error {
 				continue
 			}
 		}
-		if err := c.item(item); err != nil {
+		if err := c.item(item, x.last && i == len(items)-1); err != nil {
 			return err
 		}
 	}
@@ -334,8 +341,8 @@ func (c *copying) dirAttrs() attrs {
 	return a
 }
 
-// item copies one file or directory.
-func (c *copying) item(item string) error {
+// item copies one file or directory. Last says that nothing is done after it.
+func (c *copying) item(item string, last bool) error {
 	from := c.step.From
 	info, err := from.Stat(item, c.do.Follow)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -348,6 +355,7 @@ func (c *copying) item(item string) error {
 	if err != nil {
 		return err
 	}
+	c.l.final = last
 	err = from.Walk(item, tree.WalkOptions{Follow: c.do.Follow, Include: c.do.Include, Exclude: c.do.Exclude, Context: c.ctx}, func(e *tree.Entry) error {
 		return c.entry(e, path.Join(dest, e.Rel))
 	})
@@ -390,7 +398,7 @@ func (c *copying) destination(item string, info *tree.Info) (string, error) {
 }
 
 // entry copies one file to a resolved path.
-func (c *copying) entry(e *tree.Entry, p string) error {
+func (c *copying) entry(e *tree.Entry, p string) (err error) {
 	i := &e.Info
 	a := c.attrs(i)
 	old, _, err := c.l.lookup(p)
@@ -411,10 +419,15 @@ func (c *copying) entry(e *tree.Entry, p string) error {
 		return errs.New(errs.Invalid, "cannot replace directory %s with file", p)
 	}
 	if id, several := i.HardLink(); several {
-		if first, ok := c.links[id]; ok && c.l.made[first] != nil {
+		if first := c.first(id); first != "" {
 			return c.l.hardLink(p, first, a)
 		}
-		c.links[id] = p
+		defer func(final bool) {
+			if c.l.final = final; err == nil {
+				c.remember(id, p)
+			}
+		}(c.l.final)
+		c.l.final = false
 	}
 	switch {
 	case i.IsRegular():
@@ -429,4 +442,35 @@ func (c *copying) entry(e *tree.Entry, p string) error {
 	default:
 		return c.l.special(p, i.Mode, i.Rdev, a)
 	}
+}
+
+// first returns the path of the first copy of a file with several names; "" when there is none.
+func (c *copying) first(id tree.FileID) string {
+	if c.files == nil {
+		return ""
+	}
+	at, ok := c.files.Find(spill.Root, fileKey(id))
+	if !ok {
+		return ""
+	}
+	return string(c.l.made.Path(nil, *c.files.Value(at)))
+}
+
+// remember makes p the first copy of a file with several names.
+func (c *copying) remember(id tree.FileID, p string) {
+	at, ok, _ := c.l.find(p)
+	if !ok {
+		return // a socket, which is not copied
+	}
+	if c.files == nil {
+		c.files = spill.NewNames[spill.NameID](c.l.space)
+	}
+	c.files.Add(spill.Root, fileKey(id), at)
+}
+
+func fileKey(id tree.FileID) string {
+	var b [16]byte
+	binary.NativeEndian.PutUint64(b[:8], id.Dev)
+	binary.NativeEndian.PutUint64(b[8:], id.Ino)
+	return string(b[:])
 }

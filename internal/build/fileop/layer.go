@@ -18,6 +18,7 @@ import (
 
 	"ply/internal/build/tree"
 	"ply/internal/errs"
+	"ply/internal/spill"
 )
 
 // layer is a tree under construction: the tree below it, which does not change, and what is laid on it, which is written as the tar of a layer at
@@ -25,12 +26,34 @@ import (
 //
 // A tar entry replaces what is at its path, and the later of two entries of one path counts, as for every reader of layers.
 type layer struct {
-	base *tree.Tree // nil = empty
-	tw   *tar.Writer
-	made map[string]*node
-	now  time.Time // of directories that only have to exist
-	last time.Time // no file is younger; zero = any
+	base  *tree.Tree // nil = empty
+	tw    *tar.Writer
+	buf   []byte // to copy files with
+	space *spill.Space
+	made  *spill.Names[made]
+	links spill.Text // targets of the symbolic links that were made
+	now   time.Time  // of directories that only have to exist
+	last  time.Time  // no file is younger; zero = any
+	final bool       // nothing is looked up any more but directories and files with several names, so the rest is not kept
+
+	// The directory in which a name was looked up last, because copies go directory by directory.
+	dir   string
+	dirID spill.NameID
 }
+
+// made is what the layer knows about a name.
+type made struct {
+	state uint8 // 0 = the layer has nothing there, but may have something below
+	fresh bool  // as in node
+	size  uint16
+	mode  uint32
+	link  uint32 // in links, with its size
+}
+
+const (
+	stateMade = 1 + iota
+	stateGone
+)
 
 // node is a file that the layer has, or a directory of the base that it repeats.
 type node struct {
@@ -43,20 +66,109 @@ type node struct {
 func (n *node) isDir() bool  { return !n.gone && n.mode&unix.S_IFMT == unix.S_IFDIR }
 func (n *node) isLink() bool { return !n.gone && n.mode&unix.S_IFMT == unix.S_IFLNK }
 
+// madeMemory is how much memory the names that a layer has take before they move to a file.
+const madeMemory = 4 << 20
+
 func newLayer(base *tree.Tree, w io.Writer, o Options) *layer {
-	return &layer{base: base, tw: tar.NewWriter(w), made: map[string]*node{}, now: o.Now, last: o.Latest}
+	space := spill.NewSpace(madeMemory, o.Scratch)
+	return &layer{
+		base: base, tw: tar.NewWriter(w), now: o.Now, last: o.Latest, dir: "/",
+		space: space, made: spill.NewNames[made](space), links: spill.NewText(space),
+	}
 }
 
-// close ends the tar.
-func (l *layer) close() error { return l.tw.Close() }
+// find returns the name of a resolved path that the layer knows, and the lowest directory above it of which the layer has anything; nil for none.
+func (l *layer) find(p string) (id spill.NameID, ok bool, above *made) {
+	if p == "/" {
+		return spill.Root, true, nil
+	}
+	dir, base := path.Split(p)
+	if dir = path.Clean(dir); dir == l.dir {
+		if v := l.made.Value(l.dirID); v.state != 0 {
+			id, ok = l.made.Find(l.dirID, base)
+			return id, ok, v
+		}
+	}
+	at := spill.Root
+	for part := range strings.SplitSeq(p[1:], "/") {
+		if v := l.made.Value(at); v.state != 0 {
+			above = v
+		}
+		id, ok = l.made.Find(at, part)
+		if !ok {
+			return 0, false, above
+		}
+		at = id
+	}
+	l.dir, l.dirID = dir, l.made.Parent(id)
+	return id, true, above
+}
+
+// have returns what the layer has at a resolved path; nil for nothing.
+func (l *layer) have(p string) *node {
+	id, ok, _ := l.find(p)
+	if !ok {
+		return nil
+	}
+	return l.node(id)
+}
+
+func (l *layer) node(id spill.NameID) *node {
+	v := l.made.Value(id)
+	switch v.state {
+	case 0:
+		return nil
+	case stateGone:
+		return &node{gone: true}
+	}
+	return &node{mode: v.mode, fresh: v.fresh, link: string(l.links.At(v.link, int(v.size)))}
+}
+
+// keep remembers what the layer has at a resolved path.
+func (l *layer) keep(p string, n *node) (spill.NameID, error) {
+	l.space.Tick()
+	v := made{state: stateMade, fresh: n.fresh, mode: n.mode}
+	if n.gone {
+		v.state = stateGone
+	}
+	if n.link != "" {
+		v.link, v.size = l.links.Append(n.link), uint16(len(n.link))
+	}
+	at := spill.Root
+	rest := p[1:]
+	if dir := path.Dir(p); dir == l.dir {
+		at, rest = l.dirID, path.Base(p)
+	}
+	for part := range strings.SplitSeq(rest, "/") {
+		if part == "" {
+			break // the root
+		}
+		if len(part) > spill.MaxName {
+			return 0, &os.PathError{Op: "create", Path: fmt.Sprintf("%.80s…", p), Err: unix.ENAMETOOLONG}
+		}
+		id, ok := l.made.Find(at, part)
+		if !ok {
+			id = l.made.Add(at, part, made{})
+		}
+		at = id
+	}
+	*l.made.Value(at) = v
+	if p != "/" {
+		l.dir, l.dirID = path.Dir(p), l.made.Parent(at)
+	}
+	return at, nil
+}
 
 // lookup returns what is at a resolved path; nil when nothing is. The info is nil for what the layer itself made.
 func (l *layer) lookup(p string) (*node, *tree.Info, error) {
-	if n := l.made[p]; n != nil {
-		if n.gone {
-			return nil, nil, nil
+	id, ok, above := l.find(p)
+	if ok {
+		if n := l.node(id); n != nil {
+			if n.gone {
+				return nil, nil, nil
+			}
+			return n, nil, nil
 		}
-		return n, nil, nil
 	}
 	if l.base == nil {
 		if p == "/" {
@@ -64,14 +176,8 @@ func (l *layer) lookup(p string) (*node, *tree.Info, error) {
 		}
 		return nil, nil, nil
 	}
-	for up := p; up != "/"; {
-		up = path.Dir(up)
-		if n := l.made[up]; n != nil {
-			if n.gone || n.fresh || !n.isDir() {
-				return nil, nil, nil
-			}
-			break
-		}
+	if above != nil && (above.state == stateGone || above.fresh || above.mode&unix.S_IFMT != unix.S_IFDIR) {
+		return nil, nil, nil
 	}
 	info, err := l.base.Stat(p, false)
 	switch {
@@ -168,8 +274,11 @@ func (l *layer) header(p string, h *tar.Header, n *node, a attrs) error {
 		return err
 	}
 	n.mode = n.mode&unix.S_IFMT | a.mode&0o7777
-	l.made[p] = n
-	return nil
+	if l.final && !n.isDir() {
+		return nil
+	}
+	_, err := l.keep(p, n)
+	return err
 }
 
 // parents repeats the directories above p that the layer does not have, with the attributes that they have in the base: a layer replaces the
@@ -179,7 +288,7 @@ func (l *layer) parents(p string) error {
 		return nil
 	}
 	up := path.Dir(p)
-	if n := l.made[up]; n != nil {
+	if n := l.have(up); n != nil {
 		if !n.isDir() {
 			return &os.PathError{Op: "open", Path: up, Err: unix.ENOTDIR}
 		}
@@ -198,8 +307,8 @@ func (l *layer) parents(p string) error {
 		return &os.PathError{Op: "open", Path: up, Err: unix.ENOTDIR}
 	}
 	if up == "/" {
-		l.made[up] = &node{mode: n.mode}
-		return nil // every reader of layers takes the root as given
+		_, err := l.keep(up, &node{mode: n.mode})
+		return err // every reader of layers takes the root as given
 	}
 	return l.header(up, &tar.Header{Typeflag: tar.TypeDir}, &node{mode: n.mode}, attrs{
 		mode: info.Mode, uid: info.UID, gid: info.GID, time: info.Time, xattrs: info.Xattrs,
@@ -245,12 +354,21 @@ func (l *layer) file(p string, size int64, r io.Reader, a attrs) error {
 	if err := l.header(p, &tar.Header{Typeflag: tar.TypeReg, Size: size}, &node{mode: unix.S_IFREG}, a); err != nil {
 		return err
 	}
-	n, err := io.Copy(l.tw, io.LimitReader(r, size))
+	if size == 0 {
+		return nil
+	}
+	if l.buf == nil {
+		l.buf = make([]byte, copySize)
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{l.tw}, io.LimitReader(r, size), l.buf)
 	if err == nil && n < size {
 		err = errs.New(errs.Conflict, "%s became shorter while it was read", p)
 	}
 	return err
 }
+
+// copySize is how many bytes of a file are read at once.
+const copySize = 128 << 10
 
 // reader ends with its context, so that a cancelled build does not wait for the end of a large file.
 type reader struct {
@@ -266,18 +384,20 @@ func (r reader) Read(p []byte) (int, error) {
 }
 
 func (l *layer) symlink(p, target string, a attrs) error {
+	if len(target) >= unix.PathMax {
+		return &os.PathError{Op: "symlink", Path: p, Err: unix.ENAMETOOLONG}
+	}
 	a.mode = 0o777
 	return l.header(p, &tar.Header{Typeflag: tar.TypeSymlink, Linkname: target}, &node{mode: unix.S_IFLNK, link: target}, a)
 }
 
 // hardLink makes p another name of the file at the resolved path to, which the layer has.
 func (l *layer) hardLink(p, to string, a attrs) error {
-	n := l.made[to]
+	n := l.have(to)
 	if n == nil || n.gone || n.isDir() {
 		return errs.New(errs.Invalid, "%s: hard link to %s, which is not there", p, to)
 	}
-	copied := *n
-	return l.header(p, &tar.Header{Typeflag: tar.TypeLink, Linkname: strings.TrimPrefix(to, "/")}, &copied, a)
+	return l.header(p, &tar.Header{Typeflag: tar.TypeLink, Linkname: strings.TrimPrefix(to, "/")}, n, a)
 }
 
 // special makes a device or a FIFO.
@@ -301,10 +421,8 @@ func (l *layer) remove(p string) error {
 	if p == "/" {
 		return errs.New(errs.Invalid, "the root of a file system cannot be removed")
 	}
-	for made, n := range l.made {
-		if (made == p || strings.HasPrefix(made, p+"/")) && !n.gone {
-			return errs.New(errs.Unimplemented, "%s: an operation that removes what it has made itself is not supported; remove it in an operation of its own", p)
-		}
+	if l.madeAt(p) {
+		return errs.New(errs.Unimplemented, "%s: an operation that removes what it has made itself is not supported; remove it in an operation of its own", p)
 	}
 	if err := l.parents(p); err != nil {
 		return err
@@ -313,6 +431,28 @@ func (l *layer) remove(p string) error {
 	if err := l.tw.WriteHeader(h); err != nil {
 		return err
 	}
-	l.made[p] = &node{gone: true}
-	return nil
+	_, err := l.keep(p, &node{gone: true})
+	return err
+}
+
+// madeAt reports whether the layer has made something at a resolved path or below it.
+func (l *layer) madeAt(p string) bool {
+	top, ok, _ := l.find(p)
+	if !ok {
+		return false
+	}
+	for i := range l.made.Len() {
+		l.space.Tick()
+		at := spill.NameID(i)
+		if l.made.Value(at).state != stateMade {
+			continue
+		}
+		for at != top && at != spill.Root {
+			at = l.made.Parent(at)
+		}
+		if at == top {
+			return true
+		}
+	}
+	return false
 }

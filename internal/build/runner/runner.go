@@ -36,6 +36,7 @@ import (
 	"ply/internal/image"
 	"ply/internal/mount"
 	"ply/internal/oci"
+	"ply/internal/spill"
 	"ply/internal/store"
 	"ply/internal/store/layer"
 	"ply/internal/volume"
@@ -174,18 +175,23 @@ func (r *Runner) Layer(ctx context.Context, l solver.Leaser, base oci.Chain, wri
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	h := sha256.New()
-	if err := write(io.MultiWriter(w, h)); err != nil {
+	if err := write(w); err != nil {
 		return nil, err
 	}
+	w.End()
 	// The lease comes before the layer is visible, so that no collection sees it without one.
-	chain := append(slices.Clone(base), oci.DiffID(oci.DigestOfHash(h)))
+	chain := append(slices.Clone(base), w.DiffID())
 	l.Layer(chain)
 	info, err := w.Commit(ctx, base, chain.Top())
 	if err != nil {
 		return nil, err
 	}
 	return chain, r.o.Store.RecordLayer(info, nil)
+}
+
+// Scratch implements solver.Worker.
+func (r *Runner) Scratch() (spill.File, error) {
+	return spill.InDir(filepath.Join(r.o.DataRoot, "build"))()
 }
 
 // Rebase implements solver.Worker.

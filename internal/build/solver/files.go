@@ -50,7 +50,7 @@ func (j *Job) fileOptions() fileop.Options {
 	if now.IsZero() {
 		now = time.Now().UTC().Truncate(time.Second)
 	}
-	return fileop.Options{Now: now, Latest: latest, Users: j.s.worker.LookupUser}
+	return fileop.Options{Now: now, Latest: latest, Users: j.s.worker.LookupUser, Scratch: j.s.worker.Scratch}
 }
 
 // files executes file operations. Every output is one layer on the input that its actions start from.

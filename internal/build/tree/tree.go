@@ -76,13 +76,13 @@ type Info struct {
 	Link     string            // target of a symbolic link
 	Xattrs   map[string]string // those that a layer keeps
 
-	id    fileID
+	id    FileID
 	links uint64
 	ctime unix.Timespec
 }
 
-// fileID says which file an Info is of, for hard links and for the memory of digests.
-type fileID struct{ dev, ino uint64 }
+// FileID says which file an Info is of.
+type FileID struct{ Dev, Ino uint64 }
 
 // IsDir reports whether the file is a directory.
 func (i *Info) IsDir() bool { return i.Mode&unix.S_IFMT == unix.S_IFDIR }
@@ -94,7 +94,7 @@ func (i *Info) IsRegular() bool { return i.Mode&unix.S_IFMT == unix.S_IFREG }
 func (i *Info) IsLink() bool { return i.Mode&unix.S_IFMT == unix.S_IFLNK }
 
 // HardLink returns what other names of the same file have in common; false when the file has one name.
-func (i *Info) HardLink() (any, bool) { return i.id, i.links > 1 && !i.IsDir() }
+func (i *Info) HardLink() (FileID, bool) { return i.id, i.links > 1 && !i.IsDir() }
 
 // info describes an open node, which may have been opened with O_PATH.
 func (t *Tree) info(f *os.File) (i Info, err error) {
@@ -116,7 +116,7 @@ func (t *Tree) info(f *os.File) (i Info, err error) {
 func (t *Tree) infoOf(st *unix.Stat_t) Info {
 	i := Info{
 		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Size: st.Size, Time: time.Unix(st.Mtim.Unix()).UTC(), Rdev: st.Rdev,
-		id: fileID{st.Dev, st.Ino}, links: uint64(st.Nlink), ctime: st.Ctim,
+		id: FileID{st.Dev, st.Ino}, links: uint64(st.Nlink), ctime: st.Ctim,
 	}
 	if t.opts.RootOwned {
 		i.UID, i.GID = 0, 0
