@@ -92,6 +92,11 @@ func (d *Digests) size() int {
 	return count + len(d.rich)
 }
 
+const bufferSize = 64 << 10
+
+// buffers are for reading files.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
 // content returns the digest of a regular file.
 func (e *Entry) content() (sum [sha256.Size]byte, err error) {
 	if e.sum != nil {
@@ -110,7 +115,9 @@ func (e *Entry) content() (sum [sha256.Size]byte, err error) {
 		return k.digest, nil
 	}
 	h := sha256.New()
-	n, err := io.Copy(h, f)
+	buf := buffers.Get().(*[bufferSize]byte)
+	n, err := io.CopyBuffer(h, struct{ io.Reader }{f}, buf[:]) // without the file's WriteTo, which would make a buffer for each file
+	buffers.Put(buf)
 	if err != nil {
 		return sum, err
 	}
