@@ -120,7 +120,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 	return out, nil
 }
 
-// Prune removes containers that do not run; PruneFilters lists the filters.
+// Prune removes containers that do not run, but for those of build steps, which their builds remove; PruneFilters lists the filters.
 func (s *Service) Prune(ctx context.Context, filters filter.Args) (ids []oci.ContainerID, reclaimed int64, err error) {
 	match, err := PruneFilters.Compile(filters)
 	if err != nil {
@@ -131,7 +131,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (ids []oci.Con
 			return ids, reclaimed, context.Cause(ctx)
 		}
 		v := c.snapshot()
-		if c.isActive() || v.State.Status == StatusRemoving || !match(v) {
+		if v.Step || c.isActive() || v.State.Status == StatusRemoving || !match(v) {
 			continue
 		}
 		if err := c.fillSize(ctx, v); err != nil {

@@ -27,6 +27,10 @@ func TestContainerOfAStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Before its program runs, and after it until its layer is stored, it is a container that does not run.
+	if pruned, _, err := w.s.Prune(ctx, nil); err != nil || len(pruned) > 0 {
+		t.Errorf("pruned %v, %v", pruned, err)
+	}
 	w.start(string(step))
 	other := w.up(func(s *spec.Spec) { s.Labels = label })
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
