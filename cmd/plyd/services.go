@@ -16,6 +16,6 @@ func services(e *engine.Engine, hosts []string, oldest int, log *slog.Logger) do
 		Images: e.Images, Puller: e.Puller, Pusher: e.Pusher, Archive: e.Archive, Registry: e.Remote,
 		Containers: e.Containers, Files: e.Containers.Files(),
 		Sessions: e.Containers.Sessions(), Volumes: volume.Contents{Service: e.Volumes}, Networks: e.Networks, Connector: container.NewConnector(e.Containers),
-		Events: e.Events, System: e.System, Checker: e, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts, OldestAPI: oldest,
+		Events: e.Events, System: e.System, Checker: e, Importer: e.Importer, Builder: e.Builder, Log: log, Driver: e.Store.Layers.Name(), Hosts: hosts, OldestAPI: oldest,
 	}
 }

@@ -118,6 +118,7 @@ var table = []entry{
 	{other, "", nil, "system", system.Df},
 	{other, "", nil, "system", system.DialStdio},
 	{other, "events", system.Events, "system", system.Events},
+	{other, "import-docker", system.ImportDocker, "system", system.ImportDocker},
 	{common, "info", system.Info, "system", system.Info},
 	{other, "", nil, "system", system.Logs},
 	{other, "", nil, "system", system.Prune},

@@ -23,6 +23,7 @@ import (
 	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/image"
+	"ply/internal/importer"
 	"ply/internal/mount"
 	"ply/internal/network"
 	"ply/internal/network/bridge"
@@ -69,6 +70,7 @@ type Engine struct {
 	Puller     *pull.Puller
 	Pusher     *push.Pusher
 	Archive    *archive.Archive
+	Importer   *importer.Service
 	Builder    *build.Service
 	System     *system.Service
 
@@ -385,6 +387,10 @@ func (e *Engine) openTransfer(context.Context) error {
 	e.onClose("pulls", func() error { e.Puller.Close(); return nil })
 	e.Pusher = push.New(e.Store, e.Images, e.Remote, push.Options{Max: c.MaxConcurrentUploads, Log: e.log})
 	e.Archive = archive.New(e.Store, e.Images, archive.Options{Log: e.log})
+	e.Importer = importer.New(importer.Services{
+		Store: e.Store, Images: e.Images, Archive: e.Archive, Volumes: volume.Contents{Service: e.Volumes}, Networks: e.Networks,
+		Containers: e.Containers, Adopter: container.NewAdopter(e.Containers),
+	})
 	return nil
 }
 

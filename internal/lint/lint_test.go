@@ -52,8 +52,8 @@ func list(t *testing.T, patterns ...string) []pkg {
 var floors = [][]string{
 	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
 	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence", "spill"},
-	{"store", "registry"},
-	{"image", "container", "transfer", "network", "volume", "config", "system", "build"},
+	{"store", "registry", "dockerroot"},
+	{"image", "container", "transfer", "network", "volume", "config", "system", "build", "importer"},
 	{"engine", "api", "cli"},
 }
 
@@ -68,6 +68,7 @@ var beside = map[string][]string{
 	"config":    {"container"},
 	"transfer":  {"image"},
 	"build":     {"container", "image", "transfer", "volume"},
+	"importer":  {"container", "image", "network", "transfer", "volume"},
 	"system":    {"config", "container", "image"},
 }
 
@@ -169,14 +170,14 @@ func TestRegistryStandsAlone(t *testing.T) {
 // Third-party libraries stop at one adapter package.
 func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 	homes := map[string][]string{
-		"go.etcd.io/bbolt":                            {"ply/internal/store/meta", "ply/internal/registry/metadata/bolt"},
+		"go.etcd.io/bbolt":                            {"ply/internal/store/meta", "ply/internal/registry/metadata/bolt", "ply/internal/dockerroot"},
 		"github.com/moby/moby/api":                    {"ply/internal/api/", "ply/internal/cli"},
 		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/seccomp", "ply/cmd/ply-shim"},
 		"github.com/vishvananda/netlink":              {"ply/internal/network/bridge", "ply/internal/network/vlan", "ply/internal/network/namespace"},
 		"github.com/klauspost/compress":               {"ply/internal/compress"},
 		"github.com/klauspost/pgzip":                  {"ply/internal/compress"},
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},
-		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer"},
+		"github.com/vbatts/tar-split":                 {"ply/internal/store/layer", "ply/internal/dockerroot"},
 		"github.com/distribution/reference":           {"ply/internal/build/dockerfile"},
 		"github.com/jackc/pgx/v5":                     {"ply/internal/registry/metadata/postgres"},
 		"github.com/minio/minio-go/v7":                {"ply/internal/registry/blobs/s3"},

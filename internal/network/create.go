@@ -30,6 +30,10 @@ type CreateOptions struct {
 	Attachable bool
 	Labels     map[string]string
 	Options    map[string]string // of the driver
+
+	// Of a network that another engine had.
+	ID      string    // 64 hex digits; "" = a new one
+	Created time.Time // zero = now
 }
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
@@ -93,6 +97,15 @@ func (s *Service) newNetwork(o CreateOptions) (*managed, error) {
 	rec := networkRecord{
 		ID: randomID(), Driver: o.Driver, Created: time.Now().UTC(), User: true, NoIPv4: o.NoIPv4, IPv6: o.IPv6, Pools: slices.Clone(o.Pools), IPAM: o.IPAM,
 		Internal: o.Internal, Attachable: o.Attachable, Labels: maps.Clone(o.Labels), Options: maps.Clone(o.Options),
+	}
+	if o.ID != "" {
+		if !oci.IsHex64(o.ID) {
+			return nil, invalid("invalid network ID: %.64q: it has 64 hexadecimal digits", o.ID)
+		}
+		rec.ID = o.ID
+	}
+	if !o.Created.IsZero() {
+		rec.Created = o.Created.UTC()
 	}
 	if rec.Driver == "" {
 		rec.Driver = "bridge"
@@ -185,6 +198,9 @@ func (s *Service) reserve(m *managed) error {
 	for _, other := range s.all() {
 		if other.name == m.name {
 			return errs.New(errs.Conflict, "network with name %s already exists", m.name)
+		}
+		if other.ID == m.ID {
+			return errs.New(errs.Conflict, "network with ID %.12s already exists: it is %s", m.ID, other.name)
 		}
 		for _, p := range other.pools() {
 			used = append(used, p.Subnet)

@@ -193,7 +193,9 @@ func (s Contents) createFilled(ctx context.Context, name string, rec meta.Volume
 	if err := durable.Rename(fsys, stage, away.path(name)); err != nil {
 		return nil, fail(errors.Join(err, ignoreNotExist(fsys.RemoveAll(away.path(name)))))
 	}
-	rec.Created = time.Now().UTC()
+	if rec.Created.IsZero() {
+		rec.Created = time.Now().UTC()
+	}
 	put := func(tx *meta.Tx) error { return tx.Volumes.Put(name, rec) }
 	if err := s.opts.Store.Meta.Update(put); err != nil {
 		return nil, fail(errors.Join(err, fsys.RemoveAll(away.path(name))))

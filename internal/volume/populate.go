@@ -187,6 +187,7 @@ type copier struct {
 	ctx   context.Context
 	links map[[2]uint64]string // inode with several names → path of its copy below root
 	root  *os.File
+	upper bool // the source is the upper directory of an overlay
 }
 
 func (c *copier) dir(src, dst *os.File, rel string) error {
@@ -261,6 +262,11 @@ func (c *copier) entry(src, dst *os.File, name, rel string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
+	}
+	if c.upper {
+		if done, err := c.applyEntry(src, dst, name, &st); done || err != nil {
+			return err
+		}
 	}
 	key := [2]uint64{uint64(st.Dev), st.Ino}
 	kind := st.Mode & unix.S_IFMT

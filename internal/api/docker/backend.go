@@ -12,6 +12,7 @@
 //	POST /images/create?format=  with fromSrc: manifest format of the imported image, oci or docker
 //	POST /commit?format=         the same for a commit; its answer may have Warnings
 //	POST /system/check           examines the data root: progress, findings and a summary; full reads every byte, repair heals
+//	POST /system/import-docker   takes over the data root dir of a docker engine: progress, what became of each object, and a summary
 //	POST /build?version=2        also messages with an ID that begins with "ply.": see wire.BuildTrace and the following
 //	POST /images/prune           with the filter unused: images that were not used since a time
 //

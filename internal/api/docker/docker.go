@@ -37,6 +37,7 @@ type Options struct {
 	Events     Events
 	System     System
 	Checker    Checker
+	Importer   Importer
 	Builder    Builder
 
 	// OldestAPI is the oldest version that is answered, without the leading "1.", as ParseAPI returns it; 0 = 24. An older one than 24 is
@@ -68,7 +69,7 @@ type server struct {
 // New returns the handler of the whole API. It panics when a service is missing.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil, o.Builder == nil:
+	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil, o.Importer == nil, o.Builder == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {

@@ -32,6 +32,7 @@ import (
 	"ply/internal/filter"
 	"ply/internal/host"
 	"ply/internal/image"
+	"ply/internal/importer"
 	"ply/internal/network"
 	"ply/internal/oci"
 	"ply/internal/store/check"
@@ -759,6 +760,25 @@ func (fakeChecker) Check(_ context.Context, o check.Options, l check.Listener) (
 	return r.Summary(), nil
 }
 
+type fakeImporter struct{}
+
+// Import brings an image over and meets a volume whose name is taken. There is no root at /none.
+func (fakeImporter) Import(_ context.Context, o importer.Options, l importer.Listener) (importer.Summary, error) {
+	if o.Dir == "/none" {
+		return nil, errs.New(errs.NotFound, "/none is no data root of docker")
+	}
+	l.Progress(importer.Progress{Kind: "image", Name: "web:1", Total: 9})
+	l.Progress(importer.Progress{Kind: "image", Name: "web:1", Done: 9, Total: 9})
+	state := importer.Imported
+	if o.DryRun {
+		state = importer.Planned
+	}
+	l.Object(importer.Object{Kind: "image", Name: "web:1", ID: "sha256:" + strings.Repeat("ab", 32), State: state, As: o.Prefix})
+	l.Object(importer.Object{Kind: "volume", Name: "data", State: importer.Conflict, Note: "another volume here has the name data"})
+	l.Object(importer.Object{Kind: "other", Name: "swarm", State: importer.Left, Note: "there is no swarm", Minor: true})
+	return importer.Summary{state: 1, importer.Conflict: 1}, nil
+}
+
 // fakeBuilder executes two steps and ends as it is told.
 type fakeBuilder struct {
 	req     build.Request
@@ -831,7 +851,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w.builder.history = builds
-	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Connector: fakeConnector{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Builder: &w.builder, Driver: "erofs",
+	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Connector: fakeConnector{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Importer: fakeImporter{}, Builder: &w.builder, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

@@ -146,6 +146,7 @@ func (s *server) table(o *Options) []route {
 	for _, group := range []interface{ routes(adder) }{
 		systemHandlers{o.System, s.oldest},
 		checkHandlers{o.Checker},
+		importHandlers{o.Importer},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
 		directHandlers{direct.NewServer(o.Builder, credentialsOf, messageOf)},
 		historyHandlers{o.Builder},

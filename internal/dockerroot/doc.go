@@ -1,0 +1,10 @@
+// Package dockerroot reads the data root of a docker engine that does not run: its images with their layers, containers, volumes and networks.
+//
+// Images are those of the storage driver overlay2 or those of containerd's image store; the other objects are the same with both. Open refuses a root
+// that a dockerd or containerd has open, and locks it against them until Close. Nothing is ever written: all files are opened below a read-only
+// copy of the mount, so that not even the times of access change.
+//
+// Invariants: nothing in the root is trusted. No symbolic link is followed below the root. Files that are read into memory, lists and
+// values are bounded. An object that cannot be read is a Problem with its name, and the others are read all the same. What the functions return has
+// been decoded, not verified: the digests of configs, layers and blobs are for the caller, or for Layer and Archive where their comments say so.
+package dockerroot

@@ -1,0 +1,298 @@
+package importer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"ply/internal/dockerroot"
+	"ply/internal/errs"
+	"ply/internal/image"
+	"ply/internal/oci"
+	"ply/internal/store"
+	"ply/internal/transfer"
+)
+
+// importImages imports the images, each after the one that it was made from.
+func (r *run) importImages(ctx context.Context) error {
+	all, problems := r.root.Images()
+	for _, p := range problems {
+		r.problem(p)
+	}
+	for _, img := range parentsFirst(all) {
+		if err := r.importImage(ctx, img); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// parentsFirst sorts images so that each comes after its parent, and else by name.
+func parentsFirst(all []dockerroot.Image) []*dockerroot.Image {
+	byID := map[oci.ImageID]*dockerroot.Image{}
+	for i := range all {
+		byID[all[i].ID] = &all[i]
+	}
+	depth := func(i *dockerroot.Image) (n int) {
+		for p := byID[i.Parent]; p != nil && n <= len(all); p = byID[p.Parent] { // parents that form a circle end too
+			n++
+		}
+		return n
+	}
+	type sorted struct {
+		*dockerroot.Image
+		depth int
+	}
+	list := make([]sorted, len(all))
+	for i := range all {
+		list[i] = sorted{&all[i], depth(&all[i])}
+	}
+	slices.SortStableFunc(list, func(a, b sorted) int {
+		if a.depth != b.depth {
+			return a.depth - b.depth
+		}
+		return strings.Compare(a.Title(), b.Title())
+	})
+	out := make([]*dockerroot.Image, len(list))
+	for i, s := range list {
+		out[i] = s.Image
+	}
+	return out
+}
+
+// importImage imports one image, or the names of it that are missing.
+func (r *run) importImage(ctx context.Context, img *dockerroot.Image) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	o := Object{Kind: dockerroot.KindImage, Name: img.Title(), ID: string(img.ID)}
+	names, missing, notes, clash := r.imageNames(img)
+	o.Note = strings.Join(notes, "; ")
+	if _, _, err := r.to.Images.Find(string(img.ID)); err == nil && len(missing) == 0 {
+		r.images[img.ID] = true
+		if o.State = Present; clash {
+			o.State = Conflict
+		}
+		r.report(o)
+		return nil
+	}
+	if _, err := image.CheckConfig(img.Config); err != nil {
+		return r.done(ctx, o, err)
+	}
+	if !r.o.DryRun {
+		var err error
+		if img.Target.Digest != "" {
+			err = r.load(ctx, img, names)
+		} else {
+			err = r.put(ctx, img, names)
+		}
+		if err != nil {
+			return r.done(ctx, o, err)
+		}
+	}
+	r.images[img.ID] = true
+	if clash {
+		o.State = Conflict
+		r.report(o)
+		return nil
+	}
+	return r.done(ctx, o, nil)
+}
+
+// imageNames returns the names that an image gets, those that it does not have yet, what is to be said about the others, and whether a name is left out.
+func (r *run) imageNames(img *dockerroot.Image) (names, missing []oci.Reference, notes []string, clash bool) {
+	for _, n := range img.Names {
+		as, err := r.imageName(img.ID, n)
+		if err != nil {
+			notes, clash = append(notes, err.Error()), true
+			continue
+		}
+		if as.String() != n.String() {
+			notes = append(notes, fmt.Sprintf("its name %s is %s here", n.Familiar(), as.Familiar()))
+		}
+		names = append(names, as)
+		if id, found, err := r.to.Images.Find(as.String()); err != nil || id != img.ID || found.IsZero() {
+			missing = append(missing, as)
+		}
+	}
+	return names, missing, notes, clash
+}
+
+// imageName returns what a name of an image becomes here.
+func (r *run) imageName(id oci.ImageID, n oci.Reference) (oci.Reference, error) {
+	look := func(ref oci.Reference) placed {
+		have, _, err := r.to.Images.Find(ref.String())
+		switch {
+		case errors.Is(err, errs.NotFound):
+			return absent
+		case err == nil && have == id:
+			return same
+		}
+		return other
+	}
+	if n.Digest() != "" || look(n) != other { // a digest means one image only
+		return n, nil
+	}
+	if r.o.Prefix != "" {
+		name := n.Name()
+		at := strings.LastIndex(name, "/") + 1
+		if as, err := oci.ParseReference(name[:at] + r.o.Prefix + name[at:] + ":" + n.Tag()); err == nil && look(as) != other {
+			return as, nil
+		}
+	}
+	return n, errs.New(errs.Conflict, "the name %s is that of another image here, and stays so: %w", n.Familiar(), r.taken(dockerroot.KindImage, n.Familiar()))
+}
+
+// put records an image of overlay2 after its layers.
+func (r *run) put(ctx context.Context, img *dockerroot.Image, names []oci.Reference) error {
+	lease := r.to.Store.Lease()
+	defer lease.Release()
+	lease.Layer(img.Chain)
+	if err := r.layers(ctx, lease, img); err != nil {
+		return err
+	}
+	put := image.PutOptions{Config: img.Config, Format: oci.FormatDocker, Names: names, Parent: img.Parent}
+	id, err := r.to.Images.Put(ctx, lease, put)
+	if err == nil {
+		r.to.Images.Publish("load", id, "")
+	}
+	return err
+}
+
+// layers imports the layers of an image that are not here, several at a time. Each is committed after the one below it.
+func (r *run) layers(ctx context.Context, lease *store.Lease, img *dockerroot.Image) error {
+	ids := img.Chain.IDs()
+	var total int64
+	for i, id := range ids {
+		if err := r.bad[id]; err != nil {
+			return err
+		}
+		total += r.root.LayerSize(img.Chain[:i+1])
+	}
+	var mu sync.Mutex
+	var done int64
+	read := func(n int) {
+		mu.Lock()
+		done += int64(n)
+		now := done
+		mu.Unlock()
+		r.progress(dockerroot.KindImage, img.Title(), min(now, total), total)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	// The lower layers take their slots first, so a layer that waits for the one below waits for one that works.
+	g.SetLimit(min(runtime.GOMAXPROCS(0), 4))
+	below := make(chan struct{})
+	close(below)
+	for i := range img.Chain {
+		chain := img.Chain[:i+1]
+		if ctx.Err() != nil {
+			break
+		}
+		if _, err := r.to.Store.Layers.Stat(ctx, chain); err == nil {
+			read(int(r.root.LayerSize(chain)))
+			continue
+		}
+		under, over := below, make(chan struct{})
+		below = over
+		g.Go(func() error {
+			err := r.layer(ctx, chain, under, read)
+			if err == nil {
+				close(over)
+				return nil
+			}
+			if errors.Is(err, errs.DataLoss) || errors.Is(err, errs.Invalid) {
+				err = errs.New(errs.DataLoss, "layer %s: %w", chain.Top().Short(), err)
+				mu.Lock()
+				r.bad[chain.ID()] = err
+				mu.Unlock()
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// layerBuffer is how many bytes of a layer are copied at a time.
+const layerBuffer = 256 << 10
+
+// layer imports the top layer of a chain. It commits it when under is closed.
+func (r *run) layer(ctx context.Context, chain oci.Chain, under <-chan struct{}, read func(n int)) (err error) {
+	tar, err := r.root.Layer(ctx, chain)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tar.Close()) }()
+	w, err := r.to.Store.Layers.Create(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.Abort())
+		}
+	}()
+	n, err := io.CopyBuffer(counting{w, read}, io.LimitReader(tar, oci.MaxLayerSize+1), make([]byte, layerBuffer))
+	if err != nil {
+		return err
+	}
+	if n > oci.MaxLayerSize {
+		return errs.New(errs.DataLoss, "it has more than %d bytes", int64(oci.MaxLayerSize))
+	}
+	w.End()
+	select {
+	case <-under:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	info, err := w.Commit(ctx, chain.Parent(), chain.Top())
+	if err != nil {
+		return err
+	}
+	return r.to.Store.RecordLayer(info, nil)
+}
+
+// counting tells how many bytes were written.
+type counting struct {
+	io.Writer
+	read func(n int)
+}
+
+func (c counting) Write(p []byte) (int, error) {
+	n, err := c.Writer.Write(p)
+	c.read(n)
+	return n, err
+}
+
+// load imports an image of containerd's store as an archive, without the layers that are here.
+func (r *run) load(ctx context.Context, img *dockerroot.Image, names []oci.Reference) error {
+	lease := r.to.Store.Lease()
+	defer lease.Release()
+	have := func(chain oci.Chain) bool {
+		lease.Layer(chain)
+		_, err := r.to.Store.Layers.Stat(ctx, chain)
+		return err == nil
+	}
+	pr, pw := io.Pipe()
+	written := make(chan error, 1)
+	go func() {
+		err := r.root.Archive(ctx, img, names, have, counting{pw, func() func(int) {
+			var done int64
+			return func(n int) { done += int64(n); r.progress(dockerroot.KindImage, img.Title(), done, 0) }
+		}()})
+		_ = pw.CloseWithError(err) // never fails
+		written <- err
+	}()
+	err := r.to.Archive.Load(ctx, pr, transfer.LoadOptions{Quiet: true}, transfer.Discard)
+	_ = pr.CloseWithError(io.ErrClosedPipe) // never fails; the writer ends when the load has
+	if werr := <-written; werr != nil && !errors.Is(werr, io.ErrClosedPipe) {
+		return werr // the cause of err
+	}
+	return err
+}
