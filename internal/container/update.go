@@ -71,7 +71,7 @@ func (c *ctr) update(ctx context.Context, r *spec.Resources, policy *spec.Restar
 		return false, fmt.Errorf("Cannot update container %s: %w", c.id, err)
 	}
 	if policy != nil && before.AutoRemove && policy.Restarts() {
-		return false, invalid("Restart policy cannot be updated because AutoRemove is enabled for the container")
+		return false, errs.New(errs.Conflict, "Cannot update container %s: Restart policy cannot be updated because AutoRemove is enabled for the container", c.id)
 	}
 	next := before.Resources
 	next.Overlay(*r)

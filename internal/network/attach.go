@@ -169,11 +169,6 @@ func (p *planned) setNames(e EndpointRequest, has bool) error {
 
 // interfaceName returns the name of the next interface in a container.
 func interfaceName(prefix string, opts map[string]string, taken []string) (string, error) {
-	for k := range opts {
-		if k != optIfName && k != optSysctls {
-			return "", invalid("endpoint option %q is not supported; there are %s and %s", k, optIfName, optSysctls)
-		}
-	}
 	if name := opts[optIfName]; name != "" {
 		if len(name) > 15 || strings.ContainsAny(name, "/ \t\n:%") || name == "lo" || name == "." || name == ".." {
 			return "", invalid("endpoint option %s: %.32q is no name of an interface", optIfName, name)
@@ -198,6 +193,11 @@ const (
 )
 
 var validSysctl = regexp.MustCompile(`^net\.(ipv4|ipv6|mpls)\.([a-z_]+)\.IFNAME\.([a-z0-9_]+)$`)
+
+// Ignored returns the options of an endpoint that have no effect. As with docker, they are none of an error: they may be for another driver.
+func (e *EndpointSpec) Ignored() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(e.DriverOpts)), func(k string) bool { return k == optIfName || k == optSysctls })
+}
 
 // endpointSysctls returns the settings for the interface of an endpoint.
 func endpointSysctls(opts map[string]string) (map[string]string, error) {

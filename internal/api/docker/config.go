@@ -47,9 +47,6 @@ func applyConfig(cfg *wire.Config, sp *spec.Spec) error {
 	sp.AttachStdin, sp.AttachStdout, sp.AttachStderr = cfg.AttachStdin, cfg.AttachStdout, cfg.AttachStderr
 	sp.Tty, sp.OpenStdin, sp.StdinOnce = cfg.Tty, cfg.OpenStdin, cfg.StdinOnce
 	sp.Env, sp.Cmd, sp.Entrypoint, sp.WorkingDir = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.WorkingDir
-	if len(sp.Entrypoint) == 1 && sp.Entrypoint[0] == "" { // clients mean "none" by this
-		sp.Entrypoint = []string{}
-	}
 	sp.ExposedPorts, sp.Volumes, sp.Labels = ports, sortedKeys(cfg.Volumes), cfg.Labels
 	sp.NetworkDisabled, sp.MacAddress = cfg.NetworkDisabled, cfg.MacAddress
 	sp.StopSignal, sp.StopTimeout, sp.Shell, sp.Healthcheck = cfg.StopSignal, cfg.StopTimeout, cfg.Shell, cfg.Healthcheck

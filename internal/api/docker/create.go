@@ -1,9 +1,12 @@
 package docker
 
 import (
+	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"ply/internal/container/spec"
@@ -32,6 +35,7 @@ func (h containerHandlers) create(c *call) error {
 	if err != nil {
 		return err
 	}
+	warnings = append(warnings, withoutEffect(&body, &sp)...)
 	return c.json(http.StatusCreated, wire.Created{ID: string(id), Warnings: notNil(warnings)})
 }
 
@@ -57,6 +61,20 @@ func asSince(version int, body *wire.CreateBody) error {
 		body.Healthcheck.StartInterval = 0
 	}
 	return mountsSince(version, h.Mounts)
+}
+
+// withoutEffect names the options of a request that docker takes although they do nothing in it.
+func withoutEffect(b *wire.CreateBody, sp *spec.Spec) (warnings []string) {
+	if d := b.HostConfig.VolumeDriver; d != "" && d != localDriver {
+		warnings = append(warnings, fmt.Sprintf("The volume driver %s is not used: no volume of the request takes it.", clip(d)))
+	}
+	for _, name := range slices.Sorted(maps.Keys(sp.Endpoints)) {
+		ep := sp.Endpoints[name]
+		for _, o := range ep.Ignored() {
+			warnings = append(warnings, fmt.Sprintf("The endpoint option %q has no effect in network %s.", clip(o), clip(name)))
+		}
+	}
+	return warnings
 }
 
 // createSpec returns the spec of a request. An option that the engine does not have is an error that names it.

@@ -144,7 +144,7 @@ func TestAnswersFitDockersTypes(t *testing.T) {
 	}
 }
 
-// No field of Docker's HostConfig is ignored: each either is refused with an error that names it, or changes the spec.
+// No field of Docker's HostConfig is ignored: each either is refused with an error that names it, or changes the spec, or is said to have no effect.
 func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 	samples := map[string]string{"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
 		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,
@@ -181,7 +181,7 @@ func TestNoHostConfigFieldIsIgnored(t *testing.T) {
 				t.Errorf("%s=%s: %v: want class Invalid", key, value, err)
 			case err != nil && !strings.Contains(err.Error(), key):
 				t.Errorf("%s=%s: the error %q does not name the option", key, value, err)
-			case err == nil && cmp.Equal(empty, spec, addrs):
+			case err == nil && cmp.Equal(empty, spec, addrs) && len(withoutEffect(&req, &spec)) == 0:
 				t.Errorf("%s=%s: read and forgotten", key, value)
 			}
 		}
@@ -214,7 +214,8 @@ func TestCreateRefusals(t *testing.T) {
 		"mount foreign options": {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","BindOptions":{}}]}`, "field BindOptions must not be specified"},
 		"mount ro":              {`"HostConfig":{"Mounts":[{"Type":"bind","Source":"/y","Target":"/x","BindOptions":{"ReadOnlyForceRecursive":true}}]}`, "ReadOnlyForceRecursive"},
 		"tmpfs options":         {`"HostConfig":{"Mounts":[{"Type":"tmpfs","Target":"/x","TmpfsOptions":{"Options":[["noexec"]]}}]}`, "TmpfsOptions.Options"},
-		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs"}`, "HostConfig.VolumeDriver nfs is not supported"},
+		"volume driver":         {`"HostConfig":{"VolumeDriver":"nfs","Binds":["/a:/b","x:/y"]}`, `create x: error looking up volume plugin nfs: plugin "nfs" not found`},
+		"anonymous volume":      {`"Volumes":{"/v":{}},"HostConfig":{"VolumeDriver":"nfs"}`, `create /v: error looking up volume plugin nfs: plugin "nfs" not found`},
 		"swappiness":            {`"HostConfig":{"MemorySwappiness":101}`, "valid memory swappiness range is 0-100"},
 		"umask":                 {`"HostConfig":{"Umask":512}`, "invalid Umask 01000: must be from 0 to 0777"},
 		"device weight":         {`"HostConfig":{"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":5}]}`, "invalid weight for device /dev/sda: Range of blkio weight is from 10 to 1000"},
@@ -248,13 +249,16 @@ func TestCreateDefaults(t *testing.T) {
 		body  string
 		check func(spec.Spec) bool
 	}{
-		"entrypoint none":       {`"Entrypoint":[""]`, func(s spec.Spec) bool { return s.Entrypoint != nil && len(s.Entrypoint) == 0 }},
+		"entrypoint none":       {`"Entrypoint":[""]`, func(s spec.Spec) bool { return slices.Equal(s.Entrypoint, []string{""}) }},
+		"entrypoint empty":      {`"Entrypoint":[]`, func(s spec.Spec) bool { return s.Entrypoint != nil && len(s.Entrypoint) == 0 }},
 		"entrypoint unset":      {`"Entrypoint":null`, func(s spec.Spec) bool { return s.Entrypoint == nil }},
 		"swappiness -1":         {`"HostConfig":{"MemorySwappiness":-1}`, func(s spec.Spec) bool { return s.Resources.MemorySwappiness == nil }},
 		"pids 0":                {`"HostConfig":{"PidsLimit":0}`, func(s spec.Spec) bool { return s.Resources.PidsLimit == nil }},
 		"pids -1":               {`"HostConfig":{"PidsLimit":-1}`, func(s spec.Spec) bool { return *s.Resources.PidsLimit == -1 }},
 		"default endpoint":      {`"NetworkingConfig":{"EndpointsConfig":{"default":{"IPAMConfig":null,"MacAddress":""}}}`, func(s spec.Spec) bool { return s.Endpoints == nil }},
 		"bridge endpoint":       {`"HostConfig":{"NetworkMode":"bridge"},"NetworkingConfig":{"EndpointsConfig":{"bridge":null}}`, func(s spec.Spec) bool { return s.Endpoints == nil }},
+		"unused volume driver":  {`"HostConfig":{"VolumeDriver":"nfs","Binds":["/a:/b"]}`, func(s spec.Spec) bool { return len(s.Binds) == 1 }},
+		"endpoint option":       {`"NetworkingConfig":{"EndpointsConfig":{"x":{"DriverOpts":{"a":"b"}}}}`, func(s spec.Spec) bool { return s.Endpoints["x"].DriverOpts["a"] == "b" }},
 		"local volume driver":   {`"HostConfig":{"VolumeDriver":"local"}`, func(s spec.Spec) bool { return true }},
 		"empty device requests": {`"HostConfig":{"DeviceRequests":[],"StorageOpt":{},"BlkioDeviceReadBps":[]}`, func(s spec.Spec) bool { return true }},
 		"bind without source":   {`"HostConfig":{"Binds":["/v","/a:/b"]}`, func(s spec.Spec) bool { return len(s.Volumes) == 1 && len(s.Binds) == 1 }},
@@ -267,6 +271,17 @@ func TestCreateDefaults(t *testing.T) {
 				t.Errorf("create = %d %s: %+v", rec.Code, rec.Body, w.containers.specs)
 			}
 		})
+	}
+}
+
+// What docker takes although it does nothing is said to have no effect.
+func TestOptionsWithoutEffect(t *testing.T) {
+	w := newWorld(t)
+	rec := w.do("POST", "/v1.51/containers/create", strings.NewReader(`{"Image":"a","HostConfig":{"VolumeDriver":"nfs","NetworkMode":"n"},"NetworkingConfig":{"EndpointsConfig":{"n":{"DriverOpts":{"z":"1",
+		"com.docker.network.endpoint.ifname":"e","a":"b"}}}}}`))
+	want := `["The volume driver nfs is not used: no volume of the request takes it.","The endpoint option \"a\" has no effect in network n.","The endpoint option \"z\" has no effect in network n."]`
+	if got := rec.Body.String(); rec.Code != 201 || !strings.Contains(got, want) {
+		t.Errorf("%d %s, want %s", rec.Code, got, want)
 	}
 }
 

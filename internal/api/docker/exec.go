@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net/http"
 
+	"ply/internal/container"
 	"ply/internal/container/session"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/oci"
 	"ply/internal/wire"
 )
 
@@ -66,12 +68,18 @@ func (h sessionHandlers) execStart(c *call) error {
 		}
 		// A command that could not run has an exit code. Clients expect the message in the stream, and ask for the code later.
 		if err != nil {
-			if now, getErr := h.sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil {
+			if now, getErr := h.sessions.ExecGet(c.ctx(), id); getErr != nil || now.ExitCode == nil || exec.ExitCode != nil && !h.runs(c.ctx(), exec.Container) {
 				return err
 			}
 		}
 		return errors.Join(err, l.open())
 	})
+}
+
+// runs reports whether a container takes execs.
+func (h sessionHandlers) runs(ctx context.Context, id oci.ContainerID) bool {
+	ctr, err := h.containers.Get(ctx, string(id), false)
+	return err == nil && ctr.State.Status == container.StatusRunning
 }
 
 func (h sessionHandlers) execResize(c *call) error {

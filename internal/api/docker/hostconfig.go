@@ -3,6 +3,7 @@ package docker
 import (
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"ply/internal/container/spec"
@@ -17,7 +18,6 @@ func refuseHost(h *wire.HostConfig) error {
 		name string
 		why  string
 	}{
-		{h.VolumeDriver != "" && h.VolumeDriver != "local", "HostConfig.VolumeDriver " + clip(h.VolumeDriver), "the only volume driver is local"},
 		{h.Cgroup != "", "HostConfig.Cgroup", "use CgroupParent or CgroupnsMode"},
 		{len(h.StorageOpt) > 0, "HostConfig.StorageOpt", "storage drivers take no options a container"},
 		{h.Isolation != "" && h.Isolation != "default", "HostConfig.Isolation " + clip(h.Isolation), "on Linux it is default"},
@@ -57,6 +57,9 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 			sp.Binds = append(sp.Binds, b)
 		}
 	}
+	if err := checkVolumeDriver(h.VolumeDriver, sp); err != nil {
+		return err
+	}
 	sp.VolumesFrom, sp.Tmpfs = h.VolumesFrom, h.Tmpfs
 	sp.ContainerIDFile, sp.LogDriver, sp.LogOpts = h.ContainerIDFile, h.LogConfig.Type, h.LogConfig.Config
 	sp.NetworkMode, sp.PublishAll, sp.Links = h.NetworkMode, h.PublishAllPorts, h.Links
@@ -68,6 +71,27 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 	sp.GroupAdd, sp.Sysctls, sp.ShmSize, sp.OomScoreAdj = h.GroupAdd, h.Sysctls, h.ShmSize, h.OomScoreAdj
 	sp.Init, sp.Runtime, sp.Umask, sp.RestartPolicy = h.Init, h.Runtime, h.Umask, restartPolicy(h.RestartPolicy)
 	return applyResources(&h.Resources, sp)
+}
+
+const localDriver = "local"
+
+// checkVolumeDriver refuses a driver that there is not, as docker does when a volume is to be made with it.
+func checkVolumeDriver(driver string, sp *spec.Spec) error {
+	if driver == "" || driver == localDriver {
+		return nil
+	}
+	for _, b := range append(slices.Clone(sp.Volumes), sp.Binds...) {
+		source, _, named := strings.Cut(b, ":")
+		if filepath.IsAbs(b) && named {
+			continue // a path of the host
+		}
+		if !named {
+			source = b
+		}
+		return errs.New(errs.Invalid, "create %s: error looking up volume plugin %s: plugin %q not found", clip(source), clip(driver), clip(driver)).
+			WithHint("Only the driver local is built in.")
+	}
+	return nil
 }
 
 func restartPolicy(p wire.RestartPolicy) spec.RestartPolicy {

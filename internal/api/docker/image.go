@@ -312,5 +312,9 @@ func (h imageHandlers) prune(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, wire.ImagesPruned{ImagesDeleted: removedList(removed), SpaceReclaimed: freed})
+	answer := wire.ImagesPruned{SpaceReclaimed: freed} // as in Docker, null when nothing was removed
+	if len(removed) > 0 {
+		answer.ImagesDeleted = removedList(removed)
+	}
+	return c.json(http.StatusOK, answer)
 }

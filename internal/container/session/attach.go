@@ -50,9 +50,6 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	args := shim.AttachArgs{Stdin: opts.Stdin != nil, Stdout: opts.Stdout != nil, Stderr: opts.Stderr != nil && !tty}
-	if tty && opts.Stdout == nil && opts.Stderr != nil {
-		opts.Stdout, args.Stdout = opts.Stderr, true
-	}
 	if r := opts.Resume; r != nil {
 		args.Resume, args.From = r.Client, r.From
 		if run, err := s.c.Running(); r.From != nil {

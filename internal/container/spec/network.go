@@ -10,6 +10,8 @@ import (
 	"ply/internal/network"
 )
 
+var errPublished = invalid("conflicting options: port publishing and the container type network mode")
+
 func checkNamespaces(s *Spec) error {
 	oneOf := func(what, v string, allowed ...string) error {
 		if slices.Contains(allowed, v) {
@@ -48,7 +50,7 @@ func checkNamespaces(s *Spec) error {
 		case len(s.ExtraHosts) > 0:
 			return invalid("conflicting options: custom host-to-IP mapping and the network mode")
 		case len(s.Ports) > 0 || s.PublishAll:
-			return invalid("conflicting options: port publishing and the container type network mode")
+			return errPublished
 		}
 	}
 	if len(s.Links) > 0 && s.NetworkMode == "host" {

@@ -127,6 +127,9 @@ func (s *Spec) CheckValues() error {
 		return invalid("SHM size can not be less than 0")
 	}
 	if strings.HasPrefix(s.NetworkMode, "container:") && len(s.ExposedPorts) > 0 { // those of the image do not count
+		if len(s.Ports) > 0 || s.PublishAll {
+			return errPublished
+		}
 		return invalid("conflicting options: port exposing and the container type network mode")
 	}
 	if _, ok := s.Annotations[""]; ok {
