@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"ply/internal/build/cache"
@@ -259,7 +260,7 @@ func (s *Service) flush(b *running) {
 				s.log.Warn("build not in the history", "build", b.record.ID(), "err", err)
 			}
 		}
-		if err := s.cache.Flush(); err != nil {
+		if err := errors.Join(s.cache.Flush(), s.runner.Flush()); err != nil {
 			s.log.Warn("last uses of build steps not recorded", "err", err)
 		}
 		if err := s.runner.RemoveImages(s.stop); err != nil && s.stop.Err() == nil {
@@ -271,8 +272,22 @@ func (s *Service) flush(b *running) {
 	}()
 }
 
-// Cache lists the entries of the cache.
-func (s *Service) Cache() ([]cache.Entry, error) { return s.cache.List() }
+// Cache lists the entries of the cache, and the directories of cache mounts among them. The one that was used last is at the end.
+func (s *Service) Cache(ctx context.Context) ([]cache.Entry, error) {
+	list, err := s.cache.List()
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.runner.CacheMounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range mounts {
+		list = append(list, cache.Entry{ID: m.ID, Name: m.Description, Size: m.Size, Created: m.Created, Used: m.Used, Uses: m.Uses, InUse: m.InUse, Type: cache.CacheMount})
+	}
+	slices.SortStableFunc(list, func(a, b cache.Entry) int { return a.Used.Compare(b.Used) })
+	return list, nil
+}
 
 // History returns the builds that ended and those that run.
 func (s *Service) History() *history.History { return s.history }

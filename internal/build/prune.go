@@ -60,7 +60,7 @@ var PruneFilters = filter.Table[*cache.Entry]{
 	"private":     filter.Bool(func(e *cache.Entry, v bool) bool { return e.Shared != v }),
 	"inuse":       filter.Bool(func(e *cache.Entry, v bool) bool { return e.InUse == v }),
 	"description": filter.Exact(func(e *cache.Entry) string { return e.Name }),
-	"type":        filter.Exact(func(*cache.Entry) string { return "regular" }),
+	"type":        filter.Exact(func(e *cache.Entry) string { return string(e.Type) }),
 	"id":          filter.Text(func(e *cache.Entry) []string { return []string{string(e.ID)} }),
 }
 
@@ -68,8 +68,9 @@ func noLabels(*cache.Entry) map[string]string { return nil }
 
 // Pruned is the result of Prune.
 type Pruned struct {
-	Entries []oci.Digest
-	Freed   int64 // bytes
+	Entries []oci.Digest // results
+	Mounts  []oci.Digest // directories of cache mounts
+	Freed   int64        // bytes
 }
 
 // Prune removes results from the cache, those first that were not used for the longest time, until the rest is within opts.Space.
@@ -89,7 +90,7 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 	if err != nil {
 		return nil, err
 	}
-	list, err := s.cache.List()
+	list, err := s.Cache(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +105,8 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 			return nil, err
 		}
 	}
+	var mounts []oci.Digest
+	sizes := map[oci.Digest]int64{}
 	out, limit, before := &Pruned{}, opts.Space.Limit(total, free), time.Now().Add(-opts.Unused)
 	bounded := opts.Space != Space{}
 	for i := range list {
@@ -114,9 +117,24 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 		if e.InUse || e.Shared && (bounded || !opts.All) || opts.Unused > 0 && e.Used.After(before) || !match(e) {
 			continue
 		}
-		out.Entries = append(out.Entries, e.ID)
 		if !e.Shared {
 			total -= e.Size
+		}
+		if e.Type == cache.CacheMount {
+			mounts = append(mounts, e.ID)
+			sizes[e.ID] = e.Size
+			continue
+		}
+		out.Entries = append(out.Entries, e.ID)
+	}
+	if len(mounts) > 0 {
+		gone, err := s.runner.RemoveCacheMounts(mounts) // those that no step has begun to use meanwhile
+		for _, id := range gone {
+			out.Mounts = append(out.Mounts, id)
+			out.Freed += sizes[id]
+		}
+		if err != nil {
+			return nil, err
 		}
 	}
 	if len(out.Entries) == 0 {
@@ -134,7 +152,7 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 		return nil, err
 	}
 	more, err := s.cache.Remove(ctx, out.Entries)
-	out.Freed = freed + more
+	out.Freed += freed + more
 	return out, err
 }
 

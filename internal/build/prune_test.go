@@ -60,7 +60,7 @@ func filled(t *testing.T, n int) *world {
 // entries returns the IDs in the cache, the one that was used last at the end.
 func (w *world) entries() (ids []oci.Digest) {
 	w.t.Helper()
-	list, err := w.builder.Cache()
+	list, err := w.builder.Cache(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -95,14 +95,14 @@ func TestPruneBySpace(t *testing.T) {
 // What a build is using stays, and is listed as in use.
 func TestPruneSparesBuilds(t *testing.T) {
 	w := filled(t, 3)
-	list, err := w.builder.Cache()
+	list, err := w.builder.Cache(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	chain := w.chainOf(list[0].ID)
 	lease := w.store.Lease()
 	lease.Layer(chain)
-	list, err = w.builder.Cache()
+	list, err = w.builder.Cache(t.Context())
 	if err != nil || !list[0].InUse || list[1].InUse {
 		t.Errorf("%+v, %v", list, err)
 	}
@@ -121,7 +121,7 @@ func TestPruneSparesBuilds(t *testing.T) {
 
 func TestPruneFilters(t *testing.T) {
 	w := filled(t, 2)
-	list, err := w.builder.Cache()
+	list, err := w.builder.Cache(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

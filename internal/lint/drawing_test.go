@@ -45,6 +45,7 @@ var drawnRecords = map[string][]drawnRecord{
 		{"layers/sha256/<hex>/index.json", "store/layer/erofs", "indexRecord", "indexVersion"},
 		{"layers/sha256/<hex>/meta.json", "store/layer/tree", "Meta", "metaVersion"},
 		{"layers/sha256/<hex>@<hex>/variant.json", "store/layer/overlay2", "variantMeta", "variantVersion"},
+		{"build/mounts/<hex>.json", "build/runner", "cacheRecord", "cacheVersion"},
 		{"build/history/<name>.json", "build/history", "Record", "Version"},
 		{"containers/<hex>/rw/copied.json", "store/layer/vfs", "copied", "copiedVersion"},
 		{"containers/<hex>/exit.json", "container/shim", "ExitRecord", "Version"},

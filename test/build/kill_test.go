@@ -149,7 +149,7 @@ func TestKilledEngine(t *testing.T) {
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		rest = slices.DeleteFunc(traces(t, e), func(p string) bool {
 			rel := strings.TrimPrefix(p, e.dir+"/")
-			return regexp.MustCompile(`^data/(build/contexts|copies|layers/roots)/|^data/(build/mounts|blobs/sha256|layers/sha256)/[0-9a-f]{64}(/|$)`).MatchString(rel) || slices.Contains(before, p)
+			return regexp.MustCompile(`^data/(build/contexts|copies|layers/roots)/|^data/(build/mounts|blobs/sha256|layers/sha256)/[0-9a-f]{64}(\.json$|/|$)`).MatchString(rel) || slices.Contains(before, p)
 		})
 		if len(rest) == 0 {
 			return

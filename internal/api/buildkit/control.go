@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"ply/internal/build"
+	"ply/internal/build/cache"
 	"ply/internal/build/ops"
 	"ply/internal/errs"
 	"ply/internal/filter"
@@ -273,11 +274,10 @@ func (c *control) cacheFilters(list []string) (filter.Args, error) {
 			case part == "":
 			case ok && name == "id" && len(list) == 1 && part == f:
 				args["id"] = []string{value}
-			case ok && name == "type" && len(list) == 1 && part == f:
+			case ok && name == "type" && len(list) == 1:
 				args["type"] = []string{value}
 			case part == "shared" || part == "private" || part == "inuse":
 				args[part] = []string{"true"}
-			case ok && name == "type" && value == "regular": // all records are
 			default:
 				return nil, errs.New(errs.Unimplemented, "the filter %q of the build cache is not supported", clip(part))
 			}
@@ -287,7 +287,7 @@ func (c *control) cacheFilters(list []string) (filter.Args, error) {
 }
 
 // DiskUsage lists the build cache.
-func (c *control) DiskUsage(_ context.Context, r *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
+func (c *control) DiskUsage(ctx context.Context, r *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
 	args, err := c.cacheFilters(r.Filter)
 	if err != nil {
 		return nil, err
@@ -296,7 +296,7 @@ func (c *control) DiskUsage(_ context.Context, r *controlapi.DiskUsageRequest) (
 	if err != nil {
 		return nil, err
 	}
-	list, err := c.s.o.Builder.Cache()
+	list, err := c.s.o.Builder.Cache(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +308,7 @@ func (c *control) DiskUsage(_ context.Context, r *controlapi.DiskUsageRequest) (
 		}
 		resp.Record = append(resp.Record, &controlapi.UsageRecord{
 			ID: recordID(e.ID), Size: e.Size, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used), UsageCount: int64(e.Uses),
-			Description: e.Name, RecordType: "regular", Shared: e.Shared, InUse: e.InUse,
+			Description: e.Name, RecordType: string(e.Type), Mutable: e.Type == cache.CacheMount, Shared: e.Shared, InUse: e.InUse,
 		})
 	}
 	return resp, nil
@@ -323,13 +323,13 @@ func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_Pr
 	if err != nil {
 		return err
 	}
-	list, err := c.s.o.Builder.Cache()
+	list, err := c.s.o.Builder.Cache(stream.Context())
 	if err != nil {
 		return err
 	}
 	sizes := map[oci.Digest]*controlapi.UsageRecord{}
 	for _, e := range list {
-		sizes[e.ID] = &controlapi.UsageRecord{ID: recordID(e.ID), Size: e.Size, Description: e.Name, RecordType: "regular", Shared: e.Shared, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used)}
+		sizes[e.ID] = &controlapi.UsageRecord{ID: recordID(e.ID), Size: e.Size, Description: e.Name, RecordType: string(e.Type), Mutable: e.Type == cache.CacheMount, Shared: e.Shared, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used)}
 	}
 	gone, err := c.s.o.Builder.Prune(stream.Context(), build.PruneOptions{
 		All: r.All, Unused: time.Duration(r.KeepDuration), Filters: args, Space: build.Space{Reserved: r.ReservedSpace, MaxUsed: r.MaxUsedSpace, MinFree: r.MinFreeSpace},
@@ -337,7 +337,7 @@ func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_Pr
 	if err != nil {
 		return err
 	}
-	for _, id := range gone.Entries {
+	for _, id := range slices.Concat(gone.Entries, gone.Mounts) {
 		if u := sizes[id]; u != nil {
 			if err := stream.Send(u); err != nil {
 				return err

@@ -30,7 +30,7 @@ type Builder interface {
 	Build(ctx context.Context, req build.Request, l build.Listener) (*build.Result, error)
 	Plan(ctx context.Context, req build.Request, l build.Listener) (*build.Plan, error)
 	Prune(ctx context.Context, o build.PruneOptions) (*build.Pruned, error)
-	Cache() ([]cache.Entry, error)
+	Cache(ctx context.Context) ([]cache.Entry, error)
 	History() *history.History
 }
 

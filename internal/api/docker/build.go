@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 
@@ -373,15 +374,15 @@ func (h buildHandlers) prune(c *call) error {
 		return err
 	}
 	answer := wire.BuildCachePruned{SpaceReclaimed: res.Freed}
-	for _, id := range res.Entries {
+	for _, id := range slices.Concat(res.Entries, res.Mounts) {
 		answer.CachesDeleted = append(answer.CachesDeleted, id.Hex())
 	}
 	return c.json(http.StatusOK, answer)
 }
 
 // buildCacheOf describes the cache for system df.
-func buildCacheOf(b Builder) ([]wire.BuildCache, error) {
-	list, err := b.Cache()
+func buildCacheOf(ctx context.Context, b Builder) ([]wire.BuildCache, error) {
+	list, err := b.Cache(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -389,7 +390,7 @@ func buildCacheOf(b Builder) ([]wire.BuildCache, error) {
 	for _, e := range list {
 		used := e.Used
 		out = append(out, wire.BuildCache{
-			ID: e.ShortID(), Type: "regular", Description: e.Name, Shared: e.Shared, InUse: e.InUse, Size: e.Size, CreatedAt: e.Created, LastUsedAt: &used, UsageCount: e.Uses,
+			ID: e.ShortID(), Type: string(e.Type), Description: e.Name, Shared: e.Shared, InUse: e.InUse, Size: e.Size, CreatedAt: e.Created, LastUsedAt: &used, UsageCount: e.Uses,
 		})
 	}
 	return out, nil

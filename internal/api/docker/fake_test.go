@@ -829,8 +829,8 @@ func (f *fakeBuilder) Prune(_ context.Context, o build.PruneOptions) (*build.Pru
 	return &build.Pruned{Entries: []oci.Digest{oci.DigestOf([]byte("step"))}, Freed: 7}, nil
 }
 
-func (f *fakeBuilder) Cache() ([]cache.Entry, error) {
-	return []cache.Entry{{ID: oci.DigestOf([]byte("step")), Name: "[2/2] RUN make", Size: 7, Created: moment, Used: moment, Uses: 2}}, nil
+func (f *fakeBuilder) Cache(context.Context) ([]cache.Entry, error) {
+	return []cache.Entry{{ID: oci.DigestOf([]byte("step")), Name: "[2/2] RUN make", Size: 7, Created: moment, Used: moment, Uses: 2, Type: cache.Regular}}, nil
 }
 
 // world is the handler of the API with fake services.

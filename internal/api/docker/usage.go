@@ -82,7 +82,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		}
 	}
 	if wanted("build-cache") {
-		if answer.BuildCache, err = buildCacheOf(h.builder); err != nil {
+		if answer.BuildCache, err = buildCacheOf(c.ctx(), h.builder); err != nil {
 			return err
 		}
 	}

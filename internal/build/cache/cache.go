@@ -188,7 +188,17 @@ type Entry struct {
 	Uses    int
 	Shared  bool // an image has the layers, so removing the entry frees nothing
 	InUse   bool // a build is using the layers
+	Type    Type
 }
+
+// Type is what an entry is, in BuildKit's words.
+type Type string
+
+// The types of entries.
+const (
+	Regular    Type = "regular"         // the result of a step
+	CacheMount Type = "exec.cachemount" // a directory of RUN --mount=type=cache
+)
 
 // ShortID returns the ID as clients show it.
 func (e *Entry) ShortID() string { return e.ID.Hex()[:25] }
@@ -210,7 +220,7 @@ func (c *Cache) List() (list []Entry, err error) {
 		}
 		for id, r := range tx.Steps.All() {
 			step := r.Value // of a damaged record only the ID is known: it can be removed
-			e := Entry{ID: id, Name: step.Name, Created: step.Created, Used: step.Used, Uses: step.Uses, Shared: true}
+			e := Entry{ID: id, Name: step.Name, Created: step.Created, Used: step.Used, Uses: step.Uses, Shared: true, Type: Regular}
 			for _, o := range step.Outputs {
 				if len(o.Chain) == 0 {
 					continue

@@ -9,14 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sync"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/ops"
 	"ply/internal/build/relay"
 	"ply/internal/container/spec"
-	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/mount"
 	"ply/internal/safepath"
@@ -248,119 +247,6 @@ func (s *step) agent(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) er
 	return nil
 }
 
-// caches are the directories of cache mounts. They outlive builds.
-type caches struct {
-	dir string
-	fs  durable.FS
-
-	mu    sync.Mutex
-	users map[string]*cacheUse
-}
-
-// cacheUse is who uses one directory.
-type cacheUse struct {
-	shared int
-	locked bool
-	free   chan struct{} // closed when it is not locked any more
-	making sync.Mutex    // held while the directory is made
-}
-
-// acquire returns a directory for a cache mount. A new one has what fill puts into it, and has its name only when that is complete.
-func (c *caches) acquire(ctx context.Context, id string, sharing ops.Sharing, fill func(dir string) error) (dir string, release func(), err error) {
-	for n := 0; ; n++ {
-		name := cacheName(id)
-		if n > 0 && sharing == ops.SharingPrivate {
-			name = cacheName(fmt.Sprint(id, "\x00", n))
-		}
-		use, release, busy := c.try(name, sharing)
-		if busy != nil {
-			if sharing == ops.SharingPrivate {
-				continue
-			}
-			select {
-			case <-busy:
-				continue
-			case <-ctx.Done():
-				return "", nil, context.Cause(ctx)
-			}
-		}
-		dir := filepath.Join(c.dir, name)
-		if err := c.make(use, dir, fill); err != nil {
-			release()
-			return "", nil, err
-		}
-		return dir, release, nil
-	}
-}
-
-func (c *caches) make(use *cacheUse, dir string, fill func(dir string) error) error {
-	use.making.Lock()
-	defer use.making.Unlock()
-	if _, err := c.fs.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	tmp := durable.TempName(c.dir)
-	err := c.fs.Mkdir(tmp, 0o755)
-	if err == nil {
-		err = fill(tmp)
-	}
-	if err == nil {
-		err = c.fs.Rename(tmp, dir)
-	}
-	if err != nil {
-		return errors.Join(err, c.fs.RemoveAll(tmp))
-	}
-	return nil
-}
-
-// clean removes directories that were not complete when an engine was killed.
-func (c *caches) clean() error {
-	entries, err := os.ReadDir(c.dir)
-	for _, e := range entries {
-		if durable.IsTemp(e.Name()) {
-			err = errors.Join(err, c.fs.RemoveAll(filepath.Join(c.dir, e.Name())))
-		}
-	}
-	return err
-}
-
-// try takes a directory. When another user excludes that, it returns a channel that is closed when it is worth another try.
-func (c *caches) try(name string, sharing ops.Sharing) (use *cacheUse, release func(), busy <-chan struct{}) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.users == nil {
-		c.users = map[string]*cacheUse{}
-	}
-	u := c.users[name]
-	if u == nil {
-		u = &cacheUse{free: make(chan struct{})}
-		c.users[name] = u
-	}
-	exclusive := sharing != ops.SharingShared
-	if u.locked || exclusive && u.shared > 0 {
-		return nil, nil, u.free
-	}
-	if exclusive {
-		u.locked = true
-	} else {
-		u.shared++
-	}
-	return u, sync.OnceFunc(func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if exclusive {
-			u.locked = false
-		} else {
-			u.shared--
-		}
-		close(u.free)
-		u.free = make(chan struct{})
-		if !u.locked && u.shared == 0 {
-			delete(c.users, name)
-		}
-	}), nil
-}
-
 // cache mounts a directory that outlives the build. A new one begins as a copy of the input, which also has the owner and the mode that the mount asks for;
 // so mounts with the same ID and other inputs are other directories, as in BuildKit.
 func (s *step) cache(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) error {
@@ -368,7 +254,11 @@ func (s *step) cache(ctx context.Context, i int, m *ops.Mount, sp *spec.Spec) er
 	if in != nil && len(in.Chain) > 0 {
 		id += "\x00" + cmp.Or(string(in.Key), string(in.Chain.ID()))
 	}
-	dir, release, err := s.r.caches.acquire(ctx, id, m.Sharing, func(dir string) error {
+	about := fmt.Sprintf("cached mount %s from exec %s", m.Target, strings.Join(s.run.Exec.Args, " "))
+	if m.CacheID != "/"+m.Target { // the front end's own choice
+		about += fmt.Sprintf(" with id %q", m.CacheID)
+	}
+	dir, release, err := s.r.caches.acquire(ctx, id, about, m.Sharing, func(dir string) error {
 		if in == nil || len(in.Chain) == 0 {
 			return nil
 		}

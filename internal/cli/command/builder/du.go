@@ -103,8 +103,8 @@ func lastUse(e *wire.BuildCache) time.Time {
 
 // describe prints all that is known of an entry.
 func describe(w io.Writer, e *wire.BuildCache, now time.Time) {
-	fmt.Fprintf(w, "ID:\t\t%s\nCreated at:\t%s\nMutable:\tfalse\nReclaimable:\t%t\nShared:\t\t%t\nSize:\t\t%s\nDescription:\t%s\nUsage count:\t%d\n",
-		e.ID, e.CreatedAt.UTC().Format(time.RFC3339Nano), !e.InUse, e.Shared, format.Size4(e.Size), e.Description, e.UsageCount)
+	fmt.Fprintf(w, "ID:\t\t%s\nCreated at:\t%s\nMutable:\t%t\nReclaimable:\t%t\nShared:\t\t%t\nSize:\t\t%s\nDescription:\t%s\nUsage count:\t%d\n",
+		e.ID, e.CreatedAt.UTC().Format(time.RFC3339Nano), e.Type == "exec.cachemount", !e.InUse, e.Shared, format.Size4(e.Size), e.Description, e.UsageCount)
 	if e.LastUsedAt != nil {
 		fmt.Fprintf(w, "Last used:\t%s\n", format.Ago(now, *e.LastUsedAt))
 	}
