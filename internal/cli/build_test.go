@@ -62,3 +62,43 @@ func TestBuildContext(t *testing.T) {
 		}
 	}
 }
+
+// Nothing is built as if there was no policy when there is one, unless the user says so.
+func TestBuildPolicy(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"Dockerfile": "FROM x\n", "other": "FROM x\n", "Dockerfile.rego": "package docker\n", "docker-bake.hcl": `target "default" {}`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	built := 0
+	f := newFake(t, map[string]any{"POST /build": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		built++
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"aux":{"ID":"sha256:abc"}}`)
+	})})
+	t.Chdir(dir)
+	for _, c := range []struct {
+		env   string
+		args  []string
+		names string // what the error names; "" = it is built
+	}{
+		{args: []string{"build", "."}, names: "Dockerfile.rego"},
+		{args: []string{"build", "-f", "Dockerfile", "."}, names: "Dockerfile.rego"},
+		{args: []string{"bake"}, names: "Dockerfile.rego"},
+		{args: []string{"build", "--policy", "disabled=true", "."}},
+		{args: []string{"build", "-f", "other", "."}},
+		{args: []string{"build", "-f", "other", "--policy", "filename=p.rego", "."}, names: "--policy filename=p.rego"},
+		{args: []string{"build", "-f", "other", "--policy", "disabled=false", "."}, names: "--policy disabled=false"},
+		{args: []string{"build", "-f", "other", "--policy", "disabled=true", "--policy", "filename=p.rego", "."}, names: "--policy"},
+		{env: "p.json", args: []string{"build", "-f", "other", "."}, names: "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY=p.json"},
+	} {
+		t.Setenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY", c.env)
+		before := built
+		r := f.run("", c.args...)
+		if c.names == "" && (r.code != 0 || built == before) || c.names != "" && (r.code != 1 || built != before || !strings.Contains(r.err, c.names) || !strings.Contains(r.err, "buildx")) {
+			t.Errorf("%v: %+v, built %v", c.args, r, built != before)
+		}
+	}
+}

@@ -19,6 +19,7 @@ type buildFlags struct {
 	cacheFrom, cacheTo, securityOpt              []string
 	allow, annotation, attest, buildContext      []string
 	noCacheFilter, output, platform, secret, ssh []string
+	policy                                       []string
 	provenance, sbom, squash, call, metadataFile string
 	check, explain, load, push, shellOnError     bool
 	format                                       string // of the answer to call
@@ -81,6 +82,7 @@ func (b *buildFlags) add(f *pflag.FlagSet) {
 		platform = []string{v}
 	}
 	f.StringSliceVar(&b.platform, "platform", platform, "Set target platform for build")
+	f.StringArrayVar(&b.policy, "policy", nil, `Policies for the sources of the build are not evaluated here; "disabled=true" builds beside a policy file as if there was none`)
 	f.StringVar(&b.progress, "progress", "auto", `Set type of progress output ("auto", "tty", "plain", "rawjson", "quiet")`)
 	f.StringVar(&b.provenance, "provenance", "", `Shorthand for "--attest=type=provenance"`)
 	f.BoolVar(&b.push, "push", false, `Shorthand for "--output=type=registry"`)

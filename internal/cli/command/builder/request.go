@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,7 +44,7 @@ func (b *buildFlags) plan(ctx context.Context, inv *command.Invocation, source s
 			p.close()
 		}
 	}()
-	if err := errors.Join(b.options(p.request.Options, inv.Proxies()), b.refuse()); err != nil {
+	if err := errors.Join(b.options(p.request.Options, inv.Proxies()), b.refuse(), b.checkPolicy()); err != nil {
 		return nil, err
 	}
 	if b.network == "host" {
@@ -278,7 +279,41 @@ func (b *buildFlags) sources(p *plan, source string, stdin io.Reader) error {
 		return err
 	}
 	dirs["dockerfile"], o["filename"] = filepath.Dir(file), filepath.Base(file)
+	return b.policyBeside(file)
+}
+
+// checkPolicy refuses policies, which would say what the build may be made of. It must not be built as if there was none unless the user says so.
+func (b *buildFlags) checkPolicy() error {
+	for _, p := range b.policy {
+		f, err := fields(p)
+		if err != nil {
+			return errs.New(errs.Invalid, "--policy %s: %w", p, err)
+		}
+		off, err := strconv.ParseBool(f["disabled"])
+		if err != nil || !off || len(f) > 1 || len(b.policy) > 1 {
+			return unevaluated("--policy " + p)
+		}
+	}
+	if file := os.Getenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"); file != "" {
+		return unevaluated("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY=" + file)
+	}
 	return nil
+}
+
+// policyBeside refuses the policy beside a Dockerfile, which buildx would evaluate.
+func (b *buildFlags) policyBeside(dockerfile string) error {
+	if len(b.policy) > 0 { // it is disabled
+		return nil
+	}
+	if _, err := os.Lstat(dockerfile + ".rego"); !errors.Is(err, fs.ErrNotExist) {
+		return unevaluated(dockerfile + ".rego")
+	}
+	return nil
+}
+
+func unevaluated(what string) error {
+	return errs.New(errs.Unimplemented, "%s: policies for the sources of a build are not evaluated by ply", what).
+		WithHint("Build with docker buildx, which evaluates them, or without policies: ply build --policy disabled=true")
 }
 
 // stdinDockerfile puts the Dockerfile of r into a directory of its own.
