@@ -55,7 +55,7 @@ func (c *control) ListenBuildHistory(r *controlapi.BuildHistoryRequest, stream c
 		}
 	}
 	for _, rec := range wanted {
-		if err := stream.Send(event(rec)); err != nil {
+		if err := stream.Send(c.event(ctx, rec)); err != nil {
 			return err
 		}
 	}
@@ -68,7 +68,7 @@ func (c *control) ListenBuildHistory(r *controlapi.BuildHistoryRequest, stream c
 			if r.Ref != "" && rec.ID != r.Ref || r.ActiveOnly && !rec.Ended.IsZero() {
 				continue
 			}
-			if err := stream.Send(event(rec)); err != nil {
+			if err := stream.Send(c.event(ctx, rec)); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -78,7 +78,7 @@ func (c *control) ListenBuildHistory(r *controlapi.BuildHistoryRequest, stream c
 }
 
 // event describes a build as BuildKit does.
-func event(r *history.Record) *controlapi.BuildHistoryEvent {
+func (c *control) event(ctx context.Context, r *history.Record) *controlapi.BuildHistoryEvent {
 	done, cached := r.Counts()
 	rec := &controlapi.BuildHistoryRecord{
 		Ref: r.ID, Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}, CreatedAt: timestamppb.New(r.Started), ExporterResponse: r.Answers,
@@ -101,6 +101,7 @@ func event(r *history.Record) *controlapi.BuildHistoryEvent {
 	case r.Error != "":
 		rec.Error = &spb.Status{Code: int32(codes.Unknown), Message: r.Error}
 	}
+	c.s.records.describe(ctx, r, rec)
 	return e
 }
 

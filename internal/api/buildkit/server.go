@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	content "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"google.golang.org/grpc"
@@ -51,9 +52,10 @@ const (
 
 // Server answers the gRPC services of BuildKit: control and gateway. Safe for concurrent use.
 type Server struct {
-	o    Options
-	log  *slog.Logger
-	grpc *grpc.Server
+	o       Options
+	log     *slog.Logger
+	grpc    *grpc.Server
+	records *records
 
 	mu      sync.Mutex
 	builds  map[string]*solve
@@ -65,7 +67,7 @@ func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{o: o, log: o.Log, builds: map[string]*solve{}, arrived: make(chan struct{})}
+	s := &Server{o: o, log: o.Log, builds: map[string]*solve{}, arrived: make(chan struct{}), records: newRecords(o.Builder.History)}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -77,6 +79,7 @@ func New(o Options) *Server {
 	)
 	controlapi.RegisterControlServer(s.grpc, &control{s: s})
 	gwpb.RegisterLLBBridgeServer(s.grpc, &bridge{s: s})
+	content.RegisterContentServer(s.grpc, s.records)
 	grpc_health_v1.RegisterHealthServer(s.grpc, health.NewServer())
 	return s
 }

@@ -204,6 +204,19 @@ func isID(s string) bool {
 // NewID returns an ID as BuildKit's clients make them.
 func NewID() string { return strings.ToLower(rand.Text())[:25] }
 
+// Spool returns an empty file without a name, for what is made of a log.
+func (h *History) Spool() (*os.File, error) {
+	name := durable.TempName(h.o.Dir)
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, errs.New(errs.Internal, "build history: %w", err)
+	}
+	if err := os.Remove(name); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
 func (h *History) path(id, ext string) string { return filepath.Join(h.o.Dir, id+ext) }
 
 // Get returns the record of a build, by its ID or a prefix that only one build has. Errors: errs.NotFound, errs.Invalid when several builds match.
