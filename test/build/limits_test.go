@@ -121,7 +121,7 @@ func facts(t *testing.T, pid int) map[string]string {
 			continue
 		}
 		f["cgroup "+w[1]] = w[2]
-		for _, name := range []string{"memory.limit_in_bytes", "memory.max", "cpu.shares", "cpu.weight", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.max", "cpuset.cpus"} {
+		for _, name := range []string{"memory.limit_in_bytes", "memory.max", "cpu.shares", "cpu.weight", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.max", "cpuset.cpus", "cpuset.mems", "memory.memsw.limit_in_bytes", "memory.swap.max"} {
 			if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
 				f[name] = strings.TrimSpace(string(b))
 			}
@@ -137,7 +137,7 @@ func TestLimitsReachSteps(t *testing.T) {
 	t.Cleanup(func() { removeCgroups(t, parent) })
 	args := []string{
 		"--no-cache", "--ulimit", "nofile=111:222", "--shm-size", "3m", "--cgroup-parent", "/" + parent, "--add-host", "added.example:192.0.2.7",
-		"--memory", "64m", "--cpu-shares", "512", "--cpu-period", "50000", "--cpu-quota", "40000", "--cpuset-cpus", "0",
+		"--memory", "64m", "--memory-swap", "96m", "--cpu-shares", "512", "--cpu-period", "50000", "--cpu-quota", "40000", "--cpuset-cpus", "0", "--cpuset-mems", "0",
 	}
 	for _, b := range protocols {
 		t.Run(b.name, func(t *testing.T) {
@@ -167,10 +167,19 @@ func TestLimitsReachSteps(t *testing.T) {
 				check("40000|40000 50000", "cpu.cfs_quota_us", "cpu.max")
 				check("50000|40000 50000", "cpu.cfs_period_us", "cpu.max")
 				check("0", "cpuset.cpus")
+				check("0", "cpuset.mems")
+				if swapAccounted() {
+					check("100663296|33554432", "memory.memsw.limit_in_bytes", "memory.swap.max") // with the memory, or without it
+				}
 				check("/"+parent+"/.*", "cgroup memory", "cgroup ")
 			})
 			if code != 0 || !looked {
 				t.Errorf("exit code %d\n%s", code, out)
+			}
+			// On a machine with one memory node every step is on it. A node that is not there shows that the option arrives.
+			dir := write(t, map[string]string{"Dockerfile": "FROM base\nRUN true\n"})
+			if out, code := b.build(e, dir, "--no-cache", "--cpuset-mems", "63", "."); code == 0 || !strings.Contains(out, "emory nodes") {
+				t.Errorf("a step on a memory node that is not there: exit code %d\n%s", code, out)
 			}
 		})
 	}
@@ -342,4 +351,14 @@ func TestEntitlementsOfCachedSteps(t *testing.T) {
 		})
 	}
 	left(t, e)
+}
+
+// swapAccounted reports whether the kernel limits swap for each cgroup.
+func swapAccounted() bool {
+	for _, name := range []string{"/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "/sys/fs/cgroup/system.slice/memory.swap.max", "/sys/fs/cgroup/init.scope/memory.swap.max"} {
+		if _, err := os.Stat(name); err == nil {
+			return true
+		}
+	}
+	return false
 }
