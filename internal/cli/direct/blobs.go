@@ -37,6 +37,9 @@ func (b *running) blob(w *wire.BuildWant, a *wire.BuildAnswer) error {
 		return err
 	}
 	defer f.Close()
+	if err := b.res.check(f, false); err != nil {
+		return err
+	}
 	if w.Stream || !b.conn.CarriesFiles() {
 		return b.stream(a, func(conn net.Conn) error { _, err := io.Copy(conn, f); return err })
 	}

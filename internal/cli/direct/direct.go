@@ -13,6 +13,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -39,8 +40,18 @@ type Resources struct {
 	// Credentials returns those for a registry; the zero value when there are none.
 	Credentials func(ctx context.Context, host string) wire.Auth
 	Outputs     []Output // one per wire.DirectBuild.Exports
+	// Check is asked about each file and directory of this machine when it is open, and returns an error when the build must not use it; nil allows all. Agents are not asked about.
+	Check func(f *os.File, write bool) error
 	// Blobs are directories with blobs, by name: OCI layouts, and the caches of the type local.
 	Blobs map[string]string
+}
+
+// check asks about a file that is open.
+func (r *Resources) check(f *os.File, write bool) error {
+	if r.Check == nil {
+		return nil
+	}
+	return r.Check(f, write)
 }
 
 // Secret is a file or the value of a variable.
@@ -138,7 +149,7 @@ func (b *running) answer(w *wire.BuildWant, a *wire.BuildAnswer) error {
 			return errs.New(errs.NotFound, "secret %s: not found", w.Name)
 		}
 		var err error
-		a.Data, err = s.read(w.Name)
+		a.Data, err = s.read(w.Name, &b.res)
 		return err
 	case wire.WantAgent:
 		agent, ok := b.res.Agents[w.Name]
@@ -176,15 +187,19 @@ func (b *running) local(w *wire.BuildWant, a *wire.BuildAnswer) error {
 	if !ok {
 		return errs.New(errs.NotFound, "no directory has this name")
 	}
-	if w.Stream || !b.conn.CarriesFiles() {
-		a.Tar = true
-		return b.stream(a, func(conn net.Conn) error { return b.res.Pack(b.ctx, conn, w.Name, dir) })
-	}
 	f, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_RDONLY, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if err := b.res.check(f, false); err != nil {
+		return err
+	}
+	if w.Stream || !b.conn.CarriesFiles() {
+		a.Tar = true
+		open := fmt.Sprintf("/proc/self/fd/%d/", f.Fd()) // what was checked, wherever its name leads now
+		return b.stream(a, func(conn net.Conn) error { return b.res.Pack(b.ctx, conn, w.Name, open) })
+	}
 	err = b.conn.Send(*a, f)
 	a.ID = 0
 	return err
@@ -260,6 +275,7 @@ func (b *running) output(w *wire.BuildWant, a *wire.BuildAnswer, dest Output) er
 		}
 	}
 	id := a.ID
+	dest.check = b.res.Check
 	return b.stream(a, func(conn net.Conn) error {
 		take := dest.takeFile
 		if w.Kind == wire.WantOutputDir {

@@ -19,6 +19,7 @@ import (
 type Output struct {
 	dest   string
 	stdout io.Writer // used when dest is "-"
+	check  func(f *os.File, write bool) error
 }
 
 // ToFile returns an output that is written to a file. It replaces the file when the output is complete.
@@ -29,6 +30,22 @@ func ToDir(name string) Output { return Output{dest: name} }
 
 // ToWriter returns an output that is written to w.
 func ToWriter(w io.Writer) Output { return Output{dest: "-", stdout: w} }
+
+// openRoot opens a directory to write into.
+func (o Output) openRoot(dir string) (*os.Root, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil || o.check == nil {
+		return root, err
+	}
+	f, err := root.Open(".")
+	if err == nil {
+		err = errors.Join(o.check(f, true), f.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return root, nil
+}
 
 // takeFile writes the stream of an output to its file.
 func (o Output) takeFile(r io.Reader, complete func() error) error {
@@ -44,7 +61,7 @@ func (o Output) takeFile(r io.Reader, complete func() error) error {
 	if st, err := os.Stat(o.dest); err == nil && !st.Mode().IsRegular() {
 		return o.takeSpecial(r, st, complete)
 	}
-	root, err := os.OpenRoot(filepath.Dir(o.dest))
+	root, err := o.openRoot(filepath.Dir(o.dest))
 	if err != nil {
 		return err
 	}
@@ -74,7 +91,12 @@ func (o Output) takeSpecial(r io.Reader, st fs.FileInfo, complete func() error) 
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, r)
+	if o.check != nil {
+		err = o.check(f, true)
+	}
+	if err == nil {
+		_, err = io.Copy(f, r)
+	}
 	if err == nil {
 		err = complete()
 	}
@@ -96,7 +118,7 @@ func (o Output) takeDir(r io.Reader, complete func() error) (err error) {
 	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(o.dest)
+	root, err := o.openRoot(o.dest)
 	if err != nil {
 		return err
 	}

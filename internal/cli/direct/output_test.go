@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -110,5 +111,26 @@ func TestFilesOfADirectoryAreWhole(t *testing.T) {
 		if got := content(filepath.Join(top, name)); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
+	}
+}
+
+// An output whose directory must not be used writes nothing, and leaves no directory.
+func TestOutputThatIsRefused(t *testing.T) {
+	top := t.TempDir()
+	no := errors.New("no")
+	refuse := func(f *os.File, write bool) error {
+		if !write {
+			t.Error("asked whether it may be read")
+		}
+		return no
+	}
+	for name, take := range map[string]func(Output, io.Reader, func() error) error{"file": Output.takeFile, "dir": Output.takeDir} {
+		o := Output{dest: filepath.Join(top, name), check: refuse}
+		if err := take(o, tarOf(t, tar.Header{Name: "a", Typeflag: tar.TypeReg}), func() error { return nil }); !errors.Is(err, no) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if left, err := os.ReadDir(top); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

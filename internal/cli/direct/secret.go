@@ -11,7 +11,7 @@ import (
 // maxSecret is the largest secret, in bytes, as in BuildKit.
 const maxSecret = 500 << 10
 
-func (s Secret) read(id string) ([]byte, error) {
+func (s Secret) read(id string, res *Resources) ([]byte, error) {
 	if s.File == "" {
 		v, ok := os.LookupEnv(s.Env)
 		if !ok {
@@ -24,6 +24,9 @@ func (s Secret) read(id string) ([]byte, error) {
 		return nil, errs.New(errs.Invalid, "secret %s: %v", id, err)
 	}
 	defer f.Close()
+	if err := res.check(f, false); err != nil {
+		return nil, err
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
 	if err == nil && len(b) > maxSecret {
 		err = errs.New(errs.Invalid, "secret %s: larger than %d KB", id, maxSecret>>10)

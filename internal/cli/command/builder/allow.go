@@ -2,6 +2,7 @@ package builder
 
 import (
 	"cmp"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -126,6 +127,26 @@ func (a *access) plan(p *plan) error {
 		return err
 	}
 	return refusal(missing)
+}
+
+// opened reports whether a build may use a file that it has opened. The outputs of targets that are built at the same time may have made links since the plan was checked.
+func (a *access) opened(p *plan, f *os.File, write bool) error {
+	if a.any {
+		return nil
+	}
+	real, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return err
+	}
+	key, have := "fs.read", slices.Concat(a.read, p.remove)
+	if write {
+		key, have = "fs.write", a.write
+	}
+	ok, err := within(real, have)
+	if err != nil || ok {
+		return err
+	}
+	return refusal([]string{key + "=" + real})
 }
 
 func refusal(missing []string) error {
@@ -267,19 +288,25 @@ func below(p string, others []string) (ok bool, real string, err error) {
 	if real, err = existing(p); err != nil {
 		return false, "", err
 	}
+	ok, err = within(real, others)
+	return ok, real, err
+}
+
+// within reports the same about a path that has no links.
+func within(real string, others []string) (bool, error) {
 	for _, o := range others {
 		if o == "*" {
-			return true, real, nil
+			return true, nil
 		}
 		dir, err := existing(o)
 		if err != nil {
-			return false, "", err
+			return false, err
 		}
 		if real == dir || dir == "/" || strings.HasPrefix(real, dir+"/") {
-			return true, real, nil
+			return true, nil
 		}
 	}
-	return false, real, nil
+	return false, nil
 }
 
 // existing returns an absolute path without links; what does not exist stays at its end.

@@ -115,3 +115,44 @@ func TestBakeFilesStayInTheWorkingDirectory(t *testing.T) {
 		}
 	}
 }
+
+// A link that appears after a plan was checked, such as one in the output of another target, leads a build nowhere else.
+func TestBakeChecksWhatItOpens(t *testing.T) {
+	top := t.TempDir()
+	for _, d := range []string{"outside", "wd/in"} {
+		if err := os.MkdirAll(top+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{"outside/f", "wd/in/f"} {
+		if err := os.WriteFile(top+"/"+f, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Chdir(top + "/wd")
+	made := t.TempDir()
+	a, err := (&bakeFlags{}).access()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &plan{remove: []string{made}}
+	opened := func(name string, write bool) error {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		return a.opened(p, f, write)
+	}
+	if err := errors.Join(opened("in", true), opened("in/f", false), opened(".", true), opened(made, false)); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(os.RemoveAll("in"), os.Symlink("../outside", "in")); err != nil {
+		t.Fatal(err)
+	}
+	for name, write := range map[string]bool{"in": true, "in/f": false, made: true, top: false, "/": false} {
+		if err := opened(name, write); !errors.Is(err, errs.Forbidden) {
+			t.Errorf("%s, to write %v: %v", name, write, err)
+		}
+	}
+}

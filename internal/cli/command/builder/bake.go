@@ -468,6 +468,7 @@ func (r *baking) send(ctx context.Context, name string, f *buildFlags, source st
 	if err := r.access.plan(p); err != nil {
 		return nil, err
 	}
+	p.resources.Check = func(f *os.File, write bool) error { return r.access.opened(p, f, write) }
 	done, err := direct.Build(ctx, r.api, p.request, p.resources, func(e *wire.BuildEvents) error { return r.show(name, e) })
 	if client.IsNotFound(err) {
 		return nil, errs.New(errs.Unimplemented, "the engine at %s has no builds of this kind; it is not ply's, or older", r.api.Host())
@@ -484,6 +485,9 @@ func (r *baking) send(ctx context.Context, name string, f *buildFlags, source st
 		r.viewing.Lock()
 		defer r.viewing.Unlock()
 		return nil, f.printAnswer(r.inv, done.Metadata)
+	}
+	if err := r.access.plan(p); err != nil { // the index of a cache is written beside its blobs
+		return nil, err
 	}
 	return metadata(p, done), p.writeCacheIndexes(done.Answers)
 }
