@@ -137,22 +137,23 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 			return nil, err
 		}
 	}
-	if len(out.Entries) == 0 {
-		return out, nil
-	}
 	gone := map[string]bool{}
 	for _, id := range out.Entries {
 		gone[string(id)] = true
 	}
-	// The images of steps need the layers, so they go first.
+	// The images of steps need the layers, so they go first; so do those of steps that were removed before, while a container used the image.
 	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
 		return gone[step] || step != stepOfBase && step != solver.StepOfRun && !s.cache.Has(oci.Digest(step))
 	})
 	if err != nil {
 		return nil, err
 	}
+	out.Freed += freed
+	if len(out.Entries) == 0 {
+		return out, nil
+	}
 	more, err := s.cache.Remove(ctx, out.Entries)
-	out.Freed += freed + more
+	out.Freed += more
 	return out, err
 }
 
