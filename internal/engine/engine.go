@@ -283,6 +283,7 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	}
 	if c.IP != "" {
 		driver.HostIP = netip.MustParseAddr(c.IP)
+		bridged.HostIP = driver.HostIP
 	}
 	for _, p := range c.DefaultAddressPools {
 		bridged.Pools = append(bridged.Pools, ipam.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)

@@ -229,3 +229,22 @@ func TestDamagedNetworkIsListed(t *testing.T) {
 		t.Errorf("List after the removal = %v, %v", list, err)
 	}
 }
+
+// The default bridge shows its settings in the options that docker shows.
+func TestDefaultBridgeShowsItsOptions(t *testing.T) {
+	for _, tc := range []struct {
+		config Config
+		want   string
+	}{
+		{Config{Bridge: "b"}, "true true 0.0.0.0 1500"},
+		{Config{Bridge: "b", NoICC: true, MTU: 1400}, "false true 0.0.0.0 1400"},
+		{Config{Bridge: "b", NoMasq: true, HostIP: netip.MustParseAddr("127.0.0.1")}, "true false 127.0.0.1 1500"},
+	} {
+		o := (&managed{name: "bridge", config: tc.config}).describe(nil).Options
+		got := strings.Join([]string{o["com.docker.network.bridge.enable_icc"], o["com.docker.network.bridge.enable_ip_masquerade"], o["com.docker.network.bridge.host_binding_ipv4"],
+			o["com.docker.network.driver.mtu"]}, " ")
+		if got != tc.want || o["com.docker.network.bridge.name"] != "b" {
+			t.Errorf("%+v: %v", tc.config, o)
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -360,7 +361,16 @@ func (m *managed) describe(endpoints map[string]Endpoint) *Network {
 		n.Endpoints = map[string]Endpoint{}
 	}
 	if m.name == "bridge" {
-		n.Options = map[string]string{"com.docker.network.bridge.name": m.hostInterface(), "com.docker.network.bridge.default_bridge": "true"}
+		c := &m.config
+		host := "0.0.0.0"
+		if c.HostIP.IsValid() {
+			host = c.HostIP.String()
+		}
+		n.Options = map[string]string{
+			"com.docker.network.bridge.name": m.hostInterface(), "com.docker.network.bridge.default_bridge": "true",
+			"com.docker.network.bridge.enable_icc": strconv.FormatBool(!c.NoICC), "com.docker.network.bridge.enable_ip_masquerade": strconv.FormatBool(!c.NoMasq),
+			"com.docker.network.bridge.host_binding_ipv4": host, "com.docker.network.driver.mtu": strconv.Itoa(cmp.Or(c.MTU, defaultMTU)),
+		}
 	}
 	return n
 }

@@ -99,7 +99,10 @@ type Runtime struct {
 }
 
 // Commit names the version of a part of an engine.
-type Commit struct{ ID string }
+type Commit struct {
+	ID       string
+	Expected string `json:",omitempty"` // until 1.48
+}
 
 // AddressPool is a range that networks of Size bits are cut from.
 type AddressPool struct {

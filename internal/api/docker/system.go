@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -45,6 +46,7 @@ func (h systemHandlers) ping(c *call) error {
 
 func (h systemHandlers) version(c *call) error {
 	v := h.system.Version()
+	v.Commit, v.Time = cmp.Or(v.Commit, "unknown"), cmp.Or(v.Time, "unknown") // no empty lines in what clients print
 	a := wire.Version{
 		Version: version.Docker, APIVersion: versionText(maxVersion), MinAPIVersion: versionText(h.oldest),
 		GitCommit: v.Commit, GoVersion: v.Go, Os: v.OS, Arch: v.Arch, KernelVersion: v.Kernel, BuildTime: v.Time,
@@ -94,7 +96,10 @@ func (h systemHandlers) info(c *call) error {
 	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logfile.Drivers()
 	own := h.system.Version().Version
 	a.ContainerdCommit.ID, a.RuncCommit.ID, a.InitCommit.ID = "N/A", "ply "+own, "ply "+own // the engine has no containerd, and is the others itself
-	if c.v < 50 {                                                                           // bridged packets do not pass the filter for the engine's sake; its rules isolate networks without it
+	if c.v < 49 {
+		a.ContainerdCommit.Expected, a.RuncCommit.Expected, a.InitCommit.Expected = a.ContainerdCommit.ID, a.RuncCommit.ID, a.InitCommit.ID
+	}
+	if c.v < 50 { // bridged packets do not pass the filter for the engine's sake; its rules isolate networks without it
 		no := false
 		a.BridgeNfIptables, a.BridgeNfIp6tables = &no, &no
 	}
