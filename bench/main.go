@@ -34,7 +34,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
 	flag.IntVar(&o.dockerRounds, "docker-rounds", 0, "rounds of Docker's side of the slow measurements (0: as many as -rounds)")
 	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
-	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers; writes docs/growth-*.svg), registry (reads,others,writes,catalogue; writes docs/registry-*.svg) (default all)")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers; writes docs/growth-*.svg), registry (reads,others,writes,catalogue,manifests; the last writes docs/registry-manifests.svg) (default all)")
 	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
 	flag.Parse()
@@ -171,6 +171,7 @@ func (w *world) measures() []measurement {
 		{"registry", "others", false, w.registryOthers},
 		{"registry", "writes", false, w.registryWrites},
 		{"registry", "catalogue", false, w.registryLists},
+		{"registry", "manifests", false, w.registryManifests},
 	}
 }
 

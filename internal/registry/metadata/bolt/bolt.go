@@ -111,7 +111,8 @@ type Store struct {
 	mu   sync.Mutex
 	held map[string]*hold // uploads, by their IDs
 
-	uploads atomic.Int64 // how many there are
+	uploads  atomic.Int64 // how many there are
+	resident resident
 }
 
 var _ metadata.Store = (*Store)(nil)
@@ -196,7 +197,10 @@ func Snapshot(s *Store, w io.Writer) error {
 func (s *Store) Ping(context.Context) error { return s.view(func(*tx) error { return nil }) }
 
 func (s *Store) view(fn func(*tx) error) error {
-	err := s.db.View(func(t *bbolt.Tx) error { return fn(&tx{t}) })
+	err := s.db.View(func(t *bbolt.Tx) error {
+		defer s.resident.unmap(s.db, t)
+		return fn(&tx{t})
+	})
 	if errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
 		return errs.New(errs.Unavailable, "the database is closed")
 	}
@@ -247,6 +251,7 @@ func (s *Store) commit() {
 			}
 		}
 		s.apply(batch)
+		_ = s.view(func(*tx) error { return nil }) // unmaps what the writes read
 	}
 }
 
