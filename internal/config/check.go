@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -40,7 +41,12 @@ func (c *Config) check(path string) ([]Warning, error) {
 	return warnings, nil
 }
 
-func (c *Config) checkChoices(func(string, string, ...any)) error {
+func (c *Config) checkChoices(warn func(string, string, ...any)) error {
+	for _, name := range slices.Sorted(maps.Keys(c.Features)) {
+		if name != "cdi" {
+			warn("features", "%s has no effect: there is only cdi", name)
+		}
+	}
 	if err := drivers.Check(c.StorageDriver); err != nil {
 		return fmt.Errorf("storage-driver: %w", err)
 	}
@@ -94,6 +100,11 @@ func (c *Config) checkPaths(func(string, string, ...any)) error {
 	for _, p := range []struct{ key, value string }{{"init-path", c.InitPath}, {"resolv-conf", c.ResolvConf}} {
 		if p.value != "" && !filepath.IsAbs(p.value) {
 			return fmt.Errorf("%s: %q is not an absolute path", p.key, p.value)
+		}
+	}
+	for _, dir := range c.CDIDirs() {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
 		}
 	}
 	if err := checkFile(c.InitPath); err != nil {

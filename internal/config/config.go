@@ -11,6 +11,9 @@
 package config
 
 import (
+	"slices"
+
+	"ply/internal/container/cdi"
 	"ply/internal/errs"
 )
 
@@ -36,7 +39,7 @@ type Config struct {
 	LogFormat    string            `json:"log-format" flag:"log-format" use:"log format: text or json"`
 	Labels       []string          `json:"labels" flag:"label" live:"yes" use:"key=value label of this engine"`
 	Experimental bool              `json:"experimental" ignored:"there are no experimental features"`
-	Features     map[string]bool   `json:"features" ignored:"there are no optional features" live:"yes"`
+	Features     map[string]bool   `json:"features" live:"yes"` // a key without a flag, as in Docker
 	LogDriver    string            `json:"log-driver" flag:"log-driver" use:"default log driver of containers: json-file, local, none, syslog, journald, fluentd or gelf"`
 	LogOpts      map[string]string `json:"log-opts" flag:"log-opt" use:"default log driver option"`
 
@@ -67,6 +70,7 @@ type Config struct {
 	ExecOpts            []string           `json:"exec-opts" flag:"exec-opt" use:"option of running containers: native.cgroupdriver=cgroupfs or systemd"`
 	NoNewPrivileges     bool               `json:"no-new-privileges" flag:"no-new-privileges" use:"set no-new-privileges for containers by default"`
 	SeccompProfile      string             `json:"seccomp-profile" flag:"seccomp-profile" use:"path of the seccomp profile, builtin or unconfined"`
+	CDISpecDirs         []string           `json:"cdi-spec-dirs" flag:"cdi-spec-dir" use:"directory with descriptions of CDI devices; \"\" switches them off"`
 	LiveRestore         bool               `json:"live-restore" flag:"live-restore" live:"yes" use:"containers keep running when the engine stops"`
 	ShutdownTimeout     int                `json:"shutdown-timeout" flag:"shutdown-timeout" live:"yes" use:"seconds that containers without a stop timeout have to end when an engine without live-restore stops; -1 is no limit"`
 	DefaultPidsLimit    int                `json:"default-pids-limit" flag:"default-pids-limit" use:"default limit of processes and threads of a container; -1 is no limit"`
@@ -127,7 +131,6 @@ type Config struct {
 	SwarmHeartbeat        int               `json:"swarm-raft-heartbeat-tick" ignored:"it belongs to swarm"`
 	SwarmElection         int               `json:"swarm-raft-election-tick" ignored:"it belongs to swarm"`
 	NetworkControlMTU     int               `json:"network-control-plane-mtu" ignored:"it belongs to swarm"`
-	CDISpecDirs           []string          `json:"cdi-spec-dirs" ignored:"there are no CDI devices"`
 	RawLogs               bool              `json:"raw-logs" ignored:"logs have no colours"`
 	ValidateFlag          bool              `json:"validate" ignored:"it is a flag, not a setting"`
 	AllowNondistributable []string          `json:"allow-nondistributable-artifacts" ignored:"every layer is pushed"`
@@ -190,8 +193,16 @@ func Default() Config {
 		MaxConcurrentDownloads: 3, MaxConcurrentUploads: 5, MaxDownloadAttempts: 5,
 		DefaultUlimits: map[string]Ulimit{}, DefaultShmSize: 64 << 20, DefaultRuntime: "ply", Runtimes: map[string]Runtime{}, SeccompProfile: "builtin",
 		LiveRestore: true, ShutdownTimeout: 15, DefaultPidsLimit: defaultPids,
-		MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private",
+		MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private", CDISpecDirs: cdi.DefaultDirs(),
 	}
+}
+
+// CDIDirs returns the directories with descriptions of CDI devices; none where they are switched off.
+func (c *Config) CDIDirs() []string {
+	if on, set := c.Features["cdi"]; set && !on || slices.Equal(c.CDISpecDirs, []string{""}) {
+		return nil
+	}
+	return c.CDISpecDirs
 }
 
 // Warning is a mistake that the user should correct and that does not keep the engine from starting.

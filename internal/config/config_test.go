@@ -133,6 +133,7 @@ func TestRefusals(t *testing.T) {
 		"rootless":            {`{"rootless": true}`, nil, []string{"rootless: not supported"}},
 		"cors":                {`{"api-cors-header": "*"}`, nil, []string{"api-cors-header: not supported"}},
 		"graph":               {`{"graph": "/srv"}`, nil, []string{"graph: not supported: its name is data-root"}},
+		"relative CDI":        {`{"cdi-spec-dirs": ["/etc/cdi", "cdi"]}`, nil, []string{`cdi-spec-dirs: "cdi" is not an absolute path`}},
 		"pids":                {`{"default-pids-limit": -2}`, nil, []string{"default-pids-limit: -2"}},
 		"proxy twice":         {`{"proxies": {"http-proxy": "http://a"}}`, map[string][]string{"http-proxy": {"http://b"}}, []string{"proxies", "keep one"}},
 	} {
@@ -156,6 +157,7 @@ func TestRefusals(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	for name, tc := range map[string]struct{ file, want string }{
 		"docker's, not acted on": {`{"storage-opts": ["overlay2.size=1G"]}`, "storage-opts: has no effect"},
+		"unknown feature":        {`{"features": {"cdi": true, "buildkit": true}}`, "features: buildkit has no effect: there is only cdi"},
 		"far from everything":    {`{"quux": 1}`, `"quux": unknown key, ignored`},
 		"case":                   {`{"Debug": true}`, `"Debug": did you mean debug?`},
 		"with an s too few":      {`{"label": ["a=b"]}`, `"label": did you mean labels?`},
@@ -309,7 +311,7 @@ func TestEveryFlagWorks(t *testing.T) {
 		"default-address-pool": "base=10.0.0.0/8,size=24", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",
 		"storage-driver": "vfs", "image-format": "docker", "retain-blobs": "never", "log-level": "warn", "log-format": "json", "log-driver": "local", "bip": "10.0.0.1/24",
 		"fixed-cidr": "10.0.0.0/25", "default-cgroupns-mode": "host", "default-ipc-mode": "shareable", "default-shm-size": "1g", "host-gateway-ip": "192.0.2.1", "seccomp-profile": "unconfined", "default-runtime": "runc",
-		"init-path": "/bin/sh", "tlscacert": "/etc/passwd", "tlscert": "/etc/passwd", "tlskey": "/etc/passwd", "data-root": "/d", "exec-root": "/e", "pidfile": "/p"}
+		"init-path": "/bin/sh", "tlscacert": "/etc/passwd", "tlscert": "/etc/passwd", "tlskey": "/etc/passwd", "data-root": "/d", "exec-root": "/e", "pidfile": "/p", "cdi-spec-dir": "/c"}
 	for _, f := range Flags() {
 		value, ok := values[f.Name]
 		switch {
@@ -329,6 +331,25 @@ func TestEveryFlagWorks(t *testing.T) {
 	for _, f := range fields() {
 		if f.ignored != "" && f.flag != "" {
 			t.Errorf("--%s is offered and ignored", f.flag)
+		}
+	}
+}
+
+func TestCDIDirs(t *testing.T) {
+	for file, want := range map[string][]string{
+		`{}`:                          {"/etc/cdi", "/var/run/cdi"},
+		`{"cdi-spec-dirs": ["/x"]}`:   {"/x"},
+		`{"cdi-spec-dirs": []}`:       {},
+		`{"cdi-spec-dirs": [""]}`:     nil,
+		`{"features": {"cdi": true}}`: {"/etc/cdi", "/var/run/cdi"},
+		`{"features": {"cdi": false}, "cdi-spec-dirs": ["/x"]}`: nil,
+	} {
+		c, _, err := load(t, file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, c.CDIDirs()); diff != "" {
+			t.Errorf("%s: %s", file, diff)
 		}
 	}
 }

@@ -86,13 +86,14 @@ type Options struct {
 }
 
 // Defaults are the defaults of containers that can change while the service runs. A container takes them when it is created,
-// except for the runtime and the size of /dev/shm, which it takes each time that it starts.
+// except for the runtime, the size of /dev/shm and the CDI devices, which it takes each time that it starts.
 type Defaults struct {
 	ShmSize      int64             // bytes; 0 = 64 MiB
 	Runtimes     map[string]string // name → absolute path of an OCI runtime
 	Runtime      string            // default runtime; "" = built in
 	IpcMode      string            // "" = private
 	CgroupnsMode string            // "" = private on cgroup v2, else host
+	CDIDirs      []string          // with descriptions of CDI devices; none = there are no such devices
 }
 
 func (d Defaults) withDefaults() *Defaults {

@@ -138,7 +138,7 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 		IPC:       namespace(sp.IpcMode, p.ipcns),
 		UTS:       runspec.Namespace{Host: sp.UTSMode == "host" || sp.UTSMode == "" && sp.NetworkMode == "host" && sp.Hostname == ""},
 		HostsPath: p.files.paths.hosts, HostnamePath: p.files.paths.hostname, ResolvConfPath: p.files.paths.resolv,
-		ShmPath: p.shm, Mounts: p.mounts,
+		ShmPath: p.shm, Mounts: p.mounts, CDIDirs: c.env.live.Load().CDIDirs,
 	}
 	sp.Hostname, sp.Domainname = hostname, domainname
 	if sp.CgroupParent == "" {

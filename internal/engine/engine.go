@@ -358,7 +358,7 @@ func (e *Engine) openContainers(context.Context) (err error) {
 
 // defaults returns the defaults of containers that a reload can change.
 func defaults(c *config.Config) container.Defaults {
-	d := container.Defaults{ShmSize: int64(c.DefaultShmSize), IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode, Runtimes: map[string]string{}}
+	d := container.Defaults{ShmSize: int64(c.DefaultShmSize), IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode, Runtimes: map[string]string{}, CDIDirs: c.CDIDirs()}
 	for name, r := range c.Runtimes {
 		d.Runtimes[name] = r.Path
 	}

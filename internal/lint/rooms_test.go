@@ -29,7 +29,7 @@ var inside = map[string][][]string{
 		{"cli"},
 	},
 	"container": {
-		{"container/apparmor", "container/names", "container/seccomp", "container/shim", "container/spec"},
+		{"container/apparmor", "container/cdi", "container/names", "container/seccomp", "container/shim", "container/spec"},
 		{"container/logfile", "container/etc", "container/rootfs"},
 		{"container/logremote"},
 		{"container/runspec", "container/session", "container/supervise", "container/logforward"},

@@ -12,6 +12,7 @@ import (
 
 	"ply/internal/config"
 	"ply/internal/container"
+	"ply/internal/container/cdi"
 	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/version"
@@ -78,6 +79,7 @@ type Info struct {
 	Runtimes     map[string]string // path of each OCI runtime, by name
 	InitBinary   string            // what --init runs
 	LiveRestore  bool              // containers outlive the engine
+	Devices      *cdi.Devices
 	Goroutines   int
 	OpenFiles    int
 	Time         time.Time
@@ -91,7 +93,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 		Driver: s.opts.Storage.Name(), DriverStatus: append(s.opts.Storage.Status(), s.opts.StorageNotes...),
 		Runtimes:   map[string]string{"ply": s.opts.ShimPath, "runc": s.opts.ShimPath}, // clients ask for runc, which is the built-in one too
 		InitBinary: cmp.Or(cfg.InitPath, filepath.Base(s.opts.ShimPath)), LiveRestore: cfg.LiveRestore,
-		Goroutines: runtime.NumGoroutine(), OpenFiles: host.OpenFiles(), Time: time.Now(),
+		Goroutines: runtime.NumGoroutine(), OpenFiles: host.OpenFiles(), Time: time.Now(), Devices: cdi.Read(cfg.CDIDirs()),
 	}
 	if s.opts.Warnings != nil {
 		i.Warnings = s.opts.Warnings()

@@ -90,8 +90,12 @@ type Info struct {
 	SecurityOptions     []string
 	DefaultAddressPools []AddressPool `json:",omitempty"`
 	CDISpecDirs         []string
+	DiscoveredDevices   *[]DiscoveredDevice `json:",omitempty"` // since 1.50
 	Warnings            []string
 }
+
+// DiscoveredDevice is a device that a driver has found.
+type DiscoveredDevice struct{ Source, ID string }
 
 // Runtime is an OCI runtime.
 type Runtime struct {

@@ -81,7 +81,7 @@ func runEffects() map[string]effect {
 		"cpuset-mems":           flagShown("--cpuset-mems 0", "{{.HostConfig.CpusetMems}}", `0`, ``),
 		"device-cgroup-rule":    flagInside(`--device-cgroup-rule "c 10:229 rwm"`, "mknod /root/t c 10 229; : <>/root/t", `(|.*(No such device|nonexistent directory).*)`, `.*(Operation not permitted|can.t (create|open)).*`),
 		"disable-content-trust": {"$d run --rm --disable-content-trust=false busybox echo ran", `.*(notary|Notary|trust).*`, "$d run --rm --disable-content-trust=true busybox echo ran", `ran`},
-		"gpus":                  flagRefused("--gpus all", `could not select device driver .*--gpus`),
+		"gpus":                  flagRefused("--gpus all", `could not select device driver "" with capabilities: ..gpu..`),
 		"health-start-interval": flagShown("--health-cmd true --health-start-interval 3s", "{{with .Config.Healthcheck}}{{.StartInterval}}{{end}}", `3s|3000000000`, `|.*no entry.*`),
 		"health-start-period":   flagShown("--health-cmd true --health-start-period 4s", "{{with .Config.Healthcheck}}{{.StartPeriod}}{{end}}", `4s|4000000000`, `|.*no entry.*`),
 		"health-timeout":        flagShown("--health-cmd true --health-timeout 5s", "{{with .Config.Healthcheck}}{{.Timeout}}{{end}}", `5s|5000000000`, `|.*no entry.*`),

@@ -86,6 +86,8 @@ var settings = map[string]setting{
 	"live-restore":             {value: `false`, see: infoOf("{{.LiveRestoreEnabled}}"), with: `false`, without: `true`},
 	"shutdown-timeout":         {value: `1`, see: story("live_restore.txtar", `"shutdown-timeout": 1`), with: `shown`, without: `shown`},
 	"builder":                  {value: `{"gc": {"policy": [{"all": true, "maxUsedSpace": 1}]}, "entitlements": {"network-host": false}}`, see: buildPolicy, with: `refused, pruned`, without: `allowed, kept`},
+	"cdi-spec-dirs":            {value: `["$DIR/cdi"]`, flags: []string{"$DIR/cdi"}, see: infoOf("{{.CDISpecDirs}}"), with: `\[.*/cdi\]`, without: `\[/etc/cdi /var/run/cdi\]`},
+	"features":                 {value: `{"cdi": false}`, see: infoOf("{{.CDISpecDirs}}"), with: `\[\]`, without: `\[/etc/cdi /var/run/cdi\]`, group: "features"},
 	"default-pids-limit":       {value: `77`, see: created("{{.HostConfig.PidsLimit}}"), with: `77`, without: `4096`},
 
 	"bridge":                {value: `"$BRIDGE"`, see: bridgeThere, with: `there`, without: `not there`},
@@ -131,7 +133,7 @@ var beside = map[string]map[string]string{
 // liveInDocker are the keys that dockerd 28 puts in force at a reload and that have an effect here.
 var liveInDocker = []string{
 	"debug", "labels", "live-restore", "max-concurrent-downloads", "max-concurrent-uploads", "max-download-attempts", "default-runtime", "runtimes",
-	"insecure-registries", "registry-mirrors", "shutdown-timeout", "default-shm-size", "default-ipc-mode", "default-cgroupns-mode",
+	"insecure-registries", "registry-mirrors", "shutdown-timeout", "features", "default-shm-size", "default-ipc-mode", "default-cgroupns-mode",
 }
 
 // key is a field of config.Config.

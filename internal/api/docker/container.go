@@ -130,7 +130,7 @@ func (h containerHandlers) update(c *call) error {
 	for _, o := range []struct {
 		set  bool
 		name string
-	}{{body.CgroupParent != "", "CgroupParent"}, {len(body.Devices) > 0, "Devices"}, {len(body.DeviceCgroupRules) > 0, "DeviceCgroupRules"},
+	}{{body.CgroupParent != "", "CgroupParent"}, {len(body.Devices) > 0, "Devices"}, {len(body.DeviceRequests) > 0, "DeviceRequests"}, {len(body.DeviceCgroupRules) > 0, "DeviceCgroupRules"},
 		{len(body.Ulimits) > 0, "Ulimits"}, {body.OomKillDisable != nil && *body.OomKillDisable, "OomKillDisable"}} {
 		if o.set {
 			return unsupported(o.name, "it cannot be changed after create")

@@ -8,10 +8,6 @@ import (
 
 // refuseResources is refuseHost for the limits. prefix is the path of the limits in the body.
 func refuseResources(r *wire.Resources, prefix string) error {
-	if len(r.DeviceRequests) > 0 {
-		d := r.DeviceRequests[0]
-		return errs.New(errs.Invalid, "could not select device driver %q with capabilities: %v: %sDeviceRequests (--gpus) is not supported", clip(d.Driver), d.Capabilities, prefix)
-	}
 	for _, o := range []struct {
 		set  bool
 		name string
@@ -36,6 +32,9 @@ func applyResources(r *wire.Resources, sp *spec.Spec) error {
 	sp.OomKillDisable = r.OomKillDisable != nil && *r.OomKillDisable
 	for _, d := range r.Devices {
 		sp.Devices = append(sp.Devices, spec.Device{HostPath: d.PathOnHost, ContainerPath: d.PathInContainer, Permissions: d.CgroupPermissions})
+	}
+	for _, d := range r.DeviceRequests {
+		sp.DeviceRequests = append(sp.DeviceRequests, spec.DeviceRequest{Driver: d.Driver, Count: d.Count, IDs: d.DeviceIDs, Capabilities: d.Capabilities, Options: d.Options})
 	}
 	for _, u := range r.Ulimits {
 		if u.Name == "" {
@@ -126,6 +125,9 @@ func resourcesOf(sp *spec.Spec) wire.Resources {
 	}
 	for _, d := range sp.Devices {
 		out.Devices = append(out.Devices, wire.DeviceMapping{PathOnHost: d.HostPath, PathInContainer: d.ContainerPath, CgroupPermissions: d.Permissions})
+	}
+	for _, d := range sp.DeviceRequests {
+		out.DeviceRequests = append(out.DeviceRequests, wire.DeviceRequest{Driver: d.Driver, Count: d.Count, DeviceIDs: d.IDs, Capabilities: d.Capabilities, Options: d.Options})
 	}
 	for _, u := range sp.Ulimits {
 		out.Ulimits = append(out.Ulimits, wire.Ulimit{Name: u.Name, Hard: u.Hard, Soft: u.Soft})

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"cmp"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -82,7 +83,7 @@ func (h systemHandlers) info(c *call) error {
 		HTTPProxy: hideUser(cfg.Proxies.HTTP), HTTPSProxy: hideUser(cfg.Proxies.HTTPS), NoProxy: cfg.Proxies.No,
 		ServerVersion: version.Docker, Runtimes: map[string]wire.Runtime{}, DefaultRuntime: cfg.DefaultRuntime,
 		LiveRestoreEnabled: in.LiveRestore, InitBinary: in.InitBinary, SecurityOptions: securityOptions(cfg, &machine),
-		CDISpecDirs: []string{},
+		CDISpecDirs: notNil(cfg.CDIDirs()),
 	}
 	if !cfg.IPTables {
 		a.Warnings = append(a.Warnings, "WARNING: packet filter rules are switched off (iptables=false)")
@@ -102,6 +103,16 @@ func (h systemHandlers) info(c *call) error {
 	if c.v < 50 { // bridged packets do not pass the filter for the engine's sake; its rules isolate networks without it
 		no := false
 		a.BridgeNfIptables, a.BridgeNfIp6tables = &no, &no
+	}
+	if c.v >= 50 {
+		found := []wire.DiscoveredDevice{}
+		for _, id := range in.Devices.Names() {
+			found = append(found, wire.DiscoveredDevice{Source: "cdi", ID: id})
+		}
+		a.DiscoveredDevices = &found
+	}
+	for _, p := range in.Devices.Problems() {
+		a.Warnings = append(a.Warnings, fmt.Sprintf("WARNING: CDI: Error associated with spec file %s: %v", p.Path, p.Err))
 	}
 	for name, path := range in.Runtimes {
 		a.Runtimes[name] = wire.Runtime{Path: path}

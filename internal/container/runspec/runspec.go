@@ -45,6 +45,8 @@ type Input struct {
 	IPC Namespace
 	UTS Namespace
 
+	CDIDirs []string // with descriptions of CDI devices; none = there are no such devices
+
 	Mounts         []volume.Mount // of users; sources are host paths
 	HostsPath      string         // host files mounted at /etc/hosts …; "" = none
 	HostnamePath   string
@@ -113,7 +115,7 @@ func (b *builder) build() error {
 		b.spec.Hostname, b.spec.Domainname = in.Spec.Hostname, in.Spec.Domainname
 	}
 	for _, step := range []func() error{
-		b.namespaces, b.process, b.devices, b.mounts, b.resources, b.sysctls, b.seccomp,
+		b.namespaces, b.process, b.devices, b.mounts, b.deviceRequests, b.resources, b.sysctls, b.seccomp,
 	} {
 		if err := step(); err != nil {
 			return err

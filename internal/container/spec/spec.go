@@ -81,6 +81,7 @@ type Spec struct {
 	CgroupParent   string            `json:"CgroupParent"`
 	GroupAdd       []string          `json:"GroupAdd"`
 	Devices        []Device          `json:"Devices"`
+	DeviceRequests []DeviceRequest   `json:"DeviceRequests,omitempty"`
 	DeviceRules    []string          `json:"DeviceRules"` // device cgroup rules
 	Sysctls        map[string]string `json:"Sysctls"`
 	Ulimits        []Ulimit          `json:"Ulimits"`
@@ -107,9 +108,30 @@ type Device struct {
 	Permissions   string `json:"Permissions"`
 }
 
+// DeviceRequest asks a device driver for devices. It is answered at each start of the container.
+type DeviceRequest struct {
+	Driver       string            `json:"Driver"` // "cdi", or that of a vendor; "" = one with the capabilities
+	Count        int               `json:"Count"`  // -1 = all
+	IDs          []string          `json:"IDs"`
+	Capabilities [][]string        `json:"Capabilities"` // alternatives, each a list of which the driver has all
+	Options      map[string]string `json:"Options"`
+}
+
+// maxDevices is the largest number of devices in a request.
+const maxDevices = 1000
+
+func checkRequests(s *Spec) error {
+	for _, r := range s.DeviceRequests {
+		if r.Count > maxDevices || len(r.IDs) > maxDevices {
+			return invalid("DeviceRequests: more than %d devices", maxDevices)
+		}
+	}
+	return nil
+}
+
 // CheckValues refuses values that are invalid with any image and in any network, in docker's words.
 func (s *Spec) CheckValues() error {
-	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits} {
+	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits, checkRequests} {
 		if err := f(s); err != nil {
 			return err
 		}

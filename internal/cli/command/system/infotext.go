@@ -41,6 +41,12 @@ func (i *engineInfo) write(w io.Writer) {
 			p("  %s", d)
 		}
 	}
+	if i.DiscoveredDevices != nil && len(*i.DiscoveredDevices) > 0 {
+		p(" Discovered Devices:")
+		for _, d := range *i.DiscoveredDevices {
+			p("  %s: %s", d.Source, d.ID)
+		}
+	}
 	some(" Swarm:", i.Swarm.LocalNodeState)
 	i.writeRuntime(p, some)
 	i.writeHost(p, some)
