@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/moby/profiles/seccomp"
 
 	"ply/internal/container/logfile"
@@ -49,6 +50,14 @@ func (c *Config) checkChoices(warn func(string, string, ...any)) error {
 	}
 	if err := drivers.Check(c.StorageDriver); err != nil {
 		return fmt.Errorf("storage-driver: %w", err)
+	}
+	for _, o := range c.StorageOpts {
+		value, ok := strings.CutPrefix(o, sizeOption)
+		if !ok {
+			warn("storage-opts", "%s has no effect: there is only overlay2.size", o)
+		} else if size, err := units.RAMInBytes(value); err != nil || size < 0 {
+			return fmt.Errorf("storage-opts: %q: want %sBYTES", o, sizeOption)
+		}
 	}
 	for _, k := range []struct {
 		key, value string

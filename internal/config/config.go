@@ -12,6 +12,9 @@ package config
 
 import (
 	"slices"
+	"strings"
+
+	"github.com/docker/go-units"
 
 	"ply/internal/container/cdi"
 	"ply/internal/errs"
@@ -27,9 +30,10 @@ type Config struct {
 	Group    string   `json:"group" flag:"group,G" use:"group of the unix socket"`
 
 	// Storage.
-	StorageDriver string `json:"storage-driver" flag:"storage-driver,s" use:"storage driver: {drivers}"`
-	ImageFormat   string `json:"image-format" flag:"image-format" use:"manifest format of images made without a base: oci or docker"`
-	RetainBlobs   string `json:"retain-blobs" flag:"retain-blobs" use:"keep compressed layers after a pull: auto, always or never"`
+	StorageDriver string   `json:"storage-driver" flag:"storage-driver,s" use:"storage driver: {drivers}"`
+	StorageOpts   []string `json:"storage-opts" flag:"storage-opt" use:"option of the storage driver: overlay2.size=BYTES limits the writable layers of containers"`
+	ImageFormat   string   `json:"image-format" flag:"image-format" use:"manifest format of images made without a base: oci or docker"`
+	RetainBlobs   string   `json:"retain-blobs" flag:"retain-blobs" use:"keep compressed layers after a pull: auto, always or never"`
 
 	MinAPIVersion string `json:"min-api-version" flag:"min-api-version" use:"oldest version of the API that clients may use, such as 1.22"`
 
@@ -104,7 +108,6 @@ type Config struct {
 	TLSKey    string `json:"tlskey" flag:"tlskey" use:"key of the engine's certificate"`
 
 	// Docker's keys without an effect here. They are declared so that they are not taken for misspelt keys.
-	StorageOpts           []string          `json:"storage-opts" ignored:"the storage drivers have no options"`
 	IPv6                  bool              `json:"ipv6" ignored:"the default network is IPv4"`
 	FixedCIDRv6           string            `json:"fixed-cidr-v6" ignored:"the default network is IPv4"`
 	IP6Tables             bool              `json:"ip6tables" ignored:"iptables applies to both address families"`
@@ -196,6 +199,19 @@ func Default() Config {
 		MTU: 1500, IPForward: true, IPMasq: true, IPTables: true, UserlandProxy: true, ICC: true, DefaultIpcMode: "private", CDISpecDirs: cdi.DefaultDirs(),
 	}
 }
+
+// WritableSize returns the largest number of bytes that the writable layer of a container may take by default; 0 = no limit.
+func (c *Config) WritableSize() (size int64) {
+	for _, o := range c.StorageOpts {
+		if value, ok := strings.CutPrefix(o, sizeOption); ok {
+			size, _ = units.RAMInBytes(value) // checked by Load
+		}
+	}
+	return size
+}
+
+// sizeOption is Docker's name of the limit. It holds for every driver that can limit writables.
+const sizeOption = "overlay2.size="
 
 // CDIDirs returns the directories with descriptions of CDI devices; none where they are switched off.
 func (c *Config) CDIDirs() []string {

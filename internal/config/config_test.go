@@ -133,6 +133,7 @@ func TestRefusals(t *testing.T) {
 		"rootless":            {`{"rootless": true}`, nil, []string{"rootless: not supported"}},
 		"cors":                {`{"api-cors-header": "*"}`, nil, []string{"api-cors-header: not supported"}},
 		"graph":               {`{"graph": "/srv"}`, nil, []string{"graph: not supported: its name is data-root"}},
+		"storage size":        {`{"storage-opts": ["overlay2.size=big"]}`, nil, []string{`storage-opts: "overlay2.size=big"`}},
 		"relative CDI":        {`{"cdi-spec-dirs": ["/etc/cdi", "cdi"]}`, nil, []string{`cdi-spec-dirs: "cdi" is not an absolute path`}},
 		"pids":                {`{"default-pids-limit": -2}`, nil, []string{"default-pids-limit: -2"}},
 		"proxy twice":         {`{"proxies": {"http-proxy": "http://a"}}`, map[string][]string{"http-proxy": {"http://b"}}, []string{"proxies", "keep one"}},
@@ -156,7 +157,8 @@ func TestRefusals(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	for name, tc := range map[string]struct{ file, want string }{
-		"docker's, not acted on": {`{"storage-opts": ["overlay2.size=1G"]}`, "storage-opts: has no effect"},
+		"docker's, not acted on": {`{"ipv6": true}`, "ipv6: has no effect"},
+		"other driver's option":  {`{"storage-opts": ["dm.fs=xfs", "overlay2.size=1G"]}`, "storage-opts: dm.fs=xfs has no effect: there is only overlay2.size"},
 		"unknown feature":        {`{"features": {"cdi": true, "buildkit": true}}`, "features: buildkit has no effect: there is only cdi"},
 		"far from everything":    {`{"quux": 1}`, `"quux": unknown key, ignored`},
 		"case":                   {`{"Debug": true}`, `"Debug": did you mean debug?`},
@@ -331,6 +333,18 @@ func TestEveryFlagWorks(t *testing.T) {
 	for _, f := range fields() {
 		if f.ignored != "" && f.flag != "" {
 			t.Errorf("--%s is offered and ignored", f.flag)
+		}
+	}
+}
+
+func TestWritableSize(t *testing.T) {
+	for file, want := range map[string]int64{`{}`: 0, `{"storage-opts": ["overlay2.size=3g", "x.y=1"]}`: 3 << 30, `{"storage-opts": ["overlay2.size=0"]}`: 0} {
+		c, _, err := load(t, file, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.WritableSize(); got != want {
+			t.Errorf("%s: %d, want %d", file, got, want)
 		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"ply/internal/oci"
 	"ply/internal/safepath"
 	"ply/internal/store"
+	"ply/internal/store/layer"
 	"ply/internal/volume"
 )
 
@@ -137,11 +138,11 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
 	drv, volumes := s.env.opts.Store.Layers, s.env.opts.Volumes
-	if err := drv.CreateWritable(ctx, c.paths.writable, c.rec.Chain); err != nil {
+	sp := &c.rec.Spec
+	if err := s.env.createWritable(ctx, c.paths.writable, c.rec.Chain, sp); err != nil {
 		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
 	}
 	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
-	sp := &c.rec.Spec
 	// The driver has synced the writable layer.
 	if !c.rec.volatile() {
 		if err := errors.Join(fsys.SyncDir(c.paths.dir), fsys.SyncDir(filepath.Dir(c.paths.dir))); err != nil {
@@ -168,6 +169,39 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease
 	undo.add("volumes", func() error { volumes.Undo(context.WithoutCancel(ctx), c.id, res.Made); return nil })
 	c.rec.Mounts = res.Mounts
 	return s.fillRoot(ctx, c, img)
+}
+
+// createWritable makes the writable layer of a container in dir, with its limit.
+func (e *env) createWritable(ctx context.Context, dir string, chain oci.Chain, sp *spec.Spec) error {
+	size, err := sp.WritableSize()
+	if err != nil {
+		return err
+	}
+	if size == 0 {
+		size = e.opts.WritableSize
+	}
+	drv := e.opts.Store.Layers
+	if size > 0 {
+		if err := canLimit(drv, dir); err != nil {
+			return err
+		}
+	}
+	if err := drv.CreateWritable(ctx, dir, chain); err != nil || size == 0 {
+		return err
+	}
+	if err := drv.(layer.WritableLimiter).LimitWritable(dir, size); err != nil {
+		return errors.Join(err, drv.RemoveWritable(context.WithoutCancel(ctx), dir))
+	}
+	return nil
+}
+
+// canLimit returns why the size of writables below dir cannot be limited.
+func canLimit(drv layer.Driver, dir string) error {
+	l, ok := drv.(layer.WritableLimiter)
+	if !ok {
+		return errs.New(errs.Precondition, "the storage driver %s cannot limit the size of a container's writable layer", drv.Name())
+	}
+	return l.CanLimit(dir)
 }
 
 // mountedImages returns the images that a container mounts, by the names in its mounts, and leases their layers.

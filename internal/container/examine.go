@@ -247,7 +247,7 @@ func (x *examiner) mendWritable(ctx context.Context, c *ctr, rec *record, w laye
 		err = drv.RemoveWritable(ctx, c.paths.writable)
 	}
 	if err == nil {
-		err = drv.CreateWritable(ctx, c.paths.writable, rec.Chain)
+		err = x.env.createWritable(ctx, c.paths.writable, rec.Chain, &rec.Spec)
 	}
 	return "made again: the container never ran", err
 }

@@ -70,6 +70,7 @@ type Options struct {
 	LogDriver    string            // "" = json-file
 	LogOpts      map[string]string // of LogDriver, for each option that a container does not set
 	Ulimits      []spec.Ulimit
+	WritableSize int64 // bytes that the writable layer of a container may take; 0 = no limit
 	PidsLimit    int64 // processes and threads of a container that is not privileged; 0 = no limit
 	CgroupParent string
 	Init         bool

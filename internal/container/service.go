@@ -3,6 +3,8 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
 	"sync"
 
 	"ply/internal/oci"
@@ -38,6 +40,11 @@ func New(o Options) (*Service, error) {
 	e, err := newEnv(o)
 	if err != nil {
 		return nil, err
+	}
+	if o.WritableSize > 0 {
+		if err := canLimit(o.Store.Layers, filepath.Join(o.DataRoot, "containers")); err != nil {
+			return nil, fmt.Errorf("default size of containers: %w", err)
+		}
 	}
 	err = e.opts.Store.Meta.View(func(tx *meta.Tx) error {
 		for id := range tx.Containers.Keys() {

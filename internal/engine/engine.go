@@ -334,7 +334,7 @@ func (e *Engine) openContainers(context.Context) (err error) {
 	o := container.Options{
 		Store: e.Store, Images: e.Images, Volumes: e.Volumes, Network: networks, Events: e.Events, Log: e.log,
 		ShimPath: e.opts.ShimPath, DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
-		Defaults: defaults(c), LogDriver: c.LogDriver, LogOpts: c.LogOpts, PidsLimit: int64(max(c.DefaultPidsLimit, 0)), CgroupParent: c.CgroupParent,
+		Defaults: defaults(c), LogDriver: c.LogDriver, LogOpts: c.LogOpts, PidsLimit: int64(max(c.DefaultPidsLimit, 0)), WritableSize: c.WritableSize(), CgroupParent: c.CgroupParent,
 		Init: c.Init, InitPath: c.InitPath, DNS: c.DNS, DNSOptions: c.DNSOpts, DNSSearch: c.DNSSearch, ResolvConf: c.ResolvConf,
 		HostGateway: c.HostGatewayIPs, NoNewPrivs: c.NoNewPrivileges,
 	}

@@ -60,7 +60,7 @@ var inside = map[string][][]string{
 	"safepath": {{"safepath"}, {"safepath/racetest"}},
 	"store": {
 		{"store/blob", "store/meta", "store/gc", "store/layer", "store/check"},
-		{"store/meta/metatest", "store/layer/tarscan", "store/layer/upper", "store/layer/layertest"},
+		{"store/meta/metatest", "store/layer/quota", "store/layer/tarscan", "store/layer/upper", "store/layer/layertest"},
 		{"store/layer/tree", "store/layer/writable", "store/layer/erofs/image"},
 		{"store/layer/erofs", "store/layer/overlay2", "store/layer/vfs"},
 		{"store/layer/drivers"},

@@ -103,7 +103,7 @@ func runEffects() map[string]effect {
 		"platform":              {"$d run --rm --pull never --platform linux/s390x busybox echo ran", `.*(platform|No such image).*`, "$d run --rm --pull never --platform linux/$(dpkg --print-architecture) busybox echo ran", `ran`},
 		"pull":                  {"$d run --rm --pull always 192.0.2.1/absent true", `.*192\.0\.2\.1.*(unreachable|refused|no route|timeout).*`, "$d run --rm --pull never 192.0.2.1/absent true", `.*No such image: 192\.0\.2\.1/absent.*`},
 		"runtime":               flagRefused("--runtime nosuch", "invalid runtime name: nosuch"),
-		"storage-opt":           flagRefused("--storage-opt size=1G", "StorageOpt is not supported"),
+		"storage-opt":           flagRefused("--storage-opt size=1G", "can be limited on XFS and ext4 with project quotas only"),
 		"use-api-socket":        flagInside("--use-api-socket", "test -S /var/run/docker.sock && echo socket || echo none", `(socket|.*--use-api-socket is not supported.*)`, `none`),
 		"volume-driver":         flagRefused("--volume-driver nosuch", "VolumeDriver nosuch is not supported"),
 		"cpu-rt-period":         flagShown("--cpu-rt-period 900000", "{{.HostConfig.CpuRealtimePeriod}}", `900000|.*cpu.*real-time.*`, `0`),

@@ -19,10 +19,12 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"ply/internal/store/layer/quota"
 )
 
 // TestScripts runs the stories, each against a plyd of its own. A file plyd.flags in a story adds flags. The condition [docker28] holds where
-// the docker in PATH is the 28.2 client; Debian's own is docker20 everywhere.
+// the docker in PATH is the 28.2 client, [quota] where the directory of plyd enforces project quotas; Debian's own is docker20 everywhere.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, stories(t, "script"))
 }
@@ -44,7 +46,11 @@ func stories(t *testing.T, dir string) testscript.Params {
 }
 
 func condition(name string) (bool, error) {
-	if name != "docker28" {
+	switch name {
+	case "docker28":
+	case "quota":
+		return quota.Check("/var/tmp") == nil, nil
+	default:
 		return false, fmt.Errorf("unknown condition %q", name)
 	}
 	out, err := exec.Command("docker", "--version").Output()

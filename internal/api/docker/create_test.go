@@ -43,7 +43,7 @@ const fullRequest = `{
   "CpuShares":10,"Memory":10000000,"NanoCpus":500000000,"CgroupParent":"/cg","BlkioWeight":300,
   "BlkioDeviceReadBps":[{"Path":"/dev/sda","Rate":1048576}],"BlkioDeviceWriteBps":[{"Path":"/dev/sda","Rate":2},{"Path":"/dev/sdb","Rate":3}],
   "BlkioDeviceReadIOps":[{"Path":"/dev/sda","Rate":4}],"BlkioDeviceWriteIOps":[{"Path":"/dev/sda","Rate":5}],"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":10}],"CpuRealtimePeriod":1,"CpuRealtimeRuntime":2,"CpusetCpus":"0","CpusetMems":"0",
-  "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"DeviceRequests":[{"Driver":"cdi","Count":-1,"DeviceIDs":["a/b=c"],"Capabilities":[["gpu"]],"Options":{"o":"v"}}],"KernelMemory":9000000,"MemoryReservation":8000000,"MemorySwap":-1,
+  "Devices":[{"PathOnHost":"/dev/null","PathInContainer":"/dev/n","CgroupPermissions":"r"}],"DeviceCgroupRules":["c 1:3 r"],"StorageOpt":{"size":"1g"},"DeviceRequests":[{"Driver":"cdi","Count":-1,"DeviceIDs":["a/b=c"],"Capabilities":[["gpu"]],"Options":{"o":"v"}}],"KernelMemory":9000000,"MemoryReservation":8000000,"MemorySwap":-1,
   "MemorySwappiness":60,"OomKillDisable":true,"PidsLimit":100,"Ulimits":[{"Name":"nofile","Hard":20,"Soft":10}],
   "Mounts":[{"Type":"bind","Source":"/s","Target":"/t1","ReadOnly":true,"Consistency":"cached","BindOptions":{"Propagation":"rslave","NonRecursive":true,"CreateMountpoint":true}},
    {"Type":"volume","Source":"vv","Target":"/t2","VolumeOptions":{"NoCopy":true,"Labels":{"k":"v"},"Subpath":"sub","DriverConfig":{"Name":"local","Options":{"o":"p"}}}},
@@ -60,7 +60,7 @@ func fullSpec() spec.Spec {
 		Shell: []string{"/bin/sh", "-c"}, MacAddress: "02:42:ac:11:00:09",
 		Healthcheck: &oci.Healthcheck{Test: []string{"CMD-SHELL", "true"}, Interval: time.Second, Timeout: 2 * time.Second, Retries: 3, StartPeriod: 4 * time.Second, StartInterval: 5 * time.Second},
 		Tty:         true, OpenStdin: true, StdinOnce: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, ConsoleSize: [2]uint{24, 80},
-		Binds: []string{"/a:/b:ro", "vol:/c"}, VolumesFrom: []string{"other:ro"}, Tmpfs: map[string]string{"/t": "size=1m"},
+		Binds: []string{"/a:/b:ro", "vol:/c"}, VolumesFrom: []string{"other:ro"}, Tmpfs: map[string]string{"/t": "size=1m"}, StorageOpt: map[string]string{"size": "1g"},
 		Mounts: []volume.MountSpec{{Type: "bind", Source: "/s", Target: "/t1", ReadOnly: true, Propagation: "rslave", NonRecursive: true, CreateSource: true},
 			{Type: "volume", Source: "vv", Target: "/t2", NoCopy: true, Labels: map[string]string{"k": "v"}, Subpath: "sub", Driver: "local", DriverOpts: map[string]string{"o": "p"}},
 			{Type: "tmpfs", Target: "/t3", TmpfsSize: 4096, TmpfsMode: 0o700}},
@@ -146,7 +146,8 @@ func TestAnswersFitDockersTypes(t *testing.T) {
 
 // No field of Docker's HostConfig is ignored: each either is refused with an error that names it, or changes the spec, or is said to have no effect.
 func TestNoHostConfigFieldIsIgnored(t *testing.T) {
-	samples := map[string]string{"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
+	samples := map[string]string{"StorageOpt": `{"size":"1g"}`,
+		"NetworkMode": `"host"`, "PortBindings": `{"80/tcp":[{"HostPort":"1"}]}`, "RestartPolicy": `{"Name":"always"}`, "LogConfig": `{"Type":"none"}`, "ConsoleSize": `[1,2]`,
 		"Dns": `["1.1.1.1"]`, "Devices": `[{"PathOnHost":"/dev/null"}]`, "DeviceRequests": `[{"Count":1}]`, "Ulimits": `[{"Name":"nofile","Soft":1,"Hard":2}]`, "Mounts": `[{"Type":"tmpfs","Target":"/x"}]`,
 		"BlkioWeightDevice": `[{"Path":"/dev/sda","Weight":10}]`, "MemorySwappiness": `5`, "BlkioWeight": `20`, "MemorySwap": `-1`, "Memory": `10000000`, "MemoryReservation": `10000000`, "CpuPeriod": `1000`, "CpuQuota": `1000`, "CpusetCpus": `"0"`, "CpusetMems": `"0"`, "PidsLimit": `5`, "Isolation": `"hyperv"`, "MaskedPaths": `["/x"]`,
 		"BlkioDeviceReadBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteBps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceReadIOps": `[{"Path":"/dev/sda","Rate":1}]`, "BlkioDeviceWriteIOps": `[{"Path":"/dev/sda","Rate":1}]`}
@@ -221,6 +222,8 @@ func TestCreateRefusals(t *testing.T) {
 		"device weight":         {`"HostConfig":{"BlkioWeightDevice":[{"Path":"/dev/sda","Weight":5}]}`, "invalid weight for device /dev/sda: Range of blkio weight is from 10 to 1000"},
 		"device rate":           {`"HostConfig":{"BlkioDeviceReadBps":[{"Path":"sda","Rate":1}]}`, `BlkioDeviceReadBps: bad format for device path: "sda"`},
 		"cpus twice":            {`"HostConfig":{"NanoCpus":1,"CpuQuota":1}`, "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},
+		"storage option":        {`"HostConfig":{"StorageOpt":{"a":"b"}}`, "StorageOpt: unknown option a: there is only size"},
+		"storage size":          {`"HostConfig":{"StorageOpt":{"size":"-1"}}`, `StorageOpt: invalid size: "-1"`},
 		"shm":                   {`"HostConfig":{"ShmSize":-1}`, "SHM size can not be less than 0"},
 		"dns":                   {`"HostConfig":{"Dns":["ns"]}`, "not an IP address"},
 		"link local":            {`"NetworkingConfig":{"EndpointsConfig":{"x":{"IPAMConfig":{"LinkLocalIPs":["10.0.0.1"]}}}}`, "link-local address"},

@@ -19,7 +19,6 @@ func refuseHost(h *wire.HostConfig) error {
 		why  string
 	}{
 		{h.Cgroup != "", "HostConfig.Cgroup", "use CgroupParent or CgroupnsMode"},
-		{len(h.StorageOpt) > 0, "HostConfig.StorageOpt", "storage drivers take no options a container"},
 		{h.Isolation != "" && h.Isolation != "default", "HostConfig.Isolation " + clip(h.Isolation), "on Linux it is default"},
 		{len(h.Annotations) > 1000, "HostConfig.Annotations", "more than 1000"},
 	} {
@@ -60,7 +59,7 @@ func applyHost(h *wire.HostConfig, sp *spec.Spec) (err error) {
 	if err := checkVolumeDriver(h.VolumeDriver, sp); err != nil {
 		return err
 	}
-	sp.VolumesFrom, sp.Tmpfs = h.VolumesFrom, h.Tmpfs
+	sp.VolumesFrom, sp.Tmpfs, sp.StorageOpt = h.VolumesFrom, h.Tmpfs, h.StorageOpt
 	sp.ContainerIDFile, sp.LogDriver, sp.LogOpts = h.ContainerIDFile, h.LogConfig.Type, h.LogConfig.Config
 	sp.NetworkMode, sp.PublishAll, sp.Links = h.NetworkMode, h.PublishAllPorts, h.Links
 	sp.DNS, sp.DNSOptions, sp.DNSSearch, sp.ExtraHosts = h.DNS, h.DNSOptions, h.DNSSearch, h.ExtraHosts
@@ -108,7 +107,7 @@ func hostConfigOf(sp *spec.Spec) wire.HostConfig {
 		IpcMode: sp.IpcMode, Links: sp.Links, OomScoreAdj: sp.OomScoreAdj, PidMode: sp.PidMode, Privileged: sp.Privileged,
 		PublishAllPorts: sp.PublishAll, ReadonlyRootfs: sp.ReadonlyRootfs, SecurityOpt: sp.SecurityOpt, Tmpfs: sp.Tmpfs, UTSMode: sp.UTSMode,
 		UsernsMode: sp.UsernsMode, ShmSize: sp.ShmSize, Sysctls: sp.Sysctls, Runtime: sp.Runtime, MaskedPaths: sp.MaskedPaths,
-		ReadonlyPaths: sp.ReadonlyPaths, Init: sp.Init, Umask: sp.Umask}
+		ReadonlyPaths: sp.ReadonlyPaths, Init: sp.Init, Umask: sp.Umask, StorageOpt: sp.StorageOpt}
 	if h.LogConfig.Config == nil {
 		h.LogConfig.Config = map[string]string{}
 	}

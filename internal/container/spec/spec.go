@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/docker/go-units"
+
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -52,6 +54,7 @@ type Spec struct {
 	Mounts      []volume.MountSpec `json:"Mounts"`
 	VolumesFrom []string           `json:"VolumesFrom"` // name[:ro|rw]
 	Tmpfs       map[string]string  `json:"Tmpfs"`
+	StorageOpt  map[string]string  `json:"StorageOpt,omitempty"` // of the writable layer: size
 
 	// Network.
 	NetworkMode     string                          `json:"NetworkMode"` // "", "default", "bridge", "host", "none", "container:<id>" or a network's name
@@ -129,9 +132,27 @@ func checkRequests(s *Spec) error {
 	return nil
 }
 
+func checkStorage(s *Spec) error {
+	_, err := s.WritableSize()
+	return err
+}
+
+// WritableSize returns the largest number of bytes that the writable layer may take; 0 = as the engine is set up.
+func (s *Spec) WritableSize() (size int64, err error) {
+	for name, value := range s.StorageOpt {
+		if strings.ToLower(name) != "size" {
+			return 0, invalid("StorageOpt: unknown option %s: there is only size", clip(name))
+		}
+		if size, err = units.RAMInBytes(value); err != nil || size < 0 {
+			return 0, invalid("StorageOpt: invalid size: %q", clip(value))
+		}
+	}
+	return size, nil
+}
+
 // CheckValues refuses values that are invalid with any image and in any network, in docker's words.
 func (s *Spec) CheckValues() error {
-	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits, checkRequests} {
+	for _, f := range []func(*Spec) error{checkProcess, checkPolicy, checkUlimits, checkRequests, checkStorage} {
 		if err := f(s); err != nil {
 			return err
 		}

@@ -97,6 +97,15 @@ type WritableExaminer interface {
 	ExamineWritable(dir string, mend bool) error
 }
 
+// WritableLimiter is implemented by drivers that can limit the size of a writable.
+type WritableLimiter interface {
+	// CanLimit returns nil when the file system of dir, below which writables are created, enforces limits. Otherwise the class of the error is
+	// errs.Precondition.
+	CanLimit(dir string) error
+	// LimitWritable lets the writable in dir, which CreateWritable has just made, take at most size bytes. The limit ends with RemoveWritable.
+	LimitWritable(dir string, size int64) error
+}
+
 // MountOptions are the options of Driver.Mount.
 type MountOptions struct {
 	Volatile bool

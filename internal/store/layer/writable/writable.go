@@ -21,6 +21,7 @@ import (
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
+	"ply/internal/store/layer/quota"
 	"ply/internal/store/layer/upper"
 )
 
@@ -70,6 +71,9 @@ func Examine(fsys durable.FS, dir string, mend bool) error {
 		fi, err := fsys.Lstat(p)
 		if errors.Is(err, fs.ErrNotExist) && name == workName && mend {
 			if err := fsys.Mkdir(p, 0o755); err != nil {
+				return err
+			}
+			if err := quota.Join(p, filepath.Join(dir, upperName)); err != nil { // files move from there to upper
 				return err
 			}
 			if err := fsys.SyncDir(dir); err != nil {
@@ -258,11 +262,21 @@ func withLower(base Base, do func(upper.Lower) error) error {
 	return do(s)
 }
 
+// Limit lets the writable in dir, which Create has just made, take at most size bytes.
+func Limit(dir string, size int64) error {
+	return quota.Limit(size, filepath.Join(dir, upperName), filepath.Join(dir, workName))
+}
+
 // Remove removes a writable that is not mounted. It is no error when it does not exist.
 func Remove(fsys durable.FS, inits *Inits, dir string) error {
 	all := removeInits(fsys, dir, inits)
+	project, err := quota.Of(filepath.Join(dir, upperName))
+	all = errors.Join(all, ignoreAbsent(err))
 	for _, name := range []string{upperName, workName} {
 		all = errors.Join(all, fsys.RemoveAll(filepath.Join(dir, name)))
+	}
+	if project != 0 && all == nil {
+		all = quota.Free(dir, project)
 	}
 	return all
 }

@@ -1,0 +1,113 @@
+package quota
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"ply/internal/errs"
+)
+
+// quotaDir returns a directory on a file system that enforces project quotas, which PLY_QUOTA_DIR names.
+func quotaDir(t *testing.T) string {
+	dir := os.Getenv("PLY_QUOTA_DIR")
+	if dir == "" {
+		t.Skip("PLY_QUOTA_DIR names no directory on XFS or ext4 with the mount option prjquota")
+	}
+	dir, err := os.MkdirTemp(dir, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func mkdir(t *testing.T, elem ...string) string {
+	t.Helper()
+	dir := filepath.Join(elem...)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// write writes n KiB.
+func write(name string, n int) error {
+	return errors.Join(os.WriteFile(name, bytes.Repeat([]byte("x"), n<<10), 0o600))
+}
+
+// Directories of one limit share it, files of others do not count, and a limit that was freed holds nothing back.
+func TestLimit(t *testing.T) {
+	dir := quotaDir(t)
+	if err := Check(dir); err != nil {
+		t.Fatal(err)
+	}
+	upper, work, other := mkdir(t, dir, "upper"), mkdir(t, dir, "work"), mkdir(t, dir, "other")
+	if err := Limit(1<<20, upper, work); err != nil {
+		t.Fatal(err)
+	}
+	project, err := Of(upper)
+	if err != nil || project == 0 {
+		t.Fatal(project, err)
+	}
+	if p, err := Of(work); p != project || err != nil {
+		t.Fatal(p, err)
+	}
+	if p, err := Of(other); p != 0 || err != nil {
+		t.Fatal(p, err)
+	}
+	below := mkdir(t, upper, "below")
+	if p, err := Of(below); p != project || err != nil {
+		t.Fatal(p, err)
+	}
+	if err := write(filepath.Join(work, "w"), 500); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(work, "w"), filepath.Join(below, "w")); err != nil {
+		t.Errorf("a file does not move within the limit: %v", err)
+	}
+	if err := write(filepath.Join(other, "much"), 3000); err != nil {
+		t.Errorf("another directory is limited: %v", err)
+	}
+	dropped := withoutResource(t)
+	err = write(filepath.Join(below, "more"), 3000)
+	dropped()
+	if !errors.Is(err, syscall.EDQUOT) && !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v, want that the limit is reached", err)
+	}
+	second := mkdir(t, dir, "second")
+	if err := Limit(1<<20, second); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := Of(second); p == project || p == 0 || err != nil {
+		t.Errorf("second project is %d, the first %d: %v", p, project, err)
+	}
+	if err := errors.Join(os.RemoveAll(upper), os.RemoveAll(work), Free(dir, project)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A directory whose file system has no quotas is refused, with what it lacks.
+func TestNoQuotas(t *testing.T) {
+	dir := mkdir(t, "/dev/shm", "ply-quota-test")
+	defer os.Remove(dir)
+	for what, err := range map[string]error{"Check": Check(dir), "Limit": Limit(1<<20, dir)} {
+		if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "project quotas") || !strings.Contains(err.Error(), "tmpfs") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if p, err := Of(dir); p != 0 || err != nil {
+		t.Error(p, err)
+	}
+	if err := Limit(1, filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
