@@ -41,6 +41,7 @@ type Options struct {
 
 // Driver implements layer.Driver. Safe for concurrent use.
 type Driver struct {
+	writable.Limiter
 	files
 	opts   Options
 	roots  string // layers/roots: empty directories that are the top layer of views

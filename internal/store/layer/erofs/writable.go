@@ -6,7 +6,6 @@ import (
 
 	"ply/internal/oci"
 	"ply/internal/store/layer"
-	"ply/internal/store/layer/quota"
 	"ply/internal/store/layer/writable"
 )
 
@@ -14,14 +13,6 @@ import (
 func (d *Driver) CreateWritable(_ context.Context, dir string, chain oci.Chain) error {
 	return d.with(chain, func(base writable.Base) error { return writable.Create(d.fs, dir, base) })
 }
-
-var _ layer.WritableLimiter = (*Driver)(nil)
-
-// CanLimit implements layer.WritableLimiter.
-func (d *Driver) CanLimit(dir string) error { return quota.Check(dir) }
-
-// LimitWritable implements layer.WritableLimiter.
-func (d *Driver) LimitWritable(dir string, size int64) error { return writable.Limit(dir, size) }
 
 // Mount implements layer.Driver.
 func (d *Driver) Mount(_ context.Context, dir string, chain oci.Chain, target string, opts layer.MountOptions) error {

@@ -12,7 +12,6 @@ import (
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
-	"ply/internal/store/layer/quota"
 	"ply/internal/store/layer/writable"
 )
 
@@ -98,14 +97,6 @@ func (d *Driver) CreateWritable(ctx context.Context, dir string, chain oci.Chain
 	}
 	return writable.Create(d.fsys, dir, b)
 }
-
-var _ layer.WritableLimiter = (*Driver)(nil)
-
-// CanLimit implements layer.WritableLimiter.
-func (d *Driver) CanLimit(dir string) error { return quota.Check(dir) }
-
-// LimitWritable implements layer.WritableLimiter.
-func (d *Driver) LimitWritable(dir string, size int64) error { return writable.Limit(dir, size) }
 
 // Mount implements layer.Driver.
 func (d *Driver) Mount(ctx context.Context, dir string, chain oci.Chain, target string, opts layer.MountOptions) error {

@@ -48,6 +48,7 @@ type Options struct {
 
 // Driver implements layer.Driver.
 type Driver struct {
+	writable.Limiter
 	fsys   durable.FS
 	root   string
 	layers string

@@ -111,3 +111,40 @@ func TestNoQuotas(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The limit holds for what root writes through overlayfs, new files and copies of lower ones alike, and the size of the whole is that of the limit.
+func TestThroughOverlay(t *testing.T) {
+	dir := quotaDir(t)
+	lower, upper, work, target := mkdir(t, dir, "lower"), mkdir(t, dir, "upper"), mkdir(t, dir, "work"), mkdir(t, dir, "target")
+	if err := errors.Join(write(filepath.Join(lower, "large"), 3000), write(filepath.Join(lower, "small"), 100)); err != nil {
+		t.Fatal(err)
+	}
+	if err := Limit(1<<20, upper, work); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mount("overlay", target, "overlay", 0, "lowerdir="+lower+",upperdir="+upper+",workdir="+work); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := syscall.Unmount(target, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(target, &st); err != nil || int64(st.Blocks)*st.Bsize != 1<<20 {
+		t.Errorf("size %d: %v", int64(st.Blocks)*st.Bsize, err)
+	}
+	full := func(err error) bool { return errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.ENOSPC) }
+	if err := write(filepath.Join(target, "new"), 3000); !full(err) {
+		t.Errorf("new file: %v, want that the limit is reached", err)
+	}
+	if err := os.Remove(filepath.Join(target, "new")); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chmod(filepath.Join(target, "large"), 0o644); !full(err) {
+		t.Errorf("copy of a lower file: %v, want that the limit is reached", err)
+	}
+	if err := errors.Join(os.Chmod(filepath.Join(target, "small"), 0o644), write(filepath.Join(target, "fits"), 500)); err != nil {
+		t.Errorf("files that fit: %v", err)
+	}
+}

@@ -262,8 +262,16 @@ func withLower(base Base, do func(upper.Lower) error) error {
 	return do(s)
 }
 
-// Limit lets the writable in dir, which Create has just made, take at most size bytes.
-func Limit(dir string, size int64) error {
+// Limiter limits writables. It is embedded in drivers.
+type Limiter struct{}
+
+var _ layer.WritableLimiter = Limiter{}
+
+// CanLimit implements layer.WritableLimiter.
+func (Limiter) CanLimit(dir string) error { return quota.Check(dir) }
+
+// LimitWritable implements layer.WritableLimiter.
+func (Limiter) LimitWritable(dir string, size int64) error {
 	return quota.Limit(size, filepath.Join(dir, upperName), filepath.Join(dir, workName))
 }
 
