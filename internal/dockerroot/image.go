@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/safepath"
@@ -241,10 +239,5 @@ func openRegular(tree *os.File, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	node, err := safepath.OpenNoLinks(tree, clean, unix.O_PATH)
-	if err != nil {
-		return nil, plain(clean, err)
-	}
-	defer node.Close()
-	return safepath.Reopen(node, unix.O_RDONLY)
+	return openFile(tree, clean)
 }

@@ -1,0 +1,378 @@
+package dockerroot_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+
+	"ply/internal/dockerroot"
+	"ply/internal/errs"
+	"ply/internal/oci"
+)
+
+const (
+	one = "1111111111111111111111111111111111111111111111111111111111111111"
+	two = "2222222222222222222222222222222222222222222222222222222222222222"
+)
+
+// whole returns a root with two of everything.
+func whole(t testing.TB) (f *fixture, chain oci.Chain, raw []byte) {
+	f = newFixture(t)
+	base, _ := f.layer(nil, "a", "one")
+	f.image(base)
+	chain, raw = f.layer(base, "b", "two", "c", strings.Repeat("three ", 100_000))
+	id := f.image(chain, "x:1", "x@sha256:"+one)
+	f.container(one, id, nil, nil)
+	f.container(two, id, map[string]any{"MountPoints": map[string]any{"/d": map[string]any{"Type": "volume", "Name": "data", "Destination": "/d", "RW": true}}}, nil)
+	f.network(one, "net", nil)
+	f.network(two, "other", nil)
+	f.volume("data", `{"Name":"data","Driver":"local","Labels":{"l":"1"}}`)
+	f.volume("plain", "")
+	return f, chain, raw
+}
+
+// Everything is read, and a layer is the tar that docker got.
+func TestWholeRoot(t *testing.T) {
+	f, chain, raw := whole(t)
+	f.write("volumes/plain/opts.json", `{"MountType":"tmpfs","MountOpts":"size=1m","MountDevice":"tmpfs","Quota":{"Size":0}}`)
+	f.write("containers/"+one+"/"+one+"-json.log", "log")
+	f.write("containers/"+one+"/"+one+"-json.log.1.gz", "older")
+	f.write("containers/"+one+"/"+one+"-json.logx", "nothing")
+	f.writeJSON("containers/"+one+"/hostconfig.json", map[string]any{"NetworkMode": "net", "LogConfig": map[string]any{"Type": "json-file"}})
+	r := f.open(dockerroot.Options{})
+	all, problems := r.Images()
+	if len(all) != 2 || len(problems) != 0 {
+		t.Fatalf("%+v %+v", all, problems)
+	}
+	for _, img := range all {
+		if len(img.Chain) == 2 && (len(img.Names) != 2 || img.Title() != "x:1" || !cmp.Equal(img.Chain, chain)) {
+			t.Errorf("%+v", img)
+		}
+	}
+	tar, err := r.Layer(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(tar); err != nil || !bytes.Equal(got, raw) {
+		t.Errorf("%d bytes, want %d: %v", len(got), len(raw), err)
+	}
+	if err := tar.Close(); err != nil {
+		t.Error(err)
+	}
+	networks, problems := r.Networks()
+	want := dockerroot.Network{
+		ID: one, Name: "net", Driver: "bridge", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Options: map[string]string{"com.docker.network.driver.mtu": "1400"},
+		Pools: []dockerroot.Pool{{Subnet: netip.MustParsePrefix("10.9.0.0/16"), Range: netip.MustParsePrefix("10.9.1.0/24"), Gateway: netip.MustParseAddr("10.9.0.1"), Aux: map[string]netip.Addr{"r": netip.MustParseAddr("10.9.0.7")}}},
+	}
+	if len(networks) != 2 || len(problems) != 0 {
+		t.Fatalf("%+v %+v", networks, problems)
+	}
+	if d := cmp.Diff(want, networks[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Error(d)
+	}
+	volumes, problems := r.Volumes()
+	if len(volumes) != 2 || len(problems) != 0 || volumes[0].Labels["l"] != "1" || volumes[1].Options["device"] != "tmpfs" || volumes[0].Created.IsZero() {
+		t.Errorf("%+v %+v", volumes, problems)
+	}
+	containers, problems := r.Containers()
+	if len(containers) != 2 || len(problems) != 0 || containers[0].Name != "c11" || containers[0].State.ExitCode != 3 || len(containers[1].Mounts) != 1 {
+		t.Fatalf("%+v %+v", containers, problems)
+	}
+	if logs, err := r.Log(&containers[0]); err != nil || !cmp.Equal(logs, []string{"", ".1.gz"}) {
+		t.Errorf("log %q %v", logs, err)
+	}
+	upper, err := r.Upper(&containers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upper.Close()
+	if names, err := upper.Readdirnames(-1); err != nil || !cmp.Equal(names, []string{"changed"}) {
+		t.Errorf("upper %q %v", names, err)
+	}
+}
+
+// A root that a program has open is refused, and one that is read is locked against it. Nothing is written into it.
+func TestLocks(t *testing.T) {
+	f, _, _ := whole(t)
+	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
+		db, err := bbolt.Open(f.path(name), 0o600, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dockerroot.Open(t.Context(), f.dir, dockerroot.Options{}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "dockerd runs on this data root") {
+			t.Errorf("%s is open: %v", name, err)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := f.open(dockerroot.Options{})
+	if db, err := bbolt.Open(f.path("volumes/metadata.db"), 0o600, &bbolt.Options{Timeout: 10 * time.Millisecond}); err == nil {
+		_ = db.Close()
+		t.Error("the database could be opened while the root is read")
+	}
+	data, err := r.VolumeData("data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	if err := unix.Mkdirat(int(data.Fd()), "new", 0o755); !errors.Is(err, unix.EROFS) {
+		t.Errorf("a directory in the source: %v", err)
+	}
+}
+
+// What is no data root, and what has shifted owners, is refused.
+func TestOpenRefuses(t *testing.T) {
+	f, _, _ := whole(t)
+	shifted := filepath.Join(t.TempDir(), "100000.100000")
+	if err := os.Rename(f.dir, shifted); err != nil {
+		t.Fatal(err)
+	}
+	for dir, class := range map[string]error{shifted: errs.Unimplemented, t.TempDir(): errs.NotFound, "/nowhere": errs.NotFound, "relative": errs.Invalid, "/etc/passwd": errs.NotFound} {
+		if _, err := dockerroot.Open(t.Context(), dir, dockerroot.Options{}); !errors.Is(err, class) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if _, err := dockerroot.Open(t.Context(), newFixture(t).dir, dockerroot.Options{Containerd: t.TempDir()}); !errors.Is(err, errs.NotFound) {
+		t.Errorf("no root of containerd: %v", err)
+	}
+}
+
+// bomb returns a compressed line of n bytes.
+func bomb(t testing.TB, n int) string {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	chunk := bytes.Repeat([]byte("a"), 1<<20)
+	for range n >> 20 {
+		if _, err := w.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// An object that is damaged, or wants to lead out of the root, is named with what is wrong. The others are read.
+func TestHostileRoot(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte(`{"ID":"`+two+`"}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := func(name string) func(*fixture, oci.Chain) {
+		return func(f *fixture, _ oci.Chain) {
+			if err := errors.Join(os.RemoveAll(f.path(name)), os.Symlink(secret, f.path(name))); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+	}
+	text := func(name, content string) func(*fixture, oci.Chain) {
+		return func(f *fixture, _ oci.Chain) { f.write(name, content) }
+	}
+	layer := func(name, content string) func(*fixture, oci.Chain) {
+		return func(f *fixture, chain oci.Chain) { f.write(f.layerDir(chain)+"/"+name, content) }
+	}
+	file := func(damage func(path string) error) func(*fixture, oci.Chain) {
+		return func(f *fixture, chain oci.Chain) {
+			if err := damage(f.path("overlay2/cache-" + chain.Top().Short() + "/diff/b")); err != nil {
+				f.t.Fatal(err)
+			}
+		}
+	}
+	fifo := func(f *fixture, _ oci.Chain) {
+		name := f.path("containers/" + two + "/hostconfig.json")
+		if err := errors.Join(os.Remove(name), unix.Mkfifo(name, 0o644)); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		damage func(*fixture, oci.Chain)
+		kind   string // of the problem; "layer" = the layer cannot be read
+		want   string
+	}{
+		"config is a link":       {link("containers/" + two + "/config.v2.json"), "container", "no regular file"},
+		"container is a link":    {link("containers/" + two), "container", "config.v2.json"},
+		"config is long":         {func(f *fixture, _ oci.Chain) { _ = os.Truncate(f.path("containers/"+two+"/config.v2.json"), 17<<20) }, "container", "more than"},
+		"config is nested":       {text("containers/"+two+"/config.v2.json", strings.Repeat(`{"State":`, 5000)), "container", "nested"},
+		"config is of another":   {text("containers/"+two+"/config.v2.json", `{"ID":"`+one+`","Config":{}}`), "container", "is of container"},
+		"host config is a fifo":  {fifo, "container", "no regular file"},
+		"task of a swarm":        {text("containers/"+two+"/config.v2.json", `{"ID":"`+two+`","Config":{},"Managed":true}`), "container", "swarm"},
+		"volume is a link":       {link("volumes/data"), "volume", "not a directory"},
+		"options are garbage":    {text("volumes/data/opts.json", "{"), "volume", "opts.json"},
+		"volume of a plug-in":    {func(f *fixture, _ oci.Chain) { f.volume("data", `{"Driver":"nfs"}`) }, "volume", "volume driver nfs"},
+		"volume is gone":         {func(f *fixture, _ oci.Chain) { _ = os.RemoveAll(f.path("volumes/data")) }, "volume", "not there"},
+		"network is garbage":     {func(f *fixture, _ oci.Chain) { f.network(two, "other", map[string]any{"ipamV4Info": "["}) }, "network", "addresses"},
+		"network of a swarm":     {func(f *fixture, _ oci.Chain) { f.network(two, "other", map[string]any{"scope": "swarm"}) }, "network", "swarm"},
+		"names are garbage":      {text("image/overlay2/repositories.json", "x"), "image", "repositories.json"},
+		"image is changed":       {func(f *fixture, c oci.Chain) { f.write("image/overlay2/imagedb/content/sha256/"+one, config(c)) }, "image", "other content"},
+		"recipe is garbage":      {layer("tar-split.json.gz", "garbage"), "layer", "tar-split"},
+		"recipe is cut":          {layer("tar-split.json.gz", bomb(t, 1<<20)[:20]), "layer", "tar-split"},
+		"recipe is a bomb":       {layer("tar-split.json.gz", bomb(t, 300<<20)), "layer", "more than"},
+		"layer is another":       {layer("diff", "sha256:"+one), "layer", "want"},
+		"cache leads out":        {layer("cache-id", "../../.."), "layer", "no name of a directory"},
+		"file is gone":           {file(os.Remove), "layer", "no file"},
+		"file has other content": {file(func(p string) error { return os.WriteFile(p, []byte("TWO"), 0o644) }), "layer", "checksum"},
+		"file has grown":         {file(func(p string) error { return os.Truncate(p, 1<<40) }), "layer", ""},
+		"file is a link":         {file(func(p string) error { return errors.Join(os.Remove(p), os.Symlink(secret, p)) }), "layer", "no regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, chain, raw := whole(t)
+			c.damage(f, chain)
+			r := f.open(dockerroot.Options{})
+			var all []dockerroot.Problem
+			images, p := r.Images()
+			all = append(all, p...)
+			containers, p := r.Containers()
+			all = append(all, p...)
+			volumes, p := r.Volumes()
+			all = append(all, p...)
+			networks, p := r.Networks()
+			all = append(all, p...)
+			if c.kind == "layer" {
+				tar, err := r.Layer(t.Context(), chain)
+				if err == nil {
+					var got []byte
+					got, err = io.ReadAll(io.LimitReader(tar, 64<<20))
+					if err == nil && name == "file has grown" && !bytes.Equal(got, raw) { // the digest shows it
+						err = errs.New(errs.DataLoss, "other bytes")
+					}
+					_ = tar.Close()
+				}
+				if name == "file has grown" && err == nil {
+					return // no byte too many was read
+				}
+				if !errors.Is(err, errs.DataLoss) || !strings.Contains(err.Error(), c.want) {
+					t.Errorf("%v, want %q", err, c.want)
+				}
+				return
+			}
+			if len(all) != 1 || all[0].Kind != c.kind || !strings.Contains(all[0].Err.Error(), c.want) {
+				t.Errorf("%+v, want %s %q", all, c.kind, c.want)
+			}
+			left := map[string]int{"image": len(images), "container": len(containers), "volume": len(volumes), "network": len(networks)}
+			for kind, n := range left {
+				want := 2
+				if kind == c.kind && kind != "image" {
+					want = 1
+				}
+				if n < want {
+					t.Errorf("%d of kind %s", n, kind)
+				}
+			}
+		})
+	}
+}
+
+// A database of which pages are damaged is an error, whatever the page says.
+func TestDamagedDatabases(t *testing.T) {
+	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
+		f, _, _ := whole(t)
+		good, err := os.ReadFile(f.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		damage := map[string][]byte{"cut": good[:5000], "empty": {}, "garbage": bytes.Repeat([]byte("garbage "), 4096)}
+		for page := 2; page*4096 < len(good); page++ {
+			for _, fill := range []byte{0xff, 0x00, 0x7f} {
+				b := bytes.Clone(good)
+				copy(b[page*4096+8:], bytes.Repeat([]byte{fill}, 64))
+				damage[string(rune('0'+page))+string(rune('a'+fill%26))] = b
+			}
+		}
+		for what, b := range damage {
+			if err := os.WriteFile(f.path(name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r, err := dockerroot.Open(t.Context(), f.dir, dockerroot.Options{})
+			if err != nil {
+				if !errors.Is(err, errs.DataLoss) {
+					t.Errorf("%s %s: %v", name, what, err)
+				}
+				continue
+			}
+			r.Volumes() // must not end the process
+			r.Networks()
+			_ = r.Close()
+		}
+	}
+}
+
+// An image of containerd's store becomes an archive, without the layers that are here; the writable layer of a container is its snapshot.
+func TestContainerd(t *testing.T) {
+	for _, at := range []string{"containerd/daemon", "../own"} {
+		f := newFixture(t)
+		target, layer, id := f.containerd(at, "docker.io/library/x:1", one)
+		f.container(one, oci.ImageID(target.Digest), map[string]any{"Driver": "overlayfs", "ImageManifest": target}, nil)
+		o := dockerroot.Options{}
+		if at == "../own" {
+			without, err := dockerroot.Open(t.Context(), f.dir, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, p := without.Containers(); len(p) != 1 || !strings.Contains(p[0].Err.Error(), "--containerd") {
+				t.Errorf("without the root of containerd: %+v", p)
+			}
+			_ = without.Close()
+			o.Containerd = f.path(at)
+		}
+		r := f.open(o)
+		all, problems := r.Images()
+		if len(all) != 1 || len(problems) != 0 || all[0].ID != id || all[0].Title() != "x:1" {
+			t.Fatalf("%+v %+v", all, problems)
+		}
+		for _, here := range []bool{false, true} {
+			var b bytes.Buffer
+			if err := r.Archive(t.Context(), &all[0], all[0].Names, func(oci.Chain) bool { return here }, &b); err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for tr := tar.NewReader(&b); ; {
+				h, err := tr.Next()
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, err := io.ReadAll(tr)
+				found = found || err == nil && bytes.Equal(data, layer)
+				if h.Name == "index.json" && !strings.Contains(string(data), "docker.io/library/x:1") {
+					t.Errorf("index.json %s", data)
+				}
+			}
+			if found == here {
+				t.Errorf("the layer is here: %v, and in the archive: %v", here, found)
+			}
+		}
+		containers, problems := r.Containers()
+		if len(containers) != 1 || len(problems) != 0 || containers[0].Image != id {
+			t.Fatalf("%+v %+v", containers, problems)
+		}
+		upper, err := r.Upper(&containers[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if names, err := upper.Readdirnames(-1); err != nil || !cmp.Equal(names, []string{"changed"}) {
+			t.Errorf("upper %q %v", names, err)
+		}
+		_ = upper.Close()
+		f.write(at+"/io.containerd.content.v1.content/blobs/sha256/"+oci.DigestOf(layer).Hex(), strings.Repeat("x", len(layer)))
+		if err := r.Archive(t.Context(), &all[0], all[0].Names, func(oci.Chain) bool { return false }, io.Discard); !errors.Is(err, errs.DataLoss) {
+			t.Errorf("a layer with other content: %v", err)
+		}
+	}
+}
