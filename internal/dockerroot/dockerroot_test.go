@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/dockerroot"
+	"ply/internal/dockerroot/dockerroottest"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -27,31 +28,46 @@ const (
 	two = "2222222222222222222222222222222222222222222222222222222222222222"
 )
 
+// open opens the root; it is closed at the end of the test.
+func open(t testing.TB, f *dockerroottest.Fixture, o dockerroot.Options) *dockerroot.Root {
+	t.Helper()
+	r, err := dockerroot.Open(t.Context(), f.Dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
 // whole returns a root with two of everything.
-func whole(t testing.TB) (f *fixture, chain oci.Chain, raw []byte) {
-	f = newFixture(t)
-	base, _ := f.layer(nil, "a", "one")
-	f.image(base)
-	chain, raw = f.layer(base, "b", "two", "c", strings.Repeat("three ", 100_000))
-	id := f.image(chain, "x:1", "x@sha256:"+one)
-	f.container(one, id, nil, nil)
-	f.container(two, id, map[string]any{"MountPoints": map[string]any{"/d": map[string]any{"Type": "volume", "Name": "data", "Destination": "/d", "RW": true}}}, nil)
-	f.network(one, "net", nil)
-	f.network(two, "other", nil)
-	f.volume("data", `{"Name":"data","Driver":"local","Labels":{"l":"1"}}`)
-	f.volume("plain", "")
+func whole(t testing.TB) (f *dockerroottest.Fixture, chain oci.Chain, raw []byte) {
+	f = dockerroottest.New(t)
+	base, _ := f.Layer(nil, "a", "one")
+	f.Image(base)
+	chain, raw = f.Layer(base, "b", "two", "c", strings.Repeat("three ", 100_000))
+	id := f.Image(chain, "x:1", "x@sha256:"+one)
+	f.Container(one, id, nil, nil)
+	f.Container(two, id, map[string]any{"MountPoints": map[string]any{"/d": map[string]any{"Type": "volume", "Name": "data", "Destination": "/d", "RW": true}}}, nil)
+	f.Network(one, "net", nil)
+	f.Network(two, "other", nil)
+	f.Volume("data", `{"Name":"data","Driver":"local","Labels":{"l":"1"}}`)
+	f.Volume("plain", "")
 	return f, chain, raw
 }
 
 // Everything is read, and a layer is the tar that docker got.
 func TestWholeRoot(t *testing.T) {
 	f, chain, raw := whole(t)
-	f.write("volumes/plain/opts.json", `{"MountType":"tmpfs","MountOpts":"size=1m","MountDevice":"tmpfs","Quota":{"Size":0}}`)
-	f.write("containers/"+one+"/"+one+"-json.log", "log")
-	f.write("containers/"+one+"/"+one+"-json.log.1.gz", "older")
-	f.write("containers/"+one+"/"+one+"-json.logx", "nothing")
-	f.writeJSON("containers/"+one+"/hostconfig.json", map[string]any{"NetworkMode": "net", "LogConfig": map[string]any{"Type": "json-file"}})
-	r := f.open(dockerroot.Options{})
+	f.Write("volumes/plain/opts.json", `{"MountType":"tmpfs","MountOpts":"size=1m","MountDevice":"tmpfs","Quota":{"Size":0}}`)
+	f.Write("containers/"+one+"/"+one+"-json.log", "log")
+	f.Write("containers/"+one+"/"+one+"-json.log.1.gz", "older")
+	f.Write("containers/"+one+"/"+one+"-json.logx", "nothing")
+	f.WriteJSON("containers/"+one+"/hostconfig.json", map[string]any{"NetworkMode": "net", "LogConfig": map[string]any{"Type": "json-file"}})
+	r := open(t, f, dockerroot.Options{})
 	all, problems := r.Images()
 	if len(all) != 2 || len(problems) != 0 {
 		t.Fatalf("%+v %+v", all, problems)
@@ -107,19 +123,19 @@ func TestWholeRoot(t *testing.T) {
 func TestLocks(t *testing.T) {
 	f, _, _ := whole(t)
 	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
-		db, err := bbolt.Open(f.path(name), 0o600, nil)
+		db, err := bbolt.Open(f.Path(name), 0o600, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := dockerroot.Open(t.Context(), f.dir, dockerroot.Options{}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "dockerd runs on this data root") {
+		if _, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "dockerd runs on this data root") {
 			t.Errorf("%s is open: %v", name, err)
 		}
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	r := f.open(dockerroot.Options{})
-	if db, err := bbolt.Open(f.path("volumes/metadata.db"), 0o600, &bbolt.Options{Timeout: 10 * time.Millisecond}); err == nil {
+	r := open(t, f, dockerroot.Options{})
+	if db, err := bbolt.Open(f.Path("volumes/metadata.db"), 0o600, &bbolt.Options{Timeout: 10 * time.Millisecond}); err == nil {
 		_ = db.Close()
 		t.Error("the database could be opened while the root is read")
 	}
@@ -137,7 +153,7 @@ func TestLocks(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	f, _, _ := whole(t)
 	shifted := filepath.Join(t.TempDir(), "100000.100000")
-	if err := os.Rename(f.dir, shifted); err != nil {
+	if err := os.Rename(f.Dir, shifted); err != nil {
 		t.Fatal(err)
 	}
 	for dir, class := range map[string]error{shifted: errs.Unimplemented, t.TempDir(): errs.NotFound, "/nowhere": errs.NotFound, "relative": errs.Invalid, "/etc/passwd": errs.NotFound} {
@@ -145,7 +161,7 @@ func TestOpenRefuses(t *testing.T) {
 			t.Errorf("%s: %v", dir, err)
 		}
 	}
-	if _, err := dockerroot.Open(t.Context(), newFixture(t).dir, dockerroot.Options{Containerd: t.TempDir()}); !errors.Is(err, errs.NotFound) {
+	if _, err := dockerroot.Open(t.Context(), dockerroottest.New(t).Dir, dockerroot.Options{Containerd: t.TempDir()}); !errors.Is(err, errs.NotFound) {
 		t.Errorf("no root of containerd: %v", err)
 	}
 }
@@ -173,52 +189,60 @@ func TestHostileRoot(t *testing.T) {
 	if err := os.WriteFile(secret, []byte(`{"ID":"`+two+`"}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	link := func(name string) func(*fixture, oci.Chain) {
-		return func(f *fixture, _ oci.Chain) {
-			if err := errors.Join(os.RemoveAll(f.path(name)), os.Symlink(secret, f.path(name))); err != nil {
-				f.t.Fatal(err)
+	link := func(name string) func(*dockerroottest.Fixture, oci.Chain) {
+		return func(f *dockerroottest.Fixture, _ oci.Chain) {
+			if err := errors.Join(os.RemoveAll(f.Path(name)), os.Symlink(secret, f.Path(name))); err != nil {
+				panic(err)
 			}
 		}
 	}
-	text := func(name, content string) func(*fixture, oci.Chain) {
-		return func(f *fixture, _ oci.Chain) { f.write(name, content) }
+	text := func(name, content string) func(*dockerroottest.Fixture, oci.Chain) {
+		return func(f *dockerroottest.Fixture, _ oci.Chain) { f.Write(name, content) }
 	}
-	layer := func(name, content string) func(*fixture, oci.Chain) {
-		return func(f *fixture, chain oci.Chain) { f.write(f.layerDir(chain)+"/"+name, content) }
+	layer := func(name, content string) func(*dockerroottest.Fixture, oci.Chain) {
+		return func(f *dockerroottest.Fixture, chain oci.Chain) { f.Write(f.LayerDir(chain)+"/"+name, content) }
 	}
-	file := func(damage func(path string) error) func(*fixture, oci.Chain) {
-		return func(f *fixture, chain oci.Chain) {
-			if err := damage(f.path("overlay2/cache-" + chain.Top().Short() + "/diff/b")); err != nil {
-				f.t.Fatal(err)
+	file := func(damage func(path string) error) func(*dockerroottest.Fixture, oci.Chain) {
+		return func(f *dockerroottest.Fixture, chain oci.Chain) {
+			if err := damage(f.Path("overlay2/cache-" + chain.Top().Short() + "/diff/b")); err != nil {
+				panic(err)
 			}
 		}
 	}
-	fifo := func(f *fixture, _ oci.Chain) {
-		name := f.path("containers/" + two + "/hostconfig.json")
+	fifo := func(f *dockerroottest.Fixture, _ oci.Chain) {
+		name := f.Path("containers/" + two + "/hostconfig.json")
 		if err := errors.Join(os.Remove(name), unix.Mkfifo(name, 0o644)); err != nil {
-			f.t.Fatal(err)
+			panic(err)
 		}
 	}
 	for name, c := range map[string]struct {
-		damage func(*fixture, oci.Chain)
+		damage func(*dockerroottest.Fixture, oci.Chain)
 		kind   string // of the problem; "layer" = the layer cannot be read
 		want   string
 	}{
-		"config is a link":       {link("containers/" + two + "/config.v2.json"), "container", "no regular file"},
-		"container is a link":    {link("containers/" + two), "container", "config.v2.json"},
-		"config is long":         {func(f *fixture, _ oci.Chain) { _ = os.Truncate(f.path("containers/"+two+"/config.v2.json"), 17<<20) }, "container", "more than"},
-		"config is nested":       {text("containers/"+two+"/config.v2.json", strings.Repeat(`{"State":`, 5000)), "container", "nested"},
-		"config is of another":   {text("containers/"+two+"/config.v2.json", `{"ID":"`+one+`","Config":{}}`), "container", "is of container"},
-		"host config is a fifo":  {fifo, "container", "no regular file"},
-		"task of a swarm":        {text("containers/"+two+"/config.v2.json", `{"ID":"`+two+`","Config":{},"Managed":true}`), "container", "swarm"},
-		"volume is a link":       {link("volumes/data"), "volume", "not a directory"},
-		"options are garbage":    {text("volumes/data/opts.json", "{"), "volume", "opts.json"},
-		"volume of a plug-in":    {func(f *fixture, _ oci.Chain) { f.volume("data", `{"Driver":"nfs"}`) }, "volume", "volume driver nfs"},
-		"volume is gone":         {func(f *fixture, _ oci.Chain) { _ = os.RemoveAll(f.path("volumes/data")) }, "volume", "not there"},
-		"network is garbage":     {func(f *fixture, _ oci.Chain) { f.network(two, "other", map[string]any{"ipamV4Info": "["}) }, "network", "addresses"},
-		"network of a swarm":     {func(f *fixture, _ oci.Chain) { f.network(two, "other", map[string]any{"scope": "swarm"}) }, "network", "swarm"},
-		"names are garbage":      {text("image/overlay2/repositories.json", "x"), "image", "repositories.json"},
-		"image is changed":       {func(f *fixture, c oci.Chain) { f.write("image/overlay2/imagedb/content/sha256/"+one, config(c)) }, "image", "other content"},
+		"config is a link":    {link("containers/" + two + "/config.v2.json"), "container", "no regular file"},
+		"container is a link": {link("containers/" + two), "container", "config.v2.json"},
+		"config is long": {func(f *dockerroottest.Fixture, _ oci.Chain) {
+			_ = os.Truncate(f.Path("containers/"+two+"/config.v2.json"), 17<<20)
+		}, "container", "more than"},
+		"config is nested":      {text("containers/"+two+"/config.v2.json", strings.Repeat(`{"State":`, 5000)), "container", "nested"},
+		"config is of another":  {text("containers/"+two+"/config.v2.json", `{"ID":"`+one+`","Config":{}}`), "container", "is of container"},
+		"host config is a fifo": {fifo, "container", "no regular file"},
+		"task of a swarm":       {text("containers/"+two+"/config.v2.json", `{"ID":"`+two+`","Config":{},"Managed":true}`), "container", "swarm"},
+		"volume is a link":      {link("volumes/data"), "volume", "not a directory"},
+		"options are garbage":   {text("volumes/data/opts.json", "{"), "volume", "opts.json"},
+		"volume of a plug-in":   {func(f *dockerroottest.Fixture, _ oci.Chain) { f.Volume("data", `{"Driver":"nfs"}`) }, "volume", "volume driver nfs"},
+		"volume is gone":        {func(f *dockerroottest.Fixture, _ oci.Chain) { _ = os.RemoveAll(f.Path("volumes/data")) }, "volume", "not there"},
+		"network is garbage": {func(f *dockerroottest.Fixture, _ oci.Chain) {
+			f.Network(two, "other", map[string]any{"ipamV4Info": "["})
+		}, "network", "addresses"},
+		"network of a swarm": {func(f *dockerroottest.Fixture, _ oci.Chain) {
+			f.Network(two, "other", map[string]any{"scope": "swarm"})
+		}, "network", "swarm"},
+		"names are garbage": {text("image/overlay2/repositories.json", "x"), "image", "repositories.json"},
+		"image is changed": {func(f *dockerroottest.Fixture, c oci.Chain) {
+			f.Write("image/overlay2/imagedb/content/sha256/"+one, dockerroottest.Config(c))
+		}, "image", "other content"},
 		"recipe is garbage":      {layer("tar-split.json.gz", "garbage"), "layer", "tar-split"},
 		"recipe is cut":          {layer("tar-split.json.gz", bomb(t, 1<<20)[:20]), "layer", "tar-split"},
 		"recipe is a bomb":       {layer("tar-split.json.gz", bomb(t, 300<<20)), "layer", "more than"},
@@ -232,7 +256,7 @@ func TestHostileRoot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f, chain, raw := whole(t)
 			c.damage(f, chain)
-			r := f.open(dockerroot.Options{})
+			r := open(t, f, dockerroot.Options{})
 			var all []dockerroot.Problem
 			images, p := r.Images()
 			all = append(all, p...)
@@ -281,7 +305,7 @@ func TestHostileRoot(t *testing.T) {
 func TestDamagedDatabases(t *testing.T) {
 	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
 		f, _, _ := whole(t)
-		good, err := os.ReadFile(f.path(name))
+		good, err := os.ReadFile(f.Path(name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -294,10 +318,10 @@ func TestDamagedDatabases(t *testing.T) {
 			}
 		}
 		for what, b := range damage {
-			if err := os.WriteFile(f.path(name), b, 0o600); err != nil {
+			if err := os.WriteFile(f.Path(name), b, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r, err := dockerroot.Open(t.Context(), f.dir, dockerroot.Options{})
+			r, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{})
 			if err != nil {
 				if !errors.Is(err, errs.DataLoss) {
 					t.Errorf("%s %s: %v", name, what, err)
@@ -314,12 +338,12 @@ func TestDamagedDatabases(t *testing.T) {
 // An image of containerd's store becomes an archive, without the layers that are here; the writable layer of a container is its snapshot.
 func TestContainerd(t *testing.T) {
 	for _, at := range []string{"containerd/daemon", "../own"} {
-		f := newFixture(t)
-		target, layer, id := f.containerd(at, "docker.io/library/x:1", one)
-		f.container(one, oci.ImageID(target.Digest), map[string]any{"Driver": "overlayfs", "ImageManifest": target}, nil)
+		f := dockerroottest.New(t)
+		target, layer, id := f.Containerd(at, "docker.io/library/x:1", one)
+		f.Container(one, oci.ImageID(target.Digest), map[string]any{"Driver": "overlayfs", "ImageManifest": target}, nil)
 		o := dockerroot.Options{}
 		if at == "../own" {
-			without, err := dockerroot.Open(t.Context(), f.dir, o)
+			without, err := dockerroot.Open(t.Context(), f.Dir, o)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -327,9 +351,9 @@ func TestContainerd(t *testing.T) {
 				t.Errorf("without the root of containerd: %+v", p)
 			}
 			_ = without.Close()
-			o.Containerd = f.path(at)
+			o.Containerd = f.Path(at)
 		}
-		r := f.open(o)
+		r := open(t, f, o)
 		all, problems := r.Images()
 		if len(all) != 1 || len(problems) != 0 || all[0].ID != id || all[0].Title() != "x:1" {
 			t.Fatalf("%+v %+v", all, problems)
@@ -370,7 +394,7 @@ func TestContainerd(t *testing.T) {
 			t.Errorf("upper %q %v", names, err)
 		}
 		_ = upper.Close()
-		f.write(at+"/io.containerd.content.v1.content/blobs/sha256/"+oci.DigestOf(layer).Hex(), strings.Repeat("x", len(layer)))
+		f.Write(at+"/io.containerd.content.v1.content/blobs/sha256/"+oci.DigestOf(layer).Hex(), strings.Repeat("x", len(layer)))
 		if err := r.Archive(t.Context(), &all[0], all[0].Names, func(oci.Chain) bool { return false }, io.Discard); !errors.Is(err, errs.DataLoss) {
 			t.Errorf("a layer with other content: %v", err)
 		}

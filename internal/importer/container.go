@@ -24,6 +24,9 @@ func (r *run) importContainers(ctx context.Context) error {
 	for _, p := range problems {
 		r.problem(p)
 	}
+	for i := range all {
+		r.there[all[i].Name], r.there[string(all[i].ID)] = true, true
+	}
 	for _, c := range usedFirst(all) {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -124,6 +127,11 @@ func (r *run) importContainer(ctx context.Context, c *dockerroot.Container) erro
 func (r *run) adoptContainer(ctx context.Context, c *dockerroot.Container, as string) (note string, err error) {
 	if !r.images[c.Image] {
 		return "", errs.New(errs.NotFound, "its image %s (%s) did not come over", c.ImageName, c.Image.Short())
+	}
+	for _, ref := range uses(c) { // one that docker, too, does not have matters at the start
+		if r.there[ref] && r.containers[ref] == "" {
+			return "", errs.New(errs.NotFound, "container %s, which it uses, did not come over", ref)
+		}
 	}
 	sp, err := r.specOf(c)
 	if err != nil {

@@ -153,7 +153,7 @@ func (s *Service) Import(ctx context.Context, o Options, l Listener) (Summary, e
 	}
 	r := &run{
 		to: s.to, o: o, l: l, root: root, sum: Summary{}, bad: map[oci.ChainID]error{}, images: map[oci.ImageID]bool{},
-		networks: map[string]string{}, volumes: map[string]dockerroot.Volume{}, volumeNames: map[string]string{}, containers: map[string]string{},
+		networks: map[string]string{}, volumes: map[string]dockerroot.Volume{}, volumeNames: map[string]string{}, containers: map[string]string{}, there: map[string]bool{},
 	}
 	for _, step := range []func(context.Context) error{r.importImages, r.importNetworks, r.importVolumes, r.importContainers} {
 		if err = step(ctx); err != nil {
@@ -184,6 +184,7 @@ type run struct {
 	// The names here of what is here, or would be, by the names there.
 	networks, volumeNames, containers map[string]string
 	volumes                           map[string]dockerroot.Volume // by the names there
+	there                             map[string]bool              // names and IDs of the containers that can be read
 }
 
 // report tells what became of an object.

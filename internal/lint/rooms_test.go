@@ -35,8 +35,9 @@ var inside = map[string][][]string{
 		{"container/runspec", "container/session", "container/supervise", "container/logforward"},
 		{"container"},
 	},
-	"durable": {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
-	"image":   {{"image/change"}, {"image"}, {"image/imagetest"}},
+	"dockerroot": {{"dockerroot"}, {"dockerroot/dockerroottest"}},
+	"durable":    {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
+	"image":      {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
 		{"network/changes", "network/ipam", "network/names", "network/nft", "network/proxy"},
 		{"network/namespace"},

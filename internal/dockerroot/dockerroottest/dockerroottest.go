@@ -1,4 +1,5 @@
-package dockerroot_test
+// Package dockerroottest makes data roots as docker leaves them, for tests.
+package dockerroottest
 
 import (
 	"archive/tar"
@@ -16,58 +17,61 @@ import (
 	"github.com/vbatts/tar-split/tar/storage"
 	"go.etcd.io/bbolt"
 
-	"ply/internal/dockerroot"
 	"ply/internal/oci"
 )
 
-// fixture is a data root as docker leaves it.
-type fixture struct {
+// Fixture is a data root as docker leaves it. Its methods add objects, and end the test on an error.
+type Fixture struct {
 	t   testing.TB
-	dir string
+	Dir string
 }
 
-func newFixture(t testing.TB) *fixture {
+// New returns a root with nothing in it.
+func New(t testing.TB) *Fixture {
 	t.Helper()
-	f := &fixture{t, t.TempDir()}
+	f := &Fixture{t, t.TempDir()}
 	for _, d := range []string{"containers", "volumes", "image/overlay2/imagedb/content/sha256", "network/files"} {
-		f.mkdir(d)
+		f.Mkdir(d)
 	}
-	f.database("volumes/metadata.db", "volumes", map[string]string{})
-	f.database("network/files/local-kv.db", "libnetwork", map[string]string{})
+	f.Database("volumes/metadata.db", "volumes", map[string]string{})
+	f.Database("network/files/local-kv.db", "libnetwork", map[string]string{})
 	return f
 }
 
-func (f *fixture) path(name string) string { return filepath.Join(f.dir, name) }
+// Path returns the path of a name in the root.
+func (f *Fixture) Path(name string) string { return filepath.Join(f.Dir, name) }
 
-func (f *fixture) mkdir(name string) {
+// Mkdir makes a directory.
+func (f *Fixture) Mkdir(name string) {
 	f.t.Helper()
-	if err := os.MkdirAll(f.path(name), 0o755); err != nil {
+	if err := os.MkdirAll(f.Path(name), 0o755); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-func (f *fixture) write(name, text string) {
+// Write writes a file.
+func (f *Fixture) Write(name, text string) {
 	f.t.Helper()
-	f.mkdir(filepath.Dir(name))
-	if err := os.WriteFile(f.path(name), []byte(text), 0o644); err != nil {
+	f.Mkdir(filepath.Dir(name))
+	if err := os.WriteFile(f.Path(name), []byte(text), 0o644); err != nil {
 		f.t.Fatal(err)
 	}
 }
 
-func (f *fixture) writeJSON(name string, v any) {
+func (f *Fixture) WriteJSON(name string, v any) {
 	f.t.Helper()
 	b, err := json.Marshal(v)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.write(name, string(b))
+	f.Write(name, string(b))
 }
 
-// database writes one bucket.
-func (f *fixture) database(name, bucket string, values map[string]string) {
+// Database writes one bucket.
+func (f *Fixture) Database(name, bucket string, values map[string]string) {
 	f.t.Helper()
-	f.mkdir(filepath.Dir(name))
-	db, err := bbolt.Open(f.path(name), 0o600, nil)
+	f.Mkdir(filepath.Dir(name))
+	db, err := bbolt.Open(f.Path(name), 0o600, nil)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -86,8 +90,8 @@ func (f *fixture) database(name, bucket string, values map[string]string) {
 	}
 }
 
-// layer adds a layer with files, a name and a content in turn, on top of a chain, and returns its tar.
-func (f *fixture) layer(below oci.Chain, files ...string) (chain oci.Chain, raw []byte) {
+// Layer adds a layer with files, a name and a content in turn, on top of a chain, and returns its tar.
+func (f *Fixture) Layer(below oci.Chain, files ...string) (chain oci.Chain, raw []byte) {
 	f.t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -117,46 +121,47 @@ func (f *fixture) layer(below oci.Chain, files ...string) (chain oci.Chain, raw 
 	if err := zw.Close(); err != nil {
 		f.t.Fatal(err)
 	}
-	f.mkdir("overlay2/" + cache + "/diff")
+	f.Mkdir("overlay2/" + cache + "/diff")
 	for i := 0; i < len(files); i += 2 {
-		f.write("overlay2/"+cache+"/diff/"+files[i], files[i+1])
+		f.Write("overlay2/"+cache+"/diff/"+files[i], files[i+1])
 	}
-	dir := f.layerDir(chain)
-	f.write(dir+"/diff", string(chain.Top()))
-	f.write(dir+"/cache-id", cache)
-	f.write(dir+"/size", "3")
-	f.write(dir+"/tar-split.json.gz", recipe.String())
+	dir := f.LayerDir(chain)
+	f.Write(dir+"/diff", string(chain.Top()))
+	f.Write(dir+"/cache-id", cache)
+	f.Write(dir+"/size", "3")
+	f.Write(dir+"/tar-split.json.gz", recipe.String())
 	return chain, raw
 }
 
-func (f *fixture) layerDir(chain oci.Chain) string {
+// LayerDir returns the directory of a layer in the store of layers.
+func (f *Fixture) LayerDir(chain oci.Chain) string {
 	return "image/overlay2/layerdb/sha256/" + strings.TrimPrefix(string(chain.ID()), "sha256:")
 }
 
-// config returns the config of an image.
-func config(chain oci.Chain) string {
+// Config returns the config of an image.
+func Config(chain oci.Chain) string {
 	b, _ := json.Marshal(map[string]any{
 		"architecture": oci.HostPlatform().Architecture, "os": "linux", "config": map[string]any{"Cmd": []string{"sh"}}, "rootfs": map[string]any{"type": "layers", "diff_ids": chain},
 	})
 	return string(b)
 }
 
-// image adds an image and names, and returns its ID.
-func (f *fixture) image(chain oci.Chain, names ...string) oci.ImageID {
+// Image adds an image and names, and returns its ID.
+func (f *Fixture) Image(chain oci.Chain, names ...string) oci.ImageID {
 	f.t.Helper()
-	raw := config(chain)
+	raw := Config(chain)
 	id := oci.ImageID(oci.DigestOf([]byte(raw)))
-	f.write("image/overlay2/imagedb/content/sha256/"+id.Hex(), raw)
+	f.Write("image/overlay2/imagedb/content/sha256/"+id.Hex(), raw)
 	refs := map[string]string{}
 	for _, n := range names {
 		refs[n] = string(id)
 	}
-	f.writeJSON("image/overlay2/repositories.json", map[string]any{"Repositories": map[string]any{"x": refs}})
+	f.WriteJSON("image/overlay2/repositories.json", map[string]any{"Repositories": map[string]any{"x": refs}})
 	return id
 }
 
-// container adds a container of an image, with more in its records.
-func (f *fixture) container(id string, image oci.ImageID, more, host map[string]any) {
+// Container adds a container of an image, with more in its records.
+func (f *Fixture) Container(id string, image oci.ImageID, more, host map[string]any) {
 	f.t.Helper()
 	rec := map[string]any{
 		"ID": id, "Name": "/c" + id[:2], "Image": string(image), "Driver": "overlay2", "OS": "linux", "Config": map[string]any{"Image": "x:1"},
@@ -168,14 +173,14 @@ func (f *fixture) container(id string, image oci.ImageID, more, host map[string]
 	if host == nil {
 		host = map[string]any{"NetworkMode": "default"}
 	}
-	f.writeJSON("containers/"+id+"/config.v2.json", rec)
-	f.writeJSON("containers/"+id+"/hostconfig.json", host)
-	f.write("image/overlay2/layerdb/mounts/"+id+"/mount-id", "upper-"+id[:2])
-	f.write("overlay2/upper-"+id[:2]+"/diff/changed", "text")
+	f.WriteJSON("containers/"+id+"/config.v2.json", rec)
+	f.WriteJSON("containers/"+id+"/hostconfig.json", host)
+	f.Write("image/overlay2/layerdb/mounts/"+id+"/mount-id", "upper-"+id[:2])
+	f.Write("overlay2/upper-"+id[:2]+"/diff/changed", "text")
 }
 
-// network adds a network as libnetwork writes it.
-func (f *fixture) network(id, name string, more map[string]any) {
+// Network adds a network as libnetwork writes it.
+func (f *Fixture) Network(id, name string, more map[string]any) {
 	f.t.Helper()
 	rec := map[string]any{
 		"id": id, "name": name, "networkType": "bridge", "scope": "local", "created": "2026-01-02T03:04:05Z", "ipamType": "default",
@@ -190,36 +195,21 @@ func (f *fixture) network(id, name string, more map[string]any) {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.database("network/files/local-kv.db", "libnetwork", map[string]string{"docker/network/v1.0/network/" + id + "/": "12345678" + string(b)})
+	f.Database("network/files/local-kv.db", "libnetwork", map[string]string{"docker/network/v1.0/network/" + id + "/": "12345678" + string(b)})
 }
 
-// volume adds a volume.
-func (f *fixture) volume(name, record string) {
+// Volume adds a volume.
+func (f *Fixture) Volume(name, record string) {
 	f.t.Helper()
-	f.write("volumes/"+name+"/_data/file", name)
+	f.Write("volumes/"+name+"/_data/file", name)
 	if record != "" {
-		f.database("volumes/metadata.db", "volumes", map[string]string{name: record})
+		f.Database("volumes/metadata.db", "volumes", map[string]string{name: record})
 	}
 }
 
-// open opens the root; it is closed at the end of the test.
-func (f *fixture) open(o dockerroot.Options) *dockerroot.Root {
-	f.t.Helper()
-	r, err := dockerroot.Open(f.t.Context(), f.dir, o)
-	if err != nil {
-		f.t.Fatal(err)
-	}
-	f.t.Cleanup(func() {
-		if err := r.Close(); err != nil {
-			f.t.Error(err)
-		}
-	})
-	return r
-}
-
-// containerd adds the root of a containerd with an image of one layer, and the snapshot of a container. It returns the descriptor of the image's
+// Containerd adds the root of a containerd with an image of one layer, and the snapshot of a container. It returns the descriptor of the image's
 // manifest, and the bytes of its layer.
-func (f *fixture) containerd(dir, name, container string) (target oci.Descriptor, layer []byte, id oci.ImageID) {
+func (f *Fixture) Containerd(dir, name, container string) (target oci.Descriptor, layer []byte, id oci.ImageID) {
 	f.t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -236,33 +226,33 @@ func (f *fixture) containerd(dir, name, container string) (target oci.Descriptor
 	}
 	blob := func(data []byte, mediaType string) oci.Descriptor {
 		d := oci.DigestOf(data)
-		f.write(dir+"/io.containerd.content.v1.content/blobs/sha256/"+d.Hex(), string(data))
+		f.Write(dir+"/io.containerd.content.v1.content/blobs/sha256/"+d.Hex(), string(data))
 		return oci.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(data))}
 	}
-	cfg := blob([]byte(config(oci.Chain{oci.DiffID(oci.DigestOf(b.Bytes()))})), oci.MediaTypeOCIConfig)
+	cfg := blob([]byte(Config(oci.Chain{oci.DiffID(oci.DigestOf(b.Bytes()))})), oci.MediaTypeOCIConfig)
 	l := blob(packed.Bytes(), "application/vnd.oci.image.layer.v1.tar+gzip")
 	manifest, err := json.Marshal(oci.Manifest{SchemaVersion: 2, MediaType: oci.MediaTypeOCIManifest, Config: cfg, Layers: []oci.Descriptor{l}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	target = blob(manifest, oci.MediaTypeOCIManifest)
-	meta := f.open2(dir + "/io.containerd.metadata.v1.bolt/meta.db")
+	meta := f.bolt(dir + "/io.containerd.metadata.v1.bolt/meta.db")
 	defer meta.Close()
 	put(f.t, meta, []string{"v1", "moby", "images", name, "target"}, map[string][]byte{
 		"digest": []byte(target.Digest), "mediatype": []byte(target.MediaType), "size": binary.AppendVarint(nil, target.Size),
 	})
 	put(f.t, meta, []string{"v1", "moby", "snapshots", "overlayfs", container}, map[string][]byte{"name": []byte("moby/7/" + container)})
-	snapshots := f.open2(dir + "/io.containerd.snapshotter.v1.overlayfs/metadata.db")
+	snapshots := f.bolt(dir + "/io.containerd.snapshotter.v1.overlayfs/metadata.db")
 	defer snapshots.Close()
 	put(f.t, snapshots, []string{"v1", "snapshots", "moby/7/" + container}, map[string][]byte{"id": binary.AppendUvarint(nil, 7)})
-	f.write(dir+"/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs/changed", "text")
+	f.Write(dir+"/io.containerd.snapshotter.v1.overlayfs/snapshots/7/fs/changed", "text")
 	return target, packed.Bytes(), oci.ImageID(cfg.Digest)
 }
 
-func (f *fixture) open2(name string) *bbolt.DB {
+func (f *Fixture) bolt(name string) *bbolt.DB {
 	f.t.Helper()
-	f.mkdir(filepath.Dir(name))
-	db, err := bbolt.Open(f.path(name), 0o600, nil)
+	f.Mkdir(filepath.Dir(name))
+	db, err := bbolt.Open(f.Path(name), 0o600, nil)
 	if err != nil {
 		f.t.Fatal(err)
 	}
