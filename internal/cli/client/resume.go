@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -64,35 +65,39 @@ const maxFrame = 1 << 20
 
 // Frames reads the frames of a multiplexed stream.
 type Frames struct {
-	r   *bufio.Reader
+	r   *bufio.Reader // a large payload passes it by
 	buf []byte
 }
 
 // NewFrames returns a reader of the frames in r.
-func NewFrames(r io.Reader) *Frames { return &Frames{r: bufio.NewReaderSize(r, 32<<10)} }
+func NewFrames(r io.Reader) *Frames { return &Frames{r: bufio.NewReaderSize(r, 8<<10)} }
 
 // Waiting reports whether the next frame may have to be waited for.
 func (f *Frames) Waiting() bool { return f.r.Buffered() < 8 }
 
 // Next returns the next frame. The payload is valid until the next call. The error is io.EOF or io.ErrUnexpectedEOF where the stream ends.
 func (f *Frames) Next() (stream byte, payload []byte, err error) {
+	stream, f.buf, err = f.Append(f.buf[:0])
+	return stream, f.buf, err
+}
+
+// Append is Next, but appends the payload to buf.
+func (f *Frames) Append(buf []byte) (stream byte, _ []byte, err error) {
 	var head [8]byte
 	if _, err := io.ReadFull(f.r, head[:]); err != nil {
-		return 0, nil, err
+		return 0, buf, err
 	}
 	size := binary.BigEndian.Uint32(head[4:])
 	if size > maxFrame {
-		return 0, nil, errs.New(errs.Invalid, "stream: a frame of %d bytes is longer than the %d allowed", size, maxFrame)
+		return 0, buf, errs.New(errs.Invalid, "stream: a frame of %d bytes is longer than the %d allowed", size, maxFrame)
 	}
-	if cap(f.buf) < int(size) {
-		f.buf = make([]byte, size)
-	}
-	f.buf = f.buf[:size]
-	if _, err := io.ReadFull(f.r, f.buf); err != nil {
+	n := len(buf)
+	buf = slices.Grow(buf, int(size))[:n+int(size)]
+	if _, err := io.ReadFull(f.r, buf[n:]); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
-		return 0, nil, err
+		return 0, buf[:n], err
 	}
-	return head[0], f.buf, nil
+	return head[0], buf, nil
 }

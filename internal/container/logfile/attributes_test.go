@@ -102,10 +102,10 @@ func TestAttributesOfRecords(t *testing.T) {
 	l.Attributes = nil
 	write(l, "three\n")
 	var got []string
-	if err := Read(t.Context(), l, ReadOptions{Stdout: true, Tail: -1}, func(m Message) error {
+	if err := Read(t.Context(), l, ReadOptions{Stdout: true, Tail: -1}, one(func(m Message) error {
 		got = append(got, strconv.Itoa(len(m.Line))+" "+m.Details())
 		return nil
-	}); err != nil || len(got) != 3 || got[0] != "4 a=%3C%26%3E,b=2+%C3%BC" || !strings.HasPrefix(got[1], strconv.Itoa(maxPiece)+" a=xxx") || got[2] != "6 " {
+	})); err != nil || len(got) != 3 || got[0] != "4 a=%3C%26%3E,b=2+%C3%BC" || !strings.HasPrefix(got[1], strconv.Itoa(maxPiece)+" a=xxx") || got[2] != "6 " {
 		t.Errorf("%d records, first %.60q, %v", len(got), got, err)
 	}
 }
@@ -145,13 +145,13 @@ func TestNonBlocking(t *testing.T) {
 	}
 	var lines []string
 	var last time.Time
-	if err := Read(t.Context(), l, ReadOptions{Stdout: true, Tail: -1}, func(m Message) error {
+	if err := Read(t.Context(), l, ReadOptions{Stdout: true, Tail: -1}, one(func(m Message) error {
 		if !m.Time.After(last) {
 			t.Errorf("%q at %v, after %v", m.Line, m.Time, last)
 		}
 		last, lines = m.Time, append(lines, string(m.Line))
 		return nil
-	}); err != nil || len(lines) != 11 || lines[0] != "line 1000\n" || lines[10] != "line 1010\n" {
+	})); err != nil || len(lines) != 11 || lines[0] != "line 1000\n" || lines[10] != "line 1010\n" {
 		t.Errorf("%q %v", lines, err)
 	}
 	// A record that is larger than the buffer fits alone.

@@ -27,13 +27,13 @@ func TestReadEndsBehindAFastWriter(t *testing.T) {
 				more()
 			}
 			n := 0
-			err = Read(t.Context(), l, ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(Message) error {
+			err = Read(t.Context(), l, ReadOptions{Stdout: true, Stderr: true, Tail: -1}, one(func(Message) error {
 				if n++; n > 1000 {
 					return errors.New("it reads on")
 				}
 				more()
 				return nil
-			})
+			}))
 			if err != nil || n != 10 {
 				t.Errorf("read %d records, %v; there were 10", n, err)
 			}

@@ -9,7 +9,7 @@ import (
 // Examine reads a whole log and returns how many of its records are damaged. The last record may be incomplete: it is being
 // written, or a crash has cut it off. For the driver none Examine returns errs.Unimplemented.
 func Examine(ctx context.Context, opts shim.Log) (damaged int, err error) {
-	err = readWith(ctx, opts, ReadOptions{Tail: -1}, counting{formatOf(opts.Driver, nil), &damaged}, func(Message) error { return nil })
+	err = readWith(ctx, opts, ReadOptions{Tail: -1}, counting{formatOf(opts.Driver, nil), &damaged}, func([]Message) error { return nil })
 	return damaged, err
 }
 

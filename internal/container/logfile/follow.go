@@ -16,22 +16,20 @@ import (
 // pollEvery is how often a log is checked when inotify is not available.
 const pollEvery = 200 * time.Millisecond
 
+// restEvery is the least time between two reports of a watcher. What is written meanwhile is read at once: the followers of a fast writer would else wake for
+// each of its writes.
+const restEvery = 5 * time.Millisecond
+
 // watcher reports that something happened in the directory of a log.
 type watcher struct {
-	changed chan struct{} // has room for one report
-	stop    func()
-	done    chan struct{} // closed when the goroutine has returned
+	stop func()
+	done chan struct{} // closed when the goroutine has returned
 }
 
-// watch starts a watcher. It reports everything that happens after watch has returned.
-func watch(path string) (*watcher, error) {
-	w := &watcher{changed: make(chan struct{}, 1), done: make(chan struct{})}
-	notify := func() {
-		select {
-		case w.changed <- struct{}{}:
-		default:
-		}
-	}
+// watch starts a watcher. It calls notify for everything that happens after watch has returned.
+func watch(path string, notify func()) (*watcher, error) {
+	w := &watcher{done: make(chan struct{})}
+	stop := make(chan struct{})
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err == nil {
 		_, err = unix.InotifyAddWatch(fd, filepath.Dir(path), unix.IN_MODIFY|unix.IN_CREATE|unix.IN_MOVED_TO)
@@ -41,7 +39,6 @@ func watch(path string) (*watcher, error) {
 	}
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENOSPC) { // the limits of inotify are reached
 		t := time.NewTicker(pollEvery)
-		stop := make(chan struct{})
 		w.stop = func() { t.Stop(); close(stop) }
 		go func() {
 			defer close(w.done)
@@ -60,15 +57,23 @@ func watch(path string) (*watcher, error) {
 		return nil, fmt.Errorf("log %s: watch: %w", path, err)
 	}
 	f := os.NewFile(uintptr(fd), "inotify")
-	w.stop = func() { _ = f.Close() } // ends the read below
+	w.stop = func() { close(stop); _ = f.Close() } // ends the read below
 	go func() {
 		defer close(w.done)
 		buf := make([]byte, 4096)
+		rest := time.NewTimer(0)
+		defer rest.Stop()
 		for {
 			if _, err := f.Read(buf); err != nil {
 				return
 			}
 			notify()
+			rest.Reset(restEvery)
+			select {
+			case <-rest.C:
+			case <-stop:
+				return
+			}
 		}
 	}()
 	return w, nil
@@ -120,8 +125,9 @@ func (r *reader) more(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
-		if st.Size() < r.off+int64(len(r.buf)) { // a log of one file was rotated: the file was truncated
-			r.off, r.buf = 0, r.buf[:0]
+		if st.Size() < r.seen { // a log of one file was rotated: the file was truncated
+			r.off, r.seen = 0, 0
+			r.window.reset()
 		}
 		// Look at the name before the last read. If it then names another file, nothing more is written to this one.
 		now, err := os.Stat(r.opts.Path)
@@ -166,9 +172,7 @@ func (r *reader) advance(ctx context.Context, old fs.FileInfo) error {
 			_ = f.Close() // only read from
 			break
 		}
-		_ = r.f.Close() // only read from
-		r.f, r.off, r.buf = f, 0, r.buf[:0]
-		return nil
+		return r.use(f, 0)
 	}
 	return r.existing(ctx) // the old file was compressed or removed, or the log is being removed
 }

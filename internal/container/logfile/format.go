@@ -12,12 +12,12 @@ import (
 	"ply/internal/container/shim"
 )
 
-// format encodes and decodes the records of a driver.
+// format encodes and decodes the records of a driver. It is not safe for concurrent use.
 type format interface {
 	// encode appends a record to buf.
 	encode(buf []byte, m Message) []byte
 	// next decodes the first record of buf and returns its length; n is 0 when buf does not hold all of it. ok is false
-	// for a damaged record, which the caller skips.
+	// for a damaged record, which the caller skips. The message may keep a part of these n bytes, which are then changed.
 	next(buf []byte) (m Message, n int, ok bool)
 	// whole returns how much of tail to keep, so that the file ends with a whole record. tail is the end of the file;
 	// start reports that it is the whole file. A negative result asks for the whole file.
@@ -31,7 +31,7 @@ func formatOf(driver string, attributes map[string]string) format {
 	if driver == Local || IsRemote(driver) {
 		return localFormat{}
 	}
-	f := jsonFormat{}
+	f := &jsonFormat{}
 	if len(attributes) > 0 {
 		f.attrs, _ = json.Marshal(attributes) // a map of strings always has a form
 	}
@@ -40,9 +40,14 @@ func formatOf(driver string, attributes map[string]string) format {
 
 // jsonFormat is docker's json-file format: {"log":"text\n","stream":"stdout","attrs":{"key":"value"},"time":"RFC3339Nano"} and a newline. Without
 // attributes there is no attrs.
-type jsonFormat struct{ attrs []byte }
+type jsonFormat struct {
+	attrs []byte
 
-func (f jsonFormat) encode(buf []byte, m Message) []byte {
+	// The second that was written or read last, because that of the next record is mostly the same.
+	written, read second
+}
+
+func (f *jsonFormat) encode(buf []byte, m Message) []byte {
 	buf = append(buf, `{"log":`...)
 	buf = appendJSONString(buf, m.Line)
 	buf = append(buf, `,"stream":"`...)
@@ -53,7 +58,7 @@ func (f jsonFormat) encode(buf []byte, m Message) []byte {
 		buf = append(buf, f.attrs...)
 	}
 	buf = append(buf, `,"time":"`...)
-	buf = m.Time.UTC().AppendFormat(buf, time.RFC3339Nano)
+	buf = f.written.append(buf, m.Time)
 	return append(buf, "\"}\n"...)
 }
 
@@ -64,7 +69,7 @@ const hexDigits = "0123456789abcdef"
 func appendJSONString(buf, s []byte) []byte {
 	buf = append(buf, '"')
 	from := 0
-	for i := 0; i < len(s); {
+	for i := plain(s); i < len(s); {
 		c := s[i]
 		if c < utf8.RuneSelf {
 			if c >= 0x20 && c != '"' && c != '\\' && c != '<' && c != '>' && c != '&' {
@@ -85,6 +90,7 @@ func appendJSONString(buf, s []byte) []byte {
 			}
 			i++
 			from = i
+			i += plain(s[i:])
 			continue
 		}
 		r, size := utf8.DecodeRune(s[i:])
@@ -105,7 +111,7 @@ func appendJSONString(buf, s []byte) []byte {
 	return append(append(buf, s[from:]...), '"')
 }
 
-func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
+func (f *jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 	i := bytes.IndexByte(buf, '\n')
 	if i < 0 {
 		if len(buf) > maxRecord {
@@ -113,7 +119,7 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 		}
 		return m, 0, false
 	}
-	if m, ok := written(buf[:i]); ok {
+	if m, ok := f.decode(buf[:i]); ok {
 		return m, i + 1, true
 	}
 	var rec struct {
@@ -128,15 +134,18 @@ func (jsonFormat) next(buf []byte) (m Message, n int, ok bool) {
 	return Message{Time: rec.Time, Stream: streamOf(rec.Stream), Line: []byte(*rec.Log), Attributes: rec.Attrs}, i + 1, true
 }
 
-// written decodes a record in the form that encode writes, several times faster than package json. ok is false for every other form.
-func written(b []byte) (m Message, ok bool) {
+// decode decodes a record in the form that encode writes, several times faster than package json. ok is false for every other form, and b is then unchanged.
+// Else the message has a part of b.
+func (f *jsonFormat) decode(b []byte) (m Message, ok bool) {
 	b, ok = bytes.CutPrefix(b, []byte(`{"log":"`))
 	if !ok {
 		return m, false
 	}
-	if m.Line, b, ok = unquote(b); !ok {
+	end := stringEnd(b)
+	if end < 0 {
 		return m, false
 	}
+	line, b := b[:end:end], b[end+1:]
 	if b, ok = bytes.CutPrefix(b, []byte(`,"stream":"std`)); !ok {
 		return m, false
 	}
@@ -151,17 +160,20 @@ func written(b []byte) (m Message, ok bool) {
 	if b, ok = bytes.CutSuffix(after, []byte(`"}`)); !ok {
 		return m, false
 	}
-	return m, m.Time.UnmarshalText(b) == nil
+	if m.Time, ok = f.read.parse(b); !ok && m.Time.UnmarshalText(b) != nil {
+		return m, false
+	}
+	m.Line, ok = unquote(line)
+	return m, ok
 }
 
-// unquote decodes a string of JSON behind its first quote, and returns the bytes after its last one. ok is false where it has an escape that encode does not
-// write, or bytes that are not allowed.
-func unquote(b []byte) (text, rest []byte, ok bool) {
+// stringEnd returns the offset of the quote that ends a string of JSON, of which b has what follows its first quote; -1 when there is none.
+func stringEnd(b []byte) int {
 	end := 0
 	for {
 		i := bytes.IndexByte(b[end:], '"')
 		if i < 0 {
-			return nil, nil, false
+			return -1
 		}
 		end += i
 		slashes := 0
@@ -169,13 +181,23 @@ func unquote(b []byte) (text, rest []byte, ok bool) {
 			slashes++
 		}
 		if slashes%2 == 0 {
-			break
+			return end
 		}
 		end++
 	}
-	b, rest = b[:end], b[end+1:]
+}
+
+// unquote decodes the text between the quotes of a string of JSON. ok is false where it has an escape that encode does not write, or bytes that are not allowed;
+// b is then unchanged. Else text is a part of b or a copy.
+func unquote(b []byte) (text []byte, ok bool) {
+	if n := plain(b); n == len(b) {
+		return b, true
+	} else if n == len(b)-2 && b[n] == '\\' && b[n+1] == 'n' { // most lines: the escaped newline at their end is the only one
+		b[n] = '\n'
+		return b[: n+1 : n+1], true
+	}
 	if !utf8.Valid(b) {
-		return nil, nil, false
+		return nil, false
 	}
 	text = make([]byte, 0, len(b))
 	for len(b) > 0 {
@@ -186,7 +208,7 @@ func unquote(b []byte) (text, rest []byte, ok bool) {
 		}
 		for _, c := range plain {
 			if c < 0x20 {
-				return nil, nil, false
+				return nil, false
 			}
 		}
 		text = append(text, plain...)
@@ -203,23 +225,110 @@ func unquote(b []byte) (text, rest []byte, ok bool) {
 			text = append(text, b[0])
 		case 'u':
 			if len(b) < 5 {
-				return nil, nil, false
+				return nil, false
 			}
 			n, err := strconv.ParseUint(string(b[1:5]), 16, 16)
 			if err != nil || utf16.IsSurrogate(rune(n)) {
-				return nil, nil, false
+				return nil, false
 			}
 			text = utf8.AppendRune(text, rune(n))
 			b = b[4:]
 		default:
-			return nil, nil, false
+			return nil, false
 		}
 		b = b[1:]
 	}
-	return text, rest, true
+	return text, true
 }
 
-func (jsonFormat) whole(tail []byte, start bool) int {
+// plain returns how many bytes at the start of s are the same in a string of JSON as encode writes it: ASCII characters that are not escaped.
+func plain(s []byte) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	zero := func(x uint64) uint64 { return (x - ones) &^ x & highs } // not 0 if a byte of x is 0
+	n := 0
+	for ; n+8 <= len(s); n += 8 {
+		x := binary.LittleEndian.Uint64(s[n:])
+		odd := x & highs                    // not ASCII
+		odd |= (x - ones*0x20) &^ x & highs // a control character
+		odd |= zero(x^ones*'"') | zero(x^ones*'\\') | zero(x^ones*'<') | zero(x^ones*'>') | zero(x^ones*'&')
+		if odd != 0 {
+			break
+		}
+	}
+	for ; n < len(s); n++ {
+		if c := s[n]; c < 0x20 || c >= utf8.RuneSelf || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			break
+		}
+	}
+	return n
+}
+
+// second is a second of UTC with its form in a record.
+type second struct {
+	unix int64
+	text [len("2006-01-02T15:04:05")]byte // zero bytes = none yet
+}
+
+func (s *second) set(t time.Time) (ok bool) {
+	t = t.UTC()
+	if y := t.Year(); y < 0 || y > 9999 {
+		return false
+	}
+	s.unix = t.Unix()
+	t.AppendFormat(s.text[:0], "2006-01-02T15:04:05")
+	return true
+}
+
+// append appends a time in the form time.RFC3339Nano.
+func (s *second) append(buf []byte, t time.Time) []byte {
+	if (s.text[0] == 0 || t.Unix() != s.unix) && !s.set(t) {
+		return t.UTC().AppendFormat(buf, time.RFC3339Nano)
+	}
+	buf = append(buf, s.text[:]...)
+	if n := t.Nanosecond(); n > 0 {
+		var digits [9]byte
+		for i := len(digits) - 1; i >= 0; i-- {
+			digits[i] = byte('0' + n%10)
+			n /= 10
+		}
+		buf = append(append(buf, '.'), bytes.TrimRight(digits[:], "0")...)
+	}
+	return append(buf, 'Z')
+}
+
+// parse parses what append has written. ok is false for every other form.
+func (s *second) parse(b []byte) (t time.Time, ok bool) {
+	n := len(s.text)
+	if len(b) <= n || b[len(b)-1] != 'Z' {
+		return t, false
+	}
+	if s.text[0] == 0 || string(b[:n]) != string(s.text[:]) {
+		whole, err := time.Parse("2006-01-02T15:04:05", string(b[:n]))
+		if err != nil || !s.set(whole) {
+			return t, false
+		}
+	}
+	fraction := b[n : len(b)-1]
+	if len(fraction) == 0 {
+		return time.Unix(s.unix, 0).UTC(), true
+	}
+	if len(fraction) > 10 || len(fraction) < 2 || fraction[0] != '.' {
+		return t, false
+	}
+	nanos := int64(0)
+	for _, c := range fraction[1:] {
+		if c < '0' || c > '9' {
+			return t, false
+		}
+		nanos = 10*nanos + int64(c-'0')
+	}
+	for range 10 - len(fraction) {
+		nanos *= 10
+	}
+	return time.Unix(s.unix, nanos).UTC(), true
+}
+
+func (*jsonFormat) whole(tail []byte, start bool) int {
 	i := bytes.LastIndexByte(tail, '\n')
 	if i < 0 && !start {
 		return len(tail) // the record is longer than any that this package writes; leave the file as it is
@@ -227,7 +336,7 @@ func (jsonFormat) whole(tail []byte, start bool) int {
 	return i + 1
 }
 
-func (jsonFormat) back(buf []byte, n int) (size, records int) {
+func (*jsonFormat) back(buf []byte, n int) (size, records int) {
 	end := len(buf)
 	for records < n && end > 0 {
 		i := bytes.LastIndexByte(buf[:end-1], '\n')
@@ -313,7 +422,7 @@ func decodeEntry(b []byte) (m Message, ok bool) {
 		case 2 << 3:
 			m.Time = time.Unix(0, int64(v)).UTC()
 		case 3<<3 | 2:
-			m.Line = bytes.Clone(field)
+			m.Line = field[:len(field):min(len(field)+1, cap(field))] // the newline goes into the length behind the entry
 		case 4 << 3:
 			partial = v != 0
 		}

@@ -35,10 +35,10 @@ func TestFormatsAreFrozen(t *testing.T) {
 		}
 		var got []Message
 		l := shim.Log{Driver: driver, Path: filepath.Join("testdata", driver+".log"), MaxFiles: 1}
-		err = Read(t.Context(), l, ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(m Message) error {
+		err = Read(t.Context(), l, ReadOptions{Stdout: true, Stderr: true, Tail: -1}, one(func(m Message) error {
 			got = append(got, m)
 			return nil
-		})
+		}))
 		if err != nil || !reflect.DeepEqual(got, goldenMessages) {
 			t.Errorf("%s: read\n%q, %v, want\n%q", driver, got, err, goldenMessages)
 		}

@@ -45,7 +45,7 @@ func TestSlowReaderOfARemovedLog(t *testing.T) {
 					var got strings.Builder
 					n := 0
 					go func() {
-						done <- Read(context.Background(), l, ReadOptions{Stdout: true, Tail: -1, Follow: true, Ended: ended, Held: held}, func(m Message) error {
+						done <- Read(context.Background(), l, ReadOptions{Stdout: true, Tail: -1, Follow: true, Ended: ended, Held: held}, one(func(m Message) error {
 							if n == stallAt {
 								close(stalled)
 								<-goOn
@@ -53,7 +53,7 @@ func TestSlowReaderOfARemovedLog(t *testing.T) {
 							n++
 							got.Write(m.Line)
 							return nil
-						})
+						}))
 					}()
 					<-stalled
 					emit(stallAt+1, 600)

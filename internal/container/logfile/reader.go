@@ -1,7 +1,6 @@
 package logfile
 
 import (
-	"bytes"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -28,27 +27,33 @@ type ReadOptions struct {
 	// Idle is called when every record that is there was visited, before Follow waits for the next. An error ends Read and is returned. nil = not called.
 	Idle func() error
 	Held *Held // nil = the log is not removed while it is read
+	// Followers shares the work of those that follow the same log. nil = with no one.
+	Followers *Followers
 }
 
-// Read calls visit for the records of a log in order. An error of visit ends Read and is returned. A log that was never
-// written is empty. Damaged records are skipped. For the driver none Read returns errs.Unimplemented with docker's words.
-func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func(Message) error) error {
+// Read calls visit for the records of a log in order, with those that are read together. The list and its lines are valid until visit returns, and are not to
+// be changed. An error of visit ends Read and is returned. A log that was never written is empty. Damaged records are skipped. For the driver none Read
+// returns errs.Unimplemented with docker's words.
+func Read(ctx context.Context, opts shim.Log, o ReadOptions, visit func([]Message) error) error {
 	return readWith(ctx, opts, o, formatOf(opts.Driver, nil), visit)
 }
 
-func readWith(ctx context.Context, opts shim.Log, o ReadOptions, format format, visit func(Message) error) error {
+func readWith(ctx context.Context, opts shim.Log, o ReadOptions, format format, visit func([]Message) error) error {
 	if opts.Driver == None || opts.Path == "" {
 		return errs.New(errs.Unimplemented, "configured logging driver does not support reading")
 	}
 	r := &reader{opts: opts, o: o, fmt: format, visit: visit}
 	var changed <-chan struct{}
 	if o.Follow {
-		w, err := watch(opts.Path)
-		if err != nil {
+		if r.o.Followers == nil {
+			r.o.Followers = &Followers{}
+		}
+		var stop func()
+		var err error
+		if changed, stop, err = r.o.Followers.watch(opts.Path); err != nil {
 			return err
 		}
-		defer w.close()
-		changed = w.changed
+		defer stop()
 	}
 	defer r.close()
 	err := r.existing(ctx)
@@ -69,21 +74,50 @@ type reader struct {
 	opts  shim.Log
 	o     ReadOptions
 	fmt   format
-	visit func(Message) error
+	visit func([]Message) error
 
 	f       *os.File  // the newest file; nil when there was none
+	window  *window   // of f, when the log is followed
 	size    int64     // of f when it was opened; it bounds a read that does not follow
-	off     int64     // offset in f of the first byte of buf
-	buf     []byte    // bytes of a record that is not whole yet
+	off     int64     // offset in f of the first record that was not visited
+	seen    int64     // how far f was read, with the part of a record that is not whole yet
 	last    time.Time // of the last record
 	skipTo  time.Time // records up to this time were visited before
 	started bool      // Tail was applied
+	block   *block    // its memory is used again
+	wanted  []Message // reused by deliver
 }
 
 func (r *reader) close() {
+	r.leave()
 	if r.f != nil {
 		_ = r.f.Close() // only read from
 	}
+}
+
+// leave ends the use of the window.
+func (r *reader) leave() {
+	if r.window != nil {
+		r.o.Followers.leave(r, r.window)
+		r.window = nil
+	}
+}
+
+// use goes on with a file, from an offset. The old one is closed.
+func (r *reader) use(f *os.File, off int64) error {
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	r.leave()
+	if r.f != nil {
+		_ = r.f.Close() // only read from
+	}
+	r.f, r.size, r.off, r.seen = f, st.Size(), off, off
+	if r.o.Follow {
+		r.window = r.o.Followers.join(r, st, off)
+	}
+	return nil
 }
 
 // file is one of the files of a log.
@@ -218,14 +252,9 @@ func (r *reader) existing(ctx context.Context) error {
 			}
 			continue
 		}
-		if r.f != nil {
-			_ = r.f.Close() // only read from
+		if err := r.use(f.File, f.start); err != nil {
+			return err
 		}
-		st, err := f.Stat()
-		if err != nil {
-			return fmt.Errorf("log: %w", err)
-		}
-		r.f, r.size, r.off, r.buf = f.File, st.Size(), f.start, r.buf[:0]
 		if err := r.drain(ctx); err != nil {
 			return err
 		}
@@ -265,7 +294,7 @@ func (r *reader) tail(files []file) (first int, err error) {
 		}
 		if f.zipped {
 			n := 0
-			if err := eachZipped(*f, r.fmt, func(Message) error { n++; return nil }); err != nil {
+			if err := eachZipped(*f, r.fmt, func(list []Message) error { n += len(list); return nil }); err != nil {
 				return 0, err
 			}
 			if _, err := f.Seek(0, io.SeekStart); err != nil {
@@ -332,29 +361,34 @@ func tailStart(f *os.File, format format, n int) (start int64, records int, err 
 // zipped visits the records of a compressed file.
 func (r *reader) zipped(ctx context.Context, f file) error {
 	skip := f.skip
-	return eachZipped(f, r.fmt, func(m Message) error {
-		if skip > 0 {
-			skip--
+	return eachZipped(f, r.fmt, func(list []Message) error {
+		if skip >= len(list) {
+			skip -= len(list)
 			return nil
 		}
-		return r.deliver(ctx, m)
+		list, skip = list[skip:], 0
+		return r.deliver(ctx, list)
 	})
 }
 
-// eachZipped calls visit for each record of a compressed file.
-func eachZipped(f file, format format, visit func(Message) error) error {
+// eachZipped calls visit for the records of a compressed file.
+func eachZipped(f file, format format, visit func([]Message) error) error {
 	zr, err := gzip.NewReader(f.File)
 	if err != nil {
 		return nil // the records of a damaged file are lost, those of the other files are not
 	}
 	var buf []byte
+	var list []Message
 	block := make([]byte, 64<<10)
 	for {
 		n, rerr := zr.Read(block)
 		buf = append(buf, block[:n]...)
-		rest, err := each(buf, format, visit)
-		if err != nil {
-			return err
+		var rest []byte
+		list, rest = decode(list[:0], buf, format)
+		if len(list) > 0 {
+			if err := visit(list); err != nil {
+				return err
+			}
 		}
 		buf = append(buf[:0], rest...)
 		if rerr != nil {
@@ -363,62 +397,70 @@ func eachZipped(f file, format format, visit func(Message) error) error {
 	}
 }
 
-// each calls visit for each whole record of buf and returns the rest of buf.
-func each(buf []byte, format format, visit func(Message) error) (rest []byte, err error) {
-	for {
-		m, n, ok := format.next(buf)
-		if n == 0 {
-			return buf, nil
-		}
-		if ok {
-			if err := visit(m); err != nil {
-				return nil, err
-			}
-		}
-		buf = buf[n:]
-	}
-}
-
 // drain visits the records of r.f up to its end. A read that does not follow ends where the file ended when it was opened, or it would never end behind a
 // writer that is faster.
 func (r *reader) drain(ctx context.Context) error {
-	block := make([]byte, 64<<10)
 	for {
-		at := r.off + int64(len(r.buf))
-		if !r.o.Follow {
-			block = block[:max(0, min(int64(len(block)), r.size-at))]
+		b, err := r.next()
+		if err != nil {
+			return fmt.Errorf("log: %w", err)
 		}
-		n, err := r.f.ReadAt(block, at)
-		if n == 0 {
-			if err != nil && !errors.Is(err, io.EOF) {
-				return fmt.Errorf("log: %w", err)
-			}
+		r.seen = max(r.seen, b.seen)
+		if b.to == b.from {
 			return nil
 		}
-		r.buf = append(r.buf, block[:n]...)
-		rest, err := each(r.buf, r.fmt, func(m Message) error { return r.deliver(ctx, m) })
-		if err != nil {
+		r.off = b.to
+		if len(b.list) == 0 {
+			continue // damaged records
+		}
+		if err := r.deliver(ctx, b.list); err != nil {
 			return err
 		}
-		r.off += int64(len(r.buf) - len(rest))
-		r.buf = bytes.Clone(rest)
 	}
 }
 
-// deliver calls visit unless the options exclude the record.
-func (r *reader) deliver(ctx context.Context, m Message) error {
+// next returns the records that follow r.off.
+func (r *reader) next() (b *block, err error) {
+	if r.window != nil {
+		return r.window.next(r, r.f, r.off)
+	}
+	r.block, err = readBlock(r.block, r.f, r.fmt, r.off, r.size)
+	return r.block, err
+}
+
+// deliver calls visit with the records that the options do not exclude.
+func (r *reader) deliver(ctx context.Context, list []Message) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if !r.skipTo.IsZero() && !m.Time.After(r.skipTo) {
-		return nil
+	if r.skipTo.IsZero() && r.o.Since.IsZero() && r.o.Until.IsZero() && r.o.Stdout && r.o.Stderr {
+		r.last = list[len(list)-1].Time
+		return r.visit(list)
 	}
-	r.last = m.Time
-	if !r.o.Until.IsZero() && m.Time.After(r.o.Until) {
+	wanted := r.wanted[:0]
+	done := false
+	for i := range list {
+		m := &list[i]
+		if !r.skipTo.IsZero() && !m.Time.After(r.skipTo) {
+			continue
+		}
+		r.last = m.Time
+		if done = !r.o.Until.IsZero() && m.Time.After(r.o.Until); done {
+			break
+		}
+		if m.Time.Before(r.o.Since) || m.Stream == shim.Stdout && !r.o.Stdout || m.Stream == shim.Stderr && !r.o.Stderr {
+			continue
+		}
+		wanted = append(wanted, *m)
+	}
+	r.wanted = wanted
+	if len(wanted) > 0 {
+		if err := r.visit(wanted); err != nil {
+			return err
+		}
+	}
+	if done {
 		return errDone
 	}
-	if m.Time.Before(r.o.Since) || m.Stream == shim.Stdout && !r.o.Stdout || m.Stream == shim.Stderr && !r.o.Stderr {
-		return nil
-	}
-	return r.visit(m)
+	return nil
 }

@@ -126,8 +126,11 @@ func (w *Writer) append(stream byte, pieces [][]byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.list = w.list[:0]
-	for _, p := range pieces {
-		w.last = after(w.last)
+	w.last = after(w.last)
+	for i, p := range pieces {
+		if i > 0 { // they were read together
+			w.last = w.last.Add(1)
+		}
 		w.list = append(w.list, Message{Time: w.last, Stream: stream, Line: p})
 	}
 	w.writeLocked(w.list)

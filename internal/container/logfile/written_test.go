@@ -12,7 +12,7 @@ import (
 // What the fast decoder accepts has the meaning that package json gives it.
 func FuzzWritten(f *testing.F) {
 	for _, m := range goldenMessages {
-		f.Add(bytes.TrimSuffix(jsonFormat{}.encode(nil, m), []byte("\n")))
+		f.Add(bytes.TrimSuffix(new(jsonFormat).encode(nil, m), []byte("\n")))
 	}
 	for _, s := range []string{
 		`{"log":"a","stream":"stdout","time":"2026-03-04T05:06:07Z"}`,
@@ -26,10 +26,15 @@ func FuzzWritten(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, ok := written(b)
+		whole := bytes.Clone(b)
+		got, ok := new(jsonFormat).decode(b)
 		if !ok {
+			if !bytes.Equal(b, whole) {
+				t.Errorf("%q: not decoded, but changed to %q", whole, b)
+			}
 			return
 		}
+		b = whole
 		var want struct {
 			Log    string    `json:"log"`
 			Stream string    `json:"stream"`
@@ -57,8 +62,8 @@ func TestWrittenDecodesWhatIsEncoded(t *testing.T) {
 	for _, line := range lines {
 		for _, stream := range []byte{shim.Stdout, shim.Stderr} {
 			m := Message{Time: time.Date(2026, 3, 4, 5, 6, 7, 89, time.UTC), Stream: stream, Line: line}
-			b := bytes.TrimSuffix(jsonFormat{}.encode(nil, m), []byte("\n"))
-			got, ok := written(b)
+			b := bytes.TrimSuffix(new(jsonFormat).encode(nil, m), []byte("\n"))
+			got, ok := new(jsonFormat).decode(bytes.Clone(b))
 			if want := string([]rune(string(line))); !ok || string(got.Line) != want || got.Stream != stream || !got.Time.Equal(m.Time) {
 				t.Errorf("%q: %q, %v", b, got, ok)
 			}
@@ -68,10 +73,12 @@ func TestWrittenDecodesWhatIsEncoded(t *testing.T) {
 
 // BenchmarkNext decodes a record of a line of 100 bytes.
 func BenchmarkNext(b *testing.B) {
-	rec := jsonFormat{}.encode(nil, Message{Time: time.Now(), Stream: shim.Stdout, Line: append(bytes.Repeat([]byte("x"), 99), '\n')})
+	rec := new(jsonFormat).encode(nil, Message{Time: time.Now(), Stream: shim.Stdout, Line: append(bytes.Repeat([]byte("x"), 99), '\n')})
 	b.SetBytes(100)
+	f, buf := new(jsonFormat), make([]byte, len(rec))
 	for b.Loop() {
-		if _, _, ok := (jsonFormat{}).next(rec); !ok {
+		copy(buf, rec) // decoding changes it
+		if _, _, ok := f.next(buf); !ok {
 			b.Fatal("not decoded")
 		}
 	}

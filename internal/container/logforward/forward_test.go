@@ -240,7 +240,12 @@ func TestSyslog(t *testing.T) {
 			say(t, w)
 			received(t, c.from, c.want...)
 			var kept []string
-			err = logfile.Read(t.Context(), l, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(m logfile.Message) error { kept = append(kept, string(m.Line)); return nil })
+			err = logfile.Read(t.Context(), l, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(list []logfile.Message) error {
+				for _, m := range list {
+					kept = append(kept, string(m.Line))
+				}
+				return nil
+			})
 			if err != nil || len(kept) != 2 {
 				t.Errorf("the cache has %q, %v", kept, err)
 			}
@@ -481,7 +486,7 @@ func TestProgramThatWasKilled(t *testing.T) {
 		t.Error(err)
 	}
 	n := 0
-	err = logfile.Read(t.Context(), l, logfile.ReadOptions{Stdout: true, Tail: -1}, func(logfile.Message) error { n++; return nil })
+	err = logfile.Read(t.Context(), l, logfile.ReadOptions{Stdout: true, Tail: -1}, func(list []logfile.Message) error { n += len(list); return nil })
 	if err != nil || n < 2 {
 		t.Errorf("the cache has %d records, %v", n, err)
 	}

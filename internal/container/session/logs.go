@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 
 	"ply/internal/container/logfile"
 	"ply/internal/container/logremote"
@@ -54,7 +55,7 @@ func (s *Set) Logs(ctx context.Context, opts LogOptions, stdout, stderr io.Write
 	held := &logfile.Held{}
 	defer held.Close()
 	read := logfile.ReadOptions{
-		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended, Held: held, Idle: opts.Idle,
+		Stdout: opts.Stdout, Stderr: opts.Stderr, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Follow: opts.Follow, Ended: ended, Held: held, Idle: opts.Idle, Followers: &s.followers,
 	}
 	s.mu.Lock()
 	s.logs[held] = struct{}{}
@@ -96,35 +97,67 @@ func (s *Set) HoldLogs() error {
 	return err
 }
 
-// lineWriter writes log messages. It writes the timestamp once per line, also when a line has several messages.
+// maxTogether bounds what is written together of a log, in bytes, unless a single record is longer.
+const maxTogether = 60 << 10
+
+// lineWriter writes log messages, those of one stream that follow each other together. It writes the timestamp once per line, also when a line has several
+// messages.
 type lineWriter struct {
 	opts   LogOptions
 	out    [3]io.Writer
 	inside [3]bool // per stream: the last message did not end its line
-	buf    []byte
+	buf    []byte  // while it writes
 }
 
-func (w *lineWriter) write(m logfile.Message) error {
-	if int(m.Stream) >= len(w.out) || w.out[m.Stream] == nil {
-		return nil
+// buffers are for the text of messages: a client that follows a log waits most of the time, and keeps none.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+func (w *lineWriter) write(list []logfile.Message) error {
+	kept := buffers.Get().(*[]byte)
+	w.buf = *kept
+	defer func() {
+		*kept, w.buf = w.buf, nil
+		buffers.Put(kept)
+	}()
+	for len(list) > 0 {
+		n, err := w.writeSome(list)
+		if err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
+
+// writeSome writes the first messages of list, and returns their number.
+func (w *lineWriter) writeSome(list []logfile.Message) (n int, err error) {
+	stream := list[0].Stream
+	if int(stream) >= len(w.out) || w.out[stream] == nil {
+		return 1, nil
 	}
 	w.buf = w.buf[:0]
-	if !w.inside[m.Stream] {
-		if w.opts.Timestamps {
-			w.buf = append(m.Time.UTC().AppendFormat(w.buf, stampFormat), ' ')
+	for ; n < len(list) && list[n].Stream == stream; n++ {
+		m := &list[n]
+		if n > 0 && len(w.buf)+len(m.Line) > maxTogether {
+			break
 		}
-		if w.opts.Details {
-			w.buf = append(append(w.buf, m.Details()...), ' ')
+		if !w.inside[stream] {
+			if w.opts.Timestamps {
+				w.buf = append(m.Time.UTC().AppendFormat(w.buf, stampFormat), ' ')
+			}
+			if w.opts.Details {
+				w.buf = append(append(w.buf, m.Details()...), ' ')
+			}
 		}
+		size := len(m.Line)
+		w.inside[stream] = size > 0 && m.Line[size-1] != '\n'
+		w.buf = append(w.buf, m.Line...)
 	}
-	n := len(m.Line)
-	w.inside[m.Stream] = n > 0 && m.Line[n-1] != '\n'
-	w.buf = append(w.buf, m.Line...)
 	if w.opts.Record != nil {
-		return w.opts.Record(m.Stream, w.buf, LogPlace{m.Time, w.inside})
+		return n, w.opts.Record(stream, w.buf, LogPlace{list[n-1].Time, w.inside})
 	}
-	_, err := w.out[m.Stream].Write(w.buf)
-	return err
+	_, err = w.out[stream].Write(w.buf)
+	return n, err
 }
 
 // writeLog writes the log so far, for attach --logs.

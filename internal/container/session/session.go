@@ -86,7 +86,7 @@ type LogOptions struct {
 
 	// After is the place behind which to begin, for a client that has what is before it; nil = the beginning that the other options name.
 	After *LogPlace
-	// Record gets the records in place of the writers, if it is not nil: what is written for each, and the place behind it.
+	// Record gets the records in place of the writers, if it is not nil: what is written for some that follow each other, and the place behind them.
 	Record func(stream byte, text []byte, behind LogPlace) error
 	// Idle is called while the log is followed, when everything that it has was written; nil = not called.
 	Idle func() error
@@ -112,6 +112,8 @@ type Set struct {
 	waiting map[*pending]struct{}
 	execs   map[string]*Exec           // those of the current run that have not ended
 	logs    map[*logfile.Held]struct{} // one per client that reads the log
+
+	followers logfile.Followers // the clients that follow it
 }
 
 // NewSet returns the sessions of a container. Its execs can be found in reg.

@@ -188,8 +188,10 @@ func (b *box) wait() shim.Exit {
 func (b *box) output() string {
 	b.t.Helper()
 	var out strings.Builder
-	err := logfile.Read(b.t.Context(), b.cfg.Log, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(m logfile.Message) error {
-		out.Write(m.Line)
+	err := logfile.Read(b.t.Context(), b.cfg.Log, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1}, func(list []logfile.Message) error {
+		for _, m := range list {
+			out.Write(m.Line)
+		}
 		return nil
 	})
 	if err != nil {

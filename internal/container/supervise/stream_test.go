@@ -339,7 +339,12 @@ func TestLogRotation(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- logfile.Read(t.Context(), b.cfg.Log, logfile.ReadOptions{Stdout: true, Stderr: true, Tail: -1, Follow: true, Ended: ended},
-			func(m logfile.Message) error { followed.Write(m.Line); return nil })
+			func(list []logfile.Message) error {
+				for _, m := range list {
+					followed.Write(m.Line)
+				}
+				return nil
+			})
 	}()
 	b.start()
 	b.wait()

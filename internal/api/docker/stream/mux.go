@@ -20,10 +20,12 @@ const maxFrame = 64 << 10
 // Mux sends two outputs over one connection. A frame is the number of the stream, three zero bytes, the length as a big-endian
 // number of four bytes, and the payload. The writers are safe for concurrent use.
 type Mux struct {
-	mu  sync.Mutex
-	w   io.Writer
-	buf []byte
+	mu sync.Mutex
+	w  io.Writer
 }
+
+// buffers are for frames: a connection is idle most of the time, and keeps none.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // NewMux returns a Mux that writes frames to w.
 func NewMux(w io.Writer) *Mux { return &Mux{w: w} }
@@ -44,12 +46,15 @@ func (m *Mux) Fail(msg string) error {
 func (m *Mux) Send(frames ...Frame) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.buf = m.buf[:0]
+	kept := buffers.Get().(*[]byte)
+	defer buffers.Put(kept)
+	buf := (*kept)[:0]
 	for _, f := range frames {
-		m.buf = binary.BigEndian.AppendUint32(append(m.buf, f.Stream, 0, 0, 0), uint32(len(f.Data)))
-		m.buf = append(m.buf, f.Data...)
+		buf = binary.BigEndian.AppendUint32(append(buf, f.Stream, 0, 0, 0), uint32(len(f.Data)))
+		buf = append(buf, f.Data...)
 	}
-	_, err := m.w.Write(m.buf)
+	*kept = buf
+	_, err := m.w.Write(buf)
 	return err
 }
 
@@ -68,12 +73,14 @@ type output struct {
 func (o output) Write(b []byte) (n int, err error) {
 	o.mux.mu.Lock()
 	defer o.mux.mu.Unlock()
+	kept := buffers.Get().(*[]byte)
+	defer buffers.Put(kept)
 	for len(b) > 0 {
 		part := b[:min(len(b), maxFrame)]
-		frame := append(o.mux.buf[:0], o.stream, 0, 0, 0)
+		frame := append((*kept)[:0], o.stream, 0, 0, 0)
 		frame = binary.BigEndian.AppendUint32(frame, uint32(len(part)))
 		frame = append(frame, part...)
-		o.mux.buf = frame
+		*kept = frame
 		if _, err := o.mux.w.Write(frame); err != nil {
 			return n, err
 		}

@@ -81,7 +81,9 @@ func (f *follower) print(body io.Reader) error {
 				return err
 			}
 		}
-		stream, data, err := frames.Next()
+		stream, all, err := frames.Append(text)
+		text = all[:len(text)] // it may have been moved
+		data := all[len(text):]
 		if err != nil {
 			return cmp.Or(flush(), err)
 		}
@@ -96,7 +98,10 @@ func (f *follower) print(body io.Reader) error {
 					return err
 				}
 			}
-			text, last, w = append(text[:whole], data...), stream, to
+			last, w = stream, to
+			if text = all; whole < len(all)-len(data) { // a record without its position is replaced
+				text = append(all[:whole], data...)
+			}
 		case wire.FrameRecord:
 			whole, position = len(text), string(data)
 		case wire.FrameEnded:
