@@ -234,6 +234,7 @@ func (x *examiner) checkFiles(ctx context.Context, c *ctr, rec *record, add func
 // mendWritable makes again what holds no data: overlayfs' work directory, and the whole writable layer of a container that never
 // ran.
 func (x *examiner) mendWritable(ctx context.Context, c *ctr, rec *record, w layer.WritableExaminer) (string, error) {
+	defer c.root.Changed()
 	err := w.ExamineWritable(c.paths.writable, true)
 	if err == nil {
 		return "made again, without a loss", nil

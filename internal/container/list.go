@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -23,35 +24,48 @@ func (s *Service) Get(ctx context.Context, ref string, size bool) (*Container, e
 	out.InForce = s.env.inForce(&out.Spec)
 	s.env.shownLinks(out)
 	if size {
-		if err := c.fillSize(ctx, out); err != nil {
+		if err := c.fillSize(ctx, out, s.env.layerSizes()); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// fillSize sums the sizes of the writable layer and of the image's layers.
-func (c *ctr) fillSize(ctx context.Context, out *Container) (err error) {
-	if err := c.root.Reserve(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.root.Release()) }()
-	chain, st := c.chain(), c.env.opts.Store
-	rw, err := st.Layers.Usage(ctx, c.paths.writable, chain)
+// fillSize sums the sizes of the writable layer and of the image's layers, which layers returns.
+func (c *ctr) fillSize(ctx context.Context, out *Container, layers func(oci.Chain) (int64, error)) error {
+	rw, err := c.root.Usage(ctx)
 	if err != nil {
 		return err
 	}
-	total := rw
-	err = st.Meta.View(func(tx *meta.Tx) error {
-		for _, d := range chain {
-			if l, err := tx.Layers.Get(d); err == nil {
-				total += l.Size
-			}
+	below, err := layers(c.chain())
+	if err != nil {
+		return err
+	}
+	out.SizeRw, out.SizeRootFs = rw, rw+below
+	return nil
+}
+
+// layerSizes returns a function that sums the sizes of layers. It reads the record of each once.
+func (e *env) layerSizes() func(oci.Chain) (int64, error) {
+	known := map[oci.DiffID]int64{}
+	return func(chain oci.Chain) (sum int64, err error) {
+		if slices.ContainsFunc(chain, func(d oci.DiffID) bool { _, ok := known[d]; return !ok }) {
+			err = e.opts.Store.Meta.View(func(tx *meta.Tx) error {
+				for _, d := range chain {
+					if _, ok := known[d]; ok {
+						continue
+					}
+					l, _ := tx.Layers.Get(d) // 0 when the record is damaged or was removed: only a number that is shown
+					known[d] = l.Size
+				}
+				return nil
+			})
 		}
-		return nil
-	})
-	out.SizeRw, out.SizeRootFs = rw, total
-	return err
+		for _, d := range chain {
+			sum += known[d]
+		}
+		return sum, err
+	}
 }
 
 // List returns the containers that match, newest first; ListFilters lists the filters. A container whose record is damaged is
@@ -88,7 +102,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 	})
 	all := opts.All || opts.Limit > 0 || opts.Filters.Has("status") // no other filter asks for containers that do not run
 	var out []*Container
-	linked := s.env.linkNames()
+	linked, layers := s.env.linkNames(), s.env.layerSizes()
 	before := sel.before == ""
 	for _, e := range found {
 		if !before {
@@ -102,7 +116,7 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]*Container, err
 			continue
 		}
 		if opts.Size && e.c != nil {
-			err := e.c.fillSize(ctx, e.v)
+			err := e.c.fillSize(ctx, e.v, layers)
 			if err != nil && ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -126,6 +140,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (ids []oci.Con
 	if err != nil {
 		return nil, 0, err
 	}
+	layers := s.env.layerSizes()
 	for _, c := range s.env.index.all() {
 		if ctx.Err() != nil {
 			return ids, reclaimed, context.Cause(ctx)
@@ -134,7 +149,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (ids []oci.Con
 		if v.Step || c.isActive() || v.State.Status == StatusRemoving || !match(v) {
 			continue
 		}
-		if err := c.fillSize(ctx, v); err != nil {
+		if err := c.fillSize(ctx, v, layers); err != nil {
 			v.SizeRw = 0
 		}
 		if err := s.Remove(ctx, string(c.id), false, false, false); err != nil {

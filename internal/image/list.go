@@ -120,12 +120,7 @@ func damagedName(err error) error {
 
 // fillShared sets Shared of each image.
 func (c *catalog) fillShared(list []*Image) {
-	users := map[oci.DiffID]int{}
-	for _, rec := range c.images {
-		for _, d := range distinct(rec.Chain) {
-			users[d]++
-		}
-	}
+	users := c.users()
 	for _, img := range list {
 		img.Shared = 0
 		for _, d := range img.Chain {
@@ -134,6 +129,29 @@ func (c *catalog) fillShared(list []*Image) {
 			}
 		}
 	}
+}
+
+// countUsers returns the number of images that have a layer, for each.
+func (c *catalog) countUsers() map[oci.DiffID]int {
+	users := make(map[oci.DiffID]int, len(c.sizes))
+	for _, rec := range c.images {
+		for _, d := range distinct(rec.Chain) {
+			users[d]++
+		}
+	}
+	return users
+}
+
+// LayersSize returns the size of the layers of all images, in bytes. A layer counts once, as on disk.
+func (s *Service) LayersSize(context.Context) (size int64, err error) {
+	c, err := s.read()
+	if err != nil {
+		return 0, err
+	}
+	for d := range c.users() {
+		size += c.sizes[d]
+	}
+	return size, nil
 }
 
 // distinct returns the layers of a chain, each once.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"ply/internal/errs"
@@ -32,6 +33,7 @@ type Options struct {
 type Service struct {
 	st      *store.Store
 	opts    Options
+	catalog lastCatalog
 	configs shownConfigs
 }
 
@@ -86,7 +88,7 @@ func (s *Service) users(id oci.ImageID) []string {
 // the config is missing or damaged.
 func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
 	raw, err := s.st.Blobs.Bytes(oci.Digest(id), oci.MaxConfig)
-	if errors.Is(err, errs.NotFound) && s.gone(id) {
+	if errors.Is(err, errs.NotFound) && gone(s, id) {
 		return oci.Config{}, nil, notFound(string(id))
 	}
 	var cfg *oci.Config
@@ -102,7 +104,7 @@ func (s *Service) config(id oci.ImageID) (oci.Config, []byte, error) {
 }
 
 // gone reports whether an image has no record.
-func (s *Service) gone(id oci.ImageID) (gone bool) {
+func gone(s *Service, id oci.ImageID) (gone bool) {
 	err := s.st.Meta.View(func(tx *meta.Tx) error {
 		gone = !tx.Images.Has(id)
 		return nil
@@ -110,7 +112,7 @@ func (s *Service) gone(id oci.ImageID) (gone bool) {
 	return err == nil && gone
 }
 
-// catalog has the records of all images, as read in one transaction.
+// catalog has the records of all images, as read in one transaction. That of read is shared, and does not change.
 type catalog struct {
 	images  map[oci.ImageID]meta.Image // of an image with a damaged record, an empty one
 	damaged map[oci.ImageID]error      // the images with a damaged record
@@ -119,6 +121,8 @@ type catalog struct {
 	indexes map[oci.Reference][]oci.ImageID // by the names that mean an index: the images that it lists and that are here
 	inIndex map[oci.ImageID]bool            // images without a name that an index lists
 	sizes   map[oci.DiffID]int64
+
+	users func() map[oci.DiffID]int // the number of images that have a layer
 }
 
 // lostName is a name whose record is damaged: the image at which it points is unknown.
@@ -215,6 +219,7 @@ func readCatalog(tx *meta.Tx) *catalog {
 	for d, rec := range tx.Layers.All() {
 		c.sizes[d] = rec.Value.Size // 0 when the record is damaged: only a number that is shown
 	}
+	c.users = sync.OnceValue(c.countUsers)
 	return c
 }
 
@@ -229,13 +234,46 @@ func (c *catalog) parents() map[oci.ImageID]bool {
 	return p
 }
 
-// read reads the catalog in a transaction of its own.
+// lastCatalog is the catalog that was read last: decoding the records of a thousand images takes longer than all the rest of a list. Safe for concurrent use.
+type lastCatalog struct {
+	mu    sync.Mutex
+	stamp uint64
+	c     *catalog // nil = none yet
+}
+
+// catalogKinds are the kinds of records of which readCatalog makes a catalog.
+var catalogKinds = []string{"images", "names", "indexes", "layers"}
+
+// read reads the catalog in a transaction of its own. The caller does not change it.
 func (s *Service) read() (c *catalog, err error) {
 	err = s.st.Meta.View(func(tx *meta.Tx) error {
-		c = readCatalog(tx)
+		stamp, known := tx.Stamp(catalogKinds...)
+		if known {
+			if c = s.catalog.get(stamp); c != nil {
+				return nil
+			}
+		}
+		if c = readCatalog(tx); known {
+			s.catalog.put(stamp, c)
+		}
 		return nil
 	})
 	return c, err
+}
+
+func (l *lastCatalog) get(stamp uint64) *catalog {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.stamp != stamp {
+		return nil
+	}
+	return l.c
+}
+
+func (l *lastCatalog) put(stamp uint64, c *catalog) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stamp, l.c = stamp, c
 }
 
 // build makes an Image from records, without its config.
@@ -245,7 +283,7 @@ func build(id oci.ImageID, rec meta.Image, n *named, size int64) *Image {
 		LastUsed: rec.LastUsed, Chain: rec.Chain, Manifests: rec.Manifests,
 	}
 	if n != nil {
-		img.Names, img.Digests, img.Tagged = n.tags, n.digests, n.updated
+		img.Names, img.Digests, img.Tagged = slices.Clip(n.tags), slices.Clip(n.digests), n.updated
 	}
 	for _, m := range rec.Manifests {
 		if !oci.IsIndex(m.MediaType) {

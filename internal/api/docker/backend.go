@@ -66,6 +66,8 @@ type Images interface {
 	History(ctx context.Context, ref string) ([]image.HistoryEntry, error)
 	// Layers returns the layers of one image, bottom first.
 	Layers(ctx context.Context, ref string) ([]*image.LayerView, error)
+	// LayersSize returns the size of the layers of all images; a layer counts once.
+	LayersSize(ctx context.Context) (int64, error)
 	// Tree returns the layers of images as trees; the roots are the bottom layers.
 	Tree(ctx context.Context, opts image.TreeOptions) ([]*image.LayerView, error)
 	Tag(ctx context.Context, ref string, name oci.Reference) error

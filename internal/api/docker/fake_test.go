@@ -145,6 +145,8 @@ func (f *fakeImages) Layers(_ context.Context, name string) ([]*image.LayerView,
 	return []*image.LayerView{a, b}, nil
 }
 
+func (f *fakeImages) LayersSize(context.Context) (int64, error) { return 4_000_000, nil }
+
 func (f *fakeImages) Tree(context.Context, image.TreeOptions) ([]*image.LayerView, error) {
 	a, b := f.views()
 	a.Children = []*image.LayerView{b}

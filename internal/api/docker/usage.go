@@ -51,7 +51,7 @@ func (h usageHandlers) diskUsage(c *call) error {
 		for _, img := range images {
 			answer.Images = append(answer.Images, summaryOf(img, c.v, uses[img.ID], true))
 		}
-		if answer.LayersSize, err = h.layersSize(c); err != nil {
+		if answer.LayersSize, err = h.images.LayersSize(c.ctx()); err != nil {
 			return err
 		}
 	}
@@ -90,26 +90,4 @@ func (h usageHandlers) diskUsage(c *call) error {
 		answer.BuilderSize = new(int64)
 	}
 	return c.json(http.StatusOK, answer)
-}
-
-// layersSize returns the size of all layers. A layer counts once, as on disk.
-func (h usageHandlers) layersSize(c *call) (int64, error) {
-	tree, err := h.images.Tree(c.ctx(), image.TreeOptions{})
-	if err != nil {
-		return 0, err
-	}
-	sizes := map[oci.DiffID]int64{}
-	var visit func([]*image.LayerView)
-	visit = func(views []*image.LayerView) {
-		for _, v := range views {
-			sizes[v.DiffID] = v.Size
-			visit(v.Children)
-		}
-	}
-	visit(tree)
-	var sum int64
-	for _, n := range sizes {
-		sum += n
-	}
-	return sum, nil
 }

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"context"
+	"errors"
 	"os"
 	"sync"
 
@@ -34,6 +35,8 @@ type Root struct {
 	mounted bool
 	closed  bool          // no new references
 	drained chan struct{} // closed when refs becomes 0; nil while Close does not wait
+	changes int           // how often the writable layer began to be writable
+	usage   *int64        // of the writable layer, which was not writable since it was measured; nil = unknown
 }
 
 // New returns the root of a container; nothing is mounted yet.
@@ -68,6 +71,7 @@ func (r *Root) Acquire(ctx context.Context) error {
 		if err := os.MkdirAll(r.o.Dir, 0o711); err != nil {
 			return errs.New(errs.Internal, "container %s: %w", r.o.Container.Short(), err)
 		}
+		r.change()
 		o := layer.MountOptions{Volatile: r.o.Volatile, Init: initEntries}
 		if err := r.o.Driver.Mount(ctx, r.o.Writable, r.o.Chain, r.o.Dir, o); err != nil {
 			return errs.New(errs.Internal, "container %s: mount root: %w", r.o.Container.Short(), err)
@@ -96,6 +100,45 @@ func (r *Root) Adopt() {
 	defer r.mu.Unlock()
 	r.refs++
 	r.mounted = true
+	r.change()
+}
+
+// change says that the writable layer may change from now on. The caller holds mu.
+func (r *Root) change() {
+	r.changes++
+	r.usage = nil
+}
+
+// Changed says that the writable layer was changed without the root.
+func (r *Root) Changed() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.change()
+}
+
+// Usage returns the sum of the sizes of the files in the writable layer, in bytes. While the root is not mounted the sum stays the same, and is not made
+// again. Errors: errs.NotFound after Close.
+func (r *Root) Usage(ctx context.Context) (size int64, err error) {
+	if err := r.Reserve(); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, r.Release()) }()
+	r.mu.Lock()
+	known, mounted, changes := r.usage, r.mounted, r.changes
+	r.mu.Unlock()
+	if known != nil {
+		return *known, nil
+	}
+	size, err = r.o.Driver.Usage(ctx, r.o.Writable, r.o.Chain)
+	if err != nil || mounted {
+		return size, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.changes == changes {
+		r.usage = &size
+	}
+	return size, nil
 }
 
 // Release gives a reference back.

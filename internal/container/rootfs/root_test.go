@@ -12,12 +12,23 @@ import (
 	"ply/internal/store/layer"
 )
 
-// countingDriver counts mounts; only Mount and Unmount are called.
+// countingDriver counts mounts; only Mount, Unmount and Usage are called.
 type countingDriver struct {
 	layer.Driver
 	mounts, unmounts int
 	fail             error
 	unmounting       func() // called by Unmount, if set
+	usage            int64
+	measured         int
+	during           func() // called by Usage, if set
+}
+
+func (d *countingDriver) Usage(context.Context, string, oci.Chain) (int64, error) {
+	d.measured++
+	if d.during != nil {
+		d.during()
+	}
+	return d.usage, nil
 }
 
 func (d *countingDriver) Mount(context.Context, string, oci.Chain, string, layer.MountOptions) error {
@@ -123,4 +134,51 @@ func TestCloseFollowsTheUnmount(t *testing.T) {
 	}
 	close(end)
 	check(t, <-released)
+}
+
+// The size of a writable layer is measured again when it may have changed, and only then.
+func TestRootUsage(t *testing.T) {
+	r, d := newRoot(t)
+	ctx := t.Context()
+	check := func(what string, want int64, again bool) {
+		t.Helper()
+		d.usage, d.measured = want, 0
+		got, err := r.Usage(ctx)
+		if err != nil || got != want || (d.measured > 0) != again {
+			t.Errorf("%s: %d, measured %d times, %v; want %d", what, got, d.measured, err, want)
+		}
+	}
+	check("new", 1, true)
+	check("not mounted since", 1, false)
+	if err := r.Acquire(ctx); err != nil {
+		t.Fatal(err)
+	}
+	check("mounted", 2, true)
+	check("still mounted", 3, true)
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	check("not mounted any more", 4, true)
+	check("not mounted since", 4, false)
+	r.Changed()
+	check("changed without the root", 5, true)
+	d.during = func() { // a process begins while the size is measured
+		if err := r.Acquire(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	r.Changed()
+	check("measured while it was mounted", 6, true)
+	d.during = nil
+	if err := r.Release(); err != nil {
+		t.Fatal(err)
+	}
+	check("not mounted any more", 7, true)
+	check("not mounted since", 7, false)
+	if d.mounts != d.unmounts {
+		t.Errorf("%d mounts, %d unmounts", d.mounts, d.unmounts)
+	}
+	r.Adopt()
+	check("adopted", 8, true)
+	check("still mounted", 9, true)
 }

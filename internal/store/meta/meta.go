@@ -57,6 +57,7 @@ type DB struct {
 	many            chan struct{} // has an element when many updates were made since the last copy
 
 	later  later
+	stamps stamps
 	broken atomic.Pointer[error] // damage that was found since Open; Update refuses
 	stuck  atomic.Pointer[error] // bbolt panicked outside of a function of a caller: nothing may call it any more
 }
@@ -260,7 +261,7 @@ func (db *DB) View(f func(*Tx) error) error {
 }
 
 func (db *DB) view(f func(*Tx) error) error {
-	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(tx, nil)) })
+	return db.run(db.bolt.View, func(tx *bbolt.Tx) error { return f(wrap(db, tx, nil)) })
 }
 
 // Exclusive calls f like View, while no Update is under way.
@@ -324,7 +325,7 @@ func (db *DB) Update(f func(*Tx) error) error {
 }
 
 func (db *DB) updateNow(f func(*Tx) error) error {
-	return db.update(func(tx *bbolt.Tx, log *[]Change) error { return f(wrap(tx, log)) })
+	return db.update(func(tx *bbolt.Tx, log *[]Change) error { return f(wrap(db, tx, log)) })
 }
 
 func (db *DB) update(f func(*bbolt.Tx, *[]Change) error) error {
@@ -341,7 +342,11 @@ func (db *DB) update(f func(*bbolt.Tx, *[]Change) error) error {
 		if err := errors.Join(db.sign(tx), putGeneration(tx, next)); err != nil {
 			return err
 		}
-		return f(tx, &log)
+		if err := f(tx, &log); err != nil {
+			return err
+		}
+		db.stamps.change(log, next.Commits)
+		return nil
 	})
 	if err != nil {
 		return err

@@ -183,8 +183,9 @@ var (
 
 // Tx is a transaction. Its buckets are valid until the function that received it returns.
 type Tx struct {
+	db      *DB
 	tx      *bbolt.Tx
-	log     *[]Change
+	log     *[]Change // nil in a View
 	Names   Bucket[string, Name]
 	Images  Bucket[oci.ImageID, Image]
 	Indexes Bucket[oci.Digest, Index]
@@ -199,8 +200,9 @@ type Tx struct {
 	StepKeys Bucket[string, StepKey]
 }
 
-func wrap(tx *bbolt.Tx, log *[]Change) *Tx {
+func wrap(db *DB, tx *bbolt.Tx, log *[]Change) *Tx {
 	return &Tx{
+		db:         db,
 		tx:         tx,
 		log:        log,
 		Names:      open[string, Name](tx, names, log),
