@@ -33,7 +33,7 @@ func sh(dir, script string, args ...string) error {
 	return nil
 }
 
-// makeImage writes an OCI layout to cache/oci-big and a root file system with a shell to cache/small.tar.
+// makeImage writes an OCI layout to cache/oci-big.
 func makeImage(cache string) error {
 	if _, err := os.Stat(filepath.Join(cache, "oci-"+six.name, "index.json")); err == nil {
 		return nil
@@ -63,10 +63,18 @@ func makeImage(cache string) error {
 		}
 		tars = append(tars, name)
 	}
-	if err := writeLayout(filepath.Join(cache, "oci-"+six.name), tars); err != nil {
+	return writeLayout(filepath.Join(cache, "oci-"+six.name), tars)
+}
+
+// makeSmall writes a root file system with a shell to cache/small.tar.
+func makeSmall(cache string) error {
+	if _, err := os.Stat(filepath.Join(cache, "small.tar")); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
-	return sh(cache, `d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && mkdir -p "$d/bin" && cp /bin/busybox "$d/bin/busybox" && for a in sh true cat dd sleep; do ln -s busybox "$d/bin/$a"; done && tar -C "$d" -cf small.tar .`)
+	return sh(cache, `d=$(mktemp -d) && trap 'rm -rf "$d"' EXIT && mkdir -p "$d/bin" && cp /bin/busybox "$d/bin/busybox" && for a in sh true cat dd sleep; do ln -s busybox "$d/bin/$a"; done && tar -C "$d" -cf small.tmp.tar . && mv small.tmp.tar small.tar`)
 }
 
 // makeMirror makes a Debian mirror in cache/mirror, with vim and what it needs above a minimal system.
