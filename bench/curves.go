@@ -50,7 +50,12 @@ func (w *world) buildFiles() ([]row, error) {
 		}
 		points = append(points, p)
 	}
-	return w.drawBuilds("build-files.svg", "COPY of n files of 1 KB", "files", points)
+	rows, err := w.drawBuilds("build-files.svg", "COPY of n files of 1 KB", "files", points)
+	if err != nil {
+		return nil, err
+	}
+	peak, err := status(w.ply.pid, "VmHWM")
+	return append(rows, row{what: "plyd at its largest while it built contexts of up to 1,000,000 files", ply: peak, unit: "MB", budget: "<= 150 MB", met: peak <= 150}), err
 }
 
 // buildDepth measures how the time of a build grows with the steps of the Dockerfile, and draws it.

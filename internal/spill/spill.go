@@ -64,12 +64,21 @@ func (s *Space) Close() error {
 	return f.Close()
 }
 
-// tickEvery is after how many ticks pages that were read again are dropped.
-const tickEvery = 1 << 16
+// tickEvery is after how many ticks pages that were read again are dropped. A jump counts as several, because the kernel maps 64 KiB around what is read.
+const (
+	tickEvery = 1 << 12
+	jumpTicks = 16
+)
 
 // Tick is called for each element that a pass over the arrays looks at. It keeps the pages of the file that the process has mapped few.
-func (s *Space) Tick() {
-	if s.ticks++; s.ticks%tickEvery == 0 {
+func (s *Space) Tick() { s.tick(1) }
+
+// Jump is Tick for an element that is not near the one before.
+func (s *Space) Jump() { s.tick(jumpTicks) }
+
+func (s *Space) tick(n int) {
+	if s.ticks += n; s.ticks >= tickEvery {
+		s.ticks = 0
 		s.maps.drop()
 	}
 }

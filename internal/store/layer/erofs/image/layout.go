@@ -138,7 +138,9 @@ func (l *layout) assignPositions() error {
 			}
 		}
 		for _, k := range slices.Backward(kids) {
+			t.space.Tick()
 			if t.dir(k) {
+				t.space.Jump()
 				stack = append(stack, k)
 			}
 		}
@@ -146,6 +148,7 @@ func (l *layout) assignPositions() error {
 	l.end = int64(align(int(pos), BlockSize))
 	l.blocks = l.end / BlockSize
 	for _, n := range l.data {
+		t.space.Jump()
 		in := t.inode(t.node(n).inode)
 		in.block = uint32(l.blocks)
 		l.blocks += (in.size + BlockSize - 1) / BlockSize
@@ -161,6 +164,7 @@ func (l *layout) assignPositions() error {
 func (l *layout) put(n nodeID, pos int64) int64 {
 	in := l.t.inode(l.t.node(n).inode)
 	if in.isDir() {
+		l.t.space.Jump()
 		in.size = l.dirSize(n)
 	}
 	pos = int64(align(int(pos), nidUnit))
@@ -213,6 +217,7 @@ func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
 	}{{dot, t.node(dir).inode}, {dotdot, t.node(t.names.Parent(dir)).inode}}
 	next := 0
 	for _, k := range l.children(dir) {
+		t.space.Tick()
 		name := t.names.Name(k)
 		for next < 2 && bytes.Compare(dots[next].name, name) < 0 {
 			visit(dots[next].name, dots[next].id)

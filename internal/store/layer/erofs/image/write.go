@@ -56,6 +56,7 @@ func (t *Tree) Write(w io.Writer, uuid [16]byte, devices []Device) (size int64, 
 	}
 	s.padTo(l.end)
 	for _, n := range l.data {
+		t.space.Jump()
 		in := t.inode(t.node(n).inode)
 		s.padTo(int64(in.block) * BlockSize)
 		l.content(s, n, in)
@@ -154,6 +155,9 @@ func (l *layout) content(s *stream, n nodeID, in *inode) {
 			d.flush(true)
 		}
 		c := l.t.inode(child)
+		if c.isDir() {
+			l.t.space.Jump()
+		}
 		d.add(name, c.nid(), fileType(c.mode))
 	})
 	d.flush(false)
