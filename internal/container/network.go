@@ -55,11 +55,11 @@ func checkEndpoint(mode, name string, ep network.EndpointSpec) error {
 	switch {
 	case name == mode && sharesNetwork(mode):
 	case sharesNetwork(mode):
-		return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
+		return invalid("container sharing network namespace with another container or host cannot be connected to any other network")
 	case name == "host":
-		return errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
+		return invalid("container cannot be disconnected from host network or connected to host network")
 	case name != mode && (name == "none" || mode == "none"):
-		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		return invalid("container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	if spec.IsUserDefined(name) {
 		return nil
@@ -214,7 +214,8 @@ type Connector struct{ s *Service }
 // NewConnector returns the connector of the containers of s.
 func NewConnector(s *Service) *Connector { return &Connector{s} }
 
-// Connect connects a container to a network: at once when it runs, else at its next start. Errors: NotFound; Forbidden when it is connected, or cannot be.
+// Connect connects a container to a network: at once when it runs, else at its next start. Errors: NotFound; Forbidden when it is connected; Invalid
+// when it cannot be.
 func (n *Connector) Connect(ctx context.Context, ref, networkRef string, ep network.EndpointSpec) error {
 	name, err := n.s.env.opts.Network.Name(networkRef)
 	if err != nil {
@@ -226,12 +227,19 @@ func (n *Connector) Connect(ctx context.Context, ref, networkRef string, ep netw
 		c.mu.Unlock()
 		if sharesNetwork(mode) {
 			mode = "host"
+		} else { // what counts is where it is connected now
+			mode = name
+			for n := range connected {
+				if mode = n; n == "none" {
+					break
+				}
+			}
 		}
 		if err := checkEndpoint(mode, name, ep); err != nil {
 			return err
 		}
 		if mode == "host" {
-			return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
+			return invalid("container sharing network namespace with another container or host cannot be connected to any other network")
 		}
 		if _, is := connected[name]; is {
 			return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", c.name(), name)
@@ -290,7 +298,7 @@ func (n *Connector) Disconnect(ctx context.Context, ref, networkRef string, forc
 		mode, connected, running, life := c.rec.Spec.NetworkMode, c.rec.Networks, c.rec.Netns != "", c.life
 		c.mu.Unlock()
 		if sharesNetwork(mode) || name == "host" {
-			return errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
+			return invalid("container cannot be disconnected from host network or connected to host network")
 		}
 		if _, is := connected[name]; !is {
 			if force {

@@ -404,3 +404,24 @@ func TestClientsThatNeverRead(t *testing.T) {
 		}
 	}
 }
+
+// The routes stand in a file, from which tests of a whole engine take them.
+func TestRoutesFile(t *testing.T) {
+	var b strings.Builder
+	for _, rt := range newWorld(t).api.routes {
+		fmt.Fprintln(&b, rt.method, rt.pattern)
+	}
+	file := filepath.Join("testdata", "routes.txt")
+	if *update {
+		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != string(want) {
+		t.Errorf("%s is not the table of routes: run the test with -update", file)
+	}
+}

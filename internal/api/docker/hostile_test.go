@@ -79,6 +79,7 @@ func TestHostileRequests(t *testing.T) {
 		"upper case":          {"POST", "/v1.51/images/create?fromImage=UPPER", "", nil, 400, "invalid reference"},
 		"long name":           {"POST", "/v1.51/images/create?fromImage=" + strings.Repeat("a", 5000), "", nil, 400, "invalid reference"},
 		"platform":            {"POST", "/v1.51/images/create?fromImage=a&platform=a/b/c/d/e", "", nil, 400, ""},
+		"platforms to load":   {"POST", "/v1.51/images/load?platform=linux/amd64&platform=linux/arm64", "", nil, 400, "multiple platform"},
 		"platform JSON":       {"GET", "/v1.51/images/busybox/json?platform=%7B", "", nil, 400, "invalid platform"},
 		"import file":         {"POST", "/v1.51/images/create?fromSrc=file:///etc/shadow", "", nil, 400, "not an http or https address"},
 		"import nothing":      {"POST", "/v1.51/images/create?fromSrc=http://", "", nil, 400, "not an http or https address"},

@@ -266,6 +266,9 @@ func (h transferHandlers) push(c *call) error {
 }
 
 func (h transferHandlers) load(c *call) error {
+	if len(c.q["platform"]) > 1 {
+		return errs.New(errs.Invalid, "multiple platform parameters not supported")
+	}
 	platform, err := platformParam(c.get("platform"))
 	if err != nil {
 		return err
