@@ -185,6 +185,43 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// A wrong password takes the same work for a user with a hash of any cost and for one who does not exist, and no one logs in as that one.
+func TestWorkOfWrongPasswords(t *testing.T) {
+	const cost = bcrypt.MinCost + 3
+	l := newLogins(cost)
+	work := 0
+	l.compare = func(hash, password []byte) error {
+		n, err := bcrypt.Cost(hash)
+		if err != nil {
+			t.Fatalf("%s: %v", hash, err)
+		}
+		work += 1 << n
+		return bcrypt.CompareHashAndPassword(hash, password)
+	}
+	try := func(password, hash string) error { return l.check(t.Context(), "192.0.2.1:1", "alice", password, hash) }
+	for n := bcrypt.MinCost; n <= cost; n++ {
+		hash, err := (&Users{Cost: n}).hash("right")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if work = 0; !errors.Is(try("wrong", hash), errs.Unauthorized) || work != 1<<cost {
+			t.Errorf("a wrong password for a hash of cost %d takes %d rounds, want %d", n, work, 1<<cost)
+		}
+		if err := try("right", hash); err != nil {
+			t.Errorf("cost %d: %v", n, err)
+		}
+	}
+	for _, password := range []string{"", "wrong", string(l.nobodyOf(cost)), strings.Repeat("x", 100)} {
+		if work = 0; !errors.Is(try(password, ""), errs.Unauthorized) || work != 1<<cost {
+			t.Errorf("password %q of no user takes %d rounds, want %d", password, work, 1<<cost)
+		}
+	}
+	hash, err := (&Users{}).hash("right")
+	if n, cerr := bcrypt.Cost([]byte(hash)); err != nil || cerr != nil || n < 12 {
+		t.Errorf("the cost of a hash is %d, %v, %v", n, err, cerr)
+	}
+}
+
 // After some wrong passwords an address must wait. Others, and the address with what was right before, need not.
 func TestWrongPasswordsAreLimited(t *testing.T) {
 	l := newLogins(bcrypt.MinCost)

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"runtime"
@@ -21,9 +22,11 @@ import (
 // logins checks passwords. Clients that log in by Basic send their password with every request, so one that was right is remembered
 // by a keyed hash. Wrong ones are counted by address.
 type logins struct {
-	key    []byte
-	nobody []byte        // a hash that no password has
-	slots  chan struct{} // checks that run at the same time
+	key     []byte
+	cost    int           // of hashes, by bcrypt's count
+	nobody  string        // what follows the cost in a hash that no password has
+	slots   chan struct{} // checks that run at the same time
+	compare func(hash, password []byte) error
 
 	mu       sync.Mutex
 	right    map[[32]byte]time.Time
@@ -42,17 +45,39 @@ const (
 	rightFor       = 10 * time.Minute
 	burst          = 20              // wrong passwords of an address at once
 	perFailure     = 6 * time.Second // after which one more is allowed
+	bcryptText     = 53              // characters of a hash behind its cost: salt and sum
 	blockedMessage = "too many wrong passwords from this address"
 )
 
 func newLogins(cost int) *logins {
-	l := &logins{key: make([]byte, 32), slots: make(chan struct{}, max(runtime.NumCPU()-1, 1)), right: map[[32]byte]time.Time{}, failures: map[netip.Prefix]*bucket{}}
+	l := &logins{
+		key: make([]byte, 32), cost: cmp.Or(cost, passwordCost), nobody: (rand.Text() + rand.Text() + rand.Text())[:bcryptText], compare: bcrypt.CompareHashAndPassword,
+		slots: make(chan struct{}, max(runtime.NumCPU()-1, 1)), right: map[[32]byte]time.Time{}, failures: map[netip.Prefix]*bucket{},
+	}
 	_, _ = rand.Read(l.key) // never fails
-	secret := make([]byte, 32)
-	_, _ = rand.Read(secret)
-	l.nobody, _ = bcrypt.GenerateFromPassword(secret, cmp.Or(cost, bcrypt.DefaultCost))
 	return l
 }
+
+// matches compares a password with a hash; an empty one stands for a user who does not exist. A wrong password takes the same work whoever the
+// user is and whatever the cost of its hash, so that the time does not tell who exists.
+func (l *logins) matches(hash string, password []byte) bool {
+	if hash == "" {
+		_ = l.compare(l.nobodyOf(l.cost), password)
+		return false
+	}
+	if l.compare([]byte(hash), password) == nil {
+		return true
+	}
+	// The work doubles with each cost: that of a hash and of each cost from its own to below l.cost is together that of l.cost.
+	cost, err := bcrypt.Cost([]byte(hash))
+	for ; err == nil && cost < l.cost; cost++ {
+		_ = l.compare(l.nobodyOf(cost), password)
+	}
+	return false
+}
+
+// nobodyOf returns a hash of a cost that no password has.
+func (l *logins) nobodyOf(cost int) []byte { return fmt.Appendf(nil, "$2a$%02d$%s", cost, l.nobody) }
 
 // prefix returns what counts as one address: of IPv6, a network of a subscriber.
 func prefix(remote string) netip.Prefix {
@@ -118,15 +143,11 @@ func (l *logins) check(ctx context.Context, remote, name, password, hash string)
 	if !l.allowed(from) { // others failed while this one waited
 		return errs.New(errs.Exhausted, blockedMessage)
 	}
-	against := []byte(hash)
-	if hash == "" {
-		against = l.nobody
-	}
 	given := []byte(password)
 	if len(given) > maxPassword {
 		given = given[:maxPassword]
 	}
-	if bcrypt.CompareHashAndPassword(against, given) != nil || hash == "" || len(password) > maxPassword {
+	if !l.matches(hash, given) || len(password) > maxPassword {
 		l.fail(from)
 		return errs.New(errs.Unauthorized, "wrong user name or password")
 	}

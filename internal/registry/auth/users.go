@@ -29,6 +29,7 @@ const (
 	maxUsers     = 64 << 20 // bytes of the file
 	maxPassword  = 72       // bytes; bcrypt ignores what follows
 	minPassword  = 1
+	passwordCost = 12 // by bcrypt's count; the work doubles with each
 )
 
 // User is someone who can log in.
@@ -59,7 +60,7 @@ type usersRecord struct {
 type Users struct {
 	path string
 	docs Documents // nil = the users are in the file
-	// Cost is that of new hashes, by bcrypt's count; 0 = its default. It is set before use.
+	// Cost is that of new hashes, by bcrypt's count; 0 = passwordCost. It is set before use.
 	Cost int
 
 	mu      sync.Mutex
@@ -242,7 +243,7 @@ func (u *Users) hash(password string) (string, error) {
 	case strings.ContainsAny(password, "\x00\r\n"):
 		return "", errs.New(errs.Invalid, "the password has a NUL or a line end in it")
 	}
-	b, err := bcrypt.GenerateFromPassword([]byte(password), cmp.Or(u.Cost, bcrypt.DefaultCost))
+	b, err := bcrypt.GenerateFromPassword([]byte(password), cmp.Or(u.Cost, passwordCost))
 	return string(b), err
 }
 
