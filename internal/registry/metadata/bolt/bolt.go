@@ -198,8 +198,9 @@ func (s *Store) Ping(context.Context) error { return s.view(func(*tx) error { re
 
 func (s *Store) view(fn func(*tx) error) error {
 	err := s.db.View(func(t *bbolt.Tx) error {
-		defer s.resident.unmap(s.db, t)
-		return fn(&tx{t})
+		x := &tx{t: t}
+		defer func() { s.resident.read(s.db, x) }()
+		return fn(x)
 	})
 	if errors.Is(err, bbolterrors.ErrDatabaseNotOpen) {
 		return errs.New(errs.Unavailable, "the database is closed")
@@ -251,7 +252,10 @@ func (s *Store) commit() {
 			}
 		}
 		s.apply(batch)
-		_ = s.view(func(*tx) error { return nil }) // unmaps what the writes read
+		_ = s.db.View(func(t *bbolt.Tx) error { // it may be closed
+			unmapMany(s.db, t)
+			return nil
+		})
 	}
 }
 
@@ -260,9 +264,12 @@ func (s *Store) apply(batch []*job) {
 	refused := make([]error, len(batch))
 	err := s.db.Update(func(t *bbolt.Tx) error {
 		for i, j := range batch {
-			refused[i] = j.apply(&tx{t})
+			refused[i] = j.apply(&tx{t: t})
 			if refused[i] != nil && !isRefusal(refused[i]) {
 				return refused[i]
+			}
+			if i%residentJobs == residentJobs-1 {
+				unmapMany(s.db, t)
 			}
 		}
 		return nil

@@ -15,15 +15,25 @@ import (
 // cache.
 const (
 	maxResident   = 28 << 20 // bytes of files that are mapped and in memory, those of the program too
-	residentEvery = 64       // transactions between two looks
+	residentEvery = 64       // reads, or
+	residentJobs  = 8        // writes, between two looks
+	residentKeys  = 32       // that a scan visits count as a read
 )
 
 // resident bounds how much of a database is mapped and in memory.
-type resident struct{ transactions atomic.Uint64 }
+type resident struct{ reads atomic.Uint64 }
 
-// unmap unmaps the pages of the database when it is time and they are many. The transaction holds the mapping.
-func (r *resident) unmap(db *bbolt.DB, t *bbolt.Tx) {
-	if r.transactions.Add(1)%residentEvery != 0 || residentFiles() < maxResident {
+// read is called by a transaction that has read.
+func (r *resident) read(db *bbolt.DB, x *tx) {
+	n := 1 + uint64(x.visited/residentKeys)
+	if now := r.reads.Add(n); now/residentEvery != (now-n)/residentEvery {
+		unmapMany(db, x.t)
+	}
+}
+
+// unmapMany unmaps the pages of the database if they are many. The transaction holds the mapping.
+func unmapMany(db *bbolt.DB, t *bbolt.Tx) {
+	if residentFiles() < maxResident {
 		return
 	}
 	// The mapping is shared and only read: its pages are in the page cache, and no byte is lost. A kernel that refuses leaves them mapped.

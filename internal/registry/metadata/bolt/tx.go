@@ -11,7 +11,10 @@ import (
 )
 
 // tx is a transaction with the keys and records of the registry.
-type tx struct{ t *bbolt.Tx }
+type tx struct {
+	t       *bbolt.Tx
+	visited int // keys, by scans
+}
 
 const separator = "\x00"
 
@@ -62,6 +65,7 @@ func (t *tx) scan(bucket, prefix, after []byte, visit func(k, v []byte) (bool, e
 		k, v = c.Next()
 	}
 	for ; k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		t.visited++
 		if more, err := visit(k, v); err != nil || !more {
 			return err
 		}
