@@ -191,6 +191,15 @@ func encodeJSON(v any) (string, error) {
 	return strings.TrimSpace(buf.String()), nil
 }
 
+// EncodeRows encodes rows as docker does, as a list.
+func EncodeRows[T Row](rows []T) (json.RawMessage, error) {
+	list := make([]map[string]any, len(rows))
+	for i := range rows {
+		list[i] = rowMap(reflect.ValueOf(rows[i]))
+	}
+	return json.Marshal(list)
+}
+
 func rowMap(v reflect.Value) map[string]any {
 	m := make(map[string]any, v.NumField())
 	for i := range v.NumField() {

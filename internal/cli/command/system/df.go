@@ -13,6 +13,7 @@ import (
 	"ply/internal/cli/command"
 	"ply/internal/cli/format"
 	"ply/internal/cli/table"
+	"ply/internal/errs"
 	"ply/internal/wire"
 )
 
@@ -117,13 +118,83 @@ func dfRows(d *wire.DiskUsage) []dfRow {
 	return append(rows, dfRow{Type: "Build Cache", TotalCount: fmt.Sprint(len(d.BuildCache)), Active: fmt.Sprint(active), Size: format.Size4(size), Reclaimable: format.Size4(free)})
 }
 
-// writeVerbose prints a table per kind of object, or the whole answer with a template. Ages are relative to now.
+// usageRows is what a template of df -v sees: the rows of every kind of object.
+type usageRows struct {
+	Images     []table.ImageRow
+	Containers []table.PsRow
+	Volumes    []table.VolumeRow
+	BuildCache []cacheRow
+}
+
+// cacheRow is an entry of the build cache as a template of df -v sees it.
+type cacheRow struct {
+	format.RowMark
+	CacheType, CreatedAt, CreatedSince, Description, ID, InUse, LastUsedAt, LastUsedSince, Parent, Shared, Size, UsageCount string
+}
+
+// usage returns the rows of an answer. Ages are relative to now.
+func usage(d *wire.DiskUsage, now time.Time, noTrunc bool) *usageRows {
+	na := func(n int64, text string) string {
+		if n < 0 {
+			return "N/A"
+		}
+		return text
+	}
+	u := &usageRows{Images: []table.ImageRow{}}
+	for i := range d.Images { // one row per image, with its first name
+		im := &d.Images[i]
+		r := table.Images([]wire.Image{*im}, now, table.ImageOptions{Containers: true, NoTrunc: noTrunc})[0]
+		if len(im.RepoTags) == 0 {
+			r.Repository, r.Tag = "<none>", "<none>"
+		}
+		r.Digest = ""
+		r.SharedSize = na(im.SharedSize, format.Size4(im.SharedSize))
+		r.UniqueSize = na(im.SharedSize, format.Size4(im.Size-im.SharedSize))
+		r.Containers = na(im.Containers, fmt.Sprint(im.Containers))
+		u.Images = append(u.Images, r)
+	}
+	for i := range d.Containers {
+		d.Containers[i].SizeRootFs = 0
+		u.Containers = append(u.Containers, table.Ps(&d.Containers[i], now, !noTrunc))
+	}
+	for i := range d.Volumes {
+		u.Volumes = append(u.Volumes, table.Volume(&d.Volumes[i]))
+	}
+	for i := range d.BuildCache {
+		b := &d.BuildCache[i]
+		r := cacheRow{CacheType: b.Type, CreatedAt: b.CreatedAt.String(), CreatedSince: format.Ago(now, b.CreatedAt), Description: b.Description, ID: b.ID, InUse: fmt.Sprint(b.InUse),
+			Shared: fmt.Sprint(b.Shared), Size: format.Size4(b.Size), UsageCount: fmt.Sprint(b.UsageCount)}
+		if !noTrunc {
+			r.ID = format.ShortID(b.ID)
+		}
+		if b.LastUsedAt != nil {
+			r.LastUsedAt, r.LastUsedSince = b.LastUsedAt.String(), format.Ago(now, *b.LastUsedAt)
+		}
+		u.BuildCache = append(u.BuildCache, r)
+	}
+	return u
+}
+
+// MarshalJSON encodes the rows as docker does.
+func (u *usageRows) MarshalJSON() ([]byte, error) {
+	var out struct{ Images, Containers, Volumes, BuildCache json.RawMessage }
+	var err error
+	for _, f := range []func(){
+		func() { out.Images, err = format.EncodeRows(u.Images) },
+		func() { out.Containers, err = format.EncodeRows(u.Containers) },
+		func() { out.Volumes, err = format.EncodeRows(u.Volumes) },
+		func() { out.BuildCache, err = format.EncodeRows(u.BuildCache) },
+	} {
+		if f(); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(out)
+}
+
+// writeVerbose prints a table per kind of object, or executes a template on the rows of all.
 func writeVerbose(d *wire.DiskUsage, w io.Writer, now time.Time, tmpl string) error {
 	if tmpl != "" {
-		b, err := json.Marshal(d)
-		if err != nil {
-			return err
-		}
 		if tmpl == "json" {
 			tmpl = "{{json .}}"
 		}
@@ -131,58 +202,31 @@ func writeVerbose(d *wire.DiskUsage, w io.Writer, now time.Time, tmpl string) er
 		if err != nil {
 			return err
 		}
-		return format.Execute(w, t, b)
+		if err := t.Execute(w, usage(d, now, true)); err != nil {
+			return errs.New(errs.Invalid, "template parsing error: %w", err)
+		}
+		return nil
 	}
+	u := usage(d, now, false)
 	fmt.Fprint(w, "Images space usage:\n\n")
-	na := func(n int64, text string) string {
-		if n < 0 {
-			return "N/A"
-		}
-		return text
-	}
-	rows := []table.ImageRow{}
-	for i := range d.Images { // one row per image, with its first name
-		im := &d.Images[i]
-		r := table.Images([]wire.Image{*im}, now, table.ImageOptions{Containers: true})[0]
-		if len(im.RepoTags) == 0 {
-			r.Repository, r.Tag = "<none>", "<none>"
-		}
-		r.SharedSize = na(im.SharedSize, format.Size4(im.SharedSize))
-		r.UniqueSize = na(im.SharedSize, format.Size4(im.Size-im.SharedSize))
-		r.Containers = na(im.Containers, fmt.Sprint(im.Containers))
-		rows = append(rows, r)
-	}
-	if err := format.Table(w, "", "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}", table.ImageTitles, rows); err != nil {
+	if err := format.Table(w, "", "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}", table.ImageTitles, u.Images); err != nil {
 		return err
 	}
 	fmt.Fprint(w, "\nContainers space usage:\n\n")
-	containers := make([]table.PsRow, len(d.Containers))
-	for i := range d.Containers {
-		d.Containers[i].SizeRootFs = 0
-		containers[i] = table.Ps(&d.Containers[i], now, true)
-	}
-	if err := format.Table(w, "", "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}", table.PsTitles, containers); err != nil {
+	if err := format.Table(w, "", "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}", table.PsTitles, u.Containers); err != nil {
 		return err
 	}
 	fmt.Fprint(w, "\nLocal Volumes space usage:\n\n")
-	volumes := make([]table.VolumeRow, len(d.Volumes))
-	for i := range d.Volumes {
-		volumes[i] = table.Volume(&d.Volumes[i])
-	}
-	if err := format.Table(w, "", "{{.Name}}\t{{.Links}}\t{{.Size}}", table.VolumeTitles, volumes); err != nil {
+	if err := format.Table(w, "", "{{.Name}}\t{{.Links}}\t{{.Size}}", table.VolumeTitles, u.Volumes); err != nil {
 		return err
 	}
 	var total int64
 	cache := [][]string{{"CACHE ID", "CACHE TYPE", "SIZE", "CREATED", "LAST USED", "USAGE", "SHARED"}}
-	for _, b := range d.BuildCache {
-		last := ""
-		if b.LastUsedAt != nil {
-			last = format.Ago(now, *b.LastUsedAt)
-		}
-		if !b.Shared {
+	for i, r := range u.BuildCache {
+		if b := &d.BuildCache[i]; !b.Shared {
 			total += b.Size
 		}
-		cache = append(cache, []string{format.ShortID(b.ID), b.Type, format.Size4(b.Size), format.Ago(now, b.CreatedAt), last, fmt.Sprint(b.UsageCount), fmt.Sprint(b.Shared)})
+		cache = append(cache, []string{r.ID, r.CacheType, r.Size, r.CreatedSince, r.LastUsedSince, r.UsageCount, r.Shared})
 	}
 	fmt.Fprintf(w, "\nBuild cache usage: %s\n\n", format.Size4(total))
 	return format.Columns(w, 10, cache)
