@@ -55,6 +55,9 @@ type commandLine struct {
 	validate   bool
 	check      string // modes of an examination; "" = serve
 	version    bool
+	manual     string // directory into which manual pages are written; "" = none
+
+	flags *pflag.FlagSet
 }
 
 func parse(args []string, stdout io.Writer) (*commandLine, error) {
@@ -67,6 +70,9 @@ func parse(args []string, stdout io.Writer) (*commandLine, error) {
 	fs.StringVar(&cl.check, "check", "", "examine the data root, which no plyd serves, and exit: quick, or full, repair, json separated by commas")
 	fs.Lookup("check").NoOptDefVal = "quick"
 	fs.BoolVarP(&cl.version, "version", "v", false, "print the version and exit")
+	fs.StringVar(&cl.manual, "manual", "", "write manual pages below a directory and exit")
+	fs.Lookup("manual").Hidden = true
+	cl.flags = fs
 	for _, f := range config.Flags() {
 		v := &textFlag{flag: f, texts: cl.texts}
 		p := fs.VarPF(v, f.Name, f.Short, f.Usage)
@@ -133,6 +139,9 @@ func run(args []string, stdout, stderr io.Writer) error {
 	if cl.version {
 		fmt.Fprintf(stdout, "plyd version %s\n", version.Version)
 		return nil
+	}
+	if cl.manual != "" {
+		return writeManual(cl.manual, cl.flags)
 	}
 	cfg, warnings, err := config.Load(cl.configFile, cl.texts)
 	for _, w := range warnings {

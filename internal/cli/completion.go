@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/url"
 	"strings"
 
@@ -22,6 +23,9 @@ func newCompletion(inv *command.Invocation) *cobra.Command {
 			root := cmd.Root()
 			switch args[0] {
 			case "bash":
+				if _, err := io.WriteString(inv.Out, bashWords); err != nil {
+					return err
+				}
 				return root.GenBashCompletionV2(inv.Out, true)
 			case "zsh":
 				return root.GenZshCompletion(inv.Out)
@@ -32,6 +36,34 @@ func newCompletion(inv *command.Invocation) *cobra.Command {
 		},
 	}
 }
+
+// bashWords stands in for the function of the package bash-completion that the script calls, where that is not installed. It joins the words that bash has divided at
+// = and at : and sets cur, prev, words and cword of the caller.
+const bashWords = `if ! declare -F _get_comp_words_by_ref >/dev/null 2>&1; then
+    _get_comp_words_by_ref()
+    {
+        local line=$COMP_LINE joined=() i at=-1 word space
+        for ((i = 0; i < ${#COMP_WORDS[@]}; i++)); do
+            word=${COMP_WORDS[i]}
+            space=${line%%[![:space:]]*}
+            line=${line#"$space"}
+            line=${line#"$word"}
+            if ((i > 0)) && [[ -z $space && ($word == [=:]* || ${COMP_WORDS[i-1]} == *[=:]) ]]; then
+                joined[at]+=$word
+            else
+                joined[++at]=$word
+            fi
+            ((i == COMP_CWORD)) && cword=$at
+        done
+        words=("${joined[@]}")
+        cur=${words[cword]}
+        prev=
+        ((cword > 0)) && prev=${words[cword-1]}
+        return 0
+    }
+fi
+
+`
 
 // completeArgs lets shells complete the names of containers, images, volumes and networks, for the commands whose usage asks for one.
 func completeArgs(c *cobra.Command, inv *command.Invocation) {

@@ -1,17 +1,15 @@
 package cli
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"ply/internal/cli/command"
-	"ply/internal/version"
+	"ply/internal/manual"
 )
 
 // newMan returns the command man, which writes a manual page per command into a directory. `make install` calls it.
@@ -45,19 +43,6 @@ func writeMan(cmd *cobra.Command, dir string) error {
 	return nil
 }
 
-// sourceDate returns the date of the pages: SOURCE_DATE_EPOCH when it is set, so that a build can be reproduced, else the time of the
-// commit.
-func sourceDate() time.Time {
-	var sec int64
-	if _, err := fmt.Sscan(os.Getenv("SOURCE_DATE_EPOCH"), &sec); err == nil {
-		return time.Unix(sec, 0).UTC()
-	}
-	if t, err := time.Parse(time.RFC3339, version.Get().Time); err == nil {
-		return t
-	}
-	return time.Now().UTC()
-}
-
 // visibleFlags returns the flags that are not hidden.
 func visibleFlags(fs *pflag.FlagSet) []*pflag.Flag {
 	var out []*pflag.Flag
@@ -72,36 +57,21 @@ func visibleFlags(fs *pflag.FlagSet) []*pflag.Flag {
 // dashed returns the path of a command as the name of its page.
 func dashed(path string) string { return strings.ReplaceAll(path, " ", "-") }
 
-// roff escapes text for a manual page.
-func roff(s string) string {
-	s = strings.NewReplacer(`\`, `\e`, "-", `\-`).Replace(s)
-	lines := strings.Split(s, "\n")
-	for i, l := range lines {
-		if strings.HasPrefix(l, ".") || strings.HasPrefix(l, "'") {
-			lines[i] = `\&` + l
-		}
-	}
-	return strings.Join(lines, "\n")
-}
-
-// manPage returns the page of one command, in the format of man(7).
+// manPage returns the page of one command.
 func manPage(cmd *cobra.Command) string {
-	var b strings.Builder
-	p := func(f string, args ...any) { fmt.Fprintf(&b, f+"\n", args...) }
-	title := strings.ToUpper(dashed(cmd.CommandPath()))
-	p(".TH \"%s\" 1 \"%s\" \"ply %s\" \"ply manual\"", roff(title), sourceDate().Format("2006-01-02"), roff(version.Version))
-	p(".SH NAME\n%s \\- %s", roff(dashed(cmd.CommandPath())), roff(cmd.Short))
-	p(".SH SYNOPSIS")
+	p := manual.New(dashed(cmd.CommandPath()), 1, cmd.Short)
+	p.Section("SYNOPSIS")
 	for _, l := range strings.Split(command.UseLine(cmd), "\n") {
-		p(".PP\n.B %s", roff(strings.TrimSpace(l)))
+		p.Bold(strings.TrimSpace(l))
 	}
 	text := cmd.Long
 	if text == "" {
 		text = cmd.Short
 	}
-	p(".SH DESCRIPTION\n%s", roff(text))
+	p.Section("DESCRIPTION")
+	p.Text(text)
 	if flags := visibleFlags(cmd.Flags()); len(flags) > 0 {
-		p(".SH OPTIONS")
+		p.Section("OPTIONS")
 		for _, f := range flags {
 			name := "--" + f.Name
 			if f.Shorthand != "" {
@@ -110,19 +80,23 @@ func manPage(cmd *cobra.Command) string {
 			if t := f.Value.Type(); t != "bool" {
 				name += " " + t
 			}
-			p(".TP\n.B %s\n%s", roff(name), strings.ReplaceAll(roff(f.Usage), "\n", "\n.br\n"))
+			p.Item(name, f.Usage)
 		}
 	}
 	if cmd.HasAvailableSubCommands() {
-		p(".SH COMMANDS")
+		p.Section("COMMANDS")
 		for _, sub := range cmd.Commands() {
 			if sub.IsAvailableCommand() && sub.Name() != "help" {
-				p(".TP\n.BR %s (1)\n%s", roff(dashed(sub.CommandPath())), roff(sub.Short))
+				p.Refer(dashed(sub.CommandPath()), 1, sub.Short)
 			}
 		}
 	}
+	p.Section("SEE ALSO")
 	if cmd.HasParent() {
-		p(".SH SEE ALSO\n.BR %s (1)", roff(dashed(cmd.Parent().CommandPath())))
+		p.Refer(dashed(cmd.Parent().CommandPath()), 1, "")
+	} else {
+		p.Refer("plyd", 8, "the engine")
+		p.Refer("ply-daemon.json", 5, "its settings")
 	}
-	return b.String()
+	return p.String()
 }

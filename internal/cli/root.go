@@ -94,6 +94,7 @@ func bareRoot(inv *command.Invocation) *cobra.Command {
 // finish adds to the commands below root what all of them have.
 func finish(root *cobra.Command, inv *command.Invocation) {
 	completeArgs(root, inv)
+	completeFlags(root, inv)
 	helpFlags(root)
 }
 

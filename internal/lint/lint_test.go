@@ -50,7 +50,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 // floors orders the house from the ground up. A package may import packages of its own room and of lower floors;
 // those of its own floor only where beside allows it.
 var floors = [][]string{
-	{"errs", "durable", "safepath", "procid", "version", "host", "record"},
+	{"errs", "durable", "safepath", "procid", "version", "host", "record", "manual"},
 	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence", "spill"},
 	{"store", "registry", "dockerroot"},
 	{"image", "container", "transfer", "network", "volume", "config", "system", "build", "importer"},
@@ -63,6 +63,7 @@ var beside = map[string][]string{
 	"safepath":  {"errs"},
 	"durable":   {"safepath"},
 	"record":    {"errs", "durable", "version"},
+	"manual":    {"version"},
 	"wire":      {"oci"},
 	"container": {"image", "network", "volume"},
 	"config":    {"container"},

@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ply/internal/config"
 )
 
-// install runs make install into a directory, with the binaries that are already built.
-func install(t *testing.T, dest, prefix string) {
+// install runs make install into a directory, with the binaries that are already built, and returns what it says.
+func install(t *testing.T, dest, prefix string) (says string) {
 	t.Helper()
-	must(t, "make", "-C", root, "-o", "build", "install", "BIN="+bin, "DESTDIR="+dest, "PREFIX="+prefix)
+	return must(t, "make", "-C", root, "-o", "build", "install", "BIN="+bin, "DESTDIR="+dest, "PREFIX="+prefix)
 }
 
 // files lists the files below a directory by relative path, without the directories.
@@ -44,12 +46,18 @@ func read(t *testing.T, path string) string {
 
 func TestInstall(t *testing.T) {
 	dest := t.TempDir()
-	install(t, dest, "/opt/ply")
+	says := install(t, dest, "/opt/ply")
+	// systemd and the shell do not look there by themselves.
+	for _, want := range []string{"systemctl enable --now /opt/ply/lib/systemd/system/ply.service /opt/ply/lib/systemd/system/ply.socket,", "PATH=/opt/ply/bin:$PATH; MANPATH=/opt/ply/share/man:; . /opt/ply/share/bash-completion/completions/ply\n"} {
+		if !strings.Contains(says, want) {
+			t.Errorf("it does not say %q:\n%s", want, says)
+		}
+	}
 	at := filepath.Join(dest, "opt", "ply")
 	got := files(t, dest)
 	for _, want := range []string{"bin/ply", "bin/plyd", "bin/ply-shim", "bin/ply-log", "bin/ply-registry", "lib/systemd/system/ply.service", "lib/systemd/system/ply.socket", "lib/systemd/system/ply-registry.service", "lib/sysusers.d/ply-registry.conf",
 		"share/bash-completion/completions/ply", "share/zsh/site-functions/_ply", "share/fish/vendor_completions.d/ply.fish",
-		"share/man/man1/ply.1", "share/man/man1/ply-run.1"} {
+		"share/man/man1/ply.1", "share/man/man1/ply-run.1", "share/man/man8/plyd.8", "share/man/man5/ply-daemon.json.5"} {
 		if !slices.Contains(got, filepath.Join("opt/ply", want)) {
 			t.Errorf("%s is not installed", want)
 		}
@@ -141,15 +149,14 @@ func units(t *testing.T, at, opt string) {
 	}
 }
 
-// bash completes words as the shell does; _get_comp_words_by_ref comes with the package bash-completion.
+// bash completes words as the shell does, without the package bash-completion.
 func bash(t *testing.T, at string) {
 	script := filepath.Join(at, "share/bash-completion/completions/ply")
 	must(t, "bash", "-n", script)
-	const ask = `. "$1"; shift
+	const ask = `. "$1"; line=$2; shift 2
 complete -p ply >/dev/null || exit 1
-_get_comp_words_by_ref() { words=("${COMP_WORDS[@]}"); cword=$COMP_CWORD; cur=${words[cword]}; prev=${words[cword-1]}; }
 compopt() { :; }
-COMP_WORDS=(ply "$@") COMP_CWORD=$# COMP_LINE="ply $*" COMP_TYPE=9 COMP_KEY=9
+COMP_WORDS=(ply "$@") COMP_CWORD=$# COMP_LINE="ply $line" COMP_TYPE=9 COMP_KEY=9
 COMP_POINT=${#COMP_LINE}
 __start_ply ply
 printf '%s\n' "${COMPREPLY[@]}"`
@@ -160,8 +167,14 @@ printf '%s\n' "${COMPREPLY[@]}"`
 		{[]string{"vers"}, "version"},
 		{[]string{"image", "pru"}, "prune"},
 		{[]string{"run", "--netw"}, "--network"},
+		{[]string{"run", "--restart", "unl"}, "unless-stopped"},
+		{[]string{"run", "--restart", "=", "alw"}, "always"},
+		{[]string{"create", "--pull", ""}, "never"},
+		{[]string{"ps", "--filter", "sta"}, "status="},
+		{[]string{"ps", "-a", "--filter", "status", "=", "exi"}, "exited"},
 	} {
-		cmd := command(t, "bash", append([]string{"--norc", "-c", ask, "bash", script}, c.words...)...)
+		line := strings.ReplaceAll(strings.Join(c.words, " "), " = ", "=")
+		cmd := command(t, "bash", append([]string{"--norc", "-c", ask, "bash", script, line}, c.words...)...)
 		cmd.Env = append(cmd.Env, "PATH="+filepath.Join(at, "bin")+":"+os.Getenv("PATH"), "PLY_NO_START=1")
 		out, err := cmd.CombinedOutput()
 		if got := strings.Fields(string(out)); err != nil || !slices.Contains(got, c.want) {
@@ -170,7 +183,7 @@ printf '%s\n' "${COMPREPLY[@]}"`
 	}
 }
 
-// manuals checks that each command has a manual page that groff formats without a warning.
+// manuals checks that each command, the engine with its options, and each setting have their place in a manual page, and that groff formats all without a warning.
 func manuals(t *testing.T, at string) {
 	pages, err := filepath.Glob(filepath.Join(at, "share/man/man1/*.1"))
 	if err != nil {
@@ -186,6 +199,19 @@ func manuals(t *testing.T, at string) {
 	}
 	if n < 20 {
 		t.Errorf("found %d commands in\n%s", n, help)
+	}
+	engine, settings := filepath.Join(at, "share/man/man8/plyd.8"), filepath.Join(at, "share/man/man5/ply-daemon.json.5")
+	pages = append(pages, engine, settings)
+	text := read(t, engine)
+	for _, m := range regexp.MustCompile(`(?m)^ .*(--[a-z-]+)`).FindAllStringSubmatch(must(t, filepath.Join(at, "bin/plyd"), "--help"), -1) {
+		if !strings.Contains(text, strings.ReplaceAll(m[1], "-", `\-`)) {
+			t.Errorf("plyd(8) has no %s", m[1])
+		}
+	}
+	for _, k := range config.Keys() {
+		if !strings.Contains(read(t, settings), "\n.B "+strings.ReplaceAll(k.Name, "-", `\-`)+"\n") {
+			t.Errorf("ply-daemon.json(5) has no %s", k.Name)
+		}
 	}
 	for _, page := range pages {
 		text := read(t, page)
