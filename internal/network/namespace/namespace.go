@@ -33,13 +33,7 @@ func Make(path string) (err error) {
 		return err
 	}
 	f.Close()
-	done := make(chan error, 1)
-	go func() {
-		// The thread stays in the new namespace. It stays locked, so the runtime ends it with the goroutine.
-		runtime.LockOSThread()
-		done <- enterNew(path)
-	}()
-	if err := <-done; err != nil {
+	if err := onThread(func() error { return enterNew(path) }); err != nil {
 		return errors.Join(errs.New(errs.Internal, "network namespace %s: %w", path, err), Remove(path))
 	}
 	return nil
@@ -88,19 +82,30 @@ func Exists(path string) bool {
 
 // Do calls f on a thread in the namespace at path. Sockets and processes that f makes are in the namespace; f starts no goroutine.
 func Do(path string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		// The thread stays in the namespace. It stays locked, so the runtime ends it with the goroutine.
-		runtime.LockOSThread()
+	return onThread(func() error {
 		ns, err := netns.GetFromPath(path)
 		if err == nil {
 			err = errors.Join(netns.Set(ns), ns.Close())
 		}
 		if err != nil {
-			done <- errs.New(errs.Internal, "network namespace %s: enter: %w", path, err)
+			return errs.New(errs.Internal, "network namespace %s: enter: %w", path, err)
+		}
+		return f()
+	})
+}
+
+// onThread calls f on a thread that ends with f, and with it the namespace that f has entered.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == os.Getpid() {
+			// The runtime does not end the main thread, and its namespace is that of the process for everyone else: /proc/net has it, too. So keep it locked, and use another.
+			done <- onThread(f)
+			runtime.UnlockOSThread()
 			return
 		}
-		done <- f()
+		done <- f() // not unlocked, so the runtime ends the thread with the goroutine
 	}()
 	return <-done
 }
