@@ -111,7 +111,7 @@ func TestUpdate(t *testing.T) {
 	ctx := context.Background()
 	id := w.up(func(s *spec.Spec) { s.Resources.Memory = 64 << 20 })
 	n := int64(40)
-	if _, err := w.s.Update(ctx, id, spec.Resources{Memory: 96 << 20, PidsLimit: &n}, &spec.RestartPolicy{Name: "on-failure", MaxRetries: 3}); err != nil {
+	if _, err := w.s.Update(ctx, id, container.Settings{Resources: spec.Resources{Memory: 96 << 20, PidsLimit: &n}, RestartPolicy: &spec.RestartPolicy{Name: "on-failure", MaxRetries: 3}}); err != nil {
 		t.Fatal(err)
 	}
 	c := w.get(id)
@@ -125,9 +125,9 @@ func TestUpdate(t *testing.T) {
 	if st.Cgroup.MemoryLimit != 96<<20 || st.Cgroup.PidsLimit != 40 {
 		t.Errorf("limits in force %d %d", st.Cgroup.MemoryLimit, st.Cgroup.PidsLimit)
 	}
-	_, err := w.s.Update(ctx, id, spec.Resources{Memory: 1 << 20}, nil)
+	_, err := w.s.Update(ctx, id, container.Settings{Resources: spec.Resources{Memory: 1 << 20}})
 	wantErr(t, err, errs.Invalid, "Minimum memory limit allowed is 6MB")
-	_, err = w.s.Update(ctx, id, spec.Resources{}, &spec.RestartPolicy{Name: "sometimes"})
+	_, err = w.s.Update(ctx, id, container.Settings{RestartPolicy: &spec.RestartPolicy{Name: "sometimes"}})
 	wantErr(t, err, errs.Invalid, "invalid restart policy")
 }
 

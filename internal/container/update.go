@@ -8,17 +8,29 @@ import (
 	"ply/internal/container/runspec"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/network"
 )
 
-// Update changes limits and the restart policy. On a running container the limits change at once. Zero fields of r leave
-// the limit as it is. Errors: Invalid, Conflict for limits that contradict those in force.
-func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) (warnings []string, err error) {
+// Settings are what Update changes.
+type Settings struct {
+	Resources     spec.Resources      // zero fields leave the limit as it is
+	RestartPolicy *spec.RestartPolicy // nil = as it is
+	Ports         *Ports              // nil = as they are
+}
+
+// Ports are published ports in place of those that a container has.
+type Ports struct{ List []network.PortBinding }
+
+// Update changes limits, the restart policy and the published ports. On a running container the limits change at once; its ports cannot
+// change. Errors: Invalid, Conflict for limits that contradict those in force, and for the ports of a running container.
+func (s *Service) Update(ctx context.Context, ref string, change Settings) (warnings []string, err error) {
+	r, policy := &change.Resources, change.RestartPolicy
 	c, err := s.find(ref)
 	if err != nil {
 		return nil, err
 	}
 	if policy != nil && policy.Name == "" {
-		policy = nil
+		policy, change.RestartPolicy = nil, nil
 	}
 	if policy != nil {
 		if err := policy.Check(); err != nil {
@@ -36,16 +48,16 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 		return nil, err
 	}
 	warnings = r.Reduce()
-	more, err := runspec.FitLimits(&r, &host)
+	more, err := runspec.FitLimits(r, &host)
 	if err != nil {
 		return nil, err
 	}
 	warnings = append(warnings, more...)
 	w := c.wait(WaitNextExit)
 	defer w.cancel()
-	refused, err := c.update(ctx, &r, policy, host.SwapLimit)
+	refused, err := c.update(ctx, &change, host.SwapLimit)
 	if refused && ctx.Err() == nil && w.await(ctx, endWait) {
-		_, err = c.update(ctx, &r, policy, host.SwapLimit) // it was ending, so there is no process with limits
+		_, err = c.update(ctx, &change, host.SwapLimit) // it was ending, so there is no process with limits
 	}
 	if err != nil {
 		return nil, err
@@ -56,7 +68,8 @@ func (s *Service) Update(ctx context.Context, ref string, r spec.Resources, poli
 
 // update changes the container and its record. refused reports that the limits of the process could not be changed, as when the
 // process is ending. limitSwap: the host can limit swap.
-func (c *ctr) update(ctx context.Context, r *spec.Resources, policy *spec.RestartPolicy, limitSwap bool) (refused bool, err error) {
+func (c *ctr) update(ctx context.Context, change *Settings, limitSwap bool) (refused bool, err error) {
+	r, policy := &change.Resources, change.RestartPolicy
 	if err := c.lock(ctx); err != nil {
 		return false, err
 	}
@@ -73,13 +86,24 @@ func (c *ctr) update(ctx context.Context, r *spec.Resources, policy *spec.Restar
 	if policy != nil && before.AutoRemove && policy.Restarts() {
 		return false, errs.New(errs.Conflict, "Cannot update container %s: Restart policy cannot be updated because AutoRemove is enabled for the container", c.id)
 	}
-	next := before.Resources
-	next.Overlay(*r)
+	after := before
+	if change.Ports != nil {
+		if c.isActive() {
+			return false, errs.New(errs.Conflict, "cannot change the published ports of container %s while it is running: stop it first", c.id)
+		}
+		if err := after.Publish(change.Ports.List); err != nil {
+			return false, err
+		}
+	}
+	after.Resources.Overlay(*r)
 	if limitSwap {
-		next.LimitSwap()
+		after.Resources.LimitSwap()
+	}
+	if policy != nil {
+		after.RestartPolicy = *policy
 	}
 	if l != nil && !r.IsZero() {
-		lr, _, err := runspec.LinuxResources(next)
+		lr, _, err := runspec.LinuxResources(after.Resources)
 		if err != nil {
 			return false, err
 		}
@@ -88,10 +112,7 @@ func (c *ctr) update(ctx context.Context, r *spec.Resources, policy *spec.Restar
 		}
 	}
 	c.mu.Lock()
-	c.rec.Spec.Resources = next
-	if policy != nil {
-		c.rec.Spec.RestartPolicy = *policy
-	}
+	c.rec.Spec = after
 	c.mu.Unlock()
 	if err := c.save(); err != nil {
 		c.mu.Lock()

@@ -95,6 +95,7 @@ type CreateBody struct {
 type UpdateBody struct {
 	Resources
 	RestartPolicy RestartPolicy
+	PortBindings  map[string][]PortBinding `json:",omitzero"` // ply's; nil = as they are, while an empty one publishes none
 }
 
 // Created answers a create.

@@ -126,7 +126,7 @@ type Lifecycle interface {
 	Unpause(ctx context.Context, ref string) error
 	Remove(ctx context.Context, ref string, force, volumes, link bool) error
 	Rename(ctx context.Context, ref, name string) error
-	Update(ctx context.Context, ref string, r spec.Resources, policy *spec.RestartPolicy) ([]string, error)
+	Update(ctx context.Context, ref string, change container.Settings) ([]string, error)
 	// Wait returns a channel that receives one Exit. No exit after the return of Wait is missed.
 	Wait(ctx context.Context, ref string, cond container.WaitCondition) (<-chan container.Exit, error)
 	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"ply/internal/container"
-	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/wire"
 )
@@ -136,12 +135,19 @@ func (h containerHandlers) update(c *call) error {
 			return unsupported(o.name, "it cannot be changed after create")
 		}
 	}
-	var policy *spec.RestartPolicy
+	change := container.Settings{Resources: updatedLimits(&body.Resources, c.v)}
 	if body.RestartPolicy.Name != "" {
 		p := restartPolicy(body.RestartPolicy)
-		policy = &p
+		change.RestartPolicy = &p
 	}
-	warnings, err := h.containers.Update(c.ctx(), c.vars["id"], updatedLimits(&body.Resources, c.v), policy)
+	if body.PortBindings != nil {
+		list, err := portBindings(body.PortBindings)
+		if err != nil {
+			return err
+		}
+		change.Ports = &container.Ports{List: list}
+	}
+	warnings, err := h.containers.Update(c.ctx(), c.vars["id"], change)
 	if err != nil {
 		return err
 	}

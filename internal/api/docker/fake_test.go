@@ -295,6 +295,7 @@ type fakeContainers struct {
 	resizes  []string
 	commit   container.CommitOptions
 	limits   spec.Resources
+	ports    *container.Ports
 	exec     spec.ExecSpec
 	attached chan struct{} // one message an attach that ended
 	cut      bool          // attach ends before all output was sent
@@ -391,10 +392,10 @@ func (f *fakeContainers) Rename(_ context.Context, name, _ string) error {
 	_, err := f.find(name)
 	return err
 }
-func (f *fakeContainers) Update(_ context.Context, name string, r spec.Resources, _ *spec.RestartPolicy) ([]string, error) {
+func (f *fakeContainers) Update(_ context.Context, name string, change container.Settings) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.limits = r
+	f.limits, f.ports = change.Resources, change.Ports
 	_, err := f.find(name)
 	return nil, err
 }

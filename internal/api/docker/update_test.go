@@ -43,3 +43,23 @@ func TestInspectOfPidsLimit(t *testing.T) {
 		t.Errorf("no limit is shown as %d", *got)
 	}
 }
+
+// Published ports change when the body has them; an empty set publishes none.
+func TestUpdateOfPorts(t *testing.T) {
+	for body, want := range map[string]string{
+		`{}`:                    "<nil>",
+		`{"PortBindings":null}`: "<nil>",
+		`{"PortBindings":{}}`:   "&{[]}",
+		`{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`: "&{[{tcp 80 invalid IP 8080 0}]}",
+	} {
+		w := newWorld(t)
+		rec := w.do("POST", "/v1.51/containers/web/update", strings.NewReader(body))
+		if got := fmt.Sprint(w.containers.ports); rec.Code != http.StatusOK || got != want {
+			t.Errorf("%s: %d, ports %s, want %s", body, rec.Code, got, want)
+		}
+	}
+	w := newWorld(t)
+	if rec := w.do("POST", "/v1.51/containers/web/update", strings.NewReader(`{"PortBindings":{"80/tcp":[{"HostPort":"x"}]}}`)); rec.Code != http.StatusBadRequest || w.containers.ports != nil {
+		t.Errorf("bad port: %d %v", rec.Code, w.containers.ports)
+	}
+}

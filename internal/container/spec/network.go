@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -144,6 +145,27 @@ func ParsePort(p string) (first, last uint16, proto string, err error) {
 		return 0, 0, "", invalid("invalid port specification: %q", clip(p))
 	}
 	return uint16(lo), uint16(hi), proto, nil
+}
+
+// Publish replaces the published ports. The new ones are exposed too, as with -p.
+func (s *Spec) Publish(ports []network.PortBinding) error {
+	next := *s
+	next.Ports, next.ExposedPorts = ports, slices.Clone(s.ExposedPorts)
+	for _, p := range ports {
+		next.ExposedPorts = append(next.ExposedPorts, fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto))
+	}
+	slices.Sort(next.ExposedPorts)
+	next.ExposedPorts = slices.Compact(next.ExposedPorts)
+	if len(ports) > 0 && s.NetworkMode == "host" {
+		return invalid("the container uses the network of the host, which publishes no ports")
+	}
+	for _, check := range []func(*Spec) error{checkNamespaces, checkPorts} {
+		if err := check(&next); err != nil {
+			return err
+		}
+	}
+	*s = next
+	return nil
 }
 
 // PublishedPorts returns the ports of -p and, with -P, the exposed ports that no -p names.
