@@ -47,12 +47,25 @@ func (s *Service) Create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []
 	return create(ctx, s, sp, img, false)
 }
 
+// foreignPlatform returns docker's warning for an image of another platform that was not asked for by a platform; "" = none.
+func foreignPlatform(image oci.Platform, asked string) string {
+	host := oci.HostPlatform()
+	runs := map[string]string{"amd64": "386", "arm64": "arm"}[host.Architecture] // besides its own
+	if asked != "" || image.Architecture == "" || image.Architecture == host.Architecture || image.Architecture == runs {
+		return ""
+	}
+	return fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested", image, host)
+}
+
 // create makes a container of img. step: see record.Step.
 func create(ctx context.Context, s *Service, sp spec.Spec, img *image.Image, step bool) (_ oci.ContainerID, warnings []string, err error) {
 	defer func() { err = foundImage(err) }()
 	sp.Merge(&img.Config.Config)
 	if warnings, err = s.env.check(&sp); err != nil {
 		return "", nil, err
+	}
+	if text := foreignPlatform(img.Config.Platform(), sp.Platform); text != "" {
+		warnings = append(warnings, text)
 	}
 	if len(sp.Entrypoint)+len(sp.Cmd) == 0 { // an empty program is found missing at the start, as with docker
 		return "", nil, invalid("no command specified")

@@ -236,6 +236,7 @@ type NetworkSettings struct {
 // WaitResult is the end of a container.
 type WaitResult struct {
 	StatusCode int
+	OOMKilled  bool       `json:",omitempty"` // ply's: memory ran out
 	Error      *WaitError `json:",omitempty"`
 }
 

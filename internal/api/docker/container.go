@@ -234,7 +234,7 @@ func (h containerHandlers) wait(c *call) error {
 	if !ok {
 		exit = container.Exit{Code: -1, Error: "the engine stopped watching the container"}
 	}
-	answer := wire.WaitResult{StatusCode: exit.Code}
+	answer := wire.WaitResult{StatusCode: exit.Code, OOMKilled: exit.OOMKilled}
 	if exit.Error != "" {
 		answer.Error = &wire.WaitError{Message: exit.Error}
 	}

@@ -36,7 +36,7 @@ func Attach(inv *command.Invocation) *cobra.Command {
 				return errs.New(errs.Precondition, "You cannot attach to a restarting container, wait until it is running")
 			}
 			j := &job{inv: inv, api: api, id: d.ID, path: cmd.CommandPath(), tty: d.Config.Tty, keys: keys, started: true,
-				sigProxy: sigProxy && !d.Config.Tty, stdin: !noStdin && d.Config.OpenStdin, stdout: true, stderr: true}
+				sigProxy: sigProxy && !d.Config.Tty, stdin: !noStdin && d.Config.OpenStdin, stdout: true, stderr: true, detachResult: errDetached}
 			if err := inv.CheckTTY(j.stdin, j.tty); err != nil {
 				return err
 			}

@@ -103,8 +103,8 @@ func execute(ctx context.Context, inv *command.Invocation, f *execFlags, contain
 	return execStatus(ctx, api, path, s.Detached())
 }
 
-// execStatus returns the exit code of a finished exec as a *command.ExitError, or nil for 0 and for one that runs on after the detach
-// keys. It returns another error for one that runs on for another reason.
+// execStatus returns the exit code of a finished exec as a *command.ExitError, nil for 0, errDetached for one that runs on after the detach
+// keys, and another error for one that runs on for another reason.
 func execStatus(ctx context.Context, api *client.Client, path string, detached bool) error {
 	var d wire.ExecDetail
 	if err := api.Do(ctx, client.Request{Path: path + "/json"}, &d); err != nil {
@@ -112,7 +112,7 @@ func execStatus(ctx context.Context, api *client.Client, path string, detached b
 	}
 	if d.Running {
 		if detached {
-			return nil
+			return errDetached
 		}
 		return errs.New(errs.Unavailable, "exec: the engine has closed the connection, but the command still runs")
 	}

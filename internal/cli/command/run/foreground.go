@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"ply/internal/cli/attach"
@@ -31,6 +32,7 @@ type job struct {
 	keys                  string // value of --detach-keys
 	stdin, stdout, stderr bool   // which streams to attach
 	started               bool   // the container runs already
+	detachResult          error  // what foreground returns after the detach keys
 
 	token string // identifies this process when it attaches again
 
@@ -38,8 +40,8 @@ type job struct {
 	ending <-chan attach.Ending // of the newest wait
 }
 
-// foreground attaches to the container, starts it and waits for its end. It returns the exit code as a *command.ExitError, or nil for 0
-// and after the detach keys.
+// foreground attaches to the container, starts it and waits for its end. It returns the exit code as a *command.ExitError, or nil for 0,
+// and detachResult after the detach keys.
 func (j *job) foreground(ctx context.Context) error {
 	if j.sigProxy {
 		ctx = context.WithoutCancel(ctx) // signals end the container, not this process
@@ -97,10 +99,22 @@ func (j *job) foreground(ctx context.Context) error {
 		return serr
 	}
 	if j.detached(ctx, s) {
-		return nil
+		return j.detachResult
 	}
-	return exitStatus(j.inv.Err, j.end(ctx))
+	end := j.end(ctx)
+	tellOOM(j.inv.Err, end)
+	return exitStatus(j.inv.Err, end)
 }
+
+// tellOOM says that the kernel killed the container for its memory: the exit code alone is that of any SIGKILL.
+func tellOOM(stderr io.Writer, end attach.Ending) {
+	if end.OOMKilled && end.StatusCode == 128+int(syscall.SIGKILL) {
+		fmt.Fprintln(stderr, "ply: the container was killed: it ran out of memory")
+	}
+}
+
+// errDetached is the result of attach and exec after the detach keys, as with Docker's client; run and start succeed.
+var errDetached = &command.ExitError{Code: 1, Text: "read escape sequence"}
 
 // newest returns the channel of the newest wait.
 func (j *job) newest() <-chan attach.Ending {
