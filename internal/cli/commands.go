@@ -150,7 +150,8 @@ var refused = map[string]string{
 	"plugin": "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
 	"swarm": "there is no swarm mode", "node": "there is no swarm mode", "service": "there is no swarm mode", "stack": "there is no swarm mode",
 	"secret": "there is no swarm mode", "config": "there is no swarm mode",
-	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
+	"checkpoint": "processes are not saved; pause keeps them in memory, and commit keeps their files",
+	"buildx":     "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
 }
 
 // alone returns the maker of the verb that a command line begins with, or nil when the line may need more than that command. Making all commands takes

@@ -51,7 +51,7 @@ func (c *call) done(err error) error {
 
 func (h containerHandlers) start(c *call) error {
 	if c.get("checkpoint") != "" || c.get("checkpoint-dir") != "" {
-		return unavailable("starting from a checkpoint", "checkpoints are not kept")
+		return unavailable("start from a checkpoint", noCheckpoints)
 	}
 	b, err := c.bytes()
 	if err != nil {

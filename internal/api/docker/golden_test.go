@@ -152,6 +152,8 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"network_remove", "DELETE", "/v1.51/networks/bridge", ""},
 	{"network_prune", "POST", "/v1.51/networks/prune", ""},
 	{"swarm", "GET", "/v1.51/swarm", ""},
+	{"checkpoint_create", "POST", "/v1.51/containers/web/checkpoints", `{"CheckpointID":"x"}`},
+	{"checkpoints", "GET", "/v1.51/containers/web/checkpoints", ""},
 	{"swarm_init", "POST", "/v1.51/swarm/init", "{}"},
 	{"swarm_leave", "POST", "/v1.51/swarm/leave", ""},
 	{"services", "GET", "/v1.51/services", ""},

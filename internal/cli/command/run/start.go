@@ -17,11 +17,15 @@ import (
 func Start(inv *command.Invocation) *cobra.Command {
 	var attachOut, stdin bool
 	var keys string
+	var from [2]string // names of docker's for a checkpoint
 	c := &cobra.Command{
 		Use:   "start [OPTIONS] CONTAINER [CONTAINER...]",
 		Short: "Start one or more stopped containers",
 		Args:  command.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if from != [2]string{} {
+				return errs.New(errs.Unimplemented, "start from a checkpoint (--checkpoint, --checkpoint-dir) is not supported: processes are not saved")
+			}
 			api, err := inv.Engine(cmd.Context())
 			if err != nil {
 				return err
@@ -38,6 +42,10 @@ func Start(inv *command.Invocation) *cobra.Command {
 	c.Flags().BoolVarP(&attachOut, "attach", "a", false, "Attach STDOUT/STDERR and forward signals")
 	c.Flags().BoolVarP(&stdin, "interactive", "i", false, "Attach container's STDIN")
 	c.Flags().StringVar(&keys, "detach-keys", "", "Override the key sequence for detaching a container")
+	for i, name := range []string{"checkpoint", "checkpoint-dir"} {
+		c.Flags().StringVar(&from[i], name, "", "Not supported: processes are not saved")
+		c.Flags().Lookup(name).Hidden = true
+	}
 	return c
 }
 
