@@ -52,7 +52,7 @@ var settings = map[string]setting{
 	"hosts":                    {value: `["unix://$DIR/s", "unix://$DIR/second"]`, flags: []string{"unix://$DIR/s", "unix://$DIR/second"}, see: secondHost, with: `\d+\.\d+\.\d+`, without: `.*Cannot connect.*`},
 	"group":                    {value: `"games"`, see: socketGroup, with: `games`, without: `(docker|root)`},
 	"storage-driver":           {value: `"vfs"`, see: infoOf("{{.Driver}}"), with: `vfs`, without: `erofs|overlay2`},
-	"storage-opts":             {value: `[]`, flags: []string{"overlay2.size=0"}, see: story("storage_size.txtar", `{"storage-opts": ["overlay2.size=10m"]}`), with: `shown`, without: `shown`},
+	"storage-opts":             {value: `["overlay2.size=0"]`, flags: []string{"overlay2.size=0"}, see: story("storage_size.txtar", `{"storage-opts": ["overlay2.size=10m"]}`), with: `shown`, without: `shown`},
 	"image-format":             {value: `"docker"`, see: pushedFormat, with: `application/vnd.docker.distribution.manifest.v2\+json`, without: `application/vnd.oci.image.manifest.v1\+json`},
 	"retain-blobs":             {value: `"never"`, see: keptBlobs, with: `0 of 1`, without: `1 of 1`},
 	"min-api-version":          {value: `"1.22"`, see: oldClient, with: `200`, without: `400`},
