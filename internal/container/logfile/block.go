@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 )
 
 // blockSize is how much of a file is read and decoded together, in bytes. A record that is longer is read alone.
@@ -51,6 +52,9 @@ func decode(list []Message, buf []byte, format format) (_ []Message, rest []byte
 			return list, buf
 		}
 		if ok {
+			if len(list) == cap(list) {
+				list = slices.Grow(list, len(buf)/n) // as many as there are if they are alike
+			}
 			list = append(list, m)
 		}
 		buf = buf[n:]

@@ -157,12 +157,25 @@ func (w *window) next(r *reader, f *os.File, from int64) (*block, error) {
 		return &block{from: from, to: from, seen: seen}, nil
 	}
 	if w.resets == resets {
-		if len(w.blocks) == maxBlocks {
-			w.blocks = slices.Delete(w.blocks, 0, 1) // a reader who is far behind reads it again
+		if len(w.blocks) == maxBlocks { // a reader who is far behind reads it again
+			if oldest := w.blocks[0]; !w.uses(oldest) {
+				unused.Put(oldest)
+			}
+			w.blocks = slices.Delete(w.blocks, 0, 1)
 		}
 		w.blocks = append(w.blocks, b)
 	}
 	return b, nil
+}
+
+// uses reports whether a reader may be using a block. The caller holds mu.
+func (w *window) uses(b *block) bool {
+	for _, at := range w.readers {
+		if at == b.from {
+			return true
+		}
+	}
+	return false
 }
 
 // prune forgets the blocks that all readers have visited. The caller holds mu.

@@ -208,3 +208,31 @@ func TestLongRecord(t *testing.T) {
 		t.Errorf("%d records", len(got))
 	}
 }
+
+// A block is not used again for another part of the file while a follower visits its records, however far the others are ahead.
+func TestBlocksInUseStay(t *testing.T) {
+	l := newLog(t, JSONFile)
+	write(t, l, shim.Stdout, strings.Repeat("a line of the log\n", 60_000))
+	w, one, other, f := openWindow(t, l)
+	slow, err := w.next(other, f, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Clone(slow.buf)
+	for off := int64(0); ; {
+		b, err := w.next(one, f, off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.to == b.from {
+			break
+		}
+		if off > 0 && b == slow {
+			t.Fatal("the block is used again")
+		}
+		off = b.to
+	}
+	if slow.from != 0 || !bytes.Equal(slow.buf, want) {
+		t.Error("the block has changed")
+	}
+}
