@@ -34,7 +34,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of each measurement")
 	flag.IntVar(&o.dockerRounds, "docker-rounds", 0, "rounds of Docker's side of the slow measurements (0: as many as -rounds)")
 	flag.StringVar(&o.cache, "cache", "/var/tmp/ply-bench", "where the image is kept between runs")
-	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers; writes docs/growth-*.svg), registry (reads,others,writes,catalogue,manifests; the last writes docs/registry-manifests.svg) (default all)")
+	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers), growthcurves (containercurve,imagecurve,namecurve; writes docs/growth-*.svg), registry (reads,others,writes,catalogue,manifests; the last writes docs/registry-manifests.svg) (default all)")
 	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
 	flag.Parse()
@@ -82,7 +82,7 @@ func enterNamespaces() int {
 // onlySmall reports whether the measurements need no image but the small one. The others take minutes to make.
 func onlySmall(only string) bool {
 	for name := range strings.SplitSeq(only, ",") {
-		if !slices.Contains([]string{"run", "commit", "idle", "growth", "lists", "starts", "names", "followers"}, name) {
+		if !slices.Contains([]string{"run", "commit", "idle", "growth", "lists", "starts", "names", "followers", "growthcurves", "containercurve", "imagecurve", "namecurve"}, name) {
 			return false
 		}
 	}
@@ -181,6 +181,9 @@ func (w *world) measures() []measurement {
 		{"growth", "starts", false, w.startsAtOnce},
 		{"growth", "names", false, w.lookups},
 		{"growth", "followers", false, w.followers},
+		{"growthcurves", "containercurve", false, w.containerCurve},
+		{"growthcurves", "imagecurve", false, w.imageCurve},
+		{"growthcurves", "namecurve", false, w.nameCurve},
 		{"registry", "reads", false, w.registryReads},
 		{"registry", "others", false, w.registryOthers},
 		{"registry", "writes", false, w.registryWrites},
