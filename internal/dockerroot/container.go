@@ -53,8 +53,9 @@ type Endpoint struct {
 
 // Mount is a mount of a container as docker has resolved it.
 type Mount struct {
-	Type, Name, Source, Destination, Driver, Mode, Propagation string
+	Type, Name, Source, Destination, Driver, Propagation string
 
+	Mode        string `json:"Relabel"` // what is written after the second colon of -v
 	RW          bool
 	SkipMissing bool `json:"SkipMountpointCreation"` // of a bind: a missing source is not made
 	Spec        MountSpec
