@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -12,22 +13,38 @@ import (
 	"ply/internal/errs"
 )
 
-// quotaDir returns a directory on a file system that enforces project quotas, which PLY_QUOTA_DIR names.
-func quotaDir(t *testing.T) string {
-	dir := os.Getenv("PLY_QUOTA_DIR")
-	if dir == "" {
-		t.Skip("PLY_QUOTA_DIR names no directory on XFS or ext4 with the mount option prjquota")
+// onEach runs a test on each kind of file system with project quotas that this machine can make and the kernel can mount.
+func onEach(t *testing.T, f func(t *testing.T, dir string)) {
+	for _, fsys := range []struct {
+		kind string
+		size int64
+		make []string
+	}{
+		{"ext4", 64 << 20, []string{"mkfs.ext4", "-q", "-O", "project,quota", "-E", "quotatype=prjquota"}},
+		{"xfs", 400 << 20, []string{"mkfs.xfs", "-q"}}, // it makes none smaller than 300 MiB; the file is sparse
+	} {
+		t.Run(fsys.kind, func(t *testing.T) {
+			image, dir := filepath.Join(t.TempDir(), "image"), t.TempDir()
+			if err := errors.Join(os.WriteFile(image, nil, 0o600), os.Truncate(image, fsys.size)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := exec.LookPath(fsys.make[0]); err != nil {
+				t.Skip(err)
+			}
+			if out, err := exec.Command(fsys.make[0], append(fsys.make[1:], image)...).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			if out, err := exec.Command("mount", "-t", fsys.kind, "-o", "loop,prjquota", image, dir).CombinedOutput(); err != nil {
+				t.Skipf("the kernel does not mount %s with project quotas: %v: %s", fsys.kind, err, out)
+			}
+			t.Cleanup(func() {
+				if err := syscall.Unmount(dir, 0); err != nil {
+					t.Error(err)
+				}
+			})
+			f(t, dir)
+		})
 	}
-	dir, err := os.MkdirTemp(dir, "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 func mkdir(t *testing.T, elem ...string) string {
@@ -45,8 +62,9 @@ func write(name string, n int) error {
 }
 
 // Directories of one limit share it, files of others do not count, and a limit that was freed holds nothing back.
-func TestLimit(t *testing.T) {
-	dir := quotaDir(t)
+func TestLimit(t *testing.T) { onEach(t, testLimit) }
+
+func testLimit(t *testing.T, dir string) {
 	if err := Check(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -97,8 +115,15 @@ func TestLimit(t *testing.T) {
 
 // A directory whose file system has no quotas is refused, with what it lacks.
 func TestNoQuotas(t *testing.T) {
-	dir := mkdir(t, "/dev/shm", "ply-quota-test")
-	defer os.Remove(dir)
+	dir, err := os.MkdirTemp("/dev/shm", "ply-quota-test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	}()
 	for what, err := range map[string]error{"Check": Check(dir), "Limit": Limit(1<<20, dir)} {
 		if !errors.Is(err, errs.Precondition) || !strings.Contains(err.Error(), "project quotas") || !strings.Contains(err.Error(), "tmpfs") {
 			t.Errorf("%s: %v", what, err)
@@ -113,8 +138,9 @@ func TestNoQuotas(t *testing.T) {
 }
 
 // The limit holds for what root writes through overlayfs, new files and copies of lower ones alike, and the size of the whole is that of the limit.
-func TestThroughOverlay(t *testing.T) {
-	dir := quotaDir(t)
+func TestThroughOverlay(t *testing.T) { onEach(t, testThroughOverlay) }
+
+func testThroughOverlay(t *testing.T, dir string) {
 	lower, upper, work, target := mkdir(t, dir, "lower"), mkdir(t, dir, "upper"), mkdir(t, dir, "work"), mkdir(t, dir, "target")
 	if err := errors.Join(write(filepath.Join(lower, "large"), 3000), write(filepath.Join(lower, "small"), 100)); err != nil {
 		t.Fatal(err)
