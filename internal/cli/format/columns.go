@@ -1,7 +1,8 @@
 package format
 
 import (
-	"fmt"
+	"bufio"
+	"bytes"
 	"io"
 	"strconv"
 	"strings"
@@ -10,11 +11,25 @@ import (
 
 // Columns writes rows in aligned columns, with docker's spacing.
 func Columns(w io.Writer, minWidth int, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, minWidth, 1, 3, ' ', 0)
+	var buf bytes.Buffer
 	for _, r := range rows {
-		fmt.Fprintln(tw, strings.Join(r, "\t"))
+		buf.WriteString(strings.Join(r, "\t") + "\n")
 	}
-	return tw.Flush()
+	return aligned(w, minWidth, buf.Bytes())
+}
+
+// aligned writes text whose cells end with tabs in columns. Package tabwriter writes each cell and each gap on its own, so they are collected: a table of a
+// thousand rows would else need ten thousand system calls.
+func aligned(w io.Writer, minWidth int, text []byte) error {
+	out := bufio.NewWriterSize(w, 64<<10)
+	tw := tabwriter.NewWriter(out, minWidth, 1, 3, ' ', 0)
+	if _, err := tw.Write(text); err != nil {
+		return err
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	return out.Flush()
 }
 
 // Natural compares strings so that the numbers in them count as numbers: v9 comes before v10.

@@ -3,6 +3,7 @@ package format
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -105,5 +106,36 @@ func TestHuman(t *testing.T) {
 		if got := Size(n); got != want {
 			t.Errorf("Size(%d) = %q", n, got)
 		}
+	}
+}
+
+// writes counts the calls of Write.
+type writes struct {
+	n, bytes int
+	fail     error
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.n++
+	w.bytes += len(p)
+	if w.fail != nil {
+		return 0, w.fail
+	}
+	return len(p), nil
+}
+
+// A long table is written in large pieces, and an error of the output is reported once.
+func TestTablesAreWrittenInLargePieces(t *testing.T) {
+	rows := make([][]string, 3000)
+	for i := range rows {
+		rows[i] = []string{"a cell", "another cell", "the last cell"}
+	}
+	var out writes
+	if err := Columns(&out, 10, rows); err != nil || out.bytes < 100_000 || out.n > 10 {
+		t.Errorf("%d bytes in %d writes, %v", out.bytes, out.n, err)
+	}
+	out.fail = errors.New("closed")
+	if err := Columns(&out, 10, rows); err == nil || err.Error() != "closed" {
+		t.Errorf("error %v", err)
 	}
 }

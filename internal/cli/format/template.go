@@ -13,7 +13,6 @@ import (
 	"io"
 	"reflect"
 	"strings"
-	"text/tabwriter"
 	"text/template"
 
 	"ply/internal/errs"
@@ -158,11 +157,7 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 		_, err := w.Write(buf.Bytes())
 		return err
 	}
-	tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
-	if _, err := tw.Write(buf.Bytes()); err != nil {
-		return err
-	}
-	return tw.Flush()
+	return aligned(w, 10, buf.Bytes())
 }
 
 // rowError returns the error of a template that does not fit its row. Package text/template puts the Go type of the row into the
