@@ -35,7 +35,6 @@ import (
 // Images is what builds need of the images; image.Service has it.
 type Images interface {
 	Get(ctx context.Context, ref string) (*image.Image, error)
-	Lookup(ref string) (oci.ImageID, error)
 	Index(ref string) (*image.Index, error)
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
 	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)

@@ -167,15 +167,17 @@ func (m *making) do(ctx context.Context, i int) error {
 		return err
 	}
 	id := oci.ImageID(oci.DigestOf(raw))
-	if _, err := m.b.s.o.Images.Lookup(string(id)); errors.Is(err, errs.NotFound) {
+	have := false // by exactly this ID: the service would look for another meaning of it in all images
+	if err := m.b.s.o.Store.Meta.View(func(tx *meta.Tx) error { have = tx.Images.Has(id); return nil }); err != nil {
+		return err
+	}
+	if !have {
 		if id, err = m.b.s.o.Images.Put(ctx, m.b.lease, image.PutOptions{Config: raw, Parent: m.parent, Step: m.step, Format: m.format}); err != nil {
 			return err
 		}
 		if v == nil {
 			st.Cached = false
 		}
-	} else if err != nil {
-		return err
 	}
 	m.parent, st.Image = id, id
 	m.b.l.StepDone(st)

@@ -220,7 +220,7 @@ func (r *putRecord) write(tx *meta.Tx) error {
 	if rec.Format == "" {
 		rec.Format = r.Format
 	}
-	if r.Parent != "" && r.Parent != r.id && tx.Images.Has(r.Parent) && !descends(tx, r.Parent, r.id) {
+	if r.Parent != "" && r.Parent != r.id && r.Parent != rec.Parent && tx.Images.Has(r.Parent) && !descends(tx, r.Parent, r.id) {
 		rec.Parent = r.Parent
 	}
 	for _, d := range []*oci.Descriptor{r.Index, r.Manifest} {
@@ -251,7 +251,46 @@ func (r *putRecord) write(tx *meta.Tx) error {
 
 // descends reports whether ancestor is id or one of its ancestors.
 func descends(tx *meta.Tx, id, ancestor oci.ImageID) bool {
-	return slices.Contains(withAncestors(tx, []oci.ImageID{id}), ancestor)
+	images := meta.Raw(tx.Images)
+	seen := map[oci.ImageID]bool{}
+	for id != "" && !seen[id] {
+		if id == ancestor {
+			return true
+		}
+		seen[id] = true
+		raw, err := images.Get(id)
+		if err != nil {
+			break
+		}
+		id = parentOf(raw)
+	}
+	return false
+}
+
+// parentOf reads the parent in a stored record, and stops there: an image that was built has as many ancestors as steps, and each has a long chain.
+func parentOf(raw json.RawMessage) oci.ImageID {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return ""
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return ""
+		}
+		if key == "parent" {
+			var id oci.ImageID
+			if d.Decode(&id) != nil {
+				return ""
+			}
+			return id
+		}
+		var other json.RawMessage
+		if d.Decode(&other) != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 // Create encodes a config, records an image with it and names the image. The layers are in the store. The same config gives the

@@ -131,3 +131,36 @@ func TestPutMovesNames(t *testing.T) {
 		t.Errorf("dangling: %v %v", list, err)
 	}
 }
+
+// An image does not become its own ancestor.
+func TestParentsMakeNoCircle(t *testing.T) {
+	f := imagetest.New(t)
+	ids := []oci.ImageID{f.Image(imagetest.Spec{Layers: [][]byte{imagetest.Tar(t, "f", "x")}})}
+	for _, step := range []string{"a", "b", "c"} {
+		ids = append(ids, f.Image(imagetest.Spec{Parent: ids[len(ids)-1], Empty: []string{step}}))
+	}
+	parent := func(id oci.ImageID) oci.ImageID {
+		img, err := f.Images.Get(t.Context(), string(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img.Parent
+	}
+	for i, id := range ids[1:] {
+		if parent(id) != ids[i] {
+			t.Errorf("the parent of image %d is %q, want %q", i+1, parent(id), ids[i])
+		}
+	}
+	for _, above := range ids {
+		first, err := f.Images.Get(t.Context(), string(ids[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Images.Put(t.Context(), nil, image.PutOptions{Config: first.Raw, Parent: above}); err != nil {
+			t.Fatal(err)
+		}
+		if got := parent(ids[0]); got != "" {
+			t.Errorf("the first image has the parent %q, which was made from it", got)
+		}
+	}
+}

@@ -41,6 +41,11 @@ func As[V any, K ~string](b Bucket[K, json.RawMessage]) Bucket[K, V] {
 	return Bucket[K, V]{b.b, b.table, b.log}
 }
 
+// Raw returns a bucket with records as they are stored.
+func Raw[K ~string, V any](b Bucket[K, V]) Bucket[K, json.RawMessage] {
+	return Bucket[K, json.RawMessage]{b.b, b.table, b.log}
+}
+
 // Result is a record of a walk. Err is set when the record cannot be decoded (errs.DataLoss); what the record says is then
 // unknown, but it exists.
 type Result[V any] struct {
