@@ -35,7 +35,7 @@ type Options struct {
 	Limits tarscan.Limits
 	// Memory is what layers may take until they are committed; nil means memory.Process.
 	Memory *memory.Pool
-	// IdleMounts is how many unused layers stay mounted; 0 means 64, a negative number none.
+	// IdleMounts is how many unused layers stay mounted, besides those of the chain that was used last; 0 means 64, a negative number none at all.
 	IdleMounts int
 }
 

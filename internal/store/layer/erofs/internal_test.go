@@ -288,6 +288,12 @@ func TestLayersAreMountedOnceAndDropped(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if len(d.mounts) != 5 || len(d.idle) != 5 {
+		t.Errorf("%d mounts and %d idle ones stay, want the chain that was used last", len(d.mounts), len(d.idle))
+	}
+	if err := errors.Join(d.View(t.Context(), chain[:1], a), d.Unmount(t.Context(), a)); err != nil {
+		t.Error(err)
+	}
 	if len(d.mounts) != 2 || len(d.idle) != 2 {
 		t.Errorf("%d mounts and %d idle ones stay, want 2", len(d.mounts), len(d.idle))
 	}

@@ -156,7 +156,7 @@ func (d *Driver) mountIndex(m *layerMount) error {
 }
 
 // release ends the use of mounts that acquire returned. The most recently used mounts stay mounted, up to
-// Options.IdleMounts.
+// Options.IdleMounts. If any may stay, the whole chain that was released last does: the next step of a build uses it again.
 func (d *Driver) release(mounts []*layerMount) {
 	d.mu.Lock()
 	var drop []*layerMount
@@ -170,7 +170,11 @@ func (d *Driver) release(mounts []*layerMount) {
 		}
 		d.idle = append(d.idle, m)
 	}
-	for len(d.idle) > max(d.opts.IdleMounts, 0) {
+	most := max(d.opts.IdleMounts, 0)
+	if most > 0 {
+		most = max(most, len(mounts))
+	}
+	for len(d.idle) > most {
 		drop = append(drop, d.idle[0])
 		delete(d.mounts, d.idle[0].key)
 		d.idle = d.idle[1:]
