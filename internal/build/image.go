@@ -226,6 +226,9 @@ func (m *making) encode(st *dockerfile.Step, n int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !m.hasMore(c) {
+		return flat, nil
+	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(flat, &fields); err != nil {
 		return nil, errs.New(errs.Internal, "image config: %w", err)
@@ -236,6 +239,25 @@ func (m *making) encode(st *dockerfile.Step, n int) ([]byte, error) {
 		}
 	}
 	return json.Marshal(fields)
+}
+
+// hasMore reports whether the config that the image began with has fields that c does not have. Most have none, and a config of many steps is long.
+func (m *making) hasMore(c oci.Config) bool {
+	c.Config, c.History, c.RootFS = oci.RunConfig{}, nil, oci.RootFS{}
+	short, err := json.Marshal(c)
+	if err != nil {
+		return true
+	}
+	var has map[string]json.RawMessage
+	if json.Unmarshal(short, &has) != nil {
+		return true
+	}
+	for k := range m.fields {
+		if _, ok := has[k]; !ok && !ours[k] {
+			return true
+		}
+	}
+	return false
 }
 
 // ours are the fields of a config that encode decides about, also when it leaves them out.
