@@ -33,7 +33,7 @@ var allowed = map[string]bool{
 }
 
 // Apply applies instructions to cfg, in order. The lines together are one Dockerfile without FROM, as for docker: an instruction may
-// span several of them. errs.Invalid for a malformed instruction, which is in the error; cfg is then unchanged.
+// span several of them. UNSET is one of ours. errs.Invalid for a malformed instruction, which is in the error; cfg is then unchanged.
 func Apply(cfg *oci.RunConfig, lines []string) error {
 	if len(lines) == 0 {
 		return nil
@@ -62,6 +62,9 @@ func Apply(cfg *oci.RunConfig, lines []string) error {
 }
 
 func (s *State) change(n *parser.Node) error {
+	if strings.EqualFold(n.Value, "UNSET") {
+		return s.unset(n.Original)
+	}
 	if !allowed[strings.ToUpper(n.Value)] {
 		return errs.New(errs.Invalid, "%s is not a valid change command", clip(n.Value))
 	}

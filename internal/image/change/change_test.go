@@ -66,6 +66,13 @@ func TestApply(t *testing.T) {
 		{"healthcheck none", oci.RunConfig{}, []string{"HEALTHCHECK none"}, oci.RunConfig{Healthcheck: &oci.Healthcheck{Test: []string{"NONE"}}}},
 		{"stopsignal", oci.RunConfig{}, []string{"STOPSIGNAL SIGQUIT"}, oci.RunConfig{StopSignal: "SIGQUIT"}},
 		{"stopsignal realtime", oci.RunConfig{}, []string{"STOPSIGNAL RTMIN+3"}, oci.RunConfig{StopSignal: "RTMIN+3"}},
+		{"unset names", oci.RunConfig{Volumes: set("/a", "/b"), ExposedPorts: set("80/tcp", "53/udp"), Labels: map[string]string{"l": "1"}, Env: []string{"A=1", "B=2"}},
+			[]string{"UNSET VOLUME /a", "unset expose 53/udp", "UNSET LABEL l", "UNSET ENV A", "ENV C=x$A"},
+			oci.RunConfig{Volumes: set("/b"), ExposedPorts: set("80/tcp"), Env: []string{"B=2", "C=x"}}},
+		{"unset all of it", oci.RunConfig{Volumes: set("/a"), ExposedPorts: set("80/tcp"), Cmd: []string{"c"}, Entrypoint: []string{"e"}, User: "u", WorkingDir: "/w", StopSignal: "9",
+			Shell: []string{"s"}, Healthcheck: &oci.Healthcheck{Test: []string{"NONE"}}, OnBuild: []string{"RUN a"}},
+			[]string{"UNSET VOLUME", "UNSET EXPOSE", "UNSET CMD", "UNSET ENTRYPOINT", "UNSET USER", "UNSET WORKDIR", "UNSET STOPSIGNAL", "UNSET SHELL", "UNSET HEALTHCHECK", "UNSET ONBUILD"},
+			oci.RunConfig{}},
 		{"several in one, continued, commented", oci.RunConfig{}, []string{"# c\nENV A=1 \\\n# between\n  B=2\n\nUSER u\r\n"},
 			oci.RunConfig{Env: []string{"A=1", "B=2"}, User: "u"}},
 	} {
@@ -119,6 +126,14 @@ func TestApplyRefuses(t *testing.T) {
 		"WORKDIR":                                       "exactly one argument",
 		"WORKDIR $NONE":                                 "WORKDIR is empty",
 		"ENV A=\x00":                                    "NUL",
+		"UNSET":                                         "name an instruction",
+		"UNSET VOLUME /none":                            "the image has no /none",
+		"UNSET EXPOSE 80":                               "the image has no 80/tcp",
+		"UNSET EXPOSE x":                                "invalid containerPort",
+		"UNSET ENV":                                     "name the variables",
+		"UNSET ENV NONE":                                "the image has no NONE",
+		"UNSET USER root":                               "it has no names",
+		"UNSET RUN":                                     "nothing of an image",
 		"ENV A=" + strings.Repeat(`${B:-"}"`, 20000): "nested deeper",
 	} {
 		cfg := oci.RunConfig{Env: []string{"KEEP=1"}}
