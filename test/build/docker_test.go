@@ -123,15 +123,7 @@ func TestRecordDocker(t *testing.T) {
 	if !*updateDocker && os.Getenv("PLY_NIGHTLY") == "" {
 		t.Skip("the records are checked at night")
 	}
-	d := newEngine(t, "docker")
-	d.cli = []string{"/usr/bin/docker"}           // the one of Debian has BuildKit without a plug-in
-	config := filepath.Join(d.dir, "daemon.json") // not that of the machine
-	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.run(t, "ip", "link", "del", "docker0") }) // it stays when dockerd ends
-	d.start(t, exec.Command("dockerd", "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "run"), "-H", "unix://"+d.sock,
-		"--pidfile", filepath.Join(d.dir, "pid"), "--storage-driver", "overlay2", "--config-file", config))
+	d := startDocker(t)
 	for i, builder := range builders[:2] {
 		e := *d
 		e.env = append(slices.Clone(d.env), fmt.Sprintf("DOCKER_BUILDKIT=%d", i), "BUILDKIT_PROGRESS=plain")
@@ -143,6 +135,56 @@ func TestRecordDocker(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// startDocker starts Debian's dockerd. It ends with the test.
+func startDocker(t *testing.T) *engine {
+	t.Helper()
+	d := newEngine(t, "docker")
+	d.cli = []string{"/usr/bin/docker"}           // the one of Debian has BuildKit without a plug-in
+	config := filepath.Join(d.dir, "daemon.json") // not that of the machine
+	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.run(t, "ip", "link", "del", "docker0") }) // it stays when dockerd ends
+	d.start(t, exec.Command("dockerd", "--data-root", filepath.Join(d.dir, "data"), "--exec-root", filepath.Join(d.dir, "run"), "-H", "unix://"+d.sock,
+		"--pidfile", filepath.Join(d.dir, "pid"), "--storage-driver", "overlay2", "--config-file", config))
+	return d
+}
+
+// The BuildKit in Debian's dockerd takes the results of a build from the caches that ply has written, in an image and in a reference of their own. The Dockerfile has
+// only plain COPYs: to the front end there, which is five years older, a RUN and some flags have other keys.
+func TestBuildKitReadsOurCaches(t *testing.T) {
+	if os.Getenv("PLY_NIGHTLY") == "" {
+		t.Skip("dockerd is started at night")
+	}
+	e, d := startPly(t, "overlay2"), startDocker(t)
+	d.env = append(slices.Clone(d.env), "DOCKER_BUILDKIT=1", "BUILDKIT_PROGRESS=plain")
+	r := startRegistry(t, t.TempDir()).Host
+	e.ply(t, "tag", "base", r+"/base:1")
+	e.ply(t, "push", "-q", r+"/base:1")
+	dir := write(t, map[string]string{"Dockerfile": "FROM " + r + "/base:1\nCOPY a /a\nCOPY d /d/\n", "a": "alpha\n", "d/x": "x\n"})
+	inline, whole := r+"/app:1", r+"/cache:1"
+	e.run(t, e.cli[0], "build", "-q", "--push", "-t", inline, "--cache-to", "type=inline", "--cache-to", "type=registry,mode=max,ref="+whole, dir)
+	for _, cache := range []string{inline, whole} {
+		out, code := d.try(dir, d.cli[0], "build", "--cache-from", cache, "-t", "got", ".")
+		if code != 0 || strings.Count(out, "CACHED") != 2 || !strings.Contains(out, "pulling sha256:") {
+			t.Errorf("%s: exit code %d\n%s", cache, code, out)
+			continue
+		}
+		tr, err := d.saved("got")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tr["/a"].data != "alpha\n" || tr["/d/x"].data != "x\n" {
+			t.Errorf("%s: the image has %v %v", cache, tr["/a"], tr["/d/x"])
+		}
+		d.run(t, d.cli[0], "rmi", "got")
+		d.run(t, d.cli[0], "builder", "prune", "-af")
+	}
+	if out, code := d.try(dir, d.cli[0], "build", "."); code != 0 || strings.Contains(out, "CACHED") {
+		t.Errorf("without a cache: exit code %d\n%s", code, out)
 	}
 }
 

@@ -297,6 +297,7 @@ func TestHostileDockerfiles(t *testing.T) {
 		{"too many instructions", "FROM base\n" + many(100_000, "LABEL a=b\n"), "Dockerfile:"},
 		{"too many stages", many(20_000, "FROM base\n"), "Dockerfile:"},
 		{"one long line", "FROM base\nLABEL a=" + many(3<<20, "x") + "\n", ""},
+		{"a descriptor of the runtime", "FROM base\nWORKDIR /proc/self/fd/7\nRUN true\n", "/proc/self/fd/7"},
 		{"no end of a heredoc", "FROM base\nCOPY <<A <<B /\nx\nA\n", "Dockerfile:2"},
 		{"binary", "\x00\x01\x02\xff\xfe" + many(1000, "\x00"), "Dockerfile:1"},
 		{"a stage that copies from itself", "FROM base AS a\nCOPY --from=a /x /x\n", ""},
