@@ -259,7 +259,7 @@ func (s *Service) connect(ctx context.Context, p *planned) (_ Connection, err er
 			s.drop(ctx, p.up, c)
 		}
 	}()
-	if err := p.up.allocate(p.spec, &c.Endpoint); err != nil {
+	if err := p.up.allocate(ctx, p.spec, &c.Endpoint); err != nil {
 		return c, err
 	}
 	if err := p.up.Connect(ctx, &c); err != nil {
@@ -286,8 +286,9 @@ func (c *Connection) entry() names.Entry {
 	return e
 }
 
-// allocate chooses the addresses of an endpoint.
-func (m *made) allocate(spec EndpointSpec, e *Endpoint) error {
+// allocate chooses the addresses of an endpoint. One that is asked for by name may still be that of an interface which is being removed, such as the container's own
+// before a restart: allocate waits for it.
+func (m *made) allocate(ctx context.Context, spec EndpointSpec, e *Endpoint) error {
 	if spec.MAC != "" {
 		if _, err := net.ParseMAC(spec.MAC); err != nil {
 			return invalid("invalid MAC address %q", spec.MAC)
@@ -306,6 +307,9 @@ func (m *made) allocate(spec EndpointSpec, e *Endpoint) error {
 				return invalid("address %s: the network has no %s subnet", f.want, f.what)
 			}
 			continue
+		}
+		if err := f.family.addresses.Await(ctx, f.want); err != nil {
+			return err
 		}
 		a, err := f.family.addresses.Allocate(f.want)
 		if err != nil {
@@ -350,8 +354,12 @@ func (s *Service) drop(ctx context.Context, up *made, c Connection) {
 		}
 	}
 	if up != nil {
+		addresses := up.families(c.Endpoint)
+		for _, f := range addresses {
+			f.family.addresses.Leave(f.addr)
+		}
 		up.Disconnect(context.WithoutCancel(ctx), c, func() {
-			for _, f := range up.families(c.Endpoint) {
+			for _, f := range addresses {
 				f.family.addresses.Free(f.addr)
 			}
 		})

@@ -154,6 +154,28 @@ func TestRangeAndReservedAddresses(t *testing.T) {
 	}
 }
 
+// A container that ends and starts again at once gets the address that it asks for, although its interface is still being removed.
+func TestStaticAddressAfterRestart(t *testing.T) {
+	w := newWorld(t)
+	w.create(network.CreateOptions{Name: "n", Pools: []network.Pool{{Subnet: prefix("10.5.0.0/16")}, {Subnet: prefix("fd05::/64")}}})
+	spec := network.EndpointSpec{IPv4: netip.MustParseAddr("10.5.9.9"), IPv6: netip.MustParseAddr("fd05::9")}
+	for range 20 {
+		a, err := w.s.Attach(t.Context(), w.request(idA, network.EndpointRequest{Network: "n", Spec: spec}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := a.Endpoints["n"]; e.IPv4.String() != "10.5.9.9/16" || e.IPv6.String() != "fd05::9/64" {
+			t.Errorf("endpoint %+v", e)
+		}
+		if _, err := w.s.Attach(t.Context(), w.request(idB, network.EndpointRequest{Network: "n", Spec: spec})); !errors.Is(err, errs.Conflict) {
+			t.Errorf("the address of another container: %v, want Conflict", err)
+		}
+		if err := w.s.Detach(t.Context(), idA, w.ns(idA)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Containers of two networks do not reach each other; one that is in both reaches both, and its default route and its published port follow the gateway.
 func TestSeveralNetworks(t *testing.T) {
 	w := newWorld(t)

@@ -5,6 +5,7 @@
 package ipam
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"net/netip"
@@ -86,12 +87,14 @@ type Allocator struct {
 	pool   netip.Prefix // the part of subnet to choose from
 	next   netip.Addr
 	used   map[netip.Addr]bool
+
+	leaving map[netip.Addr]chan struct{} // closed when the address is free
 }
 
 // NewAllocator returns an allocator that chooses addresses from pool, which lies in subnet. The subnet's first
 // address, the last one of an IPv4 subnet, and the reserved ones are never allocated.
 func NewAllocator(subnet, pool netip.Prefix, reserved ...netip.Addr) *Allocator {
-	a := &Allocator{subnet: subnet.Masked(), pool: pool.Masked(), used: map[netip.Addr]bool{}}
+	a := &Allocator{subnet: subnet.Masked(), pool: pool.Masked(), used: map[netip.Addr]bool{}, leaving: map[netip.Addr]chan struct{}{}}
 	if a.subnet.Bits() < a.subnet.Addr().BitLen()-1 {
 		a.used[a.subnet.Addr()] = true
 	}
@@ -136,9 +139,38 @@ func (a *Allocator) Allocate(want netip.Addr) (netip.Addr, error) {
 	}
 }
 
+// Leave says that an allocated address will be free soon: Free follows.
+func (a *Allocator) Leave(addr netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.used[addr] && a.leaving[addr] == nil {
+		a.leaving[addr] = make(chan struct{})
+	}
+}
+
+// Await waits while an address is about to be free.
+func (a *Allocator) Await(ctx context.Context, addr netip.Addr) error {
+	a.mu.Lock()
+	free := a.leaving[addr]
+	a.mu.Unlock()
+	if free == nil {
+		return nil
+	}
+	select {
+	case <-free:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // Free makes an allocated address available again.
 func (a *Allocator) Free(addr netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.used, addr)
+	if free := a.leaving[addr]; free != nil {
+		close(free)
+		delete(a.leaving, addr)
+	}
 }

@@ -1,10 +1,12 @@
 package ipam
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"ply/internal/errs"
 )
@@ -87,5 +89,36 @@ func TestSubnets(t *testing.T) {
 	}
 	if got := Subnets(prefix("255.255.255.0/24"), 25); len(got) != 2 {
 		t.Errorf("Subnets at the end of the address space = %v", got)
+	}
+}
+
+// Who asks for an address that is about to be free gets it; who asks for any address gets another.
+func TestLeavingAddress(t *testing.T) {
+	subnet := netip.MustParsePrefix("10.0.0.0/29")
+	a := NewAllocator(subnet, subnet)
+	own, err := a.Allocate(netip.MustParseAddr("10.0.0.3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Leave(own)
+	for range 4 {
+		if other, err := a.Allocate(netip.Addr{}); err != nil || other == own {
+			t.Errorf("any address: %s, %v", other, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := a.Await(ctx, own); err == nil {
+		t.Error("the wait for an address ended before it was free")
+	}
+	time.AfterFunc(20*time.Millisecond, func() { a.Free(own) })
+	if err := a.Await(t.Context(), own); err != nil {
+		t.Error(err)
+	}
+	if again, err := a.Allocate(own); err != nil || again != own {
+		t.Errorf("%s, %v", again, err)
+	}
+	if err := a.Await(t.Context(), own); err != nil { // it stays: nothing to wait for
+		t.Error(err)
 	}
 }
