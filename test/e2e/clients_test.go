@@ -20,11 +20,7 @@ var quickClients = []string{"regctl"}
 // TestClients runs the stories of the programs of other projects that drive plyd or its registry. In PATH of a story are those that test/setup/clients has
 // installed, docker-buildx and docker-compose are plug-ins of the docker clients too, and the name of each is a condition that holds where it is installed.
 func TestClients(t *testing.T) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "ply-clients")
+	dir := clientDir()
 	p := stories(t, "clients")
 	p.Setup = func(env *testscript.Env) error {
 		if err := setup(env); err != nil {

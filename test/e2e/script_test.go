@@ -24,7 +24,7 @@ import (
 )
 
 // TestScripts runs the stories, each against a plyd of its own. A file plyd.flags in a story adds flags. The condition [docker28] holds where
-// the docker in PATH is the 28.2 client, [quota] where the directory of plyd enforces project quotas; Debian's own is docker20 everywhere.
+// the docker in PATH is the 28.2 client, [docker29] where test/setup/clients has installed docker29, [quota] where the directory of plyd enforces project quotas; Debian's own is docker20 everywhere.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, stories(t, "script"))
 }
@@ -48,6 +48,12 @@ func stories(t *testing.T, dir string) testscript.Params {
 func condition(name string) (bool, error) {
 	switch name {
 	case "docker28":
+	case "docker29":
+		_, err := os.Stat(filepath.Join(clientDir(), name))
+		if err != nil && os.Getenv("PLY_NIGHTLY") != "" {
+			return false, fmt.Errorf("%w: test/setup/clients %s installs it", err, name)
+		}
+		return err == nil, nil
 	case "quota":
 		return quota.Check("/var/tmp") == nil, nil
 	default:
@@ -55,6 +61,15 @@ func condition(name string) (bool, error) {
 	}
 	out, err := exec.Command("docker", "--version").Output()
 	return err == nil && strings.HasPrefix(string(out), "Docker version 28.2"), nil
+}
+
+// clientDir returns the directory into which test/setup/clients installs.
+func clientDir() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		panic(err) // there is no home directory
+	}
+	return filepath.Join(cache, "ply-clients")
 }
 
 type worldKey struct{}
@@ -79,7 +94,7 @@ func setup(env *testscript.Env) error {
 	w.startPlyd()
 	env.Values[worldKey{}] = w
 	env.Vars = append(env.Vars, w.clientEnv()...)
-	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH"))
+	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH")+":"+clientDir())
 	env.Vars = append(env.Vars, "ROOT="+root, "BIN="+bin, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
 	return nil
 }
