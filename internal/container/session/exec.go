@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -140,6 +142,7 @@ func (e *Exec) Start(ctx context.Context, opts AttachOptions, detach bool, size 
 	}
 	st, err := e.create(ctx, size, opts, detach)
 	if err != nil {
+		e.run.withdraw(ctx, e.id)
 		e.end(exitCode(err))
 		return err
 	}
@@ -148,6 +151,7 @@ func (e *Exec) Start(ctx context.Context, opts AttachOptions, detach bool, size 
 	}
 	if opts.Ready != nil {
 		if err := opts.Ready(); err != nil {
+			e.run.withdraw(ctx, e.id)
 			e.end(126)
 			return err
 		}
@@ -193,7 +197,7 @@ func (e *Exec) create(ctx context.Context, size [2]uint, opts AttachOptions, det
 	if err != nil {
 		return nil, err
 	}
-	if err := e.run.Client.Exec(ctx, e.id, p, shim.ExecOptions{Stdin: opts.Stdin != nil, Detach: detach}); err != nil {
+	if err := e.run.createExec(ctx, e.id, p, shim.ExecOptions{Stdin: opts.Stdin != nil, Detach: detach}); err != nil {
 		return nil, err
 	}
 	if detach {
@@ -208,6 +212,7 @@ func (e *Exec) create(ctx context.Context, size [2]uint, opts AttachOptions, det
 func (e *Exec) begin(ctx context.Context) error {
 	// A client that leaves now must not leave a process that nothing watches.
 	if err := e.set.start(context.WithoutCancel(ctx), e.run, e.id); err != nil {
+		e.run.withdraw(ctx, e.id)
 		e.end(exitCode(err))
 		if pe, ok := errors.AsType[*shim.ProgramError](err); ok {
 			return errs.New(errs.Invalid, "OCI runtime exec failed: exec failed: %w", pe)
@@ -285,6 +290,21 @@ func (e *Exec) forget() {
 	e.set.reg.forgetLater(e)
 }
 
+// createExec makes a process in the shim. It does not end with ctx, because then it would not be known whether there is something to withdraw.
+func (r *Run) createExec(ctx context.Context, id string, p *specs.Process, o shim.ExecOptions) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer cancel()
+	return r.Client.Exec(ctx, id, p, o)
+}
+
+// withdraw lets the shim forget a process that was made and will not be started, as when the client has left. Its streams would stay open until the
+// end of the container.
+func (r *Run) withdraw(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer cancel()
+	_ = r.Client.Kill(ctx, id, shim.KillArgs{Signal: 9}) // there may be no such process, or no shim any more
+}
+
 // killLimit is how long the shim may take to kill a process.
 const killLimit = 10 * time.Second
 
@@ -296,15 +316,18 @@ func (s *Set) RunOnce(ctx context.Context, run *Run, sp spec.ExecSpec, out io.Wr
 		return -1, err
 	}
 	id := newExecID()
-	if err := run.Client.Exec(ctx, id, p, shim.ExecOptions{}); err != nil {
+	if err := run.createExec(ctx, id, p, shim.ExecOptions{}); err != nil {
+		run.withdraw(ctx, id)
 		return exitCode(err), err
 	}
 	st, err := run.attach(ctx, id, shim.AttachArgs{Stdout: true, Stderr: true})
 	if err != nil {
+		run.withdraw(ctx, id)
 		return -1, err
 	}
 	defer st.Close()
 	if err := s.start(ctx, run, id); err != nil {
+		run.withdraw(ctx, id)
 		return exitCode(err), err
 	}
 	err = pump(ctx, st, AttachOptions{Stdout: out, Stderr: out}, nil)

@@ -125,7 +125,7 @@ func (c *Client) State(ctx context.Context, process string) (StateReply, error) 
 }
 
 // Kill sends a signal to a process, or to every process of the container. It returns errs.Precondition when the process
-// has ended.
+// has ended. SIGKILL also ends an exec that was not started, and frees its streams.
 func (c *Client) Kill(ctx context.Context, process string, args KillArgs) error {
 	_, err := call[KillArgs, struct{}](ctx, c, OpKill, process, &args)
 	return err

@@ -259,6 +259,17 @@ func (p *process) begun() bool {
 	return p.started
 }
 
+// withdraw reports whether the process was not asked to run, and never will be.
+func (p *process) withdraw() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.started || p.exit != nil {
+		return false
+	}
+	p.started = true
+	return true
+}
+
 // running reports whether the process exists; it may not have been asked to run yet.
 func (p *process) running() bool {
 	p.mu.Lock()

@@ -254,6 +254,11 @@ func (s *server) kill(p *process, req shim.Request) error {
 	if a.Signal < 0 || a.Signal > maxSignal {
 		return &failure{shim.ClassInvalid, fmt.Sprintf("invalid signal: %d", a.Signal)}
 	}
+	if a.Signal == int(unix.SIGKILL) && p != s.init && p.withdraw() {
+		_ = p.io.closeChild() // nothing was written to them
+		s.failExec(p, p.gone())
+		return nil
+	}
 	if !p.running() {
 		return p.gone()
 	}
