@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -234,5 +235,57 @@ func TestPushDuringRemoval(t *testing.T) {
 		t.Errorf("the blob is lost: %v", err)
 	} else {
 		r.Close()
+	}
+}
+
+// crowded notes how many objects are being collected at once.
+type crowded struct {
+	metadata.Store
+
+	mu        sync.Mutex
+	now, most int
+}
+
+func (c *crowded) count(collect func() (bool, error)) (bool, error) {
+	c.mu.Lock()
+	c.now++
+	c.most = max(c.most, c.now)
+	c.mu.Unlock()
+	time.Sleep(time.Millisecond)
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.now--
+	}()
+	return collect()
+}
+
+func (c *crowded) CollectManifest(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (bool, error) {
+	return c.count(func() (bool, error) { return c.Store.CollectManifest(ctx, repo, d, before) })
+}
+
+func (c *crowded) CollectLink(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (bool, error) {
+	return c.count(func() (bool, error) { return c.Store.CollectLink(ctx, repo, d, before) })
+}
+
+// Objects are removed several at once, which share transactions: one at a time, a collection would be slower than clients who push. Each that
+// goes is counted once, and an error of one keeps no other.
+func TestRemovalsTogether(t *testing.T) {
+	w := newWorld(t)
+	const n = 100
+	child := w.manifest("a", `{"schemaVersion":2,"config":{"mediaType":"application/x","digest":"`+string(w.blob("a", "config"))+`","size":6},"layers":[]}`)
+	for i := range n {
+		w.blob("a", fmt.Sprint("blob ", i))
+		w.manifest("a", fmt.Sprintf(`{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":1}],"annotations":{"n":"%d"}}`, child, i))
+	}
+	store := &crowded{Store: w.Metadata}
+	later := time.Now().Add(time.Hour)
+	c := gc.Collector{Metadata: store, Blobs: w.Blobs, Untagged: true}
+	r, err := c.Run(t.Context(), later, later)
+	if err != nil || r.Manifests != n+1 || r.Links != n+1 || r.Blobs != n+1 {
+		t.Errorf("a collection: %+v, %v", r, err)
+	}
+	if store.most < 2 || store.most > 8 {
+		t.Errorf("%d objects are removed at once", store.most)
 	}
 }
