@@ -123,7 +123,7 @@ func TestWholeRoot(t *testing.T) {
 func TestLocks(t *testing.T) {
 	f, _, _ := whole(t)
 	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
-		db, err := bbolt.Open(f.Path(name), 0o600, nil)
+		db, err := bbolt.Open(f.Path(name), 0o600, &bbolt.Options{Timeout: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}
