@@ -67,7 +67,7 @@ func (s *Space) Close() error {
 // tickEvery is after how many ticks pages that were read again are dropped. A jump counts as several, because the kernel maps 64 KiB around what is read.
 const (
 	tickEvery = 1 << 12
-	jumpTicks = 16
+	jumpTicks = 64
 )
 
 // Tick is called for each element that a pass over the arrays looks at. It keeps the pages of the file that the process has mapped few.
