@@ -172,9 +172,21 @@ func (t *Trace) fail(err error) error {
 // maxLogs is how many bytes of logs one message has.
 const maxLogs = 1 << 20
 
-// split divides a message so that no part is too long for a client.
+// split divides a message so that no part is too long for a client. Vertices that have ended are after their logs.
 func split(m *controlapi.StatusResponse) []*controlapi.StatusResponse {
-	out := []*controlapi.StatusResponse{{Vertexes: m.Vertexes, Statuses: m.Statuses, Warnings: m.Warnings}}
+	printed := map[string]bool{}
+	for _, l := range m.Logs {
+		printed[l.Vertex] = true
+	}
+	var running, ended []*controlapi.Vertex
+	for _, v := range m.Vertexes {
+		if v.Completed == nil || !printed[v.Digest] {
+			running = append(running, v)
+		} else {
+			ended = append(ended, v)
+		}
+	}
+	out := []*controlapi.StatusResponse{{Vertexes: running, Statuses: m.Statuses, Warnings: m.Warnings}}
 	if n := len(out[0].Vertexes) + len(out[0].Statuses) + len(out[0].Warnings); n == 0 {
 		out = out[:0]
 	}
@@ -191,6 +203,14 @@ func split(m *controlapi.StatusResponse) []*controlapi.StatusResponse {
 	if len(out) > 1 && len(out[0].Logs) == 0 && size <= maxLogs && len(out) == 2 {
 		out[0].Logs = out[1].Logs
 		out = out[:1]
+	}
+	switch len(out) {
+	case 0:
+		out = append(out, &controlapi.StatusResponse{Vertexes: m.Vertexes})
+	case 1:
+		out[0].Vertexes = m.Vertexes // in their order
+	default:
+		out[len(out)-1].Vertexes = ended
 	}
 	return out
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"ply/internal/build/dockerfile"
 	"ply/internal/build/ops"
@@ -123,5 +124,31 @@ func TestTraceWithoutReader(t *testing.T) {
 	cancel()
 	if err := NewTrace().Send(ended, nil); !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A vertex ends after all of its logs, however many messages these need.
+func TestSplitKeepsTheOrder(t *testing.T) {
+	at := timestamppb.Now()
+	log := func(n int) *controlapi.VertexLog { return &controlapi.VertexLog{Vertex: "a", Msg: make([]byte, n)} }
+	for _, logs := range [][]*controlapi.VertexLog{nil, {log(1)}, {log(maxLogs), log(maxLogs), log(1)}} {
+		parts := split(&controlapi.StatusResponse{Vertexes: []*controlapi.Vertex{{Digest: "a"}, {Digest: "a", Completed: at}, {Digest: "b"}}, Logs: logs})
+		var n, began int
+		for i, p := range parts {
+			n += len(p.Logs)
+			for _, v := range p.Vertexes {
+				if v.Completed == nil {
+					began++
+				} else if i != len(parts)-1 {
+					t.Errorf("%d logs: it ends in part %d of %d", len(logs), i+1, len(parts))
+				}
+			}
+		}
+		if n != len(logs) || began != 2 || len(parts) == 0 || len(parts[0].Vertexes) < 2 {
+			t.Errorf("%d logs: %v", len(logs), parts)
+		}
+	}
+	if parts := split(&controlapi.StatusResponse{Vertexes: []*controlapi.Vertex{{Digest: "a", Completed: at}}}); len(parts) != 1 || len(parts[0].Vertexes) != 1 {
+		t.Errorf("an end alone: %v", parts)
 	}
 }
