@@ -153,9 +153,9 @@ func startDocker(t *testing.T) *engine {
 	return d
 }
 
-// The BuildKit in Debian's dockerd takes the results of a build from the caches that ply has written, in an image and in a reference of their own. The Dockerfile has
+// The BuildKit in Debian's dockerd takes the results of a build from the cache that ply has written into an image. The Dockerfile has
 // only plain COPYs: to the front end there, which is five years older, a RUN and some flags have other keys.
-func TestBuildKitReadsOurCaches(t *testing.T) {
+func TestBuildKitReadsOurCache(t *testing.T) {
 	if os.Getenv("PLY_NIGHTLY") == "" {
 		t.Skip("dockerd is started at night")
 	}
@@ -165,26 +165,18 @@ func TestBuildKitReadsOurCaches(t *testing.T) {
 	e.ply(t, "tag", "base", r+"/base:1")
 	e.ply(t, "push", "-q", r+"/base:1")
 	dir := write(t, map[string]string{"Dockerfile": "FROM " + r + "/base:1\nCOPY a /a\nCOPY d /d/\n", "a": "alpha\n", "d/x": "x\n"})
-	inline, whole := r+"/app:1", r+"/cache:1"
-	e.run(t, e.cli[0], "build", "-q", "--push", "-t", inline, "--cache-to", "type=inline", "--cache-to", "type=registry,mode=max,ref="+whole, dir)
-	for _, cache := range []string{inline, whole} {
-		out, code := d.try(dir, d.cli[0], "build", "--cache-from", cache, "-t", "got", ".")
-		if code != 0 || strings.Count(out, "CACHED") != 2 || !strings.Contains(out, "pulling sha256:") {
-			t.Errorf("%s: exit code %d\n%s", cache, code, out)
-			continue
-		}
-		tr, err := d.saved("got")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if tr["/a"].data != "alpha\n" || tr["/d/x"].data != "x\n" {
-			t.Errorf("%s: the image has %v %v", cache, tr["/a"], tr["/d/x"])
-		}
-		d.run(t, d.cli[0], "rmi", "got")
-		d.run(t, d.cli[0], "builder", "prune", "-af")
+	inline := r + "/app:1"
+	e.run(t, e.cli[0], "build", "-q", "--push", "-t", inline, "--cache-to", "type=inline", dir)
+	out, code := d.try(dir, d.cli[0], "build", "--cache-from", inline, "-t", "got", ".")
+	if code != 0 || strings.Count(out, "CACHED") != 2 || !strings.Contains(out, "pulling sha256:") {
+		t.Fatalf("exit code %d\n%s", code, out)
 	}
-	if out, code := d.try(dir, d.cli[0], "build", "."); code != 0 || strings.Contains(out, "CACHED") {
-		t.Errorf("without a cache: exit code %d\n%s", code, out)
+	tr, err := d.saved("got")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tr["/a"].data != "alpha\n" || tr["/d/x"].data != "x\n" {
+		t.Errorf("the image has %v %v", tr["/a"], tr["/d/x"])
 	}
 }
 
