@@ -133,7 +133,7 @@ var providers = map[string][]string{
 	"iproute2":        {"ip", "ss"},
 	"nftables":        {"nft"},
 	"procps":          {"pgrep", "pkill", "ps"},
-	"docker.io":       {"docker", "dockerd", "runc"},
+	"docker.io":       {"docker", "dockerd", "runc", "containerd", "ctr"}, // the last two by the package that it depends on
 	"docker-registry": {"docker-registry"},
 	"python3-docker":  {"python3"},
 	"groff-base":      {"groff"},
