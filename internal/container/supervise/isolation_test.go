@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -288,6 +289,58 @@ func TestPause(t *testing.T) {
 	}
 	if e := b.wait(); e.Code != 137 {
 		t.Errorf("killed while paused: %+v", e)
+	}
+}
+
+// An exec that is made and not started, because its client has left, is withdrawn: its clients see the end, and its streams are closed.
+func TestExecThatIsNeverStarted(t *testing.T) {
+	b := sh(t, "exec sleep 1000").launch().start()
+	open := func() int {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", b.c.Identity().PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	kill := func(id string) error {
+		return b.c.Kill(t.Context(), id, shim.KillArgs{Signal: int(unix.SIGKILL)})
+	}
+	before := open()
+	for i, o := range []shim.ExecOptions{{}, {Stdin: true}, {Detach: true}, {Stdin: true}} {
+		id := fmt.Sprint("x", i)
+		p := execProcess(b, "/bin/true")
+		p.Terminal = i == 3
+		if err := b.c.Exec(t.Context(), id, p, o); err != nil {
+			t.Fatal(err)
+		}
+		if !o.Detach {
+			st, err := b.c.Attach(t.Context(), id, shim.AttachArgs{Stdout: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if _, _, err := st.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+					t.Errorf("%s: a client reads %v, want the end", id, err)
+				}
+				_ = st.Close() // only read from
+			}()
+		}
+		if err := b.c.Kill(t.Context(), id, shim.KillArgs{Signal: int(unix.SIGTERM)}); !errors.Is(err, errs.Precondition) {
+			t.Errorf("%s: SIGTERM before the start = %v, want errs.Precondition", id, err)
+		}
+		if err := kill(id); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+		if err := kill(id); !errors.Is(err, errs.Precondition) {
+			t.Errorf("%s: killed again = %v, want errs.Precondition", id, err)
+		}
+		if err := b.c.Start(t.Context(), id); err == nil {
+			t.Errorf("%s: started after it was withdrawn", id)
+		}
+	}
+	eventually(t, "the streams are closed", func() bool { return open() <= before+3 }) // the three clients that are attached
+	if st, err := b.c.State(t.Context(), ""); err != nil || st.Status != "running" {
+		t.Errorf("state %+v, %v", st, err)
 	}
 }
 
