@@ -289,6 +289,25 @@ func TestWithoutICC(t *testing.T) {
 	}
 }
 
+// A network that is removed leaves no bridge, also when it was made by an earlier engine and nothing has used it since.
+func TestRemoveAfterARestart(t *testing.T) {
+	w := newWorld(t)
+	w.create(network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "left"}})
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if l := links(t); !strings.Contains(l, "left") {
+		t.Fatalf("links %s", l)
+	}
+	if err := w.s.Remove(t.Context(), "n"); err != nil {
+		t.Fatal(err)
+	}
+	if l := links(t); strings.Contains(l, "left") {
+		t.Errorf("links %s", l)
+	}
+}
+
 // Two engines on one host have a bridge, a table and addresses each, and neither touches those of the other.
 func TestTwoEngines(t *testing.T) {
 	a, b := newWorldOf(t, "one"), newWorldOf(t, "two")
