@@ -156,7 +156,8 @@ func (w *world) end() {
 		w.t.Error(err)
 	}
 	for _, c := range list {
-		if err := w.s.Remove(ctx, string(c.ID), true, true, false); err != nil {
+		err := w.s.Remove(ctx, string(c.ID), true, true, false)
+		if err != nil && !(c.Spec.AutoRemove && errors.Is(err, errs.NotFound)) { // one with --rm may have ended meanwhile
 			w.t.Errorf("remove %s: %v", c.Name, err)
 		}
 	}
