@@ -435,8 +435,8 @@ func hostileInput(t *testing.T, w *world) (all []attack) {
 		pull("xz-64", "", imageOf(t, 0, zeros(t, dict+"64MiB", 70<<20), zeros(t, dict+"64MiB", 80<<20))))
 	add("gzip of zeros", pull("gzip-bomb", "", imageOf(t, 0, zeros(t, "gzip", int64(night)<<28))), pull("gzip", "", imageOf(t, 0, zeros(t, "gzip", 1<<20))))
 	add("long PAX headers", pull("pins", "", imageOf(t, 0, pins(t, "zstd", 200*night))), pull("pin", "", imageOf(t, 0, pins(t, "zstd", 10))))
-	add("many entries", pull("entries", "memory", imageOf(t, 0, files(t, "a", 600_000))), pull("1e5-entries", "", imageOf(t, 0, files(t, "b", 100_000))))
-	add("long names", pull("names", "memory", imageOf(t, 0, longNames(t, 20_000))), pull("some-names", "", imageOf(t, 0, longNames(t, 500))))
+	add("many entries", pull("entries", "memory", imageOf(t, 0, files(t, "a", 2_500_000))), pull("6e5-entries", "", imageOf(t, 0, files(t, "b", 600_000))))
+	add("long names", pull("names", "", imageOf(t, 0, longNames(t, 20_000))), pull("some-names", "", imageOf(t, 0, longNames(t, 500))))
 
 	var tall []packed
 	for i := range 20 * night {
