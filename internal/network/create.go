@@ -322,9 +322,7 @@ func (s *Service) remove(ctx context.Context, m *managed) error {
 	err := s.opts.Meta.Update(func(tx *meta.Tx) error { return tx.Networks.Delete(m.name) })
 	if err == nil {
 		ctx := context.WithoutCancel(ctx)
-		// Of a network that nothing has used since this engine began, an earlier one may have left the bridge.
-		_, upErr := s.up(ctx, m, false)
-		if err := errors.Join(upErr, m.down(ctx), s.tables.Drop(m.ID)); err != nil {
+		if err := errors.Join(s.takeDown(ctx, m), s.tables.Drop(m.ID)); err != nil {
 			s.log.Warn("something of a removed network stays on this host", "network", m.name, "err", err)
 		}
 		s.publish("destroy", m, "")

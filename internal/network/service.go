@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -268,9 +269,21 @@ func (s *Service) Teardown(ctx context.Context) error {
 	}
 	var all error
 	for _, m := range s.all() {
-		all = errors.Join(all, m.down(ctx))
+		all = errors.Join(all, s.takeDown(ctx, m))
 	}
 	return all
+}
+
+// takeDown removes a network from the host. Of one that nothing has used since this engine began, an earlier engine may have left the bridge.
+func (s *Service) takeDown(ctx context.Context, m *managed) error {
+	if m.config.Bridge != "" && m.current() == nil {
+		if _, err := net.InterfaceByName(m.config.Bridge); err == nil {
+			if _, err := s.up(ctx, m, false); err != nil {
+				s.log.Info("the bridge of a network stays on this host", "network", m.name, "err", err) // it may be another engine's
+			}
+		}
+	}
+	return m.down(ctx)
 }
 
 // down removes the network from the host if it is there.

@@ -289,22 +289,29 @@ func TestWithoutICC(t *testing.T) {
 	}
 }
 
-// A network that is removed leaves no bridge, also when it was made by an earlier engine and nothing has used it since.
-func TestRemoveAfterARestart(t *testing.T) {
-	w := newWorld(t)
-	w.create(network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "left"}})
-	if err := w.s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	w.open()
-	if l := links(t); !strings.Contains(l, "left") {
-		t.Fatalf("links %s", l)
-	}
-	if err := w.s.Remove(t.Context(), "n"); err != nil {
-		t.Fatal(err)
-	}
-	if l := links(t); strings.Contains(l, "left") {
-		t.Errorf("links %s", l)
+// A network that is removed leaves no bridge, and neither does an engine that ends, also when the network was made by an earlier engine and nothing has used it since.
+func TestNothingIsLeftAfterARestart(t *testing.T) {
+	for name, end := range map[string]func(*network.Service) error{
+		"rm":   func(s *network.Service) error { return s.Remove(t.Context(), "n") },
+		"stop": func(s *network.Service) error { return s.Teardown(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.create(network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "left"}})
+			if err := w.s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			w.open()
+			if l := links(t); !strings.Contains(l, "left") {
+				t.Fatalf("links %s", l)
+			}
+			if err := end(w.s); err != nil {
+				t.Fatal(err)
+			}
+			if l := links(t); strings.Contains(l, "left") {
+				t.Errorf("links %s", l)
+			}
+		})
 	}
 }
 
