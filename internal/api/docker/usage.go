@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"ply/internal/container"
 	"ply/internal/errs"
 	"ply/internal/image"
@@ -36,22 +34,8 @@ func (h usageHandlers) diskUsage(c *call) error {
 	}
 	wanted := func(t string) bool { return len(types) == 0 || slices.Contains(types, t) }
 	var answer wire.DiskUsage
-	var containers []*container.Container
-	var images []*image.Image
-	lists, ctx := errgroup.WithContext(c.ctx())
-	lists.Go(func() (err error) {
-		containers, err = h.containers.List(ctx, container.ListOptions{All: true, Size: wanted("container")})
-		return err
-	})
-	if wanted("image") {
-		lists.Go(func() (err error) {
-			if images, err = h.images.List(ctx, image.ListOptions{Shared: true}); err == nil {
-				answer.LayersSize, err = h.images.LayersSize(ctx)
-			}
-			return err
-		})
-	}
-	if err := lists.Wait(); err != nil {
+	containers, err := h.containers.List(c.ctx(), container.ListOptions{All: true, Size: wanted("container")})
+	if err != nil {
 		return err
 	}
 	if wanted("image") {
@@ -59,9 +43,16 @@ func (h usageHandlers) diskUsage(c *call) error {
 		for _, ctr := range containers {
 			uses[ctr.Image]++
 		}
+		images, err := h.images.List(c.ctx(), image.ListOptions{Shared: true})
+		if err != nil {
+			return err
+		}
 		answer.Images = []wire.Image{}
 		for _, img := range images {
 			answer.Images = append(answer.Images, summaryOf(img, c.v, uses[img.ID], true))
+		}
+		if answer.LayersSize, err = h.images.LayersSize(c.ctx()); err != nil {
+			return err
 		}
 	}
 	if wanted("container") {
@@ -91,11 +82,9 @@ func (h usageHandlers) diskUsage(c *call) error {
 		}
 	}
 	if wanted("build-cache") {
-		entries, err := buildCacheOf(c.ctx(), h.builder)
-		if err != nil {
+		if answer.BuildCache, err = buildCacheOf(c.ctx(), h.builder); err != nil {
 			return err
 		}
-		answer.BuildCache = entries
 	}
 	if c.v < 42 {
 		answer.BuilderSize = new(int64)
