@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/cache"
-	"ply/internal/build/solver"
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
@@ -141,9 +140,9 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 	for _, id := range out.Entries {
 		gone[string(id)] = true
 	}
-	// The images of steps need the layers, so they go first; so do those of steps that were removed before, while a container used the image.
+	// The images of steps need the layers, so they go first. Those of failed steps are in no cache, and stay.
 	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
-		return gone[step] || step != stepOfBase && step != solver.StepOfRun && !s.cache.Has(oci.Digest(step))
+		return gone[step]
 	})
 	if err != nil {
 		return nil, err
