@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"ply/internal/build/cache"
 	"ply/internal/build/dockerfile"
@@ -39,7 +40,7 @@ type Images interface {
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
 	PutIndex(ctx context.Context, lease *store.Lease, o image.PutIndexOptions) ([]oci.ImageID, error)
 	Publish(action string, id oci.ImageID, name string)
-	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
+	RemoveSteps(ctx context.Context, gone func(step string, used time.Time) bool) ([]image.Removed, int64, error)
 }
 
 // Puller fetches base images and caches; pull.Puller has it.

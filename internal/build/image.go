@@ -17,10 +17,7 @@ import (
 	"ply/internal/store/meta"
 )
 
-const (
-	stepOfBase = meta.StepOfBase
-	stepFailed = "failed" // the Step of images of steps that failed
-)
+const stepOfBase = meta.StepOfBase
 
 // making is the image of one platform while its steps end.
 type making struct {
@@ -291,7 +288,7 @@ func (m *making) failed(ctx context.Context, err error, st *StepInfo) error {
 	cfg.History = []oci.History{{Created: &now, CreatedBy: ve.Vertex.Name, Comment: "the file system after a build step that failed"}}
 	raw, encErr := image.EncodeConfig(cfg)
 	if encErr == nil {
-		e.Image, encErr = m.b.s.o.Images.Put(context.WithoutCancel(ctx), m.b.lease, image.PutOptions{Config: raw, Step: stepFailed, Format: m.format})
+		e.Image, encErr = m.b.s.o.Images.Put(context.WithoutCancel(ctx), m.b.lease, image.PutOptions{Config: raw, Step: meta.StepFailed, Format: m.format})
 	}
 	if encErr != nil {
 		m.b.s.log.Warn("the state of a failed step was not kept", "step", ve.Vertex.Name, "err", encErr)

@@ -11,10 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/cache"
+	"ply/internal/build/solver"
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
 	"ply/internal/oci"
+	"ply/internal/store/meta"
 )
 
 // PruneOptions of Prune. Entries that a build is using now stay.
@@ -72,7 +74,8 @@ type Pruned struct {
 	Freed   int64        // bytes
 }
 
-// Prune removes results from the cache, those first that were not used for the longest time, until the rest is within opts.Space.
+// Prune removes results from the cache, those first that were not used for the longest time, until the rest is within opts.Space. What steps that
+// failed left goes like a result of the same age.
 func (s *Service) Prune(ctx context.Context, opts PruneOptions) (*Pruned, error) {
 	out, err := s.prune(ctx, opts)
 	if err == nil && s.o.Events != nil {
@@ -108,6 +111,7 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 	sizes := map[oci.Digest]int64{}
 	out, limit, before := &Pruned{}, opts.Space.Limit(total, free), time.Now().Add(-opts.Unused)
 	bounded := opts.Space != Space{}
+	var newest time.Time // use of a result that goes
 	for i := range list {
 		e := &list[i]
 		if bounded && total <= limit {
@@ -125,6 +129,9 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 			continue
 		}
 		out.Entries = append(out.Entries, e.ID)
+		if e.Used.After(newest) {
+			newest = e.Used
+		}
 	}
 	if len(mounts) > 0 {
 		gone, err := s.runner.RemoveCacheMounts(mounts) // those that no step has begun to use meanwhile
@@ -136,13 +143,26 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 			return nil, err
 		}
 	}
-	gone := map[string]bool{}
-	for _, id := range out.Entries {
-		gone[string(id)] = true
+	known := make(map[string]bool, len(list)) // of the results of this list: whether they stay
+	for i := range list {
+		known[string(list[i].ID)] = true
 	}
-	// The images of steps need the layers, so they go first. Those of failed steps are in no cache, and stay.
-	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string) bool {
-		return gone[step]
+	for _, id := range out.Entries {
+		known[string(id)] = false
+	}
+	// The images of steps need the layers, so they go first; so do those of results that went before, while a container used the image.
+	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string, used time.Time) bool {
+		switch step {
+		case stepOfBase, solver.StepOfRun:
+			return false
+		case meta.StepFailed, meta.StepOfStack: // in no cache: they go as if they were results
+			if bounded {
+				return used.Before(newest)
+			}
+			return (opts.Unused == 0 || !used.After(before)) && match(&cache.Entry{Type: cache.Regular, Used: used})
+		}
+		stays, ok := known[step]
+		return !stays && (ok || !s.cache.Has(oci.Digest(step)))
 	})
 	if err != nil {
 		return nil, err

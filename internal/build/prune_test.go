@@ -119,6 +119,53 @@ func TestPruneSparesBuilds(t *testing.T) {
 	}
 }
 
+// What a failed step left can be entered until results of its age go: no build before that takes it away.
+func TestPruneTakesFailedStepsByAge(t *testing.T) {
+	w := filled(t, 2)
+	failed := func() oci.ImageID {
+		raw, err := image.EncodeConfig(oci.Config{OS: "linux", Architecture: "amd64", RootFS: oci.RootFS{Type: "layers"}, Author: t.Name() + time.Now().String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lease := w.store.Lease()
+		defer lease.Release()
+		id, err := w.images.Put(t.Context(), lease, image.PutOptions{Config: raw, Step: meta.StepFailed})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	there := func(id oci.ImageID) bool {
+		_, err := w.images.Get(t.Context(), string(id))
+		return err == nil
+	}
+	prune := func(o build.PruneOptions, results int) {
+		t.Helper()
+		if got, err := w.builder.Prune(t.Context(), o); err != nil || len(got.Entries) != results {
+			t.Fatalf("%+v: %+v, %v", o, got, err)
+		}
+	}
+	old := failed()
+	w.must(input{file: "FROM scratch\nCOPY a /\n", context: map[string]string{"a": "newer"}, exports: exports("cacheonly")})
+	for _, o := range []build.PruneOptions{
+		{All: true, Space: build.Space{MaxUsed: 1 << 30}}, {All: true, Unused: time.Hour}, {All: true, Filters: filter.Args{"until": {"1h"}}}, {All: true, Filters: filter.Args{"id": {"abc"}}},
+	} {
+		if prune(o, 0); !there(old) {
+			t.Fatalf("%+v removed what a failed step left", o)
+		}
+	}
+	if prune(build.PruneOptions{All: true, Space: build.Space{MaxUsed: 500}}, 2); !there(old) {
+		t.Error("older results went, and with them what a failed step left")
+	}
+	young := failed()
+	if prune(build.PruneOptions{All: true, Space: build.Space{MinFree: math.MaxInt64}}, 1); there(old) || !there(young) {
+		t.Errorf("by age: the old one is there: %v, the young one: %v", there(old), there(young))
+	}
+	if prune(build.PruneOptions{}, 0); there(young) {
+		t.Error("a prune of everything left what a failed step left")
+	}
+}
+
 func TestPruneFilters(t *testing.T) {
 	w := filled(t, 2)
 	list, err := w.builder.Cache(t.Context())

@@ -67,7 +67,7 @@ type Sessions interface {
 // Images records the images that containers of steps are made from; image.Service has it.
 type Images interface {
 	Put(ctx context.Context, lease *store.Lease, o image.PutOptions) (oci.ImageID, error)
-	RemoveSteps(ctx context.Context, gone func(step string) bool) ([]image.Removed, int64, error)
+	RemoveSteps(ctx context.Context, gone func(step string, used time.Time) bool) ([]image.Removed, int64, error)
 }
 
 // Options of New. All fields but Log are required.
@@ -361,7 +361,7 @@ func (s *step) create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []str
 func (r *Runner) RemoveImages(ctx context.Context) error {
 	r.making.Lock()
 	defer r.making.Unlock()
-	_, _, err := r.o.Images.RemoveSteps(ctx, func(step string) bool { return step == solver.StepOfRun })
+	_, _, err := r.o.Images.RemoveSteps(ctx, func(step string, _ time.Time) bool { return step == solver.StepOfRun })
 	return err
 }
 

@@ -29,7 +29,7 @@ type Image struct {
 	Manifests []oci.Descriptor `json:"manifests,omitempty"` // their bytes are in the blob store
 	Created   time.Time        `json:"created"`             // when the record was made here
 	LastUsed  time.Time        `json:"lastUsed"`
-	// Step marks the image of a build step: it is the ID of the step's record, StepOfBase or StepOfStack. "" = not made by a step. An image of a step that has no
+	// Step marks the image of a build step: it is the ID of the step's record, StepOfBase, StepOfStack or StepFailed. "" = not made by a step. An image of a step that has no
 	// name is removed with the step.
 	Step string `json:"step,omitempty"`
 }
@@ -40,6 +40,9 @@ const StepOfBase = "base"
 // StepOfStack is the Step of images that were made of the lower layers of an image, because a reference named them by their chain ID. They are removed with the
 // build cache and whenever an image is removed.
 const StepOfStack = "stack"
+
+// StepFailed is the Step of images of what steps that failed left. The build cache knows no such steps: the images are removed with results of the same age.
+const StepFailed = "failed"
 
 // Index is an index that was made here: the images of several platforms, or an image with its attestations. Its key is its digest. It exists as long as a name
 // means it.
