@@ -35,6 +35,14 @@ func (v *visit) writable() error {
 	return nil
 }
 
+// changer is self of a visit that may change something.
+func (v *visit) changer() (auth.User, error) {
+	if err := v.writable(); err != nil {
+		return auth.User{}, err
+	}
+	return v.self()
+}
+
 // tokenRow is a personal access token in a list.
 type tokenRow struct {
 	auth.AccessToken
@@ -73,10 +81,7 @@ func (v *visit) tokens() error {
 
 // createToken makes a token, whose text is on the page that answers and on no other.
 func (v *visit) createToken() error {
-	user, err := v.self()
-	if err == nil {
-		err = v.writable()
-	}
+	user, err := v.changer()
 	if err != nil {
 		return err
 	}
@@ -103,10 +108,7 @@ func (v *visit) createToken() error {
 
 // revokeToken revokes a token of the visitor, or for an admin one of another user.
 func (v *visit) revokeToken() error {
-	self, err := v.self()
-	if err == nil {
-		err = v.writable()
-	}
+	self, err := v.changer()
 	if err != nil {
 		return err
 	}
@@ -126,10 +128,7 @@ func (v *visit) revokeToken() error {
 
 // changePassword changes the password of the visitor, which ends its sessions elsewhere.
 func (v *visit) changePassword() error {
-	user, err := v.self()
-	if err == nil {
-		err = v.writable()
-	}
+	user, err := v.changer()
 	if err != nil {
 		return err
 	}
