@@ -37,10 +37,11 @@ func (v *visit) writable() error {
 
 // changer is self of a visit that may change something.
 func (v *visit) changer() (auth.User, error) {
-	if err := v.writable(); err != nil {
-		return auth.User{}, err
+	user, err := v.self()
+	if err == nil {
+		err = v.writable()
 	}
-	return v.self()
+	return user, err
 }
 
 // tokenRow is a personal access token in a list.
