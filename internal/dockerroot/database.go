@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"ply/internal/boltfile"
 	"ply/internal/errs"
 	"ply/internal/procid"
 )
@@ -24,8 +25,11 @@ type database struct {
 // lockWait is how long openDatabase waits for a program that has the file open.
 const lockWait = 500 * time.Millisecond
 
-// maxDatabase bounds the file in bytes. It is mapped, not read.
-const maxDatabase = 64 << 30
+// Limits of a database in bytes: of the file, and of the pages that are looked at together.
+const (
+	maxDatabase = 4 << 30
+	maxPages    = 64 << 20
+)
 
 // openDatabase opens a file below root. Errors: errs.Conflict when owner has it open, errs.DataLoss when it is damaged.
 func openDatabase(root *os.File, name, owner string) (_ *database, err error) {
@@ -57,6 +61,10 @@ func openDatabase(root *os.File, name, owner string) (_ *database, err error) {
 		}
 		return nil, errs.New(errs.Conflict, "%s runs on this data root: %s is in use by %s", owner, name, held.Holder).
 			WithHint("Stop it first, such as with systemctl stop docker.socket docker containerd: nothing can be imported while it runs.")
+	}
+	// bbolt would follow a page that refers to itself until the process ends.
+	if err := boltfile.CheckToRead(f, fi.Size(), maxPages); err != nil {
+		return nil, damaged(name, err)
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	db, err := bbolt.Open("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), 0, &bbolt.Options{

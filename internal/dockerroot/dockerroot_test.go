@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/boltfile"
 	"ply/internal/dockerroot"
 	"ply/internal/dockerroot/dockerroottest"
 	"ply/internal/errs"
@@ -397,6 +400,43 @@ func TestContainerd(t *testing.T) {
 		f.Write(at+"/io.containerd.content.v1.content/blobs/sha256/"+oci.DigestOf(layer).Hex(), strings.Repeat("x", len(layer)))
 		if err := r.Archive(t.Context(), &all[0], all[0].Names, func(oci.Chain) bool { return false }, io.Discard); !errors.Is(err, errs.DataLoss) {
 			t.Errorf("a layer with other content: %v", err)
+		}
+	}
+}
+
+// A database of which a page refers to itself is an error. bbolt would follow it until the process has no memory.
+func TestDatabaseInACircle(t *testing.T) {
+	for _, name := range []string{"volumes/metadata.db", "network/files/local-kv.db"} {
+		f, _, _ := whole(t)
+		many := map[string]string{}
+		for i := range 300 {
+			many[fmt.Sprintf("docker/network/v1.0/network/%03d", i)] = strings.Repeat("x", 100)
+		}
+		f.Database(name, map[string]string{"volumes/metadata.db": "volumes", "network/files/local-kv.db": "libnetwork"}[name], many)
+		b, err := os.ReadFile(f.Path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		branches := 0
+		for at := 0; at+4096 <= len(b); at += 4096 {
+			if binary.NativeEndian.Uint16(b[at+8:]) == boltfile.BranchPage {
+				branches++
+				for i := range int(binary.NativeEndian.Uint16(b[at+10:])) {
+					binary.NativeEndian.PutUint64(b[at+boltfile.HeaderSize+16*i+8:], uint64(at/4096))
+				}
+			}
+		}
+		if err := os.WriteFile(f.Path(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{})
+		if err == nil {
+			r.Volumes()
+			r.Networks()
+			_ = r.Close()
+		}
+		if branches == 0 || !errors.Is(err, errs.DataLoss) {
+			t.Errorf("%s with %d branches: %v", name, branches, err)
 		}
 	}
 }

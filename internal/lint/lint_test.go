@@ -50,7 +50,7 @@ func list(t *testing.T, patterns ...string) []pkg {
 // floors orders the house from the ground up. A package may import packages of its own room and of lower floors;
 // those of its own floor only where beside allows it.
 var floors = [][]string{
-	{"errs", "durable", "safepath", "procid", "version", "host", "record", "manual"},
+	{"errs", "durable", "safepath", "procid", "version", "host", "record", "manual", "boltfile"},
 	{"oci", "compress", "events", "memory", "mount", "wire", "filter", "fence", "spill"},
 	{"store", "registry", "dockerroot"},
 	{"image", "container", "transfer", "network", "volume", "config", "system", "build", "importer"},

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"ply/internal/boltfile"
 	"ply/internal/durable"
 	"ply/internal/errs"
 )
@@ -61,11 +63,11 @@ func filled(t *testing.T) (content []byte, records map[string]string) {
 		t.Fatal(err)
 	}
 	content, _ = file(t, path)
-	h, err := readHeader(bytes.NewReader(content), int64(len(content)))
+	h, err := boltfile.ReadHeader(bytes.NewReader(content), int64(len(content)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return content[:int64(h.end)*h.pageSize], records // the rest was never written
+	return content[:int64(h.End)*h.PageSize], records // the rest was never written
 }
 
 // openPlain opens a file and puts no other in its place.
@@ -127,7 +129,7 @@ func TestFlippedByteIsFound(t *testing.T) {
 	kinds := map[uint16]int{}
 	refusals := 0
 	for page := 0; page+4096 <= len(content); page += 4096 {
-		kinds[order.Uint16(content[page+8:])]++
+		kinds[binary.NativeEndian.Uint16(content[page+8:])]++
 		offsets := []int{0, 5, 8, 9, 10, 12, 15, 16, 17, 20, 21, 24, 28, 31, 32, 33, 36, 48, 56, 64, 72, 80, 100, 400, 1000, 2000, 3000, 4000, 4095}
 		for _, at := range offsets {
 			damaged := append([]byte(nil), content...)
@@ -147,7 +149,7 @@ func TestFlippedByteIsFound(t *testing.T) {
 			}
 		}
 	}
-	if kinds[branchPage] == 0 || kinds[leafPage] < 5 || kinds[headerPage] != 2 || kinds[freelistPage] == 0 || refusals < 20 {
+	if kinds[boltfile.BranchPage] == 0 || kinds[boltfile.LeafPage] < 5 || kinds[boltfile.HeaderPage] != 2 || kinds[boltfile.FreelistPage] == 0 || refusals < 20 {
 		t.Errorf("pages by kind %v, %d refusals: the test has lost its subject", kinds, refusals)
 	}
 }
@@ -231,15 +233,15 @@ func TestTruncatedWhileOpen(t *testing.T) {
 // A page in use that is listed as free would be overwritten by a later record.
 func TestFreelistWithUsedPageIsRefused(t *testing.T) {
 	content, records := filled(t)
-	h, err := readHeader(bytes.NewReader(content), int64(len(content)))
+	h, err := boltfile.ReadHeader(bytes.NewReader(content), int64(len(content)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := int64(h.freelist) * h.pageSize
-	if order.Uint16(content[at+10:]) == 0 {
+	at := int64(h.Freelist) * h.PageSize
+	if binary.NativeEndian.Uint16(content[at+10:]) == 0 {
 		t.Fatal("no free pages")
 	}
-	order.PutUint64(content[at+pageHeader:], h.root)
+	binary.NativeEndian.PutUint64(content[at+boltfile.HeaderSize:], h.Root)
 	path := memPath(t)
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"ply/internal/boltfile"
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/record"
@@ -177,7 +178,7 @@ func generation(tx *bbolt.Tx) (g Generation, err error) {
 		}
 	})
 	if err != nil {
-		err = &pageError{what: fmt.Sprintf("its generation cannot be read: %v", err)}
+		err = &boltfile.PageError{What: fmt.Sprintf("its generation cannot be read: %v", err)}
 	}
 	return g, err
 }

@@ -24,6 +24,7 @@ import (
 
 	"go.etcd.io/bbolt"
 
+	"ply/internal/boltfile"
 	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/procid"
@@ -133,7 +134,7 @@ func openChecked(open func(string, int, os.FileMode) (*os.File, error), name str
 	if err != nil || fi.Size() == 0 {
 		return f, err
 	}
-	return f, checkPages(f, fi.Size())
+	return f, boltfile.Check(f, fi.Size())
 }
 
 // mapSize is how many bytes of address space the file is mapped into at least. While the file is smaller, an Update that

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"ply/internal/boltfile"
 	"ply/internal/durable"
 	"ply/internal/durable/faultfs"
 	"ply/internal/durable/powercut"
@@ -202,11 +203,11 @@ func TestOpenAfterDamage(t *testing.T) {
 }
 
 func flipRoot(r *rooted, b []byte) []byte {
-	h, err := readHeader(strings.NewReader(string(b)), int64(len(b)))
+	h, err := boltfile.ReadHeader(strings.NewReader(string(b)), int64(len(b)))
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	b[int64(h.root)*h.pageSize+8] ^= 0x10
+	b[int64(h.Root)*h.PageSize+8] ^= 0x10
 	return b
 }
 
