@@ -188,9 +188,31 @@ func TestGitSSHKnownHosts(t *testing.T) {
 	if got := w.mustFetch(&ops.Git{Remote: remote, KnownHosts: "[own.test]:" + port + " " + key})["f"].data; got != "x" {
 		t.Errorf("%q", got)
 	}
+	if got := w.mustFetch(&ops.Git{Remote: remote, Ref: "main"})["f"].data; got != "x" { // as the front end of a build leaves it
+		t.Errorf("no known key: %q", got)
+	}
 	for _, known := range []string{"[own.test]:" + port + " " + other, "127.0.0.1 " + key} {
 		if r, err := w.fetch(&ops.Git{Remote: remote, Ref: "HEAD", KnownHosts: known}); !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), "Host key") {
 			t.Errorf("%s: %+v, %v", known, r, err)
 		}
+	}
+}
+
+// No attempt to fetch a commit goes past the fence, also when the server has nothing of what the first attempts asked for.
+func TestGitFetchesOnlyFromWhatWasChecked(t *testing.T) {
+	o, w := newOrigin(t), newWorld(t, Limits{})
+	o.repo("r")
+	o.commit("r", map[string]string{"f": "x"})
+	var strangers atomic.Int32
+	port := listen(t, "127.0.0.1:0", func(net.Conn) { strangers.Add(1) })
+	for _, addr := range []string{"169.254.169.254", "127.0.0.2"} { // refused, and another machine than the system would find
+		w.o.Lookup = func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(addr)}, nil }
+		r, err := w.fetch(&ops.Git{Remote: "git://localhost:" + port + "/r", Ref: strings.Repeat("a1", 20)})
+		if err == nil || addr == "169.254.169.254" && !errors.Is(err, errs.Forbidden) {
+			t.Errorf("%s: %+v, %v", addr, r, err)
+		}
+	}
+	if n := strangers.Load(); n > 0 {
+		t.Errorf("%d connections to an address that was not checked", n)
 	}
 }

@@ -401,7 +401,7 @@ func (g *repository) fetch(ctx context.Context, c commit) error {
 		err = fetch("--depth=1", "--no-tags", "--", g.from, "+"+c.ref+":"+wantRef)
 	}
 	if err != nil && ctx.Err() == nil { // or one that does not know depths
-		err = fetch("--tags", "--", g.remote, "+refs/heads/*:refs/ply/heads/*")
+		err = fetch("--tags", "--", g.from, "+refs/heads/*:refs/ply/heads/*")
 	}
 	if err != nil && context.Cause(ctx) != nil {
 		return context.Cause(ctx)
