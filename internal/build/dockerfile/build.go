@@ -161,7 +161,8 @@ type File struct {
 func Build(ctx context.Context, req Request, s Solver) (out *Output, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	g := &gateway{solver: s, req: req, run: &run{}}
+	g := &gateway{solver: s, req: req, run: &run{hosts: newHosts()}}
+	g.run.check = func() *Error { return g.run.hosts.check(g.run, g.run.hidden, g.opts, g.buildPlatform()) }
 	g.opts = maps.Clone(req.Options)
 	if g.opts == nil {
 		g.opts = map[string]string{}
@@ -170,6 +171,9 @@ func Build(ctx context.Context, req Request, s Solver) (out *Output, err error) 
 		return strings.HasPrefix(k, "attest:") || strings.HasPrefix(k, "build-arg:BUILDKIT_ATTEST_")
 	})
 	if err := g.checkOptions(); err != nil {
+		return nil, err
+	}
+	if err := g.run.hosts.hideContexts(g.opts); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -184,14 +188,14 @@ func Build(ctx context.Context, req Request, s Solver) (out *Output, err error) 
 	if err != nil {
 		return nil, err
 	}
+	g.run.hosts.showAll(res.Metadata)
 	return g.output(res)
 }
 
 // patience is how long a cancelled build waits for the front end.
 const patience = 500 * time.Millisecond
 
-// frontEnd runs BuildKit's front end. It returns soon after ctx ends: for a source by ssh the front end asks the host for its key, without a limit of time, and then
-// that connection is left behind.
+// frontEnd runs BuildKit's front end. It returns soon after ctx ends, whatever the front end waits for.
 func (g *gateway) frontEnd(ctx context.Context) (*client.Result, error) {
 	var res *client.Result
 	var err error

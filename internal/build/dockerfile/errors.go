@@ -126,6 +126,7 @@ func (r *run) explain(err error) error {
 	if fail != nil {
 		return fail
 	}
+	err = r.hosts.showError(err)
 	if _, ok := errors.AsType[*Error](err); ok {
 		return err
 	}
@@ -134,7 +135,7 @@ func (r *run) explain(err error) error {
 		// The first is the innermost, such as the line of an instruction in a stage.
 		src := list[0]
 		if src.Info != nil {
-			e.File = File{Name: src.Info.Filename, Data: src.Info.Data}
+			e.File = File{Name: src.Info.Filename, Data: []byte(r.hosts.show(string(src.Info.Data)))}
 		}
 		e.Ranges = ranges(src.Ranges)
 		return e

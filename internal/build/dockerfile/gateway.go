@@ -45,6 +45,10 @@ type run struct {
 	fail    *Error // why the Dockerfile was refused
 	bound   *bounds
 	configs map[string][]byte // of the base images, by the reference that the front end asked for
+
+	hosts  *hosts
+	hidden []byte // the Dockerfile as the front end sees it
+	check  func() *Error
 }
 
 func (r *run) file() File {
@@ -110,7 +114,11 @@ func (g *gateway) Solve(ctx context.Context, req client.SolveRequest) (*client.R
 	case len(req.SourcePolicies) > 0:
 		return nil, errs.New(errs.Unimplemented, "source policies are not supported")
 	}
-	graph, err := ops.Decode(req.Definition)
+	def, err := g.run.hosts.restore(req.Definition)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "build definition: %w", err)
+	}
+	graph, err := ops.Decode(def)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +132,7 @@ func (g *gateway) Solve(ctx context.Context, req client.SolveRequest) (*client.R
 		}
 	}
 	out := client.NewResult()
-	out.SetRef(&fileSystem{g: g, result: res, graph: graph, def: req.Definition})
+	out.SetRef(&fileSystem{g: g, result: res, graph: graph, def: def})
 	return out, nil
 }
 
@@ -193,7 +201,9 @@ func (g *gateway) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 		}
 		return &sourceresolver.MetaResponse{Op: op, Image: &sourceresolver.ResolveImageResponse{Digest: d, Config: config}}, nil
 	}
-	source, err := ops.DecodeSource(op)
+	shown := op.CloneVT()
+	g.run.hosts.restoreSource(shown)
+	source, err := ops.DecodeSource(shown)
 	if err != nil {
 		return nil, err
 	}
@@ -237,6 +247,7 @@ func (g *gateway) Warn(ctx context.Context, _ digest.Digest, msg string, opts cl
 	if si := opts.SourceInfo; si != nil {
 		w.File = File{Name: si.Filename, Data: si.Data}
 	}
+	w.Message, w.Detail, w.File.Data = g.run.hosts.show(w.Message), g.run.hosts.show(w.Detail), []byte(g.run.hosts.show(string(w.File.Data)))
 	w.Ranges = ranges(opts.Range)
 	w.Message = strings.TrimSuffix(w.Message, fmt.Sprintf(" (line %d)", w.Line()))
 	g.solver.Warn(ctx, w)
@@ -336,6 +347,12 @@ func (r *run) received(name string, data []byte, opts map[string]string) (text [
 		return nil, dropped, fail
 	}
 	r.bound = b
+	text = r.hosts.hideSources(text, b)
+	r.hidden = text
+	if fail := r.check(); fail != nil {
+		r.fail = fail
+		return nil, dropped, fail
+	}
 	if opts["requestid"] == targets.SubrequestsTargetsDefinition.Name {
 		text = hideChecks(text)
 	}
@@ -363,6 +380,10 @@ func (r *run) base(ref string, p *oci.Platform, config []byte) error {
 		return nil
 	}
 	if err := r.bound.base(config); err != nil {
+		r.fail = err
+		return err
+	}
+	if err := r.check(); err != nil {
 		r.fail = err
 		return err
 	}

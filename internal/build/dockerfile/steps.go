@@ -45,18 +45,8 @@ func (g *gateway) steps(img *Image) ([]Step, error) {
 	if len(f.Data) == 0 {
 		return nil, nil
 	}
-	p := &program{
-		file: f, opts: g.opts, platform: img.Platform, build: g.buildPlatform(), args: map[string]string{}, time: img.Epoch,
-		config: func(ref string) []byte { return g.run.config(ref, img.Platform) },
-	}
-	if g.opts["platform"] == "" {
-		p.platform = p.build
-	}
-	for k, v := range g.opts {
-		if name, ok := strings.CutPrefix(k, "build-arg:"); ok {
-			p.args[name] = v
-		}
-	}
+	p := newProgram(f, g.opts, img.Platform, g.buildPlatform(), func(ref string) []byte { return g.run.config(ref, img.Platform) })
+	p.time = img.Epoch
 	if err := p.parse(f.Data); err != nil {
 		return nil, err
 	}
@@ -204,6 +194,21 @@ type program struct {
 	file    File
 	steps   []Step
 	entries int
+
+	added func(c *instructions.AddCommand, source string) error // sees each source of an ADD; nil = no one
+}
+
+func newProgram(f File, opts map[string]string, platform, build oci.Platform, config func(ref string) []byte) *program {
+	p := &program{file: f, opts: opts, platform: platform, build: build, args: map[string]string{}, config: config}
+	if opts["platform"] == "" {
+		p.platform = build
+	}
+	for k, v := range opts {
+		if name, ok := strings.CutPrefix(k, "build-arg:"); ok {
+			p.args[name] = v
+		}
+	}
+	return p
 }
 
 func (p *program) parse(data []byte) error {
@@ -244,22 +249,16 @@ func (p *program) run(baseConfig []byte) error {
 	if err != nil {
 		return err
 	}
-	var base oci.Config
-	switch {
-	case context != "":
+	if context != "" {
 		if raw := p.contextConfig(context); raw != nil {
 			baseConfig = raw
 		} else {
 			baseConfig = []byte("{}")
 		}
-	case len(baseConfig) == 0:
-		base.Config.WorkingDir = "/"
-		base.Config.Env = []string{"PATH=" + system.DefaultPathEnv(p.platform.OS)}
 	}
-	if len(baseConfig) > 0 {
-		if err := json.Unmarshal(baseConfig, &base); err != nil {
-			return errs.New(errs.Invalid, "config of the base image: %w", err)
-		}
+	base, err := p.baseConfig(baseConfig)
+	if err != nil {
+		return err
 	}
 	at := cursor{run: base.Config, author: base.Author, history: len(base.History), triggers: base.Config.OnBuild, vars: map[string]string{}}
 	for i, n := range chain {
@@ -277,6 +276,19 @@ func (p *program) run(baseConfig []byte) error {
 	}
 	p.labels()
 	return nil
+}
+
+// baseConfig decodes the config of a base image. Without one it returns that of an empty image.
+func (p *program) baseConfig(raw []byte) (base oci.Config, err error) {
+	if len(raw) == 0 {
+		base.Config.WorkingDir = "/"
+		base.Config.Env = []string{"PATH=" + system.DefaultPathEnv(p.platform.OS)}
+		return base, nil
+	}
+	if err := json.Unmarshal(raw, &base); err != nil {
+		return base, errs.New(errs.Invalid, "config of the base image: %w", err)
+	}
+	return base, nil
 }
 
 // labels adds the labels of the request to the image.
@@ -520,6 +532,16 @@ func (p *program) apply(at *cursor, s *change.State, c instructions.Command, st 
 	}
 	if err != nil {
 		return err
+	}
+	if add, ok := c.(*instructions.AddCommand); ok && p.added != nil {
+		for _, src := range add.SourcePaths {
+			if src, err = s.Expand(src); err != nil {
+				return err
+			}
+			if err := p.added(add, src); err != nil {
+				return err
+			}
+		}
 	}
 	at.run, at.author = s.Run, s.Author
 	if _, ok := c.(*instructions.OnbuildCommand); !ok {
