@@ -49,8 +49,7 @@ func openStoreAt(dir string) (*contentStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &contentStore{dir: top, tree: tree}
-	return s, s.open()
+	return (&contentStore{dir: top, tree: tree}).open()
 }
 
 // openStoreIn opens the root of a containerd that dockerd has started itself.
@@ -59,12 +58,11 @@ func openStoreIn(root *os.File, name string) (*contentStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &contentStore{dir: dir}
-	return s, s.open()
+	return (&contentStore{dir: dir}).open()
 }
 
-// open opens the databases, and closes s when there are none.
-func (s *contentStore) open() (err error) {
+// open opens the databases and returns s, or closes s.
+func (s *contentStore) open() (_ *contentStore, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -74,12 +72,12 @@ func (s *contentStore) open() (err error) {
 		}
 	}()
 	if s.meta, err = openDatabase(s.dir, metadataFile, "containerd"); err != nil {
-		return err
+		return nil, err
 	}
 	s.snapshots = map[string]*database{}
 	names, err := list(s.dir, ".")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, n := range names {
 		driver, ok := strings.CutPrefix(n, snapshotterRoot)
@@ -94,11 +92,11 @@ func (s *contentStore) open() (err error) {
 			continue // the containers that need it say so
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		s.snapshots[driver] = db
 	}
-	return nil
+	return s, nil
 }
 
 func (s *contentStore) close() error {
@@ -191,7 +189,7 @@ func targetOf(b *bbolt.Bucket) (d oci.Descriptor, err error) {
 
 // image finds the config of the image that a target means on this host.
 func (s *contentStore) image(img *Image) error {
-	m, err := s.manifest(img.Target, 0)
+	m, err := s.manifest(img.Target)
 	if err != nil {
 		return err
 	}
@@ -207,10 +205,16 @@ func (s *contentStore) image(img *Image) error {
 }
 
 // manifest returns the manifest that a descriptor means: of an index, the one for this host or else the first one whose content is here.
-func (s *contentStore) manifest(d oci.Descriptor, depth int) (*oci.Manifest, error) {
+func (s *contentStore) manifest(d oci.Descriptor) (*oci.Manifest, error) {
+	return s.manifestBelow(d, 0, map[oci.Digest]bool{})
+}
+
+// manifestBelow is manifest for a descriptor in indexes. It looks into each index once, however many others list it.
+func (s *contentStore) manifestBelow(d oci.Descriptor, depth int, seen map[oci.Digest]bool) (*oci.Manifest, error) {
 	if depth > oci.MaxIndexDepth {
 		return nil, errs.New(errs.DataLoss, "its indexes are nested deeper than %d", oci.MaxIndexDepth)
 	}
+	seen[d.Digest] = true
 	raw, err := s.blob(d.Digest, oci.MaxManifest)
 	if err != nil {
 		return nil, err
@@ -231,10 +235,10 @@ func (s *contentStore) manifest(d oci.Descriptor, depth int) (*oci.Manifest, err
 		candidates = append(candidates, best)
 	}
 	for _, c := range append(candidates, idx.Manifests...) {
-		if c.Annotations[oci.AnnotationReferenceType] != "" || c.Platform != nil && c.Platform.OS == "unknown" {
+		if c.Annotations[oci.AnnotationReferenceType] != "" || c.Platform != nil && c.Platform.OS == "unknown" || seen[c.Digest] {
 			continue
 		}
-		if m, err := s.manifest(c, depth+1); err == nil && s.has(m.Config.Digest) {
+		if m, err := s.manifestBelow(c, depth+1, seen); err == nil && s.has(m.Config.Digest) {
 			return m, nil
 		}
 	}
@@ -243,7 +247,7 @@ func (s *contentStore) manifest(d oci.Descriptor, depth int) (*oci.Manifest, err
 
 // configOf returns the digest of the config of a manifest.
 func (s *contentStore) configOf(d oci.Descriptor) (oci.ImageID, error) {
-	m, err := s.manifest(d, 0)
+	m, err := s.manifest(d)
 	if err != nil {
 		return "", err
 	}
@@ -361,6 +365,9 @@ func (a *archiver) blob(d oci.Digest, data []byte) error {
 
 // target writes the documents of a descriptor. What an index lists and is not here is left out: docker fetches only what it needs.
 func (a *archiver) target(d oci.Descriptor, depth int) error {
+	if a.done[d.Digest] {
+		return nil
+	}
 	raw, err := a.s.blob(d.Digest, oci.MaxManifest)
 	if err != nil {
 		return err

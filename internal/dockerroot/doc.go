@@ -5,6 +5,6 @@
 // copy of the mount, so that not even the times of access change.
 //
 // Invariants: nothing in the root is trusted. No symbolic link is followed below the root. Files that are read into memory, lists and
-// values are bounded. An object that cannot be read is a Problem with its name, and the others are read all the same. What the functions return has
-// been decoded, not verified: the digests of configs, layers and blobs are for the caller, or for Layer and Archive where their comments say so.
+// values are bounded. An object that cannot be read is a Problem with its name, and the others are read all the same. Configs and
+// manifests are compared with their digests; of layers the comments of Layer and Archive say what is.
 package dockerroot

@@ -31,7 +31,7 @@ const maxNames = 200_000
 
 // Image is one image.
 type Image struct {
-	ID     oci.ImageID     // the digest of its config, which the caller verifies
+	ID     oci.ImageID     // the digest of Config
 	Names  []oci.Reference // repository:tag and repository@digest, sorted
 	Config []byte
 	Chain  oci.Chain

@@ -28,7 +28,6 @@ type Volume struct {
 
 // volumeRecord is a volume in metadata.db, volumeOptions its file opts.json.
 type volumeRecord struct {
-	Name    string
 	Driver  string
 	Labels  map[string]string
 	Options map[string]string
@@ -48,7 +47,7 @@ const maxVolumeRecord = 1 << 20
 
 // Volumes returns the volumes of the driver local, sorted by name.
 func (r *Root) Volumes() (all []Volume, problems []Problem) {
-	recs := map[string]volumeRecord{}
+	recs, bad := map[string]volumeRecord{}, map[string]bool{}
 	if r.volumes != nil {
 		err := r.volumes.view(func(tx *bbolt.Tx) error {
 			b := bucket(tx, "volumes")
@@ -67,11 +66,12 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 						err = errs.New(errs.Unimplemented, "its data is with the volume driver %s", clip(rec.Driver))
 					}
 				}
+				name := string(k)
 				if err != nil {
-					problems = append(problems, Problem{KindVolume, clip(string(k)), err})
+					problems = append(problems, Problem{KindVolume, clip(name), err})
+					bad[name] = true
 				}
-				rec.Name = string(k)
-				recs[rec.Name] = rec
+				recs[name] = rec
 				return nil
 			})
 		})
@@ -82,10 +82,6 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 	names, err := list(r.dir, "volumes")
 	if err != nil {
 		problems = append(problems, Problem{KindVolume, "all volumes", err})
-	}
-	bad := map[string]bool{}
-	for _, p := range problems {
-		bad[p.Object] = true
 	}
 	for _, name := range names {
 		if name == "metadata.db" || name == "backingFsBlockDev" || bad[name] {
@@ -98,8 +94,8 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 		}
 		all = append(all, v)
 	}
-	for name, rec := range recs {
-		if (rec.Driver == "" || rec.Driver == "local") && !bad[name] && !slices.Contains(names, name) {
+	for name := range recs {
+		if _, there := slices.BinarySearch(names, name); !there && !bad[name] {
 			problems = append(problems, Problem{KindVolume, clip(name), errs.New(errs.DataLoss, "its directory is not there")})
 		}
 	}

@@ -40,11 +40,22 @@ func parentsFirst(all []dockerroot.Image) []*dockerroot.Image {
 	for i := range all {
 		byID[all[i].ID] = &all[i]
 	}
-	depth := func(i *dockerroot.Image) (n int) {
-		for p := byID[i.Parent]; p != nil && n <= len(all); p = byID[p.Parent] { // parents that form a circle end too
-			n++
+	depths := map[oci.ImageID]int{} // parents that form a circle end at the one that is met again
+	depth := func(img *dockerroot.Image) int {
+		var line []*dockerroot.Image
+		for i := img; i != nil; i = byID[i.Parent] {
+			if _, known := depths[i.ID]; known {
+				break
+			}
+			depths[i.ID] = 0
+			line = append(line, i)
 		}
-		return n
+		for _, i := range slices.Backward(line) {
+			if byID[i.Parent] != nil {
+				depths[i.ID] = depths[i.Parent] + 1
+			}
+		}
+		return depths[img.ID]
 	}
 	type sorted struct {
 		*dockerroot.Image
