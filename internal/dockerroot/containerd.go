@@ -298,12 +298,6 @@ type archiver struct {
 	layers []oci.Descriptor // in the order in which they are written, after the documents
 }
 
-// The annotations of package archive.
-const (
-	annotationName    = "io.containerd.image.name"
-	annotationDigests = "io.ply.image.digests"
-)
-
 func (a *archiver) all(img *Image, names []oci.Reference) error {
 	index := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeOCIIndex}
 	var digests []string
@@ -315,13 +309,13 @@ func (a *archiver) all(img *Image, names []oci.Reference) error {
 	entry := img.Target
 	for _, n := range names {
 		if n.Digest() == "" {
-			entry.Annotations = map[string]string{annotationName: n.String(), annotationDigests: strings.Join(digests, " ")}
+			entry.Annotations = map[string]string{oci.AnnotationName: n.String(), oci.AnnotationDigests: strings.Join(digests, " ")}
 			index.Manifests = append(index.Manifests, entry)
 		}
 	}
 	if len(index.Manifests) == 0 {
 		if len(digests) > 0 {
-			entry.Annotations = map[string]string{annotationDigests: strings.Join(digests, " ")}
+			entry.Annotations = map[string]string{oci.AnnotationDigests: strings.Join(digests, " ")}
 		}
 		index.Manifests = append(index.Manifests, entry)
 	}

@@ -15,6 +15,15 @@ const (
 	AnnotationReferenceDigest = "vnd.docker.reference.digest"
 )
 
+// Annotations of an entry of the index of an archive.
+const (
+	// AnnotationName is defined by containerd: the full reference of an image.
+	AnnotationName = "io.containerd.image.name"
+	// AnnotationDigests is defined here: repository@digest references of the image, separated by blanks. Load accepts those whose
+	// digest is that of a manifest or index in the archive that leads to the image.
+	AnnotationDigests = "io.ply.image.digests"
+)
+
 // HostPlatform returns the platform that this process runs on, normalised: amd64 and arm64 without the variants v1 and v8.
 func HostPlatform() Platform { return fromSpec(platforms.DefaultSpec()) }
 

@@ -20,7 +20,6 @@ import (
 // Names and annotations of a layout.
 const (
 	blobDir           = "blobs/sha256/"
-	annotationName    = "io.containerd.image.name"
 	annotationTag     = "org.opencontainers.image.ref.name"
 	annotationCreated = "org.opencontainers.image.created"
 )
@@ -137,7 +136,7 @@ func (o *Output) layoutIndex(c *Content, created time.Time) index {
 		x.Manifests = append(x.Manifests, d)
 	}
 	for _, n := range o.Names {
-		add(map[string]string{annotationName: n.String(), annotationTag: n.Tag()})
+		add(map[string]string{oci.AnnotationName: n.String(), annotationTag: n.Tag()})
 	}
 	if len(o.Names) == 0 {
 		add(nil)

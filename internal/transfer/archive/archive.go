@@ -69,7 +69,7 @@ func setDefault[T int | int64](v *T, d T) {
 	}
 }
 
-// File names and annotations of the layouts.
+// File names and annotations of the layouts, besides those of package oci.
 const (
 	fileManifest     = "manifest.json"
 	fileRepositories = "repositories"
@@ -77,13 +77,8 @@ const (
 	fileLayout       = "oci-layout"
 	blobDir          = "blobs/sha256/"
 
-	// annotationName is defined by containerd: the full reference of an image in index.json.
-	annotationName = "io.containerd.image.name"
 	// annotationTag is defined by the image-spec. In practice it is a tag without a repository, or a whole reference.
 	annotationTag = "org.opencontainers.image.ref.name"
-	// annotationDigests is defined here: repository@digest references of the image, separated by blanks. Load accepts those whose
-	// digest is that of a manifest or index in the archive that leads to the image.
-	annotationDigests = "io.ply.image.digests"
 	// annotationManifests is defined here: digests, separated by blanks, of the exact manifests and indexes that the image came
 	// with. The archive has their bytes. It may have their layers as uncompressed tars only.
 	annotationManifests = "io.ply.image.manifests"

@@ -448,7 +448,7 @@ func (p *plan) index() oci.Index {
 		}
 		notes := map[string]string{}
 		if len(g.digests) > 0 {
-			notes[annotationDigests] = join(g.digests, oci.Reference.String)
+			notes[oci.AnnotationDigests] = join(g.digests, oci.Reference.String)
 		}
 		if g.whole() {
 			d := oci.Descriptor{MediaType: g.desc.MediaType, Digest: g.desc.Digest, Size: g.desc.Size}
@@ -488,7 +488,7 @@ func (e *export) annotations(more map[string]string, claims []oci.Reference) map
 		a = map[string]string{}
 	}
 	if len(claims) > 0 {
-		a[annotationDigests] = join(claims, oci.Reference.String)
+		a[oci.AnnotationDigests] = join(claims, oci.Reference.String)
 	}
 	if exact := e.exact(); len(exact) > 0 {
 		a[annotationManifests] = join(exact, func(c carried) string { return string(c.desc.Digest) })
@@ -503,7 +503,7 @@ func entries(d oci.Descriptor, notes map[string]string, tags, digests []oci.Refe
 		one.Annotations = map[string]string{}
 		maps.Copy(one.Annotations, notes)
 		if name != "" {
-			one.Annotations[annotationName] = name
+			one.Annotations[oci.AnnotationName] = name
 		}
 		if tag != "" {
 			one.Annotations[annotationTag] = tag

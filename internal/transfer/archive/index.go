@@ -177,7 +177,7 @@ func (r *parser) artifacts(x *wantedIndex, idx *oci.Index) error {
 
 // nameIndex adds the name in the annotations, and the digest references that are of the index.
 func (r *parser) nameIndex(x *wantedIndex, notes map[string]string) error {
-	list := strings.Fields(notes[annotationDigests])
+	list := strings.Fields(notes[oci.AnnotationDigests])
 	if len(list) > maxExact {
 		return errs.New(errs.Invalid, "archive: index %s: more than %d digests", x.desc.Digest.Short(), maxExact)
 	}

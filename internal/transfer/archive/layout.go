@@ -301,7 +301,7 @@ func (r *parser) choose(list []oci.Descriptor) []oci.Descriptor {
 
 // imageName returns the name in annotations, or "". A tag without a repository is not a name.
 func imageName(a map[string]string) string {
-	if n := a[annotationName]; n != "" {
+	if n := a[oci.AnnotationName]; n != "" {
 		return n
 	}
 	if n := a[annotationTag]; strings.ContainsAny(n, "/:") {
@@ -412,7 +412,7 @@ func (r *parser) noted(w *wanted, notes map[string]string) error {
 	if err := r.exactOf(w, notes); err != nil {
 		return err
 	}
-	w.original = append(w.original, strings.Fields(notes[annotationDigests])...)
+	w.original = append(w.original, strings.Fields(notes[oci.AnnotationDigests])...)
 	return r.named(w, notes)
 }
 
@@ -449,7 +449,7 @@ const maxExact = 64
 // exactOf adds the exact manifests that Save put beside the one that it made for the archive.
 func (r *parser) exactOf(w *wanted, notes map[string]string) error {
 	list := strings.Fields(notes[annotationManifests])
-	if len(list) > maxExact || len(strings.Fields(notes[annotationDigests])) > maxExact {
+	if len(list) > maxExact || len(strings.Fields(notes[oci.AnnotationDigests])) > maxExact {
 		return errs.New(errs.Invalid, "archive: image %s: more than %d manifests or digests", w.id.Short(), maxExact)
 	}
 	var indexes []*carried
