@@ -8,7 +8,6 @@ package spill
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -20,22 +19,16 @@ import (
 	"ply/internal/errs"
 )
 
-// File is the file to which a Space moves what exceeds its bound. The name need not exist any more.
-type File interface {
-	io.Closer
-	Fd() uintptr
-}
-
 // InDir returns a function that makes a file without a name in a directory. Where the file system has no such files, it is an error.
-func InDir(dir string) func() (File, error) {
-	return func() (File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
+func InDir(dir string) func() (*os.File, error) {
+	return func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
 }
 
 // Space is what arrays have in memory and in one file together. Not safe for concurrent use.
 type Space struct {
 	limit  int64
-	open   func() (File, error)
-	file   File
+	open   func() (*os.File, error)
+	file   *os.File
 	size   int64 // of the file
 	memory int64
 	ticks  int
@@ -44,7 +37,7 @@ type Space struct {
 }
 
 // NewSpace returns a Space that has about limit bytes in memory, besides the hash tables of names. It calls open when it needs its file, at most once; nil = everything stays in memory.
-func NewSpace(limit int64, open func() (File, error)) *Space {
+func NewSpace(limit int64, open func() (*os.File, error)) *Space {
 	s := &Space{limit: limit, open: open, maps: &maps{}}
 	runtime.AddCleanup(s, (*maps).close, s.maps)
 	return s

@@ -14,7 +14,7 @@ import (
 // space returns a Space with a file in a directory of the test.
 func space(tb testing.TB, limit int64) *Space {
 	tb.Helper()
-	s := NewSpace(limit, func() (File, error) {
+	s := NewSpace(limit, func() (*os.File, error) {
 		f, err := os.CreateTemp(tb.TempDir(), "")
 		if err != nil {
 			return nil, err
@@ -133,9 +133,9 @@ func TestNoRoom(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for name, open := range map[string]func() (File, error){
-		"none": nil, "error": func() (File, error) { return nil, errors.New("no") },
-		"full": func() (File, error) { return os.Create(filepath.Join(dir, "f")) },
+	for name, open := range map[string]func() (*os.File, error){
+		"none": nil, "error": func() (*os.File, error) { return nil, errors.New("no") },
+		"full": func() (*os.File, error) { return os.Create(filepath.Join(dir, "f")) },
 	} {
 		s := NewSpace(0, open)
 		a := NewArray[uint64](s)
@@ -164,7 +164,7 @@ func TestNoRoom(t *testing.T) {
 // A page of the file that cannot be read is an error and does not end the process.
 func TestGuard(t *testing.T) {
 	var f *os.File
-	s := NewSpace(0, func() (_ File, err error) {
+	s := NewSpace(0, func() (_ *os.File, err error) {
 		f, err = os.Create(filepath.Join(t.TempDir(), "f"))
 		return f, err
 	})

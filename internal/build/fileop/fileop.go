@@ -47,7 +47,7 @@ type Options struct {
 	// Limits of each archive that is unpacked.
 	Limits Limits
 	// Scratch opens a file for names that do not fit into memory; nil = they stay there.
-	Scratch func() (spill.File, error)
+	Scratch func() (*os.File, error)
 }
 
 // Write writes, as the tar of a layer, what steps change in base. base is nil for an empty tree. Errors: errs.NotFound for a source that is not

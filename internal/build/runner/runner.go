@@ -190,7 +190,7 @@ func (r *Runner) Layer(ctx context.Context, l solver.Leaser, base oci.Chain, wri
 }
 
 // Scratch implements solver.Worker.
-func (r *Runner) Scratch() (spill.File, error) {
+func (r *Runner) Scratch() (*os.File, error) {
 	return spill.InDir(filepath.Join(r.o.DataRoot, "build"))()
 }
 

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"regexp"
 	"runtime"
 	"strings"
@@ -26,7 +27,6 @@ import (
 	"ply/internal/build/tree"
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/spill"
 )
 
 // Record is a result that a cache remembers.
@@ -69,7 +69,7 @@ type Worker interface {
 	// Run executes a command and returns the outputs. The error is an *ExitError when the command ran and failed.
 	Run(ctx context.Context, l Leaser, r *Run) (map[int]oci.Chain, error)
 	// Scratch opens a file without a name, for what a step does not keep in memory.
-	Scratch() (spill.File, error)
+	Scratch() (*os.File, error)
 	// LookupUser returns the numbers of a user in /etc/passwd of t, or of a group in /etc/group. An unknown name is errs.Invalid.
 	LookupUser(t *tree.Tree, name string, group bool) (uid, gid uint32, err error)
 }

@@ -17,7 +17,6 @@ import (
 	"ply/internal/build/tree"
 	"ply/internal/errs"
 	"ply/internal/oci"
-	"ply/internal/spill"
 )
 
 // fakeCache remembers in memory.
@@ -80,7 +79,7 @@ func (w *fakeWorker) Layer(_ context.Context, _ Leaser, base oci.Chain, write fu
 	return append(base[:len(base):len(base)], oci.DiffID(oci.DigestOf([]byte(text.String())))), nil
 }
 
-func (w *fakeWorker) Scratch() (spill.File, error) { return nil, errors.ErrUnsupported }
+func (w *fakeWorker) Scratch() (*os.File, error) { return nil, errors.ErrUnsupported }
 
 func (w *fakeWorker) Rebase(_ context.Context, _ Leaser, chain, base oci.Chain) (oci.Chain, error) {
 	return append(base[:len(base):len(base)], chain.Top()), nil

@@ -347,7 +347,7 @@ func TestManyNamesAndMarks(t *testing.T) {
 		}
 		sizes[n] = len(m.index)
 		moved := 0
-		space := spill.NewSpace(0, func() (spill.File, error) { moved++; return os.CreateTemp(t.TempDir(), "") })
+		space := spill.NewSpace(0, func() (*os.File, error) { moved++; return os.CreateTemp(t.TempDir(), "") })
 		other, err := buildIn(image.NewTreeIn(space), buf.Bytes(), tarscan.Limits{})
 		if err = errors.Join(err, space.Close()); err != nil || !bytes.Equal(m.index, other.index) {
 			t.Errorf("the image of %d names is another one when they moved to a file: %v", n, err)
@@ -363,7 +363,7 @@ func TestManyNamesAndMarks(t *testing.T) {
 
 // What a tree takes in memory does not grow with the names as fast as the names and their attributes do, because these move to a file.
 func TestManyNamesTakeLittleMemory(t *testing.T) {
-	space := spill.NewSpace(1<<20, func() (spill.File, error) { return os.CreateTemp(t.TempDir(), "") })
+	space := spill.NewSpace(1<<20, func() (*os.File, error) { return os.CreateTemp(t.TempDir(), "") })
 	defer space.Close()
 	tree := image.NewTreeIn(space)
 	const n = 300_000
