@@ -17,8 +17,6 @@ import (
 	"ply/internal/store/meta"
 )
 
-const stepOfBase = meta.StepOfBase
-
 // making is the image of one platform while its steps end.
 type making struct {
 	b      *running
@@ -47,7 +45,7 @@ type made struct {
 
 // image executes the graph of an image and records the image of every step on the way.
 func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, error) {
-	m := &making{b: b, out: out, step: stepOfBase, format: b.s.o.Format}
+	m := &making{b: b, out: out, step: meta.StepOfBase, format: b.s.o.Format}
 	var err error
 	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
 		return nil, err

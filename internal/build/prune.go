@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/cache"
-	"ply/internal/build/solver"
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
@@ -153,7 +152,7 @@ func (s *Service) prune(ctx context.Context, opts PruneOptions) (*Pruned, error)
 	// The images of steps need the layers, so they go first; so do those of results that went before, while a container used the image.
 	_, freed, err := s.o.Images.RemoveSteps(ctx, func(step string, used time.Time) bool {
 		switch step {
-		case stepOfBase, solver.StepOfRun:
+		case meta.StepOfBase, meta.StepOfRun:
 			return false
 		case meta.StepFailed, meta.StepOfStack: // in no cache: they go as if they were results
 			if bounded {

@@ -306,16 +306,18 @@ func (c *control) DiskUsage(ctx context.Context, r *controlapi.DiskUsageRequest)
 		if match != nil && !match(e) || r.AgeLimit > 0 && time.Since(e.Used) < time.Duration(r.AgeLimit) {
 			continue
 		}
-		resp.Record = append(resp.Record, &controlapi.UsageRecord{
-			ID: recordID(e.ID), Size: e.Size, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used), UsageCount: int64(e.Uses),
-			Description: e.Name, RecordType: string(e.Type), Mutable: e.Type == cache.CacheMount, Shared: e.Shared, InUse: e.InUse,
-		})
+		resp.Record = append(resp.Record, usageOf(e))
 	}
 	return resp, nil
 }
 
-// recordID is the ID of an entry of the cache for clients, as docker's API has it.
-func recordID(d oci.Digest) string { return d.Hex()[:25] }
+// usageOf describes an entry of the build cache.
+func usageOf(e *cache.Entry) *controlapi.UsageRecord {
+	return &controlapi.UsageRecord{
+		ID: e.ShortID(), Size: e.Size, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used), UsageCount: int64(e.Uses),
+		Description: e.Name, RecordType: string(e.Type), Mutable: e.Type == cache.CacheMount, Shared: e.Shared, InUse: e.InUse,
+	}
+}
 
 // Prune removes from the build cache.
 func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
@@ -328,8 +330,8 @@ func (c *control) Prune(r *controlapi.PruneRequest, stream controlapi.Control_Pr
 		return err
 	}
 	sizes := map[oci.Digest]*controlapi.UsageRecord{}
-	for _, e := range list {
-		sizes[e.ID] = &controlapi.UsageRecord{ID: recordID(e.ID), Size: e.Size, Description: e.Name, RecordType: string(e.Type), Mutable: e.Type == cache.CacheMount, Shared: e.Shared, CreatedAt: timestamppb.New(e.Created), LastUsedAt: timestamppb.New(e.Used)}
+	for i := range list {
+		sizes[list[i].ID] = usageOf(&list[i])
 	}
 	gone, err := c.s.o.Builder.Prune(stream.Context(), build.PruneOptions{
 		All: r.All, Unused: time.Duration(r.KeepDuration), Filters: args, Space: build.Space{Reserved: r.ReservedSpace, MaxUsed: r.MaxUsedSpace, MinFree: r.MinFreeSpace},

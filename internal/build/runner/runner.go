@@ -39,6 +39,7 @@ import (
 	"ply/internal/spill"
 	"ply/internal/store"
 	"ply/internal/store/layer"
+	"ply/internal/store/meta"
 	"ply/internal/volume"
 )
 
@@ -361,7 +362,7 @@ func (s *step) create(ctx context.Context, sp spec.Spec) (oci.ContainerID, []str
 func (r *Runner) RemoveImages(ctx context.Context) error {
 	r.making.Lock()
 	defer r.making.Unlock()
-	_, _, err := r.o.Images.RemoveSteps(ctx, func(step string, _ time.Time) bool { return step == solver.StepOfRun })
+	_, _, err := r.o.Images.RemoveSteps(ctx, func(step string, _ time.Time) bool { return step == meta.StepOfRun })
 	return err
 }
 
@@ -474,7 +475,7 @@ func (s *step) image(ctx context.Context) (*image.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.r.o.Images.Put(ctx, s.lease, image.PutOptions{Config: raw, Step: solver.StepOfRun})
+	id, err := s.r.o.Images.Put(ctx, s.lease, image.PutOptions{Config: raw, Step: meta.StepOfRun})
 	if err != nil {
 		return nil, err
 	}

@@ -681,5 +681,3 @@ func needsLayers(v *ops.Vertex, input int) bool {
 	return false
 }
 
-// StepOfRun is the Step of the images that containers of commands are made from. They are removed when the build ends.
-const StepOfRun = "run"

@@ -29,13 +29,16 @@ type Image struct {
 	Manifests []oci.Descriptor `json:"manifests,omitempty"` // their bytes are in the blob store
 	Created   time.Time        `json:"created"`             // when the record was made here
 	LastUsed  time.Time        `json:"lastUsed"`
-	// Step marks the image of a build step: it is the ID of the step's record, StepOfBase, StepOfStack or StepFailed. "" = not made by a step. An image of a step that has no
+	// Step marks the image of a build step: it is the ID of the step's record, or one of the constants below. "" = not made by a step. An image of a step that has no
 	// name is removed with the step.
 	Step string `json:"step,omitempty"`
 }
 
 // StepOfBase is the Step of images whose steps changed the config of an image only.
 const StepOfBase = "base"
+
+// StepOfRun is the Step of images that containers of steps are made from. They are removed when the build ends.
+const StepOfRun = "run"
 
 // StepOfStack is the Step of images that were made of the lower layers of an image, because a reference named them by their chain ID. They are removed with the
 // build cache and whenever an image is removed.
