@@ -165,9 +165,12 @@ func assign(f *os.File, project uint32) error {
 	return ioctl(f, setAttrs, &a)
 }
 
-// Of returns the project of a directory that Limit has limited; 0 is none.
+// Of returns the project of a directory that Limit has limited; 0 is none. What is no directory has none.
 func Of(dir string) (project uint32, err error) {
 	f, err := open(dir)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return 0, nil
+	}
 	if err != nil {
 		return 0, err
 	}

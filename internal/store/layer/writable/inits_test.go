@@ -112,3 +112,27 @@ func TestInitLayersAreUsedAgain(t *testing.T) {
 		}
 	})
 }
+
+// What is left of a damaged writable is removed, whatever it is.
+func TestRemoveDamaged(t *testing.T) {
+	inits, err := OpenInits(durable.OS, filepath.Join(t.TempDir(), "inits"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, spoil := range map[string]func(upper string) error{
+		"nothing": func(string) error { return nil },
+		"a file":  func(upper string) error { return os.WriteFile(upper, []byte("x"), 0o600) },
+		"a link":  func(upper string) error { return os.Symlink("/", upper) },
+	} {
+		dir := t.TempDir()
+		if err := spoil(filepath.Join(dir, upperName)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Remove(durable.OS, inits, dir); err != nil {
+			t.Errorf("%s in place of the upper directory: %v", what, err)
+		}
+		if names, err := os.ReadDir(dir); err != nil || len(names) > 0 {
+			t.Errorf("%s in place of the upper directory: left %v, %v", what, names, err)
+		}
+	}
+}
