@@ -9,23 +9,23 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/safepath"
+	"ply/internal/store/layer/upper"
 )
 
-// The marks of overlayfs in an upper directory.
+// The marks of overlayfs in an upper directory, besides upper.OpaqueXattr.
 const (
-	opaqueXattr   = "trusted.overlay.opaque"
 	redirectXattr = "trusted.overlay.redirect"
 	metacopyXattr = "trusted.overlay.metacopy"
 	whiteoutXattr = "trusted.overlay.whiteout"
 )
 
-// ApplyUpper changes a tree as the upper directory of an overlay changes what is below it: whiteouts remove, opaque directories replace, and other names
+// ApplyUpper changes the tree root as dir, the upper directory of an overlay, changes what is below it: whiteouts remove, opaque directories replace, and other names
 // replace files and merge directories. Files keep owners, modes, times, extended attributes, holes and hard links. Neither tree is trusted: no link is
 // followed. It syncs nothing. The error's class is errs.Unimplemented for an upper directory that refers to the layers below it by names, which
 // overlayfs writes with redirect_dir or metacopy only.
-func ApplyUpper(ctx context.Context, root, upper *os.File) error {
+func ApplyUpper(ctx context.Context, root, dir *os.File) error {
 	c := copier{ctx: ctx, links: map[[2]uint64]string{}, root: root, upper: true}
-	return c.dir(upper, root, "")
+	return c.dir(dir, root, "")
 }
 
 // applyEntry handles what only an upper directory has. done reports that nothing is to be copied.
@@ -44,14 +44,26 @@ func (c *copier) applyEntry(src, dst *os.File, name string, st *unix.Stat_t) (do
 	f := os.NewFile(uintptr(node), name)
 	defer f.Close()
 	for _, x := range []string{redirectXattr, metacopyXattr} {
-		if hasXattr(f, x) {
+		if _, marked, err := mark(f, x); err != nil {
+			return false, err
+		} else if marked {
 			return false, errs.New(errs.Unimplemented, "the attribute %s refers to a file of the layers below", x)
 		}
 	}
 	if kind == unix.S_IFREG {
-		return st.Size == 0 && hasXattr(f, whiteoutXattr), removeName(c.ctx, dst, name)
+		white := false
+		if st.Size == 0 {
+			if _, white, err = mark(f, whiteoutXattr); err != nil {
+				return false, err
+			}
+		}
+		return white, removeName(c.ctx, dst, name)
 	}
-	if hasXattr(f, opaqueXattr) {
+	opaque, _, err := mark(f, upper.OpaqueXattr)
+	if err != nil {
+		return false, err
+	}
+	if opaque == "y" {
 		return false, removeName(c.ctx, dst, name)
 	}
 	var have unix.Stat_t
@@ -74,12 +86,17 @@ func removeName(ctx context.Context, dir *os.File, name string) error {
 	return err
 }
 
-// hasXattr reports whether a file has an extended attribute that is not empty, or that is a mark.
-func hasXattr(f *os.File, name string) bool {
+// mark returns the value of an extended attribute, "" for a long one, and whether the file has it.
+func mark(f *os.File, name string) (value string, marked bool, err error) {
 	buf := make([]byte, 1)
 	n, err := unix.Fgetxattr(int(f.Fd()), name, buf)
-	if name == opaqueXattr {
-		return err == nil && n == 1 && buf[0] == 'y'
+	switch {
+	case err == nil:
+		return string(buf[:n]), true, nil
+	case errors.Is(err, unix.ERANGE):
+		return "", true, nil
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
+		return "", false, nil
 	}
-	return err == nil || errors.Is(err, unix.ERANGE)
+	return "", false, &os.PathError{Op: "getxattr " + name, Path: f.Name(), Err: err}
 }
