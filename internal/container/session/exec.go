@@ -305,7 +305,7 @@ func (r *Run) withdraw(ctx context.Context, id string) {
 	_ = r.Client.Kill(ctx, id, shim.KillArgs{Signal: 9}) // there may be no such process, or no shim any more
 }
 
-// killLimit is how long the shim may take to kill a process.
+// killLimit is how long the shim may take to kill a process, or to prepare one.
 const killLimit = 10 * time.Second
 
 // RunOnce runs a process in run to its end, without registering it, and returns its exit code. Its output goes to out.
