@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"iter"
 	"slices"
 	"time"
 
@@ -21,8 +22,10 @@ import (
 type making struct {
 	b      *running
 	out    *dockerfile.Image
-	config oci.Config                 // final, without layers
-	fields map[string]json.RawMessage // of the same config; unknown ones are kept
+	next   func() (oci.RunConfig, bool) // the config after the next instruction
+	run    oci.RunConfig                // after the one that is executed
+	config oci.Config                   // final, without layers
+	fields map[string]json.RawMessage   // of the same config; unknown ones are kept
 
 	chain   oci.Chain
 	points  []point
@@ -50,6 +53,9 @@ func (b *running) image(ctx context.Context, out *dockerfile.Image) (*made, erro
 	if m.config, m.fields, err = decodeConfig(out.Config); err != nil {
 		return nil, err
 	}
+	next, stop := iter.Pull(out.Configs())
+	defer stop()
+	m.next = next
 	m.plan()
 	if err := b.job.Permit(out.Graph.Root); err != nil {
 		return nil, m.failed(ctx, err, nil)
@@ -112,6 +118,10 @@ func (m *making) do(ctx context.Context, i int) error {
 	v := m.out.Steps[i].Vertex
 	st := StepInfo{Step: m.out.Steps[i], Index: i + 1, Total: len(m.out.Steps), Executed: v != nil, Vertex: v, Cached: true}
 	m.b.l.Step(st)
+	var ok bool
+	if m.run, ok = m.next(); !ok {
+		return errs.New(errs.Internal, "the step of line %d has no config", st.Start)
+	}
 	from := st.Name == "FROM"
 	if v != nil {
 		r, err := m.b.job.Solve(ctx, m.out.Steps[i].Result)
@@ -211,7 +221,7 @@ func (m *making) encode(st *dockerfile.Step, n int) ([]byte, error) {
 		}
 	}
 	if st != nil {
-		c.Config, c.Author = st.Config, st.Author
+		c.Config, c.Author = m.run, st.Author
 	}
 	c.RootFS = oci.RootFS{Type: "layers", DiffIDs: m.chain}
 	if !created.IsZero() {
@@ -275,7 +285,7 @@ func (m *making) failed(ctx context.Context, err error, st *StepInfo) error {
 	}
 	conf := m.config.Config
 	if st != nil {
-		conf = st.Config
+		conf = m.run
 	}
 	cfg := oci.Config{
 		OS: m.config.OS, Architecture: m.config.Architecture, Variant: m.config.Variant, Config: conf,

@@ -16,6 +16,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"iter"
 	"maps"
 	"runtime/debug"
 	"strconv"
@@ -149,6 +150,8 @@ type Image struct {
 	Epoch      *time.Time
 	Steps      []Step
 	Definition []byte // of the graph, for a client that builds on the result
+
+	configs iter.Seq[oci.RunConfig]
 }
 
 // File is a Dockerfile.
@@ -292,11 +295,7 @@ func (g *gateway) output(res *client.Result) (*Output, error) {
 			// Without the option platform, FROM --platform and the base image decide.
 			img.Platform = oci.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant, OSVersion: c.OSVersion, OSFeatures: c.OSFeatures}
 		}
-		steps, err := g.steps(&img)
-		if err != nil {
-			return nil, err
-		}
-		if img.Steps, err = settle(steps, &c); err != nil {
+		if err := g.setSteps(&img, &c); err != nil {
 			return nil, err
 		}
 		out.Images = append(out.Images, img)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -156,6 +157,10 @@ func TestStepsAgreeWithTheFrontEnd(t *testing.T) {
 			}
 			text := strings.SplitAfter(string(out.File.Data), "\n")
 			for n, img := range out.Images {
+				configs := slices.Collect(img.Configs())
+				if len(configs) != len(img.Steps) {
+					t.Fatalf("%d configs of %d steps", len(configs), len(img.Steps))
+				}
 				for i, st := range img.Steps {
 					if wrong := misplaced(st); wrong != "" {
 						t.Error(wrong)
@@ -180,7 +185,7 @@ func TestStepsAgreeWithTheFrontEnd(t *testing.T) {
 					if err := json.Unmarshal(short.Images[n].Config, &c); err != nil {
 						t.Fatal(err)
 					}
-					labels := maps.Clone(st.Config.Labels)
+					labels := maps.Clone(configs[i].Labels)
 					for k, v := range req.Options {
 						if l, ok := strings.CutPrefix(k, "label:"); ok {
 							if labels == nil {
@@ -189,8 +194,8 @@ func TestStepsAgreeWithTheFrontEnd(t *testing.T) {
 							labels[l] = v
 						}
 					}
-					st.Config.Labels = labels
-					if d := cmp.Diff(asJSON(t, c.Config), asJSON(t, st.Config)); d != "" {
+					configs[i].Labels = labels
+					if d := cmp.Diff(asJSON(t, c.Config), asJSON(t, configs[i])); d != "" {
 						t.Errorf("after line %d:\n%s", st.End, d)
 					}
 					if c.Author != st.Author || len(c.History) != st.History {

@@ -388,7 +388,7 @@ func (h *hosts) evaluate(df File, text []byte, opts map[string]string, build, ta
 		if st.Name != "" {
 			names[strings.ToLower(st.Name)] = i
 		}
-		p.steps, p.entries = nil, 0
+		p.steps = nil
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package dockerfile
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,7 +31,6 @@ type Step struct {
 	Stage      string // the name of its stage, or ""
 	Trigger    bool   // an ONBUILD of the base image; its lines are those of FROM
 
-	Config oci.RunConfig
 	Author string
 	// Vertex is the operation of the instruction that makes its file system: nil for one that changes the config only. A COPY --link
 	// also has the vertex of its files, the last input of this one.
@@ -37,23 +38,61 @@ type Step struct {
 	Result ops.Edge // the file system after the step; zero = empty
 	// History is how many entries of the history in Image.Config belong to the image after this step.
 	History int
+
+	dir string // the working directory
 }
 
-// steps returns the steps of an image. The config of the last one is that of the image.
-func (g *gateway) steps(img *Image) ([]Step, error) {
+// Configs yields the config of the image after each of Steps, in their order. It makes each one when it is asked for: those of a long Dockerfile are large
+// together, because each has all that the lines before it set. What it has yielded does not change later.
+func (img *Image) Configs() iter.Seq[oci.RunConfig] { return img.configs }
+
+// errEnough ends a program whose configs nobody takes any more.
+var errEnough = errors.New("enough")
+
+// setSteps sets the steps of an image whose config is c.
+func (g *gateway) setSteps(img *Image, c *oci.Config) error {
+	img.configs = func(func(oci.RunConfig) bool) {}
 	f := g.run.file()
 	if len(f.Data) == 0 {
-		return nil, nil
+		return nil
 	}
-	p := newProgram(f, g.opts, img.Platform, g.buildPlatform(), func(ref string) []byte { return g.run.config(ref, img.Platform) })
-	p.time = img.Epoch
-	if err := p.parse(f.Data); err != nil {
-		return nil, err
+	base, epoch, platform := img.BaseConfig, img.Epoch, img.Platform
+	start := func() (*program, error) {
+		p := newProgram(f, g.opts, platform, g.buildPlatform(), func(ref string) []byte { return g.run.config(ref, platform) })
+		p.time = epoch
+		return p, p.parse(f.Data) // anew, because applying an instruction changes it
 	}
-	if err := p.run(img.BaseConfig); err != nil {
-		return nil, err
+	p, err := start()
+	if err != nil {
+		return err
 	}
-	return p.steps, place(p.steps, img.Graph)
+	if err := p.run(base); err != nil {
+		return err
+	}
+	if err := place(p.steps, img.Graph); err != nil {
+		return err
+	}
+	if img.Steps, err = settle(p.steps, c); err != nil {
+		return err
+	}
+	last := len(img.Steps) - 1
+	img.configs = func(yield func(oci.RunConfig) bool) {
+		p, err := start()
+		if err != nil {
+			return // it was nil above
+		}
+		p.each = func(r oci.RunConfig) error {
+			if len(p.steps) > last {
+				r = c.Config // exactly what the front end made
+			}
+			if !yield(r) {
+				return errEnough
+			}
+			return nil
+		}
+		_ = p.run(base) // as above, or errEnough
+	}
+	return nil
 }
 
 // place finds the file system after each step. The graph of a stage is a line of operations, one for each instruction that changes
@@ -95,7 +134,7 @@ func (s *Step) changesFiles() bool {
 	case "RUN", "COPY", "ADD":
 		return true
 	case "WORKDIR":
-		return s.Config.WorkingDir != "/"
+		return s.dir != "/"
 	}
 	return false
 }
@@ -138,7 +177,7 @@ func below(e ops.Edge) ops.Edge {
 	return ops.Edge{}
 }
 
-// settle gives the last step exactly what the front end made, and checks that the steps explain its history.
+// settle sets the author of the last step to that of the image, and checks that the steps explain its history.
 func settle(steps []Step, c *oci.Config) ([]Step, error) {
 	if len(steps) == 0 {
 		return nil, nil
@@ -147,7 +186,7 @@ func settle(steps []Step, c *oci.Config) ([]Step, error) {
 	if last.History != len(c.History) {
 		return nil, errs.New(errs.Internal, "the steps of the Dockerfile make %d entries of history, the front end %d", last.History, len(c.History))
 	}
-	last.Config, last.Author = c.Config, c.Author
+	last.Author = c.Author
 	return steps, nil
 }
 
@@ -191,10 +230,10 @@ type program struct {
 	meta    []instructions.ArgCommand
 	globals *change.State // the arguments before the first FROM
 
-	file    File
-	steps   []Step
-	entries int
+	file  File
+	steps []Step
 
+	each  func(oci.RunConfig) error                             // sees the config after each step; nil = no one
 	added func(c *instructions.AddCommand, source string) error // sees each source of an ADD; nil = no one
 }
 
@@ -274,7 +313,6 @@ func (p *program) run(baseConfig []byte) error {
 			return err
 		}
 	}
-	p.labels()
 	return nil
 }
 
@@ -289,20 +327,6 @@ func (p *program) baseConfig(raw []byte) (base oci.Config, err error) {
 		return base, errs.New(errs.Invalid, "config of the base image: %w", err)
 	}
 	return base, nil
-}
-
-// labels adds the labels of the request to the image.
-func (p *program) labels() {
-	last := &p.steps[len(p.steps)-1]
-	last.Config = change.Clone(last.Config)
-	for k, v := range p.opts {
-		if name, ok := strings.CutPrefix(k, "label:"); ok {
-			if last.Config.Labels == nil {
-				last.Config.Labels = map[string]string{}
-			}
-			last.Config.Labels[name] = v
-		}
-	}
 }
 
 // setGlobals evaluates the arguments before the first FROM.
@@ -430,27 +454,9 @@ type cursor struct {
 	triggers []string
 }
 
-// maxEntries is the maximum number of settings that all steps have together.
-const maxEntries = 1 << 20
-
 func (p *program) add(at *cursor, name, text string, where []parser.Range, stage string, trigger bool) error {
-	switch strings.ToUpper(name) { // the others share theirs with the step before
-	case "ENV":
-		p.entries += len(at.run.Env)
-	case "LABEL":
-		p.entries += len(at.run.Labels)
-	case "EXPOSE":
-		p.entries += len(at.run.ExposedPorts)
-	case "VOLUME":
-		p.entries += len(at.run.Volumes)
-	case "ONBUILD":
-		p.entries += len(at.run.OnBuild)
-	}
-	if p.entries > maxEntries {
-		return refuse(p.file, where[0].Start.Line, "the steps of the Dockerfile have more than %d settings", maxEntries)
-	}
 	s := Step{
-		Name: strings.ToUpper(name), Text: text, Stage: stage, Trigger: trigger, Config: at.run, Author: at.author, History: at.history,
+		Name: strings.ToUpper(name), Text: text, Stage: stage, Trigger: trigger, Author: at.author, History: at.history, dir: at.run.WorkingDir,
 	}
 	for i, r := range where {
 		if i == 0 || r.Start.Line < s.Start {
@@ -459,6 +465,9 @@ func (p *program) add(at *cursor, name, text string, where []parser.Range, stage
 		s.End = max(s.End, r.End.Line)
 	}
 	p.steps = append(p.steps, s)
+	if p.each != nil {
+		return p.each(at.run)
+	}
 	return nil
 }
 

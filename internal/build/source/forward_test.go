@@ -206,7 +206,9 @@ func TestGitFetchesOnlyFromWhatWasChecked(t *testing.T) {
 	var strangers atomic.Int32
 	port := listen(t, "127.0.0.1:0", func(net.Conn) { strangers.Add(1) })
 	for _, addr := range []string{"169.254.169.254", "127.0.0.2"} { // refused, and another machine than the system would find
-		w.o.Lookup = func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr(addr)}, nil }
+		w.o.Lookup = func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr(addr)}, nil
+		}
 		r, err := w.fetch(&ops.Git{Remote: "git://localhost:" + port + "/r", Ref: strings.Repeat("a1", 20)})
 		if err == nil || addr == "169.254.169.254" && !errors.Is(err, errs.Forbidden) {
 			t.Errorf("%s: %+v, %v", addr, r, err)
