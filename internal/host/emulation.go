@@ -99,13 +99,3 @@ func handler(entry string, h []byte) (interpreter string) {
 	}
 	return interpreter
 }
-
-// Emulated returns the architectures that the kernel runs by programs registered in binfmt_misc.
-func Emulated() (list []string) {
-	for arch := range binaries {
-		if Emulator(arch) != "" {
-			list = append(list, arch)
-		}
-	}
-	return list
-}

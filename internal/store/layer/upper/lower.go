@@ -22,9 +22,6 @@ type Lower interface {
 // Nothing is the Lower of an empty chain.
 var Nothing Lower = StackLower()
 
-// DirLower looks up names in a plain tree, such as a mounted view. The caller closes dir.
-func DirLower(dir *os.File) Lower { return &Stack{layers: []int{int(dir.Fd())}, plain: true} }
-
 // StackLower looks up names in directories in overlay format (with whiteouts and opaque markers), top first, by the rules
 // of overlayfs. The caller closes the descriptors, which may be O_PATH, after the last use of the result. Directories are
 // cached, so the layers must not change; see Forget.
@@ -39,7 +36,6 @@ func StackLower(layers ...*os.File) *Stack {
 // Stack is a stack of layers that overlayfs would merge.
 type Stack struct {
 	layers []int
-	plain  bool // a tree without the marks of overlayfs
 	dirs   map[string][]int
 	root   *int // the layer whose root directory has the attributes of the whole; -1 for none
 }
@@ -100,15 +96,13 @@ func (s *Stack) List(p string) ([]string, error) {
 				continue
 			}
 			hidden[name] = true
-			if !s.plain {
-				var st unix.Stat_t
-				if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-					unix.Close(fd)
-					return nil, fmt.Errorf("%s/%s: %w", p, name, err)
-				}
-				if isWhiteout(&st) {
-					continue
-				}
+			var st unix.Stat_t
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				unix.Close(fd)
+				return nil, fmt.Errorf("%s/%s: %w", p, name, err)
+			}
+			if isWhiteout(&st) {
+				continue
 			}
 			names = append(names, name)
 		}
@@ -136,7 +130,7 @@ func (s *Stack) find(p string) (st unix.Stat_t, top int, merged []int, err error
 		if err != nil {
 			return st, 0, nil, fmt.Errorf("%s: %w", p, err)
 		}
-		if !s.plain && isWhiteout(&cur) {
+		if isWhiteout(&cur) {
 			break
 		}
 		dir := cur.Mode&unix.S_IFMT == unix.S_IFDIR
@@ -147,7 +141,7 @@ func (s *Stack) find(p string) (st unix.Stat_t, top int, merged []int, err error
 			break // a file ends the search; below directories it ends the merging
 		}
 		merged = append(merged, l)
-		if !s.plain && p != "." && Opaque(s.layers[l], p) {
+		if p != "." && Opaque(s.layers[l], p) {
 			break
 		}
 	}
