@@ -39,8 +39,8 @@ var filterKeys = map[string][]string{
 	"events":        {"container", "daemon", "event", "image", "label", "network", "scope", "type", "volume"},
 	"search":        {"is-automated", "is-official", "stars"},
 	"builder prune": {"description", "id", "inuse", "parent", "private", "shared", "type", "until", "unused-for"},
-	"builder du":    {"description", "id", "inuse", "private", "shared", "type"},
-	"image prune":   {"dangling", "label", "label!", "until"},
+	"builder du":    {"description", "id", "inuse", "private", "shared", "type", "until", "unused-for"},
+	"image prune":   {"dangling", "label", "label!", "until", "unused"},
 	"volume prune":  {"all", "label", "label!"},
 	"prune":         {"label", "label!", "until"},
 }

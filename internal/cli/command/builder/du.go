@@ -82,7 +82,7 @@ func Du(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
-// duFilters select entries of the build cache; they are those of builder prune.
+// duFilters select entries of the build cache: the conditions of builder prune that an entry can meet. An ID is written as du prints it.
 var duFilters = filter.Table[*wire.BuildCache]{
 	"until":       filter.Until(lastUse),
 	"unused-for":  filter.Until(lastUse),
