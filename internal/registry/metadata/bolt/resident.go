@@ -36,8 +36,14 @@ func unmapMany(db *bbolt.DB, t *bbolt.Tx) {
 	if residentFiles() < maxResident {
 		return
 	}
+	fi, err := os.Stat(db.Path())
+	if err != nil {
+		return
+	}
+	// What the transaction says of the size is in the file, which may have been cut: behind the mapping begins other memory.
+	size := min(t.Size(), fi.Size())
 	// The mapping is shared and only read: its pages are in the page cache, and no byte is lost. A kernel that refuses leaves them mapped.
-	_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(t.Size()), unix.MADV_DONTNEED)
+	_, _, _ = unix.Syscall(unix.SYS_MADVISE, db.Info().Data, uintptr(size), unix.MADV_DONTNEED)
 }
 
 // residentFiles returns how many bytes of files this process has mapped and in memory; 0 when that is not known.
