@@ -212,7 +212,8 @@ func (e *env) createWritable(ctx context.Context, dir string, chain oci.Chain, s
 func canLimit(drv layer.Driver, dir string) error {
 	l, ok := drv.(layer.WritableLimiter)
 	if !ok {
-		return errs.New(errs.Precondition, "the storage driver %s cannot limit the size of a container's writable layer", drv.Name())
+		return errs.New(errs.Precondition, "the storage driver %s cannot limit the size of a container's writable layer", drv.Name()).
+			WithHint("The drivers erofs and overlay2 can, on XFS and on ext4 with project quotas.")
 	}
 	return l.CanLimit(dir)
 }

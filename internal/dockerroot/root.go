@@ -158,7 +158,8 @@ func (r *Root) openStore(dir, containerd string) (err error) {
 		}
 		r.store, err = openStoreAt(containerd)
 		if errors.Is(err, fs.ErrNotExist) {
-			return errs.New(errs.NotFound, "%s is no root of containerd: it has no %s", containerd, metadataFile)
+			return errs.New(errs.NotFound, "%s is no root of containerd: it has no %s", containerd, metadataFile).
+				WithHint("containerd config dump shows the directory as root.")
 		}
 		return err
 	}

@@ -128,7 +128,8 @@ func (r *Root) volume(v *Volume) error {
 		return err
 	}
 	if o.Quota.Size > 0 {
-		return errs.New(errs.Unimplemented, "it has a quota of %d bytes", o.Quota.Size)
+		return errs.New(errs.Unimplemented, "it has a quota of %d bytes", o.Quota.Size).
+			WithHint("A tar of its _data can be taken over with ply volume import.")
 	}
 	if o.MountDevice != "" || o.MountType != "" || o.MountOpts != "" { // older releases have the options here only
 		options := map[string]string{}

@@ -141,7 +141,7 @@ func (s Summary) Complete() bool { return s[Conflict] == 0 && s[Left] == 0 && s[
 // when another import is under way; errs.Exhausted when the disk is full.
 func (s *Service) Import(ctx context.Context, o Options, l Listener) (Summary, error) {
 	if !s.busy.TryLock() {
-		return nil, errs.New(errs.Conflict, "another import is under way")
+		return nil, errs.New(errs.Conflict, "another import is under way").WithHint("Wait until it has ended: it may import the same.")
 	}
 	defer s.busy.Unlock()
 	if err := checkPrefix(o.Prefix); err != nil {
