@@ -16,12 +16,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
 )
 
-// InDir returns a function that makes a file without a name in a directory. Where the file system has no such files, it is an error.
+// InDir returns a function that makes a file without a name in a directory.
 func InDir(dir string) func() (*os.File, error) {
-	return func() (*os.File, error) { return os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600) }
+	return func() (*os.File, error) { return durable.Nameless(dir) }
 }
 
 // Space is what arrays have in memory and in one file together. Not safe for concurrent use.

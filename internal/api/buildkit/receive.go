@@ -16,6 +16,7 @@ import (
 	"github.com/tonistiigi/fsutil/types"
 	"golang.org/x/sys/unix"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/safepath"
 )
@@ -75,9 +76,9 @@ type wantedFile struct {
 
 // receive runs a transfer.
 func (r *receiver) receive(ctx context.Context) error {
-	list, err := unlinkedFile(r.root)
+	list, err := durable.Nameless("/proc/self/fd/" + strconv.Itoa(int(r.root.Fd())))
 	if err != nil {
-		return err
+		return errs.New(errs.Internal, "build context: %w", err)
 	}
 	defer list.Close()
 	r.want = bufio.NewWriter(list)
@@ -119,15 +120,6 @@ func (r *receiver) refuse(err error) error {
 	defer time.AfterFunc(lastWords, func() { r.cancel(err) }).Stop()
 	_ = r.stream.Send(&types.Packet{Type: types.PACKET_ERR, Data: []byte(err.Error())}) // the client may be gone
 	return err
-}
-
-// unlinkedFile returns a file without a name, beside dir.
-func unlinkedFile(dir *os.File) (*os.File, error) {
-	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, errs.New(errs.Internal, "build context: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "list of files"), nil
 }
 
 // space checks that the files that are asked for fit on the disk.

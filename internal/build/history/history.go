@@ -206,13 +206,9 @@ func NewID() string { return strings.ToLower(rand.Text())[:25] }
 
 // Spool returns an empty file without a name, for what is made of a log.
 func (h *History) Spool() (*os.File, error) {
-	name := durable.TempName(h.o.Dir)
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := durable.Nameless(h.o.Dir)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "build history: %w", err)
-	}
-	if err := os.Remove(name); err != nil {
-		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }

@@ -36,7 +36,6 @@ import (
 	"ply/internal/image"
 	"ply/internal/mount"
 	"ply/internal/oci"
-	"ply/internal/spill"
 	"ply/internal/store"
 	"ply/internal/store/layer"
 	"ply/internal/store/meta"
@@ -192,7 +191,7 @@ func (r *Runner) Layer(ctx context.Context, l solver.Leaser, base oci.Chain, wri
 
 // Scratch implements solver.Worker.
 func (r *Runner) Scratch() (*os.File, error) {
-	return spill.InDir(filepath.Join(r.o.DataRoot, "build"))()
+	return durable.Nameless(filepath.Join(r.o.DataRoot, "build"))
 }
 
 // Rebase implements solver.Worker.

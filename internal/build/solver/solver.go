@@ -680,4 +680,3 @@ func needsLayers(v *ops.Vertex, input int) bool {
 	}
 	return false
 }
-

@@ -436,12 +436,9 @@ func (p *portion) Read(b []byte) (int, error) {
 type spool struct{ *os.File }
 
 func newSpool(dir string) (*spool, error) {
-	f, err := os.OpenFile(durable.TempName(dir), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := durable.Nameless(dir)
 	if err != nil {
 		return nil, errs.New(errs.Internal, "spool: %w", err)
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
 	}
 	return &spool{f}, nil
 }

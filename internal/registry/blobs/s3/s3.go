@@ -14,6 +14,7 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/content"
@@ -365,12 +367,5 @@ func (s *Store) abort(ctx context.Context, key, id string) error {
 
 // temporary makes a file without a name.
 func (s *Store) temporary() (*os.File, error) {
-	f, err := os.CreateTemp(s.o.Spool, "upload-")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Remove(f.Name()); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return durable.Nameless(cmp.Or(s.o.Spool, os.TempDir()))
 }
