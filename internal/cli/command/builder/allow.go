@@ -309,7 +309,10 @@ func within(real string, others []string) (bool, error) {
 	return false, nil
 }
 
-// existing returns an absolute path without links; what does not exist stays at its end.
+// maxLinks is how many links that lead to nothing are followed, one to the other; the kernel follows as many.
+const maxLinks = 40
+
+// existing returns an absolute path without links; what does not exist stays at its end, also what a link leads to.
 func existing(p string) (string, error) {
 	if !filepath.IsAbs(p) {
 		here, err := os.Getwd()
@@ -319,7 +322,7 @@ func existing(p string) (string, error) {
 		p = here + "/" + p
 	}
 	rest := ""
-	for {
+	for links := 0; ; {
 		real, err := filepath.EvalSymlinks(p)
 		if err == nil {
 			return filepath.Join(real, rest), nil
@@ -329,6 +332,14 @@ func existing(p string) (string, error) {
 			return "", err
 		}
 		at := strings.LastIndexByte(p, '/') + 1
+		if to, err := os.Readlink(p); err == nil && links < maxLinks {
+			links++
+			if !filepath.IsAbs(to) {
+				to = p[:at] + to
+			}
+			p = to
+			continue
+		}
 		p, rest = p[:at], filepath.Join(p[at:], rest)
 	}
 }

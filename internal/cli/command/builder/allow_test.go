@@ -66,7 +66,8 @@ func TestBakeFilesStayInTheWorkingDirectory(t *testing.T) {
 		}
 	}
 	t.Chdir(top + "/wd")
-	for name, to := range map[string]string{"target:link": "../outside", "link": "../outside/deep", "input:file": "../outside/Dockerfile", "k=v": "../outside", "sub/sub": "../../outside"} {
+	for name, to := range map[string]string{"target:link": "../outside", "link": "../outside/deep", "input:file": "../outside/Dockerfile", "k=v": "../outside", "sub/sub": "../../outside",
+		"dangling": "../outside/absent/x", "relay": "dangling/y", "loop": "loop"} {
 		if err := os.Symlink(to, name); err != nil {
 			t.Fatal(err)
 		}
@@ -87,6 +88,8 @@ func TestBakeFilesStayInTheWorkingDirectory(t *testing.T) {
 		`output = [{ type = "local", Dest = "../outside" }]`:             "fs.write=" + outside,
 		`output = [{ type = "local", "dest=k" = "v" }]`:                  "fs.write=" + outside,
 		`output = ["type=local,dest=target:link/new"]`:                   "fs.write=" + outside + "/new",
+		`output = ["type=local,dest=dangling"]`:                          "fs.write=" + outside + "/absent/x",
+		`output = ["type=tar,dest=relay/../z"]`:                          "fs.write=" + outside + "/absent/x/z",
 		`cache-to = [{ type = "local", Dest = "../outside" }]`:           "fs.write=" + outside,
 		`ssh = ["default="]`:                                             "ssh",
 		`ssh = [{ id = "default", paths = ["mine,../outside/secret"] }]`: "fs.read=" + outside + "/secret",
