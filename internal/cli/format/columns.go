@@ -7,13 +7,14 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 )
 
 // Columns writes rows in aligned columns, with docker's spacing.
 func Columns(w io.Writer, minWidth int, rows [][]string) error {
 	var buf bytes.Buffer
 	for _, r := range rows {
-		buf.WriteString(strings.Join(r, "\t") + "\n")
+		buf.WriteString(visible(strings.Join(r, "\t")) + "\n")
 	}
 	return aligned(w, minWidth, buf.Bytes())
 }
@@ -30,6 +31,17 @@ func aligned(w io.Writer, minWidth int, text []byte) error {
 		return err
 	}
 	return out.Flush()
+}
+
+// visible replaces the control characters of a text, except tabs and newlines: they may come from an image or from a process in a container, and would
+// drive the terminal.
+func visible(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) && c != '\t' && c != '\n' {
+			return unicode.ReplacementChar
+		}
+		return c
+	}, s)
 }
 
 // Natural compares strings so that the numbers in them count as numbers: v9 comes before v10.

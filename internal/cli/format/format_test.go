@@ -139,3 +139,32 @@ func TestTablesAreWrittenInLargePieces(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// What an image or a process in a container says does not drive the terminal, and takes no other rows into its cell.
+func TestControlCharactersInTables(t *testing.T) {
+	var out strings.Builder
+	if err := Columns(&out, 3, [][]string{{"PID", "CMD"}, {"1", "\x1b]0;title\a\r\x7f\u009b2Jé日"}, {"2", "\f\vx"}, {"3", "y"}}); err != nil {
+		t.Fatal(err)
+	}
+	const bad = "\ufffd"
+	if want := "PID   CMD\n1     " + bad + "]0;title" + bad + bad + bad + bad + "2Jé日\n2     " + bad + bad + "x\n3     y\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	row := textRow{Name: "\x1b[2Ja\tb\rc"}
+	if err := Table(&out, "table \x1b[1m{{.Name}}\x1b[0m", "", Titles{"Name": "NAME"}, []textRow{row}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "\x1b[1mNAME\x1b[0m\n\x1b[1m" + bad + "[2Ja" + "   b" + bad + "c\x1b[0m\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+	out.Reset()
+	if err := Table(&out, "{{.Name}}", "", nil, []textRow{row}); err != nil || out.String() != row.Name+"\n" {
+		t.Errorf("%q %v", out.String(), err)
+	}
+}
+
+type textRow struct {
+	RowMark
+	Name string
+}

@@ -147,8 +147,15 @@ func Table[T Row](w io.Writer, format, def string, titles Titles, rows []T) erro
 		}
 		buf.WriteByte('\n')
 	}
-	for i := range rows {
-		if err := t.Execute(&buf, &rows[i]); err != nil {
+	for _, row := range rows {
+		if isTable { // the template is the user's and may drive the terminal; what it shows may not
+			for _, field := range reflect.ValueOf(&row).Elem().Fields() {
+				if field.Kind() == reflect.String && field.CanSet() {
+					field.SetString(visible(field.String()))
+				}
+			}
+		}
+		if err := t.Execute(&buf, &row); err != nil {
 			return rowError[T](err)
 		}
 		buf.WriteByte('\n')
