@@ -137,7 +137,7 @@ func (a *Adopter) makeFiles(ctx context.Context, c *ctr, o AdoptOptions, lease *
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
 	drv := a.s.env.opts.Store.Layers
-	if err := drv.CreateWritable(ctx, c.paths.writable, c.rec.Chain); err != nil {
+	if err := a.s.env.createWritable(ctx, c.paths.writable, c.rec.Chain, &c.rec.Spec); err != nil {
 		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
 	}
 	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })

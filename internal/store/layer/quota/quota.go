@@ -129,12 +129,15 @@ func Limit(size int64, dirs ...string) (err error) {
 	return nil
 }
 
-// take chooses a project that nothing uses, and gives it its limit. Numbers are random and large: people who number projects by hand begin at 1.
+// firstProject is the first of the numbers, as many as it is, of which Limit chooses. People who number projects by hand begin at 1.
+const firstProject = 1 << 30
+
+// take chooses a project that nothing uses, and gives it its limit. Numbers are random.
 func take(f *os.File, size int64) (uint32, error) {
 	choosing.Lock()
 	defer choosing.Unlock()
 	for range 100 {
-		project := 1<<30 + rand.Uint32N(1<<30)
+		project := firstProject + rand.Uint32N(firstProject)
 		b := block{}
 		err := quotactl(f, getQuota, project, unsafe.Pointer(&b))
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) {
@@ -165,7 +168,8 @@ func assign(f *os.File, project uint32) error {
 	return ioctl(f, setAttrs, &a)
 }
 
-// Of returns the project of a directory that Limit has limited; 0 is none. What is no directory has none.
+// Of returns the project of a directory that Limit has limited; 0 is none. What is no directory has none. Who owns a directory can change its project: only the
+// answer for one that no container reaches is to be trusted. It is never a project that Limit cannot have chosen.
 func Of(dir string) (project uint32, err error) {
 	f, err := open(dir)
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -179,6 +183,9 @@ func Of(dir string) (project uint32, err error) {
 	err = ioctl(f, getAttrs, &a)
 	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || err == nil && a.flags&inherit == 0 {
 		return 0, nil
+	}
+	if a.project < firstProject || a.project >= 2*firstProject {
+		return 0, err
 	}
 	return a.project, err
 }

@@ -101,6 +101,13 @@ func testLimit(t *testing.T, dir string) {
 	if !errors.Is(err, syscall.EDQUOT) && !errors.Is(err, syscall.ENOSPC) {
 		t.Errorf("%v, want that the limit is reached", err)
 	}
+	f, err := open(other)
+	if err == nil {
+		err = errors.Join(assign(f, 5), f.Close())
+	}
+	if p, ofErr := Of(other); p != 0 || err != nil || ofErr != nil {
+		t.Errorf("a project of someone else is %d: %v, %v", p, err, ofErr)
+	}
 	second := mkdir(t, dir, "second")
 	if err := Limit(1<<20, second); err != nil {
 		t.Fatal(err)

@@ -278,13 +278,14 @@ func (Limiter) LimitWritable(dir string, size int64) error {
 // Remove removes a writable that is not mounted. It is no error when it does not exist.
 func Remove(fsys durable.FS, inits *Inits, dir string) error {
 	all := removeInits(fsys, dir, inits)
-	project, err := quota.Of(filepath.Join(dir, upperName))
+	// The root of a container owns upper/, and could have given it the project of another container. The limit ends first, so that none stays after a crash.
+	project, err := quota.Of(filepath.Join(dir, workName))
+	if err == nil && project != 0 {
+		err = quota.Free(dir, project)
+	}
 	all = errors.Join(all, ignoreAbsent(err))
 	for _, name := range []string{upperName, workName} {
 		all = errors.Join(all, fsys.RemoveAll(filepath.Join(dir, name)))
-	}
-	if project != 0 && all == nil {
-		all = quota.Free(dir, project)
 	}
 	return all
 }
