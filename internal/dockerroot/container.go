@@ -108,11 +108,12 @@ func (r *Root) Containers() (all []Container, problems []Problem) {
 	if err != nil {
 		return nil, []Problem{{KindContainer, "all containers", err}}
 	}
+	left := newBudget()
 	for _, id := range ids {
 		if !oci.IsHex64(id) {
 			continue
 		}
-		c, err := r.container(id)
+		c, err := r.container(id, left)
 		if err != nil {
 			problems = append(problems, Problem{KindContainer, titleOf(c.Name, id), err})
 			continue
@@ -131,10 +132,14 @@ func titleOf(name, id string) string {
 	return short(id)
 }
 
-func (r *Root) container(id string) (c Container, err error) {
+func (r *Root) container(id string, left *budget) (c Container, err error) {
 	var rec containerRecord
 	dir := path.Join("containers", id)
-	if err := readJSON(r.dir, dir+"/config.v2.json", &rec); err != nil {
+	config, err := readFile(r.dir, dir+"/config.v2.json", maxFile)
+	if err == nil {
+		err = decode(dir+"/config.v2.json", config, &rec)
+	}
+	if err != nil {
 		return c, err
 	}
 	c = Container{
@@ -155,7 +160,14 @@ func (r *Root) container(id string) (c Container, err error) {
 	case len(rec.MountPoints) > maxMounts:
 		return c, errs.New(errs.DataLoss, "it has %d mounts", len(rec.MountPoints))
 	}
-	if err := readJSON(r.dir, dir+"/hostconfig.json", &c.HostConfig); err != nil {
+	host, err := readFile(r.dir, dir+"/hostconfig.json", maxFile)
+	if err == nil {
+		err = decode(dir+"/hostconfig.json", host, &c.HostConfig)
+	}
+	if err == nil {
+		err = left.take(config, host)
+	}
+	if err != nil {
 		return c, err
 	}
 	if c.HostConfig.AutoRemove {

@@ -115,7 +115,7 @@ func (s *contentStore) close() error {
 }
 
 // images returns the images of docker's namespace.
-func (s *contentStore) images() (all []Image, problems []Problem) {
+func (s *contentStore) images(left *budget) (all []Image, problems []Problem) {
 	byTarget := map[oci.Digest]*Image{}
 	var order []oci.Digest
 	err := s.meta.view(func(tx *bbolt.Tx) error {
@@ -152,7 +152,11 @@ func (s *contentStore) images() (all []Image, problems []Problem) {
 	for _, d := range order {
 		img := byTarget[d]
 		sortNames(img.Names)
-		if err := s.image(img); err != nil {
+		err := s.image(img)
+		if err == nil {
+			err = left.take(img.Config)
+		}
+		if err != nil {
 			problems = append(problems, Problem{KindImage, title(oci.ImageID(d), img.Names), err})
 			continue
 		}
@@ -361,6 +365,9 @@ func (a *archiver) blob(d oci.Digest, data []byte) error {
 func (a *archiver) target(d oci.Descriptor, depth int) error {
 	if a.done[d.Digest] {
 		return nil
+	}
+	if err := a.ctx.Err(); err != nil {
+		return context.Cause(a.ctx)
 	}
 	raw, err := a.s.blob(d.Digest, oci.MaxManifest)
 	if err != nil {

@@ -484,3 +484,36 @@ func TestManyPathsThroughIndexes(t *testing.T) {
 		t.Errorf("an archive: %v", err)
 	}
 }
+
+// What is more than the objects of a kind may have together is named, and the rest is read.
+func TestTooMuchTogether(t *testing.T) {
+	f, _, _ := whole(t)
+	r := open(t, f, dockerroot.Options{})
+	images, _ := r.Images()
+	check := func(what string, got int, problems []dockerroot.Problem) {
+		t.Helper()
+		if got != 1 || len(problems) != 1 || !strings.Contains(problems[0].Err.Error(), "too large together") {
+			t.Errorf("%d of %s, %+v", got, what, problems)
+		}
+	}
+	both := len(images[0].Config) + len(images[1].Config)
+	for _, limit := range []struct{ bytes, values int }{{both - 1, 1 << 20}, {1 << 20, 12}} {
+		undo := dockerroot.SetLimits(limit.bytes, limit.values)
+		images, p := r.Images()
+		check("images", len(images), p)
+		undo()
+	}
+	for _, limit := range []struct{ bytes, values int }{{500, 1 << 20}, {1 << 20, 25}} {
+		undo := dockerroot.SetLimits(limit.bytes, limit.values)
+		containers, p := r.Containers()
+		check("containers", len(containers), p)
+		undo()
+	}
+	defer dockerroot.SetLimits(10, 10)()
+	if networks, p := r.Networks(); len(networks) != 0 || len(p) != 2 {
+		t.Errorf("%d networks, %+v", len(networks), p)
+	}
+	if volumes, p := r.Volumes(); len(volumes) != 1 || len(p) != 1 {
+		t.Errorf("%d volumes, %+v", len(volumes), p)
+	}
+}

@@ -57,13 +57,18 @@ func (r *Root) Images() (all []Image, problems []Problem) {
 		problems = append(problems, Problem{KindImage, imageDB, err})
 	}
 	known := map[oci.ImageID]bool{}
+	left := newBudget()
 	for _, hex := range ids {
 		if !oci.IsHex64(hex) {
 			continue // a temporary file
 		}
 		img := Image{ID: oci.ImageID("sha256:" + hex)}
 		known[img.ID] = true
-		if err := r.image(&img); err != nil {
+		err := r.image(&img)
+		if err == nil {
+			err = left.take(img.Config)
+		}
+		if err != nil {
 			problems = append(problems, Problem{KindImage, title(img.ID, names[img.ID]), err})
 			continue
 		}
@@ -76,7 +81,7 @@ func (r *Root) Images() (all []Image, problems []Problem) {
 		}
 	}
 	if r.store != nil {
-		more, bad := r.store.images()
+		more, bad := r.store.images(left)
 		all, problems = append(all, more...), append(problems, bad...)
 	}
 	sortProblems(problems)
@@ -221,7 +226,7 @@ func (r *Root) LayerSize(chain oci.Chain) (n int64) {
 	if err == nil {
 		_ = json.Unmarshal(data, &n)
 	}
-	return max(n, 0)
+	return min(max(n, 0), oci.MaxLayerSize)
 }
 
 // upper opens the writable layer of a container of overlay2.

@@ -103,7 +103,7 @@ func (r *Root) Networks() (all []Network, problems []Problem) {
 			return nil
 		}
 		prefix := []byte(networkPrefix)
-		n := 0
+		n, left := 0, newBudget()
 		for k, v := range seek(b, prefix) {
 			id := strings.Trim(string(bytes.TrimPrefix(k, prefix)), "/")
 			if id == "" || len(v) <= indexBytes {
@@ -113,6 +113,9 @@ func (r *Root) Networks() (all []Network, problems []Problem) {
 				return errs.New(errs.DataLoss, "there are more than %d networks", maxNetworks)
 			}
 			name, net, err := readNetwork(id, v[indexBytes:])
+			if err == nil && net != nil {
+				err = left.take(v)
+			}
 			if err != nil {
 				problems = append(problems, Problem{KindNetwork, name, err})
 			} else if net != nil {

@@ -58,6 +58,36 @@ const (
 	maxEntries = 200_000  // names in a directory of objects
 )
 
+// The limits of what the objects of one kind have together, which is kept until all of them were read.
+var (
+	maxBytes  = 256 << 20 // of their records and configs
+	maxValues = 4 << 20   // of JSON: two bytes can become hundreds in memory
+)
+
+// budget is what further objects of a kind may have.
+type budget struct{ bytes, values int }
+
+func newBudget() *budget { return &budget{maxBytes, maxValues} }
+
+// take takes the records of an object. The error means that it is left out.
+func (b *budget) take(records ...[]byte) error {
+	bytes, values := 0, 0
+	for _, r := range records {
+		bytes += len(r)
+		for _, c := range r { // each value but the first of an object or an array is behind a comma
+			if c == ',' || c == '{' || c == '[' {
+				values++
+			}
+		}
+	}
+	if bytes > b.bytes || values > b.values {
+		return errs.New(errs.DataLoss, "the records of all objects of this kind are too large together: they may have %d bytes and %d values", maxBytes, maxValues)
+	}
+	b.bytes -= bytes
+	b.values -= values
+	return nil
+}
+
 // hostRoot and hostContainerd are where the packages of distributions have the roots.
 const (
 	hostRoot       = "/var/lib/docker"

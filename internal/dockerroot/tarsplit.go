@@ -31,9 +31,6 @@ type recipe struct {
 
 // Next implements storage.Unpacker.
 func (r *recipe) Next() (*storage.Entry, error) {
-	if err := r.ctx.Err(); err != nil {
-		return nil, context.Cause(r.ctx)
-	}
 	line, err := r.line()
 	if err != nil {
 		return nil, err
@@ -52,6 +49,9 @@ func (r *recipe) Next() (*storage.Entry, error) {
 // line reads the next line that is not empty.
 func (r *recipe) line() ([]byte, error) {
 	for {
+		if r.ctx.Err() != nil { // empty lines, which may be billions, are no entries
+			return nil, context.Cause(r.ctx)
+		}
 		r.buf = r.buf[:0]
 		for {
 			part, err := r.lines.ReadSlice('\n')

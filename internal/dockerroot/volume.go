@@ -54,7 +54,7 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 			if b == nil {
 				return nil
 			}
-			n := 0
+			n, left := 0, newBudget()
 			return b.ForEach(func(k, v []byte) error {
 				if n++; n > maxEntries {
 					return errs.New(errs.DataLoss, "there are more than %d volumes", maxEntries)
@@ -62,7 +62,10 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 				var rec volumeRecord
 				err := error(errs.New(errs.DataLoss, "its record has %d bytes", len(v)))
 				if len(v) <= maxVolumeRecord {
-					if err = json.Unmarshal(v, &rec); err == nil && rec.Driver != "" && rec.Driver != "local" {
+					if err = left.take(v); err == nil {
+						err = json.Unmarshal(v, &rec)
+					}
+					if err == nil && rec.Driver != "" && rec.Driver != "local" {
 						err = errs.New(errs.Unimplemented, "its data is with the volume driver %s", clip(rec.Driver))
 					}
 				}

@@ -24,10 +24,8 @@ func (r *run) importContainers(ctx context.Context) error {
 	for _, p := range problems {
 		r.problem(p)
 	}
-	for i := range all {
-		r.there[all[i].Name], r.there[string(all[i].ID)] = true, true
-	}
-	for _, c := range usedFirst(all) {
+	r.there = byReference(all)
+	for _, c := range r.usedFirst(all) {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
@@ -60,14 +58,22 @@ func linkTarget(link string) string {
 	return strings.TrimPrefix(ref, "/")
 }
 
-// usedFirst sorts containers so that each comes after those that it uses, as far as they do not use each other.
-func usedFirst(all []dockerroot.Container) (out []*dockerroot.Container) {
-	byRef := map[string]*dockerroot.Container{}
+// byReference returns the containers by what refers to them: their IDs, and their names. An ID counts before a name, which may look like one.
+func byReference(all []dockerroot.Container) map[string]*dockerroot.Container {
+	by := map[string]*dockerroot.Container{}
 	for i := range all {
-		byRef[all[i].Name], byRef[string(all[i].ID)] = &all[i], &all[i]
+		by[all[i].Name] = &all[i]
 	}
+	for i := range all {
+		by[string(all[i].ID)] = &all[i]
+	}
+	return by
+}
+
+// usedFirst sorts containers so that each comes after those that it uses, as far as they do not use each other.
+func (r *run) usedFirst(all []dockerroot.Container) (out []*dockerroot.Container) {
 	// A chain of containers may be long, so this is no recursion.
-	seen := map[*dockerroot.Container]bool{}
+	seen, done := map[*dockerroot.Container]bool{}, map[*dockerroot.Container]bool{}
 	for i := range all {
 		stack := []*dockerroot.Container{&all[i]}
 		for len(stack) > 0 {
@@ -76,16 +82,16 @@ func usedFirst(all []dockerroot.Container) (out []*dockerroot.Container) {
 			seen[c] = true
 			if first {
 				for _, ref := range uses(c) {
-					if u := byRef[ref]; u != nil && !seen[u] {
+					if u := r.there[ref]; u != nil && !seen[u] {
 						stack = append(stack, u)
 					}
 				}
 				continue
 			}
 			stack = stack[:len(stack)-1]
-			if byRef[string(c.ID)] == c { // it may be on the stack twice
+			if !done[c] { // it may be on the stack twice
+				done[c] = true
 				out = append(out, c)
-				delete(byRef, string(c.ID))
 			}
 		}
 	}
@@ -99,7 +105,7 @@ func (r *run) importContainer(ctx context.Context, c *dockerroot.Container) erro
 	}
 	if have, err := r.to.Containers.Get(ctx, string(c.ID), false); err == nil && have.ID == c.ID {
 		o.State, o.As = Present, have.Name
-		r.containers[c.Name], r.containers[string(c.ID)] = have.Name, have.Name
+		r.containers[c.ID] = have.Name
 		r.report(o)
 		return nil
 	}
@@ -118,7 +124,7 @@ func (r *run) importContainer(ctx context.Context, c *dockerroot.Container) erro
 		o.Note, err = r.adoptContainer(ctx, c, as)
 	}
 	if err == nil {
-		r.containers[c.Name], r.containers[string(c.ID)] = as, as
+		r.containers[c.ID] = as
 	}
 	return r.done(ctx, o, err)
 }
@@ -129,7 +135,7 @@ func (r *run) adoptContainer(ctx context.Context, c *dockerroot.Container, as st
 		return "", errs.New(errs.NotFound, "its image %s (%s) did not come over", c.ImageName, c.Image.Short())
 	}
 	for _, ref := range uses(c) { // one that docker, too, does not have matters at the start
-		if r.there[ref] && r.containers[ref] == "" {
+		if u := r.there[ref]; u != nil && r.containers[u.ID] == "" {
 			return "", errs.New(errs.NotFound, "container %s, which it uses, did not come over", ref)
 		}
 	}
@@ -249,8 +255,8 @@ func (r *run) specOf(c *dockerroot.Container) (spec.Spec, error) {
 
 // containerHere returns the name here of a container.
 func (r *run) containerHere(ref string) string {
-	if name := r.containers[ref]; name != "" {
-		return name
+	if u := r.there[ref]; u != nil && r.containers[u.ID] != "" {
+		return r.containers[u.ID]
 	}
 	return ref
 }

@@ -84,11 +84,11 @@ func (r *run) importImage(ctx context.Context, img *dockerroot.Image) error {
 		return context.Cause(ctx)
 	}
 	o := Object{Kind: dockerroot.KindImage, Name: img.Title(), ID: string(img.ID)}
-	names, missing, notes, clash := r.imageNames(img)
-	o.Note = strings.Join(notes, "; ")
-	if _, _, err := r.to.Images.Find(string(img.ID)); err == nil && len(missing) == 0 {
+	naming := r.imageNames(img)
+	o.Note = strings.Join(naming.notes, "; ")
+	if _, _, err := r.to.Images.Find(string(img.ID)); err == nil && naming.complete {
 		r.images[img.ID] = true
-		if o.State = Present; clash {
+		if o.State = Present; naming.clash {
 			o.State = Conflict
 		}
 		r.report(o)
@@ -100,16 +100,17 @@ func (r *run) importImage(ctx context.Context, img *dockerroot.Image) error {
 	if !r.o.DryRun {
 		var err error
 		if img.Target.Digest != "" {
-			err = r.load(ctx, img, names)
+			naming, err = r.load(ctx, img)
 		} else {
-			err = r.put(ctx, img, names)
+			naming, err = r.put(ctx, img)
 		}
 		if err != nil {
 			return r.done(ctx, o, err)
 		}
+		o.Note = strings.Join(naming.notes, "; ")
 	}
 	r.images[img.ID] = true
-	if clash {
+	if naming.clash {
 		o.State = Conflict
 		r.report(o)
 		return nil
@@ -117,23 +118,32 @@ func (r *run) importImage(ctx context.Context, img *dockerroot.Image) error {
 	return r.done(ctx, o, nil)
 }
 
-// imageNames returns the names that an image gets, those that it does not have yet, what is to be said about the others, and whether a name is left out.
-func (r *run) imageNames(img *dockerroot.Image) (names, missing []oci.Reference, notes []string, clash bool) {
-	for _, n := range img.Names {
-		as, err := r.imageName(img.ID, n)
+// naming says what becomes of the names of an image.
+type naming struct {
+	names    []oci.Reference // that it gets, or has
+	complete bool            // it has all of them
+	notes    []string        // what is to be said about the others
+	clash    bool            // a name is left out
+}
+
+// imageNames returns the names that an image gets, as far as others do not have them now.
+func (r *run) imageNames(img *dockerroot.Image) naming {
+	n := naming{complete: true}
+	for _, name := range img.Names {
+		as, err := r.imageName(img.ID, name)
 		if err != nil {
-			notes, clash = append(notes, err.Error()), true
+			n.notes, n.clash = append(n.notes, err.Error()), true
 			continue
 		}
-		if as.String() != n.String() {
-			notes = append(notes, fmt.Sprintf("its name %s is %s here", n.Familiar(), as.Familiar()))
+		if as.String() != name.String() {
+			n.notes = append(n.notes, fmt.Sprintf("its name %s is %s here", name.Familiar(), as.Familiar()))
 		}
-		names = append(names, as)
+		n.names = append(n.names, as)
 		if id, found, err := r.to.Images.Find(as.String()); err != nil || id != img.ID || found.IsZero() {
-			missing = append(missing, as)
+			n.complete = false
 		}
 	}
-	return names, missing, notes, clash
+	return n
 }
 
 // imageName returns what a name of an image becomes here.
@@ -161,24 +171,25 @@ func (r *run) imageName(id oci.ImageID, n oci.Reference) (oci.Reference, error) 
 	return n, errs.New(errs.Conflict, "the name %s is that of another image here, and stays so: %w", n.Familiar(), r.taken(dockerroot.KindImage, n.Familiar()))
 }
 
-// put records an image of overlay2 after its layers.
-func (r *run) put(ctx context.Context, img *dockerroot.Image, names []oci.Reference) error {
+// put records an image of overlay2 after its layers. Meanwhile others may have taken its names.
+func (r *run) put(ctx context.Context, img *dockerroot.Image) (n naming, err error) {
 	lease := r.to.Store.Lease()
 	defer lease.Release()
 	lease.Layer(img.Chain)
-	if err := r.layers(ctx, lease, img); err != nil {
-		return err
+	if err := r.layers(ctx, img); err != nil {
+		return n, err
 	}
-	put := image.PutOptions{Config: img.Config, Format: oci.FormatDocker, Names: names, Parent: img.Parent}
+	n = r.imageNames(img)
+	put := image.PutOptions{Config: img.Config, Format: oci.FormatDocker, Names: n.names, Parent: img.Parent}
 	id, err := r.to.Images.Put(ctx, lease, put)
 	if err == nil {
 		r.to.Images.Publish("load", id, "")
 	}
-	return err
+	return n, err
 }
 
 // layers imports the layers of an image that are not here, several at a time. Each is committed after the one below it.
-func (r *run) layers(ctx context.Context, lease *store.Lease, img *dockerroot.Image) error {
+func (r *run) layers(ctx context.Context, img *dockerroot.Image) error {
 	ids := img.Chain.IDs()
 	var total int64
 	for i, id := range ids {
@@ -281,10 +292,22 @@ func (c counting) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// load imports an image of containerd's store as an archive, without the layers that are here.
-func (r *run) load(ctx context.Context, img *dockerroot.Image, names []oci.Reference) error {
+// load imports an image of containerd's store as archives: one without a name, and one with the names that others do not have when the layers are here.
+func (r *run) load(ctx context.Context, img *dockerroot.Image) (n naming, err error) {
 	lease := r.to.Store.Lease()
 	defer lease.Release()
+	if err := r.archive(ctx, lease, img, nil); err != nil {
+		return n, err
+	}
+	n = r.imageNames(img)
+	if len(n.names) > 0 {
+		err = r.archive(ctx, lease, img, n.names)
+	}
+	return n, err
+}
+
+// archive imports an image of containerd's store with names, without the layers that are here, which the lease protects.
+func (r *run) archive(ctx context.Context, lease *store.Lease, img *dockerroot.Image, names []oci.Reference) error {
 	have := func(chain oci.Chain) bool {
 		lease.Layer(chain)
 		_, err := r.to.Store.Layers.Stat(ctx, chain)

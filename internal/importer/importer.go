@@ -12,7 +12,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"sync"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -153,7 +155,7 @@ func (s *Service) Import(ctx context.Context, o Options, l Listener) (Summary, e
 	}
 	r := &run{
 		to: s.to, o: o, l: l, root: root, sum: Summary{}, bad: map[oci.ChainID]error{}, images: map[oci.ImageID]bool{},
-		networks: map[string]string{}, volumes: map[string]dockerroot.Volume{}, volumeNames: map[string]string{}, containers: map[string]string{}, there: map[string]bool{},
+		networks: map[string]string{}, volumes: map[string]dockerroot.Volume{}, volumeNames: map[string]string{}, containers: map[oci.ContainerID]string{},
 	}
 	for _, step := range []func(context.Context) error{r.importImages, r.importNetworks, r.importVolumes, r.importContainers} {
 		if err = step(ctx); err != nil {
@@ -182,9 +184,10 @@ type run struct {
 	images map[oci.ImageID]bool  // those that are here, or would be
 
 	// The names here of what is here, or would be, by the names there.
-	networks, volumeNames, containers map[string]string
-	volumes                           map[string]dockerroot.Volume // by the names there
-	there                             map[string]bool              // names and IDs of the containers that can be read
+	networks, volumeNames map[string]string
+	volumes               map[string]dockerroot.Volume     // by the names there
+	containers            map[oci.ContainerID]string       // the names here of those that are here, or would be
+	there                 map[string]*dockerroot.Container // those that can be read; see byReference
 }
 
 // report tells what became of an object.
@@ -192,6 +195,7 @@ func (r *run) report(o Object) {
 	if o.As == o.Name {
 		o.As = ""
 	}
+	o.Name, o.Note = visible(o.Name), visible(o.Note)
 	r.listening.Lock()
 	defer r.listening.Unlock()
 	if !o.Minor {
@@ -203,7 +207,17 @@ func (r *run) report(o Object) {
 func (r *run) progress(kind, name string, done, total int64) {
 	r.listening.Lock()
 	defer r.listening.Unlock()
-	r.l.Progress(Progress{kind, name, done, total})
+	r.l.Progress(Progress{kind, visible(name), done, total})
+}
+
+// visible replaces the control characters of a text, which may drive a terminal: names and notes have parts of a root that is not trusted.
+func visible(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return unicode.ReplacementChar
+		}
+		return c
+	}, s)
 }
 
 // problem reports an object that cannot be read.

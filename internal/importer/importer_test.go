@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"unicode"
 
 	"ply/internal/container"
 	"ply/internal/container/rootfs"
@@ -101,6 +102,7 @@ type world struct {
 	networks   *networks
 	containers *container.Service
 	importer   *importer.Service
+	during     func(importer.Progress) // is called by run; nil = nothing
 }
 
 // open opens the data root in dir, as plyd does at its start.
@@ -146,7 +148,8 @@ func translate(b *wire.CreateBody) (spec.Spec, error) {
 	if b.HostConfig.VolumeDriver != "" {
 		return spec.Spec{}, errs.New(errs.Invalid, "HostConfig.VolumeDriver is not supported")
 	}
-	sp := spec.Spec{Image: b.Image, Cmd: b.Cmd, NetworkMode: b.HostConfig.NetworkMode, Binds: b.HostConfig.Binds, LogDriver: b.HostConfig.LogConfig.Type}
+	sp := spec.Spec{Image: b.Image, Cmd: b.Cmd, NetworkMode: b.HostConfig.NetworkMode, Binds: b.HostConfig.Binds, LogDriver: b.HostConfig.LogConfig.Type,
+		StorageOpt: b.HostConfig.StorageOpt}
 	if sp.LogDriver == "" {
 		sp.LogDriver = "json-file"
 	}
@@ -163,7 +166,11 @@ func (w *world) run(o importer.Options) (lines []string, sum importer.Summary, e
 	w.t.Helper()
 	o.Spec = translate
 	sum, err = w.importer.Import(w.t.Context(), o, importer.Listener{
-		Progress: func(importer.Progress) {},
+		Progress: func(p importer.Progress) {
+			if w.during != nil {
+				w.during(p)
+			}
+		},
 		Object: func(o importer.Object) {
 			line := fmt.Sprintf("%s %s %s", o.Kind, o.Name, o.State)
 			if o.As != "" {
@@ -354,6 +361,103 @@ func TestConflicts(t *testing.T) {
 	}
 	if _, sum, err := w.run(importer.Options{Dir: f.Dir, Prefix: "old-"}); err != nil || len(sum) != 1 || sum[importer.Present] != 7 {
 		t.Errorf("again: %v %v", sum, err)
+	}
+}
+
+// A container whose name is the ID of another one takes nothing from that one.
+func TestNameThatIsAnID(t *testing.T) {
+	f := source(t)
+	id := f.Image(nil)
+	const three = "3333333333333333333333333333333333333333333333333333333333333333"
+	f.Container(two, id, map[string]any{"Name": "/00"}, nil)
+	f.Container(three, id, map[string]any{"Name": "/" + two}, nil)
+	f.Container(one, id, nil, map[string]any{"NetworkMode": "container:" + two})
+	w := open(t, t.TempDir(), drivers.Names()[0], durable.OS, newNetworks())
+	defer w.close()
+	lines, _, err := w.run(importer.Options{Dir: f.Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"c11", "00", two} {
+		if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "container "+name+" ") }) {
+			t.Errorf("nothing is said about container %s: %q", name, lines)
+		}
+	}
+	if c, err := w.containers.Get(t.Context(), "c11", false); err != nil || c.Spec.NetworkMode != "container:"+two {
+		t.Errorf("%+v %v", c, err)
+	}
+}
+
+// A container whose writable layer is limited comes over with the limit, or not at all.
+func TestLimitedContainer(t *testing.T) {
+	f := source(t)
+	id := f.Image(nil)
+	f.Container(two, id, nil, map[string]any{"NetworkMode": "default", "StorageOpt": map[string]string{"size": "100m"}})
+	w := open(t, t.TempDir(), drivers.Names()[0], durable.OS, newNetworks())
+	defer w.close()
+	lines, _, err := w.run(importer.Options{Dir: f.Dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "container c22 imported"
+	if err := w.store.Layers.(layer.WritableLimiter).CanLimit(w.dir); err != nil {
+		want = "container c22 failed: "
+	}
+	if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, want) }) {
+		t.Errorf("no %q in %q", want, lines)
+	}
+}
+
+// What names say reaches no terminal.
+func TestControlCharacters(t *testing.T) {
+	f := source(t)
+	f.Volume("a\x1b]0;title\a", "")
+	f.Container(two, oci.ImageID("sha256:"+two), map[string]any{"Name": "/\u009b31m", "Config": map[string]any{"Image": "\x1b[2J"}}, nil)
+	w := open(t, t.TempDir(), drivers.Names()[0], durable.OS, newNetworks())
+	defer w.close()
+	lines, sum, err := w.run(importer.Options{Dir: f.Dir, DryRun: true})
+	if err != nil || sum.Complete() {
+		t.Fatal(sum, err)
+	}
+	if text := strings.Join(lines, ""); strings.ContainsFunc(text, unicode.IsControl) {
+		t.Errorf("%q", text)
+	}
+}
+
+// A name that is given to another image while the layers come over stays with that one.
+func TestNameIsTakenMeanwhile(t *testing.T) {
+	for _, containerd := range []bool{false, true} {
+		f, other := source(t), dockerroottest.New(t)
+		if containerd {
+			f = dockerroottest.New(t)
+			f.Containerd("containerd/daemon", "docker.io/library/x:1", one)
+		}
+		chain, _ := other.Layer(nil, "z", "other")
+		id := other.Image(chain, "y:1")
+		w := open(t, t.TempDir(), drivers.Names()[0], durable.OS, newNetworks())
+		if _, sum, err := w.run(importer.Options{Dir: other.Dir}); err != nil || !sum.Complete() {
+			t.Fatal(sum, err)
+		}
+		ref, err := oci.ParseReference("x:1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.during = func(p importer.Progress) {
+			if p.Kind == "image" && p.Done > 0 {
+				if err := w.images.Tag(t.Context(), string(id), ref); err != nil {
+					t.Error(err)
+				}
+				w.during = nil
+			}
+		}
+		lines, sum, err := w.run(importer.Options{Dir: f.Dir})
+		if err != nil || w.during != nil || sum[importer.Conflict] != 1 {
+			t.Errorf("%v %v %q", sum, err, lines)
+		}
+		if have, _, err := w.images.Find("x:1"); err != nil || have != id {
+			t.Errorf("x:1 is %s, %v, want %s", have, err, id)
+		}
+		w.close()
 	}
 }
 
