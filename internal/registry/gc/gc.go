@@ -1,9 +1,10 @@
 // Package gc removes what the registry no longer needs, while it serves.
 //
-// A collection marks from the tags of a repository: through indexes to their children, and from a subject to its referrers. What is
-// not marked and older than a grace time is removed in transactions of their own, each of which checks again that nothing has come
-// to need the object meanwhile. Then it removes the links that no manifest refers to, and at last the bytes that no repository
-// links, under the lock of their digest. No lock is held over more than one object, and no client waits for a collection.
+// A manifest is needed when it has a tag, is in an index, or its subject exists. What nothing needs and is older than a grace time is
+// removed in transactions of their own, each of which checks again that nothing has come to need the object meanwhile; then what only
+// that needed. Then it removes the links that no manifest refers to, and at last the bytes that no repository links, under the lock of
+// their digest. No lock is held over more than one object, and no client waits for a collection. A collection has some thousand
+// digests in memory, however large a repository is.
 package gc
 
 import (
@@ -41,7 +42,12 @@ type Report struct {
 
 const (
 	page    = 500
-	workers = 8 // objects that are removed at the same time
+	workers = 8  // objects that are removed at the same time
+	batch   = 64 // objects that are asked for together
+
+	remembered   = 10_000 // manifests that have become free
+	fewChildren  = 1000   // of an index, that are remembered
+	fewReferrers = 20     // of a manifest, that are remembered; each comes with its annotations
 )
 
 // Run collects once. Before is the end of the grace time: what was pushed, linked or used since then stays. Uploads that no one
@@ -88,41 +94,89 @@ func (c *Collector) manifests(ctx context.Context, before time.Time, r *Report) 
 }
 
 func (c *Collector) repository(ctx context.Context, repo content.Repository, before time.Time, r *Report) (all error) {
-	graph, err := c.Metadata.Graph(ctx, repo)
-	if err != nil {
-		return err
-	}
-	var left []content.Digest
-	for _, n := range Unmarked(graph) {
-		if n.Pushed.Before(before) {
-			left = append(left, n.Digest)
-		}
-	}
 	if c.DryRun {
-		r.Manifests += len(left)
-		return nil
-	}
-	// An index goes before its children and a subject before its referrers; each pass removes those that have become free.
-	for removed := true; removed; {
-		done, err := together(left, func(d content.Digest) (bool, error) { return c.Metadata.CollectManifest(ctx, repo, d, before) })
-		all = errors.Join(all, err)
-		var still []content.Digest
-		for i, d := range left {
-			if !done[i] {
-				still = append(still, d)
+		graph, err := c.Metadata.Graph(ctx, repo)
+		for _, n := range Unmarked(graph) {
+			if n.Pushed.Before(before) {
+				r.Manifests++
 			}
 		}
-		removed = len(still) < len(left)
-		r.Manifests += len(left) - len(still)
-		left = still
+		return err
+	}
+	// What has become free is removed at once, so that a chain of manifests costs one look at the repository. Only when more has become
+	// free than is remembered, there is another one.
+	for more := true; more; {
+		more = false
+		for after := content.Digest(""); ; {
+			free, next, err := c.Metadata.Loose(ctx, repo, before, after)
+			if err != nil {
+				return errors.Join(all, err)
+			}
+			for len(free) > 0 && ctx.Err() == nil {
+				some := free[:min(len(free), batch)]
+				released, err := together(some, func(d content.Digest) (*released, error) { return c.manifest(ctx, repo, d, before) })
+				all = errors.Join(all, err)
+				free = slices.Clone(free[len(some):]) // without what was before them
+				for _, f := range released {
+					if f == nil {
+						continue
+					}
+					r.Manifests++
+					room := max(0, remembered-len(free))
+					more = more || f.more || len(f.manifests) > room
+					free = append(free, f.manifests[:min(room, len(f.manifests))]...)
+				}
+			}
+			if err := ctx.Err(); err != nil {
+				return errors.Join(all, err)
+			}
+			if after = next; next == "" {
+				break
+			}
+		}
 	}
 	return all
 }
 
+// released are the manifests that nothing may need any more because one was removed.
+type released struct {
+	manifests []content.Digest
+	more      bool // than these
+}
+
+// manifest removes a manifest that nothing needs; otherwise it returns nil. An index goes before its children and a subject before its referrers.
+func (c *Collector) manifest(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (*released, error) {
+	m, payload, err := c.Metadata.Payload(ctx, repo, d)
+	if errors.Is(err, errs.NotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	done, err := c.Metadata.CollectManifest(ctx, repo, d, before)
+	if err != nil || !done {
+		return nil, err
+	}
+	r := &released{}
+	if parsed, err := content.ParseManifest(payload, m.MediaType); err == nil { // otherwise it has no children
+		children := parsed.Manifests[:min(len(parsed.Manifests), fewChildren)]
+		for _, child := range children {
+			r.manifests = append(r.manifests, child.Digest)
+		}
+		r.more = len(children) < len(parsed.Manifests)
+	}
+	referrers, err := c.Metadata.Referrers(ctx, repo, d, "", fewReferrers)
+	for _, f := range referrers {
+		r.manifests = append(r.manifests, f.Digest)
+	}
+	r.more = r.more || len(referrers) == fewReferrers
+	return r, err
+}
+
 // together asks for all items, some at once so that they share the transactions and syncs of the database: one at a time, a collection would be
 // slower than clients who push. It returns the answers and all errors.
-func together[T any](items []T, ask func(T) (bool, error)) (answers []bool, _ error) {
-	answers, failures := make([]bool, len(items)), make([]error, len(items))
+func together[T, A any](items []T, ask func(T) (A, error)) (answers []A, _ error) {
+	answers, failures := make([]A, len(items)), make([]error, len(items))
 	var g errgroup.Group
 	g.SetLimit(workers)
 	for i, item := range items {

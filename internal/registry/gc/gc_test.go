@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"ply/internal/durable"
@@ -287,5 +288,86 @@ func TestRemovalsTogether(t *testing.T) {
 	}
 	if store.most < 2 || store.most > 8 {
 		t.Errorf("%d objects are removed at once", store.most)
+	}
+}
+
+// watched counts how often a collection looks at a repository, and fails when it reads the whole graph.
+type watched struct {
+	metadata.Store
+	t     *testing.T
+	looks int
+}
+
+func (w *watched) Loose(ctx context.Context, repo content.Repository, before time.Time, after content.Digest) ([]content.Digest, content.Digest, error) {
+	if after == "" {
+		w.looks++
+	}
+	return w.Store.Loose(ctx, repo, before, after)
+}
+
+func (w *watched) Graph(context.Context, content.Repository) ([]metadata.Node, error) {
+	w.t.Error("the graph of a repository, which can be large, is read into memory")
+	return nil, nil
+}
+
+// many stores manifests, whatever they refer to.
+func (w *world) many(docs []string) {
+	w.Helper()
+	var g errgroup.Group
+	g.SetLimit(256)
+	for _, doc := range docs {
+		g.Go(func() error {
+			parsed, err := content.ParseManifest([]byte(doc), "")
+			if err != nil {
+				return err
+			}
+			return w.Metadata.PutManifest(w.Context(), metadata.Write{Repository: "a", Digest: content.SHA256.Of([]byte(doc)), Payload: []byte(doc), Parsed: parsed, Missing: true})
+		})
+	}
+	w.ok(g.Wait())
+}
+
+// A long chain of manifests, in which each is free only when another one is gone, and an index with very many children go in one collection, which neither
+// looks at the repository for each of them nor reads it into memory.
+func TestChain(t *testing.T) {
+	w := newWorld(t)
+	config := content.SHA256.Of(nil)
+	var docs []string
+	last := ""
+	for i := range 200 {
+		doc := image(config, fmt.Sprintf(`,"annotations":{"n":"%d"}`, i))
+		switch {
+		case i%2 == 1:
+			doc = image(config, `,"subject":`+ref("application/vnd.oci.image.manifest.v1+json", content.SHA256.Of([]byte(last))))
+		case i > 0: // what refers to it is gone first
+			doc = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[],"subject":` + ref("application/vnd.oci.image.manifest.v1+json", content.SHA256.Of([]byte(last))) + `}`
+		}
+		docs, last = append(docs, doc), doc
+	}
+	child := ""
+	for i := range 100 { // nested indexes
+		children := ref("application/x", content.SHA256.Of([]byte(child)))
+		if i == 0 {
+			list := make([]string, 2500)
+			for n := range list {
+				doc := image(config, fmt.Sprintf(`,"annotations":{"child":"%d"}`, n))
+				docs = append(docs, doc)
+				list[n] = ref("application/vnd.oci.image.manifest.v1+json", content.SHA256.Of([]byte(doc)))
+			}
+			children = strings.Join(list, ",")
+		}
+		child = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` + children + `]}`
+		docs = append(docs, child)
+	}
+	w.many(docs)
+	store := &watched{Store: w.Metadata, t: t}
+	c := gc.Collector{Metadata: store, Blobs: w.Blobs, Untagged: true}
+	later := time.Now().Add(time.Hour)
+	dry := gc.Collector{Metadata: w.Metadata, Blobs: w.Blobs, Untagged: true, DryRun: true}
+	if r, err := dry.Run(t.Context(), later, later); err != nil || r.Manifests != len(docs) {
+		t.Errorf("without removing: %+v, %v; want %d manifests", r, err, len(docs))
+	}
+	if r, err := c.Run(t.Context(), later, later); err != nil || r.Manifests != len(docs) || store.looks > 3 {
+		t.Errorf("%+v, %v; want %d manifests; %d looks", r, err, len(docs), store.looks)
 	}
 }

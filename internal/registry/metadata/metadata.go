@@ -193,6 +193,10 @@ type Collector interface {
 	Links(ctx context.Context, after Link, limit int) ([]HeldLink, error)
 	// Graph returns the manifests of a repository as they are at one moment.
 	Graph(ctx context.Context, repo content.Repository) ([]Node, error)
+	// Loose lists manifests that have no tag, are in no index, whose subject does not exist, and that were not pushed since before: what
+	// CollectManifest removes unless it was touched. It looks at some of the manifests behind after, in the order of their digests. Next
+	// is where the next call goes on, "" at the end.
+	Loose(ctx context.Context, repo content.Repository, before time.Time, after content.Digest) (loose []content.Digest, next content.Digest, err error)
 	// CollectLink removes a link that no manifest of the repository needs and that was neither made nor touched since before. It
 	// reports whether it did.
 	CollectLink(ctx context.Context, repo content.Repository, d content.Digest, before time.Time) (bool, error)

@@ -251,7 +251,7 @@ func (s *Store) commit() {
 				break gather
 			}
 		}
-		s.apply(batch)
+		apply(s.db, batch)
 		_ = s.db.View(func(t *bbolt.Tx) error { // it may be closed
 			unmapMany(s.db, t)
 			return nil
@@ -260,23 +260,23 @@ func (s *Store) commit() {
 }
 
 // apply runs a batch in one transaction. When one of it breaks the transaction, each runs in one of its own.
-func (s *Store) apply(batch []*job) {
+func apply(db *bbolt.DB, batch []*job) {
 	refused := make([]error, len(batch))
-	err := s.db.Update(func(t *bbolt.Tx) error {
+	err := db.Update(func(t *bbolt.Tx) error {
 		for i, j := range batch {
 			refused[i] = j.apply(&tx{t: t})
 			if refused[i] != nil && !isRefusal(refused[i]) {
 				return refused[i]
 			}
 			if i%residentJobs == residentJobs-1 {
-				unmapMany(s.db, t)
+				unmapMany(db, t)
 			}
 		}
 		return nil
 	})
 	if err != nil && len(batch) > 1 {
 		for _, j := range batch {
-			s.apply([]*job{j})
+			apply(db, []*job{j})
 		}
 		return
 	}

@@ -3,6 +3,7 @@ package bolt
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"ply/internal/errs"
 	"ply/internal/record"
@@ -169,6 +170,34 @@ func (s *Store) Links(_ context.Context, after metadata.Link, limit int) (links 
 				Held: t.any(bucketReferences, key3(repo, d, "")),
 			})
 			return len(links) < limit, nil
+		})
+	})
+}
+
+// loosePage is how many manifests Loose looks at in one transaction.
+const loosePage = 2000
+
+// Loose lists manifests that nothing needs.
+func (s *Store) Loose(_ context.Context, repo content.Repository, before time.Time, after content.Digest) (loose []content.Digest, next content.Digest, err error) {
+	var from []byte
+	if after != "" {
+		from = key(repo, after)
+	}
+	return loose, next, s.view(func(t *tx) error {
+		n := 0
+		return t.scan(bucketManifests, key(repo, ""), from, func(k, v []byte) (bool, error) {
+			d := content.Digest(behind(k))
+			if n++; n == loosePage {
+				next = d
+			}
+			var r manifestRecord
+			if err := record.Unmarshal("manifest "+string(repo)+"@"+string(d), v, manifestVersion, &r); err != nil {
+				return false, err
+			}
+			if t.loose(repo, d, r, before) {
+				loose = append(loose, d)
+			}
+			return next == "", nil
 		})
 	})
 }

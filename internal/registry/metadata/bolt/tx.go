@@ -3,6 +3,7 @@ package bolt
 import (
 	"bytes"
 	"strings"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -88,6 +89,12 @@ func (t *tx) manifest(repo content.Repository, d content.Digest) (r manifestReco
 		return r, false, nil
 	}
 	return r, true, record.Unmarshal("manifest "+string(repo)+"@"+string(d), v, manifestVersion, &r)
+}
+
+// loose reports whether nothing needs a manifest that was pushed before.
+func (t *tx) loose(repo content.Repository, d content.Digest, r manifestRecord, before time.Time) bool {
+	return r.Pushed.Before(before) && !t.any(bucketTagged, key3(repo, d, "")) && !t.any(bucketReferences, key3(repo, d, "")) &&
+		(r.Subject == "" || !t.has(bucketManifests, key(repo, r.Subject)))
 }
 
 func (t *tx) tag(repo content.Repository, tag content.Tag) (r tagRecord, ok bool, err error) {

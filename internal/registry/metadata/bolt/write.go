@@ -323,9 +323,7 @@ func (s *Store) CollectManifest(ctx context.Context, repo content.Repository, d 
 	err = s.update(ctx, func(t *tx) error {
 		done = false
 		r, ok, err := t.manifest(repo, d)
-		if err != nil || !ok || !r.Pushed.Before(before) || s.touchedSince(repo, d, before) ||
-			t.any(bucketTagged, key3(repo, d, "")) || t.any(bucketReferences, key3(repo, d, "")) ||
-			r.Subject != "" && t.has(bucketManifests, key(repo, r.Subject)) {
+		if err != nil || !ok || s.touchedSince(repo, d, before) || !t.loose(repo, d, r, before) {
 			return err
 		}
 		done = true

@@ -29,6 +29,7 @@ func Run(t *testing.T, open func(t *testing.T) metadata.Store) {
 		"delete":           testDelete,
 		"collectLinks":     testCollectLinks,
 		"collectManifests": testCollectManifests,
+		"loose":            testLoose,
 		"touch":            testTouch,
 		"graph":            testGraph,
 		"lock":             testLock,
@@ -417,16 +418,38 @@ func testCollectManifests(f *fixture) {
 			f.Errorf("CollectManifest = %v, %v; want %v", done, err, want)
 		}
 	}
+	loose := func(before time.Time, want ...content.Digest) {
+		f.Helper()
+		slices.Sort(want)
+		var got []content.Digest
+		for after := content.Digest(""); ; {
+			some, next, err := f.Loose(f.ctx, "a", before, after)
+			f.ok(err)
+			got = append(got, some...)
+			if after = next; next == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			f.Errorf("loose = %v, want %v", got, want)
+		}
+	}
+	loose(later(), free, orphan)
+	loose(time.Now().Add(-time.Hour))
 	collect(top, later(), false)
 	collect(child, later(), false)
 	collect(referrer, later(), false)
 	collect(free, time.Now().Add(-time.Hour), false)
 	collect(free, later(), true)
 	collect(orphan, later(), true)
+	loose(later())
 	f.ok(f.DeleteTag(f.ctx, "a", "tag", metadata.Condition{}))
+	loose(later(), top)
 	collect(child, later(), false)
 	collect(top, later(), true)
+	loose(later(), child)
 	collect(child, later(), true)
+	loose(later(), referrer)
 	collect(referrer, later(), true)
 	if repos, err := f.Repositories(f.ctx, "", 10); err != nil || len(repos) != 0 {
 		f.Errorf("after the last manifest: %v, %v", repos, err)
@@ -434,6 +457,45 @@ func testCollectManifests(f *fixture) {
 }
 
 // What a client was told to exist is kept for the grace time.
+// Manifests that nothing needs are listed in parts, each of them once.
+func testLoose(f *fixture) {
+	f.link("a", "config")
+	want := make([]content.Digest, 600)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := w; i < len(want); i += 8 {
+				write := f.write("a", image("", "config")+strings.Repeat(" ", i))
+				if err := f.PutManifest(f.ctx, write); err != nil {
+					f.Error(err)
+					return
+				}
+				want[i] = write.Digest
+			}
+		})
+	}
+	wg.Wait()
+	kept := f.put("a", index(want[0], want[1]), "tag")
+	want = want[2:]
+	slices.Sort(want)
+	var got []content.Digest
+	for after := content.Digest(""); ; {
+		some, next, err := f.Loose(f.ctx, "a", later(), after)
+		f.ok(err)
+		got = append(got, some...)
+		if next == "" {
+			break
+		}
+		if next <= after {
+			f.Fatalf("after %s comes %s", after, next)
+		}
+		after = next
+	}
+	if !slices.Equal(got, want) {
+		f.Errorf("%d manifests, want %d; the tagged one is %s", len(got), len(want), kept)
+	}
+}
+
 func testTouch(f *fixture) {
 	f.link("a", "1", "2")
 	d := f.put("a", image("", "1"))

@@ -79,7 +79,7 @@ create table documents (
 const migrationLock = 0x706c79
 
 // migrate brings the tables up to date. Replicas that start at once wait for the first of them.
-func (s *Store) migrate(ctx context.Context) error {
+func migrate(ctx context.Context, s *Store) error {
 	return s.write(ctx, harmless, func(ctx context.Context, tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", migrationLock); err != nil {
 			return err

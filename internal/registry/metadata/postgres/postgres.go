@@ -84,7 +84,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		s.patience = 15 * time.Second
 	}
 	s.stop, s.cancel = context.WithCancel(context.Background())
-	if err := s.migrate(ctx); err != nil {
+	if err := migrate(ctx, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -167,6 +168,31 @@ from links l where (repository, digest) > ($1, $2) order by repository, digest l
 		})
 		return err
 	})
+}
+
+// loosePage is how many manifests Loose returns at once.
+const loosePage = 500
+
+// Loose lists manifests that nothing needs.
+func (s *Store) Loose(ctx context.Context, repo content.Repository, before time.Time, after content.Digest) (loose []content.Digest, next content.Digest, err error) {
+	err = s.read(ctx, func(ctx context.Context, q querier) error {
+		loose, next = nil, ""
+		rows, err := q.Query(ctx, `
+select digest from manifests m where repository = $1 and digest > $2 and pushed < $3
+and not exists (select from tags t where t.repository = $1 and t.digest = m.digest)
+and not exists (select from manifest_references r where r.repository = $1 and r.target = m.digest)
+and not exists (select from manifests s where s.repository = $1 and s.digest = m.subject)
+order by digest limit $4`, repo, after, before, loosePage)
+		if err != nil {
+			return err
+		}
+		loose, err = pgx.CollectRows(rows, pgx.RowTo[content.Digest])
+		if len(loose) == loosePage {
+			next = loose[loosePage-1]
+		}
+		return err
+	})
+	return loose, next, err
 }
 
 // Graph returns the manifests of a repository with what they refer to.
