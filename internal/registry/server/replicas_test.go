@@ -217,13 +217,29 @@ func TestKilledReplica(t *testing.T) {
 	t.Logf("%d blobs, %d uploads were open", len(p.blobs), resumed)
 }
 
-// PostgreSQL is restarted while clients push and pull: each request succeeds or is answered 503, and nothing acknowledged is lost.
-func TestDatabaseRestart(t *testing.T) {
+// polite checks that answers 503 say when to come again.
+type polite struct {
+	http.RoundTripper
+	t *testing.T
+}
+
+func (p polite) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := p.RoundTripper.RoundTrip(r)
+	if err == nil && resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") == "" {
+		p.t.Errorf("%s %s: 503 without Retry-After", r.Method, r.URL)
+	}
+	return resp, err
+}
+
+// PostgreSQL is restarted and killed, and S3 answers nothing but 503, one after the other and both at once, while clients push and pull: each request succeeds
+// or is answered 503, and nothing acknowledged is lost.
+func TestOutages(t *testing.T) {
 	o := replicas(t)
 	_, url := replica(t, o)
 	_, more := replica(t, o)
 	c := newClient(url, more)
 	defer c.http.CloseIdleConnections()
+	c.http.Transport = polite{c.http.Transport, t}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	var busy, pushed atomic.Int64
@@ -257,9 +273,38 @@ func TestDatabaseRestart(t *testing.T) {
 			return nil
 		})
 	}
+	// storage makes S3 busy, until a client was told so or the other outage is over.
+	defer shared.storage.Inject(nil)
+	storage := func(other func() error) func() error {
+		return func() error {
+			at := busy.Load()
+			shared.storage.Inject(func(r *http.Request) s3test.Fault {
+				if strings.Contains(r.URL.Path, o.S3.Bucket) {
+					return s3test.Busy
+				}
+				return s3test.None
+			})
+			defer shared.storage.Inject(nil)
+			if other != nil {
+				return other()
+			}
+			eventually(t, func() error {
+				if busy.Load() == at {
+					return errors.New("no client is told that S3 is busy")
+				}
+				return nil
+			})
+			return nil
+		}
+	}
+	restart := func(end func() error) func() error {
+		return func() error { return errors.Join(end(), shared.database.Run()) }
+	}
 	progress()
-	for _, end := range []func() error{shared.database.Shutdown, shared.database.Kill} {
-		if err := errors.Join(end(), shared.database.Run()); err != nil {
+	for _, outage := range []func() error{
+		restart(shared.database.Shutdown), restart(shared.database.Kill), storage(nil), storage(restart(shared.database.Kill)),
+	} {
+		if err := outage(); err != nil {
 			t.Fatal(err)
 		}
 		progress()
