@@ -72,6 +72,7 @@ type caller struct {
 	everyone Rights       // what a personal access token does not narrow
 	token    bool
 	access   []scopeClaim
+	unscoped bool // a token without any scope asks for a list, which needs one
 }
 
 // Name returns the user.
@@ -104,7 +105,7 @@ func (c *caller) allowed(repo content.Repository, a access.Action) bool {
 // May reports whether the caller may do something to a repository.
 func (c *caller) May(repo content.Repository, a access.Action) bool {
 	if repo == "" { // to be let in
-		return c.token || c.name != ""
+		return (c.token || c.name != "") && !c.unscoped
 	}
 	return c.allowed(repo, a) && (!c.token || slices.ContainsFunc(c.access, func(s scopeClaim) bool {
 		return s.Type == "repository" && s.Name == string(repo) && slices.Contains(s.Actions, string(a))
@@ -185,6 +186,7 @@ func (g *Gate) bearer(r *http.Request, text string) (access.Caller, error) {
 	}
 	who := g.newCaller(c.Subject, personal)
 	who.token, who.access = true, c.Access
+	who.unscoped = len(c.Access) == 0 && isList(r)
 	return who, nil
 }
 
@@ -234,13 +236,16 @@ func (g *Gate) url(r *http.Request) string {
 	return "http://" + r.Host
 }
 
+// isList reports whether a request is for a list of repositories. Podman fetches a token without a scope first, and one with the scope of the challenge then.
+func isList(r *http.Request) bool { return r.URL.Path == "/v2/_catalog" || r.URL.Path == "/v1/search" }
+
 // Challenge returns the header that tells a client how to log in.
 func (g *Gate) Challenge(r *http.Request, c access.Caller, repo content.Repository, actions ...access.Action) string {
 	if g.IsOpen() {
 		return ""
 	}
 	ours, _ := c.(*caller)
-	if ours != nil && ours.name != "" && (repo == "" || len(actions) == 0 || !ours.allowed(repo, actions[len(actions)-1])) {
+	if ours != nil && ours.name != "" && !ours.unscoped && (repo == "" || len(actions) == 0 || !ours.allowed(repo, actions[len(actions)-1])) {
 		return "" // not even another token would do
 	}
 	if g.o.Basic {
@@ -254,7 +259,7 @@ func (g *Gate) Challenge(r *http.Request, c access.Caller, repo content.Reposito
 			names[i] = string(a)
 		}
 		s += `,scope="repository:` + string(repo) + ":" + strings.Join(names, ",") + `"`
-	case r.URL.Path == "/v2/_catalog", r.URL.Path == "/v1/search":
+	case isList(r):
 		s += `,scope="registry:catalog:*"`
 	}
 	switch {

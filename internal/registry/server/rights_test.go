@@ -221,6 +221,29 @@ func TestRightsOfListsAndMounts(t *testing.T) {
 	if err != nil || !strings.Contains(r.header.Get("WWW-Authenticate"), `scope="registry:catalog:*"`) {
 		t.Errorf("an anonymous caller: %v, %v", r.header, err)
 	}
+	// Podman asks with a token for nothing first, and is told what to ask for.
+	for user, want := range map[string]string{"": `{"repositories":[]}`, "reader": `{"repositories":["team/app"]}`} {
+		nothing, err := c.token(user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{"/v2/_catalog", "/v1/search?q=app"} {
+			r, err := c.want("GET", path, nil, bearer(nothing), 401)
+			if err != nil || !strings.Contains(r.header.Get("WWW-Authenticate"), `scope="registry:catalog:*",error="insufficient_scope"`) {
+				t.Errorf("%s by %q with a token without a scope: %v, %v", path, user, r.header, err)
+			}
+		}
+		if _, err := c.want("GET", "/v2/", nil, bearer(nothing), 200); err != nil {
+			t.Error(err)
+		}
+		token, err := c.token(user, "registry:catalog:*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := catalog(bearer(token)); got != want {
+			t.Errorf("catalogue of %q = %s, want %s", user, got, want)
+		}
+	}
 	secret := string(content.SHA256.Of([]byte("of secret/thing")))
 	for _, from := range []string{"&from=secret/thing", "", "&from=absent/thing"} {
 		r, err := c.want("POST", "/v2/other/x/blobs/uploads/?mount="+secret+from, nil, basic("other"), 202)
