@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"testing"
 
 	"ply/internal/durable"
+	"ply/internal/errs"
 	"ply/internal/registry/api"
 	"ply/internal/registry/blobs"
 	"ply/internal/registry/blobs/directory"
@@ -720,4 +722,45 @@ func TestCutUpload(t *testing.T) {
 	if got := w.want(200, "", "GET", "/v2/a/blobs/"+sum(string(data)), ""); got.body != string(data) {
 		t.Error("the blob differs")
 	}
+}
+
+// forgetful is a store whose uploads cannot be closed.
+type forgetful struct{ blobs.Store }
+
+type forgetfulUpload struct{ blobs.Upload }
+
+func (f forgetful) Begin(ctx context.Context, s blobs.Session) (blobs.Upload, error) {
+	u, err := f.Store.Begin(ctx, s)
+	return forgetfulUpload{u}, err
+}
+
+func (f forgetful) Resume(ctx context.Context, id string) (blobs.Upload, error) {
+	u, err := f.Store.Resume(ctx, id)
+	return forgetfulUpload{u}, err
+}
+
+func (u forgetfulUpload) Close() error {
+	return errors.Join(u.Upload.Close(), errs.New(errs.Unavailable, "the last bytes cannot be kept"))
+}
+
+// A client is not told that a chunk was received whose bytes another replica will not find.
+func TestChunkThatIsNotKept(t *testing.T) {
+	w := newWorld(t)
+	l := w.want(202, "", "POST", "/v2/a/blobs/uploads/", "").Header.Get("Location")
+	kept := w.repo.Blobs
+	w.repo.Blobs = forgetful{kept}
+	for _, headers := range [][]string{nil, {"Content-Range: 0-3"}} {
+		a := w.want(503, "UNAVAILABLE", "PATCH", l, "data", headers...)
+		for _, name := range []string{"Range", "Location"} {
+			w.header(a, name, "")
+		}
+		if a.Header.Get("Retry-After") == "" {
+			t.Error("it does not say when to come again")
+		}
+		w.repo.Blobs = kept
+		w.want(204, "", "DELETE", l, "")
+		l = w.want(202, "", "POST", "/v2/a/blobs/uploads/", "").Header.Get("Location")
+		w.repo.Blobs = forgetful{kept}
+	}
+	w.want(503, "UNAVAILABLE", "POST", "/v2/a/blobs/uploads/", "")
 }

@@ -156,12 +156,10 @@ func (h *Handler) beginUpload(q *request) error {
 		}
 		return err
 	}
-	defer h.closeUpload(u)
 	if d == "" {
-		h.uploadAt(q, u)
-		q.w.WriteHeader(http.StatusAccepted)
-		return nil
+		return q.accepted(u)
 	}
+	defer h.closeUpload(u)
 	err = h.Repositories.Room(q.r.Context(), q.repo, max(q.r.ContentLength, 0))
 	if err == nil {
 		err = u.Append(q.r.Context(), h.reading(q), q.r.ContentLength)
@@ -172,10 +170,22 @@ func (h *Handler) beginUpload(q *request) error {
 	return h.finish(q, u, d)
 }
 
+// closeUpload closes an upload of which the client is told nothing more.
 func (h *Handler) closeUpload(u blobs.Upload) {
 	if err := u.Close(); err != nil {
-		h.Log.Error("upload cannot be resumed after a restart", "upload", u.Session().ID, "err", err)
+		h.Log.Error("upload cannot be resumed", "upload", u.Session().ID, "err", err)
 	}
+}
+
+// accepted closes an upload, and tells the client how far it has come when that is kept.
+func (q *request) accepted(u blobs.Upload) error {
+	id, offset := u.Session().ID, u.Offset() // of someone else from the close on
+	if err := u.Close(); err != nil {
+		return err
+	}
+	q.uploadAt(id, offset)
+	q.w.WriteHeader(http.StatusAccepted)
+	return nil
 }
 
 // mount links a blob of another repository. When that is not possible the client uploads the blob, and learns nothing about where it is.
@@ -210,11 +220,11 @@ func (h *Handler) blobAt(q *request, d content.Digest) {
 }
 
 // uploadAt tells the client where the upload is and how far it has come.
-func (h *Handler) uploadAt(q *request, u blobs.Upload) {
+func (q *request) uploadAt(id string, offset int64) {
 	head := q.w.Header()
-	head.Set("Location", "/v2/"+string(q.repo)+"/blobs/uploads/"+u.Session().ID)
-	head.Set("Docker-Upload-UUID", u.Session().ID)
-	head.Set("Range", "0-"+strconv.FormatInt(max(u.Offset()-1, 0), 10))
+	head.Set("Location", "/v2/"+string(q.repo)+"/blobs/uploads/"+id)
+	head.Set("Docker-Upload-UUID", id)
+	head.Set("Range", "0-"+strconv.FormatInt(max(offset-1, 0), 10))
 	head.Set("Content-Length", "0")
 }
 
@@ -232,7 +242,7 @@ func (h *Handler) getUpload(q *request) error {
 		return err
 	}
 	defer h.closeUpload(u)
-	h.uploadAt(q, u)
+	q.uploadAt(u.Session().ID, u.Offset())
 	q.w.WriteHeader(http.StatusNoContent)
 	return nil
 }
@@ -255,13 +265,17 @@ func (h *Handler) patchUpload(q *request) error {
 	if err != nil {
 		return err
 	}
-	defer h.closeUpload(u)
+	received := false
+	defer func() {
+		if !received {
+			h.closeUpload(u)
+		}
+	}()
 	if err := h.receive(q, u); err != nil {
 		return err
 	}
-	h.uploadAt(q, u)
-	q.w.WriteHeader(http.StatusAccepted)
-	return nil
+	received = true
+	return q.accepted(u)
 }
 
 func (h *Handler) putUpload(q *request) error {
@@ -310,7 +324,7 @@ func (h *Handler) receive(q *request, u blobs.Upload) error {
 		first, _ := strconv.ParseInt(m[1], 10, 64)
 		last, _ := strconv.ParseInt(m[2], 10, 64)
 		if first != u.Offset() {
-			h.uploadAt(q, u)
+			q.uploadAt(u.Session().ID, u.Offset())
 			return fail(http.StatusRequestedRangeNotSatisfiable, "BLOB_UPLOAD_INVALID",
 				"the chunk begins at "+m[1]+", the upload has "+strconv.FormatInt(u.Offset(), 10)+" bytes")
 		}

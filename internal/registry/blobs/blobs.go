@@ -60,7 +60,7 @@ type Upload interface {
 	Store(ctx context.Context, d content.Digest) (size int64, err error)
 	// Cancel ends the upload.
 	Cancel(ctx context.Context) error
-	// Close lets others resume the upload. After Store or Cancel it does nothing.
+	// Close lets others resume the upload. Without an error they find all bytes that were appended. After Store or Cancel it does nothing.
 	Close() error
 }
 
