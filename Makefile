@@ -62,7 +62,7 @@ nightly: test mutate itself
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 120m ./test/build
 	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 180m -run 'TestKill|TestPowerCut|TestRecordedCrashes|TestFaults' ./test/crash -crash.kills 1000 -crash.cuts 1000 -crash.states 300 -crash.faults
 	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 60m -run TestDamage ./test/crash -crash.damage
-	go test -count=1 -timeout 120m ./internal/registry/server -registry.soak 30m -registry.replicas 5m -registry.pause 2s -registry.kills 500 -registry.uploads 10000
+	go test -count=1 -timeout 120m ./internal/registry/server -registry.soak 30m -registry.replicas 5m -registry.pause 2s -registry.kills 500 -registry.cuts 100 -registry.uploads 10000
 	test/setup/conformance
 	PLY_NIGHTLY=1 go test -count=1 -run TestConformance ./internal/registry/server
 	PLY_BIN=$(CURDIR)/bin go test -race -count=1 -timeout 60m ./internal/... ./test/crash

@@ -56,6 +56,16 @@ type pushed struct {
 	mu    sync.Mutex
 	blobs map[string][]byte
 	tags  map[string]string
+	over  bool // what is acknowledged from now on may be lost
+}
+
+// note records an acknowledgement, unless it may be lost.
+func (p *pushed) note(acknowledged func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.over {
+		acknowledged()
+	}
 }
 
 // A registry that is killed at any moment has everything that it acknowledged when it comes back, serves no other bytes, and lets
@@ -132,7 +142,12 @@ func TestKill(t *testing.T) {
 var (
 	errLost   = errors.New("the upload is lost")
 	errBroken = errors.New("the registry broke its word")
+	// errDiffers is an errBroken, except after a loss of power.
+	errDiffers = errors.New("a resumed upload has other bytes")
 )
+
+// tagOf returns the tag of the image of a blob.
+func tagOf(digest string) string { return "t" + digest[7:15] }
 
 // resumable is an upload of a client that goes on after its registry was gone.
 type resumable struct {
@@ -187,19 +202,15 @@ func (r *resumable) send(c *client, p *pushed) error {
 		return err
 	}
 	if a.status == 400 {
-		return fmt.Errorf("%w: a resumed upload has other bytes: %s", errBroken, a.body)
+		return fmt.Errorf("%w: %w: %s", errBroken, errDiffers, a.body)
 	}
 	if a.status != 201 {
 		return fmt.Errorf("PUT: %d", a.status)
 	}
-	p.mu.Lock()
-	p.blobs[d] = r.data
-	p.mu.Unlock()
-	doc, err := c.image("kill", "t"+d[7:15], "", r.data)
+	p.note(func() { p.blobs[d] = r.data })
+	doc, err := c.image("kill", tagOf(d), "", r.data)
 	if err == nil {
-		p.mu.Lock()
-		p.tags["t"+d[7:15]] = doc
-		p.mu.Unlock()
+		p.note(func() { p.tags[tagOf(d)] = doc })
 	}
 	return err
 }
