@@ -101,6 +101,8 @@ func (s *Space) move(b []byte) []byte {
 	if err != nil {
 		return nil
 	}
+	// Read ahead would make folios of up to 2 MiB, which newer kernels map whole when one of their pages is needed.
+	_ = unix.Madvise(m, unix.MADV_RANDOM) // without it there is only more memory
 	s.failed = false
 	s.size += length
 	copy(m, b)
