@@ -136,7 +136,62 @@ type DiskUsage struct {
 	Containers  []Container
 	Volumes     []Volume
 	BuildCache  []BuildCache
-	BuilderSize *int64 `json:",omitempty"` // until 1.41
+	BuilderSize *int64       `json:",omitempty"` // until 1.41
+	Totals      *UsageTotals `json:",omitempty"` // ply's: instead of the lists, for a client that asked with totals=1
+}
+
+// UsageTotals are the sums of a DiskUsage.
+type UsageTotals struct{ Images, Containers, Volumes, BuildCache UsageTotal }
+
+// UsageTotal is the sum of one kind of object. Sizes are in bytes.
+type UsageTotal struct {
+	Count, Active     int
+	Size, Reclaimable int64
+}
+
+// Total sums the lists. Sizes that are not known, -1, are left out.
+func (d *DiskUsage) Total() UsageTotals {
+	var t UsageTotals
+	t.Images = UsageTotal{Count: len(d.Images), Size: d.LayersSize, Reclaimable: d.LayersSize}
+	for i := range d.Images {
+		im := &d.Images[i]
+		if im.Containers > 0 {
+			t.Images.Active++
+			if im.Size != -1 && im.SharedSize != -1 {
+				t.Images.Reclaimable -= im.Size - im.SharedSize
+			}
+		}
+	}
+	t.Containers.Count = len(d.Containers)
+	for i := range d.Containers {
+		c := &d.Containers[i]
+		t.Containers.add(c.State == "running" || c.State == "paused" || c.State == "restarting", c.SizeRw)
+	}
+	t.Volumes.Count = len(d.Volumes)
+	for i := range d.Volumes {
+		if u := d.Volumes[i].UsageData; u != nil {
+			t.Volumes.add(u.RefCount > 0, max(u.Size, 0))
+		}
+	}
+	t.BuildCache.Count = len(d.BuildCache)
+	for i := range d.BuildCache {
+		b := &d.BuildCache[i]
+		size := b.Size
+		if b.Shared { // an image has it
+			size = 0
+		}
+		t.BuildCache.add(b.InUse, size)
+	}
+	return t
+}
+
+func (t *UsageTotal) add(active bool, size int64) {
+	t.Size += size
+	if active {
+		t.Active++
+	} else {
+		t.Reclaimable += size
+	}
 }
 
 // BuildCache is one record of the build cache.

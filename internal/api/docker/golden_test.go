@@ -24,6 +24,7 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"version", "GET", "/v1.51/version", ""},
 	{"info", "GET", "/v1.51/info", ""},
 	{"df", "GET", "/v1.51/system/df", ""},
+	{"df_totals", "GET", "/v1.51/system/df?totals=1", ""},
 	{"df_images_141", "GET", "/v1.41/system/df?type=image", ""},
 	{"check", "POST", "/v1.51/system/check", ""},
 	{"check_full_repair", "POST", "/v1.51/system/check?full=1&repair=1", ""},

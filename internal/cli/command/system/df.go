@@ -4,7 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,14 +36,22 @@ func Df(inv *command.Invocation) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			q := url.Values{}
+			if !verbose {
+				q.Set("totals", "1")
+			}
 			var d wire.DiskUsage
-			if err := api.Do(cmd.Context(), client.Request{Path: "/system/df"}, &d); err != nil {
+			if err := api.Do(cmd.Context(), client.Request{Path: "/system/df", Query: q}, &d); err != nil {
 				return err
 			}
 			if verbose {
 				return writeVerbose(&d, inv.Out, inv.Now(), tmpl)
 			}
-			return format.Table(inv.Out, tmpl, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", dfTitles, dfRows(&d))
+			if d.Totals == nil { // an engine that is not ply's
+				t := d.Total()
+				d.Totals = &t
+			}
+			return format.Table(inv.Out, tmpl, "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}", dfTitles, dfRows(*d.Totals))
 		},
 	}
 	c.Flags().StringVar(&tmpl, "format", "", format.TableHelp)
@@ -51,71 +59,24 @@ func Df(inv *command.Invocation) *cobra.Command {
 	return c
 }
 
-// reclaim returns a size, and which part of the whole it is.
-func reclaim(part, of int64) string {
-	s := format.Size4(part)
-	if of > 0 {
-		s += fmt.Sprintf(" (%v%%)", part*100/of)
+// reclaim returns the bytes that can be reclaimed, and which part of the whole they are.
+func reclaim(u wire.UsageTotal) string {
+	s := format.Size4(u.Reclaimable)
+	if u.Size > 0 {
+		s += fmt.Sprintf(" (%v%%)", u.Reclaimable*100/u.Size)
 	}
 	return s
 }
 
 // dfRows returns a row per kind of object.
-func dfRows(d *wire.DiskUsage) []dfRow {
-	var usedImages int
-	var used int64
-	for i := range d.Images {
-		im := &d.Images[i]
-		if im.Containers > 0 {
-			usedImages++
-			if im.Size != -1 && im.SharedSize != -1 {
-				used += im.Size - im.SharedSize
-			}
-		}
+func dfRows(t wire.UsageTotals) []dfRow {
+	row := func(kind string, u wire.UsageTotal, reclaimable string) dfRow {
+		return dfRow{Type: kind, TotalCount: fmt.Sprint(u.Count), Active: fmt.Sprint(u.Active), Size: format.Size4(u.Size), Reclaimable: reclaimable}
 	}
-	rows := []dfRow{{Type: "Images", TotalCount: fmt.Sprint(len(d.Images)), Active: fmt.Sprint(usedImages), Size: format.Size4(d.LayersSize), Reclaimable: reclaim(d.LayersSize-used, d.LayersSize)}}
-	var active int
-	var size, free int64
-	for i := range d.Containers {
-		c := &d.Containers[i]
-		size += c.SizeRw
-		if strings.Contains(c.State, "running") || strings.Contains(c.State, "paused") || strings.Contains(c.State, "restarting") {
-			active++
-		} else {
-			free += c.SizeRw
-		}
+	return []dfRow{
+		row("Images", t.Images, reclaim(t.Images)), row("Containers", t.Containers, reclaim(t.Containers)), row("Local Volumes", t.Volumes, reclaim(t.Volumes)),
+		row("Build Cache", t.BuildCache, format.Size4(t.BuildCache.Reclaimable)),
 	}
-	rows = append(rows, dfRow{Type: "Containers", TotalCount: fmt.Sprint(len(d.Containers)), Active: fmt.Sprint(active), Size: format.Size4(size), Reclaimable: reclaim(free, size)})
-	active, size, free = 0, 0, 0
-	for i := range d.Volumes {
-		u := d.Volumes[i].UsageData
-		if u == nil {
-			continue
-		}
-		if u.RefCount > 0 {
-			active++
-		}
-		if u.Size != -1 {
-			size += u.Size
-			if u.RefCount == 0 {
-				free += u.Size
-			}
-		}
-	}
-	rows = append(rows, dfRow{Type: "Local Volumes", TotalCount: fmt.Sprint(len(d.Volumes)), Active: fmt.Sprint(active), Size: format.Size4(size), Reclaimable: reclaim(free, size)})
-	active, size, free = 0, 0, 0
-	for i := range d.BuildCache {
-		b := &d.BuildCache[i]
-		if b.InUse {
-			active++
-		} else if !b.Shared {
-			free += b.Size
-		}
-		if !b.Shared {
-			size += b.Size
-		}
-	}
-	return append(rows, dfRow{Type: "Build Cache", TotalCount: fmt.Sprint(len(d.BuildCache)), Active: fmt.Sprint(active), Size: format.Size4(size), Reclaimable: format.Size4(free)})
 }
 
 // usageRows is what a template of df -v sees: the rows of every kind of object.
