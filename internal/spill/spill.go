@@ -27,14 +27,16 @@ func InDir(dir string) func() (*os.File, error) {
 
 // Space is what arrays have in memory and in one file together. Not safe for concurrent use.
 type Space struct {
-	limit  int64
-	open   func() (*os.File, error)
-	file   *os.File
-	size   int64 // of the file
-	memory int64
-	ticks  int
-	failed bool // the file has no room
-	maps   *maps
+	limit   int64
+	open    func() (*os.File, error)
+	file    *os.File
+	size    int64 // of the file
+	memory  int64
+	ticks   int
+	windows []uint64 // a bit for each window of elements that was visited since pages were dropped
+	visited int
+	failed  bool // the file has no room
+	maps    *maps
 }
 
 // NewSpace returns a Space that has about limit bytes in memory, besides the hash tables of names. It calls open when it needs its file, at most once; nil = everything stays in memory.
@@ -58,23 +60,44 @@ func (s *Space) Close() error {
 	return f.Close()
 }
 
-// tickEvery is after how many ticks pages that were read again are dropped. A jump counts as several, because the kernel maps 64 KiB around what is read.
+// tickEvery is after how many ticks pages that were read again are dropped.
+const tickEvery = 1 << 12
+
+// Tick is called for each element that a pass over the arrays looks at, when those that follow each other are near or their order is random. It keeps the
+// pages of the file that the process has mapped few.
+func (s *Space) Tick() {
+	if s.ticks++; s.ticks >= tickEvery {
+		s.drop()
+	}
+}
+
+// The kernel maps 64 KiB around what is read, of each array that has something of an element. Pages are dropped when elements of this many windows were read.
 const (
-	tickEvery = 1 << 12
-	jumpTicks = 64
+	windowBits = 9 // elements
+	maxWindows = 64
 )
 
-// Tick is called for each element that a pass over the arrays looks at. It keeps the pages of the file that the process has mapped few.
-func (s *Space) Tick() { s.tick(1) }
-
-// Jump is Tick for an element that is not near the one before.
-func (s *Space) Jump() { s.tick(jumpTicks) }
-
-func (s *Space) tick(n int) {
-	if s.ticks += n; s.ticks >= tickEvery {
-		s.ticks = 0
-		s.maps.drop()
+// Visit is Tick for the element i of a pass that can go from one element to another one far away.
+func (s *Space) Visit(i int) {
+	if s.file == nil {
+		return
 	}
+	w := i >> windowBits
+	for w>>6 >= len(s.windows) {
+		s.windows = append(s.windows, 0)
+	}
+	if bit := uint64(1) << (w & 63); s.windows[w>>6]&bit == 0 {
+		if s.visited++; s.visited > maxWindows {
+			s.drop()
+		}
+		s.windows[w>>6] |= bit
+	}
+}
+
+func (s *Space) drop() {
+	s.ticks, s.visited = 0, 0
+	clear(s.windows)
+	s.maps.drop()
 }
 
 // move returns b as a part of the file; nil when b stays in memory.

@@ -60,11 +60,12 @@ func (l *layout) connect() error {
 	var white inodeID
 	l.first = spill.Make[uint32](t.space, len(live)+1)
 	for i := 1; i < len(live); i++ {
-		t.space.Tick()
+		t.space.Visit(i)
 		if !live[i] {
 			continue
 		}
 		up := t.names.Parent(nodeID(i))
+		t.space.Visit(int(up))
 		n := t.node(nodeID(i))
 		if n.inode == 0 { // a whiteout: all whiteouts are hard links to one inode
 			if white == 0 {
@@ -97,7 +98,7 @@ func (l *layout) connect() error {
 	}
 	l.kids = spill.Make[nodeID](t.space, int(end))
 	for i := len(live) - 1; i > 0; i-- {
-		t.space.Tick()
+		t.space.Visit(i)
 		if live[i] {
 			up := t.names.Parent(nodeID(i))
 			l.first[up]--
@@ -132,15 +133,14 @@ func (l *layout) assignPositions() error {
 		stack = stack[:len(stack)-1]
 		kids := l.children(dir)
 		for _, k := range kids {
-			t.space.Tick()
+			t.space.Visit(int(k))
 			if t.inode(t.node(k).inode).pos == 0 {
 				pos = l.put(k, pos)
 			}
 		}
 		for _, k := range slices.Backward(kids) {
-			t.space.Tick()
+			t.space.Visit(int(k))
 			if t.dir(k) {
-				t.space.Jump()
 				stack = append(stack, k)
 			}
 		}
@@ -148,7 +148,7 @@ func (l *layout) assignPositions() error {
 	l.end = int64(align(int(pos), BlockSize))
 	l.blocks = l.end / BlockSize
 	for _, n := range l.data {
-		t.space.Jump()
+		t.space.Visit(int(n))
 		in := t.inode(t.node(n).inode)
 		in.block = uint32(l.blocks)
 		l.blocks += (in.size + BlockSize - 1) / BlockSize
@@ -164,7 +164,6 @@ func (l *layout) assignPositions() error {
 func (l *layout) put(n nodeID, pos int64) int64 {
 	in := l.t.inode(l.t.node(n).inode)
 	if in.isDir() {
-		l.t.space.Jump()
 		in.size = l.dirSize(n)
 	}
 	pos = int64(align(int(pos), nidUnit))
@@ -217,7 +216,7 @@ func (l *layout) names(dir nodeID, visit func(name []byte, id inodeID)) {
 	}{{dot, t.node(dir).inode}, {dotdot, t.node(t.names.Parent(dir)).inode}}
 	next := 0
 	for _, k := range l.children(dir) {
-		t.space.Tick()
+		t.space.Visit(int(k))
 		name := t.names.Name(k)
 		for next < 2 && bytes.Compare(dots[next].name, name) < 0 {
 			visit(dots[next].name, dots[next].id)

@@ -46,7 +46,7 @@ func (t *Tree) Write(w io.Writer, uuid [16]byte, devices []Device) (size int64, 
 		return 0, err
 	}
 	for _, n := range l.order {
-		t.space.Tick()
+		t.space.Visit(int(n))
 		in := t.inode(t.node(n).inode)
 		if int(in.device) > len(devices) {
 			return 0, errs.New(errs.Internal, "content on device %d of %d", in.device, len(devices))
@@ -56,7 +56,7 @@ func (t *Tree) Write(w io.Writer, uuid [16]byte, devices []Device) (size int64, 
 	}
 	s.padTo(l.end)
 	for _, n := range l.data {
-		t.space.Jump()
+		t.space.Visit(int(n))
 		in := t.inode(t.node(n).inode)
 		s.padTo(int64(in.block) * BlockSize)
 		l.content(s, n, in)
@@ -154,10 +154,8 @@ func (l *layout) content(s *stream, n nodeID, in *inode) {
 		if d.used+direntSize+len(name) > BlockSize {
 			d.flush(true)
 		}
+		l.t.space.Visit(int(child))
 		c := l.t.inode(child)
-		if c.isDir() {
-			l.t.space.Jump()
-		}
 		d.add(name, c.nid(), fileType(c.mode))
 	})
 	d.flush(false)
