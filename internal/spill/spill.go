@@ -74,7 +74,7 @@ func (s *Space) Tick() {
 // The kernel maps 64 KiB around what is read, of each array that has something of an element. Pages are dropped when elements of this many windows were read.
 const (
 	windowBits = 9 // elements
-	maxWindows = 64
+	maxWindows = 32
 )
 
 // Visit is Tick for the element i of a pass that can go from one element to another one far away.
@@ -124,8 +124,6 @@ func (s *Space) move(b []byte) []byte {
 	if err != nil {
 		return nil
 	}
-	// Read ahead would make folios of up to 2 MiB, which newer kernels map whole when one of their pages is needed.
-	_ = unix.Madvise(m, unix.MADV_RANDOM) // without it there is only more memory
 	s.failed = false
 	s.size += length
 	copy(m, b)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -64,6 +65,63 @@ func TestArray(t *testing.T) {
 			t.Error("an array that fits has a file")
 		}
 	}
+}
+
+// A pass that goes from one element to another one far away has few pages of the file mapped.
+func TestVisit(t *testing.T) {
+	s := space(t, 0)
+	a := NewArray[[80]byte](s)
+	const n = 1_000_000
+	for range n {
+		a.Append([80]byte{1})
+		s.Tick()
+	}
+	pass := func(visit func(i int)) (most int) {
+		for k := range 20_000 {
+			i := k * 997 % n
+			visit(i)
+			if a.At(i)[0] != 1 {
+				t.Fatalf("element %d is %v", i, *a.At(i))
+			}
+			if k%2000 == 1999 {
+				most = max(most, mapped(t, s))
+			}
+		}
+		return most
+	}
+	all := pass(func(int) {})
+	s.maps.drop()
+	if got := pass(s.Visit); got > all/2 {
+		t.Errorf("%d KiB of the file are mapped, and %d KiB without Visit", got, all)
+	}
+}
+
+// mapped returns how many KiB of the file of a Space are mapped.
+func mapped(t *testing.T, s *Space) (sum int) {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(s.file.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode, ours := fmt.Sprintf(" %d ", st.Ino), false
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(line, ":")
+		switch {
+		case strings.Contains(key, "-"): // the line of a mapping
+			ours = strings.Contains(line, inode)
+		case ours && key == "Rss":
+			var n int
+			if _, err := fmt.Sscan(value, &n); err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum
 }
 
 // Names finds each name in its directory only, and returns its path, whatever moved to the file.
