@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"crypto/rand"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,9 +14,12 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,6 +158,63 @@ func TestLocks(t *testing.T) {
 	if err := unix.Mkdirat(int(data.Fd()), "new", 0o755); !errors.Is(err, unix.EROFS) {
 		t.Errorf("a directory in the source: %v", err)
 	}
+}
+
+// A root of which a container still runs, without its dockerd, is refused until the container has ended. That a record says it runs is not enough: dockerd may have been
+// killed, and another process may have the number now.
+func TestRunningContainersAreRefused(t *testing.T) {
+	f, chain, _ := whole(t)
+	var random [32]byte
+	_, _ = rand.Read(random[:]) // never fails
+	id := hex.EncodeToString(random[:])
+	image := f.Image(chain, "y:1")
+	running := func(pid int) {
+		f.Container(id, image, map[string]any{"State": map[string]any{"Running": true, "Pid": pid, "StartedAt": "2026-01-02T03:04:05Z"}}, nil)
+	}
+	running(os.Getpid())
+	r, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("sleep", "1000")
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	group := cgroup(t, id, c.Process.Pid)
+	end := sync.OnceFunc(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait() // its status says that it was killed
+		if err := os.Remove(group); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	running(c.Process.Pid)
+	if _, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{}); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "container c"+id[:2]+" of this data root still runs") {
+		t.Errorf("a container runs: %v", err)
+	}
+	end()
+	open(t, f, dockerroot.Options{})
+}
+
+// cgroup puts a process into a new cgroup and returns its directory.
+func cgroup(t *testing.T, name string, pid int) string {
+	t.Helper()
+	for _, top := range []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
+		dir := filepath.Join(top, name)
+		if _, err := os.Stat(filepath.Join(top, "cgroup.procs")); err != nil || os.Mkdir(dir, 0o755) != nil {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err == nil {
+			return dir
+		}
+		_ = os.Remove(dir) // it is empty
+	}
+	t.Skip("no cgroup can be made here")
+	return ""
 }
 
 // What is no data root, and what has shifted owners, is refused.

@@ -420,3 +420,27 @@ func TestClientThatDiesInAStream(t *testing.T) {
 	}
 	t.Errorf("plyd holds %+v, before %+v", now, before)
 }
+
+// The third Ctrl-C ends ply although the program in the container takes no notice of any, and ply says so. The container runs on.
+func TestThirdInterrupt(t *testing.T) {
+	w := newWorld(t)
+	w.busybox()
+	f := w.follow("run", "--net", "none", "--name", "stubborn", "busybox", "sh", "-c", `trap "" INT; echo ready; while :; do sleep 0.05; done`)
+	f.until(t, "ready")
+	for n := 1; ; n++ {
+		if err := f.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Fatal(err)
+		}
+		select {
+		case <-f.done:
+			if code := f.cmd.ProcessState.ExitCode(); code != 1 || n < 3 || !strings.Contains(f.err.String(), "got 3 SIGTERM/SIGINTs, forcefully exiting") {
+				t.Errorf("after %d signals: exit code %d: %s", n, code, f.err.String())
+			}
+			if st := w.ply("inspect", "-f", "{{.State.Status}}", "stubborn"); st != "running" {
+				t.Errorf("the container is %s", st)
+			}
+			return
+		case <-time.After(200 * time.Millisecond): // signals that come together count once
+		}
+	}
+}

@@ -37,8 +37,17 @@ func (h containerHandlers) routes(add adder) {
 	add(post, "/containers/{id}/pause", h.pause)
 	add(post, "/containers/{id}/unpause", h.unpause)
 	add(post, "/containers/{id}/wait", h.wait)
+	add(remove, "/containers/{id}/checkpoints/{checkpoint}", h.removeCheckpoint)
 	add(remove, "/containers/{id...}", h.remove) // a link is named CONTAINER/ALIAS
 	add(post, "/commit", h.commit)
+}
+
+// removeCheckpoint answers that there is none: this engine makes no checkpoints.
+func (h containerHandlers) removeCheckpoint(c *call) error {
+	if _, err := h.state.Get(c.ctx(), c.vars["id"], false); err != nil {
+		return err
+	}
+	return errs.New(errs.NotFound, "checkpoint %s does not exist for container %s", clip(c.vars["checkpoint"]), clip(c.vars["id"]))
 }
 
 // done answers 204 when err is nil.

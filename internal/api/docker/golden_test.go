@@ -154,6 +154,7 @@ var goldenRequests = []struct{ name, method, target, body string }{
 	{"network_prune", "POST", "/v1.51/networks/prune", ""},
 	{"swarm", "GET", "/v1.51/swarm", ""},
 	{"checkpoint_create", "POST", "/v1.51/containers/web/checkpoints", `{"CheckpointID":"x"}`},
+	{"checkpoint_remove", "DELETE", "/v1.51/containers/web/checkpoints/x", ""},
 	{"checkpoints", "GET", "/v1.51/containers/web/checkpoints", ""},
 	{"swarm_init", "POST", "/v1.51/swarm/init", "{}"},
 	{"swarm_leave", "POST", "/v1.51/swarm/leave", ""},
