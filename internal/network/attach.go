@@ -256,7 +256,7 @@ func (s *Service) connect(ctx context.Context, p *planned) (_ Connection, err er
 	c := p.c
 	defer func() {
 		if err != nil {
-			s.drop(ctx, p.up, c)
+			<-s.drop(ctx, p.up, c)
 		}
 	}()
 	if err := p.up.allocate(ctx, p.spec, &c.Endpoint); err != nil {
@@ -346,8 +346,13 @@ func (m *made) families(e Endpoint) []used {
 	return out
 }
 
-// drop undoes connect as far as it came. The addresses are free when the driver is done with them.
-func (s *Service) drop(ctx context.Context, up *made, c Connection) {
+// drop undoes connect as far as it came. The addresses are free, and the container may get another interface of the name, when the driver is done with them: the
+// channel that drop returns is closed then.
+func (s *Service) drop(ctx context.Context, up *made, c Connection) <-chan struct{} {
+	gone := make(chan struct{})
+	if up == nil {
+		close(gone)
+	}
 	if len(c.Names) > 0 {
 		if err := s.tables.Remove(c.Endpoint.NetworkID, c.entry()); err != nil {
 			s.log.Warn("names of a container stay", "container", c.Container, "err", err)
@@ -362,11 +367,13 @@ func (s *Service) drop(ctx context.Context, up *made, c Connection) {
 			for _, f := range addresses {
 				f.family.addresses.Free(f.addr)
 			}
+			close(gone)
 		})
 	}
 	if err := s.files.remove(c); err != nil {
 		s.log.Warn("the file of an endpoint stays", "container", c.Container, "err", err)
 	}
+	return gone
 }
 
 // setMemberships tells the resolver of a container where to look names up.
@@ -414,10 +421,11 @@ func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string,
 	if !slices.ContainsFunc(all, func(o planned) bool { return o.c.Default }) && best([]*planned{&p}) != nil {
 		p.c.Ports = req.Ports
 	}
+	before := slices.Clone(all)
 	all = append(all, p)
 	if err := s.reroute(ctx, all); err != nil {
-		s.drop(ctx, p.up, c)
-		return Attachment{}, errors.Join(err, s.reroute(ctx, all[:len(all)-1]))
+		<-s.drop(ctx, p.up, all[len(all)-1].c)
+		return Attachment{}, errors.Join(err, s.routeBack(ctx, id, before))
 	}
 	return s.keep(id, all, func() { s.publish("connect", p.m, id) })
 }
@@ -439,6 +447,10 @@ func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string
 	gone := all[i]
 	all = slices.Delete(all, i, i+1)
 	if gone.c.Default { // the interface goes later, and its routes and ports must make room now
+		gone.c.Moving = true
+		if err := s.files.save(gone.c); err != nil {
+			return Attachment{}, err
+		}
 		next := best(pointers(all))
 		if next != nil {
 			next.c.Ports, next.c.Handed = gone.c.Ports, gone.c.Handed
@@ -447,8 +459,9 @@ func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string
 			return Attachment{}, err
 		}
 	}
-	s.drop(ctx, gone.up, gone.c)
+	// The file of the connection that goes is the last one to change: an engine that is killed meanwhile leaves the ports to one of the two.
 	err = s.reroute(ctx, all)
+	<-s.drop(ctx, gone.up, gone.c)
 	att, kerr := s.keep(id, all, func() { s.publish("disconnect", m, id) })
 	return att, errors.Join(err, kerr)
 }
@@ -481,36 +494,63 @@ func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
 	return all, nil
 }
 
-// reroute lets the right endpoint provide the default route, with the ports.
+// routeBack undoes what reroute did before it failed.
+func (s *Service) routeBack(ctx context.Context, id oci.ContainerID, before []planned) error {
+	for i := range before {
+		if p := &before[i]; p.c.Default {
+			if err := p.up.Demote(ctx, &p.c); err != nil { // reroute may have come that far, or not
+				return err
+			}
+			p.c.Default = false
+		}
+	}
+	err := s.reroute(ctx, before)
+	_, kerr := s.keep(id, before, func() {})
+	return errors.Join(err, kerr)
+}
+
+// reroute lets the right endpoint provide the default route, with the ports. The file of the endpoint that has the route says so first, and the file of the one that
+// loses it is written last: of an engine that is killed meanwhile there is at least one file with the ports.
 func (s *Service) reroute(ctx context.Context, all []planned) error {
 	next := best(pointers(all))
 	var ports []PortBinding
 	var handed bool
+	var demoted []*planned
 	for i := range all {
 		p := &all[i]
 		if !p.c.Default || p == next {
 			continue
 		}
 		ports, handed = p.c.Ports, p.c.Handed
+		p.c.Moving = true
+		if err := s.files.save(p.c); err != nil {
+			return err
+		}
 		if err := p.up.Demote(ctx, &p.c); err != nil {
 			return err
 		}
-		p.c.Default, p.c.Ports, p.c.Handed = false, nil, false
+		p.c.Default, p.c.Ports, p.c.Handed, p.c.Moving = false, nil, false, false
+		demoted = append(demoted, p)
+	}
+	if next != nil && !next.c.Default {
+		if len(next.c.Ports) == 0 {
+			next.c.Ports, next.c.Handed = ports, handed
+		}
+		next.c.Default = true
+		if err := next.up.Promote(ctx, &next.c); err != nil {
+			return err
+		}
+		next.c.Moving = false
+		if err := s.files.save(next.c); err != nil {
+			return err
+		}
+	}
+	for _, p := range demoted {
 		if err := s.files.save(p.c); err != nil {
 			return err
 		}
 	}
-	if next == nil || next.c.Default {
-		return nil
-	}
-	if len(next.c.Ports) == 0 {
-		next.c.Ports, next.c.Handed = ports, handed
-	}
-	next.c.Default = true
-	if err := next.up.Promote(ctx, &next.c); err != nil {
-		return err
-	}
-	return s.files.save(next.c)
+	return nil
 }
 
 // keep remembers the connections of a container.

@@ -71,6 +71,13 @@ type Publisher interface {
 	HandOver(c *Connection, take func(list []proxy.Port, sockets []*os.File) error) error
 }
 
+// Sweeper is a Driver that finds the interfaces of containers on this host again.
+type Sweeper interface {
+	// Sweep removes the interfaces that an earlier engine made for containers and that are not known by their names on the host: it was killed before it
+	// recorded a connection, or after it forgot one. The Service calls it before any other method.
+	Sweep(ctx context.Context, known func(hostIf string) bool) error
+}
+
 // Segment is one network as its driver made it on this host. Safe for concurrent use; the Service serialises the calls
 // for one container.
 type Segment interface {
@@ -122,7 +129,10 @@ type Config struct {
 	NoMasq   bool         // connections to other networks keep the container's address
 	NoMasq6  bool
 	Internal bool       // nothing passes between the network and others
-	Open     bool       // other networks may connect to ports that are not published
+	Open     bool       // other networks may connect by IPv4 to ports that are not published
+	Open6    bool       // the same by IPv6
+	Direct   bool       // other networks may connect by IPv4 to published ports at the containers' own addresses
+	Direct6  bool       // the same by IPv6
 	HostIP   netip.Addr // where ports are published by default; invalid = as the driver's options say
 	IfPrefix string     // of interfaces in containers; "" = eth
 
@@ -143,6 +153,7 @@ type Connection struct {
 	Handed    bool            `json:"handed,omitempty"`    // the container's shim has the sockets of the ports
 
 	Default  bool              `json:"default,omitempty"`  // the container's default route goes through the endpoint
+	Moving   bool              `json:"moving,omitempty"`   // the engine takes the default route from it, or gives it back
 	Priority int               `json:"priority,omitempty"` // as in EndpointSpec
 	Names    []string          `json:"names,omitempty"`    // that the network's containers know it by
 	Links    map[string]string `json:"links,omitempty"`    // names of the container's own, by alias

@@ -34,6 +34,9 @@ func TestMain(m *testing.M) { private.Main(m, nil) }
 
 const idA, idB = oci.ContainerID("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"), oci.ContainerID("bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb")
 
+// patience is how long tests wait for what must happen, on a host under load.
+const patience = time.Minute
+
 type world struct {
 	t     *testing.T
 	owner string

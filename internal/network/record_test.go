@@ -63,7 +63,7 @@ func TestGoldenRecords(t *testing.T) {
 	// Addresses encode themselves, as text.
 	connection := oldConnection
 	connection.Endpoint.LinkLocal = []netip.Addr{netip.MustParseAddr("169.254.1.1")}
-	connection.Sysctls, connection.Handed, connection.Default, connection.Priority, connection.Names, connection.Links = map[string]string{"ipv4/conf/IFNAME/forwarding": "1"}, true, true, -1, []string{"web"}, map[string]string{"db": "postgres"}
+	connection.Sysctls, connection.Handed, connection.Default, connection.Moving, connection.Priority, connection.Names, connection.Links = map[string]string{"ipv4/conf/IFNAME/forwarding": "1"}, true, true, true, -1, []string{"web"}, map[string]string{"db": "postgres"}
 	golden(t, "connection", connectionVersion, connection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
 		"Ports.HostIP", "Ports.HostPortEnd", "Endpoint.LinkLocal")
 	golden(t, "network", 1, userNetwork, "Pools.Subnet", "Pools.Range", "Pools.Gateway", "Pools.Aux")

@@ -20,6 +20,7 @@ import (
 	"ply/internal/filter"
 	"ply/internal/network/ipam"
 	"ply/internal/network/names"
+	"ply/internal/network/namespace"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
 )
@@ -120,6 +121,18 @@ func restore(ctx context.Context, s *Service) error {
 	if err != nil {
 		return err
 	}
+	known := map[string]bool{}
+	for _, c := range found {
+		known[c.Endpoint.HostIf] = true
+	}
+	for name, d := range s.opts.Drivers {
+		if sw, ok := d.(Sweeper); ok {
+			if err := sw.Sweep(ctx, func(hostIf string) bool { return known[hostIf] }); err != nil {
+				s.log.Warn("interfaces that an earlier engine left stay", "driver", name, "err", err)
+			}
+		}
+	}
+	moved := unsettled(s, found)
 	for _, c := range found {
 		s.connected[c.Container] = append(s.connected[c.Container], c)
 	}
@@ -154,7 +167,93 @@ func restore(ctx context.Context, s *Service) error {
 	for driver := range used {
 		all = errors.Join(all, s.opts.Drivers[driver].Restored(ctx))
 	}
-	return errors.Join(all, s.tables.Prune(func(id string) bool { return s.connected[oci.ContainerID(id)] != nil }))
+	restoreRoutes(ctx, s, moved)
+	return errors.Join(all, restoreNames(s))
+}
+
+// restoreRoutes brings the default routes of containers back, with what they publish, and moves those of containers that an engine has connected and not rerouted
+// before it was killed.
+func restoreRoutes(ctx context.Context, s *Service, moved map[oci.ContainerID]published) {
+	for id := range maps.Clone(s.connected) {
+		all, err := s.attached(id)
+		if err != nil {
+			continue // one of the networks cannot be taken over, which was logged
+		}
+		p, is := moved[id]
+		next := best(pointers(all))
+		if !is && (next == nil || next.c.Default) {
+			continue
+		}
+		if is && next != nil {
+			next.c.Ports, next.c.Handed = p.ports, p.handed
+		}
+		err = s.reroute(ctx, all)
+		for _, o := range all {
+			if is && err == nil {
+				err = s.files.save(o.c)
+			}
+		}
+		if _, kerr := s.keep(id, all, func() {}); err != nil || kerr != nil {
+			s.log.Warn("default route of a container was not moved", "container", id, "err", errors.Join(err, kerr))
+		}
+	}
+}
+
+// restoreNames makes the tables of names say what the connections do.
+func restoreNames(s *Service) error {
+	entries := map[string][]names.Entry{}
+	all := s.tables.Prune(func(id string) bool { return s.connected[oci.ContainerID(id)] != nil })
+	for id, list := range s.connected {
+		var want []names.Membership
+		for _, c := range list {
+			if len(c.Names) > 0 {
+				entries[c.Endpoint.NetworkID] = append(entries[c.Endpoint.NetworkID], c.entry())
+				want = append(want, names.Membership{Network: c.Endpoint.Network, ID: c.Endpoint.NetworkID})
+			}
+		}
+		same := func(a, b names.Membership) bool { return a.Network == b.Network && a.ID == b.ID }
+		if !slices.EqualFunc(s.tables.Memberships(string(id)), want, same) {
+			all = errors.Join(all, setMemberships(s.tables, id, list))
+		}
+	}
+	return errors.Join(all, s.tables.Restore(entries))
+}
+
+// published is what a container publishes while none of its connections provides its default route.
+type published struct {
+	ports  []PortBinding
+	handed bool
+}
+
+// unsettled takes the default routes from the containers of which an engine was killed while it moved them, and returns what these publish. The files of the
+// connections stay as they are until restoreRoutes has brought the routes back.
+func unsettled(s *Service, found []Connection) map[oci.ContainerID]published {
+	moved := map[oci.ContainerID]published{}
+	for i := range found {
+		if found[i].Moving {
+			moved[found[i].Container] = published{}
+		}
+	}
+	for i := range found {
+		c := &found[i]
+		p, is := moved[c.Container]
+		if !is {
+			continue
+		}
+		if c.Default && len(c.Ports) > 0 {
+			p.ports = c.Ports
+		}
+		p.handed = p.handed || c.Handed
+		moved[c.Container] = p
+		c.Default, c.Ports, c.Published, c.Handed, c.Moving = false, nil, false, false, false
+		if !c.Endpoint.addressed() {
+			continue
+		}
+		if err := namespace.RemoveRoutes(c.Netns, c.Endpoint.Interface); err != nil { // the interface may be gone, with its routes
+			s.log.Info("default route of a container was not removed", "container", c.Container, "interface", c.Endpoint.Interface, "err", err)
+		}
+	}
+	return moved
 }
 
 func (e *Endpoint) addressed() bool { return e.IPv4.IsValid() || e.IPv6.IsValid() }

@@ -143,7 +143,7 @@ func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 		d.obsolete = append(d.obsolete, "ply-"+c.Bridge)
 		d.mu.Unlock()
 	}
-	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open}
+	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6}
 	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
 		if p.IsValid() {
 			b.Subnets = append(b.Subnets, p)
@@ -210,7 +210,7 @@ func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
 			return err
 		}
 	}
-	if err := s.plug(*c); err != nil {
+	if err := s.plugAgain(ctx, *c, s.plug(*c)); err != nil {
 		return err
 	}
 	s.know(*c)
@@ -245,14 +245,15 @@ func (s *segment) publish(ctx context.Context, c *network.Connection) error {
 	if s.opts.NoRules {
 		return nil
 	}
-	if err := s.table.AddPorts(ctx, target(c.Endpoint), c.Ports, false); err != nil {
+	if err := s.table.AddPorts(ctx, s.target(c.Endpoint), c.Ports, false); err != nil {
 		return err
 	}
 	c.Published = true
 	return nil
 }
 
-func target(e network.Endpoint) (t rules.Target) {
+func (s *segment) target(e network.Endpoint) rules.Target {
+	t := rules.Target{Direct4: s.cfg.Direct, Direct6: s.cfg.Direct6}
 	if e.IPv4.IsValid() {
 		t.IPv4 = e.IPv4.Addr()
 	}
@@ -307,7 +308,7 @@ func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
 	defer s.changing.RUnlock()
 	s.know(c)
 	if c.Published && !s.opts.NoRules {
-		if err := s.table.AddPorts(ctx, target(c.Endpoint), c.Ports, true); err != nil {
+		if err := s.table.AddPorts(ctx, s.target(c.Endpoint), c.Ports, true); err != nil {
 			return err
 		}
 	}
@@ -394,7 +395,7 @@ func (s *segment) HandOver(c *network.Connection, take func([]proxy.Port, []*os.
 
 // sockets returns the published ports of a connection, with the reserved sockets.
 func (s *segment) sockets(c network.Connection) (list []proxy.Port, sockets []*os.File, err error) {
-	to := target(c.Endpoint)
+	to := s.target(c.Endpoint)
 	addr := to.IPv4
 	if !addr.IsValid() {
 		addr = to.IPv6
@@ -442,6 +443,23 @@ func (s *segment) free(id oci.ContainerID) {
 	}
 }
 
+// plugAgain plugs once more after plug failed with err because someone else removed the bridge a moment ago.
+func (s *segment) plugAgain(ctx context.Context, c network.Connection, err error) error {
+	var missing netlink.LinkNotFoundError
+	if _, gone := netlink.LinkByName(s.cfg.Bridge); err == nil || !errors.As(gone, &missing) {
+		return err
+	}
+	if link, err := netlink.LinkByName(c.Endpoint.HostIf); err == nil {
+		if err := netlink.LinkDel(link); err != nil {
+			return errs.New(errs.Internal, "interface %s: remove: %w", c.Endpoint.HostIf, err)
+		}
+	}
+	if again := s.mendBridge(ctx); again != nil {
+		return errors.Join(err, again)
+	}
+	return s.plug(c)
+}
+
 // plug makes the veth pair and configures the container's end.
 func (s *segment) plug(c network.Connection) error {
 	e := c.Endpoint
@@ -468,6 +486,10 @@ func (s *segment) plug(c network.Connection) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fail("create", err)
 	}
+	// Sweep finds it by this, if this process is killed before the connection is recorded.
+	if err := netlink.LinkSetAlias(veth, portMark+s.opts.Owner); err != nil {
+		return fail("alias", err)
+	}
 	if err := s.setUpPort(veth); err != nil {
 		return err
 	}
@@ -476,6 +498,32 @@ func (s *segment) plug(c network.Connection) error {
 		i.Via = s.gateways()
 	}
 	return namespace.SetUp(c.Netns, h, i)
+}
+
+// portMark is how the host's ends of containers' interfaces are marked, in their aliases: the words and the engine's own words.
+const portMark = "port of ply of "
+
+var _ network.Sweeper = (*Driver)(nil)
+
+// Sweep implements network.Sweeper. Other interfaces that someone has attached to a bridge stay.
+func (d *Driver) Sweep(_ context.Context, known func(hostIf string) bool) error {
+	all, err := netlink.LinkList()
+	if err != nil {
+		return errs.New(errs.Internal, "network: interfaces: %w", err)
+	}
+	var left error
+	for _, link := range all {
+		a := link.Attrs()
+		if a.Alias != portMark+d.opts.Owner || known(a.Name) {
+			continue
+		}
+		d.opts.Log.Warn("an interface that an earlier engine has not recorded is removed", "interface", a.Name)
+		var gone netlink.LinkNotFoundError
+		if err := netlink.LinkDel(link); err != nil && !errors.As(err, &gone) && !errors.Is(err, syscall.ENODEV) {
+			left = errors.Join(left, errs.New(errs.Internal, "interface %s: remove: %w", a.Name, err))
+		}
+	}
+	return left
 }
 
 // setUpPort sets up the host's end of a container's interface, which is a port of the bridge.
@@ -517,7 +565,7 @@ func (s *segment) unpublish(ctx context.Context, c network.Connection) {
 	if !c.Published {
 		return
 	}
-	if err := s.table.RemovePorts(ctx, target(c.Endpoint), c.Ports); err != nil {
+	if err := s.table.RemovePorts(ctx, s.target(c.Endpoint), c.Ports); err != nil {
 		s.opts.Log.Warn("published ports stay in the rules", "container", c.Container, "err", err)
 	}
 }

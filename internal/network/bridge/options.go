@@ -47,9 +47,9 @@ func option(c *network.Config, name, value string) (err error) {
 			return bad("it is no IPv4 address")
 		}
 	case "bridge.gateway_mode_ipv4":
-		return mode(value, &c.NoMasq, &c.Open, bad)
+		return mode(value, &c.NoMasq, &c.Open, &c.Direct, bad)
 	case "bridge.gateway_mode_ipv6":
-		return mode(value, &c.NoMasq6, &c.Open, bad)
+		return mode(value, &c.NoMasq6, &c.Open6, &c.Direct6, bad)
 	case "driver.mtu":
 		if c.MTU, err = strconv.Atoi(value); err != nil || c.MTU < 68 || c.MTU > 65535 {
 			return bad("it is a number from 68 to 65535")
@@ -66,14 +66,15 @@ func option(c *network.Config, name, value string) (err error) {
 	return nil
 }
 
-// mode reads how a network reaches others: through the host's address (nat, nat-unprotected) or with addresses of its own (routed).
-func mode(value string, noMasq, open *bool, bad func(string) error) error {
+// mode reads how a network reaches others, and how it is reached: through the host's address (nat; nat-unprotected opens all ports of the containers as well) or
+// with addresses of its own, of which the published ports are open (routed).
+func mode(value string, noMasq, open, direct *bool, bad func(string) error) error {
 	switch value {
 	case "nat":
 	case "nat-unprotected":
 		*open = true
 	case "routed":
-		*noMasq, *open = true, true
+		*noMasq, *direct = true, true
 	default:
 		return bad("it is nat, nat-unprotected or routed")
 	}

@@ -139,7 +139,81 @@ func (t Tables) SetMemberships(container string, list []Membership) error {
 // Forget removes what SetMemberships wrote.
 func (t Tables) Forget(container string) error { return os.RemoveAll(t.container(container)) }
 
-// Prune removes the containers that keep does not want, and networks without names.
+// Restore makes the tables of the networks say who is in them, by the networks' IDs, and nothing else: the engine that wrote them may have been killed in between,
+// or the host with its containers. Entries that are right stay as they are, so that containers find each other meanwhile.
+func (t Tables) Restore(networks map[string][]Entry) error {
+	list, err := os.ReadDir(filepath.Join(t.root, "networks"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var all error
+	for _, e := range list {
+		if len(networks[e.Name()]) == 0 {
+			all = errors.Join(all, t.Drop(e.Name()))
+		}
+	}
+	for id, entries := range networks {
+		all = errors.Join(all, t.restore(id, entries))
+	}
+	return all
+}
+
+// restore is Restore for one network.
+func (t Tables) restore(network string, entries []Entry) error {
+	want := map[string]bool{}
+	for _, e := range entries {
+		for _, a := range e.Addrs {
+			for _, name := range e.Names {
+				want[filepath.Join("names", key(name), a.String())] = true
+			}
+			want[filepath.Join("addresses", a.String())] = true
+		}
+	}
+	have := map[string]bool{}
+	var all error
+	dir := t.network(network)
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		at, err := filepath.Rel(dir, path)
+		switch {
+		case err != nil || e.IsDir():
+		case want[at]:
+			have[at] = true
+		default:
+			all = errors.Join(all, remove(path))
+			_ = os.Remove(filepath.Dir(path)) // other containers have the name too
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(all, err)
+	}
+	for _, e := range entries {
+		missing := len(e.Names) > 0 && len(e.Addrs) > 0 && !have[filepath.Join("addresses", e.Addrs[0].String())]
+		for _, a := range e.Addrs {
+			for _, name := range e.Names {
+				missing = missing || !have[filepath.Join("names", key(name), a.String())]
+			}
+		}
+		if missing {
+			all = errors.Join(all, t.Add(network, e))
+		}
+	}
+	return all
+}
+
+// Memberships returns the networks in which a container looks names up, without its links.
+func (t Tables) Memberships(container string) []Membership {
+	var out []Membership
+	for _, m := range t.View(container).networks() {
+		out = append(out, Membership{Network: m.name, ID: m.id})
+	}
+	return out
+}
+
+// Prune removes the containers that keep does not want.
 func (t Tables) Prune(keep func(container string) bool) error {
 	list, err := os.ReadDir(filepath.Join(t.root, "containers"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -8,6 +8,7 @@ package rules
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -27,11 +28,15 @@ type Bridge struct {
 	Masquerade6 bool           // as Masquerade, for IPv6
 	ICC         bool           // containers may connect to each other
 	Internal    bool           // nothing passes between the bridge and other networks
-	Open        bool           // other networks may connect to every port of the containers, not only to published ones
+	Open        bool           // other networks may connect to every port of the containers by IPv4, not only to published ones
+	Open6       bool           // as Open, for IPv6
 }
 
 // Target is a container to which host ports lead.
-type Target struct{ IPv4, IPv6 netip.Addr } // invalid = the container has no such address
+type Target struct {
+	IPv4, IPv6       netip.Addr // invalid = the container has no such address
+	Direct4, Direct6 bool       // other networks may connect to the published ports at the container's own address, too
+}
 
 // Table is the table of one engine. Safe for concurrent use.
 type Table struct {
@@ -65,9 +70,27 @@ func (t *Table) AddBridge(ctx context.Context, b Bridge, adopt bool) error {
 	if first {
 		script = t.script(nil)
 	}
-	if err := nft.Apply(ctx, script); err != nil {
+	err := nft.Apply(ctx, script)
+	if err != nil && !first {
+		err = t.anew(ctx, err)
+	}
+	if err != nil {
 		t.unset(b.Name)
+	}
+	return err
+}
+
+// anew writes the whole table after a change of it failed with err: someone else may have removed the table, or sets of it, a moment ago. The caller holds
+// applying.
+func (t *Table) anew(ctx context.Context, err error) error {
+	t.mu.Lock()
+	empty := len(t.bridges) == 0
+	t.mu.Unlock()
+	if empty || ctx.Err() != nil {
 		return err
+	}
+	if again := nft.Apply(ctx, t.script(nil)); again != nil {
+		return errors.Join(err, again)
 	}
 	return nil
 }
@@ -83,7 +106,10 @@ func (t *Table) RemoveBridge(ctx context.Context, name string) error {
 	case last:
 		return nft.Apply(ctx, fmt.Sprintf("table inet %[1]s\ndelete table inet %[1]s\n", t.name))
 	}
-	return nft.Apply(ctx, t.elements("delete", b.elements()))
+	if err := nft.Apply(ctx, t.elements("delete", b.elements())); err != nil {
+		return t.anew(ctx, err)
+	}
+	return nil
 }
 
 // set reports whether the bridge is the first one.
@@ -177,8 +203,14 @@ func (t *Table) Mend(ctx context.Context) (bool, error) {
 
 func (t *Table) apply(ctx context.Context, script string) error {
 	t.applying.RLock()
-	defer t.applying.RUnlock()
-	return nft.Apply(ctx, script)
+	err := nft.Apply(ctx, script)
+	t.applying.RUnlock()
+	if err == nil {
+		return nil
+	}
+	t.applying.Lock()
+	defer t.applying.Unlock()
+	return t.anew(ctx, err)
 }
 
 func (t *Table) script(obsolete []string) string {
@@ -201,13 +233,14 @@ func (t *Table) rules() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("table inet %s {", t.name)
-	for _, s := range []string{"bridges", "internal", "open"} {
+	for _, s := range []string{"bridges", "internal", "open4", "open6"} {
 		p("\tset %s { type ifname; }", s)
 	}
 	p("\tset icc { type ifname . ifname; }")
 	for _, f := range families {
 		p("\tset own%s { type ifname . ipv%[1]s_addr; flags interval; }", f.digit)
 		p("\tset masq%s { type ipv%[1]s_addr; flags interval; }", f.digit)
+		p("\tset direct%s { type ipv%[1]s_addr . inet_proto . inet_service; }", f.digit)
 		p("\tmap ports%s_any { type inet_proto . inet_service : ipv%[1]s_addr . inet_service; }", f.digit)
 		p("\tmap ports%s_addr { type ipv%[1]s_addr . inet_proto . inet_service : ipv%[1]s_addr . inet_service; }", f.digit)
 	}
@@ -242,7 +275,11 @@ func (t *Table) rules() string {
 	p("\t\tiifname @internal oifname != @internal drop")
 	p("\t\toifname @bridges ct status dnat accept")
 	p("\t\tiifname . oifname @icc accept")
-	p("\t\toifname @open iifname != @bridges accept")
+	for _, f := range families {
+		// Containers of the same bridge are neighbours, about which icc alone decides.
+		p("\t\toifname @bridges oifname . %s saddr != @own%s %[1]s daddr . meta l4proto . th dport @direct%[2]s accept", f.ip, f.digit)
+		p("\t\tmeta nfproto ipv%s oifname @open%[1]s iifname != @bridges accept", f.digit)
+	}
 	p("\t\toifname @bridges drop")
 	p("\t}")
 	p("}")
@@ -271,7 +308,10 @@ func (b Bridge) elements() map[string]string {
 		els[fmt.Sprintf("internal { %q", b.Name)] = ""
 	}
 	if b.Open {
-		els[fmt.Sprintf("open { %q", b.Name)] = ""
+		els[fmt.Sprintf("open4 { %q", b.Name)] = ""
+	}
+	if b.Open6 {
+		els[fmt.Sprintf("open6 { %q", b.Name)] = ""
 	}
 	if b.ICC {
 		els[fmt.Sprintf("icc { %q . %[1]q", b.Name)] = ""
@@ -289,9 +329,9 @@ func (b Bridge) elements() map[string]string {
 func portElements(to Target, bindings []network.PortBinding) map[string]string {
 	els := map[string]string{}
 	for _, p := range bindings {
-		target := to.IPv4
+		target, direct := to.IPv4, to.Direct4
 		if p.HostIP.Is6() {
-			target = to.IPv6
+			target, direct = to.IPv6, to.Direct6
 		}
 		if !p.HostIP.IsValid() || !target.IsValid() {
 			continue // the proxy carries it
@@ -303,6 +343,9 @@ func portElements(to Target, bindings []network.PortBinding) map[string]string {
 			key = fmt.Sprintf("ports%s_addr { %s . %s", digit(p.HostIP), p.HostIP, key)
 		}
 		els[key] = fmt.Sprintf("%s . %d", target, p.ContainerPort)
+		if direct {
+			els[fmt.Sprintf("direct%s { %s . %s . %d", digit(target), target, p.Proto, p.ContainerPort)] = ""
+		}
 	}
 	return els
 }
