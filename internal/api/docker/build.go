@@ -61,18 +61,17 @@ func (h buildHandlers) build(c *call) error {
 		return err
 	}
 	client := &buildClient{creds: creds}
-	if params.Remote != "" {
-		if err := c.drain(); err != nil {
+	// The whole body is read before the answer begins, so that the connection can be used again.
+	if params.Remote == "" {
+		if client.dir, err = h.builder.Unpack(c.ctx(), c.r.Body); err != nil {
 			return err
 		}
+		defer client.dir.Close()
 	}
-	return c.progressOfBody(func(body io.Reader, send sender) error {
-		if params.Remote == "" {
-			if client.dir, err = h.builder.Unpack(c.ctx(), body); err != nil {
-				return err
-			}
-			defer client.dir.Close()
-		}
+	if err := c.drain(); err != nil {
+		return err
+	}
+	return c.progress(func(send sender) error {
 		req.Client = client
 		l := newClassic(send, params.Quiet, params.Remove || params.ForceRemove)
 		res, err := h.builder.Build(c.ctx(), *req, l)
