@@ -194,7 +194,7 @@ const (
 
 var validSysctl = regexp.MustCompile(`^net\.(ipv4|ipv6|mpls)\.([a-z_]+)\.IFNAME\.([a-z0-9_]+)$`)
 
-// Ignored returns the options of an endpoint that have no effect. As with docker, they are none of an error: they may be for another driver.
+// Ignored returns the options of an endpoint that have no effect. As with docker, they are no error: they may be for another driver.
 func (e *EndpointSpec) Ignored() []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(e.DriverOpts)), func(k string) bool { return k == optIfName || k == optSysctls })
 }
