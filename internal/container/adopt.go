@@ -3,7 +3,6 @@ package container
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"os"
@@ -130,22 +129,19 @@ func (a *Adopter) makeFiles(ctx context.Context, c *ctr, o AdoptOptions, lease *
 	if err := (&restorer{env: a.s.env}).sweepOne(ctx, c.id); err != nil {
 		return err
 	}
-	if err := fsys.Mkdir(c.paths.dir, 0o700); err != nil {
-		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
+	if err := makeWritable(ctx, c, undo); err != nil {
+		return err
 	}
-	if err := fsys.Mkdir(c.paths.writable, 0o711); err != nil {
-		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
-	}
-	drv := a.s.env.opts.Store.Layers
-	if err := a.s.env.createWritable(ctx, c.paths.writable, c.rec.Chain, &c.rec.Spec); err != nil {
-		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
-	}
-	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
 	if err := a.mounts(ctx, c, o, lease, undo); err != nil {
 		return err
 	}
 	if o.Fill != nil {
-		if err := withRoot(ctx, c, func(root *os.File) error { return o.Fill(ctx, root) }); err != nil {
+		err := withRoot(ctx, c, func(root *os.File) error { return o.Fill(ctx, root) })
+		if size, _ := a.s.env.writableSize(&c.rec.Spec); size > 0 && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+			// Not wrapped: the disk need not be full.
+			err = errs.New(errs.Precondition, "container %s: its files need more room than there is, where its writable layer may take %d bytes: %v", c.id.Short(), size, err)
+		}
+		if err != nil {
 			return err
 		}
 	}

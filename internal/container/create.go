@@ -143,19 +143,10 @@ func (c *ctr) removeDirs() error {
 
 // makeFiles makes the directories of a container, its writable layer and its volumes.
 func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease *store.Lease, undo *undoer) error {
-	fsys := s.env.opts.Store.FS
-	if err := fsys.Mkdir(c.paths.dir, 0o700); err != nil {
-		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
+	if err := makeWritable(ctx, c, undo); err != nil {
+		return err
 	}
-	if err := fsys.Mkdir(c.paths.writable, 0o711); err != nil {
-		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
-	}
-	drv, volumes := s.env.opts.Store.Layers, s.env.opts.Volumes
-	sp := &c.rec.Spec
-	if err := s.env.createWritable(ctx, c.paths.writable, c.rec.Chain, sp); err != nil {
-		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
-	}
-	undo.add("writable layer", func() error { return drv.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
+	fsys, volumes, sp := s.env.opts.Store.FS, s.env.opts.Volumes, &c.rec.Spec
 	// The driver has synced the writable layer.
 	if !c.rec.volatile() {
 		if err := errors.Join(fsys.SyncDir(c.paths.dir), fsys.SyncDir(filepath.Dir(c.paths.dir))); err != nil {
@@ -184,14 +175,36 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease
 	return s.fillRoot(ctx, c, img)
 }
 
+// makeWritable makes the directory of a container and its writable layer.
+func makeWritable(ctx context.Context, c *ctr, undo *undoer) error {
+	st := c.env.opts.Store
+	if err := st.FS.Mkdir(c.paths.dir, 0o700); err != nil {
+		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
+	}
+	if err := st.FS.Mkdir(c.paths.writable, 0o711); err != nil {
+		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
+	}
+	if err := c.env.createWritable(ctx, c.paths.writable, c.rec.Chain, &c.rec.Spec); err != nil {
+		return fmt.Errorf("container %s: writable layer: %w", c.id.Short(), err)
+	}
+	undo.add("writable layer", func() error { return st.Layers.RemoveWritable(context.WithoutCancel(ctx), c.paths.writable) })
+	return nil
+}
+
+// writableSize returns the largest number of bytes that the writable layer of a container may take; 0 = no limit.
+func (e *env) writableSize(sp *spec.Spec) (int64, error) {
+	size, err := sp.WritableSize()
+	if err == nil && size == 0 {
+		size = e.opts.WritableSize
+	}
+	return size, err
+}
+
 // createWritable makes the writable layer of a container in dir, with its limit.
 func (e *env) createWritable(ctx context.Context, dir string, chain oci.Chain, sp *spec.Spec) error {
-	size, err := sp.WritableSize()
+	size, err := e.writableSize(sp)
 	if err != nil {
 		return err
-	}
-	if size == 0 {
-		size = e.opts.WritableSize
 	}
 	drv := e.opts.Store.Layers
 	if size > 0 {
