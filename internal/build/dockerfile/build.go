@@ -165,7 +165,9 @@ func Build(ctx context.Context, req Request, s Solver) (out *Output, err error) 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	g := &gateway{solver: s, req: req, run: &run{hosts: newHosts()}}
-	g.run.check = func() *Error { return g.run.hosts.check(g.run, g.run.hidden, g.opts, g.buildPlatform()) }
+	g.run.check = func(config []byte) *Error {
+		return g.run.hosts.check(g.run, g.run.hidden, g.opts, g.buildPlatform(), config)
+	}
 	g.opts = maps.Clone(req.Options)
 	if g.opts == nil {
 		g.opts = map[string]string{}

@@ -47,8 +47,8 @@ type run struct {
 	configs map[string][]byte // of the base images, by the reference that the front end asked for
 
 	hosts  *hosts
-	hidden []byte // the Dockerfile as the front end sees it
-	check  func() *Error
+	hidden []byte                     // the Dockerfile as the front end sees it
+	check  func(config []byte) *Error // see hosts.check; nil = no base image
 }
 
 func (r *run) file() File {
@@ -349,7 +349,7 @@ func (r *run) received(name string, data []byte, opts map[string]string) (text [
 	r.bound = b
 	text = r.hosts.hideSources(text, b)
 	r.hidden = text
-	if fail := r.check(); fail != nil {
+	if fail := r.check(nil); fail != nil {
 		r.fail = fail
 		return nil, dropped, fail
 	}
@@ -383,7 +383,7 @@ func (r *run) base(ref string, p *oci.Platform, config []byte) error {
 		r.fail = err
 		return err
 	}
-	if err := r.check(); err != nil {
+	if err := r.check(config); err != nil {
 		r.fail = err
 		return err
 	}

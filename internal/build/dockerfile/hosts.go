@@ -27,11 +27,14 @@ type hosts struct {
 	mu    sync.Mutex
 	mark  string // the names begin with it, and nothing else of the build has it
 	names []string
+
+	seen map[string]bool // the configs that check has evaluated
+	work int             // how many instructions for that
 }
 
 // newHosts returns hosts whose names no Dockerfile can know.
 func newHosts() *hosts {
-	return &hosts{mark: "ply.." + strings.ToLower(rand.Text()) + ".."} // an empty label makes it no name of DNS
+	return &hosts{seen: map[string]bool{}, mark: "ply.." + strings.ToLower(rand.Text()) + ".."} // an empty label makes it no name of DNS
 }
 
 // hideContexts hides the hosts of the contexts among the options of a build.
@@ -285,11 +288,11 @@ func (h *hosts) restoreSource(s *pb.SourceOp) bool {
 var errVisible = errors.New("an address by ssh")
 
 // maxChecks bounds how many instructions check evaluates.
-const maxChecks = 1 << 18
+const maxChecks = 1 << 16
 
 // check refuses a Dockerfile with an ADD whose address, by ssh, has a host that is not hidden: variables made it, or a trigger of a base image. It is called again
-// for the config of every base image.
-func (h *hosts) check(r *run, text []byte, opts map[string]string, build oci.Platform) *Error {
+// for the config of every base image, and evaluates each config once.
+func (h *hosts) check(r *run, text []byte, opts map[string]string, build oci.Platform, config []byte) *Error {
 	if r.bound == nil {
 		return nil
 	}
@@ -312,28 +315,22 @@ func (h *hosts) check(r *run, text []byte, opts map[string]string, build oci.Pla
 	if !evaluate {
 		return nil
 	}
-	configs := [][]byte{nil}
-	seen := map[string]bool{}
-	for _, c := range r.configs {
-		if !seen[string(c)] {
-			seen[string(c)] = true
-			configs = append(configs, c)
-		}
+	if h.seen[string(config)] {
+		return nil
 	}
+	h.seen[string(config)] = true
 	targets := []oci.Platform{build}
 	for name := range strings.SplitSeq(opts["platform"], ",") {
 		if p, err := platforms.Parse(name); err == nil {
 			targets = append(targets, oci.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures})
 		}
 	}
-	if work*len(configs)*len(targets) > maxChecks {
+	if h.work += work * len(targets); h.work > maxChecks {
 		return refuse(r.df, 0, "the Dockerfile has too many base images and platforms for an ADD of variables")
 	}
 	for _, target := range targets {
-		for _, config := range configs {
-			if fail := h.evaluate(r.df, text, opts, build, target, config); fail != nil {
-				return fail
-			}
+		if fail := h.evaluate(r.df, text, opts, build, target, config); fail != nil {
+			return fail
 		}
 	}
 	return nil

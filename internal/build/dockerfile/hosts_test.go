@@ -206,6 +206,25 @@ func TestAddressesOfVariablesAreRefused(t *testing.T) {
 	}
 }
 
+// What the look for addresses costs is bounded.
+func TestLookForAddressesIsBounded(t *testing.T) {
+	images := map[string]string{}
+	text, used := "", ""
+	for i := range 40 {
+		name := fmt.Sprint("own", i)
+		images["docker.io/library/"+name+":latest"] = fmt.Sprintf(`{"architecture":"amd64","os":"linux","config":{"Env":["N=%d"]},"rootfs":{"type":"layers","diff_ids":[]},"history":[]}`, i)
+		text += "FROM " + name + " AS s" + fmt.Sprint(i) + "\n"
+		used += fmt.Sprintf("COPY --from=s%d /f /f%d\n", i, i)
+	}
+	text += "FROM own0\n" + used + strings.Repeat("ENV A=1\n", 3000)
+	if _, _, err := sshBuild(t, text+"ADD f /f\n", nil, images); err != nil {
+		t.Errorf("without a variable: %v", err)
+	}
+	if _, _, err := sshBuild(t, text+"ADD $A /f\n", nil, images); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "too many base images and platforms") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // Addresses that are none by ssh are not refused, whatever variables they have.
 func TestAddressesOfVariablesAreAllowed(t *testing.T) {
 	for _, text := range []string{
