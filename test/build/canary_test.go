@@ -3,10 +3,13 @@ package build
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/subtle"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"io/fs"
@@ -169,15 +172,23 @@ func startRegistry(t *testing.T, dir string) *url.URL {
 // with its provenance and list of packages, an output, the history, or a log. The same search finds a secret in each of these places when a build gives it away.
 func TestSecretsAreNotExported(t *testing.T) {
 	secret, variable, proxy, hub, site, token := newCanary(), newCanary(), newCanary(), newCanary(), newCanary(), newCanary()
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	needles := map[string]string{
-		"the secret": secret, "the variable": variable, "the password of the proxy": proxy, "the password of the registry": hub,
+		"the key for ssh": string(key.Seed()), "the secret": secret, "the variable": variable, "the password of the proxy": proxy, "the password of the registry": hub,
 		"the password of the git server": site, "the token for git": token,
 	}
 	e := startPly(t, "overlay2")
 	dir := write(t, map[string]string{
-		"secret": secret, "token": token, "registry/x": "", "out/x": "",
-		"context/Dockerfile": "FROM base AS tools\nRUN --mount=type=secret,id=file,required=true --mount=type=secret,id=variable,env=TOKEN,required=true " +
-			"grep -q canary /run/secrets/file && env | grep -q TOKEN=canary && env | grep -q HTTP_PROXY=.*canary && echo used > /used\n" +
+		"key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})), "secret": secret, "token": token, "registry/x": "", "out/x": "",
+		"context/Dockerfile": "FROM base AS tools\nRUN --mount=type=secret,id=file,required=true --mount=type=secret,id=variable,env=TOKEN,required=true --mount=type=ssh,required=true " +
+			`test -S "$SSH_AUTH_SOCK" && ` + "grep -q canary /run/secrets/file && env | grep -q TOKEN=canary && env | grep -q HTTP_PROXY=.*canary && echo used > /used\n" +
 			"ARG REPO\nADD --keep-git-dir=true $REPO /repo\nFROM base\nCOPY --from=tools /used /repo /x/\nCOPY a /a\n",
 		"context/a":       "a\n",
 		"context/Failing": "FROM base\nRUN --mount=type=secret,id=file,required=true --mount=type=secret,id=variable,env=TOKEN exit 9\n",
@@ -187,6 +198,9 @@ func TestSecretsAreNotExported(t *testing.T) {
 		"repo/Dockerfile": "FROM base\nCOPY file /\n",
 	})
 	at := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.Chmod(at("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	e.run(t, "sh", "-ec", `cd "$1"; export HOME=/nonexistent GIT_CONFIG_NOSYSTEM=1
 		git init -q -b main repo; cd repo; git add .; git -c user.name=a -c user.email=a@b commit -q -m first; git clone -q --bare . ../bare.git; git -C ../bare.git config http.receivepack false`, "sh", dir)
 	backend := &cgi.Handler{Path: "/usr/lib/git-core/git-http-backend", Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"}}
@@ -214,7 +228,7 @@ func TestSecretsAreNotExported(t *testing.T) {
 		ply(want, append([]string{"build", "--progress", "plain", "--provenance=mode=max", "--sbom=true"}, args...)...)
 	}
 	use := []string{
-		"--secret", "id=file,src=secret", "--secret", "id=variable,env=VARIABLE", "--secret", "id=GIT_AUTH_TOKEN,src=token",
+		"--ssh", "default=key", "--secret", "id=file,src=secret", "--secret", "id=variable,env=VARIABLE", "--secret", "id=GIT_AUTH_TOKEN,src=token",
 		"--build-arg", "HTTP_PROXY=http://user:" + proxy + "@127.0.0.1:9", "--build-arg", "NO_PROXY=127.0.0.1", "--build-arg", "REPO=http://" + byToken + "/bare.git",
 	}
 	for _, mode := range []string{"min", "max"} {

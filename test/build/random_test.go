@@ -148,7 +148,7 @@ func TestRandom(t *testing.T) {
 		n = 300
 	}
 	var engines []*engine
-	for _, driver := range drivers {
+	for _, driver := range append(slices.Clone(drivers), "vfs") {
 		engines = append(engines, startPly(t, driver))
 	}
 	for i := range n {

@@ -120,7 +120,7 @@ func startPly(t *testing.T, driver string) *engine {
 	}
 	e.cli = []string{filepath.Join(bin, "ply")}
 	e.start(t, exec.Command(filepath.Join(bin, "plyd"), "--data-root", filepath.Join(e.dir, "data"), "--exec-root", filepath.Join(e.dir, "run"), "-H", "unix://"+e.sock,
-		"--pidfile", filepath.Join(e.dir, "pid"), "--bridge", "plyb"+driver[:4], "--config-file", config, "--storage-driver", driver))
+		"--pidfile", filepath.Join(e.dir, "pid"), "--bridge", "plyb"+driver[:min(4, len(driver))], "--config-file", config, "--storage-driver", driver))
 	return e
 }
 
