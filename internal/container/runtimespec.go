@@ -158,7 +158,11 @@ func specInput(c *ctr, p *prepared) (runspec.Input, error) {
 	if c.env.seccomp != "" && !sp.Privileged && !slices.ContainsFunc(sp.SecurityOpt, isSeccomp) {
 		sp.SecurityOpt = append(sp.SecurityOpt, c.env.seccomp)
 	}
-	in.Spec = sp
+	size, err := c.env.writableSize(&sp)
+	if err != nil {
+		return runspec.Input{}, err
+	}
+	in.Spec, in.Limited = sp, size > 0
 	return in, nil
 }
 

@@ -45,6 +45,9 @@ type Input struct {
 	IPC Namespace
 	UTS Namespace
 
+	// Limited says that the writable layer has a limit, which belongs to the project of its files: the container may not change projects.
+	Limited bool
+
 	CDIDirs []string // with descriptions of CDI devices; none = there are no such devices
 
 	Mounts         []volume.Mount // of users; sources are host paths

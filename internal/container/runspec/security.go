@@ -3,6 +3,7 @@ package runspec
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -154,7 +155,52 @@ func (b *builder) seccomp() error {
 	if err != nil {
 		return fmt.Errorf("seccomp profile: %w", err)
 	}
+	if b.in.Limited && b.spec.Linux.Seccomp != nil {
+		keepProjects(b.spec.Linux.Seccomp)
+	}
 	return nil
+}
+
+// setAttrs is the request of ioctl(2) that changes the project of a file, which is FS_IOC_FSSETXATTR. Who owns a file may do that: root in a container is enough.
+const setAttrs = 0x401c5820
+
+// keepProjects takes out of a profile what changes the project of a file.
+func keepProjects(p *specs.LinuxSeccomp) {
+	const ioctl, newer = "ioctl", "file_setattr"
+	deny := []specs.LinuxSyscall{
+		{Names: []string{newer}, Action: specs.ActErrno},
+		{Names: []string{ioctl}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 1, Value: math.MaxUint32, ValueTwo: setAttrs, Op: specs.OpMaskedEqual}}},
+	}
+	all := []specs.LinuxSyscall{}
+	for _, s := range p.Syscalls {
+		allows := s.Action == specs.ActAllow || s.Action == specs.ActLog || s.Action == specs.ActTrace
+		if !allows || !slices.Contains(s.Names, ioctl) && !slices.Contains(s.Names, newer) {
+			all = append(all, s)
+			continue
+		}
+		ioctls := slices.Contains(s.Names, ioctl)
+		s.Names = slices.DeleteFunc(slices.Clone(s.Names), func(n string) bool { return n == ioctl || n == newer })
+		if len(s.Names) > 0 {
+			all = append(all, s)
+		}
+		if !ioctls || len(s.Args) > 0 { // a rule for some requests only is the user's own
+			if ioctls {
+				s.Names = []string{ioctl}
+				all = append(all, s)
+			}
+			continue
+		}
+		// A filter cannot say "other than" of the 32 bits that the kernel looks at: one rule for each bit that differs does.
+		for bit := range 32 {
+			mask := uint64(1) << bit
+			s.Names, s.Args = []string{ioctl}, []specs.LinuxSeccompArg{{Index: 1, Value: mask, ValueTwo: ^uint64(setAttrs) & mask, Op: specs.OpMaskedEqual}}
+			all = append(all, s)
+		}
+	}
+	if p.DefaultAction == specs.ActAllow || p.DefaultAction == specs.ActLog || p.DefaultAction == specs.ActTrace {
+		all = append(all, deny...)
+	}
+	p.Syscalls = all
 }
 
 // DefaultMaskedPaths returns the files that are hidden because they reveal facts about the host.
