@@ -44,7 +44,7 @@ type layer struct {
 // made is what the layer knows about a name.
 type made struct {
 	state uint8 // 0 = the layer has nothing there, but may have something below
-	fresh bool  // as in node
+	flags uint8
 	size  uint16
 	mode  uint32
 	link  uint32 // in links, with its size
@@ -53,6 +53,11 @@ type made struct {
 const (
 	stateMade = 1 + iota
 	stateGone
+)
+
+const (
+	flagFresh = 1 << iota // as in node
+	flagBelow             // the layer has made something below
 )
 
 // node is a file that the layer has, or a directory of the base that it repeats.
@@ -121,13 +126,16 @@ func (l *layer) node(id spill.NameID) *node {
 	case stateGone:
 		return &node{gone: true}
 	}
-	return &node{mode: v.mode, fresh: v.fresh, link: string(l.links.At(v.link, int(v.size)))}
+	return &node{mode: v.mode, fresh: v.flags&flagFresh != 0, link: string(l.links.At(v.link, int(v.size)))}
 }
 
 // keep remembers what the layer has at a resolved path.
 func (l *layer) keep(p string, n *node) (spill.NameID, error) {
 	l.space.Tick()
-	v := made{state: stateMade, fresh: n.fresh, mode: n.mode}
+	v := made{state: stateMade, mode: n.mode}
+	if n.fresh {
+		v.flags = flagFresh
+	}
 	if n.gone {
 		v.state = stateGone
 	}
@@ -152,7 +160,18 @@ func (l *layer) keep(p string, n *node) (spill.NameID, error) {
 		}
 		at = id
 	}
+	v.flags |= l.made.Value(at).flags & flagBelow
 	*l.made.Value(at) = v
+	if v.state == stateMade {
+		for up := at; up != spill.Root; {
+			up = l.made.Parent(up)
+			above := l.made.Value(up)
+			if above.flags&flagBelow != 0 {
+				break // so have those above it
+			}
+			above.flags |= flagBelow
+		}
+	}
 	if p != "/" {
 		l.dir, l.dirID = path.Dir(p), l.made.Parent(at)
 	}
@@ -176,7 +195,7 @@ func (l *layer) lookup(p string) (*node, *tree.Info, error) {
 		}
 		return nil, nil, nil
 	}
-	if above != nil && (above.state == stateGone || above.fresh || above.mode&unix.S_IFMT != unix.S_IFDIR) {
+	if above != nil && (above.state == stateGone || above.flags&flagFresh != 0 || above.mode&unix.S_IFMT != unix.S_IFDIR) {
 		return nil, nil, nil
 	}
 	info, err := l.base.Stat(p, false)
@@ -437,22 +456,10 @@ func (l *layer) remove(p string) error {
 
 // madeAt reports whether the layer has made something at a resolved path or below it.
 func (l *layer) madeAt(p string) bool {
-	top, ok, _ := l.find(p)
+	id, ok, _ := l.find(p)
 	if !ok {
 		return false
 	}
-	for i := range l.made.Len() {
-		l.space.Tick()
-		at := spill.NameID(i)
-		if l.made.Value(at).state != stateMade {
-			continue
-		}
-		for at != top && at != spill.Root {
-			at = l.made.Parent(at)
-		}
-		if at == top {
-			return true
-		}
-	}
-	return false
+	v := l.made.Value(id)
+	return v.state == stateMade || v.flags&flagBelow != 0
 }

@@ -3,6 +3,7 @@ package fileop
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ply/internal/build/tree"
+	"ply/internal/errs"
 	"ply/internal/spill"
 )
 
@@ -78,4 +80,29 @@ func BenchmarkWrite(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/file")
+}
+
+// What the layer has made itself, and what has such things below it, cannot be removed; the rest can.
+func TestRemoveOwn(t *testing.T) {
+	l := newLayer(nil, io.Discard, Options{})
+	defer l.space.Close()
+	for _, p := range []string{"/a", "/a/b", "/a/b/c", "/a/d"} {
+		if err := l.mkdir(p, attrs{mode: 0o755}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for p, refused := range map[string]bool{"/a": true, "/a/b": true, "/a/b/c": true, "/a/d": true, "/a/e": false, "/a/b/f": false, "/g": false} {
+		err := l.remove(p)
+		if refused != errors.Is(err, errs.Unimplemented) || !refused && err != nil {
+			t.Errorf("remove %s: %v", p, err)
+		}
+	}
+	if err := l.mkdir("/a/e", attrs{mode: 0o755}); err != nil { // where it has removed what was below
+		t.Fatal(err)
+	}
+	for _, p := range []string{"/a/e", "/a"} {
+		if err := l.remove(p); !errors.Is(err, errs.Unimplemented) {
+			t.Errorf("remove %s, made again: %v", p, err)
+		}
+	}
 }
