@@ -189,9 +189,9 @@ func (r *Runner) Layer(ctx context.Context, l solver.Leaser, base oci.Chain, wri
 	return chain, r.o.Store.RecordLayer(info, nil)
 }
 
-// Scratch implements solver.Worker.
+// Scratch implements solver.Worker. The directory is one from which Restore removes what a crash has left.
 func (r *Runner) Scratch() (*os.File, error) {
-	return durable.Nameless(filepath.Join(r.o.DataRoot, "build"))
+	return durable.Nameless(r.caches.dir)
 }
 
 // Rebase implements solver.Worker.
