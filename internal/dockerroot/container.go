@@ -1,6 +1,7 @@
 package dockerroot
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -99,8 +100,8 @@ const (
 	maxMounts     = 10_000
 )
 
-// Containers returns the containers, sorted by name.
-func (r *Root) Containers() (all []Container, problems []Problem) {
+// Containers returns the containers, sorted by name; only some of them when ctx ends.
+func (r *Root) Containers(ctx context.Context) (all []Container, problems []Problem) {
 	ids, err := list(r.dir, "containers")
 	if err == nil && len(ids) > maxContainers {
 		err = errs.New(errs.DataLoss, "there are more than %d containers", maxContainers)
@@ -110,6 +111,9 @@ func (r *Root) Containers() (all []Container, problems []Problem) {
 	}
 	left := newBudget()
 	for _, id := range ids {
+		if ctx.Err() != nil {
+			break
+		}
 		if !oci.IsHex64(id) {
 			continue
 		}
@@ -280,12 +284,15 @@ func logAt(c *Container) (dir, base string) {
 }
 
 // refuseRunning refuses a root of which a container still runs, as live-restore lets them: what it writes now would be missing.
-func (r *Root) refuseRunning() error {
+func (r *Root) refuseRunning(ctx context.Context) error {
 	ids, err := list(r.dir, "containers")
 	if err != nil {
 		return nil //nolint:nilerr // Containers returns it
 	}
 	for _, id := range ids[:min(len(ids), maxContainers)] {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		var rec struct {
 			Name  string
 			State State

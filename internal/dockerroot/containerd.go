@@ -115,7 +115,7 @@ func (s *contentStore) close() error {
 }
 
 // images returns the images of docker's namespace.
-func (s *contentStore) images(left *budget) (all []Image, problems []Problem) {
+func (s *contentStore) images(ctx context.Context, left *budget) (all []Image, problems []Problem) {
 	byTarget := map[oci.Digest]*Image{}
 	var order []oci.Digest
 	err := s.meta.view(func(tx *bbolt.Tx) error {
@@ -150,6 +150,9 @@ func (s *contentStore) images(left *budget) (all []Image, problems []Problem) {
 		problems = append(problems, Problem{KindImage, metadataFile, err})
 	}
 	for _, d := range order {
+		if ctx.Err() != nil {
+			return all, problems
+		}
 		img := byTarget[d]
 		sortNames(img.Names)
 		err := s.image(img)

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -79,7 +80,7 @@ func TestWholeRoot(t *testing.T) {
 	f.Write("containers/"+one+"/"+one+"-json.logx", "nothing")
 	f.WriteJSON("containers/"+one+"/hostconfig.json", map[string]any{"NetworkMode": "net", "LogConfig": map[string]any{"Type": "json-file"}})
 	r := open(t, f, dockerroot.Options{})
-	all, problems := r.Images()
+	all, problems := r.Images(t.Context())
 	if len(all) != 2 || len(problems) != 0 {
 		t.Fatalf("%+v %+v", all, problems)
 	}
@@ -109,11 +110,11 @@ func TestWholeRoot(t *testing.T) {
 	if d := cmp.Diff(want, networks[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Error(d)
 	}
-	volumes, problems := r.Volumes()
+	volumes, problems := r.Volumes(t.Context())
 	if len(volumes) != 2 || len(problems) != 0 || volumes[0].Labels["l"] != "1" || volumes[1].Options["device"] != "tmpfs" || volumes[0].Created.IsZero() {
 		t.Errorf("%+v %+v", volumes, problems)
 	}
-	containers, problems := r.Containers()
+	containers, problems := r.Containers(t.Context())
 	if len(containers) != 2 || len(problems) != 0 || containers[0].Name != "c11" || containers[0].State.ExitCode != 3 || len(containers[1].Mounts) != 1 {
 		t.Fatalf("%+v %+v", containers, problems)
 	}
@@ -329,11 +330,11 @@ func TestHostileRoot(t *testing.T) {
 			c.damage(f, chain)
 			r := open(t, f, dockerroot.Options{})
 			var all []dockerroot.Problem
-			images, p := r.Images()
+			images, p := r.Images(t.Context())
 			all = append(all, p...)
-			containers, p := r.Containers()
+			containers, p := r.Containers(t.Context())
 			all = append(all, p...)
-			volumes, p := r.Volumes()
+			volumes, p := r.Volumes(t.Context())
 			all = append(all, p...)
 			networks, p := r.Networks()
 			all = append(all, p...)
@@ -399,7 +400,7 @@ func TestDamagedDatabases(t *testing.T) {
 				}
 				continue
 			}
-			r.Volumes() // must not end the process
+			r.Volumes(t.Context()) // must not end the process
 			r.Networks()
 			_ = r.Close()
 		}
@@ -418,14 +419,14 @@ func TestContainerd(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, p := without.Containers(); len(p) != 1 || !strings.Contains(p[0].Err.Error(), "--containerd") {
+			if _, p := without.Containers(t.Context()); len(p) != 1 || !strings.Contains(p[0].Err.Error(), "--containerd") {
 				t.Errorf("without the root of containerd: %+v", p)
 			}
 			_ = without.Close()
 			o.Containerd = f.Path(at)
 		}
 		r := open(t, f, o)
-		all, problems := r.Images()
+		all, problems := r.Images(t.Context())
 		if len(all) != 1 || len(problems) != 0 || all[0].ID != id || all[0].Title() != "x:1" {
 			t.Fatalf("%+v %+v", all, problems)
 		}
@@ -453,7 +454,7 @@ func TestContainerd(t *testing.T) {
 				t.Errorf("the layer is here: %v, and in the archive: %v", here, found)
 			}
 		}
-		containers, problems := r.Containers()
+		containers, problems := r.Containers(t.Context())
 		if len(containers) != 1 || len(problems) != 0 || containers[0].Image != id {
 			t.Fatalf("%+v %+v", containers, problems)
 		}
@@ -499,7 +500,7 @@ func TestDatabaseInACircle(t *testing.T) {
 		}
 		r, err := dockerroot.Open(t.Context(), f.Dir, dockerroot.Options{})
 		if err == nil {
-			r.Volumes()
+			r.Volumes(t.Context())
 			r.Networks()
 			_ = r.Close()
 		}
@@ -538,7 +539,7 @@ func TestManyPathsThroughIndexes(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := open(t, f, dockerroot.Options{})
-	all, problems := r.Images()
+	all, problems := r.Images(t.Context())
 	if len(all) != 1 || len(problems) != 1 || !strings.Contains(problems[0].Err.Error(), "no image of index") {
 		t.Errorf("%d images, %+v", len(all), problems)
 	}
@@ -551,7 +552,7 @@ func TestManyPathsThroughIndexes(t *testing.T) {
 func TestTooMuchTogether(t *testing.T) {
 	f, _, _ := whole(t)
 	r := open(t, f, dockerroot.Options{})
-	images, _ := r.Images()
+	images, _ := r.Images(t.Context())
 	check := func(what string, got int, problems []dockerroot.Problem) {
 		t.Helper()
 		if got != 1 || len(problems) != 1 || !strings.Contains(problems[0].Err.Error(), "too large together") {
@@ -561,13 +562,13 @@ func TestTooMuchTogether(t *testing.T) {
 	both := len(images[0].Config) + len(images[1].Config)
 	for _, limit := range []struct{ bytes, values int }{{both - 1, 1 << 20}, {1 << 20, 12}} {
 		undo := dockerroot.SetLimits(limit.bytes, limit.values)
-		images, p := r.Images()
+		images, p := r.Images(t.Context())
 		check("images", len(images), p)
 		undo()
 	}
 	for _, limit := range []struct{ bytes, values int }{{500, 1 << 20}, {1 << 20, 25}} {
 		undo := dockerroot.SetLimits(limit.bytes, limit.values)
-		containers, p := r.Containers()
+		containers, p := r.Containers(t.Context())
 		check("containers", len(containers), p)
 		undo()
 	}
@@ -575,7 +576,21 @@ func TestTooMuchTogether(t *testing.T) {
 	if networks, p := r.Networks(); len(networks) != 0 || len(p) != 2 {
 		t.Errorf("%d networks, %+v", len(networks), p)
 	}
-	if volumes, p := r.Volumes(); len(volumes) != 1 || len(p) != 1 {
+	if volumes, p := r.Volumes(t.Context()); len(volumes) != 1 || len(p) != 1 {
 		t.Errorf("%d volumes, %+v", len(volumes), p)
+	}
+}
+
+// A root with many objects does not keep an import from ending.
+func TestReadingEnds(t *testing.T) {
+	f, _, _ := whole(t)
+	r := open(t, f, dockerroot.Options{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	images, _ := r.Images(ctx)
+	containers, _ := r.Containers(ctx)
+	volumes, _ := r.Volumes(ctx)
+	if len(images)+len(containers)+len(volumes) > 0 {
+		t.Errorf("%d images, %d containers and %d volumes were read", len(images), len(containers), len(volumes))
 	}
 }

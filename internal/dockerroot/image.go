@@ -46,8 +46,8 @@ type repositories struct {
 	Repositories map[string]map[string]string
 }
 
-// Images returns the images of the root, those of overlay2 first.
-func (r *Root) Images() (all []Image, problems []Problem) {
+// Images returns the images of the root, those of overlay2 first; only some of them when ctx ends.
+func (r *Root) Images(ctx context.Context) (all []Image, problems []Problem) {
 	names, err := r.names()
 	if err != nil {
 		problems = append(problems, Problem{KindImage, "the names of all images", err})
@@ -59,6 +59,9 @@ func (r *Root) Images() (all []Image, problems []Problem) {
 	known := map[oci.ImageID]bool{}
 	left := newBudget()
 	for _, hex := range ids {
+		if ctx.Err() != nil {
+			return all, problems
+		}
 		if !oci.IsHex64(hex) {
 			continue // a temporary file
 		}
@@ -81,7 +84,7 @@ func (r *Root) Images() (all []Image, problems []Problem) {
 		}
 	}
 	if r.store != nil {
-		more, bad := r.store.images(left)
+		more, bad := r.store.images(ctx, left)
 		all, problems = append(all, more...), append(problems, bad...)
 	}
 	sortProblems(problems)

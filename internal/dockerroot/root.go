@@ -132,7 +132,7 @@ func Open(ctx context.Context, dir string, o Options) (_ *Root, err error) {
 	if err := r.openStore(filepath.Clean(dir), o.Containerd); err != nil {
 		return nil, err
 	}
-	return r, r.refuseRunning()
+	return r, r.refuseRunning(ctx)
 }
 
 // openReadOnly opens a directory in a read-only copy of its mount and those below it.

@@ -1,6 +1,7 @@
 package dockerroot
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io/fs"
@@ -45,8 +46,8 @@ const labelAnonymous = "com.docker.volume.anonymous"
 
 const maxVolumeRecord = 1 << 20
 
-// Volumes returns the volumes of the driver local, sorted by name.
-func (r *Root) Volumes() (all []Volume, problems []Problem) {
+// Volumes returns the volumes of the driver local, sorted by name; only some of them when ctx ends.
+func (r *Root) Volumes(ctx context.Context) (all []Volume, problems []Problem) {
 	recs, bad := map[string]volumeRecord{}, map[string]bool{}
 	if r.volumes != nil {
 		err := r.volumes.view(func(tx *bbolt.Tx) error {
@@ -87,6 +88,9 @@ func (r *Root) Volumes() (all []Volume, problems []Problem) {
 		problems = append(problems, Problem{KindVolume, "all volumes", err})
 	}
 	for _, name := range names {
+		if ctx.Err() != nil {
+			return all, problems
+		}
 		if name == "metadata.db" || name == "backingFsBlockDev" || bad[name] {
 			continue
 		}

@@ -20,7 +20,10 @@ import (
 
 // importContainers imports the containers with their IDs, each after those whose namespaces or names it uses.
 func (r *run) importContainers(ctx context.Context) error {
-	all, problems := r.root.Containers()
+	all, problems := r.root.Containers(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	for _, p := range problems {
 		r.problem(p)
 	}

@@ -22,7 +22,10 @@ import (
 
 // importImages imports the images, each after the one that it was made from.
 func (r *run) importImages(ctx context.Context) error {
-	all, problems := r.root.Images()
+	all, problems := r.root.Images(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	for _, p := range problems {
 		r.problem(p)
 	}

@@ -12,7 +12,10 @@ import (
 
 // importVolumes imports the volumes with their content.
 func (r *run) importVolumes(ctx context.Context) error {
-	all, problems := r.root.Volumes()
+	all, problems := r.root.Volumes(ctx)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	for _, p := range problems {
 		r.problem(p)
 	}
