@@ -73,9 +73,7 @@ const (
 type Replicator struct {
 	o     Options
 	queue *queue.Queue
-	ids   []string // of the rules
-
-	mu    sync.Mutex
+	ids   []string                 // of the rules
 	sweep map[string]chan struct{} // by rule; asks for a comparison
 
 	stop context.CancelFunc

@@ -146,8 +146,8 @@ func TestWithoutFiles(t *testing.T) {
 		}
 	}()
 	var m message
-	c := New(a, bytes.NewReader(nil))
-	if c = New(a, nil); c.CarriesFiles() {
+	c := New(a, nil)
+	if c.CarriesFiles() {
 		t.Error("a pipe carries files")
 	}
 	if _, err := c.Receive(&m); err != nil || m.Text != "x" {
