@@ -405,6 +405,20 @@ func TestClientsThatNeverRead(t *testing.T) {
 	}
 }
 
+// Work of which there is nothing to say yet ends with its client, although the client has sent a body that nothing needs.
+func TestSilentWorkEndsWithItsClient(t *testing.T) {
+	_, s := besieged(t)
+	for range 10 {
+		conn := s.dial()
+		if _, err := io.WriteString(conn, "POST /v1.51/system/import-docker?dir=/slow HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // The routes stand in a file, from which tests of a whole engine take them.
 func TestRoutesFile(t *testing.T) {
 	var b strings.Builder

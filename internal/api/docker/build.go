@@ -68,9 +68,6 @@ func (h buildHandlers) build(c *call) error {
 		}
 		defer client.dir.Close()
 	}
-	if err := c.drain(); err != nil {
-		return err
-	}
 	return c.progress(func(send sender) error {
 		req.Client = client
 		l := newClassic(send, params.Quiet, params.Remove || params.ForceRemove)

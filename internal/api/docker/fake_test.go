@@ -765,8 +765,12 @@ func (fakeChecker) Check(_ context.Context, o check.Options, l check.Listener) (
 
 type fakeImporter struct{}
 
-// Import brings an image over and meets a volume whose name is taken. There is no root at /none.
-func (fakeImporter) Import(_ context.Context, o importer.Options, l importer.Listener) (importer.Summary, error) {
+// Import brings an image over and meets a volume whose name is taken. There is no root at /none, and that at /slow takes as long as the request.
+func (fakeImporter) Import(ctx context.Context, o importer.Options, l importer.Listener) (importer.Summary, error) {
+	if o.Dir == "/slow" {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
 	if o.Dir == "/none" {
 		return nil, errs.New(errs.NotFound, "/none is no data root of docker")
 	}

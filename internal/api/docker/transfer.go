@@ -39,9 +39,16 @@ func (h transferHandlers) routes(add adder) {
 }
 
 // progress runs long work and streams its messages. The status is sent with the first message, so an error before it has a
-// status of its own. A later error is the last message of the stream. The first message discards the rest of the request's body;
-// work that reads the body needs progressOfBody.
+// status of its own. A later error is the last message of the stream. Work that reads the body of the request needs progressOfBody.
 func (c *call) progress(work func(send sender) error) error {
+	if err := c.drain(); err != nil {
+		return err
+	}
+	return c.sendMessages(work)
+}
+
+// sendMessages is progress for work that may read the body of the request.
+func (c *call) sendMessages(work func(send sender) error) error {
 	c.w.Header().Set("Content-Type", "application/json")
 	rc := http.NewResponseController(c.w)
 	out := stream.NewMessages(c.w, func() { _ = rc.Flush() }) // when it fails, the next write fails too
@@ -88,7 +95,7 @@ func (c *call) progressOfBody(work func(body io.Reader, send sender) error) erro
 	if err := http.NewResponseController(c.w).EnableFullDuplex(); err != nil {
 		return errs.New(errs.Internal, "answer: %w", err)
 	}
-	return c.progress(func(send sender) error { return work(c.r.Body, send) })
+	return c.sendMessages(func(send sender) error { return work(c.r.Body, send) })
 }
 
 func (h transferHandlers) create(c *call) error {
@@ -119,9 +126,6 @@ func (h transferHandlers) pull(c *call, platform string) error {
 		return err
 	}
 	all := ref.Tag() == "" && ref.Digest() == ""
-	if err := c.drain(); err != nil {
-		return err
-	}
 	return c.progress(func(send sender) error {
 		return h.puller.Pull(c.ctx(), ref, transfer.PullOptions{Platform: platform, Credentials: cred, AllTags: all}, sink(send))
 	})
@@ -150,7 +154,7 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 		return nil
 	}
 	if opts.From == "-" { // the client knows how much it has sent, and prints what it gets: the ID
-		return c.progress(func(send sender) error {
+		return c.sendMessages(func(send sender) error {
 			opts.Source = c.r.Body
 			id, err := h.archive.Import(c.ctx(), opts, transfer.Discard)
 			if err == nil {
@@ -158,9 +162,6 @@ func (h transferHandlers) importTar(c *call, platform string) error {
 			}
 			return err
 		})
-	}
-	if err := c.drain(); err != nil {
-		return err
 	}
 	return c.progress(func(send sender) error {
 		source, err := h.fetch(c.ctx(), c.get("fromSrc"), send)
@@ -256,8 +257,6 @@ func (h transferHandlers) push(c *call) error {
 			return err
 		}
 		cred = credentialsOf(a)
-	} else if err := c.drain(); err != nil {
-		return err
 	}
 	opts := transfer.PushOptions{Credentials: cred, AllTags: ref.Tag() == "", Platform: platform}
 	return c.progress(func(send sender) error {
