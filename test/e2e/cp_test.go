@@ -349,6 +349,11 @@ func startDockerd(t *testing.T) string {
 		_ = d.Process.Signal(syscall.SIGTERM)
 		_ = d.Wait()
 		log.Close()
+		for m := range mounts(t) { // its data root may be one
+			if strings.HasPrefix(m, dir+"/") {
+				_ = syscall.Unmount(m, syscall.MNT_DETACH)
+			}
+		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Errorf("clean up: %v", err)
 		}

@@ -32,15 +32,17 @@ func fail(status int, code, message string) *Error {
 }
 
 var (
-	errNotFound    = fail(http.StatusNotFound, "NOT_FOUND", "there is nothing at this path")
-	errName        = fail(http.StatusBadRequest, "NAME_INVALID", "invalid repository name")
-	errBlobUnknown = fail(http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry")
-	errUpload      = fail(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
-	errManifest    = fail(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown")
-	errRepository  = fail(http.StatusNotFound, "NAME_UNKNOWN", "repository name not known to registry")
-	errPage        = fail(http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "invalid number of results requested")
-	errConditional = fail(http.StatusPreconditionFailed, "DENIED", "the tag is not what the request expects")
-	errTags        = fail(http.StatusRequestURITooLong, "TAG_INVALID", "too many tags in one request")
+	errNotFound     = fail(http.StatusNotFound, "NOT_FOUND", "there is nothing at this path")
+	errName         = fail(http.StatusBadRequest, "NAME_INVALID", "invalid repository name")
+	errBlobUnknown  = fail(http.StatusNotFound, "BLOB_UNKNOWN", "blob unknown to registry")
+	errUpload       = fail(http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
+	errManifest     = fail(http.StatusNotFound, "MANIFEST_UNKNOWN", "manifest unknown")
+	errRepository   = fail(http.StatusNotFound, "NAME_UNKNOWN", "repository name not known to registry")
+	errPage         = fail(http.StatusBadRequest, "PAGINATION_NUMBER_INVALID", "invalid number of results requested")
+	errDenied       = fail(http.StatusForbidden, "DENIED", "requested access to the resource is denied")
+	errConditional  = fail(http.StatusPreconditionFailed, "DENIED", "the tag is not what the request expects")
+	errUnauthorized = fail(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required")
+	errTags         = fail(http.StatusRequestURITooLong, "TAG_INVALID", "too many tags in one request")
 )
 
 // invalid returns an error about something that the client sent.

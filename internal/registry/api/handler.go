@@ -163,13 +163,14 @@ func scope(a access.Action) []access.Action {
 	return []access.Action{access.Pull}
 }
 
-// denied returns the error for a caller who may not do something: to log in, where that helps.
+// denied returns the error for a caller who may not do something: to log in, where that helps. The error says what was asked for. Docker's engine takes one
+// that only has the usual message for a failure that may pass, and tries again for most of a minute.
 func (h *Handler) denied(w http.ResponseWriter, r *http.Request, c access.Caller, repo content.Repository, a ...access.Action) error {
-	challenge := h.Gate.Challenge(r, c, repo, a...)
-	if challenge == "" {
-		return fail(http.StatusForbidden, "DENIED", "requested access to the resource is denied")
+	e := *errDenied
+	if challenge := h.Gate.Challenge(r, c, repo, a...); challenge != "" {
+		w.Header().Set("WWW-Authenticate", challenge)
+		e = *errUnauthorized
 	}
-	w.Header().Set("WWW-Authenticate", challenge)
 	type item struct {
 		Type   string             `json:"Type"`
 		Name   content.Repository `json:"Name"`
@@ -179,11 +180,10 @@ func (h *Handler) denied(w http.ResponseWriter, r *http.Request, c access.Caller
 	for _, action := range a {
 		detail = append(detail, item{"repository", repo, action})
 	}
-	e := fail(http.StatusUnauthorized, "UNAUTHORIZED", "authentication required")
 	if detail != nil {
 		e.Detail = detail
 	}
-	return e
+	return &e
 }
 
 // refuse returns the error for credentials that are wrong.

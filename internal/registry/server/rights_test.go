@@ -148,6 +148,8 @@ func TestRights(t *testing.T) {
 							t.Errorf("%s: %d %s, want %d", what, r.status, r.body, want)
 						case !allowed && (r.header.Get("WWW-Authenticate") == "") != (want == 403):
 							t.Errorf("%s: %d with the challenge %q", what, r.status, r.header.Get("WWW-Authenticate"))
+						case !allowed && method != "HEAD" && !strings.Contains(string(r.body), `"detail":[{"Type":"repository","Name":"`+repo+`","Action":"pull"}`):
+							t.Errorf("%s: does not say what was asked for: %s", what, r.body)
 						case !allowed && method != "HEAD" && strings.Contains(string(r.body), "team/app") && repo != "team/app":
 							t.Errorf("%s: tells about another repository: %s", what, r.body)
 						}
