@@ -52,7 +52,7 @@ mutate: build
 # The long forms of the tests. PLY_NIGHTLY=1 asks for those that have no flag.
 nightly: test mutate itself
 	test/tour/tour --debian-registry
-	@test/setup/packages buildah chromium npm
+	@test/setup/packages buildah podman chromium npm
 	test/setup/axe
 	PLY_NIGHTLY=1 go test -count=1 -run TestBrowser ./internal/registry/web
 	test/setup/clients docker29 docker-buildx docker-compose crane cosign go-clients testcontainers

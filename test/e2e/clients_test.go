@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -15,6 +16,9 @@ import (
 
 // slowClients take minutes to build, or their libraries to download. Their stories run where they are installed, and at night, when they must be.
 var slowClients = []string{"docker-buildx", "docker-compose", "cosign", "crane", "go-clients", "testcontainers"}
+
+// packagedClients are Debian's. Their stories run where they are installed, and at night, when they must be.
+var packagedClients = []string{"buildah", "podman"}
 
 // quickClients are built before every run of the tests.
 var quickClients = []string{"regctl"}
@@ -39,6 +43,13 @@ func TestClients(t *testing.T) {
 	}
 	p.Cmds["packageroot"] = cmdPackageRoot
 	p.Condition = func(name string) (bool, error) {
+		if slices.Contains(packagedClients, name) {
+			_, err := exec.LookPath(name)
+			if err != nil && os.Getenv("PLY_NIGHTLY") != "" {
+				return false, err
+			}
+			return err == nil, nil
+		}
 		slow := slices.Contains(slowClients, name)
 		if !slow && !slices.Contains(quickClients, name) {
 			return condition(name)

@@ -4,6 +4,6 @@
 // testdata/script holds one txtar file per story. Each story has a plyd of its own (see world_test.go). Besides testscript's own
 // commands it may use ply, docker (28), docker20, registry, plyregistry, endregistry, plyd, http, waitfor and pty. $IMAGES holds root file systems.
 //
-// testdata/clients holds the stories of the programs of other projects: buildx, compose, cosign, regctl and crane. test/setup/clients
-// builds these from the module proxy (see clients_test.go).
+// testdata/clients holds the stories of the programs of other projects: buildx, compose, cosign, regctl and crane, which test/setup/clients
+// builds from the module proxy (see clients_test.go), and Debian's podman and buildah.
 package e2e
