@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -53,7 +54,10 @@ func readIndex(dir string) (idx layoutIndex, err error) {
 	return idx, err
 }
 
-// addCacheDir makes the directory of a cache known, and finds the manifest of one that is read.
+// errNoCache says that there is no cache that could be read. A build goes on without it, as with BuildKit's clients: the first one of a pipeline has none.
+var errNoCache = errors.New("no cache")
+
+// addCacheDir makes the directory of a cache known, and finds the manifest of one that is read. The error is errNoCache when there is none.
 func (p *plan) addCacheDir(c *wire.BuildOption) error {
 	dir := c.Attrs["src"]
 	if dir == "" {
@@ -62,14 +66,26 @@ func (p *plan) addCacheDir(c *wire.BuildOption) error {
 	if dir == "" {
 		return errs.New(errs.Invalid, "src or dest is missing")
 	}
-	if p.resources.Blobs == nil {
-		p.resources.Blobs = map[string]string{}
-	}
-	p.resources.Blobs[dir] = dir
-	if c.Attrs["src"] == "" || c.Attrs["digest"] != "" {
+	known := func() error {
+		if p.resources.Blobs == nil {
+			p.resources.Blobs = map[string]string{}
+		}
+		p.resources.Blobs[dir] = dir
 		return nil
 	}
+	if c.Attrs["src"] == "" {
+		return known()
+	}
+	if c.Attrs["digest"] != "" {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %w", errNoCache, err)
+		}
+		return known()
+	}
 	idx, err := readIndex(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", errNoCache, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -84,10 +100,10 @@ func (p *plan) addCacheDir(c *wire.BuildOption) error {
 		}
 		if e.Annotations[refName] == tag || len(idx.Manifests) == 1 {
 			c.Attrs["digest"] = e.Digest
-			return nil
+			return known()
 		}
 	}
-	return errs.New(errs.NotFound, "%s has no cache with the tag %s", dir, tag)
+	return fmt.Errorf("%w: %s has none with the tag %s", errNoCache, dir, tag)
 }
 
 // writeCacheIndexes names the cache that a build wrote in the index of each directory.

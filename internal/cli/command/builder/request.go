@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/csv"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -54,10 +55,13 @@ func (b *buildFlags) plan(ctx context.Context, inv *command.Invocation, source s
 		return nil, err
 	}
 	p.resources.Pack = packer(p.request.Options)
-	for _, add := range []func(*plan) error{b.namedContexts, b.addSecrets, b.addAgents, b.caches} {
+	for _, add := range []func(*plan) error{b.namedContexts, b.addSecrets, b.addAgents} {
 		if err := add(p); err != nil {
 			return nil, err
 		}
+	}
+	if err := b.caches(p, inv.Err); err != nil {
+		return nil, err
 	}
 	return p, b.exports(p, inv)
 }
@@ -484,8 +488,8 @@ func (b *buildFlags) addAgents(p *plan) error {
 	return nil
 }
 
-// caches adds --cache-from and --cache-to.
-func (b *buildFlags) caches(p *plan) error {
+// caches adds --cache-from and --cache-to. It writes to warnings which cache is not there.
+func (b *buildFlags) caches(p *plan, warnings io.Writer) error {
 	for _, list := range []struct {
 		flag string
 		from []string
@@ -513,7 +517,12 @@ func (b *buildFlags) caches(p *plan) error {
 			delete(f, "type")
 			c.Attrs = f
 			if c.Type == "local" {
-				if err := p.addCacheDir(&c); err != nil {
+				err := p.addCacheDir(&c)
+				if errors.Is(err, errNoCache) {
+					fmt.Fprintf(warnings, "WARNING: %s %s: %v\n", list.flag, s, err)
+					continue
+				}
+				if err != nil {
 					return errs.New(errs.Invalid, "%s %s: %w", list.flag, s, err)
 				}
 			}
