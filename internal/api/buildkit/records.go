@@ -124,8 +124,11 @@ func (s *records) log(ctx context.Context, r *history.Record) *controlapi.Descri
 		s.remember(d, recordBlob{build: r.ID, size: n})
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.logs) >= maxBlobs {
+		clear(s.logs)
+	}
 	s.logs[r.ID] = desc
-	s.mu.Unlock()
 	return desc
 }
 

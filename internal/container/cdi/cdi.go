@@ -33,7 +33,7 @@ const (
 	maxFiles = 1000    // of a directory
 )
 
-// Devices are the devices that are described in some directories; nil has none.
+// Devices are the devices that are described in some directories. Names and Problems of nil are empty.
 type Devices struct {
 	known    map[string]*device
 	problems []Problem
