@@ -213,7 +213,10 @@ func (r *run) progress(kind, name string, done, total int64) {
 // visible replaces the control characters of a text, which may drive a terminal: names and notes have parts of a root that is not trusted.
 func visible(s string) string {
 	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
+		switch {
+		case c == '\n': // between errors that were joined
+			return ' '
+		case unicode.IsControl(c):
 			return unicode.ReplacementChar
 		}
 		return c

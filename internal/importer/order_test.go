@@ -31,3 +31,9 @@ func TestParentsFirst(t *testing.T) {
 		}
 	}
 }
+
+func TestVisible(t *testing.T) {
+	if got, want := visible("layer: a\nb\x1b[2J\u009b\tç日"), "layer: a b\ufffd[2J\ufffd\ufffdç日"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
