@@ -230,6 +230,48 @@ func TestMountsAreNotHidden(t *testing.T) {
 	}
 }
 
+// The conditions hold for every number but these.
+func TestOtherThan(t *testing.T) {
+	values := []uint64{0x401c5820, 0x40086602, 0x40046602, 0}
+	conditions := otherThan(values)
+	holds := func(n uint64) bool {
+		return slices.ContainsFunc(conditions, func(a specs.LinuxSeccompArg) bool { return n&a.Value == a.ValueTwo })
+	}
+	for _, v := range values {
+		if holds(v) || holds(v|0xabc<<32) {
+			t.Errorf("a condition holds for %#x", v)
+		}
+		for bit := range 32 {
+			if n := v ^ 1<<bit; !slices.Contains(values, n) && !holds(n) {
+				t.Errorf("no condition holds for %#x", n)
+			}
+		}
+	}
+	for n := range uint64(1 << 16) {
+		if n > 0 && !holds(n) || !holds(n<<16|5) {
+			t.Fatalf("no condition holds for %#x or %#x", n, n<<16|5)
+		}
+	}
+	if len(conditions) > 128 {
+		t.Errorf("%d conditions", len(conditions))
+	}
+}
+
+// A profile that allows everything refuses what changes the project of files; the rules of the user stay.
+func TestKeepProjects(t *testing.T) {
+	own := specs.LinuxSyscall{Names: []string{"ioctl"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 1, Value: 0x5412, Op: specs.OpEqualTo}}}
+	p := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{own}}
+	keepProjects(p)
+	if len(p.Syscalls) != 2+len(projectRequests) || !slices.Equal(p.Syscalls[0].Args, own.Args) || p.Syscalls[2].Action != specs.ActErrno || p.Syscalls[2].Args[0].ValueTwo != projectRequests[0] {
+		t.Errorf("%+v", p.Syscalls)
+	}
+	p = &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "ioctl", "file_setattr"}, Action: specs.ActAllow}}}
+	keepProjects(p)
+	if !slices.Equal(p.Syscalls[0].Names, []string{"read"}) || len(p.Syscalls) != 1+len(otherThan(projectRequests)) {
+		t.Errorf("%+v", p.Syscalls)
+	}
+}
+
 func TestSeccompRefusesAlgAndVsock(t *testing.T) {
 	spec, _, err := Build(input(t))
 	if err != nil {

@@ -161,46 +161,63 @@ func (b *builder) seccomp() error {
 	return nil
 }
 
-// setAttrs is the request of ioctl(2) that changes the project of a file, which is FS_IOC_FSSETXATTR. Who owns a file may do that: root in a container is enough.
-const setAttrs = 0x401c5820
+// projectRequests are the requests of ioctl(2) that take a file out of its project, or what will be made in a directory: FS_IOC_FSSETXATTR, FS_IOC_SETFLAGS and
+// FS_IOC32_SETFLAGS. Who owns a file may do that: root in a container is enough.
+var projectRequests = []uint64{0x401c5820, 0x40086602, 0x40046602}
 
-// keepProjects takes out of a profile what changes the project of a file.
+// keepProjects takes out of a profile what changes the project of files.
 func keepProjects(p *specs.LinuxSeccomp) {
 	const ioctl, newer = "ioctl", "file_setattr"
-	deny := []specs.LinuxSyscall{
-		{Names: []string{newer}, Action: specs.ActErrno},
-		{Names: []string{ioctl}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 1, Value: math.MaxUint32, ValueTwo: setAttrs, Op: specs.OpMaskedEqual}}},
+	allows := func(a specs.LinuxSeccompAction) bool {
+		return a == specs.ActAllow || a == specs.ActLog || a == specs.ActTrace
 	}
 	all := []specs.LinuxSyscall{}
 	for _, s := range p.Syscalls {
-		allows := s.Action == specs.ActAllow || s.Action == specs.ActLog || s.Action == specs.ActTrace
-		if !allows || !slices.Contains(s.Names, ioctl) && !slices.Contains(s.Names, newer) {
+		if !allows(s.Action) {
 			all = append(all, s)
 			continue
 		}
-		ioctls := slices.Contains(s.Names, ioctl)
-		s.Names = slices.DeleteFunc(slices.Clone(s.Names), func(n string) bool { return n == ioctl || n == newer })
+		every := slices.Contains(s.Names, ioctl) && len(s.Args) == 0 // a rule for some requests only is the user's own
+		s.Names = slices.DeleteFunc(slices.Clone(s.Names), func(n string) bool { return n == newer || n == ioctl && every })
 		if len(s.Names) > 0 {
 			all = append(all, s)
 		}
-		if !ioctls || len(s.Args) > 0 { // a rule for some requests only is the user's own
-			if ioctls {
-				s.Names = []string{ioctl}
-				all = append(all, s)
-			}
+		if !every {
 			continue
 		}
-		// A filter cannot say "other than" of the 32 bits that the kernel looks at: one rule for each bit that differs does.
-		for bit := range 32 {
-			mask := uint64(1) << bit
-			s.Names, s.Args = []string{ioctl}, []specs.LinuxSeccompArg{{Index: 1, Value: mask, ValueTwo: ^uint64(setAttrs) & mask, Op: specs.OpMaskedEqual}}
+		for _, arg := range otherThan(projectRequests) {
+			s.Names, s.Args = []string{ioctl}, []specs.LinuxSeccompArg{arg}
 			all = append(all, s)
 		}
 	}
-	if p.DefaultAction == specs.ActAllow || p.DefaultAction == specs.ActLog || p.DefaultAction == specs.ActTrace {
-		all = append(all, deny...)
+	if allows(p.DefaultAction) {
+		all = append(all, specs.LinuxSyscall{Names: []string{newer}, Action: specs.ActErrno})
+		for _, r := range projectRequests {
+			all = append(all, specs.LinuxSyscall{Names: []string{ioctl}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{
+				{Index: 1, Value: math.MaxUint32, ValueTwo: r, Op: specs.OpMaskedEqual},
+			}})
+		}
 	}
 	p.Syscalls = all
+}
+
+// otherThan returns conditions of which one holds when the second argument is none of these values. A filter cannot say that of the 32 bits that the kernel looks at, so
+// each condition is about the first bits, which are as in one of the values, but for the last of them, and as in no other.
+func otherThan(values []uint64) (conditions []specs.LinuxSeccompArg) {
+	for bit := 31; bit >= 0; bit-- {
+		mask := uint64(math.MaxUint32) >> bit << bit
+		seen := map[uint64]bool{}
+		for _, v := range values {
+			seen[v&mask] = true
+		}
+		for _, v := range values {
+			if other := v&mask ^ 1<<bit; !seen[other] {
+				seen[other] = true
+				conditions = append(conditions, specs.LinuxSeccompArg{Index: 1, Value: mask, ValueTwo: other, Op: specs.OpMaskedEqual})
+			}
+		}
+	}
+	return conditions
 }
 
 // DefaultMaskedPaths returns the files that are hidden because they reveal facts about the host.

@@ -41,12 +41,15 @@ func TestLimitedContainerKeepsItsProject(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the program of this test is for amd64")
 	}
-	const get, set, flags, refused = 0x801c581f, 0x401c5820, 0x80086601, 1
+	const get, set, getFlags, setFlags, setFlags32, winsize, refused = 0x801c581f, 0x401c5820, 0x80086601, 0x40086602, 0x40046602, 0x5413, 1
 	for _, c := range []struct {
 		request uint64
 		limited bool
 		refused bool
-	}{{set, true, true}, {set | 1<<32, true, true}, {get, true, false}, {flags, true, false}, {set, false, false}} {
+	}{
+		{set, true, true}, {set | 1<<32, true, true}, {setFlags, true, true}, {setFlags32 | 7<<40, true, true},
+		{get, true, false}, {getFlags, true, false}, {winsize, true, false}, {set, false, false}, {setFlags, false, false},
+	} {
 		b := newBox(t, "/bin/ioctl")
 		b.in.Limited = c.limited
 		if err := os.WriteFile(filepath.Join(b.in.Rootfs, "bin/ioctl"), ioctlProgram(c.request), 0o755); err != nil {
