@@ -465,6 +465,51 @@ func TestNetworksAndVolumes(t *testing.T) {
 	})
 }
 
+// The other commands that docker has for containers, images, networks, volumes and the system, one after the other on one connection.
+func TestOtherCommands(t *testing.T) {
+	eachLibrary(t, func(s *session) {
+		name := strings.ToLower(s.label)
+		s.do(func(ctx context.Context) error { return s.createNetwork(ctx, name) })
+		s.do(func(ctx context.Context) error { return s.createVolume(ctx, name) })
+		id := s.run("works", nil, "sh", "-c", "exec sleep 1000")
+		s.do(func(ctx context.Context) error { return s.copyTo(ctx, id, "/", archive("added", "added")) })
+		s.do(func(ctx context.Context) error { return s.connect(ctx, name, id) })
+		o := object{
+			container: id, file: "/added", renamed: s.label + "-renamed", network: name, volume: name,
+			made: name + "-made:1", pushed: *imageName + "-" + name, imported: name + "-imported:1", label: "none",
+		}
+		for _, c := range s.commands(o) {
+			if err := s.try(c.call); err != nil {
+				s.Errorf("%s: %v", c.name, err)
+			}
+			if n := s.conns.count(s.T); n != 1 {
+				s.Fatalf("%d connections after %s", n, c.name)
+			}
+		}
+		if names := must(s, func(ctx context.Context) ([]string, error) { return s.names(ctx, s.label) }); !slices.Equal(names, []string{"/" + o.renamed}) {
+			s.Errorf("the container is renamed to %q", names)
+		}
+		if n := must(s, func(ctx context.Context) (int, error) { return s.members(ctx, name) }); n != 0 {
+			s.Errorf("%d containers in the network after disconnect", n)
+		}
+		saved := must(s, func(ctx context.Context) (string, error) { return text(s.save(ctx, o.made)) })
+		for _, image := range []string{o.made, o.pushed, o.imported} {
+			s.do(func(ctx context.Context) error { return s.removeImage(ctx, image) })
+		}
+		out := must(s, func(ctx context.Context) (string, error) { return text(s.load(ctx, strings.NewReader(saved))) })
+		if !strings.Contains(out, "Loaded image: "+o.made) {
+			s.Errorf("load says %s", out)
+		}
+		s.do(func(ctx context.Context) error { return s.removeImage(ctx, o.made) })
+		s.do(func(ctx context.Context) error { return s.remove(ctx, id) })
+		s.do(func(ctx context.Context) error { return s.removeNetwork(ctx, name) })
+		s.do(func(ctx context.Context) error { return s.removeVolume(ctx, name) })
+		if n := s.conns.count(s.T); n != 2 { // load's answer begins while the archive is read, and is the last one of its connection
+			s.Errorf("%d connections", n)
+		}
+	})
+}
+
 // A connection serves one call after another: after errors, HEAD, answers without a body and long ones. Only a stream that is left and a hijacked one cost
 // a connection.
 func TestConnectionsAreReused(t *testing.T) {

@@ -57,6 +57,11 @@ func (d docker) save(ctx context.Context, ref string) (io.ReadCloser, error) {
 	return d.ImageSave(ctx, []string{ref})
 }
 
+func (d docker) load(ctx context.Context, archive io.Reader) (io.ReadCloser, error) {
+	r, err := d.ImageLoad(ctx, archive)
+	return r.Body, err
+}
+
 func (d docker) imageID(ctx context.Context, ref string) (string, error) {
 	r, err := d.ImageInspect(ctx, ref)
 	return r.ID, err

@@ -3,6 +3,7 @@ package goclient
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 
@@ -50,6 +51,31 @@ type engine interface {
 	createVolume(ctx context.Context, name string) error
 	volumes(ctx context.Context, name string) (int, error)
 	removeVolume(ctx context.Context, name string) error
+
+	load(ctx context.Context, archive io.Reader) (io.ReadCloser, error)
+	commands(o object) []command
+}
+
+// object is what further commands work on. It has a file that its image does not have, and is in the network.
+type object struct {
+	container, file, renamed string
+	network, volume          string
+	made, pushed, imported   string // names of images that the commands make
+	label                    string // of nothing that exists
+}
+
+// command is a call of a library.
+type command struct {
+	name string
+	call func(ctx context.Context) error
+}
+
+// check returns err, or an error that shows what was got if that is not as it must be.
+func check(err error, good bool, got any) error {
+	if err == nil && !good {
+		err = fmt.Errorf("unexpected: %+v", got)
+	}
+	return err
 }
 
 // spec is what a container needs. Its label is the name of the test.

@@ -52,6 +52,10 @@ func (m moby) save(ctx context.Context, ref string) (io.ReadCloser, error) {
 	return m.ImageSave(ctx, []string{ref})
 }
 
+func (m moby) load(ctx context.Context, archive io.Reader) (io.ReadCloser, error) {
+	return m.ImageLoad(ctx, archive)
+}
+
 func (m moby) imageID(ctx context.Context, ref string) (string, error) {
 	r, err := m.ImageInspect(ctx, ref)
 	return r.ID, err
