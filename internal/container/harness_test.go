@@ -520,6 +520,8 @@ func (f *fakeNetwork) change(id oci.ContainerID, do func(map[string]network.Endp
 	return a, nil
 }
 
+func (f *fakeNetwork) Settle(context.Context, oci.ContainerID) (bool, error) { return false, nil }
+
 func (f *fakeNetwork) HandOver(id oci.ContainerID, take func([]proxy.Port, []*os.File) error) error {
 	return take(nil, nil)
 }

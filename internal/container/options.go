@@ -42,6 +42,8 @@ type Network interface {
 	// Connect connects a container, whose namespace is bound at netnsPath, to one more network; Disconnect takes it out of one.
 	Connect(ctx context.Context, id oci.ContainerID, netnsPath string, req network.EndpointRequest) (network.Attachment, error)
 	Disconnect(ctx context.Context, id oci.ContainerID, ref string) (network.Attachment, error)
+	// Settle publishes the ports of a container that could not be published when the engine began, and reports whether it did.
+	Settle(ctx context.Context, id oci.ContainerID) (bool, error)
 	// HandOver calls take with the published ports of a container, and with their sockets as far as its shim has not got them.
 	HandOver(id oci.ContainerID, take func(list []proxy.Port, sockets []*os.File) error) error
 	// Rename changes a name of a container in its networks.

@@ -173,7 +173,8 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 	att, attached := r.env.opts.Network.Attached(c.id)
 	began := client.Config().Started
 	c.mu.Lock()
-	if attached { // the record is older: it is written while the start makes the network
+	if _, err := os.Lstat(c.paths.netns); attached || err == nil && !sharesNetwork(c.rec.Spec.NetworkMode) {
+		// The record is older: it is written while the start makes the network, and after the last network is gone.
 		c.rec.Networks, c.rec.Ports = att.Endpoints, att.Ports
 	}
 	if began.IsZero() { // the shim is of an earlier release
@@ -194,18 +195,32 @@ func (r *restorer) adopt(ctx context.Context, c *ctr, client *shim.Client) (done
 			c.rec.Netns = c.paths.netns
 		}
 	}
-	mounts := c.rec.Mounts
+	mounts, publishes := c.rec.Mounts, len(c.rec.Spec.Ports) > 0 || c.rec.Spec.PublishAll
 	c.mu.Unlock()
 	c.root.Adopt()
 	c.sessions.Begin(l.Run)
-	if len(att.Ports) > 0 {
-		if err := publishPorts(ctx, c, client); err != nil {
+	if publishes && !sharesNetwork(c.rec.Spec.NetworkMode) {
+		if err := takePorts(ctx, c, client); err != nil {
 			r.env.log.Warn("published ports are served by the kernel's rules only", "container", c.id, "err", err)
 		}
 	}
 	r.env.opts.Volumes.Adopt(c.id, mounts)
 	r.runs.runs.watch(c, l)
 	return true, nil
+}
+
+// takePorts lets the shim carry the ports that the container publishes now, and no others: an engine may have been killed before the shim knew of a change.
+func takePorts(ctx context.Context, c *ctr, client *shim.Client) error {
+	if err := publishPorts(ctx, c, client); err != nil {
+		return err
+	}
+	changed, err := c.env.opts.Network.Settle(ctx, c.id)
+	if err != nil || !changed {
+		return err
+	}
+	att, _ := c.env.opts.Network.Attached(c.id)
+	setAttachment(c, att)
+	return publishPorts(ctx, c, client)
 }
 
 // recordMissedExit records the end of a run that ended while no engine ran.

@@ -82,6 +82,8 @@ func (detached) Disconnect(context.Context, oci.ContainerID, string) (network.At
 	return network.Attachment{}, errs.New(errs.Unavailable, "no engine runs")
 }
 
+func (detached) Settle(context.Context, oci.ContainerID) (bool, error) { return false, nil }
+
 func (detached) HandOver(oci.ContainerID, func([]proxy.Port, []*os.File) error) error { return nil }
 
 func (detached) Rename(oci.ContainerID, string, string) error { return nil }

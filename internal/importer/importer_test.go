@@ -88,6 +88,8 @@ func (*networks) Connect(context.Context, oci.ContainerID, string, network.Endpo
 func (*networks) Disconnect(context.Context, oci.ContainerID, string) (network.Attachment, error) {
 	return network.Attachment{}, nil
 }
+func (*networks) Settle(context.Context, oci.ContainerID) (bool, error) { return false, nil }
+
 func (*networks) HandOver(oci.ContainerID, func([]proxy.Port, []*os.File) error) error { return nil }
 func (*networks) Rename(oci.ContainerID, string, string) error                         { return nil }
 func (*networks) Tables() string                                                       { return "" }

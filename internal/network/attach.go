@@ -413,19 +413,19 @@ func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string,
 	if slices.ContainsFunc(all, func(o planned) bool { return o.m == p.m }) {
 		return Attachment{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", id.Short(), p.m.name)
 	}
+	if !slices.ContainsFunc(all, func(o planned) bool { return o.c.Default }) && best([]*planned{&p}) != nil {
+		p.c.Ports = req.Ports
+	}
 	c, err := s.connect(ctx, &p)
 	if err != nil {
 		return Attachment{}, err
 	}
 	p.c = c
-	if !slices.ContainsFunc(all, func(o planned) bool { return o.c.Default }) && best([]*planned{&p}) != nil {
-		p.c.Ports = req.Ports
-	}
 	before := slices.Clone(all)
 	all = append(all, p)
 	if err := s.reroute(ctx, all); err != nil {
 		<-s.drop(ctx, p.up, all[len(all)-1].c)
-		return Attachment{}, errors.Join(err, s.routeBack(ctx, id, before))
+		return Attachment{}, errors.Join(err, routeBack(ctx, s, id, before))
 	}
 	return s.keep(id, all, func() { s.publish("connect", p.m, id) })
 }
@@ -495,7 +495,7 @@ func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
 }
 
 // routeBack undoes what reroute did before it failed.
-func (s *Service) routeBack(ctx context.Context, id oci.ContainerID, before []planned) error {
+func routeBack(ctx context.Context, s *Service, id oci.ContainerID, before []planned) error {
 	for i := range before {
 		if p := &before[i]; p.c.Default {
 			if err := p.up.Demote(ctx, &p.c); err != nil { // reroute may have come that far, or not

@@ -117,6 +117,11 @@ func TestKilledAtAnyStep(t *testing.T) {
 			_, err := w.s.Connect(t.Context(), idA, w.ns(idA), network.EndpointRequest{Network: "c", Names: []string{"web"}})
 			return err
 		},
+		"connect again": func(w *world) error {
+			e := network.EndpointRequest{Network: "a", Names: []string{"web"}, Ports: []network.PortBinding{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}}}
+			_, err := w.s.Connect(t.Context(), idA, w.ns(idA), e)
+			return err
+		},
 		"disconnect": func(w *world) error { _, err := w.s.Disconnect(t.Context(), idA, "b"); return err },
 		"detach":     func(w *world) error { return w.s.Detach(t.Context(), idA, w.ns(idA)) },
 	}
@@ -139,6 +144,11 @@ func TestKilledAtAnyStep(t *testing.T) {
 					t.Fatal(err)
 				}
 				w.answer(idA, 80, "hello")
+				if name == "connect again" { // it has no network at all
+					if _, err := w.s.Disconnect(t.Context(), idA, "b"); err != nil {
+						t.Fatal(err)
+					}
+				}
 				d.step, d.at = 0, at
 				var err error
 				dead = until(func() { err = do(w) })
@@ -163,7 +173,7 @@ func (w *world) consistent(what string) {
 	t := w.t
 	t.Helper()
 	a, attached := w.s.Attached(idA)
-	if !attached || !namespace.Exists(w.ns(idA)) { // it was being detached
+	if !attached || !namespace.Exists(w.ns(idA)) { // it was being detached, or is in no network yet
 		return
 	}
 	want := []string{"lo 127.0.0.1/8"}

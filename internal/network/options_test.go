@@ -53,7 +53,6 @@ func TestGatewayModes(t *testing.T) {
 		{"nat", "routed", false, false, true, false},
 		{"routed", "nat", true, false, false, false},
 		{"nat-unprotected", "nat", true, true, false, false},
-		{"nat", "nat-unprotected", false, false, true, true},
 	} {
 		t.Run(c.v4+" "+c.v6, func(t *testing.T) {
 			w := newWorld(t)

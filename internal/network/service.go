@@ -156,6 +156,9 @@ func restore(ctx context.Context, s *Service) error {
 		}
 		used[m.Driver] = true
 		if err := up.Adopt(ctx, c); err != nil {
+			if errors.As(err, new(*PortInUseError)) { // the engine was killed before it recorded that the container's shim has it
+				handed(s, c)
+			}
 			s.log.Warn("published port cannot be reserved again; the kernel's rules still serve it", "container", c.Container, "err", err)
 		}
 	}
@@ -187,7 +190,9 @@ func restoreRoutes(ctx context.Context, s *Service, moved map[oci.ContainerID]pu
 		if is && next != nil {
 			next.c.Ports, next.c.Handed = p.ports, p.handed
 		}
-		err = s.reroute(ctx, all)
+		if err = s.reroute(ctx, all); err != nil && next != nil {
+			next.c.Default = false // Settle tries again
+		}
 		for _, o := range all {
 			if is && err == nil {
 				err = s.files.save(o.c)
@@ -197,6 +202,24 @@ func restoreRoutes(ctx context.Context, s *Service, moved map[oci.ContainerID]pu
 			s.log.Warn("default route of a container was not moved", "container", id, "err", errors.Join(err, kerr))
 		}
 	}
+}
+
+// Settle publishes the ports of a container, and makes its default route, if that was not possible when the networks were opened: its shim may have held a port
+// that an engine did not take back before it was killed. It reports whether it did. The caller serialises it with the other changes of the container.
+func (s *Service) Settle(ctx context.Context, id oci.ContainerID) (bool, error) {
+	all, err := s.attached(id)
+	if err != nil {
+		return false, err
+	}
+	next := best(pointers(all))
+	if next == nil || next.c.Default {
+		return false, nil
+	}
+	if err := s.reroute(ctx, all); err != nil {
+		return false, err
+	}
+	_, err = s.keep(id, all, func() {})
+	return true, err
 }
 
 // restoreNames makes the tables of names say what the connections do.
@@ -254,6 +277,16 @@ func unsettled(s *Service, found []Connection) map[oci.ContainerID]published {
 		}
 	}
 	return moved
+}
+
+// handed notes that the shim of a container has the sockets of its ports.
+func handed(s *Service, c Connection) {
+	list := s.connected[c.Container]
+	for i := range list {
+		if list[i].Endpoint.NetworkID == c.Endpoint.NetworkID {
+			list[i].Handed = true
+		}
+	}
 }
 
 func (e *Endpoint) addressed() bool { return e.IPv4.IsValid() || e.IPv6.IsValid() }

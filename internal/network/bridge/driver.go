@@ -312,6 +312,9 @@ func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
 			return err
 		}
 	}
+	if !c.Default { // the engine was killed before it published them
+		return nil
+	}
 	return s.reserve(&c)
 }
 
