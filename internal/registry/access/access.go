@@ -18,6 +18,9 @@ const (
 	Delete Action = "delete" // delete any of them
 )
 
+// Actions returns all actions, the one that needs the fewest rights first.
+func Actions() []Action { return []Action{Pull, Push, Delete} }
+
 // Caller is who makes a request.
 type Caller interface {
 	// Name returns the user, or "" for an anonymous caller.

@@ -158,7 +158,7 @@ func scope(a access.Action) []access.Action {
 	case access.Push:
 		return []access.Action{access.Pull, access.Push}
 	case access.Delete:
-		return []access.Action{access.Pull, access.Push, access.Delete}
+		return access.Actions()
 	}
 	return []access.Action{access.Pull}
 }

@@ -362,7 +362,7 @@ func (g *Gate) grant(who *caller, asked []string) []scopeClaim {
 			continue
 		}
 		claim := scopeClaim{Type: kind, Name: target, Actions: []string{}}
-		for _, a := range []access.Action{access.Pull, access.Push, access.Delete} {
+		for _, a := range access.Actions() {
 			if (slices.Contains(actions, string(a)) || slices.Contains(actions, "*")) && (open || who.allowed(repo, a)) {
 				claim.Actions = append(claim.Actions, string(a))
 			}

@@ -20,10 +20,12 @@ const (
 	Admin  Role = "admin"  // and delete
 )
 
+// Roles returns all roles, the one with the fewest rights first.
+func Roles() []Role { return []Role{Reader, Writer, Admin} }
+
 // ParseRole returns s as a role. The error's class is errs.Invalid.
 func ParseRole(s string) (Role, error) {
-	switch r := Role(s); r {
-	case Reader, Writer, Admin:
+	if r := Role(s); slices.Contains(Roles(), r) {
 		return r, nil
 	}
 	return "", errs.New(errs.Invalid, "role %q is none of reader, writer and admin", s)

@@ -285,7 +285,7 @@ func (h *handler) repositories(q *request) (any, error) {
 				break
 			}
 			item := Repository{Name: repo, Visibility: h.Users.Visibility(string(repo)), Actions: []access.Action{}}
-			for _, a := range []access.Action{access.Pull, access.Push, access.Delete} {
+			for _, a := range access.Actions() {
 				if q.caller.May(repo, a) {
 					item.Actions = append(item.Actions, a)
 				}

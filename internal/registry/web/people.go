@@ -146,7 +146,7 @@ func (v adminVisit) groups() error {
 func (v adminVisit) user() error {
 	name := v.r.PathValue("name")
 	_, grants := v.h.Users.List()
-	data := map[string]any{"Name": name, "Roles": capped(roles(grants, name)), "Action": usersPath + url.PathEscape(name), "AllRoles": []auth.Role{auth.Reader, auth.Writer, auth.Admin}}
+	data := map[string]any{"Name": name, "Roles": capped(roles(grants, name)), "Action": usersPath + url.PathEscape(name), "AllRoles": auth.Roles()}
 	if name == auth.Anonymous {
 		v.show("user", http.StatusOK, "Everyone", data)
 		return nil
@@ -183,7 +183,7 @@ func (v adminVisit) group() error {
 	_, grants := v.h.Users.List()
 	v.show("group", http.StatusOK, name, map[string]any{
 		"Group": groups[i], "Members": capped(groups[i].Members), "Roles": capped(roles(grants, auth.GroupSubject(name))), "Action": groupsPath + url.PathEscape(name),
-		"AllRoles": []auth.Role{auth.Reader, auth.Writer, auth.Admin}, "Provider": v.h.SignIn != "",
+		"AllRoles": auth.Roles(), "Provider": v.h.SignIn != "",
 	})
 	return nil
 }

@@ -74,7 +74,7 @@ func (v *visit) tokens() error {
 		return err
 	}
 	v.show("tokens", http.StatusOK, "Tokens", map[string]any{
-		"Rows": rows, "Days": tokenDays, "Default": defaultTokenDays, "Actions": []access.Action{access.Pull, access.Push, access.Delete}, "User": user.Name,
+		"Rows": rows, "Days": tokenDays, "Default": defaultTokenDays, "Actions": access.Actions(), "User": user.Name,
 		"Password": user.Password != "",
 	})
 	return nil
