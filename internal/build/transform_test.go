@@ -128,6 +128,11 @@ func TestLinkedLayers(t *testing.T) {
 	for _, driver := range []string{"vfs", "overlay2", "erofs"} {
 		w := newWorldOn(t, driver)
 		_, c := w.must(input{file: file, context: sampleFiles, tags: []string{"linked"}, exports: exports("local")})
+		mode, _, ok := strings.Cut(c.files["dir"], " 0:0 ") // with the time at which the build made it
+		if !ok {
+			t.Errorf("%s: the directory is %q", driver, c.files["dir"])
+		}
+		c.files["dir"] = mode
 		if first == nil {
 			first = c.files
 		}
