@@ -5,5 +5,6 @@
 // commands it may use ply, docker (28), docker20, registry, plyregistry, endregistry, plyd, http, waitfor and pty. $IMAGES holds root file systems.
 //
 // testdata/clients holds the stories of the programs of other projects: buildx, compose, cosign, regctl and crane, which test/setup/clients
-// builds from the module proxy (see clients_test.go), and Debian's podman and buildah.
+// builds from the module proxy (see clients_test.go), Debian's podman and buildah, and programs with docker's
+// Go libraries and testcontainers (test/goclient and test/testcontainers, modules of their own).
 package e2e
