@@ -22,6 +22,13 @@ var kills = flag.Int("registry.kills", 8, "how often TestKill kills the registry
 // child starts a registry in a process of its own.
 func child(t *testing.T, o Options) (url string, kill func()) {
 	t.Helper()
+	url, _, kill = childProcess(t, o)
+	return url, kill
+}
+
+// childProcess also returns the process.
+func childProcess(t *testing.T, o Options) (url string, pid int, kill func()) {
+	t.Helper()
 	options, err := json.Marshal(o)
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +55,7 @@ func child(t *testing.T, o Options) (url string, kill func()) {
 	if err != nil {
 		t.Fatalf("the registry does not start: %v", err)
 	}
-	return "http://" + strings.TrimSpace(line), kill
+	return "http://" + strings.TrimSpace(line), cmd.Process.Pid, kill
 }
 
 // pushed is what a registry has acknowledged.
