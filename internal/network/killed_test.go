@@ -264,7 +264,8 @@ func (w *world) gone(what string) {
 	}
 }
 
-// What an earlier engine made and did not record goes, also when no container of the network is recorded. What others have attached to the bridge stays.
+// What an earlier engine made and did not record goes, also when no container of the network is recorded. What others have attached to the bridge stays, and what
+// another engine has made.
 func TestUnrecordedInterfacesAreRemoved(t *testing.T) {
 	w := newWorld(t)
 	w.create(network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "br-test"}, Pools: []network.Pool{{Subnet: prefix("10.1.0.0/24")}}})
@@ -275,7 +276,8 @@ func TestUnrecordedInterfacesAreRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("sh", "-c", "ip link add veth1234567 type veth peer name own; ip link set veth1234567 master br-test").CombinedOutput(); err != nil {
+	script := "ip link add veth1234567 type veth peer name own; ip link set veth1234567 master br-test; ip link set own alias 'port of network " + strings.Repeat("a", 64) + "'"
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
 		t.Fatal(err, string(out))
 	}
 	defer exec.Command("ip", "link", "del", "own").Run()

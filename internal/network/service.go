@@ -121,13 +121,16 @@ func restore(ctx context.Context, s *Service) error {
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
+	known, own := map[string]bool{}, map[string]bool{}
 	for _, c := range found {
 		known[c.Endpoint.HostIf] = true
 	}
+	for _, m := range s.networks {
+		own[m.ID] = true
+	}
 	for name, d := range s.opts.Drivers {
 		if sw, ok := d.(Sweeper); ok {
-			if err := sw.Sweep(ctx, func(hostIf string) bool { return known[hostIf] }); err != nil {
+			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }); err != nil {
 				s.log.Warn("interfaces that an earlier engine left stay", "driver", name, "err", err)
 			}
 		}

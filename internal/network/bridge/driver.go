@@ -490,7 +490,7 @@ func (s *segment) plug(c network.Connection) error {
 		return fail("create", err)
 	}
 	// Sweep finds it by this, if this process is killed before the connection is recorded.
-	if err := netlink.LinkSetAlias(veth, portMark+s.opts.Owner); err != nil {
+	if err := netlink.LinkSetAlias(veth, portMark+s.cfg.ID); err != nil {
 		return fail("alias", err)
 	}
 	if err := s.setUpPort(veth); err != nil {
@@ -503,30 +503,31 @@ func (s *segment) plug(c network.Connection) error {
 	return namespace.SetUp(c.Netns, h, i)
 }
 
-// portMark is how the host's ends of containers' interfaces are marked, in their aliases: the words and the engine's own words.
-const portMark = "port of ply of "
+// portMark is how the host's ends of containers' interfaces are marked, in their aliases: the words and the ID of the network.
+const portMark = "port of network "
 
 var _ network.Sweeper = (*Driver)(nil)
 
-// Sweep implements network.Sweeper. Other interfaces that someone has attached to a bridge stay.
-func (d *Driver) Sweep(_ context.Context, known func(hostIf string) bool) error {
+// Sweep implements network.Sweeper. Other interfaces that someone has attached to a bridge stay, and so do those of other engines: the IDs of networks are random.
+func (d *Driver) Sweep(_ context.Context, left func(network, hostIf string) bool) error {
 	all, err := netlink.LinkList()
 	if err != nil {
 		return errs.New(errs.Internal, "network: interfaces: %w", err)
 	}
-	var left error
+	var failed error
 	for _, link := range all {
 		a := link.Attrs()
-		if a.Alias != portMark+d.opts.Owner || known(a.Name) {
+		id, marked := strings.CutPrefix(a.Alias, portMark)
+		if !marked || !left(id, a.Name) {
 			continue
 		}
 		d.opts.Log.Warn("an interface that an earlier engine has not recorded is removed", "interface", a.Name)
 		var gone netlink.LinkNotFoundError
 		if err := netlink.LinkDel(link); err != nil && !errors.As(err, &gone) && !errors.Is(err, syscall.ENODEV) {
-			left = errors.Join(left, errs.New(errs.Internal, "interface %s: remove: %w", a.Name, err))
+			failed = errors.Join(failed, errs.New(errs.Internal, "interface %s: remove: %w", a.Name, err))
 		}
 	}
-	return left
+	return failed
 }
 
 // setUpPort sets up the host's end of a container's interface, which is a port of the bridge.
