@@ -55,7 +55,7 @@ nightly: test mutate itself
 	@test/setup/packages buildah podman chromium npm
 	test/setup/axe
 	PLY_NIGHTLY=1 go test -count=1 -run TestBrowser ./internal/registry/web
-	test/setup/clients docker29 docker-buildx docker-compose crane cosign go-clients testcontainers
+	test/setup/clients docker29 docker-buildx buildkitd docker-compose crane cosign go-clients testcontainers
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e

@@ -153,67 +153,6 @@ func startDocker(t *testing.T) *engine {
 	return d
 }
 
-// The BuildKit in Debian's dockerd takes the results of a build from the cache that ply has written into an image. The Dockerfile has
-// only plain COPYs: to the front end there, which is five years older, a RUN and some flags have other keys.
-func TestBuildKitReadsOurCache(t *testing.T) {
-	if os.Getenv("PLY_NIGHTLY") == "" {
-		t.Skip("dockerd is started at night")
-	}
-	e, d := startPly(t, "overlay2"), startDocker(t)
-	d.env = append(slices.Clone(d.env), "DOCKER_BUILDKIT=1", "BUILDKIT_PROGRESS=plain")
-	r := startRegistry(t, t.TempDir()).Host
-	e.ply(t, "tag", "base", r+"/base:1")
-	e.ply(t, "push", "-q", r+"/base:1")
-	dir := write(t, map[string]string{"Dockerfile": "FROM " + r + "/base:1\nCOPY a /a\nCOPY d /d/\n", "a": "alpha\n", "d/x": "x\n"})
-	inline := r + "/app:1"
-	e.run(t, e.cli[0], "build", "-q", "--push", "-t", inline, "--cache-to", "type=inline", dir)
-	out, code := d.try(dir, d.cli[0], "build", "--cache-from", inline, "-t", "got", ".")
-	if code != 0 || strings.Count(out, "CACHED") != 2 || !strings.Contains(out, "pulling sha256:") {
-		t.Fatalf("exit code %d\n%s", code, out)
-	}
-	tr, err := d.saved("got")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if tr["/a"].data != "alpha\n" || tr["/d/x"].data != "x\n" {
-		t.Errorf("the image has %v %v", tr["/a"], tr["/d/x"])
-	}
-	// A cache of its own. This BuildKit describes a RUN in an older way, so it executes it; from a whole cache it takes what follows by the content.
-	file := "FROM " + r + "/base:1 AS a\nCOPY a /a\nRUN cat /a /a > /b\nFROM " + r + "/base:1\nCOPY d /d/\nCOPY --from=a /b /b\n"
-	dir = write(t, map[string]string{"Dockerfile": file, "a": "alpha\n", "d/x": "x\n"})
-	for mode, want := range map[string][]string{"min": {"COPY d /d/"}, "max": {"COPY --from=a /b /b", "COPY a /a", "COPY d /d/"}} {
-		ref := r + "/cache:" + mode
-		e.run(t, e.cli[0], "build", "-q", "-t", "any", "--cache-to", "type=registry,image-manifest=false,mode="+mode+",ref="+ref, dir) // the form that its BuildKit knows
-		d.run(t, d.cli[0], "builder", "prune", "-af")
-		out, code := d.try(dir, d.cli[0], "build", "--cache-from", ref, "-t", "got", ".")
-		if got := cachedSteps(out); code != 0 || !slices.Equal(got, want) {
-			t.Errorf("mode=%s: exit code %d, from the cache: %q\n%s", mode, code, got, out)
-			continue
-		}
-		if tr, err = d.saved("got"); err != nil {
-			t.Fatal(err)
-		}
-		if tr["/b"].data != "alpha\nalpha\n" || tr["/d/x"].data != "x\n" {
-			t.Errorf("mode=%s: the image has %v %v", mode, tr["/b"], tr["/d/x"])
-		}
-	}
-}
-
-// cachedSteps returns the instructions that the plain progress of BuildKit calls cached, sorted.
-func cachedSteps(out string) (steps []string) {
-	names := map[string]string{}
-	for line := range strings.Lines(out) {
-		id, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if _, name, ok := strings.Cut(rest, "] "); ok && strings.HasPrefix(rest, "[") {
-			names[id] = name
-		} else if rest == "CACHED" {
-			steps = append(steps, names[id])
-		}
-	}
-	slices.Sort(steps)
-	return steps
-}
-
 // What buildah writes into images differs each time: the host name of the container that it builds in, and the IDs of the images before a step.
 var (
 	hostname = regexp.MustCompile(`(?m)^  Hostname "[0-9a-f]{12}"\n`)

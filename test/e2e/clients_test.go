@@ -26,7 +26,7 @@ var quickClients = []string{"regctl"}
 // TestClients runs the stories of the programs of other projects that drive plyd or its registry. In PATH of a story are those that test/setup/clients has
 // installed, whose directory is $CLIENTS, docker-buildx and docker-compose are plug-ins of the docker clients too, and the name of each is a condition that holds where it is installed.
 func TestClients(t *testing.T) {
-	dir := clientDir()
+	dir := private.Clients()
 	p := stories(t, "clients")
 	p.Setup = func(env *testscript.Env) error {
 		if err := setup(env); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"ply/internal/store/layer/quota"
+	"ply/test/private"
 )
 
 // TestScripts runs the stories, each against a plyd of its own. A file plyd.flags in a story adds flags. The condition [docker28] holds where
@@ -49,7 +50,7 @@ func condition(name string) (bool, error) {
 	switch name {
 	case "docker28":
 	case "docker29":
-		_, err := os.Stat(filepath.Join(clientDir(), name))
+		_, err := os.Stat(filepath.Join(private.Clients(), name))
 		if err != nil && os.Getenv("PLY_NIGHTLY") != "" {
 			return false, fmt.Errorf("%w: test/setup/clients %s installs it", err, name)
 		}
@@ -61,15 +62,6 @@ func condition(name string) (bool, error) {
 	}
 	out, err := exec.Command("docker", "--version").Output()
 	return err == nil && strings.HasPrefix(string(out), "Docker version 28.2"), nil
-}
-
-// clientDir returns the directory into which test/setup/clients installs.
-func clientDir() string {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		panic(err) // there is no home directory
-	}
-	return filepath.Join(cache, "ply-clients")
 }
 
 type worldKey struct{}
@@ -94,7 +86,7 @@ func setup(env *testscript.Env) error {
 	w.startPlyd()
 	env.Values[worldKey{}] = w
 	env.Vars = append(env.Vars, w.clientEnv()...)
-	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH")+":"+clientDir())
+	env.Vars = append(env.Vars, "PATH="+bin+":"+os.Getenv("PATH")+":"+private.Clients())
 	env.Vars = append(env.Vars, "ROOT="+root, "BIN="+bin, "IMAGES="+images, "DIR="+w.dir, "DATA="+filepath.Join(w.dir, "data"), "HOME="+env.WorkDir)
 	return nil
 }

@@ -1,5 +1,5 @@
 // Package private runs tests in a network namespace and a mount namespace of their own, where they can make bridges, packet
-// filter rules, ports and mounts without touching the machine. It also builds the binaries that the tests run.
+// filter rules, ports and mounts without touching the machine. It also builds the binaries that the tests run, and finds the clients of others.
 package private
 
 import (
@@ -21,6 +21,15 @@ import (
 // marker is the environment variable that is set in the process that runs inside the namespaces, to the directory that is its
 // /var/tmp.
 const marker = "PLY_TEST_INSIDE"
+
+// Clients returns the directory into which test/setup/clients installs.
+func Clients() string {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		panic(err) // there is no home directory
+	}
+	return filepath.Join(cache, "ply-clients")
+}
 
 // Main is called by TestMain and does not return. It runs the test binary again in new namespaces, in which the loopback
 // interface is up and mounts do not reach the machine. There it calls prepare, unless that is nil, with a directory that is
