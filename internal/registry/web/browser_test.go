@@ -21,12 +21,22 @@ import (
 	"ply/internal/registry/content"
 )
 
-// checkPage runs axe on a page, and notes what is wider than the window. It writes what it finds into the page.
+// checkPage runs axe on a page, and notes what is wider than the window, and controls to which the Tab key does not lead in the order of the page or that do not show
+// that they have the focus. It writes what it finds into the page.
 const checkPage = `<script src="/axe.min.js"></script><script>
 axe.run().then(r => {
   const found = r.violations.map(v => v.id + ": " + v.nodes.map(n => n.html + " " + n.failureSummary).join("; "));
   if (document.documentElement.scrollWidth > innerWidth) found.push("the page is " + document.documentElement.scrollWidth + " wide, the window " + innerWidth);
   if (getComputedStyle(document.body).margin !== "0px") found.push("the page has no style");
+  const controls = [...document.querySelectorAll("a, button, input, select, textarea, summary, [onclick], [role=button]")].filter(e => e.type !== "hidden" && !e.disabled && e.checkVisibility());
+  const look = e => { const s = getComputedStyle(e); return [s.outlineStyle, s.outlineWidth, s.outlineColor, s.boxShadow, s.backgroundColor].join(); };
+  for (const e of controls) {
+    const before = look(e);
+    e.focus();
+    if (document.activeElement !== e || e.tabIndex !== 0) found.push("no key leads to " + e.outerHTML);
+    else if (look(e) === before) found.push("the focus cannot be seen on " + e.outerHTML);
+  }
+  if (controls.length === 0) found.push("the page has no control");
   const p = document.createElement("pre");
   p.id = "found";
   p.textContent = JSON.stringify(found);
