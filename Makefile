@@ -6,7 +6,7 @@ BIN     ?= bin
 BUILD_NEEDS := gcc libc6-dev pkg-config libseccomp-dev libisal-dev
 RUN_NEEDS   := nftables iproute2 procps
 TOUR_NEEDS  := mmdebstrap ca-certificates curl busybox-static xz-utils
-TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils openssh-server xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux docker-compose
+TEST_NEEDS  := docker.io qemu-user-static docker-registry postgresql-15 skopeo erofs-utils busybox-static strace apache2-utils openssh-server xz-utils bzip2 zstd tar git patch libcap2-bin attr acl python3-docker mmdebstrap curl groff-base e2fsprogs xfsprogs btrfs-progs util-linux docker-compose dbus firewalld ufw iptables
 
 # A tree that git will not read, such as another user's, builds without its commit in the version.
 VCS := $(shell git rev-parse HEAD >/dev/null 2>&1 || echo -buildvcs=false)

@@ -183,18 +183,26 @@ func Binaries() (string, error) {
 var shim struct {
 	sync.Once
 	path string
+	dir  string // what RemoveShim removes; "" = nothing was built
 	err  error
 }
 
-// Shim returns the path of a ply-shim of this tree. The first call builds it, as a release is built; RemoveShim removes it.
+// Shim returns the path of a ply-shim of this tree: the one in PLY_BIN, or one that the first call builds, as a release is built; RemoveShim removes that.
 func Shim() (string, error) {
 	shim.Do(func() {
+		if os.Getenv("PLY_BIN") != "" {
+			var bin string
+			if bin, shim.err = Binaries(); shim.err == nil {
+				shim.path = filepath.Join(bin, "ply-shim")
+			}
+			return
+		}
 		dir, err := os.MkdirTemp("", "ply-shim-test-")
 		if err != nil {
 			shim.err = err
 			return
 		}
-		shim.path = filepath.Join(dir, "ply-shim")
+		shim.dir, shim.path = dir, filepath.Join(dir, "ply-shim")
 		cmd := exec.Command("go", "build", "-buildvcs=false", "-tags", "netgo,osusergo,seccomp", "-ldflags", "-extldflags -static", "-o", shim.path, "ply/cmd/ply-shim")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -206,7 +214,7 @@ func Shim() (string, error) {
 
 // RemoveShim removes what Shim built. TestMain calls it after the tests.
 func RemoveShim() {
-	if shim.path != "" {
-		_ = os.RemoveAll(filepath.Dir(shim.path))
+	if shim.dir != "" {
+		_ = os.RemoveAll(shim.dir)
 	}
 }
