@@ -3,8 +3,8 @@ package container
 import (
 	"context"
 	"errors"
-	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,6 +16,7 @@ import (
 	"ply/internal/container/logfile"
 	"ply/internal/container/session"
 	"ply/internal/container/spec"
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/oci"
@@ -204,7 +205,7 @@ func adoptFile(ctx context.Context, c *ctr, name string, from *os.File) (err err
 		if c.rec.LogPath == "" {
 			return nil
 		}
-		to, limit = c.paths.log+name[len("log"):], 1<<62
+		to, limit = c.paths.log+name[len("log"):], math.MaxInt64
 	default:
 		return errs.New(errs.Internal, "container %s: file %q is none of a container", c.id.Short(), name)
 	}
@@ -217,18 +218,19 @@ func adoptFile(ctx context.Context, c *ctr, name string, from *os.File) (err err
 		return errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
 	defer errs.Close(&err, out)
-	for left := limit; left > 0; {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		n, err := io.CopyN(out, from, min(left, 64<<20))
-		left -= n
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return errs.New(errs.Internal, "container %s: %s: %w", c.id.Short(), name, err)
-		}
+	st, err := from.Stat()
+	if err != nil {
+		return errs.New(errs.Internal, "container %s: %s: %w", c.id.Short(), name, err)
 	}
-	return errs.New(errs.Invalid, "container %s: %s has more than %d bytes", c.id.Short(), name, limit)
+	if st.Size() > limit {
+		return errs.New(errs.Invalid, "container %s: %s has more than %d bytes", c.id.Short(), name, limit)
+	}
+	// A log that was emptied while docker wrote on has a hole at its start.
+	if err := durable.CopySparse(ctx, out, from, st.Size()); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		return errs.New(errs.Internal, "container %s: %s: %w", c.id.Short(), name, err)
+	}
+	return nil
 }

@@ -509,3 +509,41 @@ func TestImportFaults(t *testing.T) {
 	}
 	t.Logf("%d operations", operations)
 }
+
+// A log that was emptied while its engine wrote on begins with a hole. It comes over as a hole, however large it is.
+func TestLogWithAHole(t *testing.T) {
+	f := source(t)
+	name := f.Path("containers/" + one + "/" + one + "-json.log")
+	const hole = 200 << 20
+	line := `{"log":"after\n","stream":"stdout","time":"2026-01-02T03:04:05.1Z"}` + "\n"
+	log, err := os.OpenFile(name, os.O_RDWR|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = log.WriteAt([]byte(line), hole)
+	if err := errors.Join(err, log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	w := open(t, t.TempDir(), drivers.Names()[0], durable.OS, newNetworks())
+	defer w.close()
+	if lines, sum, err := w.run(importer.Options{Dir: f.Dir}); err != nil || sum[importer.Imported] != 7 {
+		t.Fatalf("%v %v %v", sum, err, lines)
+	}
+	c, err := w.containers.Get(t.Context(), one, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(c.LogPath, &st); err != nil || st.Size != hole+int64(len(line)) || st.Blocks*512 > 1<<20 {
+		t.Errorf("%d bytes in %d blocks, %v", st.Size, st.Blocks, err)
+	}
+	copied, err := os.Open(c.LogPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copied.Close()
+	got := make([]byte, len(line))
+	if _, err := copied.ReadAt(got, hole); err != nil || string(got) != line {
+		t.Errorf("%q, %v", got, err)
+	}
+}

@@ -380,7 +380,7 @@ func (c *copier) file(src, dst *os.File, name string, st *unix.Stat_t) (err erro
 	}
 	out := os.NewFile(uintptr(dfd), name)
 	defer func() { err = errors.Join(err, out.Close()) }()
-	if err := c.data(in, out, st.Size); err != nil {
+	if err := durable.CopySparse(c.ctx, out, in, st.Size); err != nil {
 		return err
 	}
 	if err := unix.Fchown(dfd, int(st.Uid), int(st.Gid)); err != nil {
@@ -393,42 +393,6 @@ func (c *copier) file(src, dst *os.File, name string, st *unix.Stat_t) (err erro
 		return err
 	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(out), []unix.Timespec{st.Atim, st.Mtim}, 0)
-}
-
-// data copies the parts of a file that are not holes.
-func (c *copier) data(in, out *os.File, size int64) error {
-	for off := int64(0); off < size; {
-		if err := c.ctx.Err(); err != nil {
-			return err
-		}
-		start, err := unix.Seek(int(in.Fd()), off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		if err != nil {
-			start = off
-		}
-		end, err := unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE)
-		if err != nil {
-			end = size
-		}
-		end = min(end, start+64<<20) // so that a cancelled copy ends soon
-		if _, err := in.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := out.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		n, err := io.CopyN(out, in, end-start)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if n == 0 {
-			break
-		}
-		off = start + n
-	}
-	return out.Truncate(size)
 }
 
 // copyXattrs copies extended attributes except those of overlayfs. A file system without them is no error.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ply/internal/durable"
 	"ply/internal/safepath"
 	"ply/internal/store/layer/upper"
 )
@@ -142,15 +143,15 @@ func (c *copier) child(from, to *os.File, name, path string) error {
 		}
 		c.copies[inodeOf(&st)] = path
 	}
-	return copyNode(int(from.Fd()), name, &st, int(to.Fd()), name)
+	return copyNode(c.ctx, int(from.Fd()), name, &st, int(to.Fd()), name)
 }
 
 // copyNode copies anything but a directory. The copy of a socket has no listener.
-func copyNode(from int, src string, st *unix.Stat_t, to int, dst string) error {
+func copyNode(ctx context.Context, from int, src string, st *unix.Stat_t, to int, dst string) error {
 	var err error
 	switch kindOf(st) {
 	case unix.S_IFREG:
-		err = copyFile(from, src, st.Size, to, dst)
+		err = copyFile(ctx, from, src, st.Size, to, dst)
 	case unix.S_IFLNK:
 		var target string
 		if target, err = readlink(from, src); err == nil {
@@ -174,7 +175,7 @@ func readlink(dirfd int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-func copyFile(from int, src string, size int64, to int, dst string) error {
+func copyFile(ctx context.Context, from int, src string, size int64, to int, dst string) error {
 	r, err := openFile(from, src)
 	if err != nil {
 		return err
@@ -186,38 +187,9 @@ func copyFile(from int, src string, size int64, to int, dst string) error {
 	}
 	w := os.NewFile(uintptr(out), dst)
 	if size > 0 && unix.IoctlFileClone(out, int(r.Fd())) != nil {
-		err = copyData(w, r, size)
+		err = durable.CopySparse(ctx, w, r, size)
 	}
 	return errors.Join(err, w.Close())
-}
-
-// copyData copies the content of a file and keeps its holes.
-func copyData(w, r *os.File, size int64) error {
-	for at := int64(0); at < size; {
-		data, err := unix.Seek(int(r.Fd()), at, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		if err != nil {
-			data = at
-		}
-		end, err := unix.Seek(int(r.Fd()), data, unix.SEEK_HOLE)
-		if err != nil {
-			end = size
-		}
-		if _, err := r.Seek(data, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := w.Seek(data, io.SeekStart); err != nil {
-			return err
-		}
-		n, err := io.CopyN(w, r, end-data) // uses copy_file_range where the kernel supports it
-		if err != nil && err != io.EOF {
-			return err
-		}
-		at = data + max(n, 1)
-	}
-	return w.Truncate(size)
 }
 
 // removeAll removes a name and everything below it.

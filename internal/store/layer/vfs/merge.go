@@ -104,7 +104,7 @@ func (m *merger) copyTargets() ([]*lowerLink, error) {
 			st, err := lstat(parent, base)
 			if err == nil && kindOf(&st) != unix.S_IFDIR {
 				link = &lowerLink{copy: strconv.Itoa(len(all)), was: inodeOf(&st), target: target}
-				err = copyNode(int(parent.Fd()), base, &st, int(m.spare.Fd()), link.copy)
+				err = copyNode(m.ctx, int(parent.Fd()), base, &st, int(m.spare.Fd()), link.copy)
 				if err == nil { // a second name, so that the inode number is not used again
 					err = unix.Linkat(int(parent.Fd()), base, int(m.spare.Fd()), link.copy+"-was", 0)
 				}
