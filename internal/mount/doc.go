@@ -6,6 +6,7 @@
 // redirect_dir=nofollow, metacopy=off and index=off: a layer must not be able to point elsewhere, and an upper directory must
 // contain whole files.
 //
-// Required kernels: 6.12 for EROFS on a file, 6.15 for detached trees as layers of an overlay. On older kernels the caller
-// attaches the trees and names them with At.
+// Required kernels: 5.12 for all; 6.12 for EROFS on a file, 6.15 for detached trees as layers of an overlay. On older kernels the caller
+// attaches the trees and names them with At. Before 6.7 an overlay is mounted with mount(2), whose options fit one page: it has at least 400 layers, with
+// short names in mountinfo, see ShortName.
 package mount

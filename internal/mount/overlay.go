@@ -42,6 +42,9 @@ func (o Overlay) Mount() (*Tree, error) {
 	if len(o.Lower) > MaxLowers {
 		return nil, errs.New(errs.Exhausted, "overlay: %d layers, the kernel takes %d", len(o.Lower), MaxLowers)
 	}
+	if !appendsLowers() {
+		return o.mountByPage()
+	}
 	c, err := open("overlay")
 	if err != nil {
 		return nil, err
@@ -57,11 +60,14 @@ func (o Overlay) Mount() (*Tree, error) {
 	return c.mount(attrs)
 }
 
+// fixedOptions are those of every overlay.
+var fixedOptions = [][2]string{{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "auto"}}
+
 func (o Overlay) configure(c *context) error {
 	if err := c.set("source", "overlay"); err != nil {
 		return err
 	}
-	for _, kv := range [][2]string{{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "auto"}} {
+	for _, kv := range fixedOptions {
 		if err := c.set(kv[0], kv[1]); err != nil {
 			return err
 		}

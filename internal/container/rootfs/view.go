@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -55,33 +54,7 @@ func (r *Root) View(o ViewOptions, f func(root *os.File) error) error {
 	if len(o.Binds) == 0 && !o.ReadOnly {
 		return run()
 	}
-	return inMountNamespace(run)
-}
-
-// inMountNamespace calls f on a thread with a mount namespace of its own. Thread and namespace end with f.
-func inMountNamespace(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			// The main thread never ends, so a namespace made on it would stay: keep it locked and use another thread.
-			result <- inMountNamespace(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		// The thread is not unlocked, so it ends with this goroutine. The namespace is a slave of the host's: it
-		// receives the host's unmounts, so it keeps no root of another container busy, and passes on none of its own.
-		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-			result <- fmt.Errorf("mount namespace: %w", err)
-			return
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			result <- fmt.Errorf("mount namespace: %w", err)
-			return
-		}
-		result <- f()
-	}()
-	return <-result
+	return mount.InNamespace(run)
 }
 
 // mountBind mounts one bind below root. It makes a missing mount point: a container that was never started has none.

@@ -12,6 +12,7 @@ import (
 	"ply/internal/mount"
 	"ply/internal/oci"
 	"ply/internal/store/layer"
+	"ply/internal/store/layer/tree"
 	"ply/internal/store/layer/writable"
 )
 
@@ -70,7 +71,8 @@ func (d *Driver) mounted(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	return strings.Contains(string(info), escape(dir)+"/fs"), nil
+	root := filepath.Join(dir, tree.FS)
+	return strings.Contains(string(info), escape(root)) || strings.Contains(string(info), mount.ShortName(root)), nil
 }
 
 // escape escapes a path as mountinfo does among options.
