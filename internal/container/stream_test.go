@@ -345,3 +345,27 @@ func TestLogsOutliveTheContainer(t *testing.T) {
 		})
 	}
 }
+
+// A client that leaves before it is told that it is attached holds nothing up: nobody would read its output.
+func TestAttachOfClientThatLeft(t *testing.T) {
+	w := newWorld(t)
+	sp := sh("read go; head -c 20000000 /dev/zero")
+	sp.OpenStdin = true
+	id := w.create(sp)
+	w.start(id)
+	left := errors.New("left")
+	for range 3 {
+		if err := w.sessions.Attach(t.Context(), id, session.AttachOptions{Stream: true, Stdout: io.Discard, Ready: func() error { return left }}); !errors.Is(err, left) {
+			t.Errorf("Attach = %v", err)
+		}
+	}
+	in, typed := io.Pipe()
+	defer typed.Close()
+	done := w.attach(id, session.AttachOptions{Stdin: in, Stdout: io.Discard})
+	if _, err := io.WriteString(typed, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := result(t, done); err != nil {
+		t.Error(err)
+	}
+}

@@ -45,7 +45,7 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 		keys = nil // only a terminal has detach keys
 	}
 	if !opts.Stream {
-		return s.attachLog(ctx, opts)
+		return s.begin(ctx, opts)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -66,15 +66,12 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 		return err
 	}
 	s.c.Publish("attach")
-	if opts.Ready != nil {
-		if err := opts.Ready(); err != nil {
-			return err
+	if err := s.begin(ctx, opts); err != nil { // the client has left; a stream that nobody reads would hold the process up
+		cancel()
+		if st, nerr := next(); nerr == nil && st != nil {
+			_ = st.Close() // as below
 		}
-	}
-	if opts.Logs {
-		if err := s.writeLog(ctx, opts); err != nil {
-			return err
-		}
+		return err
 	}
 	st, err := next()
 	if err != nil || st == nil {
@@ -88,8 +85,8 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 	return err
 }
 
-// attachLog is Attach for a client that wants no stream.
-func (s *Set) attachLog(ctx context.Context, opts AttachOptions) error {
+// begin tells the client that it is attached, and sends the log if it asked for it. A client that wants no stream gets no more.
+func (s *Set) begin(ctx context.Context, opts AttachOptions) error {
 	if opts.Ready != nil {
 		if err := opts.Ready(); err != nil {
 			return err

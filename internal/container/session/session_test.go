@@ -116,6 +116,18 @@ func TestAttachWaits(t *testing.T) {
 	}
 }
 
+// A client that leaves before it is told that it is attached is not waiting any more.
+func TestAttachOfClientThatLeft(t *testing.T) {
+	s, _ := newSet()
+	left := errors.New("left")
+	if err := s.Attach(t.Context(), AttachOptions{Stream: true, Stdout: &bytes.Buffer{}, Ready: func() error { return left }}); !errors.Is(err, left) {
+		t.Errorf("Attach = %v", err)
+	}
+	if len(s.waiting) != 0 {
+		t.Error("the client is still waiting")
+	}
+}
+
 func TestLogs(t *testing.T) {
 	s, _ := newSet()
 	if err := s.Logs(t.Context(), LogOptions{}, nil, nil); !errors.Is(err, errs.Invalid) {
