@@ -78,6 +78,7 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 	c.mu.Lock()
 	if c.life != l {
 		c.mu.Unlock()
+		l.recorded()
 		return
 	}
 	again, wait := c.decideRestart(l, exit)
@@ -88,6 +89,7 @@ func (s *supervisor) recordExit(c *ctr, l *life, exit Exit) {
 	c.publishMounts("unmount")
 	c.sessions.End()
 	c.exited(exit, again, !auto || again)
+	l.recorded()
 	if exit.OOMKilled {
 		c.publish("oom")
 	}

@@ -458,6 +458,7 @@ type fakeNetwork struct {
 	last network.AttachRequest
 
 	attaching func(network.AttachRequest) // called by Attach, if set
+	detaching func()                      // called by Detach, if set
 }
 
 func (f *fakeNetwork) Attach(_ context.Context, req network.AttachRequest) (a network.Attachment, err error) {
@@ -545,6 +546,9 @@ func (f *fakeNetwork) Attached(id oci.ContainerID) (network.Attachment, bool) {
 }
 
 func (f *fakeNetwork) Detach(_ context.Context, id oci.ContainerID, path string) error {
+	if f.detaching != nil {
+		f.detaching()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.up, id)

@@ -17,10 +17,13 @@ import (
 // life is one run of a container's first process.
 type life struct {
 	*session.Run
-	c      *ctr
-	began  time.Time
-	ctx    context.Context // ends with the run
-	end    context.CancelFunc
+	c     *ctr
+	began time.Time
+	ctx   context.Context // ends with the run
+	end   context.CancelFunc
+
+	recorded context.CancelFunc // the end of the run was recorded
+
 	manual bool // stop, kill or restart was asked for; c.mu guards it
 	killed bool // SIGKILL was sent, so nothing freezes the processes any more; c.mu guards it
 	keep   bool // a restart was asked for: the end of the run does not remove a --rm container; c.mu guards it
@@ -30,7 +33,9 @@ type life struct {
 func (c *ctr) newLife(client *shim.Client, began time.Time) *life {
 	l := &life{c: c, began: began}
 	l.ctx, l.end = context.WithCancel(c.env.run)
-	l.Run = &session.Run{Client: client, Ended: l.ctx.Done()}
+	recorded, done := context.WithCancel(c.env.run)
+	l.recorded = done
+	l.Run = &session.Run{Client: client, Ended: l.ctx.Done(), Recorded: recorded.Done()}
 	return l
 }
 

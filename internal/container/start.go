@@ -141,6 +141,9 @@ func (c *ctr) started(l *life) {
 	st := &c.rec.State
 	st.Status, st.PID, st.ExitCode, st.Error, st.OOMKilled = StatusRunning, pid, 0, "", false
 	st.Started = l.began.UTC()
+	if st.Health != nil { // of the run before
+		st.Health = &Health{Status: "starting"}
+	}
 	c.mu.Unlock()
 	c.publishMounts("mount")
 	c.publish("start")

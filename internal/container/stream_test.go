@@ -346,6 +346,42 @@ func TestLogsOutliveTheContainer(t *testing.T) {
 	}
 }
 
+// A client that has read all output asks for the exit code next, or removes the network. So Attach ends when the end of the run is recorded and
+// the network is free, not before.
+func TestAttachEndsAfterRecord(t *testing.T) {
+	w := newWorld(t)
+	sp := sh("echo done; exit 7")
+	sp.NetworkMode = "bridge"
+	id := w.create(sp)
+	detaching, free := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.net.detaching = func() {
+		once.Do(func() { close(detaching) })
+		<-free
+	}
+	var out buffer
+	done := w.attach(id, session.AttachOptions{Stdout: &out})
+	w.start(id)
+	select {
+	case <-detaching:
+	case <-time.After(patience):
+		t.Fatal("the network was not detached")
+	}
+	w.eventually("the output is there", func() bool { return out.String() == "done\n" })
+	select {
+	case err := <-done:
+		t.Errorf("Attach = %v before the network was detached", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(free)
+	if err := result(t, done); err != nil {
+		t.Error(err)
+	}
+	if st := w.get(id).State; st.Status != container.StatusExited || st.ExitCode != 7 {
+		t.Errorf("state after Attach = %s with code %d, want exited with code 7", st.Status, st.ExitCode)
+	}
+}
+
 // A client that leaves before it is told that it is attached holds nothing up: nobody would read its output.
 func TestAttachOfClientThatLeft(t *testing.T) {
 	w := newWorld(t)
@@ -367,5 +403,33 @@ func TestAttachOfClientThatLeft(t *testing.T) {
 	}
 	if err := result(t, done); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who sees a container run again does not see the health of the run before: a client that waits for it to be healthy would go on too early.
+func TestHealthOfRunBefore(t *testing.T) {
+	w := newWorld(t)
+	id := w.up(func(s *spec.Spec) {
+		s.Healthcheck = health("CMD-SHELL", "true")
+	})
+	for range 15 {
+		w.eventually("the container is healthy", func() bool { return w.get(id).State.Health.Status == "healthy" })
+		before := w.get(id).State.Started
+		seen := make(chan container.State)
+		go func() {
+			for {
+				if st := w.get(id).State; st.Status == container.StatusRunning && !st.Started.Equal(before) {
+					seen <- st
+					return
+				}
+			}
+		}()
+		if err := w.s.Restart(context.Background(), id, "", new(int)); err != nil {
+			t.Fatal(err)
+		}
+		st := <-seen
+		if log := st.Health.Log; len(log) > 0 && log[len(log)-1].Start.Before(st.Started) {
+			t.Fatalf("a run that began at %s has the health %s of a check at %s", st.Started, st.Health.Status, log[len(log)-1].Start)
+		}
 	}
 }

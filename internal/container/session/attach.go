@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"time"
 
 	"ply/internal/container/shim"
 	"ply/internal/errs"
@@ -78,9 +79,12 @@ func (s *Set) Attach(ctx context.Context, opts AttachOptions) error {
 		return err
 	}
 	defer st.Close() // by now all output was sent or the client has left
-	err = pump(ctx, st, opts, keys)
-	if errors.Is(err, ErrDetached) {
+	ended, err := pump(ctx, st, opts, keys)
+	switch {
+	case errors.Is(err, ErrDetached):
 		s.c.Publish("detach")
+	case ended:
+		st.run.awaitRecord(ctx)
 	}
 	return err
 }
@@ -96,6 +100,20 @@ func (s *Set) begin(ctx context.Context, opts AttachOptions) error {
 		return nil
 	}
 	return s.writeLog(ctx, opts)
+}
+
+// recordLimit bounds how long the end of the output is kept back until the end of the run is recorded.
+const recordLimit = 10 * time.Second
+
+// awaitRecord waits until the end of the run was recorded. A client that has read all output asks for the exit code next, or removes the network.
+func (r *Run) awaitRecord(ctx context.Context) {
+	late := time.NewTimer(recordLimit)
+	defer late.Stop()
+	select {
+	case <-r.Recorded:
+	case <-ctx.Done():
+	case <-late.C:
+	}
 }
 
 // connect attaches to the running process, or registers the client for the next start; next then waits for the
@@ -147,9 +165,9 @@ func (s *Set) connect(ctx context.Context, args shim.AttachArgs, resume *Resume)
 	}, nil
 }
 
-// pump copies between a client and a process until one of them ends. It returns ErrIncomplete when the client is there but
-// the output ended too early.
-func pump(ctx context.Context, st *stream, opts AttachOptions, keys []byte) error {
+// pump copies between a client and a process until one of them ends; ended says that it was the process. It returns ErrIncomplete when the client is
+// there but the output ended too early.
+func pump(ctx context.Context, st *stream, opts AttachOptions, keys []byte) (ended bool, err error) {
 	left := make(chan error, 1)
 	if opts.Stdin != nil {
 		// The goroutine ends with the client's connection, which the caller closes after pump has returned.
@@ -171,7 +189,7 @@ func pump(ctx context.Context, st *stream, opts AttachOptions, keys []byte) erro
 			}
 			if w != nil {
 				if _, werr := w.Write(buf[:n]); werr != nil {
-					return nil // the client is gone; the process runs on
+					return false, nil // the client is gone; the process runs on
 				}
 			}
 		}
@@ -179,17 +197,17 @@ func pump(ctx context.Context, st *stream, opts AttachOptions, keys []byte) erro
 			continue
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return true, nil
 		}
 		select {
 		case why := <-left:
-			return why
+			return false, why
 		default:
 		}
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) { // the client left, or the process was not started
-			return nil
+			return false, nil
 		}
-		return fmt.Errorf("%w: %w", ErrIncomplete, err)
+		return false, fmt.Errorf("%w: %w", ErrIncomplete, err)
 	}
 }
 

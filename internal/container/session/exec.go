@@ -162,7 +162,7 @@ func (e *Exec) Start(ctx context.Context, opts AttachOptions, detach bool, size 
 	if st == nil {
 		return nil
 	}
-	if err := pump(ctx, st, opts, matcher); err != nil {
+	if _, err := pump(ctx, st, opts, matcher); err != nil {
 		return err
 	}
 	select {
@@ -330,7 +330,7 @@ func (s *Set) RunOnce(ctx context.Context, run *Run, sp spec.ExecSpec, out io.Wr
 		run.withdraw(ctx, id)
 		return exitCode(err), err
 	}
-	err = pump(ctx, st, AttachOptions{Stdout: out, Stderr: out}, nil)
+	_, err = pump(ctx, st, AttachOptions{Stdout: out, Stderr: out}, nil)
 	if ctx.Err() != nil {
 		kill, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
 		defer cancel()

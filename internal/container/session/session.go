@@ -46,8 +46,9 @@ type Container interface {
 
 // Run is one run of a container's first process.
 type Run struct {
-	Client *shim.Client
-	Ended  <-chan struct{} // closed when the end of the run is being recorded
+	Client   *shim.Client
+	Ended    <-chan struct{} // closed when the end of the run is being recorded
+	Recorded <-chan struct{} // closed when it was recorded, so that inspect shows it
 
 	mu      sync.Mutex
 	streams map[*stream]struct{} // the attached ones whose output was not read to the end
