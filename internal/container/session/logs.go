@@ -100,8 +100,8 @@ func (s *Set) HoldLogs() error {
 // maxTogether bounds what is written together of a log, in bytes, unless a single record is longer.
 const maxTogether = 60 << 10
 
-// lineWriter writes log messages, those of one stream that follow each other together. It writes the timestamp once per line, also when a line has several
-// messages.
+// lineWriter writes log messages: one at a time, because docker's clients take each frame for a line, or those of one stream that follow each other together when
+// the caller takes records. It writes the timestamp once per line, also when a line has several messages.
 type lineWriter struct {
 	opts   LogOptions
 	out    [3]io.Writer
@@ -138,7 +138,7 @@ func (w *lineWriter) writeSome(list []logfile.Message) (n int, err error) {
 	w.buf = w.buf[:0]
 	for ; n < len(list) && list[n].Stream == stream; n++ {
 		m := &list[n]
-		if n > 0 && len(w.buf)+len(m.Line) > maxTogether {
+		if n > 0 && (w.opts.Record == nil || len(w.buf)+len(m.Line) > maxTogether) {
 			break
 		}
 		if !w.inside[stream] {

@@ -4,12 +4,15 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"ply/internal/container/logfile"
 	"ply/internal/container/shim"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
@@ -151,4 +154,38 @@ func TestLogs(t *testing.T) {
 			t.Errorf("LogConfig(%v) = %+v, %v, want %d bytes in %d files", c.opts, l, err, c.size, c.files)
 		}
 	}
+}
+
+// Docker's clients take each write for a line. Records, which carry a place, are written together.
+func TestLinesAreWrittenOneByOne(t *testing.T) {
+	list := []logfile.Message{
+		{Stream: shim.Stdout, Line: []byte("one\n")}, {Stream: shim.Stdout, Line: []byte("par")}, {Stream: shim.Stdout, Line: []byte("ted\n")}, {Stream: shim.Stderr, Line: []byte("error\n")},
+	}
+	var out, errOut writes
+	w := lineWriter{out: [3]io.Writer{shim.Stdout: &out, shim.Stderr: &errOut}}
+	if err := w.write(list); err != nil {
+		t.Fatal(err)
+	}
+	if got := append(out, errOut...); !slices.Equal(got, []string{"one\n", "par", "ted\n", "error\n"}) {
+		t.Errorf("writes %q", got)
+	}
+	var records writes
+	w = lineWriter{out: w.out, opts: LogOptions{Record: func(_ byte, text []byte, _ LogPlace) error {
+		_, err := records.Write(text)
+		return err
+	}}}
+	if err := w.write(list); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(records, []string{"one\nparted\n", "error\n"}) {
+		t.Errorf("records %q", records)
+	}
+}
+
+// writes keeps what it is written, one by one.
+type writes []string
+
+func (w *writes) Write(p []byte) (int, error) {
+	*w = append(*w, string(p))
+	return len(p), nil
 }
