@@ -52,7 +52,7 @@ func engineManual(flags *pflag.FlagSet) string {
 	})
 	p.Section("SIGNALS")
 	p.Item("SIGHUP", "Read the settings again. Those that ply-daemon.json(5) calls live take effect.")
-	p.Item("SIGTERM, SIGINT", "End. Containers run on with live-restore, which is the default; otherwise they are stopped first.")
+	p.Item("SIGTERM, SIGINT", "End. Containers run on with live-restore, which is the default; otherwise, and when systemd shuts the machine down, they are stopped first.")
 	p.Section("FILES")
 	p.Item(defaultConfigFile, "The settings.")
 	p.Item(config.Default().DataRoot, "Images, containers and volumes.")

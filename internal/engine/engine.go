@@ -22,6 +22,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/events"
 	"ply/internal/filter"
+	"ply/internal/host"
 	"ply/internal/image"
 	"ply/internal/importer"
 	"ply/internal/mount"
@@ -114,7 +115,9 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 }
 
 // KeepsContainers reports whether containers keep running after Close.
-func (e *Engine) KeepsContainers() bool { return e.config.Current().LiveRestore }
+func (e *Engine) KeepsContainers() bool {
+	return e.config.Current().LiveRestore && !host.ShuttingDown()
+}
 
 // newEngine returns an engine of which nothing is open.
 func newEngine(opts Options) *Engine {
@@ -368,10 +371,11 @@ func defaults(c *config.Config) container.Defaults {
 	return d
 }
 
-// stopContainers stops all containers where live-restore is switched off.
+// stopContainers stops all containers where live-restore is switched off, and everywhere when this machine is shut down: with their own
+// signals and timeouts, and while there are networks and volumes. The service manager would send SIGTERM to all processes at once.
 func (e *Engine) stopContainers() error {
 	c := e.config.Current()
-	if c.LiveRestore || !e.restored {
+	if !e.restored || e.KeepsContainers() {
 		return nil
 	}
 	return e.Containers.StopAll(context.Background(), c.ShutdownTimeout)
