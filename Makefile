@@ -58,6 +58,7 @@ nightly: test mutate itself
 	test/setup/clients docker29 docker-buildx buildkitd docker-compose crane cosign go-clients testcontainers
 	go test -count=1 -timeout 60m ./test/drivers -layertest.scripts 400
 	for d in erofs overlay2 vfs; do go test -count=1 -timeout 60m -run TestDriver ./internal/store/layer/$$d -layertest.stacks 400 || exit 1; done
+	PLY_NIGHTLY=1 go test -count=1 -timeout 30m ./internal/network
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 60m ./test/e2e
 	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -count=1 -timeout 120m ./test/build
 	PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 180m -run 'TestKill|TestPowerCut|TestRecordedCrashes|TestFaults' ./test/crash -crash.kills 1000 -crash.cuts 1000 -crash.states 300 -crash.faults

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -194,7 +193,9 @@ func (x Checker) endpoint(r *check.Run, c Connection, known map[string]bool) {
 		r.Report(check.Finding{Kind: "endpoint", Object: string(id), Problem: "its network namespace is gone", Heal: restart})
 	}
 	if c.Endpoint.HostIf != "" {
-		if _, err := net.InterfaceByName(c.Endpoint.HostIf); err != nil {
+		if there, err := namespace.HasLink(c.Endpoint.HostIf); err != nil {
+			r.Report(check.Finding{Kind: "endpoint", Object: string(id), Problem: err.Error(), Heal: restart})
+		} else if !there {
 			r.Report(check.Finding{Kind: "endpoint", Object: string(id), Problem: "its interface " + c.Endpoint.HostIf + " is gone", Heal: restart})
 		}
 	}

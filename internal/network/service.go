@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -412,7 +411,11 @@ func (s *Service) Teardown(ctx context.Context) error {
 // takeDown removes a network from the host. Of one that nothing has used since this engine began, an earlier engine may have left the bridge.
 func (s *Service) takeDown(ctx context.Context, m *managed) error {
 	if m.config.Bridge != "" && m.current() == nil {
-		if _, err := net.InterfaceByName(m.config.Bridge); err == nil {
+		there, err := namespace.HasLink(m.config.Bridge)
+		if err != nil {
+			return err
+		}
+		if there {
 			if _, err := s.up(ctx, m, false); err != nil {
 				s.log.Info("the bridge of a network stays on this host", "network", m.name, "err", err) // it may be another engine's
 			}

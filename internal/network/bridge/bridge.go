@@ -20,6 +20,7 @@ import (
 	"ply/internal/errs"
 	"ply/internal/network"
 	"ply/internal/network/ipam"
+	"ply/internal/network/namespace"
 )
 
 // ensureBridge makes the bridge, or takes over the one that is there, with the gateways' addresses on it, and sets it
@@ -179,7 +180,7 @@ func bridgeAddress(link netlink.Link) (netip.Prefix, error) {
 
 // addresses returns the addresses of an interface with the lengths of their subnets.
 func addresses(link netlink.Link) (all []netip.Prefix, err error) {
-	list, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	list, err := namespace.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, errs.New(errs.Internal, "interface %s: addresses: %w", link.Attrs().Name, err)
 	}
@@ -195,7 +196,7 @@ func addresses(link netlink.Link) (all []netip.Prefix, err error) {
 
 // Subnets returns the subnets that the host has routes to, without the default routes.
 func Subnets() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := namespace.Whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, errs.New(errs.Internal, "network: list routes: %w", err)
 	}

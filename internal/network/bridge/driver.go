@@ -481,7 +481,7 @@ func (s *segment) plug(c network.Connection) error {
 	defer ns.Close()
 	defer h.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex = e.HostIf, s.cfg.MTU, bridge.Attrs().Index
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.Flags = e.HostIf, s.cfg.MTU, bridge.Attrs().Index, net.FlagUp
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: e.Interface, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(s.cfg.MTU)}
 	fail := func(step string, err error) error {
 		return errs.New(errs.Internal, "interface %s: %s: %w", e.HostIf, step, err)
@@ -489,11 +489,11 @@ func (s *segment) plug(c network.Connection) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fail("create", err)
 	}
-	// Sweep finds it by this, if this process is killed before the connection is recorded.
+	// Sweep finds it by this, if this process is killed before the connection is recorded. The kernel takes no alias of a new interface.
 	if err := netlink.LinkSetAlias(veth, portMark+s.cfg.ID); err != nil {
 		return fail("alias", err)
 	}
-	if err := s.setUpPort(veth); err != nil {
+	if err := s.setModes(veth); err != nil {
 		return err
 	}
 	i := namespace.Interface{Name: e.Interface, Sysctls: c.Sysctls, Addrs: namespace.Addresses(e.IPv4, e.IPv6, e.LinkLocal)}
@@ -510,7 +510,7 @@ var _ network.Sweeper = (*Driver)(nil)
 
 // Sweep implements network.Sweeper. Other interfaces that someone has attached to a bridge stay, and so do those of other engines: the IDs of networks are random.
 func (d *Driver) Sweep(_ context.Context, left func(network, hostIf string) bool) error {
-	all, err := netlink.LinkList()
+	all, err := namespace.Whole(netlink.LinkList)
 	if err != nil {
 		return errs.New(errs.Internal, "network: interfaces: %w", err)
 	}
@@ -530,13 +530,10 @@ func (d *Driver) Sweep(_ context.Context, left func(network, hostIf string) bool
 	return failed
 }
 
-// setUpPort sets up the host's end of a container's interface, which is a port of the bridge.
-func (s *segment) setUpPort(veth netlink.Link) error {
+// setModes sets how the bridge passes frames to the host's end of a container's interface, which is a port of it.
+func (s *segment) setModes(veth netlink.Link) error {
 	fail := func(step string, err error) error {
 		return errs.New(errs.Internal, "interface %s: %s: %w", veth.Attrs().Name, step, err)
-	}
-	if err := netlink.LinkSetUp(veth); err != nil {
-		return fail("set up", err)
 	}
 	// A container may connect to a published port of its own by the host's address. The frame then leaves the bridge
 	// by the port on which it arrived, which a bridge allows in hairpin mode only.
@@ -615,10 +612,17 @@ func (s *segment) Down(ctx context.Context) error {
 // remove removes a bridge that this engine made.
 func (o *Options) remove(name string) error {
 	link, err := netlink.LinkByName(name)
-	if err != nil || !o.made(link) {
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) || err == nil && !o.made(link) {
 		return nil
 	}
-	return netlink.LinkDel(link)
+	if err == nil {
+		err = netlink.LinkDel(link)
+	}
+	if err != nil {
+		return errs.New(errs.Internal, "bridge %s: remove: %w", name, err)
+	}
+	return nil
 }
 
 // Close waits for deletions and closes the sockets of reserved ports. Interfaces and rules stay.

@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"ply/internal/network"
+	"ply/internal/network/namespace"
 	"ply/internal/procid"
 )
 
@@ -35,7 +36,7 @@ func lockHost(_ context.Context, log *slog.Logger) (unlock func()) {
 
 // refuseTaken refuses a subnet that overlaps that of a bridge of another engine.
 func refuseTaken(want netip.Prefix, owner string) error {
-	all, err := netlink.LinkList()
+	all, err := namespace.Whole(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("network: interfaces: %w", err)
 	}

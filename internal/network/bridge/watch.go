@@ -243,5 +243,8 @@ func (s *segment) mendConnection(c network.Connection) error {
 	if err := netlink.LinkSetMaster(link, bridge); err != nil {
 		return errs.New(errs.Internal, "interface %s: attach to bridge %s: %w", c.Endpoint.HostIf, s.cfg.Bridge, err)
 	}
-	return s.setUpPort(link)
+	if err := netlink.LinkSetUp(link); err != nil {
+		return errs.New(errs.Internal, "interface %s: set up: %w", c.Endpoint.HostIf, err)
+	}
+	return s.setModes(link)
 }

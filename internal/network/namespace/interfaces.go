@@ -136,7 +136,7 @@ func AddRoutes(path, name string, via ...netip.Addr) error {
 // RemoveRoutes removes the default routes through an interface.
 func RemoveRoutes(path, name string) error {
 	return withLink(path, name, func(h *netlink.Handle, link netlink.Link) error {
-		routes, err := h.RouteList(link, netlink.FAMILY_ALL)
+		routes, err := Whole(func() ([]netlink.Route, error) { return h.RouteList(link, netlink.FAMILY_ALL) })
 		if err != nil {
 			return fmt.Errorf("interface %s: routes: %w", name, err)
 		}
@@ -169,4 +169,31 @@ func withLink(path, name string, f func(*netlink.Handle, netlink.Link) error) er
 		return errs.New(errs.Internal, "interface %s: find: %w", name, err)
 	}
 	return f(h, link)
+}
+
+// maxLists bounds how often Whole asks again.
+const maxLists = 50
+
+// Whole returns what list returns of a table of the kernel. The kernel does not keep such a table from being changed while it is read: a list that was
+// interrupted may lack entries that were there all the time, and is asked for again.
+func Whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range maxLists {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// HasLink reports whether this thread's namespace has an interface. It asks for this one, which no change of others interrupts.
+func HasLink(name string) (bool, error) {
+	_, err := netlink.LinkByName(name)
+	var missing netlink.LinkNotFoundError
+	if errors.As(err, &missing) {
+		return false, nil
+	}
+	if err != nil {
+		return false, errs.New(errs.Internal, "interface %s: find: %w", name, err)
+	}
+	return true, nil
 }

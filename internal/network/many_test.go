@@ -1,0 +1,134 @@
+package network_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"ply/internal/errs"
+	"ply/internal/network"
+	"ply/internal/network/names"
+)
+
+// Networks that many clients make and remove at the same time have their own subnets, one of each name is made, and nothing is left of them.
+func TestManyNetworks(t *testing.T) {
+	if os.Getenv("PLY_NIGHTLY") == "" {
+		t.Skip("make nightly runs it")
+	}
+	w := newWorld(t)
+	const count = 200
+	each := func(do func(i int) error) (made int) {
+		t.Helper()
+		next := make(chan int)
+		var mu sync.Mutex
+		var work sync.WaitGroup
+		for range 16 {
+			work.Go(func() {
+				for i := range next {
+					err := do(i)
+					if err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.Forbidden) && !errors.Is(err, errs.NotFound) {
+						t.Errorf("network %d: %v", i, err)
+					}
+					mu.Lock()
+					if err == nil {
+						made++
+					}
+					mu.Unlock()
+				}
+			})
+		}
+		for i := range 2 * count {
+			next <- i / 2 // each twice
+		}
+		close(next)
+		work.Wait()
+		return made
+	}
+	made := each(func(i int) error {
+		_, err := w.s.Create(t.Context(), network.CreateOptions{Name: fmt.Sprintf("n%d", i), Pools: []network.Pool{{Subnet: prefix(fmt.Sprintf("10.1.%d.0/24", i))}}})
+		return err
+	})
+	if l := links(t); made != count || strings.Count(l, "br-") != count {
+		t.Errorf("%d networks and %d bridges, want %d", made, strings.Count(l, "br-"), count)
+	}
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	if list, err := w.s.List(t.Context(), nil); err != nil || len(list) != count+3 {
+		t.Errorf("%d networks after a restart, %v", len(list), err)
+	}
+	if gone := each(func(i int) error { return w.s.Remove(t.Context(), fmt.Sprintf("n%d", i)) }); gone != count {
+		t.Errorf("%d networks were removed, want %d", gone, count)
+	}
+	w.gone("after many networks")
+}
+
+// The error when every subnet is used says what to set.
+func TestSubnetsAreExhausted(t *testing.T) {
+	w := newWorld(t)
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	o := options(w.db, w.dir, w.owner)
+	o.Default.Pools = []netip.Prefix{prefix("10.1.0.0/24"), prefix("10.2.0.0/24"), prefix("10.3.0.0/24")}
+	var err error
+	if w.s, err = network.Open(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{"a", "b"} { // the default bridge has one
+		if got := w.create(network.CreateOptions{Name: n}); !slices.Contains(o.Default.Pools, got.Pools[0].Subnet) {
+			t.Errorf("network %+v", got)
+		}
+	}
+	_, err = w.s.Create(t.Context(), network.CreateOptions{Name: "c"})
+	if e := new(errs.Error); !errors.Is(err, errs.Exhausted) || !errors.As(err, &e) || !strings.Contains(e.Hint, "default-address-pools") {
+		t.Errorf("a network without a free subnet: %v", err)
+	}
+	if err := w.s.Remove(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.create(network.CreateOptions{Name: "c"}) // the subnet is free again
+}
+
+// A container may be in many networks: each has its interface, one has the default route, and the container is found in each by its name, also after a restart.
+func TestContainerInManyNetworks(t *testing.T) {
+	w := newWorld(t)
+	const count = 30
+	req := network.AttachRequest{ID: idA, NetnsPath: w.ns(idA)}
+	for i := range count {
+		name := fmt.Sprintf("n%02d", i)
+		w.create(network.CreateOptions{Name: name, Pools: []network.Pool{{Subnet: prefix(fmt.Sprintf("10.1.%d.0/29", i))}}})
+		req.Endpoints = append(req.Endpoints, network.EndpointRequest{Network: name, Names: []string{"web"}})
+	}
+	if _, err := w.s.Attach(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		a, _ := w.s.Attached(idA)
+		view := names.New(w.s.Tables()).View(string(idA))
+		have := w.run(idA, "ip -o -4 addr; ip route show default")
+		for i := range count {
+			e := a.Endpoints[fmt.Sprintf("n%02d", i)]
+			if e.Interface != fmt.Sprintf("eth%d", i) || !strings.Contains(have, fmt.Sprintf("eth%d    inet 10.1.%d.2/29 ", i, i)) {
+				t.Errorf("network %d: endpoint %+v, the container has\n%s", i, e, have)
+			}
+			if got, _ := view.Lookup(fmt.Sprintf("web.n%02d", i)); !slices.Equal(got, []netip.Addr{e.IPv4.Addr()}) {
+				t.Errorf("web.n%02d is %v", i, got)
+			}
+		}
+		if strings.Count(have, "default") != 1 || !strings.Contains(have, "default via 10.1.0.1 ") {
+			t.Errorf("default routes:\n%s", have)
+		}
+		if err := w.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		w.open()
+	}
+	w.gone("after many networks of a container")
+}
