@@ -108,7 +108,7 @@ func (s *Service) planOne(ctx context.Context, id oci.ContainerID, netns string,
 		return p, invalid("network host: shares the host's namespace, there is nothing to attach")
 	}
 	s.mu.Lock()
-	if s.networks[m.name] != m {
+	if s.networks[m.name] != m || m.pending.Load() { // one that is not recorded would be gone after a kill, and its connections would not
 		s.mu.Unlock()
 		return p, errs.New(errs.NotFound, "network %s not found", e.Network)
 	}

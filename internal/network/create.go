@@ -338,7 +338,7 @@ func (s *Service) remove(ctx context.Context, m *managed) error {
 func (s *Service) retire(m *managed) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.networks[m.name] != m {
+	if s.networks[m.name] != m || m.pending.Load() {
 		return errs.New(errs.NotFound, "network %s not found", m.name)
 	}
 	var active []string

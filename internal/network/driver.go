@@ -74,8 +74,9 @@ type Publisher interface {
 // Sweeper is a Driver that finds the interfaces of containers on this host again.
 type Sweeper interface {
 	// Sweep removes the interfaces of containers for which left returns true, with the ID of the network and the name on the host: an earlier engine was killed before
-	// it recorded the connection, or after it forgot it. The Service calls it before any other method.
-	Sweep(ctx context.Context, left func(network, hostIf string) bool) error
+	// it recorded the connection, or after it forgot it. For the same reason it removes those of the networks that this engine made, that have nothing attached and for which
+	// orphan returns true. The Service calls it before any other method.
+	Sweep(ctx context.Context, left func(network, hostIf string) bool, orphan func(hostIf string) bool) error
 }
 
 // Segment is one network as its driver made it on this host. Safe for concurrent use; the Service serialises the calls

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -131,4 +132,30 @@ func TestContainerInManyNetworks(t *testing.T) {
 		w.open()
 	}
 	w.gone("after many networks of a container")
+}
+
+// A bridge that an engine made and did not record, because it was killed meanwhile, goes. One that another engine or someone else has made stays, and so does one to which
+// something is attached.
+func TestUnrecordedBridgesAreRemoved(t *testing.T) {
+	w := newWorldOf(t, "one")
+	w.create(network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.name": "recorded"}})
+	script := `set -e
+for b in left used other foreign ply7; do ip link add $b type bridge; done
+for b in left used ply7; do ip link set $b alias "ply of one"; done
+ip link set other alias "ply of two"
+ip link add member master used type veth peer name far`
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	defer exec.Command("sh", "-c", "for l in left used other foreign ply7 member; do ip link del $l; done").Run()
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.open()
+	all := strings.Fields(links(t))
+	for name, want := range map[string]bool{"left": false, "used": true, "other": true, "foreign": true, "ply7": true, "recorded": true} {
+		if slices.Contains(all, name) != want {
+			t.Errorf("bridge %s is there: %v", name, !want)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,6 +115,9 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 
 const defaultMTU = 1500
 
+// chosenBridge matches the names that the driver chooses for the bridge of the default network.
+var chosenBridge = regexp.MustCompile(`^ply[0-9]+$`)
+
 // restore takes over the containers that an earlier engine connected.
 func restore(ctx context.Context, s *Service) error {
 	found, err := readConnections(s.opts.StateDir)
@@ -124,12 +128,18 @@ func restore(ctx context.Context, s *Service) error {
 	for _, c := range found {
 		known[c.Endpoint.HostIf] = true
 	}
+	bridges := map[string]bool{}
 	for _, m := range s.networks {
 		own[m.ID] = true
+		bridges[m.config.Bridge] = true
+	}
+	// A network whose record is damaged may have any bridge, and the default network one whose name the driver chose.
+	orphan := func(name string) bool {
+		return len(s.damaged) == 0 && !bridges[name] && !chosenBridge.MatchString(name)
 	}
 	for name, d := range s.opts.Drivers {
 		if sw, ok := d.(Sweeper); ok {
-			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }); err != nil {
+			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }, orphan); err != nil {
 				s.log.Warn("interfaces that an earlier engine left stay", "driver", name, "err", err)
 			}
 		}

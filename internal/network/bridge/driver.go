@@ -509,14 +509,27 @@ const portMark = "port of network "
 var _ network.Sweeper = (*Driver)(nil)
 
 // Sweep implements network.Sweeper. Other interfaces that someone has attached to a bridge stay, and so do those of other engines: the IDs of networks are random.
-func (d *Driver) Sweep(_ context.Context, left func(network, hostIf string) bool) error {
+func (d *Driver) Sweep(ctx context.Context, left func(network, hostIf string) bool, orphan func(hostIf string) bool) error {
 	all, err := namespace.Whole(netlink.LinkList)
 	if err != nil {
 		return errs.New(errs.Internal, "network: interfaces: %w", err)
 	}
 	var failed error
+	attached := map[int]bool{}
+	for _, link := range all {
+		attached[link.Attrs().MasterIndex] = true
+	}
 	for _, link := range all {
 		a := link.Attrs()
+		if link.Type() == "bridge" && a.Alias == mark+d.opts.Owner && !attached[a.Index] && orphan(a.Name) {
+			d.opts.Log.Warn("a bridge that an earlier engine has not recorded is removed", "bridge", a.Name)
+			err := d.opts.remove(a.Name)
+			if !d.opts.NoRules {
+				err = errors.Join(err, leaveForwarding(ctx, a.Name))
+			}
+			failed = errors.Join(failed, err)
+			continue
+		}
 		id, marked := strings.CutPrefix(a.Alias, portMark)
 		if !marked || !left(id, a.Name) {
 			continue
