@@ -151,7 +151,7 @@ func checkPools(rec *networkRecord) error {
 			v6++
 			rec.IPv6 = true
 		}
-		if p.Subnet.Bits() > p.Subnet.Addr().BitLen()-2 {
+		if p.Subnet.Bits() > 127 || p.Subnet.Addr().Is4() && p.Subnet.Bits() > 30 { // RFC 6164 lets hosts have both addresses of a /127
 			return invalid("invalid network config:\nsubnet %s has no room for a gateway and a container", p.Subnet)
 		}
 		within := func(what string, a netip.Addr) error {

@@ -134,6 +134,62 @@ func TestContainerInManyNetworks(t *testing.T) {
 	w.gone("after many networks of a container")
 }
 
+// A network without IPv4 has one subnet, and its containers have published ports at the addresses of both families of the host.
+func TestIPv6Only(t *testing.T) {
+	w := newWorld(t)
+	n := w.create(network.CreateOptions{Name: "n", NoIPv4: true, IPv6: true})
+	a, err := w.attach(idA, "n", network.PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 8080})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := a.Endpoints["n"]
+	if len(n.Pools) != 1 || e.IPv4.IsValid() || e.Gateway.IsValid() || !n.Pools[0].Subnet.Contains(e.IPv6.Addr()) || e.Gateway6 != n.Pools[0].Gateway {
+		t.Errorf("network %+v, endpoint %+v", n.Pools, e)
+	}
+	if r := w.run(idA, "ip route show default; ip -6 route show default; ip -4 -o addr show eth0"); strings.Count(r, "\n") != 1 || !strings.Contains(r, "via "+e.Gateway6.String()+" ") {
+		t.Errorf("routes and IPv4 addresses %q", r)
+	}
+	if _, err := w.attach(idB, "n"); err != nil {
+		t.Fatal(err)
+	}
+	w.answer(idA, 80, "hello")
+	for _, addr := range []string{"127.0.0.1:8080", "[::1]:8080"} {
+		if out, err := greet(addr); err != nil || !strings.HasPrefix(out, "hello") {
+			t.Errorf("%s: %q, %v", addr, out, err)
+		}
+	}
+	if err := w.inside(idB, func() error { _, err := greet("[" + e.IPv6.Addr().String() + "]:80"); return err }); err != nil {
+		t.Errorf("container to container: %v", err)
+	}
+}
+
+// The smallest subnets have room for the gateway and one container.
+func TestSmallestSubnets(t *testing.T) {
+	w := newWorld(t)
+	w.create(network.CreateOptions{Name: "n", Pools: []network.Pool{{Subnet: prefix("10.1.0.0/30")}, {Subnet: prefix("fd01::/127")}}})
+	a, err := w.attach(idA, "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := a.Endpoints["n"]; e.IPv4.String() != "10.1.0.2/30" || e.IPv6.String() != "fd01::/127" || e.Gateway6.String() != "fd01::1" {
+		t.Errorf("endpoint %+v", e)
+	}
+	w.answer(idA, 80, "hello")
+	for _, addr := range []string{"10.1.0.2:80", "[fd01::]:80"} {
+		if _, err := greet(addr); err != nil {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+	if _, err := w.attach(idB, "n"); !errors.Is(err, errs.Exhausted) || !strings.Contains(err.Error(), "no address is left in 10.1.0.0/30") {
+		t.Errorf("a second container: %v", err)
+	}
+	for _, subnet := range []string{"10.2.0.0/31", "fd02::/128"} {
+		if _, err := w.s.Create(t.Context(), network.CreateOptions{Name: "m", IPv6: true, Pools: []network.Pool{{Subnet: prefix(subnet)}}}); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "no room") {
+			t.Errorf("subnet %s: %v", subnet, err)
+		}
+	}
+}
+
 // A bridge that an engine made and did not record, because it was killed meanwhile, goes. One that another engine or someone else has made stays, and so does one to which
 // something is attached.
 func TestUnrecordedBridgesAreRemoved(t *testing.T) {

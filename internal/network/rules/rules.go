@@ -253,8 +253,12 @@ func (t *Table) rules() string {
 		p("\tchain %s {", hook)
 		p("\t\ttype nat hook %s priority -100; policy accept;", hook)
 		for _, f := range families {
-			p("\t\tmeta nfproto ipv%s fib daddr type local dnat %s to %[2]s daddr . meta l4proto . th dport map @ports%[1]s_addr", f.digit, f.ip)
-			p("\t\tmeta nfproto ipv%s fib daddr type local dnat %s to meta l4proto . th dport map @ports%[1]s_any", f.digit, f.ip)
+			match := fmt.Sprintf("meta nfproto ipv%s fib daddr type local", f.digit)
+			if f.ip == "ip6" { // the kernel sends nothing from ::1 to another host, so the proxy carries it
+				match += " ip6 daddr != ::1"
+			}
+			p("\t\t%s dnat %s to %[2]s daddr . meta l4proto . th dport map @ports%[3]s_addr", match, f.ip, f.digit)
+			p("\t\t%s dnat %s to meta l4proto . th dport map @ports%[3]s_any", match, f.ip, f.digit)
 		}
 		p("\t}")
 	}
