@@ -28,6 +28,7 @@ import (
 	"ply/internal/mount"
 	"ply/internal/network"
 	"ply/internal/network/bridge"
+	"ply/internal/network/firewalld"
 	"ply/internal/network/ipam"
 	"ply/internal/network/vlan"
 	"ply/internal/oci"
@@ -291,8 +292,14 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	for _, p := range c.DefaultAddressPools {
 		bridged.Pools = append(bridged.Pools, ipam.Subnets(netip.MustParsePrefix(p.Base), p.Size)...)
 	}
+	zone := firewalld.New(firewalld.Options{Log: e.log})
+	driver.Zone = zone
 	bridges := bridge.New(driver)
 	stopWatch := e.watch(bridges)
+	stopZone := func() {}
+	if c.IPTables {
+		stopZone = background(zone.Run)
+	}
 	e.Networks, err = network.Open(ctx, network.Options{
 		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged, DefaultNames: c.BridgeNames,
 		Drivers: map[string]network.Driver{
@@ -303,13 +310,16 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	})
 	if err != nil {
 		stopWatch()
+		stopZone()
 		return err
 	}
 	e.onClose("networks", func() error {
 		stopWatch()
+		defer stopZone()
 		var err error
 		if e.idle { // leave nothing in the host's network; the next container that needs it makes it again
 			err = e.Networks.Teardown(context.Background())
+			zone.Await(context.Background())
 		}
 		return errors.Join(err, e.Networks.Close())
 	})
@@ -318,14 +328,19 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 
 // watch makes again what others remove of the networks, until stop is called.
 func (e *Engine) watch(bridges *bridge.Driver) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var work sync.WaitGroup
-	work.Go(func() {
+	return background(func(ctx context.Context) {
 		if err := bridges.Watch(ctx, func() {}); err != nil {
 			e.log.Error("what others remove of the networks is made again only when plyd starts", "err", err)
 		}
 	})
-	return func() { cancel(); work.Wait() }
+}
+
+// background runs work until stop is called, which waits for its end.
+func background(work func(ctx context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { work(ctx) })
+	return func() { cancel(); running.Wait() }
 }
 
 func (e *Engine) openContainers(context.Context) (err error) {

@@ -176,6 +176,7 @@ func TestLibrariesStopAtTheirAdapter(t *testing.T) {
 		"github.com/moby/moby/api":                    {"ply/internal/api/", "ply/internal/cli"},
 		"github.com/opencontainers/runc/libcontainer": {"ply/internal/container/supervise", "ply/internal/container/seccomp", "ply/cmd/ply-shim"},
 		"github.com/vishvananda/netlink":              {"ply/internal/network/bridge", "ply/internal/network/vlan", "ply/internal/network/namespace"},
+		"github.com/godbus/dbus/v5":                   {"ply/internal/network/firewalld"},
 		"github.com/klauspost/compress":               {"ply/internal/compress"},
 		"github.com/klauspost/pgzip":                  {"ply/internal/compress"},
 		"github.com/ulikunitz/xz":                     {"ply/internal/compress"},

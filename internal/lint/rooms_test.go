@@ -39,11 +39,12 @@ var inside = map[string][][]string{
 	"durable":    {{"durable"}, {"durable/crashstate", "durable/faultfs", "durable/powercut"}},
 	"image":      {{"image/change"}, {"image"}, {"image/imagetest"}},
 	"network": {
-		{"network/changes", "network/ipam", "network/names", "network/nft", "network/proxy"},
+		{"network/changes", "network/firewalld", "network/ipam", "network/names", "network/nft", "network/proxy"},
 		{"network/namespace"},
 		{"network/resolver"},
 		{"network"},
 		{"network/ports", "network/rules"},
+		{"network/firewalld/firewalldtest"},
 		{"network/bridge", "network/vlan"},
 	},
 	"record": {{"record"}, {"record/recordtest"}},

@@ -37,8 +37,26 @@ type Options struct {
 	StateFile     string     // remembers until the next boot that IP forwarding was switched on; "" = only the rules tell
 	NoProxy       bool       // reserve published ports, but carry no connection in user space
 	Owner         string     // the engine, in words: it is written at the bridges, which other engines leave alone then
+	Zone          Zone       // of the host's firewall; nil = the host has no zones
 	Log           *slog.Logger
 }
+
+// Zone is where a firewall that rejects what comes from unknown interfaces has the bridges.
+type Zone interface {
+	// Add and Remove put a bridge into the zone and take it out, without waiting.
+	Add(bridge string)
+	Remove(bridge string)
+
+	// Await waits for a bounded time until the firewall knows about what was added and removed.
+	Await(ctx context.Context)
+}
+
+// noZone is the Zone of a host without zones.
+type noZone struct{}
+
+func (noZone) Add(string)            {}
+func (noZone) Remove(string)         {}
+func (noZone) Await(context.Context) {}
 
 // Driver makes bridges. Safe for concurrent use.
 type Driver struct {
@@ -59,6 +77,9 @@ var _ network.Driver = (*Driver)(nil)
 func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Zone == nil || o.NoRules {
+		o.Zone = noZone{}
 	}
 	return &Driver{opts: o, table: rules.New(tableOf(o.Owner)), segments: map[string]*segment{}, plugged: map[string]*segment{}}
 }
@@ -93,15 +114,20 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 	if err != nil {
 		return nil, err
 	}
+	d.opts.Zone.Add(s.cfg.Bridge)
 	if err := d.rules(ctx, s, inUse); err != nil {
 		if !inUse {
+			d.opts.Zone.Remove(s.cfg.Bridge)
 			err = errors.Join(err, d.opts.remove(s.cfg.Bridge))
 		}
 		return nil, err
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.segments[s.cfg.Bridge] = s
+	d.mu.Unlock()
+	if !inUse { // what containers send first should not be rejected
+		d.opts.Zone.Await(ctx)
+	}
 	return s, nil
 }
 
@@ -619,7 +645,9 @@ func (s *segment) Down(ctx context.Context) error {
 	if !s.opts.NoRules {
 		err = errors.Join(s.table.RemoveBridge(ctx, s.cfg.Bridge), leaveForwarding(ctx, s.cfg.Bridge))
 	}
-	return errors.Join(err, s.opts.remove(s.cfg.Bridge))
+	err = errors.Join(err, s.opts.remove(s.cfg.Bridge))
+	s.opts.Zone.Remove(s.cfg.Bridge)
+	return err
 }
 
 // remove removes a bridge that this engine made.
