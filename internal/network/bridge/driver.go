@@ -64,6 +64,7 @@ type Driver struct {
 	table *rules.Table
 
 	forwarding sync.Mutex // held while the forwarding of the host is set up, which is read before it is changed
+	filtering  sync.Mutex // held while the chain FORWARD of the host is changed, which is read before
 
 	mu       sync.Mutex // not held during I/O
 	obsolete []string   // tables of earlier releases, which had one for each bridge
@@ -126,6 +127,9 @@ func (d *Driver) Up(ctx context.Context, c network.Config, inUse bool) (network.
 	d.segments[s.cfg.Bridge] = s
 	d.mu.Unlock()
 	if !inUse { // what containers send first should not be rejected
+		if _, err := d.passThrough(ctx); err != nil {
+			d.opts.Log.Warn("the host's firewall may drop what containers send", "bridge", s.cfg.Bridge, "err", err)
+		}
 		d.opts.Zone.Await(ctx)
 	}
 	return s, nil
@@ -188,6 +192,9 @@ func (d *Driver) Restored(ctx context.Context) error {
 	}
 	if d.opts.NoRules {
 		return nil
+	}
+	if err := d.mendPassing(ctx); err != nil {
+		d.opts.Log.Warn("the host's firewall may drop what containers send", "err", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -643,7 +650,7 @@ func (s *segment) Down(ctx context.Context) error {
 	s.driver.mu.Unlock()
 	var err error
 	if !s.opts.NoRules {
-		err = errors.Join(s.table.RemoveBridge(ctx, s.cfg.Bridge), leaveForwarding(ctx, s.cfg.Bridge))
+		err = errors.Join(s.table.RemoveBridge(ctx, s.cfg.Bridge), leaveForwarding(ctx, s.cfg.Bridge), s.stopPassing(ctx))
 	}
 	err = errors.Join(err, s.opts.remove(s.cfg.Bridge))
 	s.opts.Zone.Remove(s.cfg.Bridge)

@@ -22,14 +22,15 @@ import (
 // damage is what may have been removed.
 type damage struct {
 	rules    bool
+	filter   bool            // the chain FORWARD of iptables is another one
 	segments map[string]bool // whole bridges, by name
 	ports    map[string]bool // single interfaces of containers, by name on the host
 }
 
-func (d *damage) any() bool { return d.rules || len(d.segments) > 0 || len(d.ports) > 0 }
+func (d *damage) any() bool { return d.rules || d.filter || len(d.segments) > 0 || len(d.ports) > 0 }
 
 func (d *damage) add(o damage) {
-	d.rules = d.rules || o.rules
+	d.rules, d.filter = d.rules || o.rules, d.filter || o.filter
 	maps.Copy(d.segments, o.segments)
 	maps.Copy(d.ports, o.ports)
 }
@@ -66,6 +67,7 @@ func (d *Driver) mendOn(ctx context.Context, reports <-chan damage) {
 	open := newDamage()
 	wait := firstRetry
 	var timer <-chan time.Time
+	soon := false // the timer ends the gathering of reports: later ones do not put it off
 	for {
 		select {
 		case r, more := <-reports:
@@ -73,9 +75,11 @@ func (d *Driver) mendOn(ctx context.Context, reports <-chan damage) {
 				return
 			}
 			open.add(r)
-			timer, wait = time.After(gather), firstRetry
+			if !soon {
+				timer, wait, soon = time.After(gather), firstRetry, true
+			}
 		case <-timer:
-			timer = nil
+			timer, soon = nil, false
 			if open = d.mend(ctx, open); open.any() {
 				timer, wait = time.After(wait), min(2*wait, lastRetry)
 			}
@@ -89,12 +93,15 @@ func (d *Driver) assess(c changes.Change) damage {
 	defer d.mu.Unlock()
 	out := newDamage()
 	if c.Lost {
-		out.rules = true
+		out.rules, out.filter = true, true
 		for name := range d.segments {
 			out.segments[name] = true
 		}
 	}
 	out.rules = out.rules || c.Table != "" && (c.Table == d.table.Name() || c.Table == forwardTable)
+	for _, table := range []string{"ip filter", "ip6 filter"} {
+		out.filter = out.filter || len(d.segments) > 0 && (c.Table == table || c.Grown == table)
+	}
 	for _, name := range []string{c.Removed, c.Changed} {
 		if d.segments[name] != nil {
 			out.segments[name] = true
@@ -134,6 +141,9 @@ func (d *Driver) mend(ctx context.Context, dmg damage) damage {
 	if dmg.rules && failed("rules", d.mendRules(ctx)) {
 		left.rules = true
 	}
+	if dmg.filter && failed("rules in the chain FORWARD", d.mendPassing(ctx)) {
+		left.filter = true
+	}
 	return left
 }
 
@@ -148,6 +158,14 @@ func (d *Driver) mendRules(ctx context.Context) error {
 		d.opts.Log.Warn("rules were removed by someone else, and are there again", "table", d.table.Name())
 	}
 	return errors.Join(ferr, terr)
+}
+
+func (d *Driver) mendPassing(ctx context.Context) error {
+	changed, err := d.passThrough(ctx)
+	if changed && err == nil {
+		d.opts.Log.Info("the host's firewall drops what is forwarded; it passes what ply's own rules allow", "chain", passChain)
+	}
+	return err
 }
 
 // mend makes the bridge and the interfaces of its containers again, as far as they are missing.

@@ -1,4 +1,5 @@
-// Package changes reports what anyone on the host removes from its network: interfaces, addresses, and tables of the packet filter.
+// Package changes reports what anyone on the host removes from its network: interfaces, addresses, and tables of the packet filter. Of the latter it
+// reports what is added, too.
 //
 // The kernel announces changes by netlink. A report is a hint that something may be different; who gets it looks at the host. When
 // announcements were lost, because too many came at once, one report says so.
@@ -23,6 +24,7 @@ type Change struct {
 	Removed string // an interface was removed, or left its bridge
 	Changed string // an interface was set down or lost an address
 	Table   string // a table of nftables, as "inet name", was removed or lost a chain or rules
+	Grown   string // a table of nftables got a chain or rules, or the policy of a chain changed
 	Lost    bool   // reports were lost: anything may have changed
 }
 
@@ -131,6 +133,8 @@ func ofLink(m syscall.NetlinkMessage) (Change, bool) {
 
 // Messages of nftables (linux/netfilter/nf_tables.h). The first attribute of each names the table.
 const (
+	nftNewChain  = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWCHAIN
+	nftNewRule   = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_NEWRULE
 	nftDelTable  = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELTABLE
 	nftDelChain  = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELCHAIN
 	nftDelRule   = unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_DELRULE
@@ -142,15 +146,23 @@ const (
 var nftFamilies = map[byte]string{unix.NFPROTO_INET: "inet", unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6"}
 
 func ofTable(m syscall.NetlinkMessage) (Change, bool) {
+	grown := false
 	switch m.Header.Type {
+	case nftNewChain, nftNewRule:
+		grown = true
 	case nftDelTable, nftDelChain, nftDelRule, nftDelSet:
-		name := text(m.Data, sizeofNfgen, nftTableName)
-		if name == "" {
-			return Change{}, false
-		}
-		return Change{Table: nftFamilies[m.Data[0]] + " " + name}, true
+	default:
+		return Change{}, false
 	}
-	return Change{}, false
+	name := text(m.Data, sizeofNfgen, nftTableName)
+	if name == "" {
+		return Change{}, false
+	}
+	name = nftFamilies[m.Data[0]] + " " + name
+	if grown {
+		return Change{Grown: name}, true
+	}
+	return Change{Table: name}, true
 }
 
 // text returns the first attribute of a type behind a header; "" when there is none.

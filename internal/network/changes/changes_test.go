@@ -34,6 +34,10 @@ func TestWatch(t *testing.T) {
 		{"ip link del ctest0", Change{Removed: "ctest0"}},
 		{"nft add table inet ctest; nft flush ruleset", Change{Table: "inet ctest"}},
 		{"nft 'table ip ctest { chain c { accept; }; }'; nft flush table ip ctest; nft delete table ip ctest", Change{Table: "ip ctest"}},
+		{"nft 'table ip ctest { chain c { type filter hook forward priority 0; policy accept; }; }'", Change{Grown: "ip ctest"}},
+		{"nft 'table ip ctest { chain c { type filter hook forward priority 0; policy drop; }; }'", Change{Grown: "ip ctest"}},
+		{"nft add rule ip ctest c accept", Change{Grown: "ip ctest"}},
+		{"nft delete table ip ctest", Change{Table: "ip ctest"}},
 	} {
 		if out, err := exec.Command("sh", "-c", c.command).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", c.command, err, out)

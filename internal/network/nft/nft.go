@@ -54,6 +54,20 @@ func List(ctx context.Context, table string) string {
 	return string(out)
 }
 
+// ListChain returns a chain of a table with its rules and their handles; "" when the kernel has no such chain.
+func ListChain(ctx context.Context, table, chain string) string {
+	path, err := exec.LookPath("nft")
+	if err != nil {
+		return ""
+	}
+	args := append(append([]string{"-a", "list", "chain"}, strings.Fields(table)...), chain)
+	out, err := exec.CommandContext(ctx, path, args...).Output()
+	if err != nil {
+		return ""
+	}
+	return string(out)
+}
+
 // Shape returns the sets, maps and chains of a table in the language of nft, with the number of lines in each chain. The kernel's words for a rule differ
 // from those in which it was written; its shape does not.
 func Shape(table string) map[string]int {
