@@ -315,7 +315,10 @@ func (m *made) allocate(ctx context.Context, spec EndpointSpec, e *Endpoint) err
 		if err != nil {
 			return err
 		}
-		*f.addr, *f.gateway = netip.PrefixFrom(a, f.family.gateway.Bits()), f.family.gateway.Addr()
+		*f.addr = netip.PrefixFrom(a, f.family.gateway.Bits())
+		if !f.family.closed {
+			*f.gateway = f.family.gateway.Addr()
+		}
 	}
 	return nil
 }

@@ -238,8 +238,12 @@ func (s *Service) reserve(m *managed) error {
 		}
 		m.Pools = append(m.Pools, Pool{Subnet: pool})
 	}
+	asked, err := s.configure(m.networkRecord)
+	if err != nil {
+		return err
+	}
 	for i := range m.Pools {
-		if p := &m.Pools[i]; !p.Gateway.IsValid() {
+		if p := &m.Pools[i]; !p.Gateway.IsValid() && asked.hasGateway(p.Subnet.Addr().Is4()) {
 			p.Gateway = firstFree(p)
 		}
 	}
@@ -250,6 +254,14 @@ func (s *Service) reserve(m *managed) error {
 	defer s.mu.Unlock()
 	s.networks[m.name] = m
 	return nil
+}
+
+// hasGateway reports whether the containers of a network need a gateway of a family.
+func (c *Config) hasGateway(v4 bool) bool {
+	if v4 {
+		return !c.Isolated && !(c.Inhibit && c.Internal)
+	}
+	return !c.Isolate6
 }
 
 // ofDefault returns the subnet that the default bridge will have when it is made; invalid when it is made or switched off.
@@ -285,7 +297,10 @@ func (s *Service) configure(rec networkRecord) (Config, error) {
 		c.Bridge = "br-" + rec.ID[:12]
 	}
 	for _, p := range rec.Pools {
-		gateway := netip.PrefixFrom(p.Gateway, p.Subnet.Bits())
+		gateway := p.Subnet // without a gateway it is the address of the subnet
+		if p.Gateway.IsValid() {
+			gateway = netip.PrefixFrom(p.Gateway, p.Subnet.Bits())
+		}
 		if p.Subnet.Addr().Is4() {
 			c.Address, c.Fixed = gateway, p.Range
 		} else {

@@ -86,7 +86,8 @@ type Segment interface {
 	Name() string
 
 	// Gateways returns the addresses of the gateways with the lengths of the subnets, first that of IPv4. One is invalid when the
-	// network has no addresses of that family. Without any, its endpoints get none, and no ports are published.
+	// network has no addresses of that family, and it is the address of the subnet when the family has no gateway. Without any, its
+	// endpoints get no addresses, and no ports are published.
 	Gateways() (v4, v6 netip.Prefix)
 
 	// Connect makes the container's interface in the namespace at c.Netns. The addresses of the endpoint and the name of the interface are
@@ -134,6 +135,10 @@ type Config struct {
 	Open6    bool       // the same by IPv6
 	Direct   bool       // other networks may connect by IPv4 to published ports at the containers' own addresses
 	Direct6  bool       // the same by IPv6
+	Isolated bool       // the host has no IPv4 address in the network, which is internal, and takes no packets from it; Address may be that of the subnet: there is no gateway
+	Isolate6 bool       // the same for IPv6
+	Inhibit  bool       // the driver does not give the gateway's IPv4 address to the host's interface; someone else may
+	Trusted  []string   // interfaces of the host through which others may connect to published ports at the containers' own addresses
 	HostIP   netip.Addr // where ports are published by default; invalid = as the driver's options say
 	IfPrefix string     // of interfaces in containers; "" = eth
 

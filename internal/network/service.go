@@ -77,6 +77,7 @@ type made struct {
 // family is the addresses of one family.
 type family struct {
 	gateway   netip.Prefix // with the length of the subnet
+	closed    bool         // endpoints have no gateway
 	addresses *ipam.Allocator
 }
 
@@ -323,7 +324,7 @@ func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error)
 	}
 	up := &made{Segment: segment}
 	v4, v6 := segment.Gateways()
-	up.v4, up.v6 = newFamily(v4, m.config.Fixed, m.config.Reserved), newFamily(v6, m.config.Fixed6, m.config.Reserved)
+	up.v4, up.v6 = newFamily(&m.config, v4, m.config.Fixed), newFamily(&m.config, v6, m.config.Fixed6)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, list := range s.connected { // to an earlier engine
@@ -340,14 +341,14 @@ func (s *Service) up(ctx context.Context, m *managed, inUse bool) (*made, error)
 	return up, nil
 }
 
-func newFamily(gateway, pool netip.Prefix, reserved []netip.Addr) *family {
+func newFamily(c *Config, gateway, pool netip.Prefix) *family {
 	if !gateway.IsValid() {
 		return nil
 	}
 	if !pool.IsValid() {
 		pool = gateway
 	}
-	return &family{gateway, ipam.NewAllocator(gateway, pool, append(slices.Clone(reserved), gateway.Addr())...)}
+	return &family{gateway, !c.hasGateway(gateway.Addr().Is4()), ipam.NewAllocator(gateway, pool, append(slices.Clone(c.Reserved), gateway.Addr())...)}
 }
 
 // current returns the network on the host; nil when it is not made.

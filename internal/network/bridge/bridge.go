@@ -8,6 +8,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -24,8 +25,8 @@ import (
 )
 
 // ensureBridge makes the bridge, or takes over the one that is there, with the gateways' addresses on it, and sets it
-// up. It returns those addresses. A bridge that has an IPv4 address keeps it: containers from before a restart live in
-// that subnet.
+// up. It returns those addresses, also of gateways that the bridge does not get. A bridge that has an IPv4 address keeps it:
+// containers from before a restart live in that subnet.
 func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err error) {
 	link, created, err := bridgeLink(c, owner)
 	if err != nil {
@@ -39,7 +40,12 @@ func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err erro
 		}()
 	}
 	v6 = c.Address6
-	if v6.IsValid() {
+	switch {
+	case c.Isolate6 || c.Isolated && !v6.IsValid(): // no link-local address either
+		if err := disableIPv6(c.Bridge); err != nil {
+			return v4, v6, err
+		}
+	case v6.IsValid():
 		if err := refuseTaken(v6, owner); err != nil {
 			return v4, v6, err
 		}
@@ -52,6 +58,15 @@ func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err erro
 	}
 	if c.NoIPv4 {
 		return v4, v6, up(link)
+	}
+	if c.Isolated {
+		return c.Address, v6, up(link)
+	}
+	if c.Inhibit {
+		if err := refuseTaken(c.Address, owner); err != nil {
+			return v4, v6, err
+		}
+		return c.Address, v6, up(link)
 	}
 	have, err := bridgeAddress(link)
 	if err != nil {
@@ -158,6 +173,15 @@ func enableIPv6(bridge string) error {
 		return err
 	}
 	return sysctl("ipv6/conf/"+bridge+"/accept_ra", "0")
+}
+
+// disableIPv6 keeps the bridge from having any IPv6 address, on a host that has such.
+func disableIPv6(bridge string) error {
+	name := "ipv6/conf/" + bridge + "/disable_ipv6"
+	if _, err := os.Stat("/proc/sys/net/" + name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return sysctl(name, "1")
 }
 
 func up(link netlink.Link) error {

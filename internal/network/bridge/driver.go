@@ -173,7 +173,8 @@ func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 		d.obsolete = append(d.obsolete, "ply-"+c.Bridge)
 		d.mu.Unlock()
 	}
-	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6}
+	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6,
+		Isolated: c.Isolated, Isolated6: c.Isolate6, Trusted: c.Trusted}
 	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
 		if p.IsValid() {
 			b.Subnets = append(b.Subnets, p)
@@ -286,7 +287,7 @@ func (s *segment) publish(ctx context.Context, c *network.Connection) error {
 }
 
 func (s *segment) target(e network.Endpoint) rules.Target {
-	t := rules.Target{Direct4: s.cfg.Direct, Direct6: s.cfg.Direct6}
+	t := rules.Target{Direct4: s.cfg.Direct, Direct6: s.cfg.Direct6, Trusted: len(s.cfg.Trusted) > 0}
 	if e.IPv4.IsValid() {
 		t.IPv4 = e.IPv4.Addr()
 	}

@@ -16,7 +16,20 @@ func (d *Driver) Configure(c *network.Config, options map[string]string) error {
 			return err
 		}
 	}
+	if (c.Isolated || c.Isolate6) && !c.Internal {
+		return errs.New(errs.Invalid, "gateway mode 'isolated' can only be used for an internal network").WithHint("Create the network with --internal.")
+	}
 	return nil
+}
+
+// maxTrusted bounds the interfaces that a network trusts.
+const maxTrusted = 64
+
+// interfaceName reports whether a name can be that of an interface and means only this one in the rules: there a star stands for any end, and quotes cannot be
+// quoted.
+func interfaceName(name string) bool {
+	odd := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune(`/:%*"\`, r) }
+	return name != "" && len(name) <= 15 && name != "." && name != ".." && !strings.ContainsFunc(name, odd)
 }
 
 func option(c *network.Config, name, value string) (err error) {
@@ -34,7 +47,7 @@ func option(c *network.Config, name, value string) (err error) {
 	const prefix = "com.docker.network."
 	switch strings.TrimPrefix(name, prefix) {
 	case "bridge.name":
-		if value == "" || len(value) > 15 || strings.ContainsAny(value, "/ \t\n:%") || value == "." || value == ".." || value == "none" {
+		if !interfaceName(value) || value == "none" {
 			return bad("it is no name of an interface")
 		}
 		c.Bridge = value
@@ -47,9 +60,21 @@ func option(c *network.Config, name, value string) (err error) {
 			return bad("it is no IPv4 address")
 		}
 	case "bridge.gateway_mode_ipv4":
-		return mode(value, &c.NoMasq, &c.Open, &c.Direct, bad)
+		return mode(value, &c.NoMasq, &c.Open, &c.Direct, &c.Isolated, bad)
 	case "bridge.gateway_mode_ipv6":
-		return mode(value, &c.NoMasq6, &c.Open6, &c.Direct6, bad)
+		return mode(value, &c.NoMasq6, &c.Open6, &c.Direct6, &c.Isolate6, bad)
+	case "bridge.inhibit_ipv4":
+		return flag(func(on bool) { c.Inhibit = on })
+	case "bridge.trusted_host_interfaces":
+		c.Trusted = strings.FieldsFunc(value, func(r rune) bool { return r == ':' })
+		if len(c.Trusted) > maxTrusted {
+			return bad("it has more than " + strconv.Itoa(maxTrusted) + " interfaces")
+		}
+		for _, name := range c.Trusted {
+			if !interfaceName(name) {
+				return bad(strconv.Quote(name) + " is no name of an interface")
+			}
+		}
 	case "driver.mtu":
 		if c.MTU, err = strconv.Atoi(value); err != nil || c.MTU < 68 || c.MTU > 65535 {
 			return bad("it is a number from 68 to 65535")
@@ -61,22 +86,24 @@ func option(c *network.Config, name, value string) (err error) {
 		c.IfPrefix = value
 	default:
 		return errs.New(errs.Invalid, "unknown option %.128q of the bridge driver", name).
-			WithHint("There are " + prefix + "{bridge.name,bridge.enable_icc,bridge.enable_ip_masquerade,bridge.host_binding_ipv4,bridge.gateway_mode_ipv4,bridge.gateway_mode_ipv6,driver.mtu,container_iface_prefix}.")
+			WithHint("There are " + prefix + "{bridge.name,bridge.enable_icc,bridge.enable_ip_masquerade,bridge.host_binding_ipv4,bridge.gateway_mode_ipv4,bridge.gateway_mode_ipv6,bridge.inhibit_ipv4,bridge.trusted_host_interfaces,driver.mtu,container_iface_prefix}.")
 	}
 	return nil
 }
 
 // mode reads how a network reaches others, and how it is reached: through the host's address (nat; nat-unprotected opens all ports of the containers as well) or
-// with addresses of its own, of which the published ports are open (routed).
-func mode(value string, noMasq, open, direct *bool, bad func(string) error) error {
+// with addresses of its own, of which the published ports are open (routed). Or it reaches nobody, not even the host (isolated).
+func mode(value string, noMasq, open, direct, isolated *bool, bad func(string) error) error {
 	switch value {
 	case "nat":
 	case "nat-unprotected":
 		*open = true
 	case "routed":
 		*noMasq, *direct = true, true
+	case "isolated":
+		*isolated = true
 	default:
-		return bad("it is nat, nat-unprotected or routed")
+		return bad("it is nat, nat-unprotected, routed or isolated")
 	}
 	return nil
 }

@@ -30,12 +30,16 @@ type Bridge struct {
 	Internal    bool           // nothing passes between the bridge and other networks
 	Open        bool           // other networks may connect to every port of the containers by IPv4, not only to published ones
 	Open6       bool           // as Open, for IPv6
+	Isolated    bool           // the host takes no IPv4 packets from the bridge
+	Isolated6   bool           // as Isolated, for IPv6
+	Trusted     []string       // interfaces of the host through which others may connect to what Target.Trusted opens
 }
 
 // Target is a container to which host ports lead.
 type Target struct {
 	IPv4, IPv6       netip.Addr // invalid = the container has no such address
 	Direct4, Direct6 bool       // other networks may connect to the published ports at the container's own address, too
+	Trusted          bool       // the same for those that come through an interface that the bridge trusts
 }
 
 // Table is the table of one engine. Safe for concurrent use.
@@ -233,14 +237,18 @@ func (t *Table) rules() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p("table inet %s {", t.name)
-	for _, s := range []string{"bridges", "internal", "open4", "open6"} {
+	for _, s := range []string{"bridges", "internal", "open4", "open6", "isolated4", "isolated6"} {
 		p("\tset %s { type ifname; }", s)
 	}
-	p("\tset icc { type ifname . ifname; }")
+	for _, s := range []string{"icc", "trusted"} {
+		p("\tset %s { type ifname . ifname; }", s)
+	}
 	for _, f := range families {
 		p("\tset own%s { type ifname . ipv%[1]s_addr; flags interval; }", f.digit)
 		p("\tset masq%s { type ipv%[1]s_addr; flags interval; }", f.digit)
-		p("\tset direct%s { type ipv%[1]s_addr . inet_proto . inet_service; }", f.digit)
+		for _, s := range []string{"direct", "published"} {
+			p("\tset %s%s { type ipv%[2]s_addr . inet_proto . inet_service; }", s, f.digit)
+		}
 		p("\tmap ports%s_any { type inet_proto . inet_service : ipv%[1]s_addr . inet_service; }", f.digit)
 		p("\tmap ports%s_addr { type ipv%[1]s_addr . inet_proto . inet_service : ipv%[1]s_addr . inet_service; }", f.digit)
 	}
@@ -273,6 +281,13 @@ func (t *Table) rules() string {
 		p("\t\t%s saddr @masq%s masquerade", f.ip, f.digit)
 	}
 	p("\t}")
+	p("\tchain input {")
+	p("\t\ttype filter hook input priority filter; policy accept;")
+	for _, f := range families {
+		// The host has no address in such a network, but a container may send to any other of its addresses.
+		p("\t\tmeta nfproto ipv%s iifname @isolated%[1]s drop", f.digit)
+	}
+	p("\t}")
 	p("\tchain forward {")
 	p("\t\ttype filter hook forward priority filter; policy accept;")
 	p("\t\toifname @bridges ct state established,related accept")
@@ -282,6 +297,7 @@ func (t *Table) rules() string {
 	for _, f := range families {
 		// Containers of the same bridge are neighbours, about which icc alone decides.
 		p("\t\toifname @bridges oifname . %s saddr != @own%s %[1]s daddr . meta l4proto . th dport @direct%[2]s accept", f.ip, f.digit)
+		p("\t\tiifname . oifname @trusted %s daddr . meta l4proto . th dport @published%s accept", f.ip, f.digit)
 		p("\t\tmeta nfproto ipv%s oifname @open%[1]s iifname != @bridges accept", f.digit)
 	}
 	p("\t\toifname @bridges drop")
@@ -317,6 +333,15 @@ func (b Bridge) elements() map[string]string {
 	if b.Open6 {
 		els[fmt.Sprintf("open6 { %q", b.Name)] = ""
 	}
+	if b.Isolated {
+		els[fmt.Sprintf("isolated4 { %q", b.Name)] = ""
+	}
+	if b.Isolated6 {
+		els[fmt.Sprintf("isolated6 { %q", b.Name)] = ""
+	}
+	for _, name := range b.Trusted {
+		els[fmt.Sprintf("trusted { %q . %q", name, b.Name)] = ""
+	}
 	if b.ICC {
 		els[fmt.Sprintf("icc { %q . %[1]q", b.Name)] = ""
 	}
@@ -347,8 +372,12 @@ func portElements(to Target, bindings []network.PortBinding) map[string]string {
 			key = fmt.Sprintf("ports%s_addr { %s . %s", digit(p.HostIP), p.HostIP, key)
 		}
 		els[key] = fmt.Sprintf("%s . %d", target, p.ContainerPort)
+		own := fmt.Sprintf("%s { %s . %s . %d", digit(target), target, p.Proto, p.ContainerPort)
 		if direct {
-			els[fmt.Sprintf("direct%s { %s . %s . %d", digit(target), target, p.Proto, p.ContainerPort)] = ""
+			els["direct"+own] = ""
+		}
+		if to.Trusted {
+			els["published"+own] = ""
 		}
 	}
 	return els

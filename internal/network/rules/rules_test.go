@@ -18,9 +18,9 @@ func TestMain(m *testing.M) { private.Main(m, nil) }
 
 var (
 	bridgeA = Bridge{Name: "ply0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16")}, Masquerade: true, ICC: true}
-	bridgeB = Bridge{Name: "br-both", Subnets: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}, Masquerade: true, Masquerade6: true, Open: true, Open6: true}
-	bridgeC = Bridge{Name: "br-in", Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/24")}, Masquerade: true, ICC: true, Internal: true}
-	target  = Target{IPv4: netip.MustParseAddr("172.18.0.2"), IPv6: netip.MustParseAddr("fd00:1::2"), Direct4: true, Direct6: true}
+	bridgeB = Bridge{Name: "br-both", Subnets: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}, Masquerade: true, Masquerade6: true, Open: true, Open6: true, Trusted: []string{"eth7"}}
+	bridgeC = Bridge{Name: "br-in", Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/24")}, Masquerade: true, ICC: true, Internal: true, Isolated: true, Isolated6: true}
+	target  = Target{IPv4: netip.MustParseAddr("172.18.0.2"), IPv6: netip.MustParseAddr("fd00:1::2"), Direct4: true, Direct6: true, Trusted: true}
 	ports   = []network.PortBinding{
 		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
 		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv6Unspecified(), HostPort: 5000},
