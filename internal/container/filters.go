@@ -88,7 +88,7 @@ func (p ports) contains(port uint16) bool { return port >= p.first && port <= p.
 // publishes reports whether the range has a port of the host at which a port of the container is published.
 func publishes(c *Container, want ports) bool {
 	for _, p := range c.Ports {
-		if p.Proto == want.proto && p.HostPort != 0 && want.contains(p.HostPort) {
+		if p.Proto == want.proto && p.HostPort != 0 && !p.Routed && want.contains(p.HostPort) {
 			return true
 		}
 	}

@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 
 	"ply/internal/errs"
 	"ply/internal/network"
+	"ply/internal/network/proxy"
 )
 
 // addressesOf returns the addresses of an interface of this host.
@@ -253,5 +255,85 @@ func TestNamesOfInterfaces(t *testing.T) {
 	many := strings.Repeat("eth0:", 64) + "eth0"
 	if _, err := w.s.Create(t.Context(), network.CreateOptions{Name: "n", Options: map[string]string{"com.docker.network.bridge.trusted_host_interfaces": many}}); !errors.Is(err, errs.Invalid) {
 		t.Errorf("65 interfaces: %v", err)
+	}
+}
+
+// In a routed network nothing of the host is taken for a published port, so that any number of containers and the host itself may use the number. When another network
+// of the container takes the default route over, the port is bound as it was asked for, and it is free again afterwards; a shim carries what is bound, and no more.
+func TestPortsOfRoutedNetworks(t *testing.T) {
+	routed := map[string]string{"com.docker.network.bridge.gateway_mode_ipv6": "routed"}
+	half := maps.Clone(routed)
+	routed["com.docker.network.bridge.gateway_mode_ipv4"] = "routed"
+	w := newWorld(t)
+	for name, options := range map[string]map[string]string{"a": nil, "b": half, "c": routed} {
+		n := "1" + string(name[0]-'a'+'0')
+		w.create(network.CreateOptions{Name: name, Options: options, Pools: []network.Pool{{Subnet: prefix("10." + n + ".0.0/24")}, {Subnet: prefix("fd" + n + "::/64")}}})
+	}
+	port := network.PortBinding{Proto: "tcp", ContainerPort: 80, HostPort: 8080}
+	if b, err := w.attach(idB, "c", port); err != nil || len(b.Ports) != 2 || !b.Ports[0].Routed || !b.Ports[1].Routed {
+		t.Fatalf("ports %+v, %v", b.Ports, err)
+	}
+	var shim proxy.Set
+	defer shim.Close()
+	hand := func() {
+		t.Helper()
+		if err := w.s.HandOver(idA, shim.Serve); err != nil {
+			t.Error(err)
+		}
+	}
+	free := func(network string) bool {
+		l, err := net.Listen(network, ":8080")
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	}
+	check := func(what string, a network.Attachment, v4, v6 bool) {
+		t.Helper()
+		for range 2 {
+			if len(a.Ports) != 2 || a.Ports[0].Routed == v4 || a.Ports[1].Routed == v6 || a.Ports[0].HostPort != 8080 || a.Ports[1].HostPort != 8080 {
+				t.Errorf("%s: ports %+v", what, a.Ports)
+			}
+			for addr, bound := range map[string]bool{"127.0.0.1:8080": v4, "[::1]:8080": v6} {
+				if out, err := greet(addr); (err == nil && strings.HasPrefix(out, "hello")) != bound {
+					t.Errorf("%s: %s answers %q, %v", what, addr, out, err)
+				}
+			}
+			if free("tcp4") == v4 || free("tcp6") == v6 {
+				t.Errorf("%s: the ports of the host are free: %v, %v", what, free("tcp4"), free("tcp6"))
+			}
+			if err := w.s.Close(); err != nil { // and the same for the next engine
+				t.Fatal(err)
+			}
+			w.open()
+			hand()
+			a, _ = w.s.Attached(idA)
+			what += ", after a restart"
+		}
+	}
+	a, err := w.s.Attach(t.Context(), w.request(idA, network.EndpointRequest{Network: "c"}, port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hand()
+	w.answer(idA, 80, "hello")
+	check("routed", a, false, false)
+	for _, step := range []struct {
+		what, connect, disconnect string
+		v4, v6                    bool
+	}{
+		{"half routed", "b", "", true, false}, {"mapped", "a", "", true, true}, {"half routed again", "", "a", true, false}, {"routed again", "", "b", false, false},
+		{"mapped at once", "a", "", true, true}, {"routed at once", "", "a", false, false},
+	} {
+		if step.connect != "" {
+			a, err = w.s.Connect(t.Context(), idA, w.ns(idA), network.EndpointRequest{Network: step.connect})
+		} else {
+			a, err = w.s.Disconnect(t.Context(), idA, step.disconnect)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		hand()
+		check(step.what, a, step.v4, step.v6)
 	}
 }

@@ -23,6 +23,10 @@ type PortBinding struct {
 	HostIP        netip.Addr `json:"HostIP"`      // invalid = all addresses of both families
 	HostPort      uint16     `json:"HostPort"`    // 0 = choose a free one
 	HostPortEnd   uint16     `json:"HostPortEnd"` // last port of a range to choose from; 0 = no range
+
+	// Routed says that the network leads others to the container's own address: nothing of the host is bound. The host's address and port are those that
+	// were asked for; another network of the container may bind them.
+	Routed bool `json:"Routed,omitempty"`
 }
 
 // EndpointSpec is what a user asks of a container's endpoint in a network. Containers store it, so its JSON names must

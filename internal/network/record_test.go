@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,10 +63,11 @@ type specs struct {
 func TestGoldenRecords(t *testing.T) {
 	// Addresses encode themselves, as text.
 	connection := oldConnection
+	connection.Ports = append(slices.Clone(oldConnection.Ports), PortBinding{Proto: "tcp", ContainerPort: 82, HostIP: netip.IPv6Unspecified(), HostPort: 8082, Routed: true})
 	connection.Endpoint.LinkLocal = []netip.Addr{netip.MustParseAddr("169.254.1.1")}
 	connection.Sysctls, connection.Handed, connection.Default, connection.Moving, connection.Priority, connection.Names, connection.Links = map[string]string{"ipv4/conf/IFNAME/forwarding": "1"}, true, true, true, -1, []string{"web"}, map[string]string{"db": "postgres"}
 	golden(t, "connection", connectionVersion, connection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
-		"Ports.HostIP", "Ports.HostPortEnd", "Endpoint.LinkLocal")
+		"Ports.HostIP", "Ports.HostPortEnd", "Ports.Routed", "Endpoint.LinkLocal")
 	golden(t, "network", 1, userNetwork, "Pools.Subnet", "Pools.Range", "Pools.Gateway", "Pools.Aux")
 	golden(t, "endpoints", 1, goldenSpec, "Endpoints.IPv4", "Endpoints.IPv6", "Endpoints.LinkLocal")
 	for _, old := range []string{"v1", "unversioned"} { // as earlier builds wrote them; the last is before the first release

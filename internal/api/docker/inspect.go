@@ -94,6 +94,14 @@ func mountPoints(ctr *container.Container) []wire.MountPoint {
 	return list
 }
 
+// hostPortText returns the host's port of a binding; "" when the network leads to the container without one.
+func hostPortText(p network.PortBinding) string {
+	if p.Routed {
+		return ""
+	}
+	return strconv.Itoa(int(p.HostPort))
+}
+
 func networkSettingsOf(ctr *container.Container, v int) wire.NetworkSettings {
 	ns := wire.NetworkSettings{Ports: map[string][]wire.PortBinding{}, Networks: map[string]*wire.EndpointSettings{}}
 	if alive(ctr.State.Status) {
@@ -103,7 +111,7 @@ func networkSettingsOf(ctr *container.Container, v int) wire.NetworkSettings {
 		for _, p := range ctr.Ports {
 			key := portText(p.ContainerPort, p.Proto)
 			for _, addr := range boundAddresses(p) {
-				ns.Ports[key] = append(ns.Ports[key], wire.PortBinding{HostIP: addr.String(), HostPort: strconv.Itoa(int(p.HostPort))})
+				ns.Ports[key] = append(ns.Ports[key], wire.PortBinding{HostIP: addr.String(), HostPort: hostPortText(p)})
 			}
 		}
 	}
@@ -242,7 +250,11 @@ func portSummaries(ctr *container.Container) []wire.Port {
 	for _, p := range ctr.Ports {
 		bound[portText(p.ContainerPort, p.Proto)] = true
 		for _, addr := range boundAddresses(p) {
-			list = append(list, wire.Port{IP: addr.String(), PrivatePort: p.ContainerPort, PublicPort: p.HostPort, Type: p.Proto})
+			public := p.HostPort
+			if p.Routed {
+				public = 0
+			}
+			list = append(list, wire.Port{IP: addr.String(), PrivatePort: p.ContainerPort, PublicPort: public, Type: p.Proto})
 		}
 	}
 	for _, key := range ctr.Spec.ExposedPorts {

@@ -139,7 +139,12 @@ func parseRange(s string) (first, last uint16, ok bool) {
 
 // boundAddresses returns the host addresses of a binding. Without an address it is bound to all, in both families.
 func boundAddresses(p network.PortBinding) []netip.Addr {
-	if p.HostIP.IsValid() {
+	switch {
+	case p.Routed && p.HostIP.Is4():
+		return []netip.Addr{netip.IPv4Unspecified()}
+	case p.Routed:
+		return []netip.Addr{netip.IPv6Unspecified()}
+	case p.HostIP.IsValid():
 		return []netip.Addr{p.HostIP}
 	}
 	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}

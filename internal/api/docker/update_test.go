@@ -50,7 +50,7 @@ func TestUpdateOfPorts(t *testing.T) {
 		`{}`:                    "<nil>",
 		`{"PortBindings":null}`: "<nil>",
 		`{"PortBindings":{}}`:   "&{[]}",
-		`{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`: "&{[{tcp 80 invalid IP 8080 0}]}",
+		`{"PortBindings":{"80/tcp":[{"HostPort":"8080"}]}}`: "&{[{tcp 80 invalid IP 8080 0 false}]}",
 	} {
 		w := newWorld(t)
 		rec := w.do("POST", "/v1.51/containers/web/update", strings.NewReader(body))

@@ -346,18 +346,25 @@ func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
 			return err
 		}
 	}
-	if !c.Default { // the engine was killed before it published them
+	if !c.Default || c.Handed { // the engine was killed before it published them, or the shim has them
 		return nil
 	}
 	return s.reserve(&c)
 }
 
-// reserve reserves the ports, unless the container's shim has them, and sets c.Ports to those that it got.
+// reserve reserves the ports, unless the container's shim has them or the network routes them, and sets c.Ports to those that it got.
 func (s *segment) reserve(c *network.Connection) error {
-	if len(c.Ports) == 0 || c.Handed {
+	routed := func(host netip.Addr) bool {
+		if host.Is4() {
+			return s.cfg.Direct && c.Endpoint.IPv4.IsValid()
+		}
+		return s.cfg.Direct6 && c.Endpoint.IPv6.IsValid() // else the proxy carries it to the IPv4 address
+	}
+	handed := func(p network.PortBinding) bool { return c.Handed && !p.Routed && !routed(p.HostIP) }
+	if !slices.ContainsFunc(c.Ports, func(p network.PortBinding) bool { return !handed(p) }) {
 		return nil
 	}
-	o := ports.Options{HostIP: s.opts.HostIP}
+	o := ports.Options{HostIP: s.opts.HostIP, Routed: routed, Kept: handed}
 	if s.cfg.HostIP.IsValid() {
 		o.HostIP = s.cfg.HostIP
 	}
@@ -383,6 +390,9 @@ func (d *Driver) holder(p network.PortBinding) (id oci.ContainerID, name string)
 	for _, s := range d.all() {
 		for _, c := range s.connections() {
 			for _, o := range c.Ports {
+				if o.Routed {
+					continue
+				}
 				same := o.HostIP == p.HostIP || o.HostIP.Is4() == p.HostIP.Is4() && (o.HostIP.IsUnspecified() || p.HostIP.IsUnspecified())
 				if o.Proto != p.Proto || o.HostPort != p.HostPort || !same {
 					continue
@@ -411,7 +421,7 @@ func (s *segment) HandOver(c *network.Connection, take func([]proxy.Port, []*os.
 	switch {
 	case err == nil:
 		s.free(c.Container)
-		c.Handed = len(c.Ports) > 0
+		c.Handed = slices.ContainsFunc(c.Ports, func(p network.PortBinding) bool { return !p.Routed })
 		s.know(*c)
 		return nil
 	case !errors.Is(err, errs.Unimplemented) || c.Handed:
@@ -438,15 +448,17 @@ func (s *segment) sockets(c network.Connection) (list []proxy.Port, sockets []*o
 		addr = to.IPv6
 	}
 	add := func(b network.PortBinding, socket bool) {
+		if b.Routed {
+			return
+		}
 		list = append(list, proxy.Port{
 			Proto: b.Proto, Host: netip.AddrPortFrom(b.HostIP, b.HostPort), Target: netip.AddrPortFrom(addr, b.ContainerPort), Carry: !s.opts.NoProxy, Socket: socket,
 		})
 	}
 	s.mu.Lock()
-	reserved := s.reserved[c.Container]
+	reserved, some := s.reserved[c.Container]
 	s.mu.Unlock()
-	if c.Handed {
-		reserved = nil
+	if c.Handed && !some {
 		for _, b := range c.Ports {
 			add(b, false)
 		}

@@ -19,7 +19,7 @@ import (
 )
 
 // Reservation is one published port with a socket on the host that listens on it. The socket makes a second use of the
-// port fail when a container starts. It is nil for sctp on a host whose kernel has no such sockets.
+// port fail when a container starts. It is nil for sctp on a host whose kernel has no such sockets, and where Options say so.
 type Reservation struct {
 	network.PortBinding
 	socket socket
@@ -38,9 +38,11 @@ func (r *Reservation) Socket() (*os.File, error) {
 	return r.socket.File()
 }
 
-// Options of Reserve.
+// Options of Reserve. The zero value is ready for use.
 type Options struct {
-	HostIP netip.Addr // where a binding without a host address listens; invalid = on all addresses of both families
+	HostIP netip.Addr                     // where a binding without a host address listens; invalid = on all addresses of both families
+	Routed func(host netip.Addr) bool     // reports whether bindings to an address of the host are routed, so that nothing is bound; nil = none is
+	Kept   func(network.PortBinding) bool // reports whether the socket of a binding is kept elsewhere already; nil = none is
 }
 
 // Reserve binds the host ports of one container, all or none. A binding without a host address becomes one binding per
@@ -54,6 +56,11 @@ func Reserve(wants []network.PortBinding, o Options) (all []Reservation, err err
 		}
 	}()
 	for _, w := range wants {
+		if o.Kept != nil && o.Kept(w) {
+			all = append(all, Reservation{w, nil})
+			continue
+		}
+		w.Routed = false
 		addrs := []netip.Addr{w.HostIP}
 		if !w.HostIP.IsValid() {
 			addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
@@ -64,7 +71,7 @@ func Reserve(wants []network.PortBinding, o Options) (all []Reservation, err err
 		last := max(w.HostPortEnd, w.HostPort)
 		var got []Reservation
 		for port := w.HostPort; ; port++ {
-			if got, err = reserveOn(w, addrs, port); err == nil {
+			if got, err = reserveOn(w, addrs, port, o.Routed); err == nil {
 				break
 			}
 			if w.HostPort == 0 || port >= last || !errors.Is(err, errs.Conflict) {
@@ -77,11 +84,17 @@ func Reserve(wants []network.PortBinding, o Options) (all []Reservation, err err
 }
 
 // reserveOn binds one host port on every address.
-func reserveOn(w network.PortBinding, addrs []netip.Addr, port uint16) (got []Reservation, err error) {
+func reserveOn(w network.PortBinding, addrs []netip.Addr, port uint16, routed func(netip.Addr) bool) (got []Reservation, err error) {
 	for i, a := range addrs {
 		p := w
-		p.HostIP, p.HostPort, p.HostPortEnd = a.Unmap(), port, 0
-		if len(got) > 0 {
+		p.HostIP = a.Unmap()
+		if routed != nil && routed(p.HostIP) {
+			p.Routed = true
+			got = append(got, Reservation{p, nil})
+			continue
+		}
+		p.HostPort, p.HostPortEnd = port, 0
+		if len(got) > 0 && !got[0].Routed {
 			p.HostPort = got[0].HostPort
 		}
 		r, err := listen(p)

@@ -371,7 +371,9 @@ func portElements(to Target, bindings []network.PortBinding) map[string]string {
 		} else {
 			key = fmt.Sprintf("ports%s_addr { %s . %s", digit(p.HostIP), p.HostIP, key)
 		}
-		els[key] = fmt.Sprintf("%s . %d", target, p.ContainerPort)
+		if !p.Routed {
+			els[key] = fmt.Sprintf("%s . %d", target, p.ContainerPort)
+		}
 		own := fmt.Sprintf("%s { %s . %s . %d", digit(target), target, p.Proto, p.ContainerPort)
 		if direct {
 			els["direct"+own] = ""
