@@ -259,6 +259,11 @@ func isRegistry(s string) bool {
 }
 
 func (c *Config) checkNetwork(func(string, string, ...any)) error {
+	for _, driver := range slices.Sorted(maps.Keys(c.DefaultNetworkOpts)) {
+		if !slices.Contains([]string{"bridge", "macvlan", "ipvlan"}, driver) {
+			return fmt.Errorf("default-network-opts: %q: there is no such driver of networks; want bridge, macvlan or ipvlan", driver)
+		}
+	}
 	for _, d := range c.DNS {
 		if _, err := netip.ParseAddr(d); err != nil {
 			return fmt.Errorf("dns: %q is not an IP address", d)

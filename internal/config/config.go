@@ -80,25 +80,26 @@ type Config struct {
 	DefaultPidsLimit    int                `json:"default-pids-limit" flag:"default-pids-limit" use:"default limit of processes and threads of a container; -1 is no limit"`
 
 	// Network.
-	Bridge              string   `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
-	BIP                 string   `json:"bip" flag:"bip" use:"address of the default bridge, ADDRESS/BITS"`
-	BridgeNames         bool     `json:"bridge-names" flag:"bridge-names" use:"let containers on the default bridge find each other by name"`
-	FixedCIDR           string   `json:"fixed-cidr" flag:"fixed-cidr" use:"range of addresses for containers in the default bridge's network"`
-	DefaultAddressPools []Pool   `json:"default-address-pools" flag:"default-address-pool" use:"addresses for new networks: base=ADDRESS/BITS,size=BITS"`
-	MTU                 int      `json:"mtu" flag:"mtu" use:"MTU of containers"`
-	DNS                 []string `json:"dns" flag:"dns" use:"name server of containers"`
-	DNSOpts             []string `json:"dns-opts" flag:"dns-opt" use:"resolver option of containers"`
-	DNSSearch           []string `json:"dns-search" flag:"dns-search" use:"search domain of containers"`
-	ResolvConf          string   `json:"resolv-conf" use:"resolver configuration of the host"` // a key without a flag, as in Docker
-	HostGatewayIP       string   `json:"host-gateway-ip" use:"address of host-gateway"`        // Docker's name of before it took several
-	HostGatewayIPs      []string `json:"host-gateway-ips" flag:"host-gateway-ip" use:"address that host-gateway stands for in --add-host"`
-	IP                  string   `json:"ip" flag:"ip" use:"default address of published ports"`
-	IPForward           bool     `json:"ip-forward" flag:"ip-forward" use:"enable net.ipv4.ip_forward"`
-	IPForwardNoDrop     bool     `json:"ip-forward-no-drop" flag:"ip-forward-no-drop" use:"after enabling net.ipv4.ip_forward, forward between all networks of the host"`
-	IPMasq              bool     `json:"ip-masq" flag:"ip-masq" use:"masquerade outgoing traffic of containers"`
-	IPTables            bool     `json:"iptables" flag:"iptables" use:"add packet filter rules"`
-	UserlandProxy       bool     `json:"userland-proxy" flag:"userland-proxy" use:"forward loopback traffic to published ports in user space where the kernel does not"`
-	ICC                 bool     `json:"icc" flag:"icc" use:"let containers of the default network reach each other"`
+	Bridge              string                       `json:"bridge" flag:"bridge,b" use:"bridge of containers; none switches networking off"`
+	BIP                 string                       `json:"bip" flag:"bip" use:"address of the default bridge, ADDRESS/BITS"`
+	BridgeNames         bool                         `json:"bridge-names" flag:"bridge-names" use:"let containers on the default bridge find each other by name"`
+	FixedCIDR           string                       `json:"fixed-cidr" flag:"fixed-cidr" use:"range of addresses for containers in the default bridge's network"`
+	DefaultAddressPools []Pool                       `json:"default-address-pools" flag:"default-address-pool" use:"addresses for new networks: base=ADDRESS/BITS,size=BITS"`
+	MTU                 int                          `json:"mtu" flag:"mtu" use:"MTU of containers"`
+	DNS                 []string                     `json:"dns" flag:"dns" use:"name server of containers"`
+	DNSOpts             []string                     `json:"dns-opts" flag:"dns-opt" use:"resolver option of containers"`
+	DNSSearch           []string                     `json:"dns-search" flag:"dns-search" use:"search domain of containers"`
+	ResolvConf          string                       `json:"resolv-conf" use:"resolver configuration of the host"` // a key without a flag, as in Docker
+	HostGatewayIP       string                       `json:"host-gateway-ip" use:"address of host-gateway"`        // Docker's name of before it took several
+	HostGatewayIPs      []string                     `json:"host-gateway-ips" flag:"host-gateway-ip" use:"address that host-gateway stands for in --add-host"`
+	IP                  string                       `json:"ip" flag:"ip" use:"default address of published ports"`
+	IPForward           bool                         `json:"ip-forward" flag:"ip-forward" use:"enable net.ipv4.ip_forward"`
+	IPForwardNoDrop     bool                         `json:"ip-forward-no-drop" flag:"ip-forward-no-drop" use:"after enabling net.ipv4.ip_forward, forward between all networks of the host"`
+	IPMasq              bool                         `json:"ip-masq" flag:"ip-masq" use:"masquerade outgoing traffic of containers"`
+	IPTables            bool                         `json:"iptables" flag:"iptables" use:"add packet filter rules"`
+	DefaultNetworkOpts  map[string]map[string]string `json:"default-network-opts" flag:"default-network-opt" use:"default option of new networks: DRIVER=OPTION=VALUE"`
+	UserlandProxy       bool                         `json:"userland-proxy" flag:"userland-proxy" use:"forward loopback traffic to published ports in user space where the kernel does not"`
+	ICC                 bool                         `json:"icc" flag:"icc" use:"let containers of the default network reach each other"`
 
 	// Transport.
 	TLS       bool   `json:"tls" flag:"tls" use:"use TLS and verify clients"`
@@ -115,7 +116,6 @@ type Config struct {
 	DefaultGatewayV6      string            `json:"default-gateway-v6" ignored:"the default network is IPv4"`
 	UserlandProxyPath     string            `json:"userland-proxy-path" ignored:"the proxy is built in"`
 	FirewallBackend       string            `json:"firewall-backend" ignored:"the firewall is always nftables"`
-	DefaultNetworkOpts    map[string]driver `json:"default-network-opts" ignored:"networks have no default options"`
 	BIP6                  string            `json:"bip6" ignored:"the default network is IPv4"`
 	BridgeAcceptFwmark    string            `json:"bridge-accept-fwmark" ignored:"only published ports are reached from outside"`
 	AllowDirectRouting    bool              `json:"allow-direct-routing" ignored:"only published ports are reached from outside"`
@@ -151,9 +151,6 @@ type Config struct {
 
 	Warnings []Warning // what Load warned of; no setting
 }
-
-// driver is the type of an ignored key.
-type driver map[string]string
 
 // Proxies are the proxies of the engine itself. They take precedence over those of the environment.
 type Proxies struct {

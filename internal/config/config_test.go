@@ -106,6 +106,8 @@ func TestRefusals(t *testing.T) {
 		"bad pool":            {`{"default-address-pools": [{"base": "10.0.0.0/16", "size": 8}]}`, nil, []string{"default-address-pools"}},
 		"bad bip":             {`{"bip": "10.0.0.1"}`, nil, []string{"bip"}},
 		"fixed outside bip":   {`{"bip": "10.0.0.1/24", "fixed-cidr": "10.1.0.0/25"}`, nil, []string{"not within"}},
+		"network driver":      {`{"default-network-opts": {"brigde": {"a": "b"}}}`, nil, []string{"default-network-opts: ", "brigde"}},
+		"network option":      {``, map[string][]string{"default-network-opt": {"bridge=mtu"}}, []string{"--default-network-opt", "want DRIVER=OPTION=VALUE"}},
 		"bad host":            {`{"hosts": ["npipe:////./pipe"]}`, nil, []string{"hosts"}},
 		"root":                {`{"data-root": "/"}`, nil, []string{"data-root"}},
 		"authorization":       {`{"authorization-plugins": ["x"]}`, nil, []string{"authorization-plugins: not supported"}},
@@ -310,7 +312,7 @@ func TestMissingFile(t *testing.T) {
 // Every flag can be set, and none of them is a setting without an effect.
 func TestEveryFlagWorks(t *testing.T) {
 	values := map[string]string{"default-ulimit": "nofile=1:2", "log-opt": "max-size=1m", "label": "a=b", "add-runtime": "x=/bin/x", "host": "unix:///x", "dns": "10.0.0.1", "ip": "127.0.0.1",
-		"default-address-pool": "base=10.0.0.0/8,size=24", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",
+		"default-address-pool": "base=10.0.0.0/8,size=24", "default-network-opt": "bridge=com.docker.network.driver.mtu=1400", "registry-mirror": "http://a.example", "insecure-registry": "a.example", "exec-opt": "native.cgroupdriver=systemd",
 		"storage-driver": "vfs", "image-format": "docker", "retain-blobs": "never", "log-level": "warn", "log-format": "json", "log-driver": "local", "bip": "10.0.0.1/24",
 		"fixed-cidr": "10.0.0.0/25", "default-cgroupns-mode": "host", "default-ipc-mode": "shareable", "default-shm-size": "1g", "host-gateway-ip": "192.0.2.1", "seccomp-profile": "unconfined", "default-runtime": "runc",
 		"init-path": "/bin/sh", "tlscacert": "/etc/passwd", "tlscert": "/etc/passwd", "tlskey": "/etc/passwd", "data-root": "/d", "exec-root": "/e", "pidfile": "/p", "cdi-spec-dir": "/c"}

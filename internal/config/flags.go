@@ -80,6 +80,19 @@ func setText(v reflect.Value, texts []string) error {
 			}
 			(*to)[key] = value
 		}
+	case *map[string]map[string]string:
+		*to = map[string]map[string]string{}
+		for _, t := range texts {
+			driver, rest, _ := strings.Cut(t, "=")
+			option, value, ok := strings.Cut(rest, "=")
+			if !ok || driver == "" || option == "" {
+				return fmt.Errorf("%q: want DRIVER=OPTION=VALUE", t)
+			}
+			if (*to)[driver] == nil {
+				(*to)[driver] = map[string]string{}
+			}
+			(*to)[driver][option] = value
+		}
 	case *map[string]Ulimit:
 		*to = map[string]Ulimit{}
 		for _, t := range texts {

@@ -302,6 +302,7 @@ func (e *Engine) openNetworks(ctx context.Context) (err error) {
 	}
 	e.Networks, err = network.Open(ctx, network.Options{
 		Meta: e.Store.Meta, StateDir: filepath.Join(c.ExecRoot, "network"), Default: bridged, DefaultNames: c.BridgeNames,
+		DefaultOptions: c.DefaultNetworkOpts,
 		Drivers: map[string]network.Driver{
 			"bridge":             bridges,
 			string(vlan.MACVLAN): vlan.New(vlan.MACVLAN, vlan.Options{Owner: c.ExecRoot, Log: e.log}),

@@ -110,6 +110,16 @@ func (s *Service) newNetwork(o CreateOptions) (*managed, error) {
 	if rec.Driver == "" {
 		rec.Driver = "bridge"
 	}
+	if o.ID == "" { // a network that comes over from another engine has its options
+		for name, value := range s.opts.DefaultOptions[rec.Driver] {
+			if _, set := rec.Options[name]; !set {
+				if rec.Options == nil {
+					rec.Options = map[string]string{}
+				}
+				rec.Options[name] = value
+			}
+		}
+	}
 	if rec.Driver == "host" {
 		return nil, errs.New(errs.Forbidden, "only one instance of \"host\" network is allowed")
 	}

@@ -27,14 +27,15 @@ import (
 
 // Options of Open. Meta and StateDir are required.
 type Options struct {
-	Meta         *meta.DB
-	StateDir     string                         // what is true until the next boot: one file per endpoint, and the tables of names
-	Drivers      map[string]Driver              // by the name that a network's record has; "null" is built in
-	Default      Config                         // of the network "bridge"; the interface is ply0, or the next one that is free, unless it is named
-	DefaultNames bool                           // containers on the network "bridge" find each other by name
-	HostSubnets  func() ([]netip.Prefix, error) // subnets that the host has routes to, which no network gets by itself; nil = none
-	Events       *events.Bus
-	Log          *slog.Logger
+	Meta           *meta.DB
+	StateDir       string                         // what is true until the next boot: one file per endpoint, and the tables of names
+	Drivers        map[string]Driver              // by the name that a network's record has; "null" is built in
+	Default        Config                         // of the network "bridge"; the interface is ply0, or the next one that is free, unless it is named
+	DefaultOptions map[string]map[string]string   // options of networks that users create, by the driver, unless they set others
+	DefaultNames   bool                           // containers on the network "bridge" find each other by name
+	HostSubnets    func() ([]netip.Prefix, error) // subnets that the host has routes to, which no network gets by itself; nil = none
+	Events         *events.Bus
+	Log            *slog.Logger
 }
 
 // Service keeps the networks of one engine. Safe for concurrent use; the caller serialises Attach, Connect, Disconnect and Detach of one

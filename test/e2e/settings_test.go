@@ -96,6 +96,7 @@ var settings = map[string]setting{
 	"bip":                   {value: `"10.77.5.1/24"`, see: networkOf("{{range .IPAM.Config}}{{.Subnet}} {{.Gateway}}{{end}}"), with: `10\.77\.5\.0/24 10\.77\.5\.1`, without: `172\..*`, group: "other"},
 	"fixed-cidr":            {value: `"10.77.5.128/25"`, see: addressOf, with: `10\.77\.5\.(1[2-9]\d|2\d\d)`, without: `172\..*`, group: "other"},
 	"default-address-pools": {value: `[{"base": "10.78.0.0/16", "size": 24}]`, flags: []string{"base=10.78.0.0/16,size=24"}, see: networkOf("{{range .IPAM.Config}}{{.Subnet}}{{end}}"), with: `10\.78\.\d+\.0/24`, without: `172\..*`},
+	"default-network-opts":  {value: `{"bridge": {"com.docker.network.driver.mtu": "1357"}}`, flags: []string{"bridge=com.docker.network.driver.mtu=1357"}, see: mtuOfNew, with: `1357`, without: `1500`},
 	"mtu":                   {value: `1234`, see: inside("cat /sys/class/net/eth0/mtu"), with: `1234`, without: `1500`},
 	"dns":                   {value: `["192.0.2.53"]`, flags: []string{"192.0.2.53"}, see: inside("cat /etc/resolv.conf"), with: `nameserver 192\.0\.2\.53 .*`, without: notMatching},
 	"dns-opts":              {value: `["ndots:9"]`, flags: []string{"ndots:9"}, see: inside("cat /etc/resolv.conf"), with: `.* options ndots:9`, without: notMatching},
@@ -577,6 +578,13 @@ func networkOf(format string) func(*settingsWorld) string {
 	return func(w *settingsWorld) string {
 		return w.sleeper(func(string) string { return w.said("network", "inspect", "-f", format, "bridge") })
 	}
+}
+
+// mtuOfNew returns the MTU in a container on a network that was made just now.
+func mtuOfNew(w *settingsWorld) string {
+	w.said("network", "create", "fresh")
+	defer w.said("network", "rm", "fresh")
+	return w.said("run", "--rm", "--network", "fresh", "busybox", "cat", "/sys/class/net/eth0/mtu")
 }
 
 func bridgeThere(w *settingsWorld) string {
