@@ -245,7 +245,7 @@ func serve(cl *commandLine, cfg *config.Config, log *slog.Logger, level *slog.Le
 	go freeWhenIdle(ctx)
 	go handleSignals(ctx, cl, e, log, level)
 
-	server := listen.NewServer(docker.New(services(e, hosts, oldest, log)), log)
+	server := listen.NewServer(docker.New(services(e, hosts, oldest, cfg.Experimental, log)), log)
 	failed := make(chan error, len(listeners))
 	var serving sync.WaitGroup
 	for _, l := range listeners {

@@ -7,6 +7,7 @@ import (
 
 	"ply/internal/cli/command"
 	"ply/internal/cli/command/builder"
+	"ply/internal/cli/command/checkpoint"
 	"ply/internal/cli/command/container"
 	enginecontext "ply/internal/cli/command/context"
 	"ply/internal/cli/command/image"
@@ -38,13 +39,14 @@ const (
 
 // nouns are the management commands.
 var nouns = map[string]string{
-	"builder":   "Manage builds",
-	"container": "Manage containers",
-	"context":   "Manage contexts: the engines that have a name",
-	"image":     "Manage images",
-	"network":   "Manage networks",
-	"system":    "Manage ply",
-	"volume":    "Manage volumes",
+	"builder":    "Manage builds",
+	"checkpoint": "Manage checkpoints",
+	"container":  "Manage containers",
+	"context":    "Manage contexts: the engines that have a name",
+	"image":      "Manage images",
+	"network":    "Manage networks",
+	"system":     "Manage ply",
+	"volume":     "Manage volumes",
 }
 
 // table has all commands, by noun. A new command is one line here.
@@ -57,6 +59,10 @@ var table = []entry{
 	{other, "", nil, "builder", builder.Ls},
 	{other, "", nil, "builder", builder.Prune},
 	{other, "", nil, "builder", builder.Rm},
+
+	{other, "", nil, "checkpoint", checkpoint.Create},
+	{other, "", nil, "checkpoint", checkpoint.Ls},
+	{other, "", nil, "checkpoint", checkpoint.Rm},
 
 	{other, "attach", run.Attach, "container", run.Attach},
 	{other, "commit", container.Commit, "container", container.Commit},
@@ -150,8 +156,7 @@ var refused = map[string]string{
 	"plugin": "there are no plugins", "trust": "Notary is not supported", "manifest": "use a registry client such as skopeo or crane",
 	"swarm": "there is no swarm mode", "node": "there is no swarm mode", "service": "there is no swarm mode", "stack": "there is no swarm mode",
 	"secret": "there is no swarm mode", "config": "there is no swarm mode",
-	"checkpoint": "processes are not saved; pause keeps them in memory, and commit keeps their files",
-	"buildx":     "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
+	"buildx": "run docker's with DOCKER_HOST", "compose": "run docker's with DOCKER_HOST",
 }
 
 // alone returns the maker of the verb that a command line begins with, or nil when the line may need more than that command. Making all commands takes

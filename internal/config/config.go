@@ -42,7 +42,7 @@ type Config struct {
 	LogLevel     string            `json:"log-level" flag:"log-level,l" live:"yes" use:"log level: debug, info, warn, error or fatal"`
 	LogFormat    string            `json:"log-format" flag:"log-format" use:"log format: text or json"`
 	Labels       []string          `json:"labels" flag:"label" live:"yes" use:"key=value label of this engine"`
-	Experimental bool              `json:"experimental" ignored:"there are no experimental features"`
+	Experimental bool              `json:"experimental" flag:"experimental" use:"tell clients that experimental features are on: docker's has checkpoint and build --squash only then"`
 	Features     map[string]bool   `json:"features" live:"yes"` // a key without a flag, as in Docker
 	LogDriver    string            `json:"log-driver" flag:"log-driver" use:"default log driver of containers: json-file, local, none, syslog, journald, fluentd or gelf"`
 	LogOpts      map[string]string `json:"log-opts" flag:"log-opt" use:"default log driver option"`

@@ -51,6 +51,9 @@ type paths struct {
 	hostname string
 	resolv   string
 
+	checkpoints string // directory of its checkpoints
+	criu        string // where CRIU writes its log
+
 	bundle string // <exec-root>/containers/<id>
 	rootfs string // where the root is mounted
 	init   string // identity of the first process
@@ -68,6 +71,7 @@ func (e *env) newCtr(id oci.ContainerID) *ctr {
 			dir: dir, writable: filepath.Join(dir, "rw"), log: filepath.Join(dir, string(id)+"-json.log"),
 			exit: filepath.Join(dir, shim.ExitFile), hosts: filepath.Join(dir, "hosts"),
 			hostname: filepath.Join(dir, "hostname"), resolv: filepath.Join(dir, "resolv.conf"),
+			checkpoints: filepath.Join(dir, "checkpoints"), criu: filepath.Join(dir, "criu"),
 			bundle: bundle, rootfs: filepath.Join(bundle, shim.RootfsDir), init: filepath.Join(bundle, shim.InitFile),
 			netns: filepath.Join(bundle, "netns"), shm: filepath.Join(bundle, "shm"),
 		},

@@ -29,12 +29,18 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
+	return s.runs.startByUser(ctx, c, nil)
+}
+
+// startByUser starts a container that does not run, or if saved is not nil, restores the checkpoint in that directory.
+func (s *starter) startByUser(ctx context.Context, c *ctr, saved *os.File) error {
 	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.release()
 	c.mu.Lock()
 	st := c.rec.State.Status
+	var err error
 	switch {
 	case st == StatusPaused:
 		err = errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
@@ -51,7 +57,7 @@ func (s *Service) Start(ctx context.Context, ref string) error {
 		return err
 	}
 	// A client that leaves does not stop the start: it is completed or undone.
-	return s.runs.start(context.WithoutCancel(ctx), c)
+	return s.run(context.WithoutCancel(ctx), c, saved)
 }
 
 // starter begins the runs of containers: it prepares what the process needs on the host, launches the shim, and lets
@@ -67,8 +73,11 @@ func newStarter(e *env) *starter {
 	return s
 }
 
-// start runs the container; the caller holds c.op.
-func (s *starter) start(ctx context.Context, c *ctr) (err error) {
+// start runs the program of the container; the caller holds c.op.
+func (s *starter) start(ctx context.Context, c *ctr) error { return s.run(ctx, c, nil) }
+
+// run is start, or if saved is not nil, the restoration of the checkpoint in that directory.
+func (s *starter) run(ctx context.Context, c *ctr, saved *os.File) (err error) {
 	moving, moved := context.WithTimeout(ctx, expectLimit)
 	defer moved()
 	s.env.work.Go(func() { s.env.moves.expect(moving) })
@@ -83,7 +92,7 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	p, err := s.prepare(ctx, c, links, undo)
+	p, err := s.prepare(ctx, c, links, saved != nil, undo)
 	if err != nil {
 		return err
 	}
@@ -108,8 +117,13 @@ func (s *starter) start(ctx context.Context, c *ctr) (err error) {
 	c.setLife(l)
 	undo.add("run", func() error { c.setLife(nil); return nil })
 	undo.add("attached clients", c.sessions.Begin(l.Run))
-	if err := client.Start(ctx, ""); err != nil {
-		return startError(err)
+	if saved != nil {
+		err = restoreFrom(ctx, c, client, saved)
+	} else {
+		err = startError(client.Start(ctx, ""))
+	}
+	if err != nil {
+		return err
 	}
 	c.started(l)
 	followTarget(c)
@@ -179,8 +193,9 @@ type prepared struct {
 	saved  func() error
 	shim   *shim.Starting // nil when it was taken
 
-	run   string    // ID of the run
-	began time.Time // of the run: what the record and the shim keep, so that it is the same after a restart of plyd
+	run     string    // ID of the run
+	restore bool      // the processes come from a checkpoint
+	began   time.Time // of the run: what the record and the shim keep, so that it is the same after a restart of plyd
 }
 
 // takeShim returns the shim to the caller, who ends it.
@@ -192,11 +207,11 @@ func (p *prepared) takeShim() *shim.Starting {
 
 // prepare mounts the root, readies the volumes, makes the network, writes the record of the start and starts the shim, all at once. The shim has the
 // spec before the network is there.
-func (s *starter) prepare(ctx context.Context, c *ctr, links []linked, undo *undoer) (*prepared, error) {
+func (s *starter) prepare(ctx context.Context, c *ctr, links []linked, restore bool, undo *undoer) (*prepared, error) {
 	if err := os.MkdirAll(c.paths.bundle, 0o711); err != nil {
 		return nil, errs.New(errs.Internal, "container %s: %w", c.id.Short(), err)
 	}
-	p := &prepared{files: c, links: links, run: rand.Text(), began: time.Now().UTC()}
+	p := &prepared{files: c, links: links, run: rand.Text(), restore: restore, began: time.Now().UTC()}
 	if err := s.joinNamespaces(c, p); err != nil {
 		return nil, err
 	}
@@ -382,7 +397,7 @@ func (s *starter) shimConfig(c *ctr, p *prepared) (shim.Config, error) {
 		ID: string(c.id), Bundle: c.paths.bundle, StateDir: s.env.opts.stateDir(), Runtime: rt,
 		Tty: spec.Tty, Stdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
 		Height: spec.ConsoleSize[0], Width: spec.ConsoleSize[1], Log: log, ExitPath: c.paths.exit,
-		Run: p.run, Started: p.began, Volatile: volatile,
+		Run: p.run, Started: p.began, Volatile: volatile, Restore: p.restore,
 	}, nil
 }
 

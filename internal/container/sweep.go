@@ -9,6 +9,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"ply/internal/container/shim"
+	"ply/internal/durable"
 	"ply/internal/errs"
 	"ply/internal/oci"
 	"ply/internal/store/meta"
@@ -43,6 +44,9 @@ func (r *restorer) cleanRun(ctx context.Context, c *ctr) {
 	c.mu.Unlock()
 	if netns != "" {
 		warn("network", c.detachNetwork(ctx))
+	}
+	if !shimLives {
+		warn("checkpoint", durable.RemoveTemps(r.env.opts.Store.FS, c.paths.checkpoints))
 	}
 	warn("root", r.unmountRoot(ctx, c))
 	warn("shm", unmountShm(c.paths.shm))

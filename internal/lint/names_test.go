@@ -150,7 +150,7 @@ var providers = map[string][]string{
 }
 
 // optional programs sharpen a test where they happen to be, or make nightly installs them.
-var optional = []string{"zsh", "fish", "systemd-analyze", "chromium", "journalctl"}
+var optional = []string{"criu", "zsh", "fish", "systemd-analyze", "chromium", "journalctl"}
 
 // A machine that make test set up has every program that a test runs.
 func TestProgramsOfTestsAreInstalled(t *testing.T) {

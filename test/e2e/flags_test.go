@@ -181,8 +181,8 @@ var otherEffects = map[string]map[string]effect{
 	"start": {
 		"detach-keys": {"$d start -a --detach-keys nonsense again", `.*[dD]etach.?[kK]eys.*|.*Unknown character.*|.*received 400.*`, "$d start -a --detach-keys ctrl-x again", `once more`},
 
-		"checkpoint":     {"$d start --checkpoint c again", `.*(--checkpoint).*`, "$d start again", `again`},
-		"checkpoint-dir": {"$d start --checkpoint-dir c again", `.*(--checkpoint-dir).*`, "$d start again", `again`},
+		"checkpoint":     {"$d start --checkpoint absent again", `.*checkpoint absent does not exist.*|.*only supported on a Docker daemon with experimental.*`, "$d start again", `again`},
+		"checkpoint-dir": {"$d start --checkpoint absent --checkpoint-dir no again", `.*not an absolute path.*|.*only supported on a Docker daemon with experimental.*`, "$d start again", `again`},
 	},
 	"volume create": {
 		"driver": {"$d volume create --driver nosuch other1", `.*nosuch.*`, "$d volume create --driver local other1; $d volume rm other1", `other1 other1`},

@@ -55,6 +55,8 @@ func condition(name string) (bool, error) {
 			return false, fmt.Errorf("%w: test/setup/clients %s installs it", err, name)
 		}
 		return err == nil, nil
+	case "criu": // it is installed, and the kernel has what it needs
+		return exec.Command("criu", "check").Run() == nil, nil
 	case "quota":
 		return quota.Check("/var/tmp") == nil, nil
 	default:

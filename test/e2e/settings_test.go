@@ -56,6 +56,7 @@ var settings = map[string]setting{
 	"image-format":             {value: `"docker"`, see: pushedFormat, with: `application/vnd.docker.distribution.manifest.v2\+json`, without: `application/vnd.oci.image.manifest.v1\+json`},
 	"retain-blobs":             {value: `"never"`, see: keptBlobs, with: `0 of 1`, without: `1 of 1`},
 	"min-api-version":          {value: `"1.22"`, see: oldClient, with: `200`, without: `400`},
+	"experimental":             {value: `true`, see: infoOf("{{.ExperimentalBuild}}"), with: `true`, without: `false`},
 	"debug":                    {value: `true`, see: infoOf("{{.Debug}}"), with: `true`, without: `false`},
 	"log-level":                {value: `"error"`, see: reloadLogged, with: `quiet`, without: `told`, group: "other"},
 	"log-format":               {value: `"json"`, see: logFormat, with: `json`, without: `text`},

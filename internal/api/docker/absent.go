@@ -31,10 +31,6 @@ func (absentHandlers) routes(add adder) {
 		add(get, kind+"/{id}/logs", manager)
 	}
 
-	checkpoints := func(*call) error { return unavailable("checkpoint", noCheckpoints) }
-	add(get, "/containers/{id}/checkpoints", checkpoints)
-	add(post, "/containers/{id}/checkpoints", checkpoints)
-
 	plugins := func(*call) error { return unavailable("plugins", "this engine loads no foreign code") }
 	noPlugin := func(c *call) error { return errs.New(errs.NotFound, "plugin %q not found", clip(c.vars["name"])) }
 	add(get, "/plugins", func(c *call) error { return c.json(http.StatusOK, []struct{}{}) })
@@ -47,6 +43,3 @@ func (absentHandlers) routes(add adder) {
 		add(post, "/plugins/{name...}/"+verb, noPlugin)
 	}
 }
-
-// noCheckpoints says why there are no checkpoints.
-const noCheckpoints = "processes are not saved; pause keeps them in memory, and commit keeps their files"

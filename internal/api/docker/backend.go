@@ -132,6 +132,14 @@ type Lifecycle interface {
 	Prune(ctx context.Context, filters filter.Args) ([]oci.ContainerID, int64, error)
 }
 
+// Checkpoints makes, lists, removes and restores checkpoints; container.Checkpoints implements it.
+type Checkpoints interface {
+	Create(ctx context.Context, ref string, p container.Checkpoint, leaveRunning bool) error
+	List(ctx context.Context, ref, dir string) ([]string, error)
+	Remove(ctx context.Context, ref string, p container.Checkpoint) error
+	Start(ctx context.Context, ref string, from container.Checkpoint) error
+}
+
 // ContainerState reports the state of containers.
 type ContainerState interface {
 	containerGetter

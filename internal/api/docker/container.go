@@ -13,11 +13,12 @@ import (
 
 // containerHandlers serves the life and the state of containers, and the images made from them.
 type containerHandlers struct {
-	containers Lifecycle
-	state      ContainerState
-	commits    Committer
-	images     imageGetter
-	now        func() time.Time
+	containers  Lifecycle
+	checkpoints Checkpoints
+	state       ContainerState
+	commits     Committer
+	images      imageGetter
+	now         func() time.Time
 }
 
 func (h containerHandlers) routes(add adder) {
@@ -37,17 +38,8 @@ func (h containerHandlers) routes(add adder) {
 	add(post, "/containers/{id}/pause", h.pause)
 	add(post, "/containers/{id}/unpause", h.unpause)
 	add(post, "/containers/{id}/wait", h.wait)
-	add(remove, "/containers/{id}/checkpoints/{checkpoint}", h.removeCheckpoint)
 	add(remove, "/containers/{id...}", h.remove) // a link is named CONTAINER/ALIAS
 	add(post, "/commit", h.commit)
-}
-
-// removeCheckpoint answers that there is none: this engine makes no checkpoints.
-func (h containerHandlers) removeCheckpoint(c *call) error {
-	if _, err := h.state.Get(c.ctx(), c.vars["id"], false); err != nil {
-		return err
-	}
-	return errs.New(errs.NotFound, "checkpoint %s does not exist for container %s", clip(c.vars["checkpoint"]), clip(c.vars["id"]))
 }
 
 // done answers 204 when err is nil.
@@ -59,15 +51,19 @@ func (c *call) done(err error) error {
 }
 
 func (h containerHandlers) start(c *call) error {
-	if c.get("checkpoint") != "" || c.get("checkpoint-dir") != "" {
-		return unavailable("start from a checkpoint", noCheckpoints)
-	}
 	b, err := c.bytes()
 	if err != nil {
 		return err
 	}
 	if t := strings.TrimSpace(string(b)); t != "" && t != "{}" && t != "null" {
 		return errs.New(errs.Invalid, "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
+	}
+	name, dir := c.get("checkpoint"), c.get("checkpoint-dir")
+	if name == "" && dir != "" {
+		return errs.New(errs.Invalid, "checkpoint-dir %q needs a checkpoint", clip(dir))
+	}
+	if name != "" {
+		return c.done(h.checkpoints.Start(c.ctx(), c.vars["id"], container.Checkpoint{Name: name, Dir: dir}))
 	}
 	return c.done(h.containers.Start(c.ctx(), c.vars["id"]))
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,26 +24,29 @@ const (
 
 // Options are the options of New. Every service is required; the rest may be zero.
 type Options struct {
-	Images     Images
-	Puller     Puller
-	Pusher     Pusher
-	Archive    Archive
-	Registry   Registry
-	Containers Containers
-	Files      Files
-	Sessions   Sessions
-	Volumes    Volumes
-	Networks   Networks
-	Connector  Connector
-	Events     Events
-	System     System
-	Checker    Checker
-	Importer   Importer
-	Builder    Builder
+	Images      Images
+	Puller      Puller
+	Pusher      Pusher
+	Archive     Archive
+	Registry    Registry
+	Containers  Containers
+	Checkpoints Checkpoints
+	Files       Files
+	Sessions    Sessions
+	Volumes     Volumes
+	Networks    Networks
+	Connector   Connector
+	Events      Events
+	System      System
+	Checker     Checker
+	Importer    Importer
+	Builder     Builder
 
 	// OldestAPI is the oldest version that is answered, without the leading "1.", as ParseAPI returns it; 0 = 24. An older one than 24 is
 	// answered as 24.
 	OldestAPI int
+	// Experimental is what clients are told. Nothing here depends on it, but Docker's client has some commands only if it is set.
+	Experimental bool
 
 	Log    *slog.Logger // nil discards
 	Driver string       // name of the storage driver, for image inspect
@@ -62,6 +66,8 @@ type server struct {
 	now    func() time.Time
 	oldest int // version of the API that is answered
 
+	experimental bool
+
 	sessions *buildkit.Sessions
 	kit      *buildkit.Server
 }
@@ -69,7 +75,7 @@ type server struct {
 // New returns the handler of the whole API. It panics when a service is missing.
 func New(o Options) http.Handler {
 	switch {
-	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil, o.Importer == nil, o.Builder == nil:
+	case o.Images == nil, o.Puller == nil, o.Pusher == nil, o.Archive == nil, o.Registry == nil, o.Containers == nil, o.Checkpoints == nil, o.Files == nil, o.Sessions == nil, o.Volumes == nil, o.Networks == nil, o.Events == nil, o.System == nil, o.Checker == nil, o.Importer == nil, o.Builder == nil:
 		panic("docker.New: a service is missing")
 	}
 	if o.Log == nil {
@@ -78,7 +84,7 @@ func New(o Options) http.Handler {
 	if o.HTTP == nil {
 		o.HTTP = fetchClient()
 	}
-	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now, oldest: cmp.Or(o.OldestAPI, minVersion), sessions: buildkit.NewSessions()}
+	s := &server{log: o.Log, hosts: o.Hosts, name: "ply/" + o.System.Version().Version + " (linux)", now: time.Now, oldest: cmp.Or(o.OldestAPI, minVersion), experimental: o.Experimental, sessions: buildkit.NewSessions()}
 	s.kit = buildkit.New(buildkit.Options{Builder: o.Builder, Sessions: s.sessions, Driver: o.Driver, Version: o.System.Version().Version, Log: o.Log})
 	s.routes = s.table(&o)
 	return s
@@ -164,7 +170,7 @@ func (s *server) answer(w *recorder, r *http.Request) error {
 // header sets the headers of every answer, from which clients learn the version of the API.
 func (s *server) header(h http.Header) {
 	h.Set("Api-Version", versionText(maxVersion))
-	h.Set("Docker-Experimental", "false")
+	h.Set("Docker-Experimental", strconv.FormatBool(s.experimental))
 	h.Set("Ostype", "linux")
 	h.Set("Server", s.name)
 }

@@ -377,6 +377,42 @@ func (f *fakeContainers) Pause(_ context.Context, name string) error {
 	_, err := f.find(name)
 	return err
 }
+
+// fakeCheckpoints are the checkpoints of the container web: there is one, "saved".
+type fakeCheckpoints struct{ *fakeContainers }
+
+func (f fakeCheckpoints) Create(_ context.Context, name string, p container.Checkpoint, _ bool) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	if p.Name == "saved" {
+		return errs.New(errs.Exists, "checkpoint with name %s already exists for container %s", p.Name, name)
+	}
+	return nil
+}
+
+func (f fakeCheckpoints) List(_ context.Context, name, dir string) ([]string, error) {
+	_, err := f.find(name)
+	if dir != "" {
+		return nil, err
+	}
+	return []string{"saved"}, err
+}
+
+func (f fakeCheckpoints) Remove(_ context.Context, name string, p container.Checkpoint) error {
+	if _, err := f.find(name); err != nil {
+		return err
+	}
+	if p.Name != "saved" {
+		return errs.New(errs.NotFound, "checkpoint %s does not exist for container %s", p.Name, name)
+	}
+	return nil
+}
+
+func (f fakeCheckpoints) Start(ctx context.Context, name string, p container.Checkpoint) error {
+	return f.Remove(ctx, name, p)
+}
+
 func (f *fakeContainers) Unpause(_ context.Context, name string) error {
 	_, err := f.find(name)
 	return err
@@ -858,7 +894,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w.builder.history = builds
-	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Connector: fakeConnector{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Importer: fakeImporter{}, Builder: &w.builder, Driver: "erofs",
+	h := New(Options{Images: w.images, Puller: w.mover, Pusher: w.mover, Archive: w.mover, Registry: w.mover, Containers: w.containers, Checkpoints: fakeCheckpoints{w.containers}, Files: w.containers, Sessions: w.containers, Volumes: fakeVolumes{}, Networks: fakeNetworks{}, Connector: fakeConnector{}, Events: w.bus, System: fakeSystem{}, Checker: fakeChecker{}, Importer: fakeImporter{}, Builder: &w.builder, Driver: "erofs",
 		Hosts: []string{"engine.example"}})
 	w.api = h.(*server)
 	w.api.now = func() time.Time { return moment.Add(36 * time.Second) }

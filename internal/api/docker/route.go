@@ -144,7 +144,7 @@ func (s *server) table(o *Options) []route {
 	var t []route
 	now := func() time.Time { return s.now() }
 	for _, group := range []interface{ routes(adder) }{
-		systemHandlers{o.System, s.oldest},
+		systemHandlers{o.System, s.oldest, s.experimental},
 		checkHandlers{o.Checker},
 		importHandlers{o.Importer},
 		usageHandlers{o.Images, o.Containers, o.Volumes, o.Builder, now},
@@ -154,7 +154,8 @@ func (s *server) table(o *Options) []route {
 		eventHandlers{o.Events},
 		imageHandlers{o.Images, o.Containers, o.Driver},
 		transferHandlers{o.Puller, o.Pusher, o.Archive, o.Registry, o.Images, o.HTTP},
-		containerHandlers{o.Containers, o.Containers, o.Containers, o.Images, now},
+		checkpointHandlers{o.Checkpoints}, // before the containers, whose removal takes any path
+		containerHandlers{o.Containers, o.Checkpoints, o.Containers, o.Containers, o.Images, now},
 		fileHandlers{o.Files},
 		sessionHandlers{o.Sessions, o.Containers},
 		volumeHandlers{o.Volumes},

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +22,8 @@ import (
 type systemHandlers struct {
 	system System
 	oldest int // version of the API that is answered
+
+	experimental bool
 }
 
 func (h systemHandlers) routes(add adder) {
@@ -56,7 +59,7 @@ func (h systemHandlers) version(c *call) error {
 	// Docker's release is what tools compare; the engine's own is that of the component ply.
 	a.Components = []wire.Component{{Name: "Engine", Version: a.Version, Details: map[string]string{
 		"ApiVersion": a.APIVersion, "MinAPIVersion": a.MinAPIVersion, "GitCommit": v.Commit, "GoVersion": v.Go,
-		"Os": v.OS, "Arch": v.Arch, "KernelVersion": v.Kernel, "BuildTime": v.Time, "Experimental": "false",
+		"Os": v.OS, "Arch": v.Arch, "KernelVersion": v.Kernel, "BuildTime": v.Time, "Experimental": strconv.FormatBool(h.experimental),
 	}}, {Name: "ply", Version: v.Version, Details: map[string]string{"GitCommit": v.Commit}}}
 	return c.json(http.StatusOK, a)
 }
@@ -94,6 +97,7 @@ func (h systemHandlers) info(c *call) error {
 	for _, w := range cfg.Warnings {
 		a.Warnings = append(a.Warnings, "WARNING: "+w.String())
 	}
+	a.ExperimentalBuild = h.experimental
 	a.Plugins.Volume, a.Plugins.Network, a.Plugins.Log = []string{"local"}, []string{"bridge", "host", "ipvlan", "macvlan", "null"}, logfile.Drivers()
 	own := h.system.Version().Version
 	a.ContainerdCommit.ID, a.RuncCommit.ID, a.InitCommit.ID = "N/A", "ply "+own, "ply "+own // the engine has no containerd, and is the others itself

@@ -238,6 +238,30 @@ func (c *Client) Publish(ctx context.Context, list []proxy.Port, sockets []*os.F
 	return conn.Close()
 }
 
+// Checkpoint saves the container's processes in the directory in. It returns errs.Unimplemented when the shim is too old, or when CRIU is not installed.
+func (c *Client) Checkpoint(ctx context.Context, in *os.File, a CheckpointArgs) error {
+	return callWithFile(ctx, c, OpCheckpoint, a, in)
+}
+
+// Restore makes and runs the processes that the directory of a checkpoint has. It takes the place of Start for a container whose Config.Restore is set.
+func (c *Client) Restore(ctx context.Context, checkpoint *os.File, a RestoreArgs) error {
+	return callWithFile(ctx, c, OpRestore, a, checkpoint)
+}
+
+// callWithFile sends a request that a file belongs to.
+func callWithFile[A any](ctx context.Context, c *Client, op Op, args A, f *os.File) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	conn, _, stop, err := c.open(ctx, Request{Op: op, Args: raw}, f)
+	if err != nil {
+		return err
+	}
+	stop()
+	return conn.Close()
+}
+
 // sendFile sends a byte with a file.
 func sendFile(conn *net.UnixConn, f *os.File) error {
 	raw, err := f.SyscallConn()
@@ -407,6 +431,8 @@ func responseError(id string, r Response) error {
 		return errs.New(errs.NotFound, "%s", r.Error)
 	case ClassExists:
 		return errs.New(errs.Exists, "%s", r.Error)
+	case ClassMissing:
+		return errs.New(errs.Unimplemented, "%s", r.Error)
 	case ClassUnsupported:
 		return errs.New(errs.Unimplemented, "container %s: %s", id, r.Error).
 			WithHint("Start the container again, which gives it the shim that is installed now.")

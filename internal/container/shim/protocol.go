@@ -52,6 +52,9 @@ type Config struct {
 	Volatile bool `json:"volatile,omitempty"`
 	// Run is the ID of this run. The shim puts it into the exit file, which says by it whose end it records.
 	Run string `json:"run,omitempty"`
+	// Restore says that the first process comes from a checkpoint: OpRestore makes it and runs it. A shim that does not know the field
+	// refuses that operation.
+	Restore bool `json:"restore,omitempty"`
 	// Started is when the run began. The shim keeps it for the next plyd. It is zero before releases that set it.
 	Started time.Time `json:"started,omitzero"`
 }
@@ -126,14 +129,18 @@ const (
 	OpResize Op = "resize" // ResizeArgs
 	OpPause  Op = "pause"
 	OpResume Op = "resume"
-	OpExec   Op = "exec"     // ExecArgs: create an exec; OpStart with its ID runs it
-	OpAttach Op = "attach"   // AttachArgs → AttachReply; then chunks in both directions
-	OpUpdate Op = "update"   // UpdateArgs
-	OpStats  Op = "stats"    // → StatsReply
-	OpPids   Op = "pids"     // → []int, pids in the host's namespace
-	OpNames  Op = "names"    // ResolveArgs: answer DNS queries in the container, in place of what an earlier request said
-	OpPorts  Op = "ports"    // PortsArgs: carry published ports, in place of what an earlier request said
-	OpStop   Op = "shutdown" // the container has ended: delete its runtime state and exit
+	OpExec   Op = "exec"   // ExecArgs: create an exec; OpStart with its ID runs it
+	OpAttach Op = "attach" // AttachArgs → AttachReply; then chunks in both directions
+	OpUpdate Op = "update" // UpdateArgs
+	OpStats  Op = "stats"  // → StatsReply
+	OpPids   Op = "pids"   // → []int, pids in the host's namespace
+	OpNames  Op = "names"  // ResolveArgs: answer DNS queries in the container, in place of what an earlier request said
+	OpPorts  Op = "ports"  // PortsArgs: carry published ports, in place of what an earlier request said
+	// OpCheckpoint (CheckpointArgs) saves the processes in a new directory.
+	OpCheckpoint Op = "checkpoint"
+	// OpRestore (RestoreArgs) makes the processes that a checkpoint has, and runs them. It is there in place of OpStart if Config.Restore is set.
+	OpRestore Op = "restore"
+	OpStop    Op = "shutdown" // the container has ended: delete its runtime state and exit
 )
 
 // isCore reports whether an operation has the same form in every version.
@@ -166,6 +173,7 @@ const (
 	ClassInvalid         = "invalid"     // the request is wrong
 	ClassUnknown         = "unknown"     // there is no such exec
 	ClassExists          = "exists"      // the exec's ID is in use
+	ClassMissing         = "missing"     // the host lacks a program that the operation needs
 	ClassUnsupported     = "unsupported" // the shim does not know the operation or the version of the request
 )
 
@@ -235,6 +243,21 @@ type ResolveArgs = resolver.Config
 // PortsArgs are the arguments of OpPorts. After the request the client sends one byte for each port that says Socket, with the socket as its control message.
 type PortsArgs struct {
 	Ports []proxy.Port `json:"ports"`
+}
+
+// CheckpointArgs are the arguments of OpCheckpoint. After the request the client sends one byte with a descriptor of the directory that the
+// checkpoint is made in. The processes are frozen meanwhile. Unless LeaveRunning is set they are killed, frozen as they are, when the checkpoint is durable. Its
+// directory has its name only then.
+type CheckpointArgs struct {
+	Name         string `json:"name"`
+	Temporary    string `json:"temporary"` // name until the checkpoint is complete; what has that name is removed
+	Work         string `json:"work"`      // directory in which CRIU writes its log
+	LeaveRunning bool   `json:"leaveRunning"`
+}
+
+// RestoreArgs are the arguments of OpRestore. After the request the client sends one byte with a descriptor of the checkpoint's directory.
+type RestoreArgs struct {
+	Work string `json:"work"` // directory in which CRIU writes its log
 }
 
 // MaxPorts bounds the published ports of one request.

@@ -34,7 +34,7 @@ var (
 	aConfig = Config{ID: "c1", Bundle: "/run/b", StateDir: "/run/s", Runtime: "/usr/bin/crun", Tty: true, Stdin: true, StdinOnce: true, Height: 24, Width: 80,
 		Log: Log{Driver: "json-file", Path: "/var/l", MaxSize: 10, MaxFiles: 3, Compress: true, Volatile: true,
 			Attributes: map[string]string{"tag": "t"}, Buffer: 11, Forward: &aForward}, ExitPath: "/var/exit.json",
-		Volatile: true, Run: "r1", Started: moment}
+		Volatile: true, Run: "r1", Restore: true, Started: moment}
 	aForward = Forward{Program: "/usr/bin/ply-log", Options: map[string]string{"syslog-format": "rfc5424"}, NonBlocking: true, Buffer: 20, NoCache: true, Tag: "t",
 		Attributes: map[string]string{"k": "v"}, Container: LoggedContainer{ID: "c1", Name: "n", ImageID: "i", ImageName: "busybox", Command: "sh", Created: moment}}
 	anIdentity = Identity{Boot: "b0", PID: 7, Start: 99}
@@ -74,7 +74,9 @@ func TestMessagesKeepTheirForm(t *testing.T) {
 		OpPorts: PortsArgs{Ports: []proxy.Port{{
 			Proto: "tcp", Host: netip.MustParseAddrPort("[::]:8080"), Target: netip.MustParseAddrPort("172.17.0.2:80"), Carry: true, Socket: true,
 		}}},
-		OpUpdate: UpdateArgs{Resources: json.RawMessage(`{"pids":{"limit":5}}`)},
+		OpCheckpoint: CheckpointArgs{Name: "first", Temporary: ".tmp-first", Work: "/var/w", LeaveRunning: true},
+		OpRestore:    RestoreArgs{Work: "/var/w"},
+		OpUpdate:     UpdateArgs{Resources: json.RawMessage(`{"pids":{"limit":5}}`)},
 	}
 	results := map[Op]any{OpState: aState, OpAttach: AttachReply{Resumes: true, Stdout: 7, Stderr: 8}, OpWait: anExit, OpStats: aStats, OpPids: []int{5, 6}}
 	for _, op := range operations(t) {
@@ -173,7 +175,7 @@ func TestFramesAndChunksKeepTheirBytes(t *testing.T) {
 // testdata/unversioned holds what the builds before this version of the protocol wrote: the same names, no version.
 func TestUnversionedFilesAndMessages(t *testing.T) {
 	old := aConfig
-	old.Run, old.Started, old.Volatile, old.Log.Volatile = "", time.Time{}, false, false
+	old.Run, old.Started, old.Restore, old.Volatile, old.Log.Volatile = "", time.Time{}, false, false, false
 	old.Log.Attributes, old.Log.Buffer, old.Log.Forward = nil, 0, nil
 	unversioned(t, "config", old)
 	unversioned(t, "identity", anIdentity)
@@ -276,6 +278,7 @@ func TestNewerShimKeepsTheCore(t *testing.T) {
 		"start": c.Start(ctx, ""), "resize": c.Resize(ctx, "", 1, 1), "pause": c.Pause(ctx), "resume": c.Resume(ctx),
 		"exec": c.Exec(ctx, "e", &specs.Process{}, ExecOptions{}), "update": c.Update(ctx, &specs.LinuxResources{}),
 		"names": c.Resolve(ctx, ResolveArgs{}), "ports": c.Publish(ctx, nil, nil),
+		"checkpoint": c.Checkpoint(ctx, os.Stdin, CheckpointArgs{}), "restore": c.Restore(ctx, os.Stdin, RestoreArgs{}),
 	}
 	_, refused["stats"] = c.Stats(ctx)
 	_, refused["pids"] = c.Pids(ctx)

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -9,7 +10,7 @@ import (
 )
 
 // guarded read-locks forks during each call of a runtime, because the runtime may start and wait for children of its own,
-// which the reaper must leave to it. For create, exec and update the server takes the lock, because it needs it for longer.
+// which the reaper must leave to it. For create, restore, exec and update the server takes the lock, because it needs it for longer.
 type guarded struct {
 	runtime
 	forks *sync.RWMutex
@@ -34,6 +35,11 @@ func (g guarded) signal(sig unix.Signal) error {
 func (g guarded) signalAll(sig unix.Signal) error {
 	defer g.guard()()
 	return g.runtime.signalAll(sig)
+}
+
+func (g guarded) checkpoint(images *os.File, work string) error {
+	defer g.guard()()
+	return g.runtime.checkpoint(images, work)
 }
 
 func (g guarded) pause() error {

@@ -28,6 +28,7 @@ import (
 type linked struct {
 	config    *configs.Config // until open
 	c         *libcontainer.Container
+	stateDir  string
 	program   *seccomp.Program
 	first     int  // pid of the first process
 	privately bool // the container has its own pid namespace
@@ -70,7 +71,7 @@ func (r *linked) open(cfg shim.Config) error {
 	if err != nil {
 		return fmt.Errorf("create container: %w", err)
 	}
-	r.c, r.config = c, nil
+	r.c, r.config, r.stateDir = c, nil, cfg.StateDir
 	return nil
 }
 
@@ -161,6 +162,11 @@ func (r *linked) begin(p *specs.Process, io ends, first bool) (child, error) {
 	if err != nil {
 		return child{}, programFailure(err)
 	}
+	return begun(lp)
+}
+
+// begun returns a process that libcontainer has started.
+func begun(lp *libcontainer.Process) (child, error) {
 	pid, err := lp.Pid()
 	if err != nil {
 		return child{}, err

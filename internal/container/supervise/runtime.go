@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"fmt"
+	"os"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -21,6 +22,10 @@ type runtime interface {
 	signal(sig unix.Signal) error
 	// signalAll sends a signal to every process of the container.
 	signalAll(sig unix.Signal) error
+	// checkpoint saves the processes, which are frozen, in the directory images, and leaves them frozen. CRIU's log is in work.
+	checkpoint(images *os.File, work string) error
+	// restore makes and runs the processes that the directory images has, in place of create and start.
+	restore(p *specs.Process, io ends, images *os.File, work string) (child, error)
 	pause() error
 	resume() error
 	update(r *specs.LinuxResources) error

@@ -152,6 +152,12 @@ func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage
 	case shim.OpStart:
 		return nil, s.startProcess(p)
 	case shim.OpState:
+		if p == s.init && s.cfg.Restore && p.begun() {
+			select { // until it is known whether there is a process
+			case <-p.ready:
+			case <-p.done:
+			}
+		}
 		return json.Marshal(s.state(p))
 	case shim.OpKill:
 		return nil, s.kill(p, req)
@@ -179,6 +185,10 @@ func (s *server) dispatch(conn *net.UnixConn, req shim.Request) (json.RawMessage
 		return nil, s.names.serve(a)
 	case shim.OpPorts:
 		return nil, s.carry(conn, req)
+	case shim.OpCheckpoint:
+		return nil, s.checkpoint(conn, req)
+	case shim.OpRestore:
+		return nil, s.restore(conn, req)
 	case shim.OpStats:
 		if !s.init.running() {
 			return nil, s.init.gone()
@@ -213,6 +223,10 @@ func (s *server) startProcess(p *process) error {
 	if p.exit != nil {
 		p.mu.Unlock()
 		return p.gone()
+	}
+	if p == s.init && s.cfg.Restore {
+		p.mu.Unlock()
+		return &failure{shim.ClassInvalid, "the container is restored from a checkpoint, and not started"}
 	}
 	p.started = true
 	p.mu.Unlock()
@@ -309,6 +323,9 @@ func (s *server) freeze(on bool) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.saving {
+		return s.beingSaved()
+	}
 	if s.paused == on {
 		word := map[bool]string{true: "already", false: "not"}[on]
 		return &failure{shim.ClassConflict, fmt.Sprintf("container %s is %s paused", s.cfg.ID, word)}
@@ -374,7 +391,7 @@ func (s *server) newExec(req shim.Request) error {
 // startExec runs an exec. It refuses one in a paused container: a process that starts frozen blocks its runtime.
 func (s *server) startExec(p *process) error {
 	s.mu.Lock()
-	paused := s.paused
+	paused, saving := s.paused, s.saving
 	s.mu.Unlock()
 	p.mu.Lock()
 	if p.size != nil { // an exec runs at once, so its terminal is created with the size that it should have
@@ -384,7 +401,9 @@ func (s *server) startExec(p *process) error {
 	var c child
 	var err error
 	s.forks.RLock()
-	if paused {
+	if saving {
+		err = s.beingSaved()
+	} else if paused {
 		err = &failure{shim.ClassConflict, fmt.Sprintf("container %s is paused, unpause the container before exec", s.cfg.ID)}
 	} else if c, err = s.rt.exec(p.id, p.spec, p.io.childEnds()); err == nil {
 		s.known.Store(c.pid, nil)

@@ -56,6 +56,7 @@ type server struct {
 
 	mu       sync.Mutex
 	paused   bool
+	saving   bool // a checkpoint is made: the processes are frozen
 	execs    map[string]*process
 	finished []string     // ended execs, oldest first
 	forks    sync.RWMutex // read-locked while a runtime may have children of its own; see guarded
@@ -261,7 +262,7 @@ func (s *server) writeIdentity(name string, pid int) error {
 	return os.Rename(tmp, filepath.Join(s.cfg.Bundle, name))
 }
 
-// create creates the container and its first process, which waits for OpStart.
+// create creates the container and its first process, which waits for OpStart. The process of a checkpoint is made by OpRestore.
 func (s *server) create() (err error) {
 	p := s.spec.Process
 	if p.ConsoleSize == nil && s.cfg.Height > 0 && s.cfg.Width > 0 {
@@ -269,11 +270,20 @@ func (s *server) create() (err error) {
 	}
 	p.Terminal = s.cfg.Tty
 	s.init, err = newProcess("", p, s.cfg.Stdin, s.cfg.StdinOnce, false, s.log)
-	if err != nil {
+	if err != nil || s.cfg.Restore {
 		return err
 	}
+	err = s.createFirst(func() (child, error) { return s.rt.create(p, s.init.io.childEnds()) })
+	if err != nil {
+		return errors.Join(err, s.rt.destroy())
+	}
+	return nil
+}
+
+// createFirst makes the first process with the function. After an error the runtime may have a part of it.
+func (s *server) createFirst(with func() (child, error)) error {
 	s.forks.RLock()
-	c, err := s.rt.create(p, s.init.io.childEnds())
+	c, err := with()
 	if err == nil {
 		s.known.Store(c.pid, nil)
 	}
@@ -285,7 +295,7 @@ func (s *server) create() (err error) {
 		err = s.writeIdentity(shim.InitFile, c.pid)
 	}
 	if err != nil {
-		return errors.Join(err, s.rt.destroy())
+		return err
 	}
 	s.init.run(c)
 	go s.watchInit(c)
@@ -351,6 +361,9 @@ func writeExit(cfg shim.Config, version int, e shim.Exit) error {
 
 // shutdown ends a container that was never started, and waits until the runtime state of an ended one is deleted.
 func (s *server) shutdown() error {
+	if s.cfg.Restore && s.init.withdraw() { // it was not restored, and will not be
+		s.notRestored()
+	}
 	if s.init.running() {
 		if s.init.begun() {
 			return &failure{shim.ClassConflict, fmt.Sprintf("container %s is running", s.cfg.ID)}

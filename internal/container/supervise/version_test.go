@@ -152,8 +152,8 @@ func TestShimRefusesWhatItDoesNotKnow(t *testing.T) {
 	for request, want := range map[string]string{
 		`{"version":3,"op":"pause"}`:            "the request has version 3",
 		`{"version":3,"op":"attach","args":{}}`: "the request has version 3",
-		`{"version":1,"op":"checkpoint"}`:       `unknown request \"checkpoint\"`,
-		`{"op":"checkpoint"}`:                   `unknown request \"checkpoint\"`,
+		`{"version":1,"op":"teleport"}`:         `unknown request \"teleport\"`,
+		`{"op":"teleport"}`:                     `unknown request \"teleport\"`,
 	} {
 		if got := b.raw(request); !strings.Contains(got, want) || !strings.Contains(got, `"class":"unsupported"`) || !strings.Contains(got, "this shim") {
 			t.Errorf("%s: %s", request, got)

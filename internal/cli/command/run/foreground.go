@@ -31,8 +31,9 @@ type job struct {
 	sigProxy              bool   // forward signals to the container
 	keys                  string // value of --detach-keys
 	stdin, stdout, stderr bool   // which streams to attach
-	started               bool   // the container runs already
-	detachResult          error  // what foreground returns after the detach keys
+	from                  checkpoint
+	started               bool  // the container runs already
+	detachResult          error // what foreground returns after the detach keys
 
 	token string // identifies this process when it attaches again
 
@@ -183,7 +184,7 @@ func (j *job) start(ctx context.Context) error {
 		return nil
 	}
 	for {
-		err := j.api.Do(ctx, client.Request{Method: "POST", Path: "/containers/" + j.id + "/start"}, nil)
+		err := j.api.Do(ctx, client.Request{Method: "POST", Path: "/containers/" + j.id + "/start", Query: j.from.query()}, nil)
 		if err == nil || !client.Cut(err) || ctx.Err() != nil {
 			return err
 		}

@@ -1,0 +1,2 @@
+// Package checkpoint has the commands on checkpoints.
+package checkpoint
