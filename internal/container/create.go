@@ -166,6 +166,7 @@ func (s *Service) makeFiles(ctx context.Context, c *ctr, img *image.Image, lease
 	}
 	res, err := volumes.Resolve(ctx, volume.Request{
 		Container: c.id, Binds: sp.Binds, Mounts: sp.Mounts, Tmpfs: sp.Tmpfs, Inherited: inherited, Anonymous: sp.Volumes, Images: images,
+		ReadOnlyNonRecursive: sp.ReadOnlyNonRecursive,
 	})
 	if err != nil {
 		return err

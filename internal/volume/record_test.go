@@ -21,11 +21,13 @@ func TestGoldenMounts(t *testing.T) {
 		Resolved: []Mount{{
 			Type: "volume", Name: "data", Source: "/s/_data", Target: "/t", Driver: "local", Mode: "z", RW: true, Propagation: "rprivate", CopyUp: true,
 			Options: []string{"size=1"}, Anonymous: true, CreateSource: true, NonRecursive: true, Subpath: "a/b",
+			ReadOnlyNonRecursive: true, ReadOnlyForceRecursive: true,
 			Image: oci.ImageID("sha256:" + strings.Repeat("a", 64)), Chain: oci.Chain{oci.DiffID("sha256:" + strings.Repeat("b", 64))},
 		}},
 		Asked: []MountSpec{{
 			Type: "volume", Source: "data", Target: "/t", ReadOnly: true, Propagation: "rslave", NoCopy: true, NonRecursive: true, CreateSource: true,
 			Labels: map[string]string{"a": "b"}, Driver: "local", DriverOpts: map[string]string{"type": "tmpfs"}, TmpfsSize: 4096, TmpfsMode: 0o700, Subpath: "a/b",
+			ReadOnlyNonRecursive: true, ReadOnlyForceRecursive: true,
 		}},
 	}
 	recordtest.Filled(t, want)
@@ -35,6 +37,7 @@ func TestGoldenMounts(t *testing.T) {
 	}
 	recordtest.Golden(t, "mounts.v1.json", data)
 	recordtest.Decodes(t, "mounts.v1.json", 1, want)
-	want.Resolved[0].Image, want.Resolved[0].Chain = "", nil
+	r, a := &want.Resolved[0], &want.Asked[0]
+	r.Image, r.Chain, r.ReadOnlyNonRecursive, r.ReadOnlyForceRecursive, a.ReadOnlyNonRecursive, a.ReadOnlyForceRecursive = "", nil, false, false, false, false
 	recordtest.Decodes(t, "mounts.unversioned.json", 1, want) // as builds before the first release wrote it
 }

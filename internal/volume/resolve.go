@@ -26,6 +26,8 @@ type Request struct {
 	Inherited []Mount          // of --volumes-from, made read-only where that is asked for
 	Anonymous []string         // container paths: the image's VOLUMEs and bare -v
 	Images    map[string]Image // those that Mounts name, by the name there
+
+	ReadOnlyNonRecursive bool // mounts below the source of a read-only one of Binds stay writable
 }
 
 // Image is an image whose files a container mounts.
@@ -87,6 +89,7 @@ func (s *Service) Resolve(ctx context.Context, r Request) (_ *Resolved, err erro
 			return nil, errs.New(errs.Invalid, "Duplicate mount point: %s", b.Target)
 		}
 		m, err := s.resolveBind(ctx, r.Container, b, res)
+		m.ReadOnlyNonRecursive = m.Type == "bind" && !m.RW && r.ReadOnlyNonRecursive
 		if err != nil {
 			return nil, err
 		}
@@ -219,12 +222,19 @@ func (s *Service) specBind(m Mount, spec MountSpec) (Mount, error) {
 		return m, specErr("bind", "invalid mount path: '%q'", spec.Source)
 	case spec.Propagation != "" && !slices.Contains(propagations, spec.Propagation):
 		return m, specErr("bind", "invalid propagation mode: %s", spec.Propagation)
+	case spec.ReadOnlyNonRecursive && !spec.ReadOnly:
+		return m, specErr("bind", "mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+	case spec.ReadOnlyForceRecursive && !spec.ReadOnly:
+		return m, specErr("bind", "mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+	case spec.ReadOnlyNonRecursive && spec.ReadOnlyForceRecursive:
+		return m, specErr("bind", "mount options conflict: ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
 	case spec.NoCopy || spec.Driver != "" || len(spec.DriverOpts) > 0 || len(spec.Labels) > 0 || spec.Subpath != "":
 		return m, specErr("bind", "field VolumeOptions must not be specified")
 	case spec.TmpfsSize != 0 || spec.TmpfsMode != 0:
 		return m, specErr("bind", "field TmpfsOptions must not be specified")
 	}
 	m.Source, m.CreateSource, m.Propagation = path.Clean(spec.Source), spec.CreateSource, spec.Propagation
+	m.ReadOnlyNonRecursive, m.ReadOnlyForceRecursive = spec.ReadOnlyNonRecursive, spec.ReadOnlyForceRecursive
 	if m.Propagation == "" {
 		m.Propagation = "rprivate"
 	}

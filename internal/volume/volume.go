@@ -26,6 +26,9 @@ type MountSpec struct {
 	TmpfsSize    int64             `json:"TmpfsSize"`
 	TmpfsMode    uint32            `json:"TmpfsMode"`
 	Subpath      string            `json:"Subpath"`
+
+	ReadOnlyNonRecursive   bool `json:"ReadOnlyNonRecursive,omitempty"`   // bind: the mounts below the source stay writable
+	ReadOnlyForceRecursive bool `json:"ReadOnlyForceRecursive,omitempty"` // bind: an error where the mounts below the source cannot be made read-only
 }
 
 // Mount is a resolved mount of a container. Containers store it, so its JSON names must not change.
@@ -45,6 +48,9 @@ type Mount struct {
 	CreateSource bool   `json:"CreateSource"` // bind: create a missing source directory at start
 	NonRecursive bool   `json:"NonRecursive"` // bind: without the mounts below the source
 	Subpath      string `json:"Subpath"`      // volume, image: the directory or file to mount instead of the root, clean and relative
+
+	ReadOnlyNonRecursive   bool `json:"ReadOnlyNonRecursive,omitempty"`   // bind: the mounts below the source stay writable
+	ReadOnlyForceRecursive bool `json:"ReadOnlyForceRecursive,omitempty"` // bind: an error where the mounts below the source cannot be made read-only
 
 	Image oci.ImageID `json:"Image,omitempty"` // image
 	Chain oci.Chain   `json:"Chain,omitempty"` // image: its layers, which the collection keeps for the container

@@ -27,6 +27,7 @@ func (h containerHandlers) create(c *call) error {
 	if err != nil {
 		return err
 	}
+	sp.ReadOnlyNonRecursive = c.v < 44
 	sp.Name = strings.TrimPrefix(c.get("name"), "/")
 	if sp.Platform, err = platformParam(c.get("platform")); err != nil {
 		return err
@@ -60,7 +61,18 @@ func asSince(version int, body *wire.CreateBody) error {
 	if version < 44 && body.Config != nil && body.Healthcheck != nil {
 		body.Healthcheck.StartInterval = 0
 	}
-	return mountsSince(version, h.Mounts)
+	if err := mountsSince(version, h.Mounts); err != nil {
+		return err
+	}
+	for i := range h.Mounts {
+		if m := &h.Mounts[i]; version < 44 && m.Type == "bind" && m.ReadOnly { // what these clients rely on
+			if m.BindOptions == nil {
+				m.BindOptions = &wire.BindOptions{}
+			}
+			m.BindOptions.ReadOnlyNonRecursive = true
+		}
+	}
+	return nil
 }
 
 // withoutEffect names the options of a request that docker takes although they do nothing in it.

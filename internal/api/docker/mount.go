@@ -37,10 +37,8 @@ func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 			return bad("field Source must not be empty")
 		}
 		if o := m.BindOptions; o != nil {
-			if o.ReadOnlyNonRecursive || o.ReadOnlyForceRecursive {
-				return bad("ReadOnlyNonRecursive and ReadOnlyForceRecursive are not supported")
-			}
 			s.Propagation, s.NonRecursive, s.CreateSource = o.Propagation, o.NonRecursive, o.CreateMountpoint
+			s.ReadOnlyNonRecursive, s.ReadOnlyForceRecursive = o.ReadOnlyNonRecursive, o.ReadOnlyForceRecursive
 		}
 	case "volume":
 		if o := m.VolumeOptions; o != nil {
@@ -76,6 +74,8 @@ func mountSpec(m *wire.Mount) (volume.MountSpec, error) {
 func mountsSince(version int, mounts []wire.Mount) error {
 	for _, m := range mounts {
 		switch {
+		case version < 44 && m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive:
+			return errs.New(errs.Invalid, "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer")
 		case version < 45 && m.VolumeOptions != nil && m.VolumeOptions.Subpath != "":
 			return errs.New(errs.Invalid, "VolumeOptions.Subpath needs API v1.45 or newer")
 		case version < 48 && m.Type == "image":
@@ -89,8 +89,9 @@ func mountsSince(version int, mounts []wire.Mount) error {
 func mountOf(m volume.MountSpec) wire.Mount {
 	c := wire.Mount{Type: m.Type, Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
 	switch {
-	case m.Type == "bind" && (m.Propagation != "" || m.NonRecursive || m.CreateSource):
-		c.BindOptions = &wire.BindOptions{Propagation: m.Propagation, NonRecursive: m.NonRecursive, CreateMountpoint: m.CreateSource}
+	case m.Type == "bind" && (m.Propagation != "" || m.NonRecursive || m.CreateSource || m.ReadOnlyNonRecursive || m.ReadOnlyForceRecursive):
+		c.BindOptions = &wire.BindOptions{Propagation: m.Propagation, NonRecursive: m.NonRecursive, CreateMountpoint: m.CreateSource,
+			ReadOnlyNonRecursive: m.ReadOnlyNonRecursive, ReadOnlyForceRecursive: m.ReadOnlyForceRecursive}
 	case m.Type == "volume" && (m.NoCopy || len(m.Labels) > 0 || m.Subpath != "" || m.Driver != "" || len(m.DriverOpts) > 0):
 		c.VolumeOptions = &wire.VolumeOptions{NoCopy: m.NoCopy, Labels: m.Labels, Subpath: m.Subpath}
 		if m.Driver != "" || len(m.DriverOpts) > 0 {

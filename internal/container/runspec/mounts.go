@@ -139,7 +139,9 @@ func (b *builder) bindMount(m volume.Mount) (specs.Mount, error) {
 		opts = []string{"bind"}
 	}
 	switch {
-	case !m.RW && b.host.RecursiveRO && !m.NonRecursive:
+	case !m.RW && m.ReadOnlyForceRecursive && !b.host.RecursiveRO:
+		return specs.Mount{}, errs.New(errs.Unimplemented, "mount %s: bind-recursive=readonly needs Linux 5.12 or newer", m.Target)
+	case !m.RW && b.host.RecursiveRO && !m.NonRecursive && !m.ReadOnlyNonRecursive:
 		opts = append(opts, "rro")
 	case !m.RW:
 		opts = append(opts, "ro")

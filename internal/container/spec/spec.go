@@ -56,6 +56,8 @@ type Spec struct {
 	Tmpfs       map[string]string  `json:"Tmpfs"`
 	StorageOpt  map[string]string  `json:"StorageOpt,omitempty"` // of the writable layer: size
 
+	ReadOnlyNonRecursive bool `json:"ReadOnlyNonRecursive,omitempty"` // of Binds that are read-only: the mounts below the source stay writable
+
 	// Network.
 	NetworkMode     string                          `json:"NetworkMode"` // "", "default", "bridge", "host", "none", "container:<id>" or a network's name
 	Ports           []network.PortBinding           `json:"Ports"`
