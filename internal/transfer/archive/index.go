@@ -107,7 +107,10 @@ func (r *parser) document(d oci.Descriptor) (*file, *oci.Manifest, error) {
 	return f, m, nil
 }
 
-// complete reports whether the archive has an image that an index lists. A layer may be in the store instead.
+// elsewhere reports whether an image is for another operating system, which many indexes list beside Linux. One that is asked for by itself is refused.
+func elsewhere(cfg *oci.Config) bool { return cfg.OS != "" && cfg.OS != "linux" }
+
+// complete reports whether the archive has an image that an index lists and that can be kept here. A layer may be in the store instead.
 func (r *parser) complete(d oci.Descriptor) (bool, error) {
 	f, m, err := r.document(d)
 	if err != nil || f == nil || !isConfig(m.Config.MediaType) {
@@ -117,10 +120,14 @@ func (r *parser) complete(d oci.Descriptor) (bool, error) {
 	if err != nil || config == nil || config.data == nil {
 		return false, err
 	}
+	cfg, err := oci.DecodeConfig(config.data)
+	if err == nil && elsewhere(cfg) {
+		r.passed[m.Config.Digest] = true
+		return false, nil
+	}
 	if r.partial {
 		return true, nil
 	}
-	cfg, err := oci.DecodeConfig(config.data)
 	if err != nil || len(cfg.RootFS.DiffIDs) != len(m.Layers) {
 		return true, nil //nolint:nilerr // the parser of the image returns a better error
 	}
