@@ -295,6 +295,7 @@ func (x *exporting) plain(ctx context.Context, o *export.Output, b export.Built)
 	if err != nil {
 		return err
 	}
+	x.s.o.Images.Publish("create", id, "")
 	for _, t := range o.Names {
 		x.s.o.Images.Publish("tag", id, t.Familiar())
 	}
@@ -354,6 +355,7 @@ func (x *exporting) store(ctx context.Context, o *export.Output, c *export.Conte
 		return err
 	}
 	x.res.Images = append(x.res.Images, ids...)
+	x.s.o.Images.Publish("create", ids[0], "")
 	for _, t := range o.Names {
 		x.s.o.Images.Publish("tag", ids[0], t.Familiar())
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"ply/internal/oci"
@@ -106,12 +107,12 @@ func (s *Service) StopAll(ctx context.Context, timeout int) error {
 	return all
 }
 
-// InUse returns the IDs of the containers, of any state, that were made from an image.
+// InUse returns the IDs of the containers, of any state, that were made from an image or mount it.
 func (s *Service) InUse(id oci.ImageID) []string {
 	var out []string
 	for _, c := range s.env.index.all() {
 		c.mu.Lock()
-		if c.rec.Image == id {
+		if c.rec.Image == id || slices.ContainsFunc(c.rec.Mounts, func(m volume.Mount) bool { return m.Image == id }) {
 			out = append(out, string(c.id))
 		}
 		c.mu.Unlock()

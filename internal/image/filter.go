@@ -120,11 +120,11 @@ func (sel *selection) wants(img *Image) bool {
 	return sel.match(img)
 }
 
-// matching returns the names that one of the reference patterns matches, with or without the tag.
+// matching returns the names that one of the reference patterns matches, with or without the registry of Docker Hub and the tag.
 func (sel *selection) matching(names []oci.Reference) []oci.Reference {
 	var out []oci.Reference
 	for _, n := range names {
-		if filter.Globs(sel.references, n.Familiar(), n.FamiliarName()) {
+		if filter.Globs(sel.references, n.Familiar(), n.FamiliarName(), n.String(), n.Name()) {
 			out = append(out, n)
 		}
 	}

@@ -188,12 +188,15 @@ func (r *remover) used(id oci.ImageID) usage {
 	return u
 }
 
-// containersByImage returns the short ID of a container of each image, and that of a container whose record is damaged. It reads the
+// containersByImage returns the short ID of a container that was made from each image or mounts it, and that of a container whose record is damaged. It reads the
 // field of the records of containers that package store reads too.
 func containersByImage(tx *meta.Tx) (m map[oci.ImageID]string, unknown string) {
 	m = map[oci.ImageID]string{}
 	type image struct {
-		Image oci.ImageID `json:"image"`
+		Image  oci.ImageID `json:"image"`
+		Mounts []struct {
+			Image oci.ImageID `json:"Image"`
+		} `json:"mounts"`
 	}
 	for id, c := range meta.As[image](tx.Containers).All() {
 		switch {
@@ -201,6 +204,11 @@ func containersByImage(tx *meta.Tx) (m map[oci.ImageID]string, unknown string) {
 			unknown = id.Short()
 		case c.Value.Image != "":
 			m[c.Value.Image] = id.Short()
+		}
+		for _, mounted := range c.Value.Mounts {
+			if mounted.Image != "" && m[mounted.Image] == "" {
+				m[mounted.Image] = id.Short()
+			}
 		}
 	}
 	return m, unknown
