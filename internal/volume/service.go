@@ -95,6 +95,9 @@ func New(o Options) (*Service, error) {
 	return s, nil
 }
 
+// labelAnonymous marks anonymous volumes for clients, which filter by it.
+const labelAnonymous = "com.docker.volume.anonymous"
+
 // NewID returns a random name for an anonymous volume: 64 hex digits.
 func NewID() string {
 	var b [32]byte
@@ -169,6 +172,12 @@ func (s *Service) create(ctx context.Context, name, driver string, labels, optio
 		return nil, err
 	}
 	rec = meta.Volume{Driver: driver, Labels: maps.Clone(labels), Options: maps.Clone(options), Created: time.Now().UTC(), Anonymous: anonymous}
+	if anonymous {
+		if rec.Labels == nil {
+			rec.Labels = map[string]string{}
+		}
+		rec.Labels[labelAnonymous] = ""
+	}
 	if err := s.makeData(name); err != nil {
 		return nil, err
 	}
