@@ -453,14 +453,16 @@ func (m *managed) down(ctx context.Context) error {
 func (s *Service) find(ref string) (*managed, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, m := range s.networks {
+		if m.ID == ref {
+			return m, nil
+		}
+	}
 	if m := s.networks[ref]; m != nil {
 		return m, nil
 	}
 	var found *managed
 	for _, m := range s.networks {
-		if m.ID == ref {
-			return m, nil
-		}
 		if ref != "" && strings.HasPrefix(m.ID, ref) {
 			if found != nil {
 				return nil, errs.New(errs.Invalid, "network %s is ambiguous (2 matches found based on ID prefix)", ref)
@@ -485,9 +487,14 @@ func (s *Service) Name(ref string) (string, error) {
 
 // Get returns a network by its name, its ID or an unambiguous prefix of the ID. The error's class is errs.NotFound when
 // there is none.
-func (s *Service) Get(_ context.Context, ref string) (*Network, error) {
+//
+// The default bridge is made on the host then: only so its subnet and its gateway are known, which programs look for before they start a container.
+func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
 	m, err := s.find(ref)
 	if err == nil {
+		if !m.User {
+			s.upToShow(ctx, m)
+		}
 		return m.describe(s.endpoints()[m.ID]), nil
 	}
 	for _, n := range s.listDamaged() {
@@ -496,6 +503,16 @@ func (s *Service) Get(_ context.Context, ref string) (*Network, error) {
 		}
 	}
 	return nil, err
+}
+
+// upToShow makes a default network on the host if it is not there.
+func (s *Service) upToShow(ctx context.Context, m *managed) {
+	if m.config.Bridge == "none" {
+		return
+	}
+	if _, err := s.up(ctx, m, false); err != nil {
+		s.log.Warn("the network has no addresses to show", "network", m.name, "err", err)
+	}
 }
 
 // endpoints returns the endpoints of every network, by its ID and that of the container.

@@ -157,10 +157,8 @@ const maxEngines = 100
 
 func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 	c := s.cfg
-	if !c.Internal {
-		if err := d.setUpForwarding(ctx, c.Bridge, s.gateway6.IsValid()); err != nil {
-			return err
-		}
+	if err := d.setUpForwarding(ctx, c.Bridge, s.gateway6.IsValid(), c.Internal); err != nil {
+		return err
 	}
 	if d.opts.NoRules {
 		return nil

@@ -55,10 +55,17 @@ type families struct{ v4, v6 bool }
 func (f families) any() bool { return f.v4 || f.v6 }
 
 // setUpForwarding makes the host forward packets unless the settings forbid it, IPv6 ones if the bridge has IPv6 addresses. It makes sure that
-// the host forwards only for bridges if it did not forward before.
-func (d *Driver) setUpForwarding(ctx context.Context, bridge string, v6 bool) error {
+// the host forwards only for bridges if it did not forward before. An internal bridge is only entered in the table: where net.bridge.bridge-nf-call-iptables
+// is set, packets between two containers on one bridge pass the table too.
+func (d *Driver) setUpForwarding(ctx context.Context, bridge string, v6, internal bool) error {
 	d.forwarding.Lock()
 	defer d.forwarding.Unlock()
+	if internal {
+		if d.opts.NoRules || !nft.Exists(ctx, forwardTable) {
+			return nil
+		}
+		return nft.Apply(ctx, fmt.Sprintf("add element %s bridges { %q }\n", forwardTable, bridge))
+	}
 	on, err := forwards(v6)
 	if err != nil {
 		return err
@@ -127,7 +134,11 @@ func (d *Driver) restrictForwarding(ctx context.Context, bridge string, switched
 	case d.opts.NoForwardDrop:
 		return nft.Apply(ctx, fmt.Sprintf("table %[1]s\ndelete table %[1]s\n", forwardTable))
 	}
-	return nft.Apply(ctx, forwardRules(switched, bridge))
+	names := []string{bridge}
+	for _, s := range d.all() {
+		names = append(names, s.cfg.Bridge) // an internal one was made before there was a table
+	}
+	return nft.Apply(ctx, forwardRules(switched, names...))
 }
 
 // mendForwarding writes the table again, with the bridges of this engine, if someone removed it or what is in it.
@@ -143,9 +154,7 @@ func (d *Driver) mendForwarding(ctx context.Context) (bool, error) {
 	}
 	var names []string
 	for _, s := range d.all() {
-		if !s.cfg.Internal {
-			names = append(names, s.cfg.Bridge)
-		}
+		names = append(names, s.cfg.Bridge)
 	}
 	drops := strings.Count(nft.List(ctx, forwardTable), " drop\n")
 	if len(names) == 0 || switched.v4 && switched.v6 && drops == 2 || switched.v4 != switched.v6 && drops > 0 {
