@@ -145,6 +145,15 @@ func parseID(s string) (id uint32, numeric bool, err error) {
 	return uint32(n), true, nil
 }
 
+// unreadable returns the error for a file of the image that cannot be read. The kernel answers EIO where the layer, or the disk below it, has lost bytes.
+func unreadable(name string, err error) error {
+	if errors.Is(err, unix.EIO) {
+		return errs.New(errs.DataLoss, "image: /%s: %w", name, err).
+			WithHint("ply system check says whether a layer is damaged. Pull or load an image that has it again.")
+	}
+	return errs.New(errs.Invalid, "image: /%s: %w", name, err)
+}
+
 // userLines calls visit with the fields of each line of a colon-separated file that has enough of them.
 func userLines(root *os.File, name string, fields int, visit func([]string)) error {
 	node, err := safepath.Open(root, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
@@ -152,7 +161,7 @@ func userLines(root *os.File, name string, fields int, visit func([]string)) err
 		return nil
 	}
 	if err != nil {
-		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
+		return unreadable(name, err)
 	}
 	defer node.Close()
 	f, err := safepath.Reopen(node, unix.O_RDONLY)
@@ -160,12 +169,12 @@ func userLines(root *os.File, name string, fields int, visit func([]string)) err
 		return errs.New(errs.Invalid, "image: /%s: not a regular file", name)
 	}
 	if err != nil {
-		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
+		return unreadable(name, err)
 	}
 	defer f.Close() // only read from
 	data, err := io.ReadAll(io.LimitReader(f, maxUserFile+1))
 	if err != nil {
-		return errs.New(errs.Invalid, "image: /%s: %w", name, err)
+		return unreadable(name, err)
 	}
 	if len(data) > maxUserFile {
 		return errs.New(errs.Invalid, "image: /%s: larger than %d bytes", name, maxUserFile)

@@ -173,3 +173,16 @@ func TestHostileUserFiles(t *testing.T) {
 		t.Errorf("without files: %+v, %v", got, err)
 	}
 }
+
+// A file of users that the kernel cannot read is lost data, and the error says what helps.
+func TestUserFileIsDamaged(t *testing.T) {
+	root, err := os.Open("/proc/self")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	err = userLines(root, "mem", 1, func([]string) {}) // nothing is mapped at its start
+	if !errors.Is(err, errs.DataLoss) || !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "Pull or load") {
+		t.Errorf("%v", err)
+	}
+}
