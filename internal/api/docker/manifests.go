@@ -35,8 +35,26 @@ func (h imageHandlers) addManifests(c *call, images []*image.Image, list []wire.
 		if err != nil && !errors.Is(err, errs.NotFound) { // not one that was removed meanwhile
 			return err
 		}
+		list[i].Size = max(list[i].Size, total(list[i].Manifests))
 	}
 	return nil
+}
+
+// total returns the bytes of the manifests that are here and of their images, each once. As with docker, it is the size of an image that is listed with its
+// manifests: clients print those below it, and each of them has the size of its content and of its files.
+func total(list []wire.ImageManifest) (n int64) {
+	contents, images := map[string]bool{}, map[string]bool{}
+	for _, m := range list {
+		if !contents[m.ID] {
+			contents[m.ID] = true
+			n += m.Size.Content
+		}
+		if m.ImageData != nil && !images[m.ImageData.Image] {
+			images[m.ImageData.Image] = true
+			n += m.ImageData.Size.Unpacked
+		}
+	}
+	return n
 }
 
 // users returns the containers of each image.

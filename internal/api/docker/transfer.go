@@ -212,7 +212,11 @@ func (h transferHandlers) fetch(ctx context.Context, from string, send sender) (
 	}
 	if resp.StatusCode != http.StatusOK {
 		_ = resp.Body.Close() // only read from
-		return nil, errs.New(errs.Unavailable, "import %s: the server answers %s", shown, resp.Status)
+		var class error = errs.Unavailable
+		if resp.StatusCode == http.StatusNotFound {
+			class = errs.NotFound
+		}
+		return nil, errs.New(class, "import %s: the server answers %s", shown, resp.Status)
 	}
 	send(wire.Message{Status: "Downloading from " + shown}, 0)
 	return &counted{ReadCloser: resp.Body, total: resp.ContentLength, send: send}, nil
