@@ -174,10 +174,13 @@ func checkSeccomp(profile string) error {
 	return nil
 }
 
-// parseHost checks an address to listen on. As in Docker, a bare path is a unix socket.
+// parseHost checks an address to listen on. As in Docker, a bare path is a unix socket, and a bare HOST:PORT is TCP.
 func parseHost(h string) (string, error) {
-	if strings.HasPrefix(h, "/") {
+	switch {
+	case strings.HasPrefix(h, "/"):
 		h = "unix://" + h
+	case !strings.Contains(h, "://"):
+		h = "tcp://" + h
 	}
 	scheme, rest, ok := strings.Cut(h, "://")
 	switch {

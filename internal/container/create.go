@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -362,7 +363,7 @@ func (s *Service) resolveModes(id oci.ContainerID, sp *spec.Spec) error {
 		*mode = containerMode + string(other.id)
 	}
 	if sp.NetworkMode == "" || sp.NetworkMode == "default" {
-		sp.NetworkMode = "bridge"
+		sp.NetworkMode = cmp.Or(s.env.live.Load().NetworkMode, "bridge")
 	}
 	if sp.IpcMode == "" {
 		sp.IpcMode = s.env.live.Load().IpcMode

@@ -95,6 +95,7 @@ type Defaults struct {
 	Runtimes     map[string]string // name → absolute path of an OCI runtime
 	Runtime      string            // default runtime; "" = built in
 	IpcMode      string            // "" = private
+	NetworkMode  string            // network of a container that names none; "" = bridge
 	CgroupnsMode string            // "" = private on cgroup v2, else host
 	CDIDirs      []string          // with descriptions of CDI devices; none = there are no such devices
 }

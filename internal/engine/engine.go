@@ -378,6 +378,9 @@ func (e *Engine) openContainers(context.Context) (err error) {
 // defaults returns the defaults of containers that a reload can change.
 func defaults(c *config.Config) container.Defaults {
 	d := container.Defaults{ShmSize: int64(c.DefaultShmSize), IpcMode: c.DefaultIpcMode, CgroupnsMode: c.DefaultCgroupnsMode, Runtimes: map[string]string{}, CDIDirs: c.CDIDirs()}
+	if c.Bridge == "none" { // as in Docker, a container that names no network has none then
+		d.NetworkMode = "none"
+	}
 	for name, r := range c.Runtimes {
 		d.Runtimes[name] = r.Path
 	}
