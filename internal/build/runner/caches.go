@@ -27,6 +27,7 @@ type caches struct {
 	users  map[string]*cacheUse
 	notes  map[string]*note // of directories that were used or listed since the engine started
 	unsaid map[string]bool  // notes that are not on disk
+	gone   int              // how many directories were removed
 
 	keeping sync.Mutex // held while notes are written and while directories are removed
 }
@@ -258,6 +259,9 @@ type CacheMount struct {
 
 // list returns all directories. It measures those that were used since it was called before.
 func (c *caches) list(ctx context.Context) ([]CacheMount, error) {
+	c.mu.Lock()
+	gone := c.gone
+	c.mu.Unlock()
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
 		return nil, err
@@ -271,7 +275,14 @@ func (c *caches) list(ctx context.Context) ([]CacheMount, error) {
 		}
 		stored := c.read(name)
 		c.mu.Lock()
-		n := c.remember(name, stored)
+		n := c.notes[name]
+		switch {
+		case n != nil:
+		case c.gone == gone:
+			n = c.remember(name, stored)
+		default: // this one may have been removed, and then nothing is to be known of it any more
+			n = &note{cacheRecord: stored, size: -1}
+		}
 		was, size := n.cacheRecord, n.size
 		inUse := c.users[name] != nil
 		c.mu.Unlock()
@@ -315,6 +326,7 @@ func (c *caches) remove(ids []oci.Digest) (gone []oci.Digest, err error) {
 		c.mu.Lock()
 		delete(c.notes, name)
 		delete(c.unsaid, name)
+		c.gone++
 		c.mu.Unlock()
 		release()
 		err = errors.Join(err, e)

@@ -2,6 +2,7 @@ package runner
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -225,4 +226,57 @@ func TestCacheRecordGolden(t *testing.T) {
 	}
 	recordtest.Golden(t, "cache.v1.json", data)
 	recordtest.Decodes(t, "cache.v1.json", cacheVersion, r)
+}
+
+// racingFS calls race once, before it says what a directory is.
+type racingFS struct {
+	durable.FS
+	race func()
+}
+
+func (r *racingFS) Lstat(name string) (fs.FileInfo, error) {
+	if race := r.race; race != nil {
+		r.race = nil
+		race()
+	}
+	return r.FS.Lstat(name)
+}
+
+// What is known of a directory that was removed while directories were listed is forgotten: the next one of its name begins anew.
+func TestCacheMountIsRemovedMeanwhile(t *testing.T) {
+	dir := t.TempDir()
+	use := func(c *caches, id string) {
+		t.Helper()
+		_, release, err := c.acquire(t.Context(), id, "mount "+id, ops.SharingShared, func(string) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
+	}
+	before := &caches{dir: dir, fs: durable.OS}
+	use(before, "a")
+	if err := before.flush(); err != nil {
+		t.Fatal(err)
+	}
+	racing := &racingFS{FS: durable.OS}
+	c := &caches{dir: dir, fs: racing}
+	id := listed(t, before)["mount a"].ID
+	if err := os.Remove(filepath.Join(dir, cacheName("a")) + noteSuffix); err != nil { // so that the directory is looked at
+		t.Fatal(err)
+	}
+	racing.race = func() {
+		if gone, err := c.remove([]oci.Digest{id}); err != nil || len(gone) != 1 {
+			t.Errorf("%v, %v", gone, err)
+		}
+	}
+	if _, err := c.list(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if racing.race != nil || len(c.notes) != 0 {
+		t.Errorf("notes %v, of no directory", c.notes)
+	}
+	use(c, "a")
+	if a := listed(t, c)["mount a"]; a.Uses != 1 || a.Created.IsZero() {
+		t.Errorf("the next directory: %+v", a)
+	}
 }
