@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/moby/buildkit/util/gitutil"
 	"google.golang.org/protobuf/proto"
 
+	"ply/internal/build/ops"
 	"ply/internal/errs"
 	"ply/internal/image/change"
 	"ply/internal/oci"
@@ -52,9 +52,6 @@ func (h *hosts) hideContexts(opts map[string]string) error {
 	return nil
 }
 
-// plainHost is a host that means itself in every place where it may stand.
-var plainHost = regexp.MustCompile(`^(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?$`)
-
 // bySSH reports whether the front end takes an address for one by ssh.
 func bySSH(address string) bool {
 	u, err := gitutil.ParseURL(address)
@@ -84,7 +81,7 @@ func (h *hosts) hide(address string) (hidden string, ok bool) {
 	if strings.HasPrefix(rest, h.mark) {
 		return address, true
 	}
-	if !plainHost.MatchString(rest) {
+	if !ops.IsSSHHost(rest) {
 		return address, false
 	}
 	hidden = fmt.Sprint(before, h.mark, len(h.names), after)

@@ -6,6 +6,7 @@
 package ops
 
 import (
+	"regexp"
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -143,6 +144,12 @@ type Git struct {
 	SkipSubmodules bool
 	CommitTime     bool // files have the time of the commit
 }
+
+var sshHost = regexp.MustCompile(`^(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?$`)
+
+// IsSSHHost reports whether s can be the host of a repository by ssh, with or without a port: it means itself in an address and on the command line of ssh, which
+// git passes to a shell, and is no option.
+func IsSSHHost(s string) bool { return sshHost.MatchString(s) }
 
 // HTTP is a file from a web server.
 type HTTP struct {

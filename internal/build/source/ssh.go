@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"ply/internal/build/ops"
@@ -17,12 +16,9 @@ import (
 	"ply/internal/errs"
 )
 
-// hostName is what a host may look like on the command line of ssh, which git passes to a shell.
-var hostName = regexp.MustCompile(`^(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]+)?$`)
-
 // openSSH prepares ssh: the forwarder to the host, the keys of hosts that the front end found, and the agent of the client.
 func (f *Fetches) openSSH(ctx context.Context, g *repository, op *ops.Git, host, dir string) error {
-	if !hostName.MatchString(host) {
+	if !ops.IsSSHHost(host) {
 		return errs.New(errs.Invalid, "git: %.200q is not the address of a repository", redact(op.Remote))
 	}
 	at, err := f.s.forward(ctx, g, host, "22")
