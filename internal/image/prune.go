@@ -63,7 +63,7 @@ func (s *Service) removeEach(ctx context.Context, candidates []oci.ImageID, remo
 // prunable returns the images that match the filters, children before their parents. With needsConfig, it leaves out images whose
 // config is damaged, because it is unknown whether they match.
 func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*Image], needsConfig, all bool) ([]oci.ImageID, error) {
-	parents := c.parents()
+	parents, depths := c.parents(), map[oci.ImageID]int{}
 	type candidate struct {
 		id      oci.ImageID
 		made    time.Time
@@ -88,7 +88,7 @@ func (s *Service) prunable(ctx context.Context, c *catalog, match filter.Match[*
 		}
 		img.Config = cfg
 		if match(img) {
-			found = append(found, candidate{id, rec.Created, len(withParents(c, id))})
+			found = append(found, candidate{id, rec.Created, c.depth(id, depths)})
 		}
 	}
 	slices.SortFunc(found, func(a, b candidate) int {
@@ -117,13 +117,15 @@ func compareIDs(a, b oci.ImageID) int {
 	return 0
 }
 
-func withParents(c *catalog, id oci.ImageID) map[oci.ImageID]bool {
-	seen := map[oci.ImageID]bool{}
-	for id != "" && !seen[id] {
-		seen[id] = true
-		id = c.images[id].Parent
+// depth returns how many images an image stands on, itself included. It keeps the depths that it finds in known, so that many images of one chain cost one walk.
+func (c *catalog) depth(id oci.ImageID, known map[oci.ImageID]int) int {
+	n, ok := known[id]
+	if id != "" && !ok {
+		known[id] = 0 // where records lead back to themselves
+		n = 1 + c.depth(c.images[id].Parent, known)
+		known[id] = n
 	}
-	return seen
+	return n
 }
 
 // prune removes one image, unless it has got a tag since it was chosen or a container uses it.
