@@ -456,7 +456,6 @@ func testCollectManifests(f *fixture) {
 	}
 }
 
-// What a client was told to exist is kept for the grace time.
 // Manifests that nothing needs are listed in parts, each of them once.
 func testLoose(f *fixture) {
 	f.link("a", "config")
@@ -496,6 +495,7 @@ func testLoose(f *fixture) {
 	}
 }
 
+// What a client was told to exist is kept for the grace time.
 func testTouch(f *fixture) {
 	f.link("a", "1", "2")
 	d := f.put("a", image("", "1"))
