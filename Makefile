@@ -67,6 +67,8 @@ nightly: test mutate itself
 	test/setup/conformance
 	PLY_NIGHTLY=1 go test -count=1 -run TestConformance ./internal/registry/server
 	PLY_BIN=$(CURDIR)/bin go test -race -count=1 -timeout 60m ./internal/... ./test/crash
+	@test/setup/packages qemu-system-x86 qemu-utils mmdebstrap openssh-client e2fsprogs
+	PLY_NIGHTLY=1 PLY_BIN=$(CURDIR)/bin go test -v -count=1 -timeout 240m ./test/machine
 
 lint:
 	gofmt -l cmd internal test bench | (! grep .)

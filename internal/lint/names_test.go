@@ -147,10 +147,11 @@ var providers = map[string][]string{
 	"zstd":            {"zstd"},
 	"xz-utils":        {"xz"},
 	"curl":            {"curl"},
+	"openssh-server":  {"ssh", "ssh-keygen"}, // by the package that it depends on
 }
 
 // optional programs sharpen a test where they happen to be, or make nightly installs them.
-var optional = []string{"criu", "zsh", "fish", "systemd-analyze", "chromium", "journalctl"}
+var optional = []string{"criu", "zsh", "fish", "systemd-analyze", "chromium", "journalctl", "qemu-system-x86_64", "qemu-img"}
 
 // A machine that make test set up has every program that a test runs.
 func TestProgramsOfTestsAreInstalled(t *testing.T) {
