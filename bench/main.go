@@ -27,6 +27,7 @@ type options struct {
 	only         string
 	bin          string
 	alone        bool
+	driver       string
 }
 
 func main() {
@@ -37,6 +38,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "comma-separated measurements: pull,upper,rmi,run,commit,push,coldpush,disk,idle, build (or of it cached,stages,steps,large,packages,memory), curves (files,depth; writes docs/build-*.svg), growth (lists,starts,names,followers), growthcurves (containercurve,imagecurve,namecurve; writes docs/growth-*.svg), registry (reads,others,writes,catalogue,manifests; the last writes docs/registry-manifests.svg) (default all)")
 	flag.BoolVar(&o.alone, "alone", false, "measure ply only, without Docker beside it")
 	flag.StringVar(&o.bin, "bin", "bin", "where ply, plyd and ply-shim are")
+	flag.StringVar(&o.driver, "driver", "", "ply's storage driver (default: the one that plyd chooses here)")
 	flag.Parse()
 	if os.Getenv("PLY_BENCH_INSIDE") == "" {
 		os.Exit(enterNamespaces())

@@ -69,6 +69,14 @@ func (w *world) spawn(log string, name string, args ...string) (*exec.Cmd, error
 // come and go there dearer with each run.
 func (w *world) execRoots() string { return filepath.Join(w.dir, "run") }
 
+// settings are the flags of every plyd.
+func (w *world) settings() []string {
+	if w.driver == "" {
+		return nil
+	}
+	return []string{"--storage-driver", w.driver}
+}
+
 func (w *world) start() error {
 	if err := os.Mkdir(w.execRoots(), 0o711); err != nil {
 		return err
@@ -86,7 +94,8 @@ func (w *world) start() error {
 		}
 		w.docker = engine{name: "docker", cli: []string{"/usr/bin/docker", "-H", "unix://" + p("docker.sock")}, pid: d.Process.Pid, root: p("docker")}
 	}
-	l, err := w.spawn("plyd.log", filepath.Join(w.bin, "plyd"), "--data-root", p("ply"), "--exec-root", filepath.Join(w.execRoots(), "ply"), "-H", "unix://"+p("ply.sock"), "--pidfile", p("ply.pid"))
+	l, err := w.spawn("plyd.log", filepath.Join(w.bin, "plyd"), append(w.settings(), "--data-root", p("ply"), "--exec-root", filepath.Join(w.execRoots(), "ply"),
+		"-H", "unix://"+p("ply.sock"), "--pidfile", p("ply.pid"))...)
 	if err != nil {
 		return err
 	}
@@ -133,8 +142,8 @@ func (w *world) both() []engine {
 // another starts a second plyd, from the programs in bin, on a data root of its own.
 func (w *world) another(name, bin, root string) (e engine, stop func(), err error) {
 	sock := filepath.Join(w.dir, name+".sock")
-	p, err := w.spawn("plyd-"+name+".log", filepath.Join(bin, "plyd"), "--data-root", root, "--exec-root", filepath.Join(w.execRoots(), name),
-		"-H", "unix://"+sock, "--pidfile", filepath.Join(w.dir, name+".pid"), "--bridge", "plybench1")
+	p, err := w.spawn("plyd-"+name+".log", filepath.Join(bin, "plyd"), append(w.settings(), "--data-root", root, "--exec-root", filepath.Join(w.execRoots(), name),
+		"-H", "unix://"+sock, "--pidfile", filepath.Join(w.dir, name+".pid"), "--bridge", "plybench1")...)
 	if err != nil {
 		return e, nil, err
 	}
