@@ -286,8 +286,8 @@ func (c *Connection) entry() names.Entry {
 	return e
 }
 
-// allocate chooses the addresses of an endpoint. One that is asked for by name may still be that of an interface which is being removed, such as the container's own
-// before a restart: allocate waits for it.
+// allocate chooses the addresses of an endpoint. One that is asked for may still be that of an interface which is being removed, such as the container's own
+// before a restart, and so may the last ones of a small subnet: allocate waits for it.
 func (m *made) allocate(ctx context.Context, spec EndpointSpec, e *Endpoint) error {
 	if spec.MAC != "" {
 		if _, err := net.ParseMAC(spec.MAC); err != nil {
@@ -308,10 +308,7 @@ func (m *made) allocate(ctx context.Context, spec EndpointSpec, e *Endpoint) err
 			}
 			continue
 		}
-		if err := f.family.addresses.Await(ctx, f.want); err != nil {
-			return err
-		}
-		a, err := f.family.addresses.Allocate(f.want)
+		a, err := f.family.addresses.AllocateSoon(ctx, f.want)
 		if err != nil {
 			return err
 		}

@@ -113,6 +113,32 @@ func NewAllocator(subnet, pool netip.Prefix, reserved ...netip.Addr) *Allocator 
 func (a *Allocator) Allocate(want netip.Addr) (netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return a.allocate(want)
+}
+
+// AllocateSoon is Allocate that waits when only an address that is about to be free will do: the one that is wanted, or any when no other is left.
+func (a *Allocator) AllocateSoon(ctx context.Context, want netip.Addr) (netip.Addr, error) {
+	for {
+		a.mu.Lock()
+		addr, err := a.allocate(want)
+		free := a.leaving[want]
+		if !want.IsValid() {
+			free = a.nextFree()
+		}
+		a.mu.Unlock()
+		if err == nil || free == nil {
+			return addr, err
+		}
+		select {
+		case <-free:
+		case <-ctx.Done():
+			return addr, context.Cause(ctx)
+		}
+	}
+}
+
+// allocate is Allocate. The caller holds a.mu.
+func (a *Allocator) allocate(want netip.Addr) (netip.Addr, error) {
 	if want.IsValid() {
 		if !a.subnet.Contains(want) {
 			return want, errs.New(errs.Invalid, "address %s is not in the network's subnet %s", want, a.subnet)
@@ -148,20 +174,14 @@ func (a *Allocator) Leave(addr netip.Addr) {
 	}
 }
 
-// Await waits while an address is about to be free.
-func (a *Allocator) Await(ctx context.Context, addr netip.Addr) error {
-	a.mu.Lock()
-	free := a.leaving[addr]
-	a.mu.Unlock()
-	if free == nil {
-		return nil
+// nextFree returns the channel of an address of the pool that is about to be free; nil = there is none. The caller holds a.mu.
+func (a *Allocator) nextFree() chan struct{} {
+	for addr, free := range a.leaving {
+		if a.pool.Contains(addr) {
+			return free
+		}
 	}
-	select {
-	case <-free:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return nil
 }
 
 // Free makes an allocated address available again.

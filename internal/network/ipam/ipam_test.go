@@ -92,7 +92,7 @@ func TestSubnets(t *testing.T) {
 	}
 }
 
-// Who asks for an address that is about to be free gets it; who asks for any address gets another.
+// Who asks for an address that is about to be free gets it; who asks for any address gets another, and waits only when there is no other.
 func TestLeavingAddress(t *testing.T) {
 	subnet := netip.MustParsePrefix("10.0.0.0/29")
 	a := NewAllocator(subnet, subnet)
@@ -101,24 +101,29 @@ func TestLeavingAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Leave(own)
-	for range 4 {
-		if other, err := a.Allocate(netip.Addr{}); err != nil || other == own {
+	for range 5 {
+		if other, err := a.AllocateSoon(t.Context(), netip.Addr{}); err != nil || other == own {
 			t.Errorf("any address: %s, %v", other, err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	if err := a.Await(ctx, own); err == nil {
-		t.Error("the wait for an address ended before it was free")
+	for _, want := range []netip.Addr{own, {}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if got, err := a.AllocateSoon(ctx, want); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("before the address was free: %s, %v", got, err)
+		}
+		cancel()
+		time.AfterFunc(20*time.Millisecond, func() { a.Free(own) })
+		if again, err := a.AllocateSoon(t.Context(), want); err != nil || again != own {
+			t.Errorf("%s, %v", again, err)
+		}
+		if want.IsValid() {
+			a.Leave(own)
+		}
 	}
-	time.AfterFunc(20*time.Millisecond, func() { a.Free(own) })
-	if err := a.Await(t.Context(), own); err != nil {
+	if _, err := a.AllocateSoon(t.Context(), own); !errors.Is(err, errs.Conflict) { // it stays: nothing to wait for
 		t.Error(err)
 	}
-	if again, err := a.Allocate(own); err != nil || again != own {
-		t.Errorf("%s, %v", again, err)
-	}
-	if err := a.Await(t.Context(), own); err != nil { // it stays: nothing to wait for
+	if _, err := a.AllocateSoon(t.Context(), netip.Addr{}); !errors.Is(err, errs.Exhausted) {
 		t.Error(err)
 	}
 }
