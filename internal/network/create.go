@@ -271,7 +271,7 @@ func (c *Config) hasGateway(v4 bool) bool {
 	if v4 {
 		return !c.Isolated && !(c.Inhibit && c.Internal)
 	}
-	return !c.Isolate6
+	return !c.Isolated6
 }
 
 // ofDefault returns the subnet that the default bridge will have when it is made; invalid when it is made or switched off.

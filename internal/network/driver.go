@@ -117,30 +117,30 @@ type Segment interface {
 
 // Config says how a driver makes a network.
 type Config struct {
-	ID       string         // of the network
-	Bridge   string         // name of the host's interface; "" = the driver chooses one, "none" = the network is switched off
-	Address  netip.Prefix   // the gateway's address with the length of the subnet; invalid = from the first free one of Pools
-	Address6 netip.Prefix   // the same for IPv6; invalid = the network has none
-	Pools    []netip.Prefix // where the subnet comes from if Address is invalid; nil = ipam.DefaultPools
-	Fixed    netip.Prefix   // containers get their addresses from here; invalid = from the whole subnet
-	Fixed6   netip.Prefix
-	Reserved []netip.Addr // never given to containers
-	NoIPv4   bool         // containers get no IPv4 addresses
-	MTU      int          // 0 = 1500
-	NoICC    bool         // containers may not connect to each other
-	NoMasq   bool         // connections to other networks keep the container's address
-	NoMasq6  bool
-	Internal bool       // nothing passes between the network and others
-	Open     bool       // other networks may connect by IPv4 to ports that are not published
-	Open6    bool       // the same by IPv6
-	Direct   bool       // other networks may connect by IPv4 to published ports at the containers' own addresses
-	Direct6  bool       // the same by IPv6
-	Isolated bool       // the host has no IPv4 address in the network, which is internal, and takes no packets from it; Address may be that of the subnet: there is no gateway
-	Isolate6 bool       // the same for IPv6
-	Inhibit  bool       // the driver does not give the gateway's IPv4 address to the host's interface; someone else may
-	Trusted  []string   // interfaces of the host through which others may connect to published ports at the containers' own addresses
-	HostIP   netip.Addr // where ports are published by default; invalid = as the driver's options say
-	IfPrefix string     // of interfaces in containers; "" = eth
+	ID        string         // of the network
+	Bridge    string         // name of the host's interface; "" = the driver chooses one, "none" = the network is switched off
+	Address   netip.Prefix   // the gateway's address with the length of the subnet; invalid = from the first free one of Pools
+	Address6  netip.Prefix   // the same for IPv6; invalid = the network has none
+	Pools     []netip.Prefix // where the subnet comes from if Address is invalid; nil = ipam.DefaultPools
+	Fixed     netip.Prefix   // containers get their addresses from here; invalid = from the whole subnet
+	Fixed6    netip.Prefix
+	Reserved  []netip.Addr // never given to containers
+	NoIPv4    bool         // containers get no IPv4 addresses
+	MTU       int          // 0 = 1500
+	NoICC     bool         // containers may not connect to each other
+	NoMasq    bool         // connections to other networks keep the container's address
+	NoMasq6   bool
+	Internal  bool       // nothing passes between the network and others
+	Open      bool       // other networks may connect by IPv4 to ports that are not published
+	Open6     bool       // the same by IPv6
+	Direct    bool       // other networks may connect by IPv4 to published ports at the containers' own addresses
+	Direct6   bool       // the same by IPv6
+	Isolated  bool       // the host has no IPv4 address in the network, which is internal, and takes no packets from it; Address may be that of the subnet: there is no gateway
+	Isolated6 bool       // the same for IPv6
+	Inhibit   bool       // the driver does not give the gateway's IPv4 address to the host's interface; someone else may
+	Trusted   []string   // interfaces of the host through which others may connect to published ports at the containers' own addresses
+	HostIP    netip.Addr // where ports are published by default; invalid = as the driver's options say
+	IfPrefix  string     // of interfaces in containers; "" = eth
 
 	// What follows is of macvlan and ipvlan.
 	Parent string // interface of the host

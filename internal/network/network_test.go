@@ -1,10 +1,12 @@
 package network_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -417,5 +419,29 @@ func BenchmarkAttachDetach(b *testing.B) {
 	}
 	if err := s.Teardown(context.Background()); err != nil {
 		b.Fatal(err)
+	}
+}
+
+// Who looks at the default networks finds the subnet of the bridge, which is made for that; the others have nothing that could be made.
+func TestLookingAtDefaultNetworks(t *testing.T) {
+	w := newWorld(t)
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	o := options(w.db, w.dir, w.owner)
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	var err error
+	if w.s, err = network.Open(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	for name, subnets := range map[string]int{"host": 0, "none": 0, "bridge": 1} {
+		n, err := w.s.Get(t.Context(), name)
+		if err != nil || len(n.Pools) != subnets {
+			t.Errorf("%s: %+v, %v", name, n, err)
+		}
+	}
+	if log.Len() > 0 {
+		t.Errorf("logged: %s", &log)
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -117,9 +116,6 @@ func Open(ctx context.Context, opts Options) (*Service, error) {
 
 const defaultMTU = 1500
 
-// chosenBridge matches the names that the driver chooses for the bridge of the default network.
-var chosenBridge = regexp.MustCompile(`^ply[0-9]+$`)
-
 // restore takes over the containers that an earlier engine connected.
 func restore(ctx context.Context, s *Service) error {
 	found, err := readConnections(s.opts.StateDir)
@@ -135,10 +131,7 @@ func restore(ctx context.Context, s *Service) error {
 		own[m.ID] = true
 		bridges[m.config.Bridge] = true
 	}
-	// A network whose record is damaged may have any bridge, and the default network one whose name the driver chose.
-	orphan := func(name string) bool {
-		return len(s.damaged) == 0 && !bridges[name] && !chosenBridge.MatchString(name)
-	}
+	orphan := func(name string) bool { return len(s.damaged) == 0 && !bridges[name] } // a network whose record is damaged may have any bridge
 	for name, d := range s.opts.Drivers {
 		if sw, ok := d.(Sweeper); ok {
 			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }, orphan); err != nil {
@@ -505,9 +498,9 @@ func (s *Service) Get(ctx context.Context, ref string) (*Network, error) {
 	return nil, err
 }
 
-// upToShow makes a default network on the host if it is not there.
+// upToShow makes the default bridge on the host if it is not there. The other default networks have none.
 func (s *Service) upToShow(ctx context.Context, m *managed) {
-	if m.config.Bridge == "none" {
+	if m.Driver != "bridge" || m.config.Bridge == "none" {
 		return
 	}
 	if _, err := s.up(ctx, m, false); err != nil {

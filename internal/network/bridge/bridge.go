@@ -41,7 +41,7 @@ func ensureBridge(c network.Config, owner string) (v4, v6 netip.Prefix, err erro
 	}
 	v6 = c.Address6
 	switch {
-	case c.Isolate6 || c.Isolated && !v6.IsValid(): // no link-local address either
+	case c.Isolated6 || c.Isolated && !v6.IsValid(): // no link-local address either
 		if err := disableIPv6(c.Bridge); err != nil {
 			return v4, v6, err
 		}

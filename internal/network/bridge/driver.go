@@ -144,7 +144,7 @@ func (d *Driver) ensure(ctx context.Context, s *segment) (err error) {
 		return err
 	}
 	for n := range maxEngines {
-		s.cfg.Bridge = "ply" + strconv.Itoa(n)
+		s.cfg.Bridge = chosenPrefix + strconv.Itoa(n)
 		if s.gateway, s.gateway6, err = ensureBridge(s.cfg, d.opts.Owner); !errors.As(err, new(*foreignError)) {
 			break
 		}
@@ -154,6 +154,15 @@ func (d *Driver) ensure(ctx context.Context, s *segment) (err error) {
 
 // maxEngines bounds the search for a name.
 const maxEngines = 100
+
+// The driver chooses a name of this prefix and a number for a bridge whose network names none.
+const chosenPrefix = "ply"
+
+func chosen(name string) bool {
+	n, ok := strings.CutPrefix(name, chosenPrefix)
+	_, err := strconv.Atoi(n)
+	return ok && err == nil
+}
 
 func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 	c := s.cfg
@@ -172,7 +181,7 @@ func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 		d.mu.Unlock()
 	}
 	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6,
-		Isolated: c.Isolated, Isolated6: c.Isolate6, Trusted: c.Trusted}
+		Isolated: c.Isolated, Isolated6: c.Isolated6, Trusted: c.Trusted}
 	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
 		if p.IsValid() {
 			b.Subnets = append(b.Subnets, p)
@@ -565,7 +574,7 @@ func (d *Driver) Sweep(ctx context.Context, left func(network, hostIf string) bo
 	}
 	for _, link := range all {
 		a := link.Attrs()
-		if link.Type() == "bridge" && a.Alias == mark+d.opts.Owner && !attached[a.Index] && orphan(a.Name) {
+		if link.Type() == "bridge" && a.Alias == mark+d.opts.Owner && !attached[a.Index] && !chosen(a.Name) && orphan(a.Name) {
 			d.opts.Log.Warn("a bridge that an earlier engine has not recorded is removed", "bridge", a.Name)
 			err := d.opts.remove(a.Name)
 			if !d.opts.NoRules {

@@ -16,7 +16,7 @@ func (d *Driver) Configure(c *network.Config, options map[string]string) error {
 			return err
 		}
 	}
-	if (c.Isolated || c.Isolate6) && !c.Internal {
+	if (c.Isolated || c.Isolated6) && !c.Internal {
 		return errs.New(errs.Invalid, "gateway mode 'isolated' can only be used for an internal network").WithHint("Create the network with --internal.")
 	}
 	return nil
@@ -62,7 +62,7 @@ func option(c *network.Config, name, value string) (err error) {
 	case "bridge.gateway_mode_ipv4":
 		return mode(value, &c.NoMasq, &c.Open, &c.Direct, &c.Isolated, bad)
 	case "bridge.gateway_mode_ipv6":
-		return mode(value, &c.NoMasq6, &c.Open6, &c.Direct6, &c.Isolate6, bad)
+		return mode(value, &c.NoMasq6, &c.Open6, &c.Direct6, &c.Isolated6, bad)
 	case "bridge.inhibit_ipv4":
 		return flag(func(on bool) { c.Inhibit = on })
 	case "bridge.trusted_host_interfaces":

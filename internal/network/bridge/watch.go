@@ -209,7 +209,7 @@ func (s *segment) mendBridge(ctx context.Context) error {
 		return errs.New(errs.Internal, "bridge %s: %w", s.cfg.Bridge, err)
 	default:
 		for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
-			if !p.IsValid() || p.Addr().Is4() && (s.cfg.NoIPv4 || s.cfg.Isolated || s.cfg.Inhibit) || p.Addr().Is6() && s.cfg.Isolate6 {
+			if !p.IsValid() || p.Addr().Is4() && (s.cfg.NoIPv4 || s.cfg.Isolated || s.cfg.Inhibit) || p.Addr().Is6() && s.cfg.Isolated6 {
 				continue
 			}
 			if err := setAddress(link, p); err != nil {

@@ -42,25 +42,20 @@ func Exists(ctx context.Context, table string) bool {
 
 // List returns the rules of a table, which is named with its family, without the elements of its sets; "" when the kernel has no such table.
 func List(ctx context.Context, table string) string {
-	path, err := exec.LookPath("nft")
-	if err != nil {
-		return ""
-	}
-	args := append([]string{"-t", "list", "table"}, strings.Fields(table)...)
-	out, err := exec.CommandContext(ctx, path, args...).Output()
-	if err != nil {
-		return ""
-	}
-	return string(out)
+	return list(ctx, append([]string{"-t", "list", "table"}, strings.Fields(table)...))
 }
 
 // ListChain returns a chain of a table with its rules and their handles; "" when the kernel has no such chain.
 func ListChain(ctx context.Context, table, chain string) string {
+	return list(ctx, append(append([]string{"-a", "list", "chain"}, strings.Fields(table)...), chain))
+}
+
+// list returns what nft prints; "" when it fails.
+func list(ctx context.Context, args []string) string {
 	path, err := exec.LookPath("nft")
 	if err != nil {
 		return ""
 	}
-	args := append(append([]string{"-a", "list", "chain"}, strings.Fields(table)...), chain)
 	out, err := exec.CommandContext(ctx, path, args...).Output()
 	if err != nil {
 		return ""
