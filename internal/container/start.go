@@ -102,7 +102,7 @@ func (s *starter) run(ctx context.Context, c *ctr, saved *os.File) (err error) {
 		return startError(err)
 	}
 	l := c.newLife(client, p.began)
-	undo.add("shim", func() error { l.end(); return client.Shutdown(ctx) })
+	undo.add("shim", func() error { l.end(); l.recorded(); return client.Shutdown(ctx) })
 	if err := p.saved(); err != nil {
 		return err
 	}
