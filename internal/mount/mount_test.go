@@ -210,6 +210,25 @@ func TestManyLayersByPage(t *testing.T) {
 	}
 }
 
+// A short name is not all of a path's sum. Two layers that have the same one are not taken for one.
+func TestShortNamesThatAreEqual(t *testing.T) {
+	saved := appendsLowers
+	appendsLowers = func() bool { return false }
+	defer func() { appendsLowers = saved }()
+	base := t.TempDir()
+	t.Chdir(base)
+	a, b := "layer950228", "layer20971576"
+	mkdir(t, base, a)
+	mkdir(t, base, b)
+	if ShortName(a) != ShortName(b) {
+		t.Fatal("the names differ")
+	}
+	_, err := Overlay{Lower: []Layer{At(a), At(b)}}.Mount()
+	if err == nil || !strings.Contains(err.Error(), a) || !strings.Contains(err.Error(), b) || !strings.Contains(err.Error(), ShortName(a)) {
+		t.Errorf("two layers with one name: %v", err)
+	}
+}
+
 func mountinfo(t *testing.T) string {
 	t.Helper()
 	data, err := os.ReadFile("/proc/self/mountinfo")

@@ -56,6 +56,9 @@ func (o Overlay) mountByPage() (*Tree, error) {
 			return nil, &Error{FS: "overlay", Op: fmt.Sprintf("lower layer %d", i), Err: &os.PathError{Op: "access", Path: l.path, Err: err}}
 		}
 		name := ShortName(l.path)
+		if other, is := links[name]; is && other != l.path {
+			return nil, errs.New(errs.Internal, "overlay: the layers %s and %s have one short name, %s", other, l.path, name)
+		}
 		links[name] = l.path
 		lower = append(lower, name)
 	}
