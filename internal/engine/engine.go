@@ -81,6 +81,8 @@ type Engine struct {
 	closers     []closer    // in the order of opening
 	restored    bool        // the containers of an earlier plyd are known
 	idle        bool        // no container ran when the containers were closed
+
+	shuttingDown func() bool // this machine; asked once, so that what is said and what is done agree
 }
 
 // closer ends one part of the engine.
@@ -115,9 +117,9 @@ func Open(ctx context.Context, opts Options) (_ *Engine, err error) {
 	return e, nil
 }
 
-// KeepsContainers reports whether containers keep running after Close.
+// KeepsContainers reports whether containers keep running after Close. It is to be called when the engine is about to be closed.
 func (e *Engine) KeepsContainers() bool {
-	return e.config.Current().LiveRestore && !host.ShuttingDown()
+	return e.config.Current().LiveRestore && !e.shuttingDown()
 }
 
 // newEngine returns an engine of which nothing is open.
@@ -128,7 +130,7 @@ func newEngine(opts Options) *Engine {
 	if opts.CertsDirs == nil {
 		opts.CertsDirs = []string{"/etc/ply/certs.d", "/etc/docker/certs.d"}
 	}
-	e := &Engine{opts: opts, log: opts.Log, config: config.NewLive(opts.Config), Events: &events.Bus{}}
+	e := &Engine{opts: opts, log: opts.Log, config: config.NewLive(opts.Config), Events: &events.Bus{}, shuttingDown: sync.OnceValue(host.ShuttingDown)}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
