@@ -116,7 +116,7 @@ func CheckConfig(raw []byte) (*oci.Config, error) {
 }
 
 func checkPlatform(cfg *oci.Config) error {
-	if cfg.OS != "linux" && cfg.OS != "" {
+	if !cfg.ForLinux() {
 		return errs.New(errs.Invalid, "image operating system %q cannot be used on this platform", clip(cfg.OS))
 	}
 	if cfg.Architecture != "" && !archPattern.MatchString(cfg.Architecture) {

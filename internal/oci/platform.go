@@ -63,6 +63,9 @@ func (p Platform) Matches(image Platform) bool {
 	return a.OS == b.OS && a.Architecture == b.Architecture && (p.Variant == "" || image.Variant == "" || a.Variant == b.Variant)
 }
 
+// ForLinux reports whether the image is for Linux, which is meant where a config names no operating system.
+func (c *Config) ForLinux() bool { return c.OS == "" || c.OS == "linux" }
+
 // Platform returns the platform that the image is for.
 func (c *Config) Platform() Platform {
 	return Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}

@@ -107,9 +107,6 @@ func (r *parser) document(d oci.Descriptor) (*file, *oci.Manifest, error) {
 	return f, m, nil
 }
 
-// elsewhere reports whether an image is for another operating system, which many indexes list beside Linux. One that is asked for by itself is refused.
-func elsewhere(cfg *oci.Config) bool { return cfg.OS != "" && cfg.OS != "linux" }
-
 // complete reports whether the archive has an image that an index lists and that can be kept here. A layer may be in the store instead.
 func (r *parser) complete(d oci.Descriptor) (bool, error) {
 	f, m, err := r.document(d)
@@ -121,7 +118,7 @@ func (r *parser) complete(d oci.Descriptor) (bool, error) {
 		return false, err
 	}
 	cfg, err := oci.DecodeConfig(config.data)
-	if err == nil && elsewhere(cfg) {
+	if err == nil && !cfg.ForLinux() { // many indexes list such beside Linux; one that is asked for by itself is refused
 		r.passed[m.Config.Digest] = true
 		return false, nil
 	}

@@ -315,7 +315,7 @@ func (p *pull) image(ctx context.Context, lease *store.Lease, ref oci.Reference,
 
 // check compares the config with the manifest and with the platform that the image has to be for.
 func (p *pull) check(ref oci.Reference, cfg *oci.Config, man *oci.Manifest, want oci.Platform) error {
-	if cfg.OS != "linux" && cfg.OS != "" {
+	if !cfg.ForLinux() {
 		return errs.New(errs.Invalid, "%s: image operating system %q cannot be used on this platform", ref.Familiar(), cfg.OS)
 	}
 	if len(cfg.RootFS.DiffIDs) != len(man.Layers) {
