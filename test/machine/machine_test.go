@@ -176,7 +176,7 @@ func (m *machine) start() {
 var accelerator = sync.OnceValue(func() string {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	probe := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "max", "-nodefaults", "-display", "none", "-nodefaults", "-no-user-config", "-serial", "stdio", "-monitor", "stdio")
+	probe := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-cpu", "max", "-display", "none", "-nodefaults", "-no-user-config", "-serial", "stdio", "-monitor", "stdio")
 	probe.Stdin = strings.NewReader("quit\n")
 	if probe.Run() == nil {
 		return "kvm"
