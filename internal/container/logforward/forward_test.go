@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 
 const (
 	testID = "0123456789ab0123456789ab0123456789ab0123456789ab0123456789ab0123"
-	wait   = 20 * time.Second
+	wait   = time.Minute
 )
 
 // openLog opens a log as a shim does. The container has a label and a variable.

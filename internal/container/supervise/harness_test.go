@@ -147,7 +147,7 @@ func (b *box) launch() *box {
 }
 
 func (b *box) clean() {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_ = b.c.Kill(ctx, "", shim.KillArgs{Signal: int(unix.SIGKILL)})
 	if st, err := b.c.State(ctx, ""); err == nil && st.Status != "created" {
@@ -175,7 +175,7 @@ func (b *box) start() *box {
 
 func (b *box) wait() shim.Exit {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
 	defer cancel()
 	e, err := b.c.Wait(ctx, "")
 	if err != nil {
@@ -235,9 +235,9 @@ func (b *box) run() (string, shim.Exit) {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 20 seconds", what)
+			t.Fatalf("%s: not within a minute", what)
 		}
 	}
 }
@@ -248,9 +248,9 @@ func (b *box) logged(what string) {
 	eventually(b.t, "output "+what, func() bool { return strings.Contains(b.output(), what) })
 }
 
-// collect reads a stream to its end, for half a minute at most.
+// collect reads a stream to its end, for a minute at most.
 func collect(s *shim.Stream) (stdout, stderr string, err error) {
-	limit := time.AfterFunc(30*time.Second, func() { _ = s.Close() })
+	limit := time.AfterFunc(time.Minute, func() { _ = s.Close() })
 	defer limit.Stop()
 	var out [3]bytes.Buffer
 	buf := make([]byte, 4096)

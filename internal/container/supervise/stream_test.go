@@ -200,7 +200,7 @@ func TestExecTty(t *testing.T) {
 
 func TestExecThatStartsADaemon(t *testing.T) {
 	b := sh(t, "sleep 100").launch().start()
-	p := execProcess(b, "/bin/sh", "-c", "(sleep 1.5; echo late; touch /tmp/late) & echo now; exit 4")
+	p := execProcess(b, "/bin/sh", "-c", "(until [ -e /tmp/go ]; do sleep 0.1; done; echo late; touch /tmp/late) & echo now; exit 4")
 	if err := b.c.Exec(t.Context(), "x", p, shim.ExecOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -215,6 +215,9 @@ func TestExecThatStartsADaemon(t *testing.T) {
 		t.Errorf("exec wait = %+v, %v", e, err)
 	}
 	// The pipe stays open, so that the daemon's write does not kill it.
+	if err := os.WriteFile(filepath.Join(b.in.Rootfs, "tmp/go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "the daemon's file", func() bool {
 		_, err := os.Stat(filepath.Join(b.in.Rootfs, "tmp/late"))
 		return err == nil
@@ -255,7 +258,13 @@ func TestStalledClientDoesNotDelayTheEnd(t *testing.T) {
 			b.launch()
 			stalled := b.attach("", shim.AttachArgs{Stdout: true})
 			b.start()
-			time.Sleep(300 * time.Millisecond) // the process blocks
+			size := 0
+			eventually(t, "a process that blocks", func() bool { // nothing is added to the log any more
+				before := size
+				time.Sleep(300 * time.Millisecond)
+				size = len(b.output())
+				return size > 0 && size == before
+			})
 			other := b.attach("", shim.AttachArgs{Stdout: true})
 			begun := time.Now()
 			if err := b.c.Kill(t.Context(), "", shim.KillArgs{Signal: int(unix.SIGKILL)}); err != nil {
