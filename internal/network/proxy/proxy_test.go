@@ -64,15 +64,15 @@ func socket(t *testing.T, network string) (*os.File, netip.AddrPort) {
 	return f, netip.MustParseAddrPort(addr.String())
 }
 
-// ask sends a word, closes its side and returns what comes back until the end, or for a second.
-func ask(t *testing.T, addr netip.AddrPort) string {
+// ask sends a word, closes its side and returns what comes back until the end, for as long as limit.
+func ask(t *testing.T, addr netip.AddrPort, limit time.Duration) string {
 	t.Helper()
 	c, err := net.DialTimeout("tcp", addr.String(), 10*time.Second)
 	if err != nil {
 		return err.Error()
 	}
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = io.WriteString(c, "ping")
@@ -91,10 +91,10 @@ func TestSet(t *testing.T) {
 	if err := s.Serve([]Port{p, {Proto: "tcp", Host: keptHost, Target: one, Socket: true}, {Proto: "sctp", Host: host}}, []*os.File{f, kept}); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, host); got != "one ping" {
+	if got := ask(t, host, time.Minute); got != "one ping" {
 		t.Errorf("answer %q", got)
 	}
-	if got := ask(t, keptHost); got != "" {
+	if got := ask(t, keptHost, time.Second); got != "" {
 		t.Errorf("answer of a port that is not carried: %q", got)
 	}
 	open, err := net.Dial("tcp", host.String())
@@ -124,7 +124,7 @@ func TestSet(t *testing.T) {
 	if err := s.Serve([]Port{p}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, host); got != "two ping" {
+	if got := ask(t, host, time.Minute); got != "two ping" {
 		t.Errorf("answer after the target changed %q", got)
 	}
 	if _, err := io.ReadFull(open, word[:1]); err == nil {

@@ -123,7 +123,7 @@ func (w *world) resolver(network string) *net.Resolver {
 }
 
 func (w *world) lookup(network, name string) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
 	defer cancel()
 	got, err := w.resolver(network).LookupNetIP(ctx, "ip4", name)
 	for i := range got {
