@@ -68,7 +68,7 @@ func again(t *testing.T, conn net.Conn, path string) (int, *bufio.Reader) {
 	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
@@ -110,7 +110,7 @@ func TestStreamsLeaveRoomForRequests(t *testing.T) {
 
 func wait(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it never happened")
 		}
@@ -128,7 +128,7 @@ func busy(t *testing.T, sock string) net.Conn {
 	if _, err := io.WriteString(conn, "GET /hang HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
-	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestConnectionsOverTheLimitWait(t *testing.T) {
 		t.Error("the third connection was served")
 	}
 	_ = first.Close()
-	_ = extra.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = extra.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := extra.Read(make([]byte, 1)); err != nil {
 		t.Errorf("after another connection was closed: %v", err)
 	}
@@ -207,7 +207,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	if status, _, _ := ask(t, sock, "/"); status != http.StatusOK {
 		t.Errorf("beside idle connections: %d", status)
 	}
-	_ = first.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = first.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := first.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the connection that was idle longest: %v, want it closed", err)
 	}
