@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const typeLimit = 20 * time.Second
+const typeLimit = time.Minute
 
 // onTerminal runs a program on a new terminal and types a dialogue; see the command pty.
 func onTerminal(c *exec.Cmd, dialogue string) (string, error) {

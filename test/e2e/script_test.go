@@ -252,13 +252,13 @@ func cmdHTTP(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// waitfor TEXT PROGRAM ARGS… repeats a program until its output holds TEXT, 10 s at most.
+// waitfor TEXT PROGRAM ARGS… repeats a program until its output holds TEXT, a minute at most.
 func cmdWaitFor(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: waitfor TEXT PROGRAM ARGS...")
 	}
 	w := worldOf(ts)
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		o, e, err := w.run(args[1], args[2:]...)
 		if strings.Contains(o+e, args[0]) {

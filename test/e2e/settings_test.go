@@ -1015,7 +1015,7 @@ func reachedOverIPv6Loopback(w *settingsWorld) string {
 		if port == nil {
 			return "not published"
 		}
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		c := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 		r, err := c.Get("http://[::1]:" + port[1] + "/")
 		if err != nil {
 			return "not reached"

@@ -82,7 +82,7 @@ type streamed struct {
 // stream runs a command with a reader behind a small pipe. input is written to the command's stdin, which then stays open
 // until the command ends.
 func (w *world) stream(rd reader, size int64, input string, name string, args ...string) (streamed, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, w.program(name), args...)
 	c.Env = append(os.Environ(), w.clientEnv()...)
@@ -245,7 +245,7 @@ func TestEveryByteReachesEveryReader(t *testing.T) {
 	}
 	wg.Wait()
 	w.ply("rm", "-f", "runs")
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		now := w.held()
 		if now.files <= held.files && now.goroutines <= held.goroutines && now.children <= held.children {
@@ -265,7 +265,7 @@ func (w *world) checkStream(t *testing.T, rd reader, c streamCase, want streamed
 		t.Fatalf("%v (exit %v: %s)", err, got.err, got.errOut)
 	}
 	if rd.closes {
-		if d := time.Since(begun); d > 20*time.Second {
+		if d := time.Since(begun); d > 2*time.Minute {
 			t.Errorf("the command ended after %v", d)
 		}
 		return
@@ -396,10 +396,14 @@ func TestClientThatDiesInAStream(t *testing.T) {
 					_ = c.Wait() // its status says which signal ended it
 					close(done)
 				}()
+				limit := 3 * time.Second // a docker client may wait for the end of the container
+				if client == "ply" {
+					limit = time.Minute
+				}
 				select {
 				case <-done:
-				case <-time.After(3 * time.Second):
-					if client == "ply" { // a docker client may wait for the end of the container
+				case <-time.After(limit):
+					if client == "ply" {
 						t.Errorf("ply %v does not end after %v", args, sig)
 					}
 					_ = c.Process.Kill()
@@ -413,7 +417,7 @@ func TestClientThatDiesInAStream(t *testing.T) {
 		t.Errorf("the container is %s", st)
 	}
 	var now held
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if now = w.held(); now.files <= before.files && now.goroutines <= before.goroutines {
 			return
 		}

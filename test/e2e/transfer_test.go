@@ -83,7 +83,7 @@ func (j *job) end() int {
 	select {
 	case <-j.done:
 		return j.cmd.ProcessState.ExitCode()
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		j.t.Fatalf("ply does not end:\n%s", j.text())
 		return -1
 	}
@@ -91,7 +91,7 @@ func (j *job) end() int {
 
 func until(t *testing.T, ok func() bool, what func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(what())
 		}

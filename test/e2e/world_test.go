@@ -93,7 +93,7 @@ func (w *world) startPlyd() {
 	if err := w.plyd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
-	if err := w.waitUp(15 * time.Second); err != nil {
+	if err := w.waitUp(time.Minute); err != nil {
 		w.t.Fatalf("plyd does not answer: %v\n%s", err, w.tail())
 	}
 }
@@ -156,7 +156,7 @@ func (w *world) stopPlyd() {
 		if err != nil {
 			w.t.Errorf("plyd ended with %v\n%s", err, w.tail())
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		_ = w.plyd.Process.Signal(syscall.SIGABRT)
 		<-done
 		w.t.Errorf("plyd does not stop\n%s", w.tail())
@@ -187,7 +187,7 @@ func (w *world) registry(more string) (addr string) {
 		w.t.Fatal(err)
 	}
 	w.regs = append(w.regs, c)
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		r, err := http.Get("http://" + addr + "/v2/")
 		if err == nil {

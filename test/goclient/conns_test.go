@@ -76,7 +76,7 @@ func (a *conns) use(c *conn, used bool) {
 // count returns how many connections were dialed until now, after the client has put back or closed those that its calls used.
 func (a *conns) count(t *testing.T) int {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		a.mu.Lock()
 		busy := 0
 		for _, used := range a.open {

@@ -273,7 +273,7 @@ func (s *session) says(typed, answer string) {
 	if _, err := io.WriteString(s.conn, typed); err != nil {
 		s.t.Fatalf("terminal: %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		s.mu.Lock()
 		text := s.text.String()[from:]
 		s.mu.Unlock()
@@ -292,7 +292,7 @@ func (s *session) closed() {
 	select {
 	case <-s.done:
 		s.conn.Close()
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		s.t.Fatal("terminal: the connection stays open")
 	}
 }

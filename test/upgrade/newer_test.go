@@ -138,7 +138,7 @@ func writeNewer(t *testing.T, root, kind string) {
 func (m *machine) ends() error {
 	m.t.Helper()
 	plyd := m.plyd
-	timer := time.AfterFunc(20*time.Second, func() {
+	timer := time.AfterFunc(time.Minute, func() {
 		m.t.Errorf("plyd runs on such a data root")
 		_ = plyd.Process.Signal(syscall.SIGTERM)
 	})

@@ -60,7 +60,7 @@ func (m *machine) start(bin string) {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}}}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		r, err := c.Get("http://ply/_ping")
 		if err == nil {
 			r.Body.Close()
@@ -105,7 +105,7 @@ func (m *machine) stop(sig syscall.Signal) {
 	if err := plyd.Process.Signal(sig); err != nil {
 		m.t.Fatalf("plyd had ended: %v\n%s", err, m.tail())
 	}
-	timer := time.AfterFunc(30*time.Second, func() { _ = plyd.Process.Signal(syscall.SIGABRT) })
+	timer := time.AfterFunc(time.Minute, func() { _ = plyd.Process.Signal(syscall.SIGABRT) })
 	defer timer.Stop()
 	if err := plyd.Wait(); err != nil && sig == syscall.SIGTERM {
 		m.t.Errorf("plyd ended with %v\n%s", err, m.tail())
@@ -164,9 +164,9 @@ func (m *machine) wantPart(part string, args ...string) {
 // eventually waits for a condition.
 func (m *machine) eventually(what string, ok func() bool) {
 	m.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			m.t.Fatalf("%s: not within 20 seconds\nplyd:\n%s", what, m.tail())
+			m.t.Fatalf("%s: not within a minute\nplyd:\n%s", what, m.tail())
 		}
 	}
 }
