@@ -154,7 +154,7 @@ func TestVolumeSubpath(t *testing.T) {
 			{Type: "volume", Source: "parts", Target: "/file", Subpath: "a/sub/f", ReadOnly: true},
 		}
 	})
-	if code, out := w.exec(id, "sh", "-c", "cat /dir/f /file; echo new > /dir/new; echo x > /file"); code == 0 || !strings.HasPrefix(out, "partpart") || !strings.Contains(out, "Read-only") {
+	if code, out := w.exec(id, "sh", "-c", "exec 2>&1; cat /dir/f /file; echo new > /dir/new; echo x > /file"); code == 0 || !strings.HasPrefix(out, "partpart") || !strings.Contains(out, "Read-only") {
 		t.Errorf("%d %q", code, out)
 	}
 	if b, err := os.ReadFile(filepath.Join(v.Mountpoint, "a", "sub", "new")); err != nil || string(b) != "new\n" {
