@@ -323,7 +323,7 @@ func (w *world) stalledReading(chain oci.Chain, blobs ...oci.Digest) (finish fun
 				close(stalled)
 				select {
 				case <-goOn:
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					w.t.Error("the test did not go on while the collection read")
 				}
 			})

@@ -26,7 +26,7 @@ func upgrade(t *testing.T, sock, request string, header ...string) (*net.UnixCon
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: x\r\n%s\r\n", request, strings.Join(header, "")); err != nil {
@@ -125,11 +125,11 @@ func TestAbandonedAttach(t *testing.T) {
 	for range n {
 		select {
 		case <-w.containers.attached:
-		case <-time.After(15 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("an abandoned attach goes on")
 		}
 	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if runtime.NumGoroutine() <= before+5 {
 			return
 		}

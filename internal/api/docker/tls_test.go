@@ -81,7 +81,7 @@ func TestTCPLetsInOnlyItsClients(t *testing.T) {
 		if cert != nil {
 			cfg.Certificates = []tls.Certificate{*cert}
 		}
-		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}
+		client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}
 		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+ls[0].Addr().String()+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
@@ -143,7 +143,7 @@ func testAttachOverTLS(t *testing.T, addr string, cfg *tls.Config) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, "POST /v1.51/containers/web/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: localhost\r\n"+asksUpgrade+"\r\nover TLS"); err != nil {

@@ -23,7 +23,7 @@ func TestAttachOverWebSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ws.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := ws.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range []string{"there and ", "back"} {

@@ -178,7 +178,7 @@ func activatedChild(t *testing.T) {
 		t.Fatalf("Open = %v, %v", ls, err)
 	}
 	serve(t, ls[0])
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", ls[0].Addr().String())
 	}}}
 	resp, err := client.Get("http://ply/_ping")

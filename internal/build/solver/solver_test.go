@@ -430,13 +430,11 @@ func (w *world) waiters() int {
 
 func waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
-	for range 5000 {
-		if cond() {
-			return
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not happen")
 		}
-		time.Sleep(time.Millisecond)
 	}
-	t.Fatal("it did not happen")
 }
 
 // A build that is cancelled does not end the work that another one waits for; the last one does.

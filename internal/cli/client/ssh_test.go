@@ -80,7 +80,7 @@ func TestSSHFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pid))); err != nil {
 			break
 		}
@@ -102,7 +102,7 @@ func TestSSHWriteFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		if _, err := conn.Write([]byte("input")); err != nil {
 			break
 		}

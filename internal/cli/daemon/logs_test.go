@@ -74,7 +74,7 @@ func TestFollowLog(t *testing.T) {
 	go func() { done <- (Paths{Log: file}).Logs(ctx, State{}, 1, true, &out, &out) }()
 	reads := func(want string) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); out.String() != want; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); out.String() != want; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("followed %q, want %q", out.String(), want)
 			}

@@ -113,7 +113,7 @@ func TestStalledWithoutMessages(t *testing.T) {
 	a.mu.Lock()
 	a.clock = a.clock.Add(time.Minute)
 	a.mu.Unlock()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		a.mu.Lock()
 		line := a.screen.lines[0]
 		a.mu.Unlock()

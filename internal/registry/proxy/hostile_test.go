@@ -104,7 +104,7 @@ func TestHostileBlobs(t *testing.T) {
 // quiet waits until no download runs.
 func (w *world) quiet() {
 	w.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		w.Proxy.mu.Lock()
 		n := len(w.downloads)
 		w.Proxy.mu.Unlock()

@@ -177,7 +177,7 @@ func TestPutAgain(t *testing.T) {
 			if got != want {
 				t.Errorf("handled %s, want %s", got, want)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Errorf("%s was not handled", want)
 		}
 	}
