@@ -48,6 +48,40 @@ func TestReserveOnTheDefaultHostAddress(t *testing.T) {
 	}
 }
 
+// A free port is one that is free for both families, although another one is found first.
+func TestAFreePortIsFreeForBothFamilies(t *testing.T) {
+	const name = "/proc/sys/net/ipv4/ip_local_port_range"
+	before, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(name, before, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.WriteFile(name, []byte("6200 6215"), 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, used := range []string{"[::]:6201", "[::1]:6205"} {
+		l, err := net.Listen("tcp6", used)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	for range 20 {
+		all, err := Reserve([]network.PortBinding{{Proto: "tcp", ContainerPort: 80}}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(all) != 2 || all[0].HostPort != all[1].HostPort {
+			t.Errorf("reserved %+v, want one port", all)
+		}
+		Release(all)
+	}
+}
+
 // The holder of a port is found for every protocol, family and address.
 func TestAConflictNamesTheProcess(t *testing.T) {
 	for _, c := range []struct{ network, held, proto, want string }{

@@ -45,6 +45,9 @@ type Options struct {
 	Kept   func(network.PortBinding) bool // reports whether the socket of a binding is kept elsewhere already; nil = none is
 }
 
+// maxTries is how many free ports are tried for a binding to more than one address.
+const maxTries = 20
+
 // Reserve binds the host ports of one container, all or none. A binding without a host address becomes one binding per
 // family, as Docker shows it. Host port 0 becomes a free port, the same one for both families. The error's class is
 // errs.Conflict when a port is in use.
@@ -70,12 +73,16 @@ func Reserve(wants []network.PortBinding, o Options) (all []Reservation, err err
 		}
 		last := max(w.HostPortEnd, w.HostPort)
 		var got []Reservation
-		for port := w.HostPort; ; port++ {
+		for port, tries := w.HostPort, 1; ; tries++ {
 			if got, err = reserveOn(w, addrs, port, o.Routed); err == nil {
 				break
 			}
-			if w.HostPort == 0 || port >= last || !errors.Is(err, errs.Conflict) {
+			// A port that is free on one address may be in use on the other: the next try gets another one.
+			if !errors.Is(err, errs.Conflict) || port == 0 && tries == maxTries || port != 0 && port >= last {
 				return all, err
+			}
+			if port != 0 {
+				port++
 			}
 		}
 		all = append(all, got...)
