@@ -15,7 +15,7 @@ import (
 )
 
 // endLimit is how long what is ending when the tests are over may take.
-const endLimit = 20 * time.Second
+const endLimit = time.Minute
 
 // state is what exists at the start of the tests and must be the same at their end, besides what is in scratch.
 type state struct {
