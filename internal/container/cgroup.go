@@ -18,7 +18,7 @@ import (
 const cgroupRoot = "/sys/fs/cgroup"
 
 // cgroupEnd is how long the processes of a cgroup may take to end after SIGKILL.
-const cgroupEnd = 2 * time.Second
+const cgroupEnd = 10 * time.Second
 
 // cgroupDirs returns the directories that a cgroup has below root: one on cgroup v2, one per hierarchy on v1.
 func cgroupDirs(root, name string) []string {

@@ -200,7 +200,7 @@ func (r *linked) start() error {
 }
 
 // execLimit is how long start waits for the execve, which may have to read the program from a slow disk.
-const execLimit = 2 * time.Second
+const execLimit = 10 * time.Second
 
 // becoming reports whether a process still runs the runtime's code and has not become the user's program yet.
 func becoming(pid int) bool {
