@@ -269,7 +269,7 @@ func TestSocketActivation(t *testing.T) {
 		}
 	}()
 	buf := make([]byte, 256)
-	if err := notify.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := notify.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := notify.Read(buf); err != nil || !strings.Contains(string(buf[:n]), "READY=1") {
