@@ -148,8 +148,16 @@ func TestHalfClosedAttachGoesOn(t *testing.T) {
 	}
 	select {
 	case <-w.containers.attached:
-		t.Error("the attach ended although the client still listens")
+		t.Fatal("the attach ended although the client still listens")
 	case <-time.After(watchEvery + 500*time.Millisecond):
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-w.containers.attached:
+	case <-time.After(time.Minute):
+		t.Error("the attach goes on without its client")
 	}
 }
 
