@@ -17,16 +17,16 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"ply/internal/container/shim"
 	"ply/internal/durable"
 	"ply/internal/durable/powercut"
 	"ply/internal/errs"
+	"ply/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func newLog(t testing.TB, driver string) shim.Log {
 	return shim.Log{Driver: driver, Path: filepath.Join(t.TempDir(), "c.log"), MaxFiles: 1}

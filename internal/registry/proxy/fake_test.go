@@ -25,10 +25,11 @@ import (
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/remote"
 	"ply/internal/registry/repository"
+	"ply/test/leak"
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"))
+	leak.Main(m, goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"))
 }
 
 const imageType = "application/vnd.oci.image.manifest.v1+json"

@@ -14,6 +14,7 @@ import (
 
 	"ply/internal/registry/blobs/s3/s3test"
 	"ply/internal/registry/metadata/postgres/postgrestest"
+	"ply/test/leak"
 )
 
 // childOptions, in the environment, makes this test binary a registry with these options, which serves until it is killed.
@@ -44,7 +45,7 @@ func TestMain(m *testing.M) {
 		err = errors.Join(err, shared.storage.Stop())
 	}
 	if code == 0 {
-		err = errors.Join(err, goleak.Find(goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
+		err = errors.Join(err, leak.Find(goleak.IgnoreAnyFunction("net/http.(*persistConn).readLoop"), goleak.IgnoreAnyFunction("net/http.(*persistConn).writeLoop"),
 			goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait")))
 	}
 	if err != nil {

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/bcrypt"
 
 	"ply/internal/durable"
@@ -29,9 +28,10 @@ import (
 	"ply/internal/registry/content"
 	"ply/internal/registry/metadata/bolt"
 	"ply/internal/registry/repository"
+	"ply/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 // visitor has rights by its name: root everything, reader what is below team, no one what is below public.
 type visitor string

@@ -3,7 +3,7 @@ package stream
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"ply/test/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"ply/internal/errs"
 	"ply/internal/record"
@@ -19,13 +18,14 @@ import (
 	"ply/internal/registry/metadata"
 	"ply/internal/registry/metadata/metadatatest"
 	"ply/internal/registry/metadata/postgres/postgrestest"
+	"ply/test/leak"
 )
 
 var server *postgrestest.Server
 
 func TestMain(m *testing.M) {
 	code := postgrestest.Main(m, func(s *postgrestest.Server) { server = s })
-	if err := goleak.Find(); code == 0 && err != nil {
+	if err := leak.Find(); code == 0 && err != nil {
 		os.Stderr.WriteString(err.Error())
 		code = 1
 	}
