@@ -47,7 +47,7 @@ func TestRegistryRestarts(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", action, err, l.Text())
 		}
 	}
-	retry := remote.Retry{Base: 20 * time.Millisecond, Max: 100 * time.Millisecond, GiveUp: 20 * time.Second, MaxAfter: 3 * time.Second}
+	retry := remote.Retry{Base: 20 * time.Millisecond, Max: 100 * time.Millisecond, GiveUp: time.Minute, MaxAfter: 3 * time.Second}
 	w := transfertest.New(t, transfertest.Options{Store: store.Options{Retain: store.RetainAlways}, Remote: remote.Options{Attempts: 50, Retry: retry}})
 	name := reg.Addr + "/r:1"
 	restart("pull", transfer.LayerDownloading, func(l *transfertest.Lines) error {

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"ply/internal/transfer/remote/remotetest"
 )
 
 // world is one plyd with its roots, and its registries. It ends with its test and checks that nothing is left.
@@ -167,12 +169,7 @@ func (w *world) stopPlyd() {
 // registry starts Debian's docker-registry on loopback; more is appended to its configuration.
 func (w *world) registry(more string) (addr string) {
 	w.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	addr = l.Addr().String()
-	l.Close()
+	addr = remotetest.FreeAddr(w.t)
 	n := len(w.regs)
 	config := filepath.Join(w.dir, fmt.Sprintf("registry%d.yml", n))
 	text := fmt.Sprintf("version: 0.1\nlog: {level: warn}\nstorage:\n  filesystem: {rootdirectory: %q}\n  delete: {enabled: true}\nhttp: {addr: %q}\n%s",
