@@ -830,7 +830,8 @@ func foreignRealm(w *settingsWorld) string {
 func atOnce(verb string) func(*settingsWorld) string {
 	return func(w *settingsWorld) string {
 		var now, most atomic.Int32
-		for _, pause := range []time.Duration{150, 400} {
+		var last atomic.Pointer[time.Time] // when a request arrived
+		for _, pause := range []time.Duration{150 * time.Millisecond, 400 * time.Millisecond} {
 			f := w.fakes
 			f.image(w.t, "many", 7)
 			count := func(rw http.ResponseWriter, r *http.Request, from *remotetest.Fake, counted bool) bool {
@@ -840,7 +841,11 @@ func atOnce(verb string) func(*settingsWorld) string {
 				n := now.Add(1)
 				for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 				}
-				time.Sleep(pause * time.Millisecond) // long enough for all others to arrive
+				arrived := time.Now()
+				last.Store(&arrived)
+				for time.Since(*last.Load()) < pause { // long enough for the next one to arrive
+					time.Sleep(10 * time.Millisecond)
+				}
 				from.Answer(rw, r)
 				now.Add(-1)
 				return true
