@@ -212,7 +212,7 @@ func TestKillDuringCommit(t *testing.T) {
 		if err := w.s.Kill(ctx, id, "KILL"); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took > 5*time.Second { // a kill of a frozen container is given up after 10 s
+		if took := time.Since(began); took > 9*time.Second { // a kill of a frozen container is given up after 10 s
 			t.Fatalf("kill %d took %v", i, took)
 		}
 		if err := <-done; err != nil {

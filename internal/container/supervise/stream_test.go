@@ -273,7 +273,7 @@ func TestStalledClientDoesNotDelayTheEnd(t *testing.T) {
 			if e := b.wait(); e.Code != 137 {
 				t.Errorf("exit %+v", e)
 			}
-			if d := time.Since(begun); d > 5*time.Second {
+			if d := time.Since(begun); d > 30*time.Second {
 				t.Errorf("the end took %v", d)
 			}
 			logged := len(b.output())
