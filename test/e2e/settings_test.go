@@ -86,7 +86,7 @@ var settings = map[string]setting{
 	"no-new-privileges":        {value: `true`, see: inside("grep NoNewPrivs /proc/self/status | cut -f 2"), with: `1`, without: `0`},
 	"seccomp-profile":          {value: `"unconfined"`, see: inside("grep Seccomp: /proc/self/status | cut -f 2"), with: `0`, without: `2`},
 	"live-restore":             {value: `false`, see: infoOf("{{.LiveRestoreEnabled}}"), with: `false`, without: `true`},
-	"shutdown-timeout":         {value: `1`, see: story("live_restore.txtar", `"shutdown-timeout": 1`), with: `shown`, without: `shown`},
+	"shutdown-timeout":         {value: `6`, see: story("live_restore.txtar", `"shutdown-timeout": 6`), with: `shown`, without: `shown`},
 	"builder":                  {value: `{"gc": {"policy": [{"all": true, "maxUsedSpace": 1}]}, "entitlements": {"network-host": false}}`, see: buildPolicy, with: `refused, pruned`, without: `allowed, kept`},
 	"cdi-spec-dirs":            {value: `["$DIR/cdi"]`, flags: []string{"$DIR/cdi"}, see: infoOf("{{.CDISpecDirs}}"), with: `\[.*/cdi\]`, without: `\[/etc/cdi /var/run/cdi\]`},
 	"features":                 {value: `{"cdi": false}`, see: infoOf("{{.CDISpecDirs}}"), with: `\[\]`, without: `\[/etc/cdi /var/run/cdi\]`, group: "features"},
