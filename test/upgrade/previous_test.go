@@ -1,6 +1,7 @@
 package upgrade
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,15 +23,25 @@ var buildPrevious = sync.OnceValues(func() (dir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	src, dir := filepath.Join(scratch, "previous"), filepath.Join(scratch, "previous", "bin")
+	src, err := os.MkdirTemp("", "ply-previous.")
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(src)) }()
 	// The lines of that commit's Makefile, without the commit in the version, so that the build cache is used again.
-	script := `mkdir -p "$2"
-git -C "$1" archive ` + previous + ` | tar -x -C "$2"
+	script := `git -C "$1" archive ` + previous + ` | tar -x -C "$2"
 cd "$2"
 CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w' -o bin/ply ./cmd/ply
 CGO_ENABLED=1 go build -buildvcs=false -trimpath -tags isal -ldflags '-s -w' -o bin/plyd ./cmd/plyd
 CGO_ENABLED=1 go build -buildvcs=false -trimpath -tags 'seccomp netgo osusergo' -ldflags '-s -w -linkmode external -extldflags "-static"' -o bin/ply-shim ./cmd/ply-shim`
-	if out, err := exec.Command("bash", "-euo", "pipefail", "-c", script, "bash", root, src).CombinedOutput(); err != nil {
+	// Its modules may have other versions than those of this tree. Go can download them outside of the namespaces of the tests.
+	outside := fmt.Sprintf("/proc/%d/ns/", os.Getppid())
+	args := []string{"--net=" + outside + "net", "--mount=" + outside + "mnt", "bash", "-euo", "pipefail", "-c", script, "bash", root, src}
+	if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build of %.12s: %w\n%s", previous, err, out)
+	}
+	dir = filepath.Join(scratch, "previous")
+	if out, err := exec.Command("mv", filepath.Join(src, "bin"), dir).CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build of %.12s: %w\n%s", previous, err, out)
 	}
 	return dir, nil
