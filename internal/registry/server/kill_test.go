@@ -82,7 +82,8 @@ func TestKill(t *testing.T) {
 	p := &pushed{blobs: map[string][]byte{}, tags: map[string]string{}}
 	open := make([]*resumable, 4)
 	resumed := 0
-	for range *kills {
+	limit := time.Now().Add(time.Minute) // on a busy machine more kills are needed
+	for n := 0; n < *kills || (len(p.blobs) == 0 || resumed == 0) && time.Now().Before(limit); n++ {
 		url, kill := child(t, Options{Root: root})
 		c := newClient(url)
 		if err := p.verify(c); err != nil {
