@@ -226,15 +226,22 @@ func push(s *s3.Store, data []byte) (content.Digest, error) {
 func TestFaults(t *testing.T) {
 	o, s := fresh(t)
 	var n, faulty atomic.Int64
+	var mu sync.Mutex
+	row := map[string]int{} // faults of a request since it was answered last: seven tries do not all fail
 	faults := []s3test.Fault{s3test.Busy, s3test.Reset, s3test.Lost, s3test.Cut, s3test.Slow, s3test.Missing}
 	server.Inject(func(r *http.Request) s3test.Fault {
 		if !strings.Contains(r.URL.Path, o.Bucket) {
 			return s3test.None
 		}
-		if n.Add(1); rand.IntN(6) == 0 { // so that seven tries of one request do not all fail
-			return faults[faulty.Add(1)%int64(len(faults))]
+		n.Add(1)
+		key := r.Method + r.URL.String()
+		mu.Lock()
+		defer mu.Unlock()
+		if row[key]++; row[key] > 4 || rand.IntN(6) != 0 {
+			delete(row, key)
+			return s3test.None
 		}
-		return s3test.None
+		return faults[faulty.Add(1)%int64(len(faults))]
 	})
 	defer server.Inject(nil)
 	var wg sync.WaitGroup
