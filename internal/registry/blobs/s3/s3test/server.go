@@ -2,6 +2,7 @@
 package s3test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -49,6 +51,10 @@ type Server struct {
 	proxy *httptest.Server
 	next  atomic.Int64
 	fault atomic.Pointer[func(*http.Request) Fault]
+
+	// versitygw removes the directories that a deletion has left empty, and refuses an object that is put into one of them at that moment. A deletion
+	// therefore has the lock for itself; requests that put something share it.
+	deletes sync.RWMutex
 }
 
 // program returns versitygw, which it builds when this machine does not have it.
@@ -118,7 +124,7 @@ func Start() (_ *Server, err error) {
 }
 
 func (s *Server) handler(socket string) http.Handler {
-	forward := &httputil.ReverseProxy{
+	all := &httputil.ReverseProxy{
 		// The signature is of the host that the client names.
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", "s3", r.In.Host
@@ -131,6 +137,24 @@ func (s *Server) handler(socket string) http.Handler {
 		},
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
+	forward := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut || r.Method == http.MethodPost {
+			body, err := io.ReadAll(r.Body) // a slow client does not hold the lock
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		switch {
+		case r.Method == http.MethodDelete || r.Method == http.MethodPost && r.URL.Query().Has("delete"):
+			s.deletes.Lock()
+			defer s.deletes.Unlock()
+		case r.Method == http.MethodPut || r.Method == http.MethodPost:
+			s.deletes.RLock()
+			defer s.deletes.RUnlock()
+		}
+		all.ServeHTTP(w, r)
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fault := None
 		if f := s.fault.Load(); f != nil {
