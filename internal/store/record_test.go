@@ -35,6 +35,17 @@ func transactions(t *testing.T, w *world) uint64 {
 	return last
 }
 
+// queued waits until a call has taken the records that it writes from the queue, and n are in the queue again. Without a wait for the first call, others may
+// join it.
+func queued(w *world, n int) {
+	r := &w.s.records
+	for ok := false; !ok; time.Sleep(time.Millisecond) {
+		r.mu.Lock()
+		ok = r.busy && len(r.queue) == n
+		r.mu.Unlock()
+	}
+}
+
 // Records of layers that wait for the database are written together, and a call returns only when its record is written.
 func TestRecordLayerInGroups(t *testing.T) {
 	w := newWorld(t, 0)
@@ -61,12 +72,11 @@ func TestRecordLayerInGroups(t *testing.T) {
 					t.Errorf("RecordLayer %d returned before its record was there: %v", i, err)
 				}
 			})
+			if i == 0 {
+				queued(w, 0)
+			}
 		}
-		for queued := 0; queued < calls-1; time.Sleep(time.Millisecond) { // the first call waits with its own record
-			w.s.records.mu.Lock()
-			queued = len(w.s.records.queue)
-			w.s.records.mu.Unlock()
-		}
+		queued(w, calls-1)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -105,12 +115,11 @@ func TestRecordLayerOneBad(t *testing.T) {
 				}
 				all[i] = w.s.RecordLayer(info, nil)
 			})
+			if i == 0 {
+				queued(w, 0)
+			}
 		}
-		for queued := 0; queued < len(all)-1; time.Sleep(time.Millisecond) {
-			w.s.records.mu.Lock()
-			queued = len(w.s.records.queue)
-			w.s.records.mu.Unlock()
-		}
+		queued(w, len(all)-1)
 		return nil
 	}); err != nil {
 		t.Fatal(err)
