@@ -93,8 +93,8 @@ func (l *Limiter) enter(done <-chan struct{}) *slot {
 	}
 }
 
-// try takes a place if there is one. When all are taken it closes the connection that has waited for a request longest.
-// final is false when the caller should wait.
+// try takes a place if there is one. When all are taken it closes the connection that has waited for a request longest, and takes its
+// place. final is false when the caller should wait.
 func (l *Limiter) try() (s *slot, final bool) {
 	l.mu.Lock()
 	if l.active < l.requests {
@@ -107,11 +107,12 @@ func (l *Limiter) try() (s *slot, final bool) {
 	if len(l.idle) > 0 {
 		victim = l.idle[0]
 		l.busy(victim)
+		victim.closed = true // active stays
 	}
 	l.mu.Unlock()
 	if victim != nil {
 		_ = victim.close() // it sends nothing
-		return nil, false
+		return &slot{l: l}, true
 	}
 	return nil, full
 }

@@ -216,6 +216,23 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
+// A new connection takes the place of one idle connection, however long the server needs to notice that it is closed.
+func TestOneIdleConnectionMakesRoom(t *testing.T) {
+	by := NewLimiter(2, 1)
+	closed := 0
+	for range 2 {
+		s, _ := by.try()
+		s.close = func() error { closed++; return nil }
+		s.setIdle(true)
+	}
+	never := make(chan struct{})
+	limit := time.AfterFunc(10*time.Second, func() { close(never) })
+	defer limit.Stop()
+	if s := by.enter(never); s == nil || closed != 1 {
+		t.Errorf("%d connections were closed; the new one has a place: %v", closed, s != nil)
+	}
+}
+
 // By default the limits follow from the descriptors and the memory of the process.
 func TestDefaultLimits(t *testing.T) {
 	by := NewLimiter(0, 0)
