@@ -457,6 +457,8 @@ type fakeNetwork struct {
 	fail error
 	last network.AttachRequest
 
+	linked []oci.ContainerID // of the last Relink
+
 	attaching func(network.AttachRequest) // called by Attach, if set
 	detaching func()                      // called by Detach, if set
 }
@@ -528,6 +530,13 @@ func (f *fakeNetwork) HandOver(id oci.ContainerID, take func([]proxy.Port, []*os
 }
 
 func (f *fakeNetwork) Rename(oci.ContainerID, string, string) error { return nil }
+
+func (f *fakeNetwork) Relink(_ context.Context, _ oci.ContainerID, _ string, linked []oci.ContainerID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.linked = linked
+	return nil
+}
 
 func (f *fakeNetwork) Name(ref string) (string, error) {
 	if ref == "missing" {

@@ -13,17 +13,21 @@ import (
 	"ply/internal/container/etc"
 	"ply/internal/container/spec"
 	"ply/internal/errs"
+	"ply/internal/network"
 	"ply/internal/oci"
 )
 
 // On the default bridge containers have no names. A link (--link) gives a container a name of its own for another one: an entry in its hosts file,
-// and variables that say where the other one's exposed ports are. The record names the other container by its ID, so that a link outlives a new name.
+// and variables that say where the other one's exposed ports are. Where the network keeps its containers apart, it opens these ports. The record names the other container by its ID, so that a link outlives a new name.
 
 // link is one link of a container.
 type link struct {
 	target oci.ContainerID
 	alias  string
 }
+
+// defaultNetwork is the network that has links.
+const defaultNetwork = "bridge"
 
 func parseLink(text string) (l link, ok bool) {
 	target, alias, ok := strings.Cut(text, ":")
@@ -41,6 +45,37 @@ func linksOf(sp *spec.Spec) (all []link) {
 		}
 	}
 	return all
+}
+
+// targetsOf returns the containers to which a container is linked.
+func targetsOf(sp *spec.Spec) (ids []oci.ContainerID) {
+	for _, l := range linksOf(sp) {
+		if !slices.Contains(ids, l.target) {
+			ids = append(ids, l.target)
+		}
+	}
+	return ids
+}
+
+// exposedRanges returns the exposed ports in order, in as few ranges as there can be.
+func exposedRanges(exposed []string) (all []network.PortRange) {
+	for _, text := range exposed {
+		if first, last, proto, err := spec.ParsePort(text); err == nil {
+			all = append(all, network.PortRange{Proto: proto, First: first, Last: last})
+		}
+	}
+	slices.SortFunc(all, func(a, b network.PortRange) int {
+		return cmp.Or(strings.Compare(a.Proto, b.Proto), cmp.Compare(a.First, b.First))
+	})
+	merged := all[:0]
+	for _, r := range all {
+		if n := len(merged) - 1; n >= 0 && merged[n].Proto == r.Proto && int(r.First) <= int(merged[n].Last)+1 {
+			merged[n].Last = max(merged[n].Last, r.Last)
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
 }
 
 // validAlias is the form of a name that a container has for another one. It goes into the hosts file.
@@ -74,7 +109,7 @@ func (e *env) resolveLinks(sp *spec.Spec) error {
 		if mode == "host" {
 			return invalid("conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 		}
-		if _, on := joinedBy(c)["bridge"]; !on {
+		if _, on := joinedBy(c)[defaultNetwork]; !on {
 			return errs.New(errs.Invalid, "cannot link to %s: it is not on the default bridge", clip(ref)).WithHint("Put both containers on a network of your own, on which they find each other by name.")
 		}
 		if !seen[alias] {
@@ -127,7 +162,7 @@ func resolvedLinks(c *ctr) (all []linked, err error) {
 func asTarget(c *ctr, l link) (linked, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ep := c.rec.Networks["bridge"]
+	ep := c.rec.Networks[defaultNetwork]
 	if c.life == nil || !ep.IPv4.IsValid() && !ep.IPv6.IsValid() {
 		return linked{}, false
 	}
@@ -244,7 +279,8 @@ func (e *env) linkNames() map[oci.ContainerID][]string {
 	return out
 }
 
-// removeLink removes a link, which is given as CONTAINER/ALIAS. The container keeps what it got of the link when it started.
+// removeLink removes a link, which is given as CONTAINER/ALIAS. It closes the ports that the link opened. The container keeps the name and the variables that it got
+// when it started.
 func removeLink(ctx context.Context, s *Service, ref string) error {
 	name, alias, ok := strings.Cut(strings.TrimPrefix(ref, "/"), "/")
 	if !ok {
@@ -269,6 +305,10 @@ func removeLink(ctx context.Context, s *Service, ref string) error {
 		return errs.New(errs.NotFound, "container %s has no link %s", clip(name), clip(alias))
 	}
 	c.rec.Spec.Links = left
+	targets, running := targetsOf(&c.rec.Spec), c.rec.Netns != ""
 	c.mu.Unlock()
-	return c.save()
+	if err := c.save(); err != nil || !running {
+		return err
+	}
+	return c.env.opts.Network.Relink(context.WithoutCancel(ctx), c.id, defaultNetwork, targets)
 }

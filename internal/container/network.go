@@ -115,7 +115,11 @@ func requestOf(id oci.ContainerID, name string, sp *spec.Spec, net string) netwo
 	if sp.Hostname != "" && sp.Hostname != id.Short() {
 		names = append(names, sp.Hostname)
 	}
-	return network.EndpointRequest{Network: net, Spec: ep, Names: names}
+	req := network.EndpointRequest{Network: net, Spec: ep, Names: names}
+	if net == defaultNetwork {
+		req.Linked, req.Exposed = targetsOf(sp), exposedRanges(sp.ExposedPorts)
+	}
+	return req
 }
 
 // attachNetwork connects the container to its networks; attached reports whether there is something to detach.

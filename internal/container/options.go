@@ -46,6 +46,8 @@ type Network interface {
 	Settle(ctx context.Context, id oci.ContainerID) (bool, error)
 	// HandOver calls take with the published ports of a container, and with their sockets as far as its shim has not got them.
 	HandOver(id oci.ContainerID, take func(list []proxy.Port, sockets []*os.File) error) error
+	// Relink makes linked the containers whose exposed ports are open to a container in a network that keeps its containers apart.
+	Relink(ctx context.Context, id oci.ContainerID, network string, linked []oci.ContainerID) error
 	// Rename changes a name of a container in its networks.
 	Rename(id oci.ContainerID, old, name string) error
 	// Name returns the name of a network, which may be given by name or ID. The error's class is errs.NotFound when there is none.

@@ -86,6 +86,8 @@ func (detached) Settle(context.Context, oci.ContainerID) (bool, error) { return 
 
 func (detached) HandOver(oci.ContainerID, func([]proxy.Port, []*os.File) error) error { return nil }
 
+func (detached) Relink(context.Context, oci.ContainerID, string, []oci.ContainerID) error { return nil }
+
 func (detached) Rename(oci.ContainerID, string, string) error { return nil }
 
 func (detached) Name(ref string) (string, error) {

@@ -92,7 +92,10 @@ func (*networks) Settle(context.Context, oci.ContainerID) (bool, error) { return
 
 func (*networks) HandOver(oci.ContainerID, func([]proxy.Port, []*os.File) error) error { return nil }
 func (*networks) Rename(oci.ContainerID, string, string) error                         { return nil }
-func (*networks) Tables() string                                                       { return "" }
+func (*networks) Relink(context.Context, oci.ContainerID, string, []oci.ContainerID) error {
+	return nil
+}
+func (*networks) Tables() string { return "" }
 
 // world is an engine without a network.
 type world struct {

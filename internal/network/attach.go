@@ -131,8 +131,18 @@ func (s *Service) planOne(ctx context.Context, id oci.ContainerID, netns string,
 			return p, err
 		}
 	}
+	if m.config.NoICC {
+		p.c.Linked, p.c.Exposed = e.Linked, e.Exposed
+		if len(e.Exposed) > maxExposed {
+			s.log.Warn("a container exposes too many ports: links to it open none", "container", id, "ranges", len(e.Exposed), "most", maxExposed)
+			p.c.Exposed = nil
+		}
+	}
 	return p, p.setNames(e, m.User || s.opts.DefaultNames)
 }
+
+// maxExposed bounds the ranges of ports that a container opens to those that are linked to it.
+const maxExposed = 1024
 
 // setNames sets the names by which the network's containers know the endpoint, and the container's own names.
 func (p *planned) setNames(e EndpointRequest, has bool) error {
@@ -599,6 +609,28 @@ func (s *Service) HandOver(id oci.ContainerID, take func(list []proxy.Port, sock
 	}
 	if err := take(nil, nil); err != nil && !errors.Is(err, errs.Unimplemented) {
 		return err
+	}
+	return nil
+}
+
+// Relink changes to which containers a connected container is linked; those that it was not linked to when it was connected are no error. The caller serialises
+// it with the other changes of the container. A container that is not in the network is no error.
+func (s *Service) Relink(ctx context.Context, id oci.ContainerID, network string, linked []oci.ContainerID) error {
+	all, err := s.attached(id)
+	if err != nil {
+		return err
+	}
+	for i := range all {
+		p := &all[i]
+		if p.m.name != network || !p.m.config.NoICC {
+			continue
+		}
+		p.c.Linked = linked
+		if linker, ok := p.up.Segment.(Linker); ok {
+			err = linker.Relink(ctx, p.c)
+		}
+		_, kerr := s.keep(id, all, func() {})
+		return errors.Join(err, kerr, s.files.save(p.c))
 	}
 	return nil
 }

@@ -58,7 +58,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (string, error) {
 const maxChoices = 10
 
 func create(ctx context.Context, s *Service, o CreateOptions) (string, error) {
-	m, err := s.newNetwork(o)
+	m, err := newNetwork(s, o)
 	if err != nil {
 		return "", err
 	}
@@ -87,7 +87,7 @@ func create(ctx context.Context, s *Service, o CreateOptions) (string, error) {
 func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
 
 // newNetwork checks what does not depend on other networks.
-func (s *Service) newNetwork(o CreateOptions) (*managed, error) {
+func newNetwork(s *Service, o CreateOptions) (*managed, error) {
 	if !validName.MatchString(o.Name) || len(o.Name) > maxNameLen {
 		return nil, invalid("invalid network name: %.64q: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", o.Name)
 	}

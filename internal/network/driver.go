@@ -71,6 +71,12 @@ type Publisher interface {
 	HandOver(c *Connection, take func(list []proxy.Port, sockets []*os.File) error) error
 }
 
+// Linker is a Segment that keeps containers apart and opens ports between those that are linked.
+type Linker interface {
+	// Relink makes c.Linked the containers whose exposed ports are open to c, which is connected.
+	Relink(ctx context.Context, c Connection) error
+}
+
 // Sweeper is a Driver that finds the interfaces of containers on this host again.
 type Sweeper interface {
 	// Sweep removes the interfaces of containers for which left returns true, with the ID of the network and the name on the host: an earlier engine was killed before
@@ -164,6 +170,9 @@ type Connection struct {
 	Names    []string          `json:"names,omitempty"`    // that the network's containers know it by
 	Links    map[string]string `json:"links,omitempty"`    // names of the container's own, by alias
 	Sysctls  map[string]string `json:"sysctls,omitempty"`  // of the interface: ipv4/conf/IFNAME/forwarding, by name below /proc/sys/net
+
+	Linked  []oci.ContainerID `json:"linked,omitempty"` // as in EndpointRequest, on networks with NoICC
+	Exposed []PortRange       `json:"exposed,omitempty"`
 }
 
 // null is the driver of the network "none": its containers have a namespace with the interface lo only.

@@ -29,6 +29,13 @@ type PortBinding struct {
 	Routed bool `json:"Routed,omitempty"`
 }
 
+// PortRange is ports of a container. Connections store it, so its JSON names must not change.
+type PortRange struct {
+	Proto string `json:"proto"` // tcp, udp, sctp
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
 // EndpointSpec is what a user asks of a container's endpoint in a network. Containers store it, so its JSON names must
 // not change.
 type EndpointSpec struct {
@@ -106,6 +113,10 @@ type EndpointRequest struct {
 	Network string // name or ID; "bridge" and "none" are always there
 	Spec    EndpointSpec
 	Names   []string // of the container in the network, without spec.Aliases
+
+	// On a network that keeps its containers apart, each container of Linked opens its Exposed to this one, while both are connected.
+	Linked  []oci.ContainerID
+	Exposed []PortRange // do not overlap
 
 	Ports []PortBinding // for Connect: published if no endpoint of the container provides a default route
 }

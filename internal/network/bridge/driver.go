@@ -255,6 +255,9 @@ func (s *segment) Connect(ctx context.Context, c *network.Connection) error {
 		return err
 	}
 	s.know(*c)
+	if err := s.link(ctx, *c, false); err != nil {
+		return err
+	}
 	if c.Default {
 		return s.publish(ctx, c)
 	}
@@ -348,6 +351,9 @@ func (s *segment) Adopt(ctx context.Context, c network.Connection) error {
 	s.changing.RLock()
 	defer s.changing.RUnlock()
 	s.know(c)
+	if err := s.link(ctx, c, true); err != nil {
+		return err
+	}
 	if c.Published && !s.opts.NoRules {
 		if err := s.table.AddPorts(ctx, s.target(c.Endpoint), c.Ports, true); err != nil {
 			return err
@@ -642,6 +648,9 @@ func (s *segment) Disconnect(ctx context.Context, c network.Connection, done fun
 	s.changing.RLock()
 	defer s.changing.RUnlock()
 	s.forget(c)
+	if err := s.link(ctx, c, false); err != nil {
+		s.opts.Log.Warn("ports that links opened stay in the rules", "container", c.Container, "err", err)
+	}
 	s.unpublish(ctx, c)
 	s.free(c.Container)
 	// The kernel takes tens of milliseconds to delete an interface, and no caller needs to wait for it: the

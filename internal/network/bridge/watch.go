@@ -223,6 +223,11 @@ func (s *segment) mendBridge(ctx context.Context) error {
 	if s.opts.NoRules {
 		return nil
 	}
+	if len(s.links()) > 0 {
+		if err := s.answerForNeighbours(); err != nil {
+			return err
+		}
+	}
 	return sysctl("ipv4/conf/"+s.cfg.Bridge+"/route_localnet", "1")
 }
 

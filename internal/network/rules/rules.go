@@ -42,6 +42,12 @@ type Target struct {
 	Trusted          bool       // the same for those that come through an interface that the bridge trusts
 }
 
+// Link opens ports of a container to another one of the same bridge, which keeps its containers apart.
+type Link struct {
+	From, To netip.Addr          // IPv4
+	Ports    []network.PortRange // of To; they do not overlap
+}
+
 // Table is the table of one engine. Safe for concurrent use.
 type Table struct {
 	name string
@@ -51,12 +57,13 @@ type Table struct {
 
 	mu      sync.Mutex // not held while the kernel is asked
 	bridges map[string]Bridge
-	ports   map[string]string // elements of the maps of ports, with what they lead to
+	ports   map[string]string            // elements of the maps of ports, with what they lead to
+	links   map[string]map[string]string // elements of the set of links, by their bridges
 }
 
 // New returns the table without elements. It does not make it in the kernel.
 func New(name string) *Table {
-	return &Table{name: name, bridges: map[string]Bridge{}, ports: map[string]string{}}
+	return &Table{name: name, bridges: map[string]Bridge{}, ports: map[string]string{}, links: map[string]map[string]string{}}
 }
 
 // Name returns the name of the table in the kernel, with its family.
@@ -130,6 +137,7 @@ func (t *Table) unset(name string) (b Bridge, ok, last bool) {
 	defer t.mu.Unlock()
 	b, ok = t.bridges[name]
 	delete(t.bridges, name)
+	delete(t.links, name) // it has no containers
 	return b, ok, len(t.bridges) == 0
 }
 
@@ -181,6 +189,49 @@ func (t *Table) forget(els map[string]string) {
 	}
 }
 
+// SetLinks makes the links of a bridge those that list returns. list is called while no other links change, so the last call leaves what is true. With adopt the
+// kernel is not asked, as with AddBridge.
+func (t *Table) SetLinks(ctx context.Context, bridge string, list func() []Link, adopt bool) error {
+	t.applying.Lock()
+	defer t.applying.Unlock()
+	want := linkElements(bridge, list())
+	have := t.swapLinks(bridge, want)
+	if adopt {
+		return nil
+	}
+	script := t.elements("delete", without(have, want)) + t.elements("add", without(want, have))
+	err := nft.Apply(ctx, script)
+	if err != nil {
+		err = t.anew(ctx, err)
+	}
+	if err != nil {
+		t.swapLinks(bridge, have) // what the kernel has
+	}
+	return err
+}
+
+// swapLinks sets the elements of a bridge's links and returns those that it had.
+func (t *Table) swapLinks(bridge string, els map[string]string) (before map[string]string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before = t.links[bridge]
+	if t.links[bridge] = els; len(els) == 0 {
+		delete(t.links, bridge)
+	}
+	return before
+}
+
+// without returns the elements of all that are not in others.
+func without(all, others map[string]string) map[string]string {
+	out := map[string]string{}
+	for e, to := range all {
+		if _, in := others[e]; !in {
+			out[e] = to
+		}
+	}
+	return out
+}
+
 // Exists reports whether the kernel has the table.
 func (t *Table) Exists(ctx context.Context) bool { return nft.Exists(ctx, t.Name()) }
 
@@ -229,6 +280,9 @@ func (t *Table) script(obsolete []string) string {
 		b.WriteString(t.elements("add", t.bridges[name].elements()))
 	}
 	b.WriteString(t.elements("add", t.ports))
+	for _, name := range slices.Sorted(maps.Keys(t.links)) {
+		b.WriteString(t.elements("add", t.links[name]))
+	}
 	return b.String()
 }
 
@@ -243,6 +297,7 @@ func (t *Table) rules() string {
 	for _, s := range []string{"icc", "trusted"} {
 		p("\tset %s { type ifname . ifname; }", s)
 	}
+	p("\tset links4 { type ifname . ipv4_addr . ipv4_addr . inet_proto . inet_service; flags interval; }")
 	for _, f := range families {
 		p("\tset own%s { type ifname . ipv%[1]s_addr; flags interval; }", f.digit)
 		p("\tset masq%s { type ipv%[1]s_addr; flags interval; }", f.digit)
@@ -294,6 +349,8 @@ func (t *Table) rules() string {
 	p("\t\tiifname @internal oifname != @internal drop")
 	p("\t\toifname @bridges ct status dnat accept")
 	p("\t\tiifname . oifname @icc accept")
+	// The answers belong to established connections. Links are of the default network, which has IPv4 only.
+	p("\t\toifname @bridges iifname . ip saddr . ip daddr . meta l4proto . th dport @links4 accept")
 	for _, f := range families {
 		// Containers of the same bridge are neighbours, about which icc alone decides.
 		p("\t\toifname @bridges oifname . %s saddr != @own%s %[1]s daddr . meta l4proto . th dport @direct%[2]s accept", f.ip, f.digit)
@@ -380,6 +437,16 @@ func portElements(to Target, bindings []network.PortBinding) map[string]string {
 		}
 		if to.Trusted {
 			els["published"+own] = ""
+		}
+	}
+	return els
+}
+
+func linkElements(bridge string, list []Link) map[string]string {
+	els := map[string]string{}
+	for _, l := range list {
+		for _, p := range l.Ports {
+			els[fmt.Sprintf("links4 { %q . %s . %s . %s . %d-%d", bridge, l.From, l.To, p.Proto, p.First, p.Last)] = ""
 		}
 	}
 	return els
