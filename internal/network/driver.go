@@ -136,6 +136,8 @@ type Config struct {
 	NoICC     bool         // containers may not connect to each other
 	NoMasq    bool         // connections to other networks keep the container's address
 	NoMasq6   bool
+	Source    netip.Addr // address of the host with which connections to other networks leave; invalid = that of the interface by which they leave
+	Source6   netip.Addr
 	Internal  bool       // nothing passes between the network and others
 	Open      bool       // other networks may connect by IPv4 to ports that are not published
 	Open6     bool       // the same by IPv6

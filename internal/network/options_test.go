@@ -1,6 +1,8 @@
 package network_test
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -117,6 +119,52 @@ func TestGatewayModes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A network chooses with which of the host's addresses its containers come to others, and keeps to it after a restart of the engine and after others flushed the rules.
+func TestSourceAddress(t *testing.T) {
+	w := newWorld(t)
+	outside := neighbour(t)
+	w.sh("ip addr add 192.0.2.7/24 dev out0; ip addr add 2001:db8:2::7/64 dev out0 nodad")
+	w.create(network.CreateOptions{
+		Name: "n", Options: map[string]string{"com.docker.network.host_ipv4": "192.0.2.7", "com.docker.network.host_ipv6": "2001:db8:2::7"},
+		Pools: []network.Pool{{Subnet: prefix("10.1.0.0/24")}, {Subnet: prefix("fd01::/64")}},
+	})
+	w.create(network.CreateOptions{Name: "other", Pools: []network.Pool{{Subnet: prefix("10.2.0.0/24")}}})
+	is := func(when, v4, v6 string) {
+		t.Helper()
+		if got := w.seenAs(outside, "tcp4", "192.0.2.2:9000"); got != v4 {
+			t.Errorf("%s: the container comes from %s, want %s", when, got, v4)
+		}
+		if v6 == "" {
+			return
+		}
+		if got := w.seenAs(outside, "tcp6", "[2001:db8:2::2]:9000"); got != v6 {
+			t.Errorf("%s: the container comes from %s, want %s", when, got, v6)
+		}
+	}
+	if _, err := w.attach(idA, "n"); err != nil {
+		t.Fatal(err)
+	}
+	is("at first", "192.0.2.7", "2001:db8:2::7")
+	w.watch()
+	is("after a restart of the engine", "192.0.2.7", "2001:db8:2::7")
+	rules := w.sh("nft list table inet ply")
+	w.sh("nft flush ruleset")
+	w.eventually("the rules", func() error {
+		if got, err := exec.Command("nft", "list", "table", "inet", "ply").CombinedOutput(); err != nil || string(got) != rules {
+			return fmt.Errorf("%w: %s", errors.Join(err, errors.New("they differ")), got)
+		}
+		return nil
+	})
+	is("after a flush", "192.0.2.7", "2001:db8:2::7")
+	if err := w.s.Detach(t.Context(), idA, w.ns(idA)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.attach(idA, "other"); err != nil {
+		t.Fatal(err)
+	}
+	is("on another network", "192.0.2.1", "")
 }
 
 // seenAs returns the address from which a connection of a container comes to a neighbour that listens at an address.

@@ -180,7 +180,7 @@ func (d *Driver) rules(ctx context.Context, s *segment, inUse bool) error {
 		d.obsolete = append(d.obsolete, "ply-"+c.Bridge)
 		d.mu.Unlock()
 	}
-	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6,
+	b := rules.Bridge{Name: c.Bridge, Masquerade: !c.NoMasq, Masquerade6: !c.NoMasq6, Source: c.Source, Source6: c.Source6, ICC: !c.NoICC, Internal: c.Internal, Open: c.Open, Open6: c.Open6,
 		Isolated: c.Isolated, Isolated6: c.Isolated6, Trusted: c.Trusted}
 	for _, p := range []netip.Prefix{s.gateway, s.gateway6} {
 		if p.IsValid() {

@@ -59,6 +59,14 @@ func option(c *network.Config, name, value string) (err error) {
 		if c.HostIP, err = netip.ParseAddr(value); err != nil || !c.HostIP.Is4() {
 			return bad("it is no IPv4 address")
 		}
+	case "host_ipv4", "host_ipv6":
+		to, v6 := &c.Source, strings.HasSuffix(name, "6")
+		if v6 {
+			to = &c.Source6
+		}
+		if *to, err = netip.ParseAddr(value); err != nil || to.Is4() == v6 || to.Is4In6() || to.Zone() != "" || to.IsUnspecified() || to.IsMulticast() {
+			return bad("it is no " + map[bool]string{false: "IPv4", true: "IPv6"}[v6] + " address of a host")
+		}
 	case "bridge.gateway_mode_ipv4":
 		return mode(value, &c.NoMasq, &c.Open, &c.Direct, &c.Isolated, bad)
 	case "bridge.gateway_mode_ipv6":
@@ -86,7 +94,7 @@ func option(c *network.Config, name, value string) (err error) {
 		c.IfPrefix = value
 	default:
 		return errs.New(errs.Invalid, "unknown option %.128q of the bridge driver", name).
-			WithHint("There are " + prefix + "{bridge.name,bridge.enable_icc,bridge.enable_ip_masquerade,bridge.host_binding_ipv4,bridge.gateway_mode_ipv4,bridge.gateway_mode_ipv6,bridge.inhibit_ipv4,bridge.trusted_host_interfaces,driver.mtu,container_iface_prefix}.")
+			WithHint("There are " + prefix + "{bridge.name,bridge.enable_icc,bridge.enable_ip_masquerade,bridge.host_binding_ipv4,bridge.gateway_mode_ipv4,bridge.gateway_mode_ipv6,bridge.inhibit_ipv4,bridge.trusted_host_interfaces,host_ipv4,host_ipv6,driver.mtu,container_iface_prefix}.")
 	}
 	return nil
 }

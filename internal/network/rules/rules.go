@@ -26,6 +26,8 @@ type Bridge struct {
 	Subnets     []netip.Prefix // at most one of each family
 	Masquerade  bool           // IPv4 connections to other networks leave with the host's address
 	Masquerade6 bool           // as Masquerade, for IPv6
+	Source      netip.Addr     // with Masquerade, the address with which they leave instead; invalid = that of the interface by which they leave
+	Source6     netip.Addr     // as Source, with Masquerade6
 	ICC         bool           // containers may connect to each other
 	Internal    bool           // nothing passes between the bridge and other networks
 	Open        bool           // other networks may connect to every port of the containers by IPv4, not only to published ones
@@ -301,6 +303,7 @@ func (t *Table) rules() string {
 	for _, f := range families {
 		p("\tset own%s { type ifname . ipv%[1]s_addr; flags interval; }", f.digit)
 		p("\tset masq%s { type ipv%[1]s_addr; flags interval; }", f.digit)
+		p("\tmap source%s { type ipv%[1]s_addr : ipv%[1]s_addr; flags interval; }", f.digit)
 		for _, s := range []string{"direct", "published"} {
 			p("\tset %s%s { type ipv%[2]s_addr . inet_proto . inet_service; }", s, f.digit)
 		}
@@ -333,6 +336,7 @@ func (t *Table) rules() string {
 		// through the host, which translates the addresses.
 		p("\t\toifname . %s saddr @own%s ct status dnat masquerade", f.ip, f.digit)
 		p("\t\toifname . %s saddr @own%s accept", f.ip, f.digit)
+		p("\t\tsnat %s to %[1]s saddr map @source%s", f.ip, f.digit)
 		p("\t\t%s saddr @masq%s masquerade", f.ip, f.digit)
 	}
 	p("\t}")
@@ -405,7 +409,15 @@ func (b Bridge) elements() map[string]string {
 	for _, s := range b.Subnets {
 		d := digit(s.Addr())
 		els[fmt.Sprintf("own%s { %q . %s", d, b.Name, s.Masked())] = ""
-		if masq := b.Masquerade && s.Addr().Is4() || b.Masquerade6 && s.Addr().Is6(); masq && !b.Internal {
+		masq, source := b.Masquerade, b.Source
+		if s.Addr().Is6() {
+			masq, source = b.Masquerade6, b.Source6
+		}
+		switch {
+		case !masq || b.Internal:
+		case source.IsValid():
+			els[fmt.Sprintf("source%s { %s", d, s.Masked())] = source.String()
+		default:
 			els[fmt.Sprintf("masq%s { %s", d, s.Masked())] = ""
 		}
 	}

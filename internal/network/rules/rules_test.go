@@ -18,9 +18,9 @@ func TestMain(m *testing.M) { private.Main(m, nil) }
 
 var (
 	bridgeA = Bridge{Name: "ply0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.17.0.1/16")}, Masquerade: true, ICC: true}
-	bridgeB = Bridge{Name: "br-both", Subnets: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}, Masquerade: true, Masquerade6: true, Open: true, Open6: true, Trusted: []string{"eth7"}}
+	bridgeB = Bridge{Name: "br-both", Subnets: []netip.Prefix{netip.MustParsePrefix("172.18.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}, Masquerade: true, Masquerade6: true, Source6: netip.MustParseAddr("2001:db8::9"), Open: true, Open6: true, Trusted: []string{"eth7"}}
 	bridgeC = Bridge{Name: "br-in", Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/24")}, Masquerade: true, ICC: true, Internal: true, Isolated: true, Isolated6: true}
-	bridgeD = Bridge{Name: "apart", Subnets: []netip.Prefix{netip.MustParsePrefix("10.2.0.1/24")}}
+	bridgeD = Bridge{Name: "apart", Subnets: []netip.Prefix{netip.MustParsePrefix("10.2.0.1/24")}, Masquerade: true, Source: netip.MustParseAddr("192.0.2.9")}
 	target  = Target{IPv4: netip.MustParseAddr("172.18.0.2"), IPv6: netip.MustParseAddr("fd00:1::2"), Direct4: true, Direct6: true, Trusted: true}
 	ports   = []network.PortBinding{
 		{Proto: "tcp", ContainerPort: 5000, HostIP: netip.IPv4Unspecified(), HostPort: 5000},
@@ -103,7 +103,7 @@ func TestTableLifeCycle(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := list(t, "table", "inet", "ply-test")
-	for _, want := range []string{`"apart" . 10.2.0.2 . 10.2.0.3 . tcp . 80`, `"apart" . 10.2.0.2 . 10.2.0.3 . tcp . 90-99`, `"apart" . 10.2.0.2 . 10.2.0.3 . udp . 80`, "tcp . 5000 : 172.18.0.2 . 5000", "tcp . 5000 : fd00:1::2 . 5000", "127.0.0.1 . udp . 5353", "2001:db8::1 . sctp . 9999", `"br-in"`, "172.18.0.0/16", "fd00:1::/64"} {
+	for _, want := range []string{`"apart" . 10.2.0.2 . 10.2.0.3 . tcp . 80`, `"apart" . 10.2.0.2 . 10.2.0.3 . tcp . 90-99`, `"apart" . 10.2.0.2 . 10.2.0.3 . udp . 80`, "tcp . 5000 : 172.18.0.2 . 5000", "tcp . 5000 : fd00:1::2 . 5000", "127.0.0.1 . udp . 5353", "2001:db8::1 . sctp . 9999", `"br-in"`, "172.18.0.0/16", "fd00:1::/64 : 2001:db8::9", "10.2.0.0/24 : 192.0.2.9"} {
 		if !strings.Contains(whole, want) {
 			t.Errorf("the table has no %q:\n%s", want, whole)
 		}
@@ -138,7 +138,13 @@ func TestTableLifeCycle(t *testing.T) {
 	if left := list(t, "table", "inet", "ply-test"); strings.Contains(left, "5000") || strings.Contains(left, "172.18") || strings.Contains(left, "br-both") || !strings.Contains(left, "172.17.0.0/16") {
 		t.Errorf("after removals:\n%s", left)
 	}
-	for _, b := range []Bridge{bridgeA, bridgeC, bridgeD, bridgeA} {
+	if err := table.RemoveBridge(ctx, bridgeD.Name); err != nil {
+		t.Fatal(err)
+	}
+	if left := list(t, "table", "inet", "ply-test"); strings.Contains(left, "192.0.2.9") {
+		t.Errorf("after the removal of the bridge with a source address:\n%s", left)
+	}
+	for _, b := range []Bridge{bridgeA, bridgeC, bridgeA} {
 		if err := table.RemoveBridge(ctx, b.Name); err != nil {
 			t.Fatal(err)
 		}
