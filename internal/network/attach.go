@@ -272,9 +272,15 @@ func (s *Service) connect(ctx context.Context, p *planned) (_ Connection, err er
 	if err := p.up.allocate(ctx, p.spec, &c.Endpoint); err != nil {
 		return c, err
 	}
+	// First the file: an engine that is killed before the connection is whole and recorded has left word of the interface.
+	c.Making = true
+	if err := s.files.save(c); err != nil {
+		return c, errs.New(errs.Internal, "network: record endpoint: %w", err)
+	}
 	if err := p.up.Connect(ctx, &c); err != nil {
 		return c, err
 	}
+	c.Making = false
 	if err := s.files.save(c); err != nil {
 		return c, errs.New(errs.Internal, "network: record endpoint: %w", err)
 	}

@@ -77,10 +77,10 @@ type Linker interface {
 	Relink(ctx context.Context, c Connection) error
 }
 
-// Sweeper is a Driver that finds the interfaces of containers on this host again.
+// Sweeper is a Driver that finds on this host again what it has made there: interfaces of containers, bridges, parents.
 type Sweeper interface {
 	// Sweep removes the interfaces of containers for which left returns true, with the ID of the network and the name on the host: an earlier engine was killed before
-	// it recorded the connection, or after it forgot it. For the same reason it removes those of the networks that this engine made, that have nothing attached and for which
+	// it recorded the connection, or after it forgot it. For the same reason it removes the interfaces of networks that this engine made, that have nothing attached and for which
 	// orphan returns true. The Service calls it before any other method.
 	Sweep(ctx context.Context, left func(network, hostIf string) bool, orphan func(hostIf string) bool) error
 }
@@ -167,6 +167,7 @@ type Connection struct {
 	Handed    bool            `json:"handed,omitempty"`    // the container's shim has the sockets of the ports
 
 	Default  bool              `json:"default,omitempty"`  // the container's default route goes through the endpoint
+	Making   bool              `json:"making,omitempty"`   // the interface is about to be made, in Netns and with the name that Endpoint has
 	Moving   bool              `json:"moving,omitempty"`   // the engine takes the default route from it, or gives it back
 	Priority int               `json:"priority,omitempty"` // as in EndpointSpec
 	Names    []string          `json:"names,omitempty"`    // that the network's containers know it by

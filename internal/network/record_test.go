@@ -65,7 +65,7 @@ func TestGoldenRecords(t *testing.T) {
 	connection := oldConnection
 	connection.Ports = append(slices.Clone(oldConnection.Ports), PortBinding{Proto: "tcp", ContainerPort: 82, HostIP: netip.IPv6Unspecified(), HostPort: 8082, Routed: true})
 	connection.Endpoint.LinkLocal = []netip.Addr{netip.MustParseAddr("169.254.1.1")}
-	connection.Sysctls, connection.Handed, connection.Default, connection.Moving, connection.Priority, connection.Names, connection.Links = map[string]string{"ipv4/conf/IFNAME/forwarding": "1"}, true, true, true, -1, []string{"web"}, map[string]string{"db": "postgres"}
+	connection.Sysctls, connection.Handed, connection.Default, connection.Making, connection.Moving, connection.Priority, connection.Names, connection.Links = map[string]string{"ipv4/conf/IFNAME/forwarding": "1"}, true, true, true, true, -1, []string{"web"}, map[string]string{"db": "postgres"}
 	connection.Linked, connection.Exposed = []oci.ContainerID{"d"}, []PortRange{{Proto: "tcp", First: 80, Last: 81}}
 	golden(t, "connection", connectionVersion, connection, "Endpoint.IPv4", "Endpoint.IPv6", "Endpoint.Gateway", "Endpoint.Gateway6",
 		"Ports.HostIP", "Ports.HostPortEnd", "Ports.Routed", "Endpoint.LinkLocal")

@@ -122,16 +122,18 @@ func restore(ctx context.Context, s *Service) error {
 	if err != nil {
 		return err
 	}
+	found = unmake(s, found)
 	known, own := map[string]bool{}, map[string]bool{}
 	for _, c := range found {
 		known[c.Endpoint.HostIf] = true
 	}
-	bridges := map[string]bool{}
+	named := map[string]bool{}
 	for _, m := range s.networks {
 		own[m.ID] = true
-		bridges[m.config.Bridge] = true
+		named[m.config.Bridge], named[m.config.Parent] = true, true
 	}
-	orphan := func(name string) bool { return len(s.damaged) == 0 && !bridges[name] } // a network whose record is damaged may have any bridge
+	// A network whose record is damaged may have any interface.
+	orphan := func(name string) bool { return len(s.damaged) == 0 && !named[name] }
 	for name, d := range s.opts.Drivers {
 		if sw, ok := d.(Sweeper); ok {
 			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }, orphan); err != nil {
@@ -179,6 +181,28 @@ func restore(ctx context.Context, s *Service) error {
 	}
 	restoreRoutes(ctx, s, moved)
 	return errors.Join(all, restoreNames(s))
+}
+
+// unmake removes what an earlier engine made of connections before it was killed, and returns the other ones.
+func unmake(s *Service, found []Connection) (whole []Connection) {
+	for _, c := range found {
+		if !c.Making {
+			whole = append(whole, c)
+			continue
+		}
+		s.log.Warn("a connection that an earlier engine has not completed is removed", "container", c.Container, "network", c.Endpoint.Network, "interface", c.Endpoint.Interface)
+		var err error
+		if c.Endpoint.Interface != "" {
+			err = namespace.RemoveLink(c.Netns, c.Endpoint.Interface)
+		}
+		if err == nil {
+			err = s.files.remove(c)
+		}
+		if err != nil { // the file stays for the next start
+			s.log.Warn("an interface of a container stays", "container", c.Container, "interface", c.Endpoint.Interface, "err", err)
+		}
+	}
+	return whole
 }
 
 // restoreRoutes brings the default routes of containers back, with what they publish, and moves those of containers that an engine has connected and not rerouted

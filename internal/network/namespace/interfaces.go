@@ -152,6 +152,25 @@ func RemoveRoutes(path, name string) error {
 	})
 }
 
+// RemoveLink removes an interface of the namespace at path. One that does not exist is no error.
+func RemoveLink(path, name string) error {
+	ns, h, err := Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if err == nil {
+		err = h.LinkDel(link)
+	}
+	var missing netlink.LinkNotFoundError
+	if err != nil && !errors.As(err, &missing) && !errors.Is(err, syscall.ENODEV) {
+		return errs.New(errs.Internal, "interface %s: remove: %w", name, err)
+	}
+	return nil
+}
+
 func isDefault(n *net.IPNet) bool {
 	ones, _ := n.Mask.Size()
 	return ones == 0

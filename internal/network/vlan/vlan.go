@@ -149,6 +149,35 @@ func (d *Driver) Up(_ context.Context, c network.Config, _ bool) (network.Segmen
 // Restored implements network.Driver: the interfaces of containers are in their namespaces.
 func (d *Driver) Restored(context.Context) error { return nil }
 
+var _ network.Sweeper = (*Driver)(nil)
+
+// Sweep implements network.Sweeper for the parents that this engine made. The interfaces of containers are in their namespaces, and the Service finds them.
+func (d *Driver) Sweep(_ context.Context, _ func(network, hostIf string) bool, orphan func(hostIf string) bool) error {
+	all, err := namespace.Whole(netlink.LinkList)
+	if err != nil {
+		return errs.New(errs.Internal, "network: interfaces: %w", err)
+	}
+	used := map[int]bool{}
+	for _, link := range all {
+		if a := link.Attrs(); a.NetNsID < 0 { // else its parent is in another namespace
+			used[a.ParentIndex] = true
+		}
+	}
+	var failed error
+	for _, link := range all {
+		a := link.Attrs()
+		if link.Type() == "bridge" || !d.made(link) || used[a.Index] || a.MasterIndex != 0 || !orphan(a.Name) {
+			continue
+		}
+		d.opts.Log.Warn("a parent interface that an earlier engine has not recorded is removed", "interface", a.Name)
+		var gone netlink.LinkNotFoundError
+		if err := netlink.LinkDel(link); err != nil && !errors.As(err, &gone) && !errors.Is(err, syscall.ENODEV) {
+			failed = errors.Join(failed, errs.New(errs.Internal, "interface %s: remove: %w", a.Name, err))
+		}
+	}
+	return failed
+}
+
 func (d *Driver) ensureParent(c network.Config) error {
 	link, err := netlink.LinkByName(c.Parent)
 	var missing netlink.LinkNotFoundError
