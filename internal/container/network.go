@@ -288,19 +288,19 @@ func (n *Connector) Connect(ctx context.Context, ref, networkRef string, ep netw
 	})
 }
 
-// Disconnect takes a container out of a network. With force, a network that is gone, or to which the container is not connected, is no error.
+// Disconnect takes a container out of a network, which may be gone. With force, a network to which the container is not connected is no error.
 func (n *Connector) Disconnect(ctx context.Context, ref, networkRef string, force bool) error {
-	name, err := n.s.env.opts.Network.Name(networkRef)
-	if err != nil {
-		if !force {
-			return err
-		}
+	name, unknown := n.s.env.opts.Network.Name(networkRef)
+	if unknown != nil {
 		name = networkRef
 	}
-	return n.change(ctx, ref, func(c *ctr) error {
+	err := n.change(ctx, ref, func(c *ctr) error {
 		c.mu.Lock()
 		mode, connected, running, life := c.rec.Spec.NetworkMode, c.rec.Networks, c.rec.Netns != "", c.life
 		c.mu.Unlock()
+		if _, is := connected[name]; !is && unknown != nil && !force {
+			return unknown
+		}
 		if sharesNetwork(mode) || name == "host" {
 			return invalid("container cannot be disconnected from host network or connected to host network")
 		}
@@ -332,6 +332,10 @@ func (n *Connector) Disconnect(ctx context.Context, ref, networkRef string, forc
 		c.rec.Spec.Endpoints = eps
 		return nil
 	})
+	if unknown != nil && !force && errors.Is(err, errs.NotFound) { // neither is there
+		return unknown
+	}
+	return err
 }
 
 // change changes the networks of a container and makes the change durable.

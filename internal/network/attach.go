@@ -61,10 +61,10 @@ func (s *Service) Attach(ctx context.Context, req AttachRequest) (_ Attachment, 
 	return attachmentOf(done), nil
 }
 
-// planned is an endpoint that is about to be made.
+// planned is an endpoint that is about to be made, or is there.
 type planned struct {
 	m    *managed
-	up   *made
+	up   *made // nil = the network is lost: its record is gone, or it could not be taken over from an earlier engine
 	spec EndpointSpec
 	c    Connection
 }
@@ -241,7 +241,7 @@ func (s *Service) release(plan []planned) {
 func best(list []*planned) *planned {
 	var found *planned
 	for _, p := range list {
-		if p.m.config.Internal || p.up.v4 == nil && p.up.v6 == nil {
+		if p.up == nil || p.m.config.Internal || p.up.v4 == nil && p.up.v6 == nil {
 			continue
 		}
 		if found == nil || p.before(found) {
@@ -374,6 +374,11 @@ func (s *Service) drop(ctx context.Context, up *made, c Connection) <-chan struc
 			s.log.Warn("names of a container stay", "container", c.Container, "err", err)
 		}
 	}
+	if up == nil && c.Endpoint.Interface != "" && namespace.Exists(c.Netns) {
+		if err := namespace.RemoveLink(c.Netns, c.Endpoint.Interface); err != nil {
+			s.log.Warn("an interface of a lost network stays", "container", c.Container, "interface", c.Endpoint.Interface, "err", err)
+		}
+	}
 	if up != nil {
 		addresses := up.families(c.Endpoint)
 		for _, f := range addresses {
@@ -415,10 +420,7 @@ func (s *Service) Tables() string { return s.tables.Dir() }
 // Connect connects a container, whose namespace is bound at netns, to one more network. On failure nothing of it remains. Errors are those of Attach, and
 // errs.Forbidden for a network to which it is connected.
 func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string, req EndpointRequest) (_ Attachment, err error) {
-	all, err := s.attached(id)
-	if err != nil {
-		return Attachment{}, err
-	}
+	all := s.attached(id)
 	p, err := s.planOne(ctx, id, netns, req, all)
 	if p.m != nil {
 		defer s.release([]planned{p})
@@ -446,20 +448,22 @@ func (s *Service) Connect(ctx context.Context, id oci.ContainerID, netns string,
 	return s.keep(id, all, func() { s.publish("connect", p.m, id) })
 }
 
-// Disconnect takes a container out of a network. The error's class is errs.NotFound when the network does not exist, and errs.Forbidden when the container is not in it.
+// Disconnect takes a container out of a network, which may be lost. The error's class is errs.NotFound when the network does not exist, and errs.Forbidden when the
+// container is not in it.
 func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string) (Attachment, error) {
+	all := s.attached(id)
 	m, err := s.find(ref)
-	if err != nil {
+	i := slices.IndexFunc(all, func(p planned) bool { return err == nil && p.c.Endpoint.NetworkID == m.ID })
+	if i < 0 {
+		i = slices.IndexFunc(all, func(p planned) bool { return p.up == nil && p.c.Endpoint.Network == ref })
+	}
+	if i < 0 && err != nil {
 		return Attachment{}, err
 	}
-	all, err := s.attached(id)
-	if err != nil {
-		return Attachment{}, err
-	}
-	i := slices.IndexFunc(all, func(p planned) bool { return p.c.Endpoint.NetworkID == m.ID })
 	if i < 0 {
 		return Attachment{}, errs.New(errs.Forbidden, "container %s is not connected to network %s", id.Short(), m.name)
 	}
+	m = all[i].m
 	gone := all[i]
 	all = slices.Delete(all, i, i+1)
 	if gone.c.Default { // the interface goes later, and its routes and ports must make room now
@@ -471,7 +475,7 @@ func (s *Service) Disconnect(ctx context.Context, id oci.ContainerID, ref string
 		if next != nil {
 			next.c.Ports, next.c.Handed = gone.c.Ports, gone.c.Handed
 		}
-		if err := gone.up.Demote(ctx, &gone.c); err != nil {
+		if err := gone.demote(ctx); err != nil {
 			return Attachment{}, err
 		}
 	}
@@ -490,8 +494,22 @@ func pointers(all []planned) []*planned {
 	return out
 }
 
-// attached returns the connections of a container with their networks.
-func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
+// demote undoes Promote. A lost network has no rules, and no sockets of the engine.
+func (p *planned) demote(ctx context.Context) error {
+	if p.up != nil {
+		return p.up.Demote(ctx, &p.c)
+	}
+	p.c.Published = false
+	return namespace.RemoveRoutes(p.c.Netns, p.c.Endpoint.Interface)
+}
+
+// lostDefault reports whether a lost network provides the default route. It keeps it until the container is connected to another network, or disconnected from one.
+func lostDefault(all []planned) bool {
+	return slices.ContainsFunc(all, func(p planned) bool { return p.up == nil && p.c.Default })
+}
+
+// attached returns the connections of a container with their networks, of which some may be lost.
+func (s *Service) attached(id oci.ContainerID) []planned {
 	s.mu.Lock()
 	list := slices.Clone(s.connected[id])
 	byID := map[string]*managed{}
@@ -502,19 +520,19 @@ func (s *Service) attached(id oci.ContainerID) ([]planned, error) {
 	var all []planned
 	for _, c := range list {
 		m := byID[c.Endpoint.NetworkID]
-		if m == nil || m.current() == nil {
-			return nil, errs.New(errs.Internal, "network %s of container %s is gone", c.Endpoint.Network, id.Short())
+		if m == nil {
+			m = &managed{name: c.Endpoint.Network, networkRecord: networkRecord{ID: c.Endpoint.NetworkID}}
 		}
 		all = append(all, planned{m: m, up: m.current(), c: c})
 	}
-	return all, nil
+	return all
 }
 
 // routeBack undoes what reroute did before it failed.
 func routeBack(ctx context.Context, s *Service, id oci.ContainerID, before []planned) error {
 	for i := range before {
 		if p := &before[i]; p.c.Default {
-			if err := p.up.Demote(ctx, &p.c); err != nil { // reroute may have come that far, or not
+			if err := p.demote(ctx); err != nil { // reroute may have come that far, or not
 				return err
 			}
 			p.c.Default = false
@@ -534,7 +552,7 @@ func (s *Service) reroute(ctx context.Context, all []planned) error {
 	var demoted []*planned
 	for i := range all {
 		p := &all[i]
-		if !p.c.Default || p == next {
+		if !p.c.Default || p == next || p.up == nil && next == nil {
 			continue
 		}
 		ports, handed = p.c.Ports, p.c.Handed
@@ -542,7 +560,7 @@ func (s *Service) reroute(ctx context.Context, all []planned) error {
 		if err := s.files.save(p.c); err != nil {
 			return err
 		}
-		if err := p.up.Demote(ctx, &p.c); err != nil {
+		if err := p.demote(ctx); err != nil {
 			return err
 		}
 		p.c.Default, p.c.Ports, p.c.Handed, p.c.Moving = false, nil, false, false
@@ -587,14 +605,17 @@ func (s *Service) keep(id oci.ContainerID, all []planned, then func()) (Attachme
 // argument are the sockets of the ports that the shim has not got yet, which take closes. While the class of its error is errs.Unimplemented, this process carries
 // the ports. The caller serialises it with Attach, Connect, Disconnect and Detach of the container.
 func (s *Service) HandOver(id oci.ContainerID, take func(list []proxy.Port, sockets []*os.File) error) error {
-	all, err := s.attached(id)
-	if err != nil {
-		return err
+	all := s.attached(id)
+	if lostDefault(all) {
+		return nil // the shim keeps what it has
 	}
 	for i := range all {
 		p := &all[i]
+		if !p.c.Default {
+			continue
+		}
 		publisher, ok := p.up.Segment.(Publisher)
-		if !ok || !p.c.Default {
+		if !ok {
 			continue
 		}
 		was := p.c.Handed
@@ -622,15 +643,13 @@ func (s *Service) HandOver(id oci.ContainerID, take func(list []proxy.Port, sock
 // Relink changes to which containers a connected container is linked; those that it was not linked to when it was connected are no error. The caller serialises
 // it with the other changes of the container. A container that is not in the network is no error.
 func (s *Service) Relink(ctx context.Context, id oci.ContainerID, network string, linked []oci.ContainerID) error {
-	all, err := s.attached(id)
-	if err != nil {
-		return err
-	}
+	all := s.attached(id)
 	for i := range all {
 		p := &all[i]
-		if p.m.name != network || !p.m.config.NoICC {
+		if p.up == nil || p.m.name != network || !p.m.config.NoICC {
 			continue
 		}
+		var err error
 		p.c.Linked = linked
 		if linker, ok := p.up.Segment.(Linker); ok {
 			err = linker.Relink(ctx, p.c)

@@ -209,15 +209,13 @@ func unmake(s *Service, found []Connection) (whole []Connection) {
 // before it was killed.
 func restoreRoutes(ctx context.Context, s *Service, moved map[oci.ContainerID]published) {
 	for id := range maps.Clone(s.connected) {
-		all, err := s.attached(id)
-		if err != nil {
-			continue // one of the networks cannot be taken over, which was logged
-		}
+		all := s.attached(id)
 		p, is := moved[id]
 		next := best(pointers(all))
-		if !is && (next == nil || next.c.Default) {
+		if !is && (next == nil || next.c.Default || lostDefault(all)) {
 			continue
 		}
+		var err error
 		if is && next != nil {
 			next.c.Ports, next.c.Handed = p.ports, p.handed
 		}
@@ -238,18 +236,15 @@ func restoreRoutes(ctx context.Context, s *Service, moved map[oci.ContainerID]pu
 // Settle publishes the ports of a container, and makes its default route, if that was not possible when the networks were opened: its shim may have held a port
 // that an engine did not take back before it was killed. It reports whether it did. The caller serialises it with the other changes of the container.
 func (s *Service) Settle(ctx context.Context, id oci.ContainerID) (bool, error) {
-	all, err := s.attached(id)
-	if err != nil {
-		return false, err
-	}
+	all := s.attached(id)
 	next := best(pointers(all))
-	if next == nil || next.c.Default {
+	if next == nil || next.c.Default || lostDefault(all) {
 		return false, nil
 	}
 	if err := s.reroute(ctx, all); err != nil {
 		return false, err
 	}
-	_, err = s.keep(id, all, func() {})
+	_, err := s.keep(id, all, func() {})
 	return true, err
 }
 
