@@ -84,4 +84,4 @@ install: build
 
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,ply plyd ply-shim ply-log ply-registry)
-	packaging/uninstall $(DESTDIR)$(PREFIX)
+	DESTDIR=$(DESTDIR) packaging/uninstall $(DESTDIR)$(PREFIX)

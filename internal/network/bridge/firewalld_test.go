@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -197,4 +198,62 @@ func TestFirewalld(t *testing.T) {
 	takeDown(t, s)
 	takeDown(t, i)
 	hasMembers(t, h, "after the last network")
+}
+
+// uninstall takes the zone and the policy out of firewalld's permanent configuration, unless it removes files from the root of a package. An engine that is installed
+// again has its zone again.
+func TestUninstallRemovesTheZone(t *testing.T) {
+	h := firewalldtest.New(t)
+	h.Start()
+	uninstall := func(destdir string) {
+		t.Helper()
+		cmd := exec.Command("sh", "../../../packaging/uninstall", t.TempDir())
+		cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+h.Address, "PYTHONDONTWRITEBYTECODE=1", "DESTDIR="+destdir)
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("uninstall: %v: %s", err, out)
+		}
+	}
+	has := func(when string, want bool, permanent ...string) {
+		t.Helper()
+		for what, name := range map[string]string{"--get-zones": firewalld.ZoneName, "--get-policies": firewalld.ZoneName + "-forwarding"} {
+			if all := strings.Fields(h.Command(append(permanent, what)...)); slices.Contains(all, name) != want {
+				t.Errorf("%s: %s returns %q", when, what, all)
+			}
+		}
+	}
+	for _, when := range []string{"at first", "installed again"} {
+		d, stop := engineOn(t, h, Options{})
+		takeDown(t, bringUp(t, d, config, false))
+		stop()
+		has(when, true, "--permanent")
+		uninstall("/of/a/package")
+		has("after uninstall with DESTDIR", true, "--permanent")
+		uninstall("")
+		has("after uninstall", false, "--permanent")
+		h.Command("--reload")
+		has("after uninstall and a reload", false)
+		uninstall("")
+	}
+}
+
+// uninstall takes the zone away while firewalld does not run, too.
+func TestUninstallWithoutFirewalld(t *testing.T) {
+	bin := t.TempDir()
+	for name, script := range map[string]string{
+		"firewall-cmd":         "exit 252",
+		"firewall-offline-cmd": `echo "$*" >>` + bin + `/calls; case $1 in --get-zones) echo block ply public ;; --get-policies) echo ply-forwarding ;; *) echo success ;; esac`,
+	} {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sh", "../../../packaging/uninstall", t.TempDir())
+	cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "DESTDIR=")
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("uninstall: %v: %s", err, out)
+	}
+	calls, err := os.ReadFile(filepath.Join(bin, "calls"))
+	if err != nil || string(calls) != "--get-policies\n--delete-policy=ply-forwarding\n--get-zones\n--delete-zone=ply\n" {
+		t.Errorf("calls %q, %v", calls, err)
+	}
 }
