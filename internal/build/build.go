@@ -63,6 +63,7 @@ type Options struct {
 	Pusher     Pusher
 	Containers runner.Containers
 	Sessions   runner.Sessions
+	Networks   Networks
 	Format     oci.Format // of images that are not built on another one
 	DataRoot   string
 	ExecRoot   string
@@ -73,6 +74,12 @@ type Options struct {
 
 	NoHostNetwork bool // refuse the entitlement network.host
 	NoInsecure    bool // refuse the entitlement security.insecure
+}
+
+// Networks finds networks; network.Service has it.
+type Networks interface {
+	// Name returns the name of a network, which may be given by name or ID. The error's class is errs.NotFound when there is none.
+	Name(ref string) (string, error)
 }
 
 // Service builds images. Safe for concurrent use.
@@ -169,6 +176,7 @@ type Request struct {
 	Policy     Policy // nil = every source may be used
 	Tags       []oci.Reference
 	Exports    []Export // nil = an image in the store, with Tags
+	Network    string   // of the steps that ask for no other one: the name or the ID of one that a user created; "" = the default one
 	NoCache    bool
 	Pull       bool // ask the registries for newer base images
 

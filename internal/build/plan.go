@@ -10,6 +10,7 @@ import (
 	"ply/internal/build/export"
 	"ply/internal/build/ops"
 	"ply/internal/build/solver"
+	"ply/internal/container/spec"
 	"ply/internal/errs"
 	"ply/internal/oci"
 )
@@ -55,19 +56,37 @@ func (s *Service) Plan(ctx context.Context, req Request, l Listener) (_ *Plan, e
 		s.work.Done()
 		return nil, err
 	}
+	if err := s.findNetwork(&req); err != nil {
+		s.work.Done()
+		return nil, err
+	}
 	p := &Plan{outs: outs}
 	p.ctx, p.cancel = context.WithCancelCause(ctx)
 	p.resume = context.AfterFunc(s.stop, func() { p.cancel(errs.New(errs.Unavailable, "the engine is stopping")) })
 	p.b = &running{s: s, req: req, l: l, lease: s.o.Store.Lease(), images: map[string]*base{}, hits: map[oci.Digest]bool{}, cacheTo: to, origins: map[oci.Digest]string{}, started: time.Now().UTC(), attests: claims}
 	p.b.begin()
 	p.b.fetches = s.sources.For(req.Client, p.b.lease)
-	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache, Imports: p.imports(from, &req)})
+	p.b.job = s.solver.Job(p.ctx, solver.Options{Client: p.b, Progress: p.b, Lease: p.b.lease, NoCache: req.NoCache, Network: req.Network, Imports: p.imports(from, &req)})
 	p.close = sync.OnceValue(p.end)
 	if err := p.front(req); err != nil {
 		p.b.failed = p.failure(err)
 		return nil, p.failure(errors.Join(err, p.Close()))
 	}
 	return p, nil
+}
+
+// findNetwork makes the network of a request its name. The default networks have modes of their own, of which that of the host needs permission.
+func (s *Service) findNetwork(req *Request) (err error) {
+	if req.Network == "" {
+		return nil
+	}
+	if req.Network, err = s.o.Networks.Name(req.Network); err != nil {
+		return err
+	}
+	if !spec.IsUserDefined(req.Network) {
+		return errs.New(errs.Invalid, "network %s is no network of a user: ask for it by this name", req.Network)
+	}
+	return nil
 }
 
 // imports begins to open the caches that results are taken from. The function that it returns waits for them.

@@ -429,7 +429,7 @@ type stepContainers struct {
 func (e *Engine) openBuilder(context.Context) (err error) {
 	c := e.opts.Config
 	e.Builder, err = build.New(build.Options{
-		Store: e.Store, Images: e.Images, Puller: e.Puller, Loader: e.Archive, Pusher: e.Pusher, Containers: stepContainers{e.Containers, container.NewSteps(e.Containers)}, Sessions: e.Containers.Sessions(),
+		Store: e.Store, Images: e.Images, Puller: e.Puller, Loader: e.Archive, Pusher: e.Pusher, Containers: stepContainers{e.Containers, container.NewSteps(e.Containers)}, Sessions: e.Containers.Sessions(), Networks: e.Networks,
 		Format: oci.Format(c.ImageFormat), DataRoot: c.DataRoot, ExecRoot: c.ExecRoot, Events: e.Events, Log: e.log,
 		Policy: policy(&c.Builder.GC), NoHostNetwork: denied(c.Builder.Entitlements.NetworkHost), NoInsecure: denied(c.Builder.Entitlements.SecurityInsecure),
 	})

@@ -9,6 +9,7 @@ import "time"
 // DirectBuild is the body of POST /build/direct.
 type DirectBuild struct {
 	Options   map[string]string // of the front end, by BuildKit's names
+	Network   string            `json:",omitempty"` // that a user created, for the steps
 	Tags      []string          `json:",omitempty"`
 	Exports   []BuildOption     `json:",omitempty"`
 	CacheFrom []BuildOption     `json:",omitempty"`

@@ -85,7 +85,7 @@ func buildRequest(p *dockerfile.Classic) (*build.Request, error) {
 	o := p.Request.Options
 	_, noCache := o["no-cache"]
 	req := &build.Request{
-		Front: p.Request, NoCache: noCache, Pull: o["image-resolve-mode"] == "pull",
+		Front: p.Request, Network: p.Network, NoCache: noCache, Pull: o["image-resolve-mode"] == "pull",
 		HostNetwork: o["force-network-mode"] == "host", // whoever may use this API may run containers in the host's network
 	}
 	for _, e := range p.Outputs {

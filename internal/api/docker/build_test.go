@@ -61,7 +61,7 @@ func TestBuildFails(t *testing.T) {
 func TestBuildRefuses(t *testing.T) {
 	for query, word := range map[string]string{
 		"outputs=x": "outputs", "securityopt=x": "securityopt", "session=x": "session", "remote=client-session": "session", "isolation=hyperv": "isolation",
-		"networkmode=mine": "mine", "buildargs=x": "buildargs", "labels=[]": "labels", "ulimits=x": "ulimits", "t=UPPER": "lowercase", "memory=x": "memory",
+		"networkmode=container:mine": "container:mine", "buildargs=x": "buildargs", "labels=[]": "labels", "ulimits=x": "ulimits", "t=UPPER": "lowercase", "memory=x": "memory",
 	} {
 		w := newWorld(t)
 		rec := w.do("POST", "/v1.51/build?"+query, strings.NewReader("tar"))

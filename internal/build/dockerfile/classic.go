@@ -19,6 +19,7 @@ type Classic struct {
 	Remove      bool // remove the containers of the steps; the default
 	ForceRemove bool // also those of a failed step
 	Squash      bool
+	Network     string // that a user created; "" = what Request says
 	Remote      string // the context is there, and not in the body of the request; Request has it, too
 	Session     string // of a client that sends its context by a session: remote is client-session
 	BuildID     string
@@ -73,7 +74,7 @@ func ParseClassic(q url.Values, gateway string) (*Classic, error) {
 	}
 	p.platform(opts)
 	p.maps(opts)
-	p.network(opts)
+	c.Network = p.network(opts)
 	p.limits(opts)
 	p.hosts(opts, gateway)
 	for _, key := range []string{"securityopt", "isolation"} {
@@ -156,14 +157,20 @@ func (p *classicQuery) maps(opts map[string]string) {
 	}
 }
 
-func (p *classicQuery) network(opts map[string]string) {
-	switch n := p.q.Get("networkmode"); n {
+// network returns the network that a user created, if the build is in one.
+func (p *classicQuery) network(opts map[string]string) string {
+	n := p.q.Get("networkmode")
+	switch n {
 	case "", "default", "bridge":
+		return ""
 	case "host", "none":
 		opts["force-network-mode"] = n
-	default:
-		p.fail(errs.New(errs.Unimplemented, "a build in network %s is not supported", clip(n)).WithHint("Use default, host or none"))
+		return ""
 	}
+	if strings.HasPrefix(n, "container:") {
+		p.fail(errs.New(errs.Unimplemented, "a build in the network of a container is not supported: %s", clip(n)).WithHint("Put the container on a network of your own, and build with --network NAME."))
+	}
+	return n
 }
 
 func (p *classicQuery) limits(opts map[string]string) {

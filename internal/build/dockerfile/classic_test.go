@@ -36,6 +36,7 @@ func TestParseClassic(t *testing.T) {
 		"flags off": {"rm=0&q=false&nocache=0&pull=none&networkmode=host", dockerfile.Classic{Request: dockerfile.Request{Options: map[string]string{
 			"dockerfilekey": "context", "force-network-mode": "host",
 		}}}},
+		"network": {"networkmode=mine", dockerfile.Classic{Remove: true, Network: "mine", Request: dockerfile.Request{Options: map[string]string{"dockerfilekey": "context"}}}},
 		"remote": {"remote=https://example.com/x.git", dockerfile.Classic{Remove: true, Remote: "https://example.com/x.git",
 			Request: dockerfile.Request{Options: map[string]string{"context": "https://example.com/x.git"}}}},
 		"session": {`remote=client-session&session=s&buildid=b&version=2&outputs=[{"Type":"local","Attrs":{"dest":"/x"}}]&extrahosts=["a:10.0.0.1"]`,
@@ -70,7 +71,7 @@ func TestParseClassic(t *testing.T) {
 	}
 	for query, want := range map[string]string{
 		"buildargs=x": "buildargs", "labels=[1]": "labels", "cachefrom={}": "cachefrom", "ulimits=1": "ulimits", "outputs=1": "outputs",
-		"platform=a/b/c/d": "platform", "networkmode=mynet": "network mynet", "memory=x": "memory=x", "memory=-1": "memory=-1",
+		"platform=a/b/c/d": "platform", "networkmode=container:c": "network of a container", "memory=x": "memory=x", "memory=-1": "memory=-1",
 		"shmsize=-5": "shmsize", "extrahosts=nothing": "extra host", "extrahosts=a:b": "extra host", "extrahosts=a,b:1.2.3.4": "extra host",
 		`ulimits=[{"Name":"a=b"}]`: "ulimit", "securityopt=x": "securityopt", "isolation=hyperv": "isolation",
 	} {

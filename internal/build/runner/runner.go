@@ -381,6 +381,8 @@ func (s *step) prepare(ctx context.Context) (sp spec.Spec, err error) {
 		sp.NetworkMode = "host"
 	case ops.NetworkNone:
 		sp.NetworkMode = "none"
+	default:
+		sp.NetworkMode = s.run.Network
 	}
 	for _, h := range e.ExtraHosts {
 		ip := h.IP

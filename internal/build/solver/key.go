@@ -111,6 +111,10 @@ func (j *Job) keys(v *ops.Vertex, ins []*Result) (*keys, error) {
 		sums = append(sums, "epoch "+epoch)
 		k.parts = append(k.parts, Part{"SOURCE_DATE_EPOCH", epoch})
 	}
+	if x, is := v.Op.(*ops.Exec); is && x.Network == ops.NetworkDefault && j.o.Network != "" {
+		sums = append(sums, "network "+j.o.Network)
+		k.parts = append(k.parts, Part{"the network", j.o.Network})
+	}
 	for i, in := range v.Inputs {
 		name := "nothing"
 		if !in.IsZero() {

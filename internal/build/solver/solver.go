@@ -89,8 +89,10 @@ type Run struct {
 	Exec   *ops.Exec
 	Inputs []*Result // one per input of the vertex; nil for an empty tree
 	Client Client
-	Latest time.Time // no file of a new layer is younger; zero = files keep their times
-	Log    func(stderr bool, data []byte)
+	// Network is the network of a command that asks for the default one; "" = the engine's default.
+	Network string
+	Latest  time.Time // no file of a new layer is younger; zero = files keep their times
+	Log     func(stderr bool, data []byte)
 	// Started is told which container runs the command.
 	Started func(id oci.ContainerID)
 }
@@ -196,6 +198,7 @@ type Options struct {
 	Progress Progress
 	Lease    Leaser
 	NoCache  bool             // execute every step
+	Network  string           // as in Run; it is a part of the keys of the steps that are in it
 	Imports  func() []*Import // waits for the caches of other builders, the first one first; nil = none
 }
 
@@ -382,7 +385,7 @@ func (j *Job) execute(v *ops.Vertex, ins []*Result) (o Outcome) {
 		return Outcome{Results: single(r), Err: err}
 	case *ops.Exec:
 		return j.cached(v, ins, func(ctx context.Context, log func(bool, []byte)) (map[int]oci.Chain, error) {
-			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Latest: j.latest(), Log: log, Started: func(id oci.ContainerID) {
+			return j.s.worker.Run(ctx, j.o.Lease, &Run{Vertex: v, Exec: op, Inputs: ins, Client: j.o.Client, Network: j.o.Network, Latest: j.latest(), Log: log, Started: func(id oci.ContainerID) {
 				j.o.Progress.Status(v, Status{Container: id})
 			}})
 		})

@@ -48,8 +48,12 @@ func (b *buildFlags) plan(ctx context.Context, inv *command.Invocation, source s
 	if err := errors.Join(b.options(p.request.Options, inv.Proxies()), b.refuse(), b.checkPolicy()); err != nil {
 		return nil, err
 	}
-	if b.network == "host" {
+	switch b.network {
+	case "", "default", "bridge", "none":
+	case "host":
 		p.request.Allow = append(slices.Clone(p.request.Allow), "network.host")
+	default:
+		p.request.Network = b.network
 	}
 	if err := b.sources(p, source, stdin); err != nil {
 		return nil, err
@@ -102,8 +106,6 @@ func (b *buildFlags) options(o map[string]string, proxies map[string]string) err
 	case "", "default", "bridge":
 	case "host", "none":
 		o["force-network-mode"] = b.network
-	default:
-		return errs.New(errs.Unimplemented, "--network %s: a build runs in the network default, host or none", b.network)
 	}
 	if b.noCache {
 		if len(b.noCacheFilter) > 0 {
