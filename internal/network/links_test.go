@@ -57,10 +57,10 @@ func TestLinksOpenPorts(t *testing.T) {
 				Name: "n", Pools: []network.Pool{{Subnet: prefix("10.1.0.0/24")}},
 				Options: map[string]string{"com.docker.network.bridge.enable_icc": "false", "com.docker.network.bridge.name": "br-test"},
 			})
-			start := func(id oci.ContainerID, linked ...oci.ContainerID) netip.Addr {
+			start := func(id oci.ContainerID, addr string, linked ...oci.ContainerID) netip.Addr {
 				t.Helper()
 				a, err := w.s.Attach(t.Context(), w.request(id, network.EndpointRequest{
-					Network: "n", Linked: linked, Exposed: []network.PortRange{{Proto: "tcp", First: 80, Last: 81}, {Proto: "udp", First: 82, Last: 82}},
+					Network: "n", Spec: network.EndpointSpec{IPv4: netip.MustParseAddr(addr)}, Linked: linked, Exposed: []network.PortRange{{Proto: "tcp", First: 80, Last: 81}, {Proto: "udp", First: 82, Last: 82}},
 				}))
 				if err != nil {
 					t.Fatal(err)
@@ -87,8 +87,8 @@ func TestLinksOpenPorts(t *testing.T) {
 					t.Errorf("%s: the target connects to the container that is linked to it", when)
 				}
 			}
-			target = start(idA)
-			own = start(idB, idA)
+			target = start(idA, "10.1.0.2")
+			own = start(idB, "10.1.0.3", idA)
 			is("at first", true)
 			w.watch()
 			is("after a restart of the engine", true)
@@ -122,10 +122,7 @@ func TestLinksOpenPorts(t *testing.T) {
 			if rules := w.sh("nft list set inet ply links4"); strings.Contains(rules, target.String()) {
 				t.Errorf("after the end of the target: %s", rules)
 			}
-			before := target
-			if target = start(idA); target == before {
-				t.Fatalf("the target has the same address, %s", target)
-			}
+			target = start(idA, "10.1.0.4")
 			is("with another address of the target", true)
 			if err := w.s.Detach(t.Context(), idB, w.ns(idB)); err != nil {
 				t.Fatal(err)
