@@ -44,6 +44,9 @@ func (s *Server) Request(b *wire.DirectBuild) (*build.Request, error) {
 	if len(b.Token) < minToken {
 		return nil, errs.New(errs.Invalid, "build: the token has fewer than %d characters", minToken)
 	}
+	if err := dockerfile.CheckNetwork(b.Network); err != nil {
+		return nil, err
+	}
 	req := &build.Request{Front: dockerfile.Request{Options: b.Options}, Network: b.Network, Pull: b.Options["image-resolve-mode"] == "pull"}
 	if v, ok := b.Options["no-cache"]; ok && v == "" {
 		req.NoCache = true

@@ -167,10 +167,17 @@ func (p *classicQuery) network(opts map[string]string) string {
 		opts["force-network-mode"] = n
 		return ""
 	}
-	if strings.HasPrefix(n, "container:") {
-		p.fail(errs.New(errs.Unimplemented, "a build in the network of a container is not supported: %s", clip(n)).WithHint("Put the container on a network of your own, and build with --network NAME."))
-	}
+	p.fail(CheckNetwork(n))
 	return n
+}
+
+// CheckNetwork checks the name or the ID of a network for the steps of a build. The error's class is errs.Unimplemented for the network of a container.
+func CheckNetwork(name string) error {
+	if strings.HasPrefix(name, "container:") {
+		return errs.New(errs.Unimplemented, "a build in the network of a container is not supported: %s", clip(name)).
+			WithHint("Put the container on a network of your own, and build with --network NAME.")
+	}
+	return nil
 }
 
 func (p *classicQuery) limits(opts map[string]string) {
