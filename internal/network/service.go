@@ -132,8 +132,9 @@ func restore(ctx context.Context, s *Service) error {
 		own[m.ID] = true
 		named[m.config.Bridge], named[m.config.Parent] = true, true
 	}
-	// A network whose record is damaged may have any interface.
-	orphan := func(name string) bool { return len(s.damaged) == 0 && !named[name] }
+	// A network whose record is damaged, or gone while containers are in it, may have any interface.
+	lost := len(s.damaged) > 0 || slices.ContainsFunc(found, func(c Connection) bool { return !own[c.Endpoint.NetworkID] })
+	orphan := func(name string) bool { return !lost && !named[name] }
 	for name, d := range s.opts.Drivers {
 		if sw, ok := d.(Sweeper); ok {
 			if err := sw.Sweep(ctx, func(network, hostIf string) bool { return own[network] && !known[hostIf] }, orphan); err != nil {

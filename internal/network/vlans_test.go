@@ -11,6 +11,7 @@ import (
 	"ply/internal/network/bridge"
 	"ply/internal/network/namespace"
 	"ply/internal/network/vlan"
+	"ply/internal/store/meta"
 )
 
 // openVLAN opens the networks with the drivers of parents beside the one of bridges. Both end the engine at a step.
@@ -116,5 +117,32 @@ ip link add link used name above type macvlan`)
 		if err != nil || there != want {
 			t.Errorf("interface %s is there: %v, %v, want %v", name, there, err, want)
 		}
+	}
+}
+
+// The parent of a network whose record is gone stays while a container has an interface on it: to remove it would take that away.
+func TestParentOfLostNetworkStays(t *testing.T) {
+	w := newWorldOf(t, "one")
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.openVLAN(vlan.MACVLAN)
+	w.sh(`set -e
+ip link add parent type dummy 2>/dev/null || ip link add parent type ifb
+ip link set parent alias "ply of one"`)
+	t.Cleanup(func() { w.sh("ip link del parent") })
+	w.create(network.CreateOptions{Name: "n", Driver: "macvlan", Options: map[string]string{"parent": "parent"}, Pools: []network.Pool{{Subnet: prefix("10.1.0.0/24")}}})
+	if _, err := w.s.Attach(t.Context(), w.request(idA, network.EndpointRequest{Network: "n"})); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.db.Update(func(tx *meta.Tx) error { return tx.Networks.Delete("n") }); err != nil {
+		t.Fatal(err)
+	}
+	w.openVLAN(vlan.MACVLAN)
+	if links := w.run(idA, "ip -o link"); !strings.Contains(links, "eth0") {
+		t.Errorf("the container has the interfaces\n%s", links)
 	}
 }
